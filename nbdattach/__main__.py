@@ -1,0 +1,6 @@
+"""`python -m nbdattach`."""
+
+from nbdattach.cli import main
+
+if __name__ == "__main__":
+    main()

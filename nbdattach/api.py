@@ -1,0 +1,65 @@
+"""The Python API: `nbdattach.connect`. The command line does the same through `attachment`."""
+
+from __future__ import annotations
+
+from nbdattach import attachment
+from nbdattach.attachment import Wishes
+from nbdattach.device import parse_device
+from nbdattach.status import Status, status_of
+from nbdattach.target import parse_target
+
+
+class Attachment:
+    """An attached device. As a context manager it detaches at the end."""
+
+    def __init__(self, device: str, notes: tuple[str, ...] = ()) -> None:
+        self.device = device
+        self.notes = notes
+
+    def status(self) -> Status:
+        """What the kernel and our records say of it now. Raises `NotAttached`."""
+        return status_of(parse_device(self.device))
+
+    def disconnect(self, timeout: float = attachment.DETACH_SECONDS) -> None:
+        """Detaches once it is safe; `timeout` in seconds. Raises `DeviceInUse`, `KernelRefused`; it then stays."""
+        attachment.detach(parse_device(self.device), timeout)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disconnect()
+
+
+def connect(
+    target: str,
+    device: str | None = None,
+    *,
+    export: str | None = None,
+    read_only: bool = False,
+    block_size: int | None = None,
+    connections: int = 0,
+    connect_timeout: float = 30.0,
+    retry_for: float = 0.0,
+    tag: str = "",
+    expect_size: int | None = None,
+    swap: bool = False,
+) -> Attachment:
+    """Attaches `target` (and its `export`, where it is no URI) at `device`, or at a free one.
+
+    Sizes in bytes, times in seconds, `connections` 0 for as many as are good. The device is ready when this returns.
+    Raises the subclasses of `NbdattachError`.
+    """
+    wishes = Wishes(
+        read_only=read_only,
+        block_size=block_size,
+        connections=connections,
+        connect_timeout=connect_timeout,
+        retry_for=retry_for,
+        tag=tag,
+        expect_size=expect_size,
+        swap=swap,
+    )
+    place = parse_device(device) if device else None
+    done = attachment.attach(parse_target(target, export), place, wishes)
+    return Attachment(done.device.path, tuple(done.notes))

@@ -1,0 +1,356 @@
+"""The command line: parses, calls, prints. All that does the work is imported where it is used: --help is fast."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from nbdattach import __version__
+from nbdattach.errors import KernelRefused, Malformed, NbdattachError
+
+if TYPE_CHECKING:
+    from nbdattach.device import Device
+    from nbdattach.target import Target
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+MAX_CONNECTIONS = 64
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
+    """A finite number of seconds, 0 or more (`least` or more)."""
+
+    name = "SEC"
+
+    def __init__(self, least: float = 0.0) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not (math.isfinite(seconds) and seconds >= self.least):
+            self.fail(f"{value!r} is not a number of seconds from {self.least:g} up", param, ctx)
+        return seconds
+
+
+class Connections(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of connections, or "auto", which is 0."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "auto":
+            return 0
+        if not (value.isascii() and value.isdigit() and 1 <= int(value) <= MAX_CONNECTIONS):
+            self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_CONNECTIONS}", param, ctx)
+        return int(value)
+
+
+# -- what the commands share -------------------------------------------------------------------------------------
+
+
+def _debug_option(function: _F) -> _F:
+    return click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show each step.")(
+        function
+    )
+
+
+def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_root().obj = True
+
+
+def _is_debug() -> bool:
+    ctx = click.get_current_context(silent=True)
+    return bool(ctx and ctx.find_root().obj)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_export_option = click.option("-N", "--export", metavar="NAME", help="Export, where TARGET is no URI.  [default: '']")
+_timeout_option = click.option(
+    "--connect-timeout",
+    type=Seconds(0.001),
+    default=30.0,
+    show_default=True,
+    help="Deadline of each whole connect-and-handshake.",
+)
+
+
+def _trace() -> Callable[[str], None]:
+    if not _is_debug():
+        return lambda _: None
+    return lambda line: _say(f"debug: {line}")
+
+
+def _say(line: str) -> None:
+    click.echo(f"nbdattach: {line}", err=True)
+
+
+def _say_error(error: NbdattachError) -> None:
+    _say(str(error))
+    if error.hint:
+        click.echo(f"({error.hint})", err=True)
+
+
+def _target(text: str, export: str | None) -> Target:
+    from nbdattach.target import parse_target
+
+    return parse_target(text, export)
+
+
+def _device(text: str) -> Device:
+    from nbdattach.device import parse_device
+
+    return parse_device(text)
+
+
+# -- commands ----------------------------------------------------------------------------------------------------
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="nbdattach %(version)s")
+@_debug_option
+def cli() -> None:
+    """Attach exports of NBD servers to /dev/nbdX, and detach them safely.
+
+    TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, the path of a Unix socket, or an NBD URI such as nbd://db1/disk.
+    DEVICE is /dev/nbd0 or nbd0.
+    """
+
+
+@cli.command()
+@click.argument("target")
+@click.argument("device", required=False)
+@_export_option
+@click.option("-r", "--read-only", is_flag=True, help="Attach read-only.")
+@click.option("-b", "--block-size", type=int, metavar="N", help="Logical block size in bytes.")
+@click.option("-C", "--connections", type=Connections(), default="auto", show_default=True, help="Connections.")
+@_timeout_option
+@click.option("--retry-for", type=Seconds(), default=0.0, show_default=True, help="Keep trying to connect for so long.")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "ioctl"]),
+    default="auto",
+    show_default=True,
+    help="How the kernel is given the connection.",
+)
+@click.option("--tag", metavar="NAME", default="", help="Identity of the attachment.  [default: the target's URI]")
+@click.option("--expect-size", type=click.IntRange(0), metavar="BYTES", help="Refuse an export of another size.")
+@click.option("--size", "raw_size", type=click.IntRange(1), metavar="BYTES", help="Size, with --no-handshake.")
+@click.option("--no-handshake", is_flag=True, help="The server sends no greeting; needs --size.")
+@click.option("--swap", is_flag=True, help="Make it safe to swap on the device.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay; detach safely on SIGTERM.")
+@_json_option
+@_debug_option
+def connect(
+    target: str,
+    device: str | None,
+    export: str | None,
+    foreground: bool,
+    as_json: bool,
+    no_handshake: bool,
+    raw_size: int | None,
+    backend: str,  # noqa: ARG001 - there is one so far
+    **wishes: Any,
+) -> None:
+    """Attach an export; print the device.
+
+    Without DEVICE a free one is taken. When the command returns, the device is ready: size and block size are set,
+    and its partitions are there.
+    """
+    place, where = _target(target, export), _device(device) if device else None
+    if no_handshake != (raw_size is not None):
+        raise Malformed(
+            "--no-handshake" if no_handshake else "--size",
+            "goes only with " + ("--size BYTES" if no_handshake else "--no-handshake"),
+            "give both, or none",
+        )
+    from nbdattach import attachment, render, status
+
+    done = attachment.attach(place, where, attachment.Wishes(raw_size=raw_size, **wishes), _trace())
+    for note in done.notes:
+        _say(note)
+    if as_json:
+        click.echo(render.as_json(render.status_object(status.status_of(done.device))))
+    else:
+        click.echo(done.device.path)
+    sys.stdout.flush()
+    if foreground:
+        from nbdattach import foreground as front
+
+        front.stay(done.device, _say_error, _trace())
+
+
+@cli.command()
+@click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
+@click.option(
+    "--timeout", type=Seconds(), default=60.0, show_default=True, help="How long to wait for the kernel to let go."
+)
+@_debug_option
+def disconnect(devices: tuple[str, ...], timeout: float) -> None:
+    """Detach devices, once it is safe.
+
+    A device in use (mounted, swapped on, held by dm or md, open exclusively) is left alone. What was written is
+    flushed to the server first.
+    """
+    wanted = [_device(text) for text in devices]
+    from nbdattach import attachment
+
+    def one(device: Device) -> None:
+        if not attachment.detach(device, timeout, _trace()):
+            _say(f"{device.path}: not attached, nothing to do")
+
+    _each(wanted, one)
+
+
+@cli.command()
+@click.argument("devices", nargs=-1, metavar="[DEVICE...]")
+@_json_option
+@_debug_option
+def status(devices: tuple[str, ...], as_json: bool) -> None:
+    """Show what is attached where, by nbdattach or by others."""
+    wanted = [_device(text) for text in devices]
+    from nbdattach import driver, render, status
+
+    driver.refuse_other_systems()
+    found: list[status.Status] = []
+
+    def show() -> None:
+        if as_json:
+            click.echo(render.status_json(found))
+        elif found:
+            click.echo(render.status_table(found))
+
+    if not wanted:
+        found += status.all_attached()
+        show()
+        return
+    try:
+        _each(wanted, lambda device: found.append(status.status_of(device)))
+    finally:
+        show()
+
+
+@cli.command("list")
+@click.argument("target")
+@_timeout_option
+@_json_option
+@_debug_option
+def list_(target: str, connect_timeout: float, as_json: bool) -> None:
+    """List the exports that a server offers."""
+    place = _target(target, None)
+    from nbdattach import client, render
+
+    exports = client.list_exports(place, connect_timeout, _trace())
+    click.echo(render.list_json(place, exports) if as_json else render.list_table(exports))
+
+
+@cli.command()
+@click.argument("target")
+@_export_option
+@_timeout_option
+@_json_option
+@_debug_option
+def info(target: str, export: str | None, connect_timeout: float, as_json: bool) -> None:
+    """Show one export: size, flags, block sizes."""
+    place = _target(target, export)
+    from nbdattach import client, render
+
+    found = client.inspect(place, connect_timeout, _trace())
+    click.echo(render.info_json(place, found) if as_json else render.info_lines(place, found))
+
+
+@cli.command()
+@click.argument("target")
+@_export_option
+@_timeout_option
+@_json_option
+@_debug_option
+def check(target: str, export: str | None, connect_timeout: float, as_json: bool) -> None:
+    """Check that an export can be read: handshake, then a real read, without the kernel."""
+    place = _target(target, export)
+    from nbdattach import client, render
+
+    found = client.check(place, connect_timeout, _trace())
+    if as_json:
+        click.echo(render.check_json(place, found))
+    if found.error:
+        raise found.error
+    if not as_json:
+        click.echo(render.check_line(place, found))
+
+
+@cli.command()
+@_json_option
+@_debug_option
+def doctor(as_json: bool) -> None:
+    """Say what stands in the way on this machine, and the remedy."""
+    from nbdattach import doctor, render
+
+    found = doctor.examine()
+    click.echo(render.findings_json(found) if as_json else render.findings_lines(found))
+    if any(one.stands_in_the_way for one in found):
+        click.get_current_context().exit(KernelRefused.exit_code)
+
+
+def _each(devices: list[Device], do: Callable[[Device], None]) -> None:
+    """All of them, whatever becomes of one; the first failure decides the exit code."""
+    failures: list[NbdattachError] = []
+    for device in devices:
+        try:
+            do(device)
+        except NbdattachError as error:
+            failures.append(error)
+    for failure in failures[1:]:
+        _say_error(failure)
+    if failures:
+        raise failures[0]
+
+
+# -- the way out -------------------------------------------------------------------------------------------------
+
+
+def main() -> NoReturn:
+    """The console script: one line and one hint for each error, the documented exit code, no traceback."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of the command."""
+    debug = "--debug" in arguments
+    try:
+        code = cli.main(arguments, prog_name="nbdattach", standalone_mode=False)
+        sys.stdout.flush()
+    except NbdattachError as error:
+        _say_error(error)
+        code = error.exit_code
+    except click.UsageError as error:
+        code = _say_usage(error)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        code = 1
+    except BrokenPipeError:
+        sys.stderr.close()  # nobody reads us; Python would complain once more at exit
+        code = 1
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"internal error: {type(error).__name__}: {error}")
+        click.echo("(--debug shows where; please report it)", err=True)
+        code = 1
+    return code if isinstance(code, int) else 0
+
+
+def _say_usage(error: click.UsageError) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+    else:
+        path = error.ctx.command_path if error.ctx else "nbdattach"
+        click.echo(f"{path}: {error.format_message()}", err=True)
+        click.echo(f"(see {path} --help)", err=True)
+    return 2

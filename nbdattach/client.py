@@ -1,0 +1,102 @@
+"""What can be asked of a server without a kernel driver: its list, one export, a check; and a connection to attach."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from nbdattach import handshake, transmission
+from nbdattach.deadline import Deadline
+from nbdattach.errors import NbdattachError
+from nbdattach.export import Export, Listed
+from nbdattach.stream import Stream, Trace, dial
+from nbdattach.target import Target
+
+# As large as a page: the kernel reads no less, and most servers have no larger minimum.
+CHECK_READ = 4096
+CHECK_COOKIE = 0x6E62646174746163  # "nbdattac", to be known in a capture
+DEFAULT_TIMEOUT = 30.0
+
+
+def silent(_: str) -> None:
+    """A trace that nobody reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """One export, and the TLS version and cipher it was learnt over, None without TLS."""
+
+    export: Export
+    tls: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Times in milliseconds, None for what did not come to pass; `error` is None when all is well."""
+
+    handshake_ms: float | None
+    read_ms: float | None
+    error: NbdattachError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A stream in the transmission phase of `export`, ready for the kernel."""
+
+    stream: Stream
+    export: Export
+
+
+def list_exports(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> list[Listed]:
+    """The exports of the target's server. `timeout` in seconds, for all of it. Raises `NbdattachError`."""
+    with dial(target, Deadline(timeout), trace) as stream:
+        return stream.run(handshake.catalogue(target))[0]
+
+
+def inspect(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Inspected:
+    """The target's export. `timeout` in seconds, for all of it. Raises `NbdattachError`."""
+    with dial(target, Deadline(timeout), trace) as stream:
+        export, stream = stream.run(handshake.inspect(target))
+        return Inspected(export, stream.tls)
+
+
+def connect(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Connection:
+    """A connection in the transmission phase. `timeout` in seconds, for all of it. Raises `NbdattachError`."""
+    stream = dial(target, Deadline(timeout), trace)
+    try:
+        export, stream = stream.run(handshake.enter(target))
+    except BaseException:
+        stream.close()
+        raise
+    return Connection(stream, export)
+
+
+def check(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Checked:
+    """Handshake, then one read of the export's beginning. Raises nothing of ours: the error is in the result."""
+    began = time.monotonic()
+    handshake_ms: float | None = None
+    try:
+        connection = connect(target, timeout, trace)
+        handshake_ms = _ms_since(began)
+        with connection.stream as stream:
+            began = time.monotonic()
+            length = _check_length(connection.export)
+            if length:
+                stream.run(transmission.read(target.uri, 0, length, CHECK_COOKIE))
+            read_ms = _ms_since(began)
+            stream.run(transmission.disconnect())
+    except NbdattachError as error:
+        return Checked(handshake_ms, None, error)
+    return Checked(handshake_ms, read_ms, None)
+
+
+def _check_length(export: Export) -> int:
+    """Bytes to read: a whole number of the server's minimum blocks, 0 for an export without one."""
+    minimum = export.block_size.minimum if export.block_size else 1
+    maximum = export.block_size.maximum if export.block_size else CHECK_READ
+    wanted = min(max(CHECK_READ, minimum), export.size, maximum)
+    return wanted - wanted % minimum
+
+
+def _ms_since(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 3)

@@ -1,0 +1,40 @@
+"""DEVICE: the name of an nbd block device, as users type it. No I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from nbdattach.errors import Malformed
+from nbdattach.wiretext import quoted
+
+_DEVICE = re.compile(r"(?:/dev/)?nbd(0|[1-9][0-9]*)", re.ASCII)
+_PARTITION = re.compile(r"((?:/dev/)?nbd[0-9]+)p[0-9]+", re.ASCII)
+# 20 bits of minor numbers are all that the kernel has (MINORBITS, linux/kdev_t.h).
+MAX_INDEX = (1 << 20) - 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Device:
+    """/dev/nbdN by its index N."""
+
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"nbd{self.index}"
+
+    @property
+    def path(self) -> str:
+        return f"/dev/nbd{self.index}"
+
+
+def parse_device(text: str) -> Device:
+    """`/dev/nbdN` or `nbdN`; anything else is `Malformed`."""
+    match = _DEVICE.fullmatch(text)
+    if match and int(match[1]) <= MAX_INDEX:
+        return Device(int(match[1]))
+    partition = _PARTITION.fullmatch(text)
+    if partition:
+        raise Malformed(quoted(text), "a partition, not a whole device", f"name the device: {partition[1]}")
+    raise Malformed(quoted(text), "not an nbd device", "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ...")

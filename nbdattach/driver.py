@@ -1,0 +1,93 @@
+"""The kernel's nbd driver: loads it when it is missing, and says which case it is when it cannot be had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from nbdattach import sysfs
+from nbdattach.errors import KernelRefused
+from nbdattach.process import is_root
+
+MODPROBE_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+_CONTAINER_MARKS = ("/run/systemd/container", "/.dockerenv", "/run/.containerenv")
+MODPROBE_SECONDS = 60
+DRIVER = "nbd driver"
+
+
+def refuse_other_systems() -> None:
+    """Row 14: attaching is the business of Linux's nbd driver."""
+    if not sys.platform.startswith("linux"):
+        raise KernelRefused(
+            f"this system ({sys.platform})", "not Linux, and only Linux has the nbd driver", "list, info and check work"
+        )
+
+
+def ensure_loaded() -> None:
+    """Returns when the driver is there. Raises `KernelRefused` with the reason and the remedy."""
+    refuse_other_systems()
+    if sysfs.driver_loaded():
+        return
+    if not is_root():
+        raise KernelRefused(DRIVER, "not loaded, and only root may load it", "as root: modprobe nbd")
+    try:
+        done = subprocess.run(
+            ["modprobe", "nbd"],
+            capture_output=True,
+            text=True,
+            timeout=MODPROBE_SECONDS,
+            env={"PATH": MODPROBE_PATH, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise KernelRefused(DRIVER, "not loaded, and there is no modprobe", "install the package kmod") from None
+    except subprocess.TimeoutExpired:
+        raise KernelRefused(DRIVER, f"modprobe nbd took more than {MODPROBE_SECONDS} s", "see dmesg") from None
+    if not sysfs.driver_loaded():
+        raise why_not(done.stderr)
+
+
+def why_not(words: str) -> KernelRefused:
+    """The case this is, told from the machine rather than from modprobe's `words`, which are added."""
+    said = " ".join(words.split())[:200] or "modprobe nbd says nothing"
+    release = os.uname().release
+    if any(os.path.exists(mark) for mark in _CONTAINER_MARKS):
+        return KernelRefused(
+            DRIVER, "not loaded, and this is a container", "load it on the host: modprobe nbd; pass /dev/nbd* in"
+        )
+    if not os.path.isdir(f"/lib/modules/{release}"):
+        others = _installed_kernels()
+        if others:
+            return KernelRefused(
+                DRIVER,
+                f"not loaded: the modules of the running kernel {release} are gone, there are those of {others}",
+                "the kernel was upgraded: reboot",
+            )
+        return KernelRefused(
+            DRIVER, f"not loaded: no modules for kernel {release} in /lib/modules", "install the kernel's modules"
+        )
+    if not _has_module(release):
+        return KernelRefused(
+            DRIVER,
+            f"kernel {release} has no nbd module",
+            "some distributions ship it in a package of its own, such as linux-modules-extra or kernel-modules-extra",
+        )
+    return KernelRefused(DRIVER, f"cannot be loaded: {said}", "see dmesg; is module loading locked down?")
+
+
+def _installed_kernels() -> str:
+    try:
+        return ", ".join(sorted(os.listdir("/lib/modules")))
+    except OSError:
+        return ""
+
+
+def _has_module(release: str) -> bool:
+    for listing in ("modules.dep", "modules.builtin"):
+        try:
+            with open(f"/lib/modules/{release}/{listing}") as file:
+                if any("/nbd.ko" in line for line in file):
+                    return True
+        except OSError:
+            continue
+    return False

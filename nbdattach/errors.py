@@ -1,0 +1,127 @@
+"""What can go wrong, as classes: each takes the facts, makes the sentence and carries its exit code.
+
+`str(error)` is one line, "thing: cause"; `error.hint` is what to do about it, or "".
+Exit codes are those of the contract (nbdattach(8), EXIT STATUS).
+"""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+from collections.abc import Sequence
+
+from nbdattach.wiretext import plain, quoted
+
+# Names of a server's exports to show in one hint; `nbdattach list` shows them all.
+MAX_NAMES_IN_HINT = 8
+
+
+class NbdattachError(Exception):
+    """Base of all errors of this package; exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, thing: str, cause: str, hint: str = "") -> None:
+        super().__init__(f"{thing}: {cause}")
+        self.thing = thing
+        self.cause = cause
+        self.hint = hint
+
+
+class Malformed(NbdattachError):
+    """An option, TARGET or DEVICE that cannot be meant."""
+
+    exit_code = 2
+
+
+class NoConnection(NbdattachError):
+    """Nobody answers at the target, or it went away during the handshake."""
+
+    exit_code = 3
+
+
+class ConnectionLost(NoConnection):
+    """The server closed the connection while we waited for `doing`."""
+
+    def __init__(self, thing: str, doing: str) -> None:
+        super().__init__(
+            thing,
+            f"the server closed the connection ({doing})",
+            "is it an NBD server, does it allow this client, did it just stop? its log may tell",
+        )
+
+
+class DeadlinePassed(NoConnection):
+    """The whole connect-and-handshake took longer than `seconds`."""
+
+    def __init__(self, thing: str, seconds: float, doing: str) -> None:
+        super().__init__(
+            thing, f"no answer within {seconds:g} s ({doing})", "--connect-timeout SEC sets how long to wait"
+        )
+
+
+class Refused(NbdattachError):
+    """The server said no, in its words or by what it offers."""
+
+    exit_code = 4
+
+
+class UnknownExport(Refused):
+    """The server has no export of that name; `offered` are the names it has, None where it does not tell."""
+
+    def __init__(self, thing: str, name: str, offered: Sequence[str] | None, where: str, words: str = "") -> None:
+        what = f"export named {quoted(name)}" if name else "default export"
+        said = f"; it says: {quoted(words)}" if words else ""
+        super().__init__(thing, f"the server has no {what}{said}", self._offer(offered, where))
+
+    @staticmethod
+    def _offer(offered: Sequence[str] | None, where: str) -> str:
+        see = f"see nbdattach list {where}"
+        if offered is None:
+            return f"it does not tell what it has; {see}"
+        if not offered:
+            return f"it offers no exports at all; {see}"
+        names = [plain(name) or "''" for name in offered[:MAX_NAMES_IN_HINT]]
+        more = ", ..." if len(offered) > MAX_NAMES_IN_HINT else ""
+        return f"it offers: {', '.join(names)}{more}; {see}"
+
+
+class BrokenProtocol(NbdattachError):
+    """The server sent what the NBD specification does not allow, or more than we accept."""
+
+    exit_code = 4
+
+    def __init__(self, thing: str, what: str) -> None:
+        super().__init__(thing, what, "is this an NBD server? --debug shows each step")
+
+
+class TlsFailed(NbdattachError):
+    """TLS was asked for or required, and could not be had."""
+
+    exit_code = 5
+
+
+class KernelRefused(NbdattachError):
+    """A system call failed at `step`, or this machine cannot do what was asked."""
+
+    exit_code = 6
+
+    @classmethod
+    def at(cls, thing: str, step: str, errno: int, hint: str = "") -> KernelRefused:
+        name = errno_names.errorcode.get(errno, str(errno))
+        return cls(thing, f"{step}: {os.strerror(errno)} ({name})", hint or "the kernel's log may tell more: dmesg")
+
+
+class DeviceInUse(NbdattachError):
+    """The device is mounted, held, open exclusively, or holds something else."""
+
+    exit_code = 7
+
+
+class NotAttached(NbdattachError):
+    """Nothing is attached at the device."""
+
+    exit_code = 8
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device, "not attached", "nbdattach status shows what is")

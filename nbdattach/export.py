@@ -1,0 +1,50 @@
+"""What the handshake learns about an export. Facts only, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbdattach.proto import NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_READ_ONLY, TRANSMISSION_FLAGS
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSize:
+    """Size constraints of the server, in bytes (NBD_INFO_BLOCK_SIZE). `maximum` is the largest payload."""
+
+    minimum: int
+    preferred: int
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One export as the server describes it. `size` is in bytes, `flags` are the 16 transmission flags."""
+
+    name: str
+    size: int
+    flags: int
+    protocol: str  # "newstyle-fixed" | "newstyle" | "oldstyle"
+    description: str = ""
+    block_size: BlockSize | None = None
+
+    @property
+    def read_only(self) -> bool:
+        return bool(self.flags & NBD_FLAG_READ_ONLY)
+
+    @property
+    def can_multi_conn(self) -> bool:
+        return bool(self.flags & NBD_FLAG_CAN_MULTI_CONN)
+
+    @property
+    def flag_names(self) -> list[str]:
+        """Lower-case names without NBD_FLAG_; a bit without a name is "bit_N"."""
+        return [TRANSMISSION_FLAGS.get(bit, f"bit_{bit}") for bit in range(16) if self.flags >> bit & 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One export of a server's list. `size` is in bytes, None where the server tells none."""
+
+    name: str
+    description: str
+    size: int | None

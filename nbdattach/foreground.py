@@ -1,0 +1,48 @@
+"""connect --foreground: stays while the device is attached, speaks sd_notify(3), detaches safely on SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable
+
+from nbdattach import attachment, systemd
+from nbdattach.client import silent
+from nbdattach.device import Device
+from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection, NotAttached
+from nbdattach.stream import Trace
+from nbdattach.sysfs import Kernel
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def stay(device: Device, say: Callable[[DeviceInUse | KernelRefused], None], trace: Trace = silent) -> None:
+    """Returns when a signal has detached the device. While it cannot be detached safely, says so and stays.
+
+    Raises `NoConnection` when the attachment ends by itself, `NotAttached` when it has ended already.
+    """
+    pid = Kernel(device).pid
+    if pid is None:
+        raise NotAttached(device.path)
+    worker = os.pidfd_open(pid)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
+    systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
+    while True:
+        ready, _, _ = select.select([worker, woken], [], [])
+        if worker in ready:
+            raise NoConnection(
+                device.path, "no longer attached: the server went away, or another command detached it", "see dmesg"
+            )
+        os.read(woken, 1)
+        systemd.notify("STOPPING=1")
+        try:
+            attachment.detach(device, trace=trace)
+        except (DeviceInUse, KernelRefused) as error:
+            say(error)
+        else:
+            return

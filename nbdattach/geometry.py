@@ -1,0 +1,89 @@
+"""From what the server offers and the user wants to what the kernel is told. Arithmetic only, no I/O."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from nbdattach.errors import KernelRefused, Malformed, Refused
+from nbdattach.export import Export
+from nbdattach.proto import NBD_FLAG_READ_ONLY
+
+SECTOR = 512
+# The nbd driver takes logical blocks up to a page (blk_validate_block_size, linux/blkdev.h), and the smallest page
+# of a Linux machine is this; what holds here holds on machines with larger pages.
+PAGE = 4096
+# loff_t: a signed 64-bit number of bytes.
+MAX_SIZE = 2**63 - 1
+# Largest request where the server sets no limit. The driver's own default (128 KiB on 6.1, 1280 KiB on 6.12) is left
+# behind because a value once written to the queue outlives the attachment that it was meant for.
+MAX_REQUEST_KB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes in bytes. `tail` is what lies behind the last whole block and cannot be reached."""
+
+    blocks: int
+    block_size: int
+    tail: int
+    max_sectors_kb: int
+    flags: int
+
+    @property
+    def size(self) -> int:
+        return self.blocks * self.block_size
+
+    @property
+    def read_only(self) -> bool:
+        return bool(self.flags & NBD_FLAG_READ_ONLY)
+
+
+def plan(thing: str, export: Export, read_only: bool = False, block_size: int | None = None) -> Geometry:
+    """The geometry of `export`. `block_size` in bytes, None for the server's minimum.
+
+    Raises `KernelRefused` for what the driver cannot honour, `Malformed` for a block size that cannot be,
+    `Refused` for an export with nothing in it.
+    """
+    if export.size > MAX_SIZE:
+        step = f"an export of {export.size} bytes"
+        raise KernelRefused.at(thing, step, errno.E2BIG, f"the kernel holds at most {MAX_SIZE} bytes")
+    minimum = export.block_size.minimum if export.block_size else 1
+    block = _chosen_block(thing, minimum, block_size)
+    blocks = export.size // block
+    if not blocks:
+        raise Refused(thing, f"the export has {export.size} bytes, less than one block of {block}", "")
+    flags = export.flags | (NBD_FLAG_READ_ONLY if read_only else 0)
+    return Geometry(blocks, block, export.size % block, _max_sectors_kb(thing, export), flags)
+
+
+def _chosen_block(thing: str, minimum: int, wanted: int | None) -> int:
+    if minimum > PAGE:
+        raise KernelRefused(
+            thing,
+            f"the server's minimum block size is {minimum}, the kernel takes at most {PAGE}",
+            "a server with a smaller minimum is needed",
+        )
+    if wanted is None:
+        return max(minimum, SECTOR)
+    if wanted < SECTOR or wanted > PAGE or wanted & (wanted - 1):
+        raise Malformed(f"--block-size {wanted}", "not a block size the kernel takes", "one of 512, 1024, 2048, 4096")
+    if wanted < minimum:
+        raise Malformed(
+            f"--block-size {wanted}", f"{thing} takes no less than {minimum}", f"leave it out, or say {minimum}"
+        )
+    return wanted
+
+
+def _max_sectors_kb(thing: str, export: Export) -> int:
+    """The largest request, in KiB, a whole number of pages (and so of blocks): the kernel knows no finer limit."""
+    if export.block_size is None:
+        return MAX_REQUEST_KB
+    pages = export.block_size.maximum // PAGE
+    if not pages:
+        raise KernelRefused(
+            thing,
+            f"the server takes at most {export.block_size.maximum} bytes a request, the kernel sends at least {PAGE}",
+            "a server with a larger maximum is needed",
+        )
+    return min(MAX_REQUEST_KB, pages * PAGE // 1024)

@@ -1,0 +1,475 @@
+"""The handshake phase, client side, as generators that do no I/O (see `steps`).
+
+Source: NBD specification, "Handshake", "Option types", "Option reply types". It reads in that order.
+Nothing of the peer is believed: each length is checked against a named limit before it is read,
+and the number of replies is bounded. The deadline is the business of whoever drives the generator.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+
+from nbdattach import transmission
+from nbdattach.errors import (
+    BrokenProtocol,
+    ConnectionLost,
+    NbdattachError,
+    NoConnection,
+    Refused,
+    TlsFailed,
+    UnknownExport,
+)
+from nbdattach.export import BlockSize, Export, Listed
+from nbdattach.proto import (
+    IHAVEOPT,
+    MAX_STRING,
+    NBD_FLAG_C_FIXED_NEWSTYLE,
+    NBD_FLAG_C_NO_ZEROES,
+    NBD_FLAG_FIXED_NEWSTYLE,
+    NBD_FLAG_NO_ZEROES,
+    NBD_INFO_BLOCK_SIZE,
+    NBD_INFO_DESCRIPTION,
+    NBD_INFO_EXPORT,
+    NBD_INFO_NAME,
+    NBD_OPT_ABORT,
+    NBD_OPT_EXPORT_NAME,
+    NBD_OPT_GO,
+    NBD_OPT_INFO,
+    NBD_OPT_LIST,
+    NBD_OPT_STARTTLS,
+    NBD_REP_ACK,
+    NBD_REP_ERR_BLOCK_SIZE_REQD,
+    NBD_REP_ERR_INVALID,
+    NBD_REP_ERR_PLATFORM,
+    NBD_REP_ERR_POLICY,
+    NBD_REP_ERR_SHUTDOWN,
+    NBD_REP_ERR_TLS_REQD,
+    NBD_REP_ERR_TOO_BIG,
+    NBD_REP_ERR_UNKNOWN,
+    NBD_REP_ERR_UNSUP,
+    NBD_REP_FLAG_ERROR,
+    NBD_REP_INFO,
+    NBD_REP_SERVER,
+    NBDMAGIC,
+    OLDSTYLE_MAGIC,
+    OPTION_NAMES,
+    REPLY_MAGIC,
+    REPLY_NAMES,
+)
+from nbdattach.steps import Note, Receive, Send, StartTls, Steps, T
+from nbdattach.target import Target
+from nbdattach.wiretext import from_wire, quoted, to_wire
+
+# Padding after NBD_OPT_EXPORT_NAME without NO_ZEROES, and the reserved bytes of the old style.
+RESERVED = 124
+# An NBD_REP_SERVER is a length, a name and a description: both strings at their limit.
+MAX_SERVER_REPLY = 4 + 2 * MAX_STRING
+# Information types we do not know are skipped; known ones end at 2 + MAX_STRING, newer ones get room.
+MAX_INFO_REPLY = 65536
+# There are four information types today; a server that sends more than this many is wasting our time.
+MAX_INFO_REPLIES = 64
+# More exports than any server known; bounds the time a hostile list takes.
+MAX_EXPORTS = 10_000
+# Bounds the memory a hostile list takes: the names and descriptions together, in bytes.
+MAX_LIST_BYTES = 8 << 20
+# A power of two and "MUST NOT be larger than 2^16" (Size constraints).
+MAX_MINIMUM_BLOCK = 65536
+
+_OPTION = struct.Struct(">QII")  # magic, option, length
+_REPLY = struct.Struct(">QIII")  # magic, option, reply type, length
+_EXPORT_INFO = struct.Struct(">QH")  # size, transmission flags
+_BLOCK_SIZE_INFO = struct.Struct(">III")  # minimum, preferred, maximum payload
+_ASKED = (NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What the first bytes of a server tell. An old style server has told its export with them."""
+
+    fixed: bool = False
+    no_zeroes: bool = False
+    oldstyle: Export | None = None
+
+    @property
+    def protocol(self) -> str:
+        return "newstyle-fixed" if self.fixed else "newstyle"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """The header of one option reply. Its `length` bytes of data are still to be read."""
+
+    option: int
+    type: int
+    length: int
+
+    @property
+    def is_error(self) -> bool:
+        return bool(self.type & NBD_REP_FLAG_ERROR)
+
+
+def enter(target: Target) -> Steps[Export]:
+    """Into the transmission phase of the target's export: after the last step the socket carries requests.
+
+    Raises `Refused`, `UnknownExport`, `BrokenProtocol`, `TlsFailed`, `ConnectionLost`.
+    """
+    server = yield from _open(target)
+    if server.oldstyle:
+        return server.oldstyle
+    export, _ = yield from _choose(target, server, NBD_OPT_GO)
+    return export
+
+
+def inspect(target: Target) -> Steps[Export]:
+    """The target's export as the server describes it; leaves the server politely. Raises as `enter`."""
+    server = yield from _open(target)
+    export, entered = server.oldstyle, True
+    if export is None:
+        export, entered = yield from _choose(target, server, NBD_OPT_INFO)
+    yield from _leave(entered)
+    return export
+
+
+def catalogue(target: Target) -> Steps[list[Listed]]:
+    """All exports of the server, with sizes where it tells them; leaves the server politely. Raises as `enter`."""
+    server = yield from _open(target)
+    if server.oldstyle:
+        yield from _leave(entered=True)
+        raise Refused(target.uri, "an old style server has one export and cannot list it", "see nbdattach info")
+    if not server.fixed:
+        raise Refused(target.uri, "a server without fixed newstyle cannot list its exports", "see nbdattach info")
+    found = yield from _politely(_list_with_sizes(target))
+    yield from _leave(entered=False)
+    return found
+
+
+# -- the first bytes ---------------------------------------------------------------------------------------------
+
+
+def _open(target: Target) -> Steps[_Server]:
+    yield Note("waiting for the server's greeting")
+    magic = int.from_bytes((yield Receive(8)), "big")
+    if magic != NBDMAGIC:
+        raise BrokenProtocol(target.uri, f"no NBD server: it began with {_bytes_shown(magic)}, not NBDMAGIC")
+    style = int.from_bytes((yield Receive(8)), "big")
+    if style == OLDSTYLE_MAGIC:
+        return (yield from _oldstyle(target))
+    if style != IHAVEOPT:
+        raise BrokenProtocol(target.uri, f"neither a new nor an old style NBD server: {_bytes_shown(style)}")
+    flags = int.from_bytes((yield Receive(2)), "big")
+    yield Note(f"new style, handshake flags {flags:#x}")
+    server = _Server(bool(flags & NBD_FLAG_FIXED_NEWSTYLE), bool(flags & NBD_FLAG_NO_ZEROES))
+    ours = NBD_FLAG_C_FIXED_NEWSTYLE * server.fixed | NBD_FLAG_C_NO_ZEROES * server.no_zeroes
+    yield Send(ours.to_bytes(4, "big"))
+    if target.tls:
+        yield from _starttls(target, server)
+    return server
+
+
+def _bytes_shown(magic: int) -> str:
+    return quoted(magic.to_bytes(8, "big").decode("latin-1"))
+
+
+def _oldstyle(target: Target) -> Steps[_Server]:
+    yield Note("old style")
+    size, flags = struct.unpack(">QI", (yield Receive(12)))
+    if flags >> 16:
+        raise BrokenProtocol(target.uri, f"an old style server with unknown flags {flags:#x}")
+    yield Receive(RESERVED)
+    if target.tls:
+        raise TlsFailed(target.uri, "an old style server cannot do TLS", "")
+    if target.export:
+        yield from _leave(entered=True)
+        raise Refused(
+            target.uri, "an old style server has one export, without a name", f"leave the name out: {target.server}"
+        )
+    return _Server(oldstyle=Export("", size, flags, "oldstyle"))
+
+
+def _starttls(target: Target, server: _Server) -> Steps[None]:
+    """NBD_OPT_STARTTLS, before anything else. What was learnt before it is the greeting only, and is kept by no one."""
+    if not server.fixed:
+        raise TlsFailed(target.uri, "a server without fixed newstyle cannot do TLS", "")
+    try:
+        yield from _plain_option(target, NBD_OPT_STARTTLS)
+    except Refused as refused:
+        yield from _leave(entered=False)
+        raise TlsFailed(target.uri, f"no TLS there: {refused.cause}", "nothing was sent in the clear") from refused
+    yield Note("TLS handshake")
+    yield StartTls(target.verified_name)
+
+
+# -- choosing an export ------------------------------------------------------------------------------------------
+
+
+def _choose(target: Target, server: _Server, option: int) -> Steps[tuple[Export, bool]]:
+    """The export by NBD_OPT_GO or NBD_OPT_INFO, else by NBD_OPT_EXPORT_NAME; and whether we are in transmission."""
+    if server.fixed:
+        try:
+            return (yield from _politely(_ask(target, option, target.export))), option == NBD_OPT_GO
+        except _OptionRefused as refused:
+            if refused.reply == NBD_REP_ERR_UNKNOWN:
+                raise (yield from _unknown(target, refused)) from refused
+            if refused.reply != NBD_REP_ERR_UNSUP:
+                raise
+        yield from _politely(_see_it_listed(target))
+    return (yield from _export_name(target, server)), True
+
+
+def _unknown(target: Target, refused: _OptionRefused) -> Steps[UnknownExport]:
+    """The error that also tells what the server has. Whatever goes wrong in asking for that is no news."""
+    try:
+        offered = yield from _offered(target)
+    except NbdattachError:
+        offered = None
+    yield from _leave(entered=False)
+    return UnknownExport(target.uri, target.export, offered, target.server, refused.words)
+
+
+def _see_it_listed(target: Target) -> Steps[None]:
+    """NBD_OPT_EXPORT_NAME cannot tell an unknown name from a lost connection, so look before.
+
+    The default export need not be in the list ("reserved for a default export"); a named one must.
+    """
+    offered = yield from _offered(target)
+    if target.export and offered is not None and target.export not in offered:
+        raise UnknownExport(target.uri, target.export, offered, target.server)
+
+
+def _offered(target: Target) -> Steps[list[str] | None]:
+    """Names of the server's exports, None where it does not tell: this is only for a better message."""
+    try:
+        return [one.name for one in (yield from _list(target))]
+    except Refused:
+        return None
+
+
+def _export_name(target: Target, server: _Server) -> Steps[Export]:
+    """NBD_OPT_EXPORT_NAME: the server answers with the export, or closes the connection."""
+    yield from _send_option(NBD_OPT_EXPORT_NAME, to_wire(target.export))
+    try:
+        size, flags = _EXPORT_INFO.unpack((yield Receive(_EXPORT_INFO.size)))
+    except ConnectionLost as lost:
+        raise UnknownExport(target.uri, target.export, None, target.server) from lost
+    if not server.no_zeroes:
+        yield Receive(RESERVED)
+    return Export(target.export, size, flags, server.protocol)
+
+
+def _ask(target: Target, option: int, name: str) -> Steps[Export]:
+    """NBD_OPT_GO or NBD_OPT_INFO with all of the information that we understand."""
+    wire_name = to_wire(name)
+    data = len(wire_name).to_bytes(4, "big") + wire_name
+    data += struct.pack(f">H{len(_ASKED)}H", len(_ASKED), *_ASKED)
+    yield from _send_option(option, data)
+    found = _Found(target)
+    for _ in range(MAX_INFO_REPLIES):
+        reply = yield from _reply(target, option)
+        if reply.type == NBD_REP_ACK:
+            return found.export(name)
+        if reply.type != NBD_REP_INFO:
+            raise _unexpected(target, reply)
+        yield from _info(target, reply, found)
+    raise BrokenProtocol(target.uri, f"more than {MAX_INFO_REPLIES} replies to {OPTION_NAMES[option]}")
+
+
+class _Found:
+    """The pieces of information as they come in, in any order."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self.size_and_flags: tuple[int, int] | None = None
+        self.name: str | None = None
+        self.description = ""
+        self.block_size: BlockSize | None = None
+
+    def export(self, name: str) -> Export:
+        if self.size_and_flags is None:
+            raise BrokenProtocol(self._target.uri, "the server said yes without telling the export's size")
+        size, flags = self.size_and_flags
+        named = name if self.name is None else self.name
+        return Export(named, size, flags, "newstyle-fixed", self.description, self.block_size)
+
+
+def _info(target: Target, reply: _Reply, found: _Found) -> Steps[None]:
+    """The data of one NBD_REP_INFO."""
+    if not 2 <= reply.length <= MAX_INFO_REPLY:
+        raise BrokenProtocol(target.uri, f"an NBD_REP_INFO of {reply.length} bytes")
+    kind = int.from_bytes((yield Receive(2)), "big")
+    length = reply.length - 2
+    wanted = {NBD_INFO_EXPORT: _EXPORT_INFO.size, NBD_INFO_BLOCK_SIZE: _BLOCK_SIZE_INFO.size}.get(kind, length)
+    if length != wanted or (kind in (NBD_INFO_NAME, NBD_INFO_DESCRIPTION) and length > MAX_STRING):
+        raise BrokenProtocol(target.uri, f"an information reply of type {kind} with {length} bytes of data")
+    data = yield Receive(length)
+    if kind == NBD_INFO_EXPORT:
+        size_and_flags = _EXPORT_INFO.unpack(data)
+        if found.size_and_flags not in (None, size_and_flags):
+            raise BrokenProtocol(target.uri, "the server told two different sizes or flags of one export")
+        found.size_and_flags = size_and_flags
+    elif kind == NBD_INFO_NAME:
+        found.name = from_wire(data)
+    elif kind == NBD_INFO_DESCRIPTION:
+        found.description = from_wire(data)
+    elif kind == NBD_INFO_BLOCK_SIZE:
+        found.block_size = _checked_block_size(target, BlockSize(*_BLOCK_SIZE_INFO.unpack(data)))
+    yield Note(f"information of type {kind}, {length} bytes")
+
+
+def _checked_block_size(target: Target, sizes: BlockSize) -> BlockSize:
+    """`preferred` is advice to us and may be odd; a wrong minimum or maximum would break every request."""
+    power_of_two = sizes.minimum & (sizes.minimum - 1) == 0
+    if not sizes.minimum or not power_of_two or sizes.minimum > MAX_MINIMUM_BLOCK or sizes.maximum < sizes.minimum:
+        raise BrokenProtocol(
+            target.uri,
+            f"impossible block sizes: minimum {sizes.minimum}, preferred {sizes.preferred}, maximum {sizes.maximum}",
+        )
+    return sizes
+
+
+# -- listing -----------------------------------------------------------------------------------------------------
+
+
+def _list_with_sizes(target: Target) -> Steps[list[Listed]]:
+    listed = yield from _list(target)
+    sized: list[Listed] = []
+    for one in listed:
+        try:
+            export = yield from _ask(target, NBD_OPT_INFO, one.name)
+        except (Refused, TlsFailed) as refused:
+            if isinstance(refused, _OptionRefused) and refused.reply == NBD_REP_ERR_UNSUP:
+                return listed
+            sized.append(one)
+        else:
+            sized.append(Listed(one.name, one.description or export.description, export.size))
+    return sized
+
+
+def _list(target: Target) -> Steps[list[Listed]]:
+    """NBD_OPT_LIST."""
+    yield from _send_option(NBD_OPT_LIST)
+    listed: list[Listed] = []
+    room = MAX_LIST_BYTES
+    while True:
+        reply = yield from _reply(target, NBD_OPT_LIST)
+        if reply.type == NBD_REP_ACK:
+            return listed
+        if reply.type != NBD_REP_SERVER:
+            raise _unexpected(target, reply)
+        room -= reply.length
+        if len(listed) == MAX_EXPORTS or room < 0:
+            raise BrokenProtocol(
+                target.uri, f"a list of more than {MAX_EXPORTS} exports or {MAX_LIST_BYTES >> 20} MiB of names"
+            )
+        listed.append((yield from _listed(target, reply)))
+
+
+def _listed(target: Target, reply: _Reply) -> Steps[Listed]:
+    """The data of one NBD_REP_SERVER: length of the name, name, description."""
+    if not 4 <= reply.length <= MAX_SERVER_REPLY:
+        raise BrokenProtocol(target.uri, f"an NBD_REP_SERVER of {reply.length} bytes")
+    length = int.from_bytes((yield Receive(4)), "big")
+    rest = reply.length - 4 - length
+    if rest < 0 or length > MAX_STRING or rest > MAX_STRING:
+        raise BrokenProtocol(target.uri, f"a name of {length} bytes in an NBD_REP_SERVER of {reply.length}")
+    name = from_wire((yield Receive(length))) if length else ""
+    description = from_wire((yield Receive(rest))) if rest else ""
+    return Listed(name, description, None)
+
+
+# -- options and their replies -----------------------------------------------------------------------------------
+
+
+def _send_option(option: int, data: bytes = b"") -> Steps[None]:
+    yield Note(f"{OPTION_NAMES[option]}, {len(data)} bytes of data")
+    yield Send(_OPTION.pack(IHAVEOPT, option, len(data)) + data)
+
+
+def _reply(target: Target, option: int) -> Steps[_Reply]:
+    """The next reply's header. An error reply is read whole and raised as `Refused`."""
+    magic, answered, kind, length = _REPLY.unpack((yield Receive(_REPLY.size)))
+    if magic != REPLY_MAGIC:
+        raise BrokenProtocol(target.uri, f"an option reply began with the magic {magic:#x}")
+    if answered != option:
+        raise BrokenProtocol(target.uri, f"a reply to option {answered}, we had sent {OPTION_NAMES[option]}")
+    reply = _Reply(answered, kind, length)
+    yield Note(f"{_reply_name(kind)}, {length} bytes of data")
+    if reply.is_error:
+        if length > MAX_STRING:
+            raise BrokenProtocol(target.uri, f"{_reply_name(kind)} with {length} bytes of text")
+        words = from_wire((yield Receive(length))) if length else ""
+        raise _refusal(target, option, kind, words)
+    if kind == NBD_REP_ACK and length:
+        raise BrokenProtocol(target.uri, f"NBD_REP_ACK with {length} bytes of data")
+    return reply
+
+
+class _OptionRefused(Refused):
+    """`reply` is the NBD_REP_ERR_* type, `words` are the server's own."""
+
+    def __init__(self, thing: str, cause: str, hint: str, reply: int, words: str) -> None:
+        super().__init__(thing, cause, hint)
+        self.reply = reply
+        self.words = words
+
+
+# Refusals after which we ask in another way.
+_NOT_FINAL = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
+
+_REFUSALS = {
+    NBD_REP_ERR_UNSUP: ("the server does not know {option}", ""),
+    NBD_REP_ERR_POLICY: ("the server's policy forbids {option}", "its configuration must allow this client or option"),
+    NBD_REP_ERR_INVALID: ("the server calls our {option} invalid", "--debug shows what was sent"),
+    NBD_REP_ERR_PLATFORM: ("{option} does not work on the server's platform", "its log may tell what it lacks"),
+    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", "write {tls}"),
+    NBD_REP_ERR_UNKNOWN: ("the server has no such export", "see nbdattach list {server}"),
+    NBD_REP_ERR_SHUTDOWN: ("the server is shutting down", "try again when it is back"),
+    NBD_REP_ERR_BLOCK_SIZE_REQD: ("the server wants its block sizes honoured, yet tells none", ""),
+    NBD_REP_ERR_TOO_BIG: ("the server calls our {option} too big", "is the export's name too long for it?"),
+}
+
+
+def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachError:
+    cause, hint = _REFUSALS.get(kind, (f"the server refused {{option}} with the unknown error {kind:#x}", ""))
+    cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
+    tls_uri = replace(target, tls=True).uri
+    if kind == NBD_REP_ERR_TLS_REQD:
+        return TlsFailed(target.uri, cause, hint.format(tls=tls_uri))
+    return _OptionRefused(target.uri, cause, hint.replace("{server}", target.server), kind, words)
+
+
+def _reply_name(kind: int) -> str:
+    return REPLY_NAMES.get(kind, f"reply type {kind:#x}")
+
+
+def _unexpected(target: Target, reply: _Reply) -> BrokenProtocol:
+    return BrokenProtocol(target.uri, f"{_reply_name(reply.type)} in answer to {OPTION_NAMES[reply.option]}")
+
+
+def _plain_option(target: Target, option: int) -> Steps[None]:
+    """An option without data that is answered by one NBD_REP_ACK."""
+    yield from _send_option(option)
+    reply = yield from _reply(target, option)
+    if reply.type != NBD_REP_ACK:
+        raise _unexpected(target, reply)
+
+
+def _politely(steps: Steps[T]) -> Steps[T]:
+    """`steps`; when the server refuses for good, NBD_OPT_ABORT before we leave."""
+    try:
+        return (yield from steps)
+    except (Refused, TlsFailed) as refused:
+        if not (isinstance(refused, _OptionRefused) and refused.reply in _NOT_FINAL):
+            yield from _leave(entered=False)
+        raise
+
+
+def _leave(entered: bool) -> Steps[None]:
+    """A soft disconnect. Nobody waits for the answer to NBD_OPT_ABORT, nor minds that the server has gone already."""
+    try:
+        if entered:
+            yield from transmission.disconnect()
+        else:
+            yield from _send_option(NBD_OPT_ABORT)
+    except NoConnection:
+        pass

@@ -1,0 +1,151 @@
+"""The ioctl backend: starts the worker process that keeps the device, and sees it through until it serves.
+
+What the worker does, and the words the two exchange, is in `worker`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from nbdattach import worker
+from nbdattach.deadline import Deadline
+from nbdattach.device import Device
+from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
+from nbdattach.geometry import Geometry
+from nbdattach.process import asleep
+from nbdattach.sysfs import Kernel
+
+# From the order to the device being there; the kernel needs milliseconds, an emulated machine a second.
+START_SECONDS = 30
+_POLL = 0.002
+_MAX_REPORT = 4096
+_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nbdattach.worker import main; main(sys.argv[1:])"
+_SHEDS = ("PATH", "LD_LIBRARY_PATH")
+
+
+class Taken(Exception):
+    """Another task came first and is setting the device up (EBUSY of NBD_SET_SOCK)."""
+
+
+class Worker:
+    """A started worker. Until `commit` it undoes everything as soon as we close our end or die."""
+
+    def __init__(self, device: Device, orders: int, reports: int) -> None:
+        self._device = device
+        self._orders = orders
+        self._reports = reports
+
+    @classmethod
+    def start(
+        cls, device: Device, sockets: Sequence[int], geometry: Geometry, state_file: str, swap: bool = False
+    ) -> Worker:
+        """The device set up but not yet serving. `sockets` are file descriptors in the transmission phase.
+
+        Raises `Taken`, `KernelRefused` with the step that failed.
+        """
+        their_orders, orders = os.pipe()
+        reports, their_reports = os.pipe()
+        numbers = (geometry.block_size, geometry.blocks, geometry.flags, their_orders, their_reports, *sockets)
+        package = os.path.dirname(os.path.dirname(os.path.abspath(worker.__file__)))
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _BOOT, package, device.path, state_file, "swap" if swap else ""]
+                + [str(number) for number in numbers],
+                pass_fds=(their_orders, their_reports, *sockets),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=their_reports,  # should the interpreter itself fail, its last words reach us
+                cwd="/",
+                env={key: os.environ[key] for key in _SHEDS if key in os.environ},
+            )
+        finally:
+            os.close(their_orders)
+            os.close(their_reports)
+        process.wait()  # it forks; the half that stays is not our child
+        started = cls(device, orders, reports)
+        try:
+            started._await_ready()
+        except BaseException:
+            started.abandon()
+            raise
+        return started
+
+    def _await_ready(self) -> None:
+        word, _, rest = self._report().partition(" ")
+        if word == "ready":
+            return
+        if word != "failed":
+            raise KernelRefused(self._device.path, f"the worker died: {word} {rest}".strip(), "--debug may show why")
+        step, _, number = rest.partition(" ")
+        if step == "NBD_SET_SOCK" and int(number) == errno.EBUSY:
+            raise Taken
+        raise KernelRefused.at(self._device.path, step, int(number), _HINTS.get(int(number), ""))
+
+    def go(self) -> int:
+        """Into NBD_DO_IT. Returns the worker's pid when the kernel serves the device at its full size."""
+        os.write(self._orders, worker.GO)
+        kernel, deadline = Kernel(self._device), Deadline(START_SECONDS)
+        while not deadline.passed:
+            pid = kernel.pid
+            # The driver marks the partitions for scanning once more after the size is set, then sleeps.
+            # Who scans before that would see them vanish again at the next open.
+            if pid is not None and kernel.size and asleep(pid):
+                return pid
+            if select.select([self._reports], [], [], _POLL)[0]:
+                raise _did_not_serve(self._device, self._report())
+        raise KernelRefused(self._device.path, f"not served after {START_SECONDS} s", "see dmesg")
+
+    def commit(self) -> None:
+        """From now on the attachment outlives us."""
+        os.write(self._orders, worker.COMMIT)
+        self._close_orders()
+
+    def abandon(self) -> None:
+        """The worker undoes what it did; returns when the device is free of it."""
+        self._close_orders()
+        self._drain()
+        self.close()
+
+    def _report(self) -> str:
+        """The next line of the worker; its last words when it dies."""
+        line = b""
+        while not line.endswith(b"\n") and len(line) < _MAX_REPORT:
+            byte = os.read(self._reports, 1)
+            if not byte:
+                break
+            line += byte
+        return line.decode(errors="replace").strip()
+
+    def _drain(self) -> None:
+        """Waits until the worker has closed its end, which it does by ending."""
+        while os.read(self._reports, _MAX_REPORT):
+            pass
+
+    def _close_orders(self) -> None:
+        if self._orders >= 0:
+            os.close(self._orders)
+            self._orders = -1
+
+    def close(self) -> None:
+        self._close_orders()
+        if self._reports >= 0:
+            os.close(self._reports)
+            self._reports = -1
+
+
+_HINTS = {
+    errno.EPERM: "attaching needs root (CAP_SYS_ADMIN)",
+    errno.EACCES: "attaching needs root",
+}
+
+
+def _did_not_serve(device: Device, report: str) -> NbdattachError:
+    word, _, number = report.partition(" ")
+    if word == "ended" and number != "0":
+        return KernelRefused.at(device.path, "NBD_DO_IT", int(number))
+    return ConnectionLost(device.path, "right after the handshake")

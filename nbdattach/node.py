@@ -1,0 +1,137 @@
+"""The device node /dev/nbdN, opened: claimed for us alone, kept from udev, flushed, scanned for partitions."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+
+from nbdattach import ioctl
+from nbdattach.deadline import Deadline
+from nbdattach.device import Device
+from nbdattach.errors import DeviceInUse, KernelRefused
+from nbdattach.sysfs import Kernel
+
+# udev holds a shared lock while it probes the device: that takes milliseconds.
+LOCK_SECONDS = 10
+_POLL = 0.01
+
+
+class Busy(Exception):
+    """Somebody has the device exclusively: it is mounted, held by dm or md, swapped on, or being attached."""
+
+
+class Node:
+    """An exclusive claim on the device (`O_EXCL`) and udev's lock (`flock`), until it is closed.
+
+    It is opened read-only throughout: udev probes anew what was open for writing, and drops the partitions meanwhile.
+    The claim is one atomic test that fails on each kind of user, and on a second nbdattach at work on the device.
+    """
+
+    def __init__(self, device: Device, fd: int) -> None:
+        self.device = device
+        self.fd = fd
+
+    @classmethod
+    def claim(cls, device: Device) -> Node:
+        """Raises `Busy`, `KernelRefused`."""
+        try:
+            fd = os.open(device.path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise Busy from None
+            raise _cannot_open(device, error) from None
+        node = cls(device, fd)
+        try:
+            node._check_block_device()
+            node._lock()
+        except BaseException:
+            node.close()
+            raise
+        return node
+
+    def _check_block_device(self) -> None:
+        if not stat.S_ISBLK(os.fstat(self.fd).st_mode):
+            raise KernelRefused(self.device.path, "not a block device", "has somebody written a file there? remove it")
+
+    def _lock(self) -> None:
+        """The lock that udev's own rules ask of tools (systemd's "Locking Block Device Access")."""
+        deadline = Deadline(LOCK_SECONDS)
+        while True:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise KernelRefused.at(self.device.path, "flock", error.errno or 0) from error
+            else:
+                return
+            if not deadline.sleep(_POLL):
+                raise DeviceInUse(self.device.path, f"locked by another process for {LOCK_SECONDS} s", "see lslocks")
+
+    def flush(self) -> None:
+        """All that was written through this machine's page cache is on the server. Raises `KernelRefused`."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise KernelRefused.at(
+                self.device.path, "flushing to the server", error.errno or 0, "nothing was detached; is the server up?"
+            ) from error
+
+    def scan_partitions(self) -> None:
+        """Makes the kernel look for partitions now. Raises `KernelRefused`."""
+        try:
+            ioctl.blkrrpart(self.fd)
+        except OSError as error:
+            # EINVAL: max_part=0, there never are any. The others: the table is there but cannot be read.
+            if error.errno != errno.EINVAL:
+                raise KernelRefused.at(self.device.path, "BLKRRPART", error.errno or 0) from error
+
+    def disconnect(self) -> None:
+        """Tells the kernel, and it the server, that this is the end. Raises `KernelRefused`."""
+        with self._step("NBD_DISCONNECT"):
+            ioctl.nbd_clear_que(self.fd)
+            ioctl.nbd_disconnect(self.fd)
+
+    def clear(self, deadline: Deadline) -> None:
+        """Size and partitions go. As long as our claim is open this cannot hit an attachment that came later.
+
+        The kernel keeps the size while another program has the device open, so it is asked until the deadline.
+        """
+        kernel = Kernel(self.device)
+        while True:
+            with self._step("NBD_CLEAR_SOCK"):
+                ioctl.nbd_clear_sock(self.fd)
+            with contextlib.suppress(KernelRefused):  # a partition is open, by udev for one
+                self.scan_partitions()
+            if not (kernel.size or kernel.partitions) or not deadline.sleep(_POLL):
+                return
+
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KernelRefused.at(self.device.path, name, error.errno or 0) from error
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self.close()
+
+
+def _cannot_open(device: Device, error: OSError) -> KernelRefused:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return KernelRefused(device.path, "no permission to open it", "attaching and detaching need root: try sudo")
+    if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        return KernelRefused(device.path, "the kernel has no such device", "modprobe nbd nbds_max=N sets how many")
+    return KernelRefused.at(device.path, "open", error.errno or 0)

@@ -1,0 +1,44 @@
+"""Whether a process is still the one we knew. The one door to /proc/PID."""
+
+from __future__ import annotations
+
+import os
+
+
+def started(pid: int) -> int | None:
+    """When it started, in clock ticks since boot (field 22 of proc_pid_stat(5)); None where there is none."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def alive(pid: int) -> bool:
+    """There, and no zombie."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] not in ("Z", "X")
+
+
+def asleep(pid: int) -> bool:
+    """Its first thread waits interruptibly."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "S"
+
+
+def name(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields after the name, which may itself contain anything; the first is the state."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return None

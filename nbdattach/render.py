@@ -1,0 +1,149 @@
+"""Results as people and programs read them: tables, lines, JSON. Takes our dataclasses, gives text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from nbdattach.client import Checked, Inspected
+from nbdattach.doctor import Finding
+from nbdattach.export import Listed
+from nbdattach.status import Status
+from nbdattach.target import Target
+from nbdattach.wiretext import plain
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+# What a table may take of a terminal's line.
+WIDTH = 80
+
+
+def size_text(size: int | None) -> str:
+    """Bytes in the largest binary unit: 1 TiB, 10.5 GiB, 512 B; "-" for an unknown size."""
+    if size is None:
+        return "-"
+    power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{size / (1 << 10 * power):.4g} {_UNITS[power]}"
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, indent=2)
+
+
+def status_object(one: Status) -> dict[str, object]:
+    return asdict(one)
+
+
+def status_json(found: Sequence[Status]) -> str:
+    return as_json([status_object(one) for one in found])
+
+
+def status_table(found: Sequence[Status]) -> str:
+    """One line a device; the last column is cut so that the line fits 80 characters."""
+    rows = [("DEVICE", "STATE", "SIZE", "RO", "TLS", "TARGET", "MOUNTED")]
+    rows += [
+        (
+            one.device,
+            one.state,
+            size_text(one.size),
+            "yes" if one.read_only else "no",
+            one.tls["version"] if one.tls else "no",
+            plain(one.target or "?"),
+            plain(", ".join(one.mounts) or ", ".join(one.holders) or "-"),
+        )
+        for one in found
+    ]
+    return table(rows)
+
+
+def list_table(exports: Sequence[Listed]) -> str:
+    rows = [("NAME", "SIZE", "DESCRIPTION")]
+    rows += [(plain(one.name) or "''", size_text(one.size), plain(one.description) or "-") for one in exports]
+    return table(rows, width=0)
+
+
+def list_json(target: Target, exports: Sequence[Listed]) -> str:
+    return as_json({"target": target.server, "exports": [asdict(one) for one in exports]})
+
+
+def info_json(target: Target, found: Inspected) -> str:
+    export = found.export
+    return as_json(
+        {
+            "target": target.uri,
+            "export": export.name,
+            "description": export.description,
+            "size": export.size,
+            "flags": export.flag_names,
+            "block_size": asdict(export.block_size) if export.block_size else None,
+            "protocol": export.protocol,
+            "tls": {"version": found.tls[0], "cipher": found.tls[1]} if found.tls else None,
+        }
+    )
+
+
+def info_lines(target: Target, found: Inspected) -> str:
+    export, sizes = found.export, found.export.block_size
+    lines = [
+        ("target", target.uri),
+        ("export", plain(export.name) or "'' (the default export)"),
+        ("description", plain(export.description) or "-"),
+        ("size", f"{export.size} ({size_text(export.size)})"),
+        ("access", "read-only" if export.read_only else "read-write"),
+        ("flags", ", ".join(export.flag_names) or "-"),
+        (
+            "block size",
+            f"minimum {sizes.minimum}, preferred {sizes.preferred}, maximum {sizes.maximum}" if sizes else "not told",
+        ),
+        ("protocol", export.protocol),
+        ("tls", " ".join(found.tls) if found.tls else "no"),
+    ]
+    return "\n".join(f"{key + ':':<13}{value}" for key, value in lines)
+
+
+def check_json(target: Target, found: Checked) -> str:
+    return as_json(
+        {
+            "target": target.uri,
+            "ok": found.error is None,
+            "handshake_ms": found.handshake_ms,
+            "read_ms": found.read_ms,
+            "error": str(found.error) if found.error else None,
+        }
+    )
+
+
+def check_line(target: Target, found: Checked) -> str:
+    return f"{target.uri}: ok, handshake {found.handshake_ms} ms, read {found.read_ms} ms"
+
+
+def findings_json(found: Sequence[Finding]) -> str:
+    return as_json({"ok": not any(one.stands_in_the_way for one in found), "findings": [asdict(one) for one in found]})
+
+
+def findings_lines(found: Sequence[Finding]) -> str:
+    lines = []
+    for one in found:
+        lines.append(f"{'!!' if one.stands_in_the_way else 'ok'}  {one.subject}: {one.says}")
+        if one.remedy:
+            lines.append(f"    {one.remedy}")
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
+    """Columns as wide as their widest cell; with a `width`, long cells of the last two columns are cut to fit."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if width:
+        _fit(widths, width)
+    lines = []
+    for row in rows:
+        cells = [cell if len(cell) <= wide else cell[: wide - 1] + "~" for cell, wide in zip(row, widths, strict=True)]
+        lines.append("  ".join(cell.ljust(wide) for cell, wide in zip(cells, widths, strict=True)).rstrip())
+    return "\n".join(lines)
+
+
+def _fit(widths: list[int], width: int) -> None:
+    """Takes from the wider of the last two columns until the line fits."""
+    least = 8
+    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths[-2:]) > least:
+        widths[-1 if widths[-1] >= widths[-2] else -2] -= 1

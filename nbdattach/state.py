@@ -1,0 +1,70 @@
+"""What we remember of our attachments, in /run/nbdattach: a help, never the truth, which is the kernel's.
+
+One JSON file a device, readable by root only, written atomically, without secrets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+
+from nbdattach.device import Device
+from nbdattach.process import started
+from nbdattach.sysfs import Kernel
+
+RUN = "/run/nbdattach"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One attachment as connect made it. `pid` and `started` tell whose it is; `since` is RFC 3339 in UTC."""
+
+    tag: str
+    target: str
+    export: str
+    backend: str
+    connections: int
+    since: str
+    pid: int
+    started: int
+
+
+def path(device: Device) -> str:
+    return f"{RUN}/{device.name}.json"
+
+
+def save(device: Device, record: Record) -> None:
+    """Raises OSError."""
+    os.makedirs(RUN, mode=0o700, exist_ok=True)
+    new = f"{path(device)}.{os.getpid()}"
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(asdict(record), file)
+        os.replace(new, path(device))
+    except BaseException:
+        forget_file(new)
+        raise
+
+
+def load(device: Device) -> Record | None:
+    """The record of what is attached there now; None when it is not ours, or when the file is stale or broken."""
+    try:
+        with open(path(device)) as file:
+            record = Record(**json.load(file))
+    except (OSError, ValueError, TypeError):
+        return None
+    kernel_pid = Kernel(device).pid
+    if kernel_pid is None or kernel_pid != record.pid or started(record.pid) != record.started:
+        return None
+    return record
+
+
+def forget(device: Device) -> None:
+    forget_file(path(device))
+
+
+def forget_file(name: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(name)

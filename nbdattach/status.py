@@ -1,0 +1,73 @@
+"""What is attached where: the kernel's truth, with what our state files add to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbdattach import sysfs
+from nbdattach.device import Device
+from nbdattach.errors import NotAttached
+from nbdattach.state import load
+from nbdattach.sysfs import Kernel
+from nbdattach.users import users_of
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One attached device; the fields, in this order, are the JSON object of the contract. Sizes in bytes."""
+
+    device: str
+    index: int
+    state: str  # "connected" | "reconnecting" | "lost"
+    tag: str | None
+    target: str | None
+    export: str | None
+    size: int
+    block_size: int
+    read_only: bool
+    backend: str | None
+    connections: int
+    tls: dict[str, str] | None
+    pid: int | None
+    since: str | None
+    mounts: list[str]
+    holders: list[str]
+
+
+def status_of(device: Device) -> Status:
+    """Raises `NotAttached`."""
+    kernel = Kernel(device)
+    pid = kernel.pid
+    if pid is None:
+        raise NotAttached(device.path)
+    record = load(device)
+    users = users_of(device)
+    return Status(
+        device=device.path,
+        index=device.index,
+        state="connected" if kernel.size else "lost",
+        tag=record.tag if record else kernel.backend,
+        target=record.target if record else None,
+        export=record.export if record else None,
+        size=kernel.size,
+        block_size=kernel.block_size,
+        read_only=kernel.read_only,
+        backend=record.backend if record else None,
+        connections=record.connections if record else kernel.connections,
+        tls=None,
+        pid=pid,
+        since=record.since if record else None,
+        mounts=users.mounts,
+        holders=users.holders,
+    )
+
+
+def all_attached() -> list[Status]:
+    """Every attached nbd device of this host, ours or not, by number. Empty where there is no driver."""
+    found = []
+    for device in sysfs.devices():
+        try:
+            found.append(status_of(device))
+        except NotAttached:
+            continue
+    return found

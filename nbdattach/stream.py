@@ -1,0 +1,226 @@
+"""The one door to sockets and TLS: dials a server and drives protocol steps over the connection.
+
+Foreign exceptions (OSError, ssl.SSLError, timeouts) become ours here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from nbdattach.deadline import Deadline
+from nbdattach.errors import (
+    ConnectionLost,
+    DeadlinePassed,
+    NbdattachError,
+    NoConnection,
+    TlsFailed,
+)
+from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
+from nbdattach.target import Target
+from nbdattach.wiretext import plain
+
+if TYPE_CHECKING:
+    import ssl
+
+Trace: TypeAlias = Callable[[str], None]
+_Address: TypeAlias = tuple[int, Any]
+
+
+class Stream:
+    """One connection to a server, with the deadline of its whole handshake."""
+
+    def __init__(self, sock: socket.socket, target: Target, deadline: Deadline, trace: Trace) -> None:
+        self.sock = sock
+        self._target = target
+        self._deadline = deadline
+        self._trace = trace
+        self._doing = "connecting"
+
+    def run(self, steps: Steps[T]) -> tuple[T, Stream]:
+        """Does what the generator asks, in order; its result, and the stream that is in use afterwards.
+
+        (A TLS handshake on the way makes a new stream; the old one must not be used again.)
+        """
+        stream = self
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    stream, answer = stream._do(step)
+                except NbdattachError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as stop:
+            return stop.value, stream
+
+    def _do(self, step: Step) -> tuple[Stream, bytes]:
+        if isinstance(step, StartTls):
+            return self._start_tls(step.hostname), b""
+        if isinstance(step, Receive):
+            return self, self._receive(step.size)
+        if isinstance(step, Send):
+            self._send(step.data)
+        elif isinstance(step, Note):
+            self._doing = step.text
+            self._trace(step.text)
+        return self, b""
+
+    def _receive(self, size: int) -> bytes:
+        """Exactly `size` bytes, never one more: what follows may belong to the kernel."""
+        data = bytearray()
+        with self._foreign_errors():
+            while len(data) < size:
+                self._arm()
+                more = self.sock.recv(size - len(data))
+                if not more:
+                    raise ConnectionLost(self._target.uri, self._doing)
+                data += more
+        return bytes(data)
+
+    def _send(self, data: bytes) -> None:
+        with self._foreign_errors():
+            self._arm()
+            self.sock.sendall(data)
+
+    def _arm(self) -> None:
+        remaining = self._deadline.remaining()
+        if not remaining:
+            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing)
+        self.sock.settimeout(remaining)
+
+    @contextlib.contextmanager
+    def _foreign_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
+        except OSError as error:
+            raise ConnectionLost(self._target.uri, f"{self._doing}: {error.strerror or error}") from error
+
+    def _start_tls(self, hostname: str) -> Stream:
+        """The same connection, inside TLS with a verified server."""
+        import ssl  # costs 10 ms, and most connections do without
+
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            self._arm()
+            wrapped = context.wrap_socket(self.sock, server_hostname=hostname)
+        except TimeoutError:
+            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
+        except ssl.SSLCertVerificationError as error:
+            raise TlsFailed(
+                self._target.uri, f"the server is not verified: {plain(error.verify_message)}", ""
+            ) from error
+        except (ssl.SSLError, ValueError, OSError) as error:
+            raise TlsFailed(self._target.uri, f"TLS handshake failed: {plain(str(error))}", "") from error
+        stream = Stream(wrapped, self._target, self._deadline, self._trace)
+        stream._describe_tls(wrapped)
+        return stream
+
+    def _describe_tls(self, wrapped: ssl.SSLSocket) -> None:
+        cipher = wrapped.cipher()
+        self._trace(f"{wrapped.version()} {cipher[0] if cipher else ''}")
+
+    @property
+    def tls(self) -> tuple[str, str] | None:
+        """Version and cipher, None on a connection in the clear."""
+        version = getattr(self.sock, "version", None)
+        if version is None:
+            return None
+        cipher = self.sock.cipher()  # type: ignore[attr-defined]
+        return version() or "", cipher[0] if cipher else ""
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def dial(target: Target, deadline: Deadline, trace: Trace) -> Stream:
+    """A connection to the target's server. Raises `NoConnection`, `DeadlinePassed`."""
+    if target.socket:
+        trace(f"connecting to {plain(target.socket)}")
+        sock = _connect(target, (socket.AF_UNIX, target.socket), deadline, deadline.remaining())
+    else:
+        sock = _connect_to_any(target, _resolve(target, deadline), deadline, trace)
+        # The kernel sends each request header by itself; waiting to fill a segment costs a round trip.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Stream(sock, target, deadline, trace)
+
+
+def _connect_to_any(target: Target, addresses: list[_Address], deadline: Deadline, trace: Trace) -> socket.socket:
+    """The first address that answers; each gets its share of the time, so a dead first one does not eat it all."""
+    failures: list[NbdattachError] = []
+    for tried, address in enumerate(addresses):
+        trace(f"connecting to {address[1][0]} port {address[1][1]}")
+        try:
+            return _connect(target, address, deadline, deadline.remaining() / (len(addresses) - tried))
+        except NoConnection as failure:
+            failures.append(failure)
+    raise failures[0]
+
+
+def _connect(target: Target, address: _Address, deadline: Deadline, seconds: float) -> socket.socket:
+    family, place = address
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(max(seconds, 0.001))
+        sock.connect(place)
+    except TimeoutError:
+        sock.close()
+        raise DeadlinePassed(target.uri, deadline.seconds, "connecting") from None
+    except OSError as error:
+        sock.close()
+        raise NoConnection(target.uri, f"cannot connect: {error.strerror or error}", _connect_hint(target)) from error
+    return sock
+
+
+def _connect_hint(target: Target) -> str:
+    if target.socket:
+        return f"is the server running, and may you open {plain(target.socket)}?"
+    return f"is the server running, and does it listen on port {target.port}?"
+
+
+def _resolve(target: Target, deadline: Deadline) -> list[_Address]:
+    """Addresses of the target's host. A name server that is silent must not outlast the deadline."""
+    try:
+        return _lookup(target, socket.AI_NUMERICHOST)
+    except NoConnection:
+        pass
+    result: list[list[_Address] | NoConnection] = []
+
+    def ask() -> None:
+        try:
+            result.append(_lookup(target, 0))
+        except NoConnection as error:
+            result.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(deadline.remaining())
+    if not result:
+        raise DeadlinePassed(target.uri, deadline.seconds, f"looking up {target.host}")
+    if isinstance(result[0], NoConnection):
+        raise result[0]
+    return result[0]
+
+
+def _lookup(target: Target, flags: int) -> list[_Address]:
+    try:
+        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise NoConnection(
+            target.uri, f"cannot find the host {target.host}: {words}", "is the name spelled right?"
+        ) from error
+    return [(family, place) for family, _, _, _, place in found]

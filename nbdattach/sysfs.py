@@ -1,0 +1,139 @@
+"""The one door to /sys (and the device numbers in it): what the kernel says of its nbd devices.
+
+Source of the attributes: drivers/block/nbd.c (pid, backend), Documentation/ABI/stable/sysfs-block.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from nbdattach.device import Device, parse_device
+from nbdattach.errors import Malformed
+
+SYS = "/sys"
+SECTOR = 512
+
+
+def driver_loaded() -> bool:
+    return os.path.isdir(f"{SYS}/module/nbd") or exists(Device(0))
+
+
+def max_part() -> int | None:
+    """The module's max_part, None where it does not tell. 0: partitions are never looked for."""
+    text = _read(f"{SYS}/module/nbd/parameters/max_part")
+    return int(text) if text else None
+
+
+def exists(device: Device) -> bool:
+    return os.path.isdir(f"{SYS}/block/{device.name}")
+
+
+def devices() -> list[Device]:
+    """All nbd devices that the kernel has, attached or not, in the order of their numbers."""
+    found = []
+    for name in os.listdir(f"{SYS}/block"):
+        if name.startswith("nbd"):
+            try:
+                found.append(parse_device(name))
+            except Malformed:
+                continue
+    return sorted(found)
+
+
+def loops_on(names: set[str]) -> list[str]:
+    """Loop devices whose backing file is one of these devices; the kernel does not count them as holders."""
+    loops = (name for name in os.listdir(f"{SYS}/block") if name.startswith("loop"))
+    files = {f"/dev/{name}" for name in names}
+    return sorted(loop for loop in loops if _read(f"{SYS}/block/{loop}/loop/backing_file") in files)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What the kernel says of one device. Each property is read when it is asked for."""
+
+    device: Device
+
+    @property
+    def attached(self) -> bool:
+        """From NBD_DO_IT or its netlink twin until the last opener has closed the device."""
+        return self.pid is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The process that attached it: the ioctl worker, or whoever sent the netlink message."""
+        text = self._read("pid")
+        return int(text) if text else None
+
+    @property
+    def backend(self) -> str | None:
+        """The netlink backend identifier; None where none was given."""
+        return self._read("backend")
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return int(self._read("size") or 0) * SECTOR
+
+    @property
+    def read_only(self) -> bool:
+        return self._read("ro") == "1"
+
+    @property
+    def block_size(self) -> int:
+        return int(self._read("queue/logical_block_size") or SECTOR)
+
+    @property
+    def connections(self) -> int:
+        """The driver makes one hardware queue a connection."""
+        try:
+            return len(os.listdir(f"{self._path}/mq"))
+        except OSError:
+            return 0
+
+    @property
+    def partitions(self) -> list[str]:
+        """Names as in /dev: nbd0p1, ..."""
+        try:
+            names = os.listdir(self._path)
+        except OSError:
+            return []
+        return sorted(name for name in names if os.path.exists(f"{self._path}/{name}/partition"))
+
+    @property
+    def numbers(self) -> list[str]:
+        """major:minor of the device and its partitions."""
+        texts = [self._read("dev"), *(self._read(f"{name}/dev") for name in self.partitions)]
+        return [text for text in texts if text]
+
+    @property
+    def holders(self) -> list[str]:
+        """Block devices built on the device or its partitions: dm-0, md0."""
+        found: set[str] = set()
+        for place in ("holders", *(f"{name}/holders" for name in self.partitions)):
+            try:
+                found.update(os.listdir(f"{self._path}/{place}"))
+            except OSError:
+                continue
+        return sorted(found)
+
+    def set_max_sectors_kb(self, kb: int) -> None:
+        """The largest request in KiB. Raises OSError."""
+        with open(f"{self._path}/queue/max_sectors_kb", "w") as file:
+            file.write(str(kb))
+
+    @property
+    def _path(self) -> str:
+        return f"{SYS}/block/{self.device.name}"
+
+    def _read(self, attribute: str) -> str | None:
+        return _read(f"{self._path}/{attribute}")
+
+
+def _read(path: str) -> str | None:
+    """The attribute's text; None where there is none, or it went while we looked."""
+    try:
+        with open(path) as file:
+            return file.read().strip() or None
+    except OSError:
+        return None

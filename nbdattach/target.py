@@ -1,0 +1,215 @@
+"""TARGET: where a server and its export are, as users type it.
+
+`HOST`, `HOST:PORT`, `[V6ADDR]:PORT`, `/unix/socket`, or an NBD URI (NBD specification, doc/uri.md).
+Parsing touches nothing but the text (and the working directory, for a relative socket path).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote_to_bytes
+
+from nbdattach.errors import Malformed
+from nbdattach.proto import DEFAULT_PORT, MAX_STRING
+from nbdattach.wiretext import from_wire, plain, quoted, to_wire
+
+_SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
+_TLS_PARAMETERS = ("tls-certificates", "tls-hostname", "tls-psk-file")
+_PARAMETERS = ("socket", *_TLS_PARAMETERS)
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", re.ASCII)
+_V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# sun_path of struct sockaddr_un, less its closing NUL (linux/un.h).
+_MAX_SOCKET_PATH = 107
+_FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server (`host` and `port`, or the Unix `socket`) and the export wanted there."""
+
+    host: str = ""
+    port: int = DEFAULT_PORT
+    socket: str = ""
+    export: str = ""
+    tls: bool = False
+    tls_hostname: str = ""
+    tls_certificates: str = ""
+    tls_psk_file: str = ""
+
+    @property
+    def server(self) -> str:
+        """The URI of the server alone, without an export."""
+        return self._uri("")
+
+    @property
+    def uri(self) -> str:
+        """The canonical URI: two targets with the same one are the same export."""
+        return self._uri(quote(to_wire(self.export), safe="/!$&'()*+,;=:@"))
+
+    @property
+    def verified_name(self) -> str:
+        """The name a TLS certificate must have; "" where none is known."""
+        return self.tls_hostname or self.host
+
+    def _uri(self, export: str) -> str:
+        scheme = ("nbds" if self.tls else "nbd") + ("+unix" if self.socket else "")
+        if self.socket:
+            place = "/" + export
+        else:
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            port = "" if self.port == DEFAULT_PORT else f":{self.port}"
+            place = host + port + (f"/{export}" if export else "")
+        query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in self._parameters() if value)
+        return f"{scheme}://{place}" + (f"?{query}" if query else "")
+
+    def _parameters(self) -> tuple[tuple[str, str], ...]:
+        return (
+            ("socket", self.socket),
+            ("tls-certificates", self.tls_certificates),
+            ("tls-hostname", self.tls_hostname),
+            ("tls-psk-file", self.tls_psk_file),
+        )
+
+
+def parse_target(text: str, export: str | None = None) -> Target:
+    """The target that `text` names; `export` is what -N/--export gave, None without it.
+
+    Raises `Malformed` with the part that is wrong.
+    """
+    if "://" in text:
+        if export is not None:
+            raise Malformed(
+                quoted(text), "-N/--export goes with HOST or a socket, not with a URI", "put the name into the URI"
+            )
+        return _parse_uri(text)
+    name = _checked_export(text, export or "")
+    if text.startswith("/"):
+        return Target(socket=_checked_socket(text, text), export=name)
+    host, port = _parse_address(text, text)
+    return Target(host=host, port=port, export=name)
+
+
+def _parse_address(text: str, address: str) -> tuple[str, int]:
+    """`HOST`, `HOST:PORT` or `[V6ADDR]:PORT` out of `text`."""
+    if not address:
+        raise Malformed(quoted(text), "no host in it", _FORMS)
+    if address.startswith("["):
+        host, closed, rest = address[1:].partition("]")
+        if not closed or not _V6.fullmatch(host) or (rest and not rest.startswith(":")):
+            raise Malformed(quoted(text), "not an IPv6 address in brackets", "write [2001:db8::1]:10809")
+        return host, _checked_port(text, rest[1:] if rest else None)
+    if address.count(":") > 1:
+        hint = f"write [{plain(address)}]" if _V6.fullmatch(address) else _FORMS
+        raise Malformed(quoted(text), "more than one colon", hint)
+    host, colon, port = address.partition(":")
+    if not _HOST.fullmatch(host):
+        raise Malformed(quoted(text), f"not a host name: {quoted(host)}", _FORMS)
+    return host.lower(), _checked_port(text, port if colon else None)
+
+
+def _checked_port(text: str, port: str | None) -> int:
+    if port is None:
+        return DEFAULT_PORT
+    if port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536:
+        return int(port)
+    raise Malformed(quoted(text), f"not a port: {quoted(port)}", "a port is a number from 1 to 65535")
+
+
+def _parse_uri(text: str) -> Target:
+    if "#" in text:
+        raise Malformed(quoted(text), "a URI with a fragment", "write # as %23")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise Malformed(quoted(text), "a URI has only printable ASCII characters", "write others as %XX")
+    scheme, _, rest = text.partition("://")
+    scheme = scheme.lower()
+    _check_scheme(text, scheme)
+    rest, _, query = rest.partition("?")
+    authority, _, path = rest.partition("/")
+    given = _parse_query(text, query)
+    tls = scheme.startswith("nbds")
+    if not tls and any(key in given for key in _TLS_PARAMETERS):
+        raise Malformed(quoted(text), f"TLS parameters on {scheme}://", f"write {scheme.replace('nbd', 'nbds', 1)}://")
+    target = _place(text, scheme, authority, given.get("socket"))
+    return Target(
+        host=target.host,
+        port=target.port,
+        socket=target.socket,
+        export=_checked_export(text, _decoded(text, path)),
+        tls=tls,
+        tls_hostname=given.get("tls-hostname", ""),
+        tls_certificates=given.get("tls-certificates", ""),
+        tls_psk_file=given.get("tls-psk-file", ""),
+    )
+
+
+def _check_scheme(text: str, scheme: str) -> None:
+    if scheme in _SCHEMES:
+        return
+    if scheme in ("nbd+vsock", "nbds+vsock"):
+        raise Malformed(
+            quoted(text), "the kernel's nbd driver takes only TCP and Unix stream sockets, no vsock", _FORMS
+        )
+    raise Malformed(quoted(text), f"unknown scheme {quoted(scheme)}", f"one of: {', '.join(_SCHEMES)}")
+
+
+def _parse_query(text: str, query: str) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for item in query.split("&") if query else ():
+        key, _, value = item.partition("=")
+        if key not in _PARAMETERS:
+            raise Malformed(
+                quoted(text), f"unknown parameter {quoted(key)}", f"known parameters: {', '.join(_PARAMETERS)}"
+            )
+        if key in given:
+            raise Malformed(quoted(text), f"parameter {key} is there twice", "give it once")
+        given[key] = _decoded(text, value)
+        if not given[key]:
+            raise Malformed(quoted(text), f"parameter {key} is empty", f"write {key}=VALUE")
+    return given
+
+
+def _place(text: str, scheme: str, authority: str, path: str | None) -> Target:
+    """The server of a URI: its host and port, or its socket."""
+    if scheme.endswith("+unix"):
+        if authority:
+            raise Malformed(
+                quoted(text), f"{scheme}:// takes no host", f"write {scheme}:///EXPORT?socket=PATH, with three slashes"
+            )
+        if path is None:
+            raise Malformed(quoted(text), "no socket parameter", f"write {scheme}:///EXPORT?socket=PATH")
+        return Target(socket=_checked_socket(text, path))
+    if path is not None:
+        raise Malformed(
+            quoted(text), f"a socket parameter on {scheme}://", f"write {scheme}+unix:///EXPORT?socket=PATH"
+        )
+    if "@" in authority:
+        raise Malformed(quoted(text), "user names in a URI are not supported", "leave out what is before the @")
+    host, port = _parse_address(text, _decoded(text, authority))
+    return Target(host=host, port=port)
+
+
+def _decoded(text: str, part: str) -> str:
+    if _BAD_ESCAPE.search(part):
+        raise Malformed(quoted(text), "a % that is not followed by two hexadecimal digits", "write % as %25")
+    return from_wire(unquote_to_bytes(part))
+
+
+def _checked_export(text: str, name: str) -> str:
+    if "\0" in name:
+        raise Malformed(quoted(text), "an export name cannot contain NUL", "")
+    if len(to_wire(name)) > MAX_STRING:
+        raise Malformed(quoted(text), f"the export name is longer than {MAX_STRING} bytes", "")
+    return name
+
+
+def _checked_socket(text: str, path: str) -> str:
+    """`path`, made absolute: whoever dials again later may stand elsewhere. A leading NUL means abstract."""
+    if "\0" in path[1:] or path in ("", "\0"):
+        raise Malformed(quoted(text), "not a socket path", "")
+    absolute = path if path.startswith("\0") else os.path.abspath(path)
+    if len(os.fsencode(absolute)) > _MAX_SOCKET_PATH:
+        raise Malformed(quoted(text), f"the socket's path is longer than {_MAX_SOCKET_PATH} bytes", "use a shorter one")
+    return absolute

@@ -1,0 +1,53 @@
+"""The transmission phase in userspace: as much of it as `check` needs. No I/O (see `steps`).
+
+Source: NBD specification, "Transmission phase", with simple replies only: we never ask for structured ones.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from nbdattach.errors import BrokenProtocol, Refused
+from nbdattach.proto import (
+    NBD_CMD_DISC,
+    NBD_CMD_READ,
+    NBD_EINVAL,
+    NBD_ERRORS,
+    NBD_REQUEST_MAGIC,
+    NBD_SIMPLE_REPLY_MAGIC,
+)
+from nbdattach.steps import Note, Receive, Send, Steps
+
+_REQUEST = struct.Struct(">IHHQQI")  # magic, command flags, type, cookie, offset, length: 28 bytes
+_SIMPLE_REPLY = struct.Struct(">IIQ")  # magic, error, cookie: 16 bytes
+
+
+def read(thing: str, offset: int, length: int, cookie: int) -> Steps[bytes]:
+    """`length` bytes at `offset`. Raises `Refused` with the server's error, `BrokenProtocol`."""
+    yield Note(f"NBD_CMD_READ of {length} bytes at {offset}")
+    yield Send(_REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_READ, cookie, offset, length))
+    magic, error, answered = _SIMPLE_REPLY.unpack((yield Receive(_SIMPLE_REPLY.size)))
+    if magic != NBD_SIMPLE_REPLY_MAGIC:
+        raise BrokenProtocol(thing, f"the server answered a read with the magic {magic:#x}")
+    if answered != cookie:
+        raise BrokenProtocol(thing, f"the server answered request {answered:#x}, we asked {cookie:#x}")
+    if error:
+        number, words = error_words(error)
+        raise Refused(
+            thing,
+            f"reading {length} bytes at {offset} failed: {words} ({number})",
+            "the server's own log may tell why",
+        )
+    return (yield Receive(length))
+
+
+def disconnect() -> Steps[None]:
+    """NBD_CMD_DISC, which has no reply."""
+    yield Note("NBD_CMD_DISC")
+    yield Send(_REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_DISC, 0, 0, 0))
+
+
+def error_words(error: int) -> tuple[int, str]:
+    """Number and words of an error value; one the specification does not know counts as NBD_EINVAL."""
+    known = error if error in NBD_ERRORS else NBD_EINVAL
+    return known, NBD_ERRORS[known]
