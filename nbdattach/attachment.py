@@ -23,6 +23,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import (
     BrokenProtocol,
+    DeadlinePassed,
     DeviceInUse,
     KernelRefused,
     NbdattachError,
@@ -33,7 +34,7 @@ from nbdattach.errors import (
 from nbdattach.export import Export
 from nbdattach.geometry import Geometry
 from nbdattach.ioctl_backend import Taken, Worker
-from nbdattach.node import Busy, Node
+from nbdattach.node import Busy, Node, Unanswered
 from nbdattach.process import alive, started
 from nbdattach.proto import NBD_FLAG_HAS_FLAGS
 from nbdattach.status import status_of
@@ -49,6 +50,7 @@ MAX_CONNECTIONS = 64
 DETACH_SECONDS = 60
 _POLL = 0.01
 _RETRY_PAUSE = 0.5
+_LAST_GASP = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
                     trace(f"{node.device.path}: another task came first")
                     continue
                 trace(f"{node.device.path}: set up, {len(sockets)} connection(s)")
-                _complete(node, worker, shape, _Identity(tag, target.uri, export.name, len(sockets)))
+                identity = _Identity(tag, target.uri, export.name, len(sockets))
+                _complete(node, worker, shape, identity, Deadline(wishes.connect_timeout))
             if not udev.settle(DETACH_SECONDS):
                 notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
             return Attached(node.device, notes)
@@ -116,16 +119,21 @@ class _Identity:
     connections: int
 
 
-def _complete(node: Node, worker: Worker, shape: Geometry, who: _Identity) -> None:
+def _complete(node: Node, worker: Worker, shape: Geometry, who: _Identity, deadline: Deadline) -> None:
     """From "set up" to "ready". Limits come first, since the kernel reads as soon as it serves."""
     try:
         _set_request_limit(node.device, shape)
         pid = worker.go()
-        node.scan_partitions()
+        node.scan_partitions(deadline)
+        # A first page that cannot be read may be the server's disk, or a server that left: the worker then ends soon.
+        worker.raise_if_ended(0 if node.is_readable(deadline) else _LAST_GASP)
         since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         record = state.Record(who.tag, who.target, who.export, "ioctl", who.connections, since, pid, started(pid) or 0)
         state.save(node.device, record)
         worker.commit()
+    except Unanswered:
+        worker.abandon()
+        raise DeadlinePassed(who.target, deadline.seconds, "the kernel reads the partition table") from None
     except OSError as error:
         worker.abandon()
         raise KernelRefused.at(node.device.path, error.filename or "attach", error.errno or 0) from error

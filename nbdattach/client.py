@@ -50,25 +50,23 @@ class Connection:
 def list_exports(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> list[Listed]:
     """The exports of the target's server. `timeout` in seconds, for all of it. Raises `NbdattachError`."""
     with dial(target, Deadline(timeout), trace) as stream:
-        return stream.run(handshake.catalogue(target))[0]
+        return stream.run(handshake.catalogue(target))
 
 
 def inspect(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Inspected:
     """The target's export. `timeout` in seconds, for all of it. Raises `NbdattachError`."""
     with dial(target, Deadline(timeout), trace) as stream:
-        export, stream = stream.run(handshake.inspect(target))
-        return Inspected(export, stream.tls)
+        return Inspected(stream.run(handshake.inspect(target)), stream.tls)
 
 
 def connect(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Connection:
     """A connection in the transmission phase. `timeout` in seconds, for all of it. Raises `NbdattachError`."""
     stream = dial(target, Deadline(timeout), trace)
     try:
-        export, stream = stream.run(handshake.enter(target))
+        return Connection(stream, stream.run(handshake.enter(target)))
     except BaseException:
         stream.close()
         raise
-    return Connection(stream, export)
 
 
 def check(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Checked:

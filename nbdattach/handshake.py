@@ -8,6 +8,7 @@ and the number of replies is bounded. The deadline is the business of whoever dr
 from __future__ import annotations
 
 import struct
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from nbdattach import transmission
@@ -117,17 +118,25 @@ def enter(target: Target) -> Steps[Export]:
     server = yield from _open(target)
     if server.oldstyle:
         return server.oldstyle
-    export, _ = yield from _choose(target, server, NBD_OPT_GO)
-    return export
+    if server.fixed:
+        try:
+            return (yield from _politely(_ask(target, NBD_OPT_GO, target.export), _ASKED_OTHERWISE))
+        except _OptionRefused as refused:
+            if refused.reply == NBD_REP_ERR_UNKNOWN:
+                raise (yield from _unknown(target, refused)) from refused
+            if refused.reply != NBD_REP_ERR_UNSUP:
+                raise
+        yield from _politely(_see_it_listed(target))
+    return (yield from _export_name(target, server))
 
 
 def inspect(target: Target) -> Steps[Export]:
-    """The target's export as the server describes it; leaves the server politely. Raises as `enter`."""
-    server = yield from _open(target)
-    export, entered = server.oldstyle, True
-    if export is None:
-        export, entered = yield from _choose(target, server, NBD_OPT_INFO)
-    yield from _leave(entered)
+    """The target's export as the server describes it; leaves the server politely. Raises as `enter`.
+
+    Not by NBD_OPT_INFO, which nbd-server answers with a size of 0: only who goes in learns the truth everywhere.
+    """
+    export = yield from enter(target)
+    yield from transmission.disconnect()
     return export
 
 
@@ -135,12 +144,12 @@ def catalogue(target: Target) -> Steps[list[Listed]]:
     """All exports of the server, with sizes where it tells them; leaves the server politely. Raises as `enter`."""
     server = yield from _open(target)
     if server.oldstyle:
-        yield from _leave(entered=True)
+        yield from transmission.disconnect()
         raise Refused(target.uri, "an old style server has one export and cannot list it", "see nbdattach info")
     if not server.fixed:
         raise Refused(target.uri, "a server without fixed newstyle cannot list its exports", "see nbdattach info")
     found = yield from _politely(_list_with_sizes(target))
-    yield from _leave(entered=False)
+    yield from _abort()
     return found
 
 
@@ -180,7 +189,7 @@ def _oldstyle(target: Target) -> Steps[_Server]:
     if target.tls:
         raise TlsFailed(target.uri, "an old style server cannot do TLS", "")
     if target.export:
-        yield from _leave(entered=True)
+        yield from transmission.disconnect()
         raise Refused(
             target.uri, "an old style server has one export, without a name", f"leave the name out: {target.server}"
         )
@@ -194,7 +203,7 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
     try:
         yield from _plain_option(target, NBD_OPT_STARTTLS)
     except Refused as refused:
-        yield from _leave(entered=False)
+        yield from _abort()
         raise TlsFailed(target.uri, f"no TLS there: {refused.cause}", "nothing was sent in the clear") from refused
     yield Note("TLS handshake")
     yield StartTls(target.verified_name)
@@ -203,27 +212,13 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
 # -- choosing an export ------------------------------------------------------------------------------------------
 
 
-def _choose(target: Target, server: _Server, option: int) -> Steps[tuple[Export, bool]]:
-    """The export by NBD_OPT_GO or NBD_OPT_INFO, else by NBD_OPT_EXPORT_NAME; and whether we are in transmission."""
-    if server.fixed:
-        try:
-            return (yield from _politely(_ask(target, option, target.export))), option == NBD_OPT_GO
-        except _OptionRefused as refused:
-            if refused.reply == NBD_REP_ERR_UNKNOWN:
-                raise (yield from _unknown(target, refused)) from refused
-            if refused.reply != NBD_REP_ERR_UNSUP:
-                raise
-        yield from _politely(_see_it_listed(target))
-    return (yield from _export_name(target, server)), True
-
-
 def _unknown(target: Target, refused: _OptionRefused) -> Steps[UnknownExport]:
     """The error that also tells what the server has. Whatever goes wrong in asking for that is no news."""
     try:
         offered = yield from _offered(target)
     except NbdattachError:
         offered = None
-    yield from _leave(entered=False)
+    yield from _abort()
     return UnknownExport(target.uri, target.export, offered, target.server, refused.words)
 
 
@@ -333,6 +328,7 @@ def _checked_block_size(target: Target, sizes: BlockSize) -> BlockSize:
 def _list_with_sizes(target: Target) -> Steps[list[Listed]]:
     listed = yield from _list(target)
     sized: list[Listed] = []
+    room = MAX_LIST_BYTES
     for one in listed:
         try:
             export = yield from _ask(target, NBD_OPT_INFO, one.name)
@@ -340,9 +336,19 @@ def _list_with_sizes(target: Target) -> Steps[list[Listed]]:
             if isinstance(refused, _OptionRefused) and refused.reply == NBD_REP_ERR_UNSUP:
                 return listed
             sized.append(one)
-        else:
-            sized.append(Listed(one.name, one.description or export.description, export.size))
+            continue
+        room -= len(export.description)
+        if room < 0:
+            raise _list_too_long(target)
+        # nbd-server answers 0 to NBD_OPT_INFO for every export: that is no size.
+        sized.append(Listed(one.name, one.description or export.description, export.size or None))
     return sized
+
+
+def _list_too_long(target: Target) -> BrokenProtocol:
+    return BrokenProtocol(
+        target.uri, f"a list of more than {MAX_EXPORTS} exports or {MAX_LIST_BYTES >> 20} MiB of names"
+    )
 
 
 def _list(target: Target) -> Steps[list[Listed]]:
@@ -358,9 +364,7 @@ def _list(target: Target) -> Steps[list[Listed]]:
             raise _unexpected(target, reply)
         room -= reply.length
         if len(listed) == MAX_EXPORTS or room < 0:
-            raise BrokenProtocol(
-                target.uri, f"a list of more than {MAX_EXPORTS} exports or {MAX_LIST_BYTES >> 20} MiB of names"
-            )
+            raise _list_too_long(target)
         listed.append((yield from _listed(target, reply)))
 
 
@@ -413,15 +417,15 @@ class _OptionRefused(Refused):
         self.words = words
 
 
-# Refusals after which we ask in another way.
-_NOT_FINAL = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
+# Refusals of NBD_OPT_GO after which we ask on.
+_ASKED_OTHERWISE = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
 
 _REFUSALS = {
     NBD_REP_ERR_UNSUP: ("the server does not know {option}", ""),
     NBD_REP_ERR_POLICY: ("the server's policy forbids {option}", "its configuration must allow this client or option"),
     NBD_REP_ERR_INVALID: ("the server calls our {option} invalid", "--debug shows what was sent"),
     NBD_REP_ERR_PLATFORM: ("{option} does not work on the server's platform", "its log may tell what it lacks"),
-    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", "write {tls}"),
+    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", ""),
     NBD_REP_ERR_UNKNOWN: ("the server has no such export", "see nbdattach list {server}"),
     NBD_REP_ERR_SHUTDOWN: ("the server is shutting down", "try again when it is back"),
     NBD_REP_ERR_BLOCK_SIZE_REQD: ("the server wants its block sizes honoured, yet tells none", ""),
@@ -432,9 +436,8 @@ _REFUSALS = {
 def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachError:
     cause, hint = _REFUSALS.get(kind, (f"the server refused {{option}} with the unknown error {kind:#x}", ""))
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
-    tls_uri = replace(target, tls=True).uri
     if kind == NBD_REP_ERR_TLS_REQD:
-        return TlsFailed(target.uri, cause, hint.format(tls=tls_uri))
+        return TlsFailed(target.uri, cause, "" if target.tls else f"write {replace(target, tls=True).uri}")
     return _OptionRefused(target.uri, cause, hint.replace("{server}", target.server), kind, words)
 
 
@@ -454,22 +457,19 @@ def _plain_option(target: Target, option: int) -> Steps[None]:
         raise _unexpected(target, reply)
 
 
-def _politely(steps: Steps[T]) -> Steps[T]:
-    """`steps`; when the server refuses for good, NBD_OPT_ABORT before we leave."""
+def _politely(steps: Steps[T], but_for: Container[int] = ()) -> Steps[T]:
+    """`steps`; when the server refuses, NBD_OPT_ABORT before we leave, `but_for` refusals that are no leaving."""
     try:
         return (yield from steps)
     except (Refused, TlsFailed) as refused:
-        if not (isinstance(refused, _OptionRefused) and refused.reply in _NOT_FINAL):
-            yield from _leave(entered=False)
+        if not (isinstance(refused, _OptionRefused) and refused.reply in but_for):
+            yield from _abort()
         raise
 
 
-def _leave(entered: bool) -> Steps[None]:
-    """A soft disconnect. Nobody waits for the answer to NBD_OPT_ABORT, nor minds that the server has gone already."""
+def _abort() -> Steps[None]:
+    """A soft disconnect. Nobody waits for the answer, nor minds that the server has gone already."""
     try:
-        if entered:
-            yield from transmission.disconnect()
-        else:
-            yield from _send_option(NBD_OPT_ABORT)
+        yield from _send_option(NBD_OPT_ABORT)
     except NoConnection:
-        pass
+        return

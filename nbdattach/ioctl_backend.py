@@ -96,9 +96,13 @@ class Worker:
             # Who scans before that would see them vanish again at the next open.
             if pid is not None and kernel.size and asleep(pid):
                 return pid
-            if select.select([self._reports], [], [], _POLL)[0]:
-                raise _did_not_serve(self._device, self._report())
+            self.raise_if_ended(_POLL)
         raise KernelRefused(self._device.path, f"not served after {START_SECONDS} s", "see dmesg")
+
+    def raise_if_ended(self, within: float) -> None:
+        """Raises `ConnectionLost` or `KernelRefused` when the worker ends in the next `within` seconds."""
+        if select.select([self._reports], [], [], within)[0]:
+            raise _did_not_serve(self._device, self._report())
 
     def commit(self) -> None:
         """From now on the attachment outlives us."""

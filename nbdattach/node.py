@@ -7,7 +7,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 from nbdattach import ioctl
 from nbdattach.deadline import Deadline
@@ -22,6 +23,10 @@ _POLL = 0.01
 
 class Busy(Exception):
     """Somebody has the device exclusively: it is mounted, held by dm or md, swapped on, or being attached."""
+
+
+class Unanswered(Exception):
+    """The server lets a request of the kernel wait beyond the deadline."""
 
 
 class Node:
@@ -80,19 +85,41 @@ class Node:
                 self.device.path, "flushing to the server", error.errno or 0, "nothing was detached; is the server up?"
             ) from error
 
-    def scan_partitions(self) -> None:
-        """Makes the kernel look for partitions now. Raises `KernelRefused`."""
-        try:
-            ioctl.blkrrpart(self.fd)
-        except OSError as error:
-            # EINVAL: max_part=0, there never are any. The others: the table is there but cannot be read.
-            if error.errno != errno.EINVAL:
-                raise KernelRefused.at(self.device.path, "BLKRRPART", error.errno or 0) from error
+    def scan_partitions(self, deadline: Deadline) -> None:
+        """Makes the kernel look for partitions now. Raises `KernelRefused`, `Unanswered`.
+
+        The kernel waits for the server's answer without end and cannot be interrupted in it, so a thread does that.
+        """
+        outcome = self._within(deadline, lambda: ioctl.blkrrpart(self.fd))
+        # EINVAL: max_part=0, there never are any.
+        if outcome and outcome.errno != errno.EINVAL:
+            raise KernelRefused.at(self.device.path, "BLKRRPART", outcome.errno or 0) from outcome
+
+    def is_readable(self, deadline: Deadline) -> bool:
+        """Whether its first page can be read; free once the partitions are scanned. Raises `Unanswered`."""
+        return self._within(deadline, lambda: os.pread(self.fd, 4096, 0)) is None
+
+    def _within(self, deadline: Deadline, call: Callable[[], object]) -> OSError | None:
+        failed: list[OSError] = []
+
+        def run() -> None:
+            try:
+                call()
+            except OSError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(deadline.remaining())
+        if thread.is_alive():
+            raise Unanswered
+        return failed[0] if failed else None
 
     def disconnect(self) -> None:
         """Tells the kernel, and it the server, that this is the end. Raises `KernelRefused`."""
-        with self._step("NBD_DISCONNECT"):
+        with contextlib.suppress(OSError):  # the kernel refuses it on devices of the netlink interface
             ioctl.nbd_clear_que(self.fd)
+        with self._step("NBD_DISCONNECT"):
             ioctl.nbd_disconnect(self.fd)
 
     def clear(self, deadline: Deadline) -> None:
@@ -105,7 +132,7 @@ class Node:
             with self._step("NBD_CLEAR_SOCK"):
                 ioctl.nbd_clear_sock(self.fd)
             with contextlib.suppress(KernelRefused):  # a partition is open, by udev for one
-                self.scan_partitions()
+                self.scan_partitions(deadline)
             if not (kernel.size or kernel.partitions) or not deadline.sleep(_POLL):
                 return
 

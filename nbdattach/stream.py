@@ -24,7 +24,7 @@ from nbdattach.target import Target
 from nbdattach.wiretext import plain
 
 if TYPE_CHECKING:
-    import ssl
+    pass
 
 Trace: TypeAlias = Callable[[str], None]
 _Address: TypeAlias = tuple[int, Any]
@@ -40,35 +40,31 @@ class Stream:
         self._trace = trace
         self._doing = "connecting"
 
-    def run(self, steps: Steps[T]) -> tuple[T, Stream]:
-        """Does what the generator asks, in order; its result, and the stream that is in use afterwards.
-
-        (A TLS handshake on the way makes a new stream; the old one must not be used again.)
-        """
-        stream = self
+    def run(self, steps: Steps[T]) -> T:
+        """Does what the generator asks, in order; its result. Our own errors are thrown into it."""
         try:
             step = next(steps)
             while True:
                 try:
-                    stream, answer = stream._do(step)
+                    answer = self._do(step)
                 except NbdattachError as error:
                     step = steps.throw(error)
                 else:
                     step = steps.send(answer)
         except StopIteration as stop:
-            return stop.value, stream
+            return stop.value  # type: ignore[no-any-return]
 
-    def _do(self, step: Step) -> tuple[Stream, bytes]:
-        if isinstance(step, StartTls):
-            return self._start_tls(step.hostname), b""
+    def _do(self, step: Step) -> bytes:
         if isinstance(step, Receive):
-            return self, self._receive(step.size)
+            return self._receive(step.size)
         if isinstance(step, Send):
             self._send(step.data)
+        elif isinstance(step, StartTls):
+            self._start_tls(step.hostname)
         elif isinstance(step, Note):
             self._doing = step.text
             self._trace(step.text)
-        return self, b""
+        return b""
 
     def _receive(self, size: int) -> bytes:
         """Exactly `size` bytes, never one more: what follows may belong to the kernel."""
@@ -77,10 +73,16 @@ class Stream:
             while len(data) < size:
                 self._arm()
                 more = self.sock.recv(size - len(data))
+                self._acknowledge()
                 if not more:
                     raise ConnectionLost(self._target.uri, self._doing)
                 data += more
         return bytes(data)
+
+    def _acknowledge(self) -> None:
+        """At once: nbd-server holds its next small packet back until then, 40 ms for each export of a list."""
+        if self.sock.family != socket.AF_UNIX:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _send(self, data: bytes) -> None:
         with self._foreign_errors():
@@ -102,15 +104,15 @@ class Stream:
         except OSError as error:
             raise ConnectionLost(self._target.uri, f"{self._doing}: {error.strerror or error}") from error
 
-    def _start_tls(self, hostname: str) -> Stream:
-        """The same connection, inside TLS with a verified server."""
+    def _start_tls(self, hostname: str) -> None:
+        """From here on inside TLS with a verified server; the plain socket is detached and cannot be used again."""
         import ssl  # costs 10 ms, and most connections do without
 
         context = ssl.create_default_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             self._arm()
-            wrapped = context.wrap_socket(self.sock, server_hostname=hostname)
+            self.sock = context.wrap_socket(self.sock, server_hostname=hostname)
         except TimeoutError:
             raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
         except ssl.SSLCertVerificationError as error:
@@ -119,13 +121,7 @@ class Stream:
             ) from error
         except (ssl.SSLError, ValueError, OSError) as error:
             raise TlsFailed(self._target.uri, f"TLS handshake failed: {plain(str(error))}", "") from error
-        stream = Stream(wrapped, self._target, self._deadline, self._trace)
-        stream._describe_tls(wrapped)
-        return stream
-
-    def _describe_tls(self, wrapped: ssl.SSLSocket) -> None:
-        cipher = wrapped.cipher()
-        self._trace(f"{wrapped.version()} {cipher[0] if cipher else ''}")
+        self._trace(" ".join(self.tls or ()))
 
     @property
     def tls(self) -> tuple[str, str] | None:
@@ -172,15 +168,16 @@ def _connect_to_any(target: Target, addresses: list[_Address], deadline: Deadlin
 
 def _connect(target: Target, address: _Address, deadline: Deadline, seconds: float) -> socket.socket:
     family, place = address
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock: socket.socket | None = None
     try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.settimeout(max(seconds, 0.001))
         sock.connect(place)
-    except TimeoutError:
-        sock.close()
-        raise DeadlinePassed(target.uri, deadline.seconds, "connecting") from None
     except OSError as error:
-        sock.close()
+        if sock:
+            sock.close()
+        if isinstance(error, TimeoutError):
+            raise DeadlinePassed(target.uri, deadline.seconds, "connecting") from None
         raise NoConnection(target.uri, f"cannot connect: {error.strerror or error}", _connect_hint(target)) from error
     return sock
 

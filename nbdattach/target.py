@@ -59,10 +59,10 @@ class Target:
         if self.socket:
             place = "/" + export
         else:
-            host = f"[{self.host}]" if ":" in self.host else self.host
+            host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
             port = "" if self.port == DEFAULT_PORT else f":{self.port}"
             place = host + port + (f"/{export}" if export else "")
-        query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in self._parameters() if value)
+        query = "&".join(f"{key}={quote(to_wire(value), safe='/')}" for key, value in self._parameters() if value)
         return f"{scheme}://{place}" + (f"?{query}" if query else "")
 
     def _parameters(self) -> tuple[tuple[str, str], ...]:
@@ -79,7 +79,7 @@ def parse_target(text: str, export: str | None = None) -> Target:
 
     Raises `Malformed` with the part that is wrong.
     """
-    if "://" in text:
+    if "://" in text and not text.startswith("/"):
         if export is not None:
             raise Malformed(
                 quoted(text), "-N/--export goes with HOST or a socket, not with a URI", "put the name into the URI"
@@ -98,9 +98,9 @@ def _parse_address(text: str, address: str) -> tuple[str, int]:
         raise Malformed(quoted(text), "no host in it", _FORMS)
     if address.startswith("["):
         host, closed, rest = address[1:].partition("]")
-        if not closed or not _V6.fullmatch(host) or (rest and not rest.startswith(":")):
-            raise Malformed(quoted(text), "not an IPv6 address in brackets", "write [2001:db8::1]:10809")
-        return host, _checked_port(text, rest[1:] if rest else None)
+        if not closed or (rest and not rest.startswith(":")):
+            raise _no_v6(text)
+        return _checked_v6(text, host), _checked_port(text, rest[1:] if rest else None)
     if address.count(":") > 1:
         hint = f"write [{plain(address)}]" if _V6.fullmatch(address) else _FORMS
         raise Malformed(quoted(text), "more than one colon", hint)
@@ -108,6 +108,20 @@ def _parse_address(text: str, address: str) -> tuple[str, int]:
     if not _HOST.fullmatch(host):
         raise Malformed(quoted(text), f"not a host name: {quoted(host)}", _FORMS)
     return host.lower(), _checked_port(text, port if colon else None)
+
+
+def _checked_v6(text: str, host: str) -> str:
+    """The address in its one canonical form, with its scope."""
+    import ipaddress  # most targets are names
+
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:
+        raise _no_v6(text) from None
+
+
+def _no_v6(text: str) -> Malformed:
+    return Malformed(quoted(text), "not an IPv6 address in brackets", "write [2001:db8::1]:10809")
 
 
 def _checked_port(text: str, port: str | None) -> int:
@@ -168,6 +182,8 @@ def _parse_query(text: str, query: str) -> dict[str, str]:
         given[key] = _decoded(text, value)
         if not given[key]:
             raise Malformed(quoted(text), f"parameter {key} is empty", f"write {key}=VALUE")
+        if "\0" in given[key] and key != "socket":
+            raise Malformed(quoted(text), f"parameter {key} contains NUL", "")
     return given
 
 
@@ -209,7 +225,10 @@ def _checked_socket(text: str, path: str) -> str:
     """`path`, made absolute: whoever dials again later may stand elsewhere. A leading NUL means abstract."""
     if "\0" in path[1:] or path in ("", "\0"):
         raise Malformed(quoted(text), "not a socket path", "")
-    absolute = path if path.startswith("\0") else os.path.abspath(path)
+    try:
+        absolute = path if path.startswith("\0") else os.path.abspath(path)
+    except FileNotFoundError:
+        raise Malformed(quoted(text), "a relative path, and the working directory is gone", "name it whole") from None
     if len(os.fsencode(absolute)) > _MAX_SOCKET_PATH:
         raise Malformed(quoted(text), f"the socket's path is longer than {_MAX_SOCKET_PATH} bytes", "use a shorter one")
     return absolute

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from nbdattach.errors import BrokenProtocol, Refused
+from nbdattach.errors import BrokenProtocol, NoConnection, Refused
 from nbdattach.proto import (
     NBD_CMD_DISC,
     NBD_CMD_READ,
@@ -42,9 +42,12 @@ def read(thing: str, offset: int, length: int, cookie: int) -> Steps[bytes]:
 
 
 def disconnect() -> Steps[None]:
-    """NBD_CMD_DISC, which has no reply."""
+    """NBD_CMD_DISC, which has no reply; a server that has gone already did not need it."""
     yield Note("NBD_CMD_DISC")
-    yield Send(_REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_DISC, 0, 0, 0))
+    try:
+        yield Send(_REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_DISC, 0, 0, 0))
+    except NoConnection:
+        return
 
 
 def error_words(error: int) -> tuple[int, str]:

@@ -126,7 +126,8 @@ def _watch(path: str, node: int, orders: int) -> None:
             break
     try:
         ioctl.nbd_disconnect(node)
-        signal.sigtimedwait({signal.SIGTERM}, GOODBYE_SECONDS)
+        if committed:
+            signal.sigtimedwait({signal.SIGTERM}, GOODBYE_SECONDS)
         ioctl.nbd_clear_sock(node)
     except OSError:
         pass

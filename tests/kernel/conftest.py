@@ -1,0 +1,62 @@
+"""Kernel tests: run inside a guest only (tests/lab/guest.py), never against the machine's own devices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdattach import status, sysfs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "nbdattach.lab=1" not in Path("/proc/cmdline").read_text():
+        pytest.exit("kernel tests run in a guest only: see tests/lab/README.md", returncode=4)
+    subprocess.run(["modprobe", "nbd"], check=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """After each test: no device attached, none with a size, no process, no file of ours."""
+    yield
+    deadline = time.monotonic() + 10
+    while left := leftovers():
+        if time.monotonic() > deadline:
+            _clear_away()
+            pytest.fail(f"left behind: {left}")
+        time.sleep(0.05)
+
+
+def _clear_away() -> None:
+    """So that one failure is one failure."""
+    subprocess.run(["umount", "/mnt"], capture_output=True)
+    for pid, _ in workers():
+        os.kill(pid, signal.SIGKILL)
+    subprocess.run("rm -f /run/nbdattach/*", shell=True)
+
+
+def leftovers() -> list[str]:
+    left = [str(one) for one in status.all_attached()]
+    left += [f"{device.path} has a size" for device in sysfs.devices() if sysfs.Kernel(device).size]
+    left += [f"{device.path} has partitions" for device in sysfs.devices() if sysfs.Kernel(device).partitions]
+    left += [f"process {pid}: {line}" for pid, line in workers()]
+    left += [f"file {name}" for name in (os.listdir("/run/nbdattach") if os.path.isdir("/run/nbdattach") else [])]
+    return left
+
+
+def workers() -> list[tuple[int, str]]:
+    """Worker processes of ours, by their command line."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "nbdattach.worker" in line:
+            found.append((int(name), line))
+    return found

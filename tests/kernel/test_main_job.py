@@ -1,0 +1,173 @@
+"""Attach, write, compare on the server's side, detach: with each server, over TCP and Unix sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import pytest
+from servers import Server, nbd_server, nbdkit, qemu_nbd
+from tool import attached, digest_of, fill_with_noise, nbd, nbd_ok, partitioned_image, shell, sparse_file
+
+from nbdattach import sysfs
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+MIB = 1 << 20
+FIRST = Kernel(Device(0))
+
+
+def start(kind: str, image: Path, transport: str) -> AbstractContextManager[Server]:
+    unix = f"{image}.sock" if transport == "unix" else ""
+    if kind == "nbdkit":
+        return nbdkit("file", f"file={image}", unix=unix)
+    if kind == "qemu-nbd":
+        return qemu_nbd(str(image), unix=unix)
+    return nbd_server({"disk": str(image)}, unix=unix)
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+@pytest.mark.parametrize("kind", ["nbdkit", "qemu-nbd", "nbd-server"])
+def test_64_mib_written_are_on_the_server_after_disconnect(tmp_path: Path, kind: str, transport: str) -> None:
+    image = sparse_file(tmp_path / "image", 64 * MIB)
+    with start(kind, image, transport) as server:
+        uri = server.export("disk" if kind == "nbd-server" else "")
+        assert nbd_ok("connect", uri, "/dev/nbd0") == "/dev/nbd0"
+        written = fill_with_noise("/dev/nbd0", 64)
+        assert nbd_ok("disconnect", "/dev/nbd0") == ""
+        assert digest_of(image) == written
+    assert not FIRST.attached and not FIRST.size
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize(
+    "size",
+    [2**40, 2**44, 2**62, 2**63 - 512, 2**40 + 512, 512 * (2**31 - 1), 512 * 2**31, 512],
+    ids=["1TiB", "16TiB", "4EiB", "8EiB-512", "1TiB+512", "2G-1 blocks", "2G blocks", "one block"],
+)
+def test_exact_size(size: int) -> None:
+    with nbdkit("eval", f"get_size=echo {size}", "pread=head -c $3 /dev/zero") as server, attached(server.uri):
+        assert FIRST.size == size
+        with open("/dev/nbd0", "rb") as device:
+            assert device.seek(0, os.SEEK_END) == size
+
+
+def test_read_back_through_the_page_cache_and_direct(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(8 * MIB))
+    with nbdkit("file", f"file={image}") as server, attached(server.uri):
+        assert shell("dd if=/dev/nbd0 bs=1M status=none | sha256sum").split()[0] == digest_of(image)
+        assert shell("dd if=/dev/nbd0 bs=1M iflag=direct status=none | sha256sum").split()[0] == digest_of(image)
+
+
+@pytest.mark.essential
+def test_a_file_system_lives_on_it(tmp_path: Path) -> None:
+    image = sparse_file(tmp_path / "image", 64 * MIB)
+    with nbdkit("file", f"file={image}") as server:
+        with attached(server.uri):
+            shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt && echo hello > /mnt/file && umount /mnt")
+        with attached(server.uri):
+            assert shell("mount /dev/nbd0 /mnt && cat /mnt/file && umount /mnt") == "hello\n"
+    shell(f"e2fsck -fn {image}")
+
+
+def test_read_only_by_option_and_by_the_server() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, read_only=True) as attachment:
+        assert attachment.status().read_only
+        assert nbd("status", "--json").json()[0]["read_only"] is True
+        with pytest.raises(PermissionError), open("/dev/nbd0", "r+b", buffering=0) as device:
+            device.write(bytes(512))
+    with nbdkit("-r", "memory", "1M") as server, attached(server.uri) as attachment:
+        assert attachment.status().read_only
+    with nbdkit("memory", "1M") as server, attached(server.uri) as attachment:
+        assert not attachment.status().read_only
+
+
+@pytest.mark.essential
+def test_several_connections_where_the_server_allows_them(tmp_path: Path) -> None:
+    image = sparse_file(tmp_path / "image", 16 * MIB)
+    with nbdkit("file", f"file={image}") as server:
+        with attached(server.uri, connections=4) as attachment:
+            assert attachment.status().connections == 4
+            assert len(shell(f"ss -Htn state established dport = :{server.place[1]}").splitlines()) == 4
+            written = fill_with_noise("/dev/nbd0", 16)
+        assert digest_of(image) == written
+
+
+def test_one_connection_where_the_server_allows_one(tmp_path: Path) -> None:
+    with nbdkit("--filter=multi-conn", "memory", "1M", "multi-conn-mode=disable") as server:
+        done = nbd("connect", "-C", "4", server.uri, "/dev/nbd0")
+        assert done.code == 0
+        assert "the server allows one connection only" in done.err
+        assert nbd("status", "--json", "nbd0").json()[0]["connections"] == 1
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_no_handshake_goes_straight_into_transmission() -> None:
+    """A server that speaks only the transmission phase: nbdkit's, after a proxy has eaten its greeting."""
+    with nbdkit("--oldstyle", "memory", "4M") as server, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            upstream = socket.create_connection(server.place)
+            greeting = b""
+            while len(greeting) < 152:
+                greeting += upstream.recv(152 - len(greeting))
+            threading.Thread(target=pump, args=(client, upstream), daemon=True).start()
+            pump(upstream, client)
+
+        threading.Thread(target=serve, daemon=True).start()
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        nbd_ok("connect", "--no-handshake", "--size", str(4 * MIB), target, "nbd0")
+        written = fill_with_noise("/dev/nbd0", 4)
+        assert shell("dd if=/dev/nbd0 iflag=direct bs=1M status=none | sha256sum").split()[0] == written
+        nbd_ok("disconnect", "nbd0")
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    while data := source.recv(1 << 16):
+        sink.sendall(data)
+    sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.essential
+def test_partitions_are_there_when_connect_returns(tmp_path: Path) -> None:
+    image = partitioned_image(tmp_path / "image")
+    with nbdkit("file", f"file={image}") as server:
+        for _ in range(5):
+            with attached(server.uri):
+                assert FIRST.partitions == ["nbd0p1", "nbd0p2"]
+                os.close(os.open("/dev/nbd0p1", os.O_RDONLY))
+                assert FIRST.partitions == ["nbd0p1", "nbd0p2"]
+            assert FIRST.partitions == []
+
+
+def test_without_device_a_free_one_is_taken() -> None:
+    with nbdkit("memory", "1M") as server:
+        names = [nbd_ok("connect", "--tag", str(number), server.uri) for number in range(3)]
+        assert names == ["/dev/nbd0", "/dev/nbd1", "/dev/nbd2"]
+        assert nbd("disconnect", *names).code == 0
+
+
+def test_connect_again_is_a_success_that_says_so() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri):
+        for arguments in ([server.uri], [server.uri, "nbd0"]):
+            done = nbd("connect", *arguments)
+            assert (done.code, done.out) == (0, "/dev/nbd0\n")
+            assert "already attached" in done.err
+
+
+def test_all_devices_in_use_is_said() -> None:
+    with nbdkit("memory", "1M") as server, ExitStack() as stack:
+        count = len(sysfs.devices())
+        for number in range(count):
+            stack.enter_context(attached(server.uri, None, tag=str(number), connections=1))
+        done = nbd("connect", "--tag", "one more", server.uri)
+        assert done.code == 7
+        assert f"all {count} devices are in use" in done.err

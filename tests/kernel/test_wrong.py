@@ -1,0 +1,200 @@
+"""What goes wrong before anything is attached: exit code, one line, one hint, and the device untouched."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import free_port, nbdkit
+from tool import nbd, nbd_ok, shell
+
+import nbdattach
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+FIRST = Kernel(Device(0))
+NEWSTYLE = b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3)
+INFO_EXPORT = struct.pack(">QIIIHQH", 0x3E889045565A9, 7, 3, 12, 0, 1 << 20, 1)
+ACK = struct.pack(">QIII", 0x3E889045565A9, 7, 1, 0)
+
+
+@contextlib.contextmanager
+def says(data: bytes, hold: bool = False) -> Iterator[str]:
+    """A server that sends these bytes to each client and then closes, or holds, the connection. Its target."""
+    held: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    client.sendall(data)
+                    if hold:
+                        held.append(client)
+                    else:
+                        client.shutdown(socket.SHUT_WR)
+                        while client.recv(4096):
+                            pass
+                        client.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def untouched() -> Iterator[None]:
+    """No event of the device, no size, no attachment."""
+    before = Path("/sys/kernel/uevent_seqnum").read_text()
+    yield
+    assert Path("/sys/kernel/uevent_seqnum").read_text() == before
+    assert not FIRST.attached and not FIRST.size
+
+
+def refused(code: int, *arguments: str) -> list[str]:
+    with untouched():
+        done = nbd("connect", *arguments)
+    assert (done.code, done.out) == (code, "")
+    lines = done.err.splitlines()
+    assert len(lines) == 2, lines
+    assert lines[0].startswith("nbdattach")
+    assert lines[1].startswith("(") and lines[1].endswith(")")
+    return lines
+
+
+def test_closed_port() -> None:
+    port = free_port()
+    assert refused(3, f"localhost:{port}", "/dev/nbd0") == [
+        f"nbdattach: nbd://localhost:{port}: cannot connect: Connection refused",
+        f"(is the server running, and does it listen on port {port}?)",
+    ]
+
+
+def test_unknown_name() -> None:
+    with nbdkit("eval", "list_exports=echo NAMES; echo root; echo swap", "open=test $3 = root || exit 1",
+                "get_size=echo 1M", "pread=head -c $3 /dev/zero") as server:  # fmt: skip
+        lines = refused(4, server.export("disk"), "/dev/nbd0")
+    assert server.export("disk") in lines[0]
+
+
+def test_silent_server() -> None:
+    with says(b"", hold=True) as target:
+        lines = refused(3, "--connect-timeout", "1", target, "/dev/nbd0")
+    assert lines[0].endswith(": no answer within 1 s (waiting for the server's greeting)")
+
+
+def test_malformed_uri_and_dev_null() -> None:
+    refused(2, "nbd://host:port/x", "/dev/nbd0")
+    refused(2, "nbd://localhost/x?foo=1", "/dev/nbd0")
+    assert refused(2, "localhost", "/dev/null") == [
+        "nbdattach: '/dev/null': not an nbd device",
+        "(a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ...)",
+    ]
+
+
+def test_no_such_device() -> None:
+    with nbdkit("memory", "1M") as server:
+        lines = refused(6, server.uri, "/dev/nbd999")
+    assert lines[0] == "nbdattach: /dev/nbd999: the kernel has no such device"
+
+
+@pytest.mark.essential
+def test_a_server_that_dies_at_every_byte_of_the_handshake() -> None:
+    conversation = NEWSTYLE + INFO_EXPORT + ACK
+    with untouched():
+        for count in range(len(conversation)):
+            with says(conversation[:count]) as target, pytest.raises(nbdattach.NbdattachError) as caught:
+                nbdattach.connect(target, "/dev/nbd0", connect_timeout=10)
+            assert caught.value.exit_code == 3, count
+            assert "closed the connection" in str(caught.value)
+
+
+def test_a_server_that_dies_right_after_the_handshake() -> None:
+    with says(NEWSTYLE + INFO_EXPORT + ACK) as target:
+        done = nbd("connect", target, "/dev/nbd0")
+    assert done.code == 3, done
+    assert not FIRST.attached and not FIRST.size
+
+
+def test_a_device_of_another_tool_is_left_alone_shown_and_can_be_detached() -> None:
+    with nbdkit("memory", "1M") as server:
+        shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
+        assert nbd("connect", server.uri, "/dev/nbd0").code == 7
+        assert nbd_ok("connect", server.uri) == "/dev/nbd1"
+        foreign, ours = nbd("status", "--json").json()
+        assert (foreign["device"], foreign["target"], foreign["backend"], foreign["size"]) == (
+            "/dev/nbd0", None, None, 1 << 20,
+        )  # fmt: skip
+        assert ours["target"] == server.uri
+        assert nbd("disconnect", "nbd0", "nbd1").code == 0
+
+
+def test_a_device_of_nbd_clients_netlink_is_shown_and_can_be_detached() -> None:
+    with nbdkit("memory", "1M") as server:
+        shell(f"nbd-client 127.0.0.1 {server.place[1]} /dev/nbd0")
+        assert nbd("status", "--json").json()[0]["size"] == 1 << 20
+        assert nbd("disconnect", "nbd0").code == 0
+
+
+def test_status_of_an_idle_device() -> None:
+    done = nbd("status", "nbd0")
+    assert (done.code, done.out) == (8, "")
+    assert nbd("status", "--json").json() == []
+
+
+@pytest.mark.essential
+def test_parallel_connects_without_device_get_different_devices() -> None:
+    with nbdkit("memory", "1M") as server:
+        command = "python3 -m nbdattach connect"
+        processes = [
+            subprocess.Popen(
+                [*command.split(), "--tag", str(number), server.uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(6)
+        ]  # fmt: skip
+        ended = [(*process.communicate(timeout=200), process.returncode) for process in processes]
+        assert [code for *_, code in ended] == [0] * 6, ended
+        names = {out.strip() for out, *_ in ended}
+        assert names == {f"/dev/nbd{number}" for number in range(6)}
+        nbd_ok("disconnect", *sorted(names))
+
+
+def test_the_module_is_loaded_when_it_is_missing() -> None:
+    shell("modprobe -r nbd")
+    with nbdkit("memory", "1M") as server:
+        assert nbd_ok("connect", server.uri) == "/dev/nbd0"
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_without_permission(tmp_path: Path) -> None:
+    with nbdkit("memory", "1M") as server:
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c",
+             "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nbdattach.cli import main; main()",
+             f"{Path(nbdattach.__file__).parent.parent}:{Path(pytest.__file__).parent.parent}",
+             "connect", server.uri, "/dev/nbd0"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 6, done
+        assert done.stderr.splitlines()[0] == "nbdattach: /dev/nbd0: no permission to open it"
+
+
+def test_max_part_0_means_no_partitions_and_doctor_says_so() -> None:
+    shell("modprobe -r nbd && modprobe nbd max_part=0")
+    try:
+        done = nbd("doctor")
+        assert done.code == 6
+        assert "max_part=0" in done.out
+        with nbdkit("memory", "1M") as server:
+            nbd_ok("connect", server.uri, "nbd0")
+            nbd_ok("disconnect", "nbd0")
+    finally:
+        shell("modprobe -r nbd && modprobe nbd")
+    assert nbd("doctor").code == 0

@@ -1,0 +1,98 @@
+"""The command line as a user runs it, and small looks at devices."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbdattach
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def nbd(*arguments: str, seconds: float = 240) -> Done:
+    """Runs nbdattach with these arguments."""
+    command = [sys.executable, "-m", "nbdattach", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+    assert "Traceback" not in done.stderr, done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def nbd_ok(*arguments: str) -> str:
+    """Standard output of a command that must succeed."""
+    done = nbd(*arguments)
+    assert done.code == 0, done
+    return done.out.strip()
+
+
+def shell(command: str) -> str:
+    """Standard output of a shell command that must succeed."""
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def attached(target: str, device: str | None = "/dev/nbd0", **options: Any) -> Iterator[nbdattach.Attachment]:
+    """The API, detached at the end."""
+    with nbdattach.connect(target, device, **options) as attachment:
+        yield attachment
+
+
+def fill_with_noise(path: str | Path, mebibytes: int) -> str:
+    """Writes that much random data through the page cache; its SHA-256."""
+    digest = hashlib.sha256()
+    with open(path, "r+b", buffering=0) as file:
+        for _ in range(mebibytes):
+            noise = os.urandom(CHUNK)
+            digest.update(noise)
+            assert file.write(noise) == CHUNK
+    return digest.hexdigest()
+
+
+def digest_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def eventually(true: Callable[[], object], seconds: float = 60) -> None:
+    """Polls until it holds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def sparse_file(path: Path, size: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def partitioned_image(path: Path, mebibytes: int = 16) -> Path:
+    """An image with a GPT and two partitions."""
+    sparse_file(path, mebibytes << 20)
+    script = "label: gpt\nsize=4MiB\nsize=4MiB\n"
+    subprocess.run(["sfdisk", "-q", str(path)], input=script, text=True, check=True)
+    return path

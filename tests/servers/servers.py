@@ -1,0 +1,169 @@
+"""Real NBD servers for tests: nbdkit, qemu-nbd, nbd-server; each is ready when its context is entered, gone after it.
+
+Standard library only, and nothing of nbdattach: guests without either use it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import quote
+
+READY_SECONDS = 60.0  # an emulated machine starts qemu-nbd in 10
+POLL_SECONDS = 0.01
+
+_Place: TypeAlias = "tuple[str, int] | str"
+
+
+class Server:
+    """A running server. `group` is its process group; `place` is host and port, or the path of its Unix socket."""
+
+    def __init__(self, group: int, place: _Place, log: Path) -> None:
+        self.group = group
+        self.place = place
+        self._log = log
+
+    @property
+    def uri(self) -> str:
+        """Of the default export."""
+        return self.export()
+
+    def export(self, name: str = "", scheme: str = "nbd") -> str:
+        """The URI of the export `name`; `scheme` is nbd or nbds."""
+        path = quote(name, safe="/") if name else ""
+        if isinstance(self.place, str):
+            return f"{scheme}+unix:///{path}?socket={quote(self.place)}"
+        return f"{scheme}://{self.place[0]}:{self.place[1]}" + (f"/{path}" if path else "")
+
+    @property
+    def log(self) -> str:
+        """All that the server has printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """The signal to all of its processes; on return they are gone."""
+        self._signal(number)
+        poll(lambda: not self._lives(), f"signal {number} to end process group {self.group}")
+
+    def pause(self) -> None:
+        """It holds its connections and answers nothing, until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.group, number)
+
+    def _lives(self) -> bool:
+        """Whether any thread of the group is left that is no zombie; a zombie's parent may leave it for good."""
+        return any(
+            state not in "ZX"
+            for process in Path("/proc").glob("[0-9]*")
+            if _state_and_group(process)[1] == self.group
+            for state, _ in map(_state_and_group, process.glob("task/*"))
+        )
+
+    def is_up(self) -> bool:
+        """Whether it takes connections. Raises `RuntimeError` with its log when it has ended."""
+        family = socket.AF_UNIX if isinstance(self.place, str) else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.settimeout(READY_SECONDS)
+            if probe.connect_ex(self.place) == 0:
+                return True
+        if not self._lives():
+            raise RuntimeError(f"the server ended: {self.log}")
+        return False
+
+
+def _state_and_group(process: Path) -> tuple[str, int]:
+    """Of a process or thread by its directory in /proc; X and 0 when it has gone."""
+    try:
+        state, _, group, *_ = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return state, int(group)
+
+
+@contextlib.contextmanager
+def nbdkit(*args: str, port: int = 0, unix: str = "") -> Iterator[Server]:
+    """`nbdkit ARGS` (plugin, filters, options) on a free port of 127.0.0.1, or at the socket `unix`."""
+    place = _place(port, unix)
+    where = ["--unix", place] if isinstance(place, str) else ["--ipaddr", place[0], "--port", str(place[1])]
+    with _running(["nbdkit", "--foreground", *where, *args], place) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def qemu_nbd(image: str, *args: str, port: int = 0, unix: str = "") -> Iterator[Server]:
+    """`qemu-nbd ARGS IMAGE`, raw, for many clients."""
+    place = _place(port, unix)
+    where = ["--socket", place] if isinstance(place, str) else ["--bind", place[0], "--port", str(place[1])]
+    command = ["qemu-nbd", "--persistent", "--shared=16", "--format=raw", *where, *args, image]
+    with _running(command, place) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def nbd_server(exports: Mapping[str, str], extra: str = "", port: int = 0, unix: str = "") -> Iterator[Server]:
+    """`nbd-server` of these exports (name: file); `extra` lines go to each of them."""
+    tcp = _place(port, "")
+    lines = ["[generic]", "allowlist = true", f"listenaddr = {tcp[0]}", f"port = {tcp[1]}"]
+    lines += [f"unixsock = {unix}"] if unix else []
+    for name, file in exports.items():
+        lines += [f"[{name}]", f"exportname = {file}", extra]
+    with tempfile.TemporaryDirectory(prefix="nbd-server-") as directory:
+        config, pid = Path(directory, "config"), Path(directory, "pid")
+        config.write_text("\n".join(lines) + "\n")
+        # In the foreground (-d) it ends with its first client, so it must be a daemon.
+        command = ["nbd-server", "-C", str(config), "-p", str(pid)]
+        with _running(command, unix or tcp, pid) as server:
+            yield server
+
+
+def _place(port: int, unix: str) -> _Place:
+    return unix or ("127.0.0.1", port or free_port())
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _running(command: list[str], place: _Place, daemon: Path | None = None) -> Iterator[Server]:
+    """`command` until the end of the context. A daemon writes the file `daemon` with its process id."""
+    with tempfile.NamedTemporaryFile(prefix="server-", suffix=".log") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        group = process.pid
+        if daemon:
+            poll(lambda: daemon.exists() and daemon.read_text().endswith("\n"), f"{command} to write {daemon}")
+            group = int(daemon.read_text())
+        server = Server(group, place, Path(log.name))
+        try:
+            poll(server.is_up, f"{command} to take connections")
+            yield server
+        finally:
+            server.kill()
+            process.wait(READY_SECONDS)
+
+
+def poll(done: Callable[[], bool], what: str) -> None:
+    """Until `done()`. Raises `TimeoutError` that tells `what` was waited for."""
+    end = time.monotonic() + READY_SECONDS
+    while not done():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {READY_SECONDS:g} s for {what}")
+        time.sleep(POLL_SECONDS)

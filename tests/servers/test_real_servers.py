@@ -1,0 +1,365 @@
+"""The servers that people run: nbdkit, qemu-nbd, nbd-server. No kernel driver, no root."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import certificates
+import pytest
+from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
+
+from nbdattach import client, transmission
+from nbdattach.errors import (
+    ConnectionLost,
+    DeadlinePassed,
+    NbdattachError,
+    NoConnection,
+    Refused,
+    TlsFailed,
+    UnknownExport,
+)
+from nbdattach.export import BlockSize, Export
+from nbdattach.target import Target, parse_target
+
+SIZE = 1 << 20
+# What a test of an honest server may take, in seconds.
+SOON = 20.0
+Start = Callable[[str], AbstractContextManager[Server]]
+
+
+def inspect(uri: str) -> Export:
+    return client.inspect(parse_target(uri), SOON).export
+
+
+def listed(uri: str) -> list[tuple[str, str, int | None]]:
+    return [(one.name, one.description, one.size) for one in client.list_exports(parse_target(uri), SOON)]
+
+
+def passes(uri: str) -> None:
+    checked = client.check(parse_target(uri), SOON)
+    assert checked.error is None, checked.error
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(SIZE))
+    return str(path)
+
+
+STARTS: dict[str, Callable[[str, str], AbstractContextManager[Server]]] = {
+    "nbdkit": lambda image, unix: nbdkit("file", image, unix=unix),
+    "qemu-nbd": lambda image, unix: qemu_nbd(image, unix=unix),
+    "nbd-server": lambda image, unix: nbd_server({"disk": image}, unix=unix),
+}
+# The name that each serves its export by.
+NAMES = {"nbdkit": "", "qemu-nbd": "", "nbd-server": "disk"}
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def start(request: pytest.FixtureRequest, image: str, tmp_path: Path) -> Start:
+    unix = str(tmp_path / "nbd.sock") if request.param == "unix" else ""
+    return lambda kind: STARTS[kind](image, unix)
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_server_is_inspected_listed_and_checked(kind: str, start: Start) -> None:
+    with start(kind) as server:
+        uri = server.export(NAMES[kind])
+        export = inspect(uri)
+        assert (export.size, export.protocol, export.read_only) == (SIZE, "newstyle-fixed", False)
+        assert "send_flush" in export.flag_names
+        assert [one[0] for one in listed(server.uri)] == [NAMES[kind]]
+        passes(uri)
+
+
+@pytest.mark.parametrize("kind", ["nbdkit", "qemu-nbd"])
+def test_list_tells_sizes(kind: str, start: Start) -> None:
+    with start(kind) as server:
+        assert [one[2] for one in listed(server.uri)] == [SIZE]
+
+
+@pytest.mark.row(6)
+@pytest.mark.parametrize("kind", ["qemu-nbd", "nbd-server"])
+def test_unknown_export_is_told_with_what_there_is(kind: str, start: Start) -> None:
+    with start(kind) as server, pytest.raises(UnknownExport) as caught:
+        inspect(server.export("none"))
+    assert str(caught.value).startswith(
+        f"{parse_target(server.export('none')).uri}: the server has no export named 'none'"
+    )
+    assert caught.value.hint.startswith(f"it offers: {NAMES[kind] or chr(39) * 2}; see nbdattach list ")
+
+
+def test_server_is_left_in_peace() -> None:
+    """Soft disconnects only: two handshakes that ended with NBD_OPT_ABORT, one export with NBD_CMD_DISC."""
+    with nbdkit("--verbose", "memory", str(SIZE)) as server:
+        inspect(server.uri)
+        listed(server.uri)
+        passes(server.uri)
+        poll(lambda: "client sent NBD_CMD_DISC" in server.log, "nbdkit to tell of NBD_CMD_DISC")
+        assert server.log.count("replying to NBD_OPT_ABORT") == 2
+
+
+# -- styles of the handshake -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row(3)
+def test_old_style_nbdkit() -> None:
+    with nbdkit("--oldstyle", "--readonly", "memory", str(SIZE)) as server:
+        export = inspect(server.uri)
+        assert (export.size, export.protocol, export.read_only) == (SIZE, "oldstyle", True)
+        passes(server.uri)
+        with pytest.raises(Refused, match="an old style server has one export and cannot list it"):
+            listed(server.uri)
+        with pytest.raises(Refused, match="an old style server has one export, without a name"):
+            inspect(server.export("disk"))
+
+
+@pytest.mark.row(2)
+@pytest.mark.parametrize(
+    ("mask", "protocol"), [(0, "newstyle"), (1, "newstyle-fixed"), (2, "newstyle"), (3, "newstyle-fixed")]
+)
+def test_nbdkit_that_offers_only_some_handshake_flags(mask: int, protocol: str) -> None:
+    with nbdkit(f"--mask-handshake={mask}", "memory", str(SIZE)) as server:
+        export = inspect(server.export("any"))
+        assert (export.size, export.protocol, export.name) == (SIZE, protocol, "any")
+        passes(server.export("any"))
+
+
+@pytest.mark.row(2)
+def test_plain_new_style_nbdkit_cannot_list() -> None:
+    cannot = pytest.raises(Refused, match="without fixed newstyle cannot list")
+    with nbdkit("--mask-handshake=0", "memory", str(SIZE)) as server, cannot:
+        listed(server.uri)
+
+
+# -- names, descriptions, sizes ----------------------------------------------------------------------------------------
+
+NAMED = (
+    "eval",
+    "open=echo $3",
+    "get_size=case $2 in root) echo 1M;; swap) echo 2M;; *) echo ENOENT >&2; exit 1;; esac",
+)
+
+
+@pytest.mark.row(5)
+def test_named_exports_of_nbdkit_have_their_own_sizes() -> None:
+    with nbdkit(*NAMED, "list_exports=printf 'NAMES\\nroot\\nswap\\n'") as server:
+        assert listed(server.uri) == [("root", "", 1 << 20), ("swap", "", 2 << 20)]
+        assert inspect(server.export("swap")).size == 2 << 20
+        with pytest.raises(NbdattachError) as caught:
+            inspect(server.export("none"))
+        assert caught.value.exit_code == 4
+
+
+@pytest.mark.row(7)
+def test_description_is_kept() -> None:
+    listing = "list_exports=printf 'NAMES+DESCRIPTIONS\\nroot\\nof all\\n'"
+    with nbdkit("eval", "get_size=echo 1M", listing, "export_description=echo of all") as server:
+        assert listed(server.uri) == [("root", "of all", SIZE)]
+        assert inspect(server.export("root")).description == "of all"
+
+
+def test_export_and_description_of_qemu_nbd(image: str) -> None:
+    with qemu_nbd(image, "--export-name=disk", "--description=of all", "--read-only") as server:
+        export = inspect(server.export("disk"))
+        assert (export.description, export.read_only) == ("of all", True)
+        assert listed(server.uri) == [("disk", "of all", SIZE)]
+
+
+@pytest.mark.parametrize("name", ["a b", "größe", "a/b", "/", "#?%&", "n" * 255])
+def test_odd_names_reach_the_server(name: str, image: str) -> None:
+    with qemu_nbd(image, f"--export-name={name}") as server:
+        assert inspect(server.export(name)).size == SIZE
+        assert listed(server.uri)[0][0] == name
+
+
+@pytest.mark.row(7)
+def test_nbdkit_with_hundreds_of_exports() -> None:
+    names = [f"export-{number:03}" for number in range(500)]
+    told = (f"exportname={name}" for name in names)
+    with nbdkit("--filter=exportname", "memory", "1M", "exportname-list=explicit", *told) as server:
+        assert listed(server.uri) == [(name, "", SIZE) for name in names]
+
+
+@pytest.mark.row(7)
+def test_nbd_server_with_hundreds_of_exports(image: str, tmp_path: Path) -> None:
+    exports = {f"export-{number:03}": image for number in range(300)}
+    with nbd_server(exports, unix=str(tmp_path / "s")) as server:
+        found = listed(server.uri)
+        assert {name for name, _, _ in found} == set(exports)
+        passes(server.export("export-299"))
+
+
+@pytest.mark.row(7)
+def test_nbd_server_that_tells_no_size_is_not_said_to_have_empty_exports(start: Start) -> None:
+    """It answers NBD_OPT_INFO with size 0: it opens the export for NBD_OPT_GO only."""
+    with start("nbd-server") as server:
+        assert listed(server.uri) in ([("disk", "", SIZE)], [("disk", "", None)])
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, (1 << 62), (1 << 62) - 512, (1 << 63) - 1])
+def test_size_is_exact(size: int) -> None:
+    plugin = ("eval", f"get_size=echo {size}", "pread=dd if=/dev/zero bs=$3 count=1")
+    with nbdkit(*plugin) as server:
+        assert inspect(server.uri).size == size
+        passes(server.uri)
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize(("minimum", "maximum"), [(4096, 65536), (65536, 65536), (1, 65536)])
+def test_block_sizes_are_told_and_honoured(minimum: int, maximum: int) -> None:
+    sizes = (f"blocksize-minimum={minimum}", "blocksize-preferred=65536", f"blocksize-maximum={maximum}")
+    policy = ("--filter=blocksize-policy", "memory", "1M", *sizes, "blocksize-error-policy=error")
+    with nbdkit(*policy) as server:
+        assert inspect(server.uri).block_size == BlockSize(minimum, 65536, maximum)
+        passes(server.uri)
+
+
+@pytest.mark.row(12)
+def test_read_error_of_the_server_is_told() -> None:
+    with nbdkit("--filter=error", "memory", "1M", "error-pread=ENOSPC", "error-pread-rate=1") as server:
+        error = client.check(parse_target(server.uri), SOON).error
+    assert type(error) is Refused
+    assert str(error) == f"{server.uri}: reading 4096 bytes at 0 failed: no space left on device (28)"
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificates.make(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def secure(authority: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """nbdkit that requires TLS; this process trusts its authority."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca-cert.pem"))
+    with nbdkit("--tls=require", f"--tls-certificates={authority}", "memory", str(SIZE)) as server:
+        yield server
+
+
+@pytest.mark.row(8)
+def test_server_that_requires_tls_says_so(secure: Server) -> None:
+    with pytest.raises(TlsFailed) as caught:
+        inspect(secure.export("disk"))
+    assert str(caught.value).startswith(f"{secure.export('disk')}: the server requires TLS")
+    assert caught.value.hint == f"write {secure.export('disk', 'nbds')}"
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_verified_server_is_used_over_tls(secure: Server, host: str) -> None:
+    target = Target(host, int(secure.place[1]), export="disk", tls=True)
+    inspected = client.inspect(target, SOON)
+    assert inspected.export.size == SIZE
+    assert inspected.tls is not None
+    assert inspected.tls[0] in ("TLSv1.2", "TLSv1.3")
+    passes(target.uri)
+    assert listed(target.uri)[0][2] == SIZE
+
+
+@pytest.mark.row(8)
+def test_name_to_verify_may_be_given(secure: Server) -> None:
+    passes(secure.export("disk", "nbds") + "?tls-hostname=localhost")
+
+
+@pytest.mark.row(8)
+def test_server_of_another_name_is_not_verified(secure: Server) -> None:
+    with pytest.raises(TlsFailed, match="the server is not verified: Hostname mismatch") as caught:
+        inspect(secure.export("disk", "nbds") + "?tls-hostname=db1.example")
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.row(8)
+def test_server_of_an_unknown_authority_is_not_verified(secure: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(TlsFailed, match="the server is not verified: "):
+        inspect(secure.export("disk", "nbds"))
+
+
+@pytest.mark.row(8)
+def test_tls_over_a_unix_socket_needs_a_name(authority: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca-cert.pem"))
+    args = ("--tls=require", f"--tls-certificates={authority}", "memory", "1M")
+    with nbdkit(*args, unix=str(tmp_path / "s")) as server:
+        passes(server.export("x", "nbds") + "&tls-hostname=localhost")
+        with pytest.raises(TlsFailed):
+            inspect(server.export("x", "nbds"))
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("style", [(), ("--oldstyle",), ("--mask-handshake=0",)])
+def test_server_without_tls_is_refused(style: tuple[str, ...]) -> None:
+    with nbdkit(*style, "memory", "1M") as server, pytest.raises(TlsFailed) as caught:
+        inspect(server.export("", "nbds"))
+    assert caught.value.exit_code == 5
+
+
+def test_connection_over_tls_is_closed_after_use(secure: Server) -> None:
+    target = parse_target(secure.export("disk", "nbds"))
+    gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        client.inspect(target, SOON)
+        client.list_exports(target, SOON)
+        assert client.check(target, SOON).error is None
+        gc.collect()
+    assert [str(one.message) for one in caught] == []
+
+
+# -- servers that go away ----------------------------------------------------------------------------------------------
+
+
+def test_killed_server_is_no_connection(image: str) -> None:
+    with qemu_nbd(image) as server:
+        passes(server.uri)
+        server.kill()
+        error = client.check(parse_target(server.uri), SOON).error
+    assert isinstance(error, NoConnection)
+    assert error.cause == "cannot connect: Connection refused"
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_server_killed_in_the_middle_is_a_lost_connection(kind: str, start: Start) -> None:
+    with start(kind) as server:
+        connection = client.connect(parse_target(server.export(NAMES[kind])), SOON)
+        server.kill()
+        with connection.stream as stream, pytest.raises(ConnectionLost):
+            stream.run(transmission.read("server", 0, 4096, 1))
+
+
+def test_server_killed_during_the_handshake_is_a_lost_connection() -> None:
+    """It is killed at the moment that it is asked for the export, which it would never answer."""
+    with nbdkit("eval", "open=tail -f /dev/null", "get_size=echo 1M") as server:
+        asked = threading.Event()
+
+        def trace(text: str) -> None:
+            if text.startswith("NBD_OPT_INFO"):
+                asked.set()
+
+        def kill_when_asked() -> None:
+            asked.wait(SOON)
+            server.kill()
+
+        killer = threading.Thread(target=kill_when_asked)
+        killer.start()
+        with pytest.raises(NbdattachError) as caught:
+            client.inspect(parse_target(server.uri), SOON, trace)
+        killer.join()
+    assert caught.value.exit_code == 3
+
+
+def test_paused_server_is_left_at_the_deadline(image: str) -> None:
+    with qemu_nbd(image) as server:
+        server.pause()
+        with pytest.raises(DeadlinePassed):
+            client.inspect(parse_target(server.uri), 0.3)
+        server.resume()
+        passes(server.uri)

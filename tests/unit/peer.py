@@ -1,0 +1,110 @@
+"""The other end of a real socket: a thread on the loopback that serves each connection in the way it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nbdattach.target import Target
+
+Serve = Callable[[socket.socket], None]
+PATIENCE = 10.0
+
+
+@contextlib.contextmanager
+def listening(serve: Serve, path: Path | None = None) -> Iterator[Target]:
+    """A server that does `serve` to each connection, one after the other; on TCP, or at the Unix socket `path`."""
+    server, served = _bound(path), list[socket.socket]()
+    thread = threading.Thread(target=_accept, args=(server, serve, served), daemon=True)
+    thread.start()
+    try:
+        yield Target(socket=str(path)) if path else Target("127.0.0.1", server.getsockname()[1])
+    finally:
+        for sock in (server, *served):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+        server.close()
+        assert not thread.is_alive(), "the peer does not end"
+
+
+def _bound(path: Path | None) -> socket.socket:
+    if path is None:
+        return socket.create_server(("127.0.0.1", 0))
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+    return server
+
+
+def _accept(server: socket.socket, serve: Serve, served: list[socket.socket]) -> None:
+    while True:
+        try:
+            sock, _ = server.accept()
+        except OSError:
+            return
+        sock.settimeout(PATIENCE)
+        served[:] = [sock]
+        with sock, contextlib.suppress(OSError):
+            serve(sock)
+
+
+def drain(sock: socket.socket) -> bytes:
+    """All that the client says until it closes."""
+    heard = bytearray()
+    while more := sock.recv(4096):
+        heard += more
+    return bytes(heard)
+
+
+def silence(sock: socket.socket) -> None:
+    drain(sock)
+
+
+def says(data: bytes) -> Serve:
+    """Says `data` and closes."""
+    return lambda sock: sock.sendall(data)
+
+
+def says_and_hears(data: bytes, heard: list[bytes]) -> Serve:
+    """Says `data`, and puts what the client says into `heard`."""
+
+    def serve(sock: socket.socket) -> None:
+        sock.sendall(data)
+        heard.append(drain(sock))
+
+    return serve
+
+
+def drips(data: bytes) -> Serve:
+    """`data` over and over, a byte at a time, until the client goes."""
+
+    def serve(sock: socket.socket) -> None:
+        pace = threading.Event()
+        for byte in itertools.cycle(data):
+            sock.sendall(bytes([byte]))
+            pace.wait(0.002)
+
+    return serve
+
+
+def closed_port() -> int:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port that answers no connect: its queue is full, and nobody accepts."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield server.getsockname()[1]

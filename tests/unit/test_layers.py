@@ -1,0 +1,96 @@
+"""Imports go one way, and each outside thing has one door. This reads the imports of every module and holds that."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import nbdattach
+
+PACKAGE = Path(nbdattach.__file__).parent
+MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
+
+# Outside thing: the modules that may import it.
+DOORS = {
+    "socket": {"stream", "systemd"},  # systemd: the datagram of sd_notify
+    "ssl": {"stream"},
+    "fcntl": {"ioctl", "node"},  # node: flock on the device node
+    "ctypes": {"ioctl"},
+    "click": {"cli"},
+    "pyroute2": {"netlink"},
+    "http": set(),
+    "urllib.request": set(),
+    "asyncio": set(),
+    "logging": set(),
+    "pickle": set(),
+}
+# These do no I/O at all: they know text, bytes and numbers.
+PURE = ("proto", "wiretext", "errors", "device", "target", "export", "steps", "transmission", "handshake", "geometry")
+IMPURE = {
+    "socket", "ssl", "subprocess", "fcntl", "ctypes", "click", "pyroute2", "select", "selectors", "signal",
+    "threading", "time", "pathlib", "shutil", "tempfile",
+}  # fmt: skip
+# Module of ours: the ones of ours that may import it.
+INNER = {"cli": {"__main__"}, "__main__": set()}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Full names of what is imported at run time, at the top or in a function; TYPE_CHECKING is no run time."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from (name for orelse in node.orelse for name in imported(orelse))
+        else:
+            yield from imported(node)
+
+
+def outside(module: str) -> set[str]:
+    """All prefixes of what a module imports: "urllib.parse.quote", "urllib.parse", "urllib"."""
+    names = [name.split(".") for name in imported(MODULES[module])]
+    return {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
+
+
+def ours(module: str) -> set[str]:
+    """Modules of this package that a module imports."""
+    return {name.removeprefix("nbdattach.") for name in outside(module)} & set(MODULES) - {"__init__"}
+
+
+@pytest.mark.parametrize("thing", DOORS)
+def test_outside_thing_has_its_doors_only(thing: str) -> None:
+    importers = {module for module in MODULES if thing in outside(module)}
+    assert importers <= DOORS[thing]
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_module_does_no_io(module: str) -> None:
+    assert outside(module) & IMPURE == set()
+    assert ours(module) <= set(PURE)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_module_opens_no_file(module: str) -> None:
+    calls = {ast.unparse(node.func) for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)}
+    assert calls & {"open", "print", "input", "os.open", "os.read", "os.write", "os.stat"} == set()
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_outermost_module_is_imported_by_nobody_else(module: str) -> None:
+    importers = {other for other in MODULES if module in ours(other)}
+    assert importers <= INNER[module]
+
+
+def test_imports_make_no_cycle() -> None:
+    TopologicalSorter({module: ours(module) for module in MODULES}).prepare()
+
+
+def test_imports_in_functions_are_seen() -> None:
+    tree = ast.parse("def f():\n    import ssl\n    from urllib import parse\nif TYPE_CHECKING:\n    import socket\n")
+    assert set(imported(tree)) == {"ssl", "urllib.parse"}

@@ -1,0 +1,330 @@
+"""The door to sockets: deadlines that hold, and every way a connection can fail. Over the loopback and socket pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wire
+from peer import closed_port, deaf_port, drips, listening, says, says_and_hears, silence
+
+from nbdattach import client
+from nbdattach.deadline import Deadline
+from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
+from nbdattach.export import Export
+from nbdattach.steps import Note, Receive, Send, Steps
+from nbdattach.stream import Stream, dial
+from nbdattach.target import Target, parse_target
+
+GO = wire.greeting() + wire.sized(wire.GO) + wire.ack(wire.GO)
+INFO = wire.greeting() + wire.sized(wire.INFO) + wire.ack(wire.INFO)
+LISTING = wire.greeting() + wire.listed(b"root", b"of all") + wire.ack(wire.LIST) + INFO[18:]
+
+
+def entered(target: Target) -> Export:
+    connection = client.connect(target)
+    connection.stream.close()
+    return connection.export
+
+
+ASKERS: dict[str, tuple[Callable[[Target], Any], bytes]] = {
+    "connect": (entered, GO),
+    "inspect": (client.inspect, INFO),
+    "list": (client.list_exports, LISTING),
+    "old style": (client.inspect, wire.oldstyle()),
+    "new style": (client.inspect, wire.greeting(0) + wire.exported(zeroes=wire.ZEROES)),
+}
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+def deaf_to(_: str) -> None:
+    """A trace that nobody reads."""
+
+
+# -- exact bytes -------------------------------------------------------------------------------------------------------
+
+
+def three_and_two() -> Steps[bytes]:
+    yield Note("counting")
+    yield Send(b"?")
+    first = yield Receive(3)
+    nothing = yield Receive(0)
+    return first + nothing + (yield Receive(2))
+
+
+def test_not_a_byte_more_than_asked_for_is_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"abcdefgh")
+        got, _ = Stream(ours, Target("db1"), Deadline(5), deaf_to).run(three_and_two())
+        assert (got, ours.recv(99), theirs.recv(99)) == (b"abcde", b"fgh", b"?")
+
+
+def test_bytes_that_come_one_by_one_are_put_together() -> None:
+    with listening(drips(b"abcde")) as target, dial(target, Deadline(5), deaf_to) as stream:
+        assert stream.run(three_and_two())[0] == b"abcde"
+
+
+@pytest.mark.parametrize(("ask", "said"), ASKERS.values(), ids=ASKERS)
+def test_the_same_comes_out_whether_bytes_come_at_once_or_one_by_one(ask: Callable[[Target], Any], said: bytes) -> None:
+    with listening(says_and_hears(said, [])) as target, listening(drips(said)) as slow:
+        assert ask(target) == ask(slow)
+
+
+def test_notes_are_traced() -> None:
+    traced: list[str] = []
+    with listening(says_and_hears(INFO, [])) as target:
+        client.inspect(target, trace=traced.append)
+    assert traced[:2] == [f"connecting to 127.0.0.1 port {target.port}", "waiting for the server's greeting"]
+    assert traced[-1] == "NBD_OPT_ABORT, 0 bytes of data"
+
+
+# -- the deadline ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ask", [client.connect, client.inspect, client.list_exports])
+def test_silent_server_is_left_at_the_deadline(ask: Callable[..., Any]) -> None:
+    with listening(silence) as target, within(2), pytest.raises(DeadlinePassed) as caught:
+        ask(target, 0.2)
+    assert str(caught.value) == f"{target.uri}: no answer within 0.2 s (waiting for the server's greeting)"
+
+
+def test_deadline_tells_the_step_that_was_waited_for() -> None:
+    with listening(says_and_hears(wire.greeting(), [])) as target, pytest.raises(DeadlinePassed) as caught:
+        client.inspect(target, 0.2)
+    assert caught.value.cause == "no answer within 0.2 s (NBD_OPT_INFO, 12 bytes of data)"
+
+
+TRICKLES = {
+    "connect": (client.connect, wire.info(wire.GO, 9, bytes(60000))),
+    "inspect": (client.inspect, wire.info(wire.INFO, 9, bytes(60000))),
+    "list": (client.list_exports, wire.listed(bytes(4096))),
+}
+
+
+@pytest.mark.parametrize(("ask", "said"), TRICKLES.values(), ids=TRICKLES)
+def test_server_that_trickles_for_ever_is_left_at_the_deadline(ask: Callable[..., Any], said: bytes) -> None:
+    """Each byte comes in good time, the whole never does."""
+    with listening(drips(wire.greeting() + said)) as target, within(2), pytest.raises(DeadlinePassed):
+        ask(target, 0.5)
+
+
+def test_deadline_holds_for_sending_too() -> None:
+    def endless() -> Steps[None]:
+        while True:
+            yield Send(bytes(1 << 20))
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, within(2), pytest.raises(DeadlinePassed):
+        Stream(ours, Target("db1"), Deadline(0.2), deaf_to).run(endless())
+
+
+def test_passed_deadline_is_noticed_before_waiting() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, within(1), pytest.raises(DeadlinePassed):
+        Stream(ours, Target("db1"), Deadline(0), deaf_to).run(three_and_two())
+
+
+def test_connect_that_nobody_answers_is_left_at_the_deadline() -> None:
+    with deaf_port() as port, within(2), pytest.raises(DeadlinePassed) as caught:
+        client.inspect(Target("127.0.0.1", port), 0.3)
+    assert str(caught.value) == f"nbd://127.0.0.1:{port}: no answer within 0.3 s (connecting)"
+
+
+def test_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def hang(*_: object, flags: int = 0, **__: object) -> None:
+        if not flags:
+            release.wait(30)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    with within(2), pytest.raises(DeadlinePassed) as caught:
+        client.inspect(Target("db1"), 0.2)
+    release.set()
+    assert str(caught.value) == "nbd://db1: no answer within 0.2 s (looking up db1)"
+
+
+# -- no connection -----------------------------------------------------------------------------------------------------
+
+
+def test_closed_port_says_so() -> None:
+    port = closed_port()
+    with pytest.raises(NoConnection) as caught:
+        client.inspect(Target("127.0.0.1", port))
+    assert str(caught.value) == f"nbd://127.0.0.1:{port}: cannot connect: Connection refused"
+    assert caught.value.hint == f"is the server running, and does it listen on port {port}?"
+
+
+def test_missing_socket_says_so(tmp_path: Path) -> None:
+    target = Target(socket=f"{tmp_path}/none", export="disk")
+    with pytest.raises(NoConnection) as caught:
+        client.inspect(target)
+    assert str(caught.value) == f"{target.uri}: cannot connect: No such file or directory"
+    assert caught.value.hint == f"is the server running, and may you open {tmp_path}/none?"
+
+
+def test_file_that_is_no_socket_is_no_connection(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NoConnection, match="cannot connect: Connection refused"):
+        client.inspect(Target(socket=f"{tmp_path}/file"))
+
+
+def test_abstract_socket_that_is_not_there_is_no_connection() -> None:
+    with pytest.raises(NoConnection) as caught:
+        client.inspect(Target(socket="\0nbdattach\n"))
+    assert caught.value.hint == r"is the server running, and may you open \x00nbdattach\n?"
+
+
+def test_unix_socket_is_served(tmp_path: Path) -> None:
+    with listening(says_and_hears(INFO, []), tmp_path / "s") as target:
+        assert client.inspect(target).export.size == wire.SIZE
+
+
+@pytest.mark.parametrize("host", ["nbdattach.invalid", "a..b", "x" * 64, "x" * 300])
+def test_host_without_an_address_is_no_connection(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def offline(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host == "nbdattach.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    with pytest.raises(NoConnection, match="cannot find the host") as caught:
+        client.inspect(parse_target(host), 5)
+    assert caught.value.hint == "is the name spelled right?"
+
+
+Found = list[tuple[int, int, int, str, tuple[str, int]]]
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *places: tuple[int, int]) -> None:
+    """db1 has addresses of these families, all at 127.0.0.1 and these ports."""
+    found: Found = [(family, 1, 6, "", ("127.0.0.1", port)) for family, port in places]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+
+def test_second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(says_and_hears(INFO, [])) as target:
+        resolving(monkeypatch, (socket.AF_INET, closed_port()), (socket.AF_INET, target.port))
+        assert client.inspect(Target("db1")).export.size == wire.SIZE
+
+
+def test_dead_first_address_does_not_eat_all_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(says_and_hears(INFO, [])) as target, deaf_port() as deaf:
+        resolving(monkeypatch, (socket.AF_INET, deaf), (socket.AF_INET, target.port))
+        assert client.inspect(Target("db1"), 1).export.size == wire.SIZE
+
+
+def test_address_of_a_family_the_kernel_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ::1 is where IPv6 is off."""
+    with listening(says_and_hears(INFO, [])) as target:
+        resolving(monkeypatch, (socket.AF_ASH, 1), (socket.AF_INET, target.port))
+        assert client.inspect(Target("db1")).export.size == wire.SIZE
+
+
+def test_when_all_addresses_fail_the_first_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with deaf_port() as deaf:
+        resolving(monkeypatch, (socket.AF_INET, closed_port()), (socket.AF_INET, deaf))
+        with pytest.raises(NoConnection, match="nbd://db1: cannot connect: Connection refused"):
+            client.inspect(Target("db1"), 0.3)
+
+
+# -- a server that dies ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ask", "said"), ASKERS.values(), ids=ASKERS)
+def test_server_that_dies_at_any_byte_gives_an_error_of_ours(ask: Callable[[Target], Any], said: bytes) -> None:
+    ends = iter(range(len(said)))
+    with listening(lambda sock: sock.sendall(said[: next(ends)])) as target:
+        for _ in range(len(said)):
+            with pytest.raises(NbdattachError) as caught:
+                ask(target)
+            assert caught.value.exit_code in (3, 4)
+            assert str(caught.value).isprintable()
+
+
+def test_server_that_resets_the_connection_says_so() -> None:
+    def reset(sock: socket.socket) -> None:
+        sock.recv(1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    with (
+        listening(reset) as target,
+        dial(target, Deadline(5), deaf_to) as stream,
+        pytest.raises(ConnectionLost) as caught,
+    ):
+        stream.run(three_and_two())
+    cause = "the server closed the connection (counting: Connection reset by peer)"
+    assert str(caught.value) == f"{target.uri}: {cause}"
+
+
+@pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", wire.greeting(), INFO])
+def test_no_socket_is_left_open(said: bytes) -> None:
+    gc.collect()
+    with listening(says(said)) as target, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for ask in (client.connect, client.inspect, client.list_exports, client.check):
+            with contextlib.suppress(NbdattachError):
+                ask(target)
+        gc.collect()
+    assert caught == []
+
+
+# -- TLS, as far as it goes without a certificate ----------------------------------------------------------------------
+
+STARTTLS = wire.greeting() + wire.ack(wire.STARTTLS)
+
+
+@pytest.mark.parametrize("junk", [b"\0" * 64, b"HTTP/1.1 400 Bad\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28"])
+def test_junk_instead_of_tls_is_tls_failed(junk: bytes) -> None:
+    said = STARTTLS + junk
+    with (
+        listening(says_and_hears(said, [])) as target,
+        pytest.raises(TlsFailed, match="TLS handshake failed") as caught,
+    ):
+        client.inspect(Target(target.host, target.port, tls=True), 5)
+    assert caught.value.exit_code == 5
+
+
+def test_server_that_is_silent_in_tls_is_left_at_the_deadline() -> None:
+    with listening(says_and_hears(STARTTLS, [])) as target, within(2), pytest.raises(DeadlinePassed) as caught:
+        client.inspect(Target(target.host, target.port, tls=True), 0.3)
+    assert caught.value.cause == "no answer within 0.3 s (TLS handshake)"
+
+
+def test_server_that_closes_in_tls_is_an_error_of_ours() -> None:
+    with listening(says(STARTTLS)) as target, pytest.raises((TlsFailed, NoConnection)):
+        client.inspect(Target(target.host, target.port, tls=True), 5)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\udcff", "a..b", "x" * 300, ".a", "[::1]"])
+def test_impossible_name_to_verify_is_tls_failed(name: str) -> None:
+    with listening(says_and_hears(STARTTLS, [])) as target, pytest.raises((TlsFailed, DeadlinePassed)):
+        client.inspect(Target(target.host, target.port, tls=True, tls_hostname=name), 0.2)
+
+
+def test_tls_over_a_socket_without_a_name_to_verify_is_tls_failed(tmp_path: Path) -> None:
+    with listening(says_and_hears(STARTTLS, []), tmp_path / "s") as target, pytest.raises(TlsFailed):
+        client.inspect(Target(socket=target.socket, tls=True), 5)
+
+
+def test_connection_in_the_clear_has_no_tls() -> None:
+    with listening(says_and_hears(INFO, [])) as target:
+        assert client.inspect(target).tls is None

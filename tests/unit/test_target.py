@@ -1,0 +1,320 @@
+"""TARGET as users type it: every form of the contract, one canonical URI each, and errors that name the wrong part."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nbdattach.errors import Malformed
+from nbdattach.target import Target, parse_target
+
+FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("db1", Target("db1")),
+        ("db1.example.org", Target("db1.example.org")),
+        ("DB1.Example", Target("db1.example")),
+        ("db_1.", Target("db_1.")),
+        ("10.0.0.1", Target("10.0.0.1")),
+        ("db1:10809", Target("db1")),
+        ("db1:1", Target("db1", 1)),
+        ("db1:65535", Target("db1", 65535)),
+        ("[::1]", Target("::1")),
+        ("[2001:db8::1]:99", Target("2001:db8::1", 99)),
+        ("[::ffff:10.0.0.1]", Target("::ffff:10.0.0.1")),
+        ("[fe80::1%eth0]:99", Target("fe80::1%eth0", 99)),
+        ("/run/nbd.sock", Target(socket="/run/nbd.sock")),
+        ("/run/../srv/./s", Target(socket="/srv/s")),
+        ("/run/nbd?x#y%20", Target(socket="/run/nbd?x#y%20")),
+    ],
+)
+def test_host_address_and_socket(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("nbd://db1", Target("db1")),
+        ("nbd://db1/", Target("db1")),
+        ("NBD://DB1/Disk", Target("db1", export="Disk")),
+        ("nbd://db1:99/disk", Target("db1", 99, export="disk")),
+        ("nbd://db1//disk", Target("db1", export="/disk")),
+        ("nbd://db1/a/b/", Target("db1", export="a/b/")),
+        ("nbd://db1/hello%20world", Target("db1", export="hello world")),
+        ("nbd://db1/%c3%a9%25%3F%23", Target("db1", export="é%?#")),
+        ("nbd://db1/%FF", Target("db1", export="\udcff")),
+        ("nbd://db1/a+b", Target("db1", export="a+b")),
+        ("nbd://db1/disk?", Target("db1", export="disk")),
+        ("nbd://[::1]:99/disk", Target("::1", 99, export="disk")),
+        ("nbd://[fe80::1%25eth0]/disk", Target("fe80::1%eth0", export="disk")),
+        ("nbd://d%62%31/", Target("db1")),
+        ("nbds://db1/disk", Target("db1", export="disk", tls=True)),
+        ("nbds://db1?tls-hostname=db2", Target("db1", tls=True, tls_hostname="db2")),
+        (
+            "nbds://db1/x?tls-certificates=/etc/pki&tls-psk-file=/etc/psk",
+            Target("db1", export="x", tls=True, tls_certificates="/etc/pki", tls_psk_file="/etc/psk"),
+        ),
+        ("nbd+unix:///?socket=/run/s", Target(socket="/run/s")),
+        ("nbd+unix://?socket=/run/s", Target(socket="/run/s")),
+        ("nbd+unix:///disk?socket=/run/a%20b%26", Target(socket="/run/a b&", export="disk")),
+        ("nbd+unix:////disk?socket=/run/s", Target(socket="/run/s", export="/disk")),
+        ("nbd+unix:///x?socket=%00/abstract", Target(socket="\0/abstract", export="x")),
+        ("nbds+unix:///x?socket=/s&tls-hostname=db1", Target(socket="/s", export="x", tls=True, tls_hostname="db1")),
+    ],
+)
+def test_uri(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("db1", "nbd://db1"),
+        ("DB1:10809", "nbd://db1"),
+        ("nbd://db1:10809/", "nbd://db1"),
+        ("nbd://db1:99/a%20b%2fc", "nbd://db1:99/a%20b/c"),
+        ("[::1]:99", "nbd://[::1]:99"),
+        ("/run/nbd.sock", "nbd+unix:///?socket=/run/nbd.sock"),
+        ("nbds+unix:///d?socket=%00x", "nbds+unix:///d?socket=%00x"),
+        ("nbds://db1/d?tls-psk-file=/p&tls-hostname=h", "nbds://db1/d?tls-hostname=h&tls-psk-file=/p"),
+    ],
+)
+def test_canonical_uri(text: str, uri: str) -> None:
+    assert parse_target(text).uri == uri
+
+
+def test_uri_of_the_server_is_without_the_export() -> None:
+    assert parse_target("nbds://db1:99/disk?tls-hostname=h").server == "nbds://db1:99?tls-hostname=h"
+    assert parse_target("/run/s", "disk").server == "nbd+unix:///?socket=/run/s"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("[FE80::1]", "[fe80::1]"), ("nbd://[2001:DB8::A]/x", "nbd://[2001:db8::a]/x")]
+)
+def test_case_of_an_address_makes_no_other_target(one: str, other: str) -> None:
+    assert parse_target(one).uri == parse_target(other).uri
+
+
+def test_export_option_names_the_export() -> None:
+    assert parse_target("db1", "a/b c") == Target("db1", export="a/b c")
+    assert parse_target("/run/s", "disk") == Target(socket="/run/s", export="disk")
+    assert parse_target("[::1]", "") == Target("::1")
+
+
+@pytest.mark.parametrize("name", ["disk", ""])
+def test_export_option_with_a_uri_is_refused(name: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_target("nbd://db1/x", name)
+    assert str(caught.value) == "'nbd://db1/x': -N/--export goes with HOST or a socket, not with a URI"
+    assert caught.value.hint == "put the name into the URI"
+
+
+def test_relative_socket_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_target("nbd+unix:///?socket=nbd.sock").socket == f"{tmp_path}/nbd.sock"
+
+
+def test_relative_socket_in_a_directory_that_is_gone_is_malformed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(Malformed):
+        parse_target("nbd+unix:///?socket=nbd.sock")
+
+
+def test_absolute_path_is_a_socket_whatever_is_in_it() -> None:
+    assert parse_target("/srv/a://b") == Target(socket="/srv/a:/b")
+
+
+def test_socket_path_that_is_no_utf8_has_a_uri() -> None:
+    target = parse_target("/run/\udcff")
+    assert target.uri == "nbd+unix:///?socket=/run/%FF"
+
+
+@pytest.mark.parametrize("path", ["/" + "s" * 106, "\0" + "s" * 106])
+def test_longest_socket_path_is_taken(path: str) -> None:
+    uri = Target(socket=path).uri
+    assert parse_target(uri) == Target(socket=path)
+
+
+def test_longest_export_name_is_taken() -> None:
+    assert parse_target("db1", "é" * 2048).export == "é" * 2048
+
+
+LONG_NAME = "n" * 4097
+MALFORMED: list[tuple[str, str, str]] = [
+    ("", "no host in it", FORMS),
+    ("nbd://", "no host in it", FORMS),
+    ("nbd:///disk", "no host in it", FORMS),
+    (":10809", "not a host name: ''", FORMS),
+    ("-db1", "not a host name: '-db1'", FORMS),
+    ("db 1", "not a host name: 'db 1'", FORMS),
+    ("db1/disk", "not a host name: 'db1/disk'", FORMS),
+    ("./nbd.sock", "not a host name: './nbd.sock'", FORMS),
+    ("dé", "not a host name: 'dé'", FORMS),
+    ("nbd://d%C3%A9", "not a host name: 'dé'", FORMS),
+    ("db1:", "not a port: ''", "a port is a number from 1 to 65535"),
+    ("db1:0", "not a port: '0'", "a port is a number from 1 to 65535"),
+    ("db1:65536", "not a port: '65536'", "a port is a number from 1 to 65535"),
+    ("db1:-1", "not a port: '-1'", "a port is a number from 1 to 65535"),
+    ("db1:+1", "not a port: '+1'", "a port is a number from 1 to 65535"),
+    ("db1:1_0", "not a port: '1_0'", "a port is a number from 1 to 65535"),
+    ("db1:٣", "not a port: '٣'", "a port is a number from 1 to 65535"),
+    ("db1:nbd", "not a port: 'nbd'", "a port is a number from 1 to 65535"),
+    ("[::1]:x", "not a port: 'x'", "a port is a number from 1 to 65535"),
+    ("nbd://db1:x/d", "not a port: 'x'", "a port is a number from 1 to 65535"),
+    ("::1", "more than one colon", "write [::1]"),
+    ("2001:db8::1", "more than one colon", "write [2001:db8::1]"),
+    ("db1:99:disk", "more than one colon", FORMS),
+    ("[::1", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("[db1]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("[10.0.0.1]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("[::1]99", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("[]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("[:]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("[1:2]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("[1::2::3]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("[::12345]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("nbd://db1/d#x", "a URI with a fragment", "write # as %23"),
+    ("nbd://db1/a b", "a URI has only printable ASCII characters", "write others as %XX"),
+    ("nbd://db1/é", "a URI has only printable ASCII characters", "write others as %XX"),
+    ("http://db1/", "unknown scheme 'http'", "one of: nbd, nbds, nbd+unix, nbds+unix"),
+    ("://db1/", "unknown scheme ''", "one of: nbd, nbds, nbd+unix, nbds+unix"),
+    (
+        "nbd+vsock://2/disk",
+        "the kernel's nbd driver takes only TCP and Unix stream sockets, no vsock",
+        FORMS,
+    ),
+    (
+        "NBDS+VSOCK://2",
+        "the kernel's nbd driver takes only TCP and Unix stream sockets, no vsock",
+        FORMS,
+    ),
+    (
+        "nbds://db1?tls-type=x509",
+        "unknown parameter 'tls-type'",
+        "known parameters: socket, tls-certificates, tls-hostname, tls-psk-file",
+    ),
+    (
+        "nbd://db1?&",
+        "unknown parameter ''",
+        "known parameters: socket, tls-certificates, tls-hostname, tls-psk-file",
+    ),
+    ("nbds://db1?tls-hostname=a&tls-hostname=b", "parameter tls-hostname is there twice", "give it once"),
+    ("nbd+unix:///?socket=", "parameter socket is empty", "write socket=VALUE"),
+    ("nbd+unix:///?socket", "parameter socket is empty", "write socket=VALUE"),
+    ("nbd+unix:///disk", "no socket parameter", "write nbd+unix:///EXPORT?socket=PATH"),
+    (
+        "nbd+unix://db1/disk?socket=/s",
+        "nbd+unix:// takes no host",
+        "write nbd+unix:///EXPORT?socket=PATH, with three slashes",
+    ),
+    ("nbd://db1/d?socket=/s", "a socket parameter on nbd://", "write nbd+unix:///EXPORT?socket=PATH"),
+    ("nbd://db1?tls-hostname=h", "TLS parameters on nbd://", "write nbds://"),
+    ("nbd+unix:///?socket=/s&tls-psk-file=/p", "TLS parameters on nbd+unix://", "write nbds+unix://"),
+    ("nbd://me@db1/", "user names in a URI are not supported", "leave out what is before the @"),
+    ("nbd://db1/100%", "a % that is not followed by two hexadecimal digits", "write % as %25"),
+    ("nbd://db1/%g0", "a % that is not followed by two hexadecimal digits", "write % as %25"),
+    ("nbd+unix:///?socket=/%2", "a % that is not followed by two hexadecimal digits", "write % as %25"),
+    ("nbd://db1/a%00b", "an export name cannot contain NUL", ""),
+    ("nbd+unix:///?socket=%00", "not a socket path", ""),
+    ("nbd+unix:///?socket=/a%00b", "not a socket path", ""),
+    (
+        "/" + "s" * 107,
+        "the socket's path is longer than 107 bytes",
+        "use a shorter one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "cause", "hint"), MALFORMED)
+def test_malformed_target_names_the_wrong_part(text: str, cause: str, hint: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_target(text)
+    assert str(caught.value) == f"'{text}': {cause}"
+    assert caught.value.hint == hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("a\0b", "an export name cannot contain NUL"), (LONG_NAME, "the export name is longer than 4096 bytes")],
+)
+def test_impossible_export_name_is_malformed(name: str, cause: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_target("db1", name)
+    assert str(caught.value) == f"'db1': {cause}"
+
+
+def test_malformed_target_cannot_write_on_the_terminal() -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_target("db\x1b[2J\n'1")
+    assert str(caught.value) == r"'db\x1b[2J\n\'1': not a host name: 'db\x1b[2J\n\'1'"
+
+
+# -- by chance -----------------------------------------------------------------------------------------------------
+
+# What can come in by argv or a percent escape: any bytes.
+wire_text = st.binary(max_size=60).filter(lambda data: b"\0" not in data).map(os.fsdecode)
+hosts = st.one_of(
+    st.from_regex(r"[a-z0-9_]([a-z0-9._-]{0,20}[a-z0-9_])?", fullmatch=True),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(str),
+    st.builds("fe80::1%{}".format, st.from_regex(r"[a-z0-9_.-]{1,8}", fullmatch=True)),
+)
+paths = st.one_of(wire_text.map(lambda text: "/" + text.strip("./")), wire_text.map(lambda text: "\0x" + text))
+sockets = paths.filter(lambda path: len(os.fsencode(path)) < 108 and (path[0] == "\0" or os.path.abspath(path) == path))
+secrets: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {"tls": st.just(True)},
+    optional={"tls_hostname": wire_text.filter(bool), "tls_certificates": wire_text.filter(bool)},
+)
+places = st.one_of(
+    st.fixed_dictionaries({"host": hosts, "port": st.integers(1, 65535)}),
+    st.fixed_dictionaries({"socket": sockets}),
+)
+
+
+@st.composite
+def targets(draw: st.DrawFn) -> Target:
+    return Target(**draw(places), export=draw(wire_text), **draw(st.one_of(st.just({}), secrets)))
+
+
+@given(targets())
+@example(Target("fe80::1%eth0"))
+@example(Target("fe80::1%ab"))
+@example(Target(socket="/\udcff"))
+@example(Target("db1", tls=True, tls_hostname="\udcff"))
+def test_canonical_uri_leads_back_to_the_target(target: Target) -> None:
+    assert parse_target(target.uri) == target
+    assert target.uri.isascii()
+    assert target.uri.isprintable()
+
+
+pieces = st.sampled_from(
+    ["nbd", "s", "+unix", "://", "/", "?", "socket=", "tls-hostname=", "&", "%", ":", "[", "]", "@", "1", "x", "\0"]
+)
+# Joined pieces are decoded anew: what two of them make together may be UTF-8.
+joined = st.lists(st.one_of(pieces, wire_text)).map(lambda parts: os.fsdecode(os.fsencode("".join(parts))))
+texts = st.one_of(wire_text, st.text(), joined)
+
+
+@given(texts, st.one_of(st.none(), wire_text, st.text()))
+def test_any_text_is_a_target_or_malformed(text: str, name: str | None) -> None:
+    try:
+        target = parse_target(text, name)
+    except Malformed as malformed:
+        assert str(malformed).isprintable()
+        assert malformed.hint.isprintable()
+    else:
+        assert parse_target(target.uri) == target

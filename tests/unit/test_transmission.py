@@ -1,0 +1,110 @@
+"""The transmission phase in userspace, as much of it as `check` needs. No sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import wire
+from script import fails, succeeds
+
+from nbdattach import transmission
+from nbdattach.errors import BrokenProtocol, ConnectionLost, Refused
+from nbdattach.steps import Steps
+from nbdattach.target import Target
+
+SERVER = Target(host="db1")
+COOKIE = 0x0123456789ABCDEF
+DATA = bytes(range(256)) * 2
+
+
+def reading(offset: int = 0, length: int = 512) -> Callable[[Target], Steps[bytes]]:
+    return lambda target: transmission.read(target.uri, offset, length, COOKIE)
+
+
+@pytest.mark.row(12)
+def test_read_is_a_request_of_28_bytes_and_a_reply_of_16() -> None:
+    data, sent = succeeds(reading(4096), SERVER, wire.simple_reply(0, COOKIE), DATA)
+    assert data == DATA
+    assert sent == [wire.request(0, COOKIE, 4096, 512)]
+    assert [len(one) for one in (wire.request(0), wire.simple_reply(0, 0))] == [28, 16]
+
+
+@pytest.mark.row(12)
+def test_request_on_the_wire() -> None:
+    _, sent = succeeds(reading((1 << 63) + 1, 512), SERVER, wire.simple_reply(0, COOKIE), DATA)
+    assert sent == [bytes.fromhex("25609513 0000 0000 0123456789abcdef 8000000000000001 00000200")]
+
+
+@pytest.mark.row(12)
+def test_header_is_read_before_the_data() -> None:
+    _, played = fails(reading(), SERVER, wire.simple_reply(0, COOKIE), DATA[:-1])
+    assert played.receives == [16, 512]
+
+
+@pytest.mark.row(12)
+@pytest.mark.parametrize("magic", ["00000000", "668e33ef", "67446699", "25609513"])
+def test_another_magic_is_refused_before_the_data(magic: str) -> None:
+    said = bytes.fromhex(magic) + wire.simple_reply(0, COOKIE)[4:]
+    error, played = fails(reading(), SERVER, said, DATA)
+    assert type(error) is BrokenProtocol
+    assert str(error) == f"nbd://db1: the server answered a read with the magic {int(magic, 16):#x}"
+    assert played.unread == DATA
+
+
+@pytest.mark.row(12)
+def test_another_cookie_is_refused_before_the_data() -> None:
+    error, played = fails(reading(), SERVER, wire.simple_reply(0, 7), DATA)
+    assert type(error) is BrokenProtocol
+    assert str(error) == "nbd://db1: the server answered request 0x7, we asked 0x123456789abcdef"
+    assert played.unread == DATA
+
+
+ERRORS = {
+    1: "operation not permitted",
+    5: "input/output error",
+    12: "cannot allocate memory",
+    22: "invalid argument",
+    28: "no space left on device",
+    75: "value too large",
+    95: "operation not supported",
+    108: "server is shutting down",
+}
+
+
+@pytest.mark.row(12)
+@pytest.mark.parametrize("number", ERRORS)
+def test_error_of_the_server_has_its_words(number: int) -> None:
+    error, played = fails(reading(4096), SERVER, wire.simple_reply(number, COOKIE))
+    assert type(error) is Refused
+    assert str(error) == f"nbd://db1: reading 512 bytes at 4096 failed: {ERRORS[number]} ({number})"
+    assert error.hint == "the server's own log may tell why"
+    assert played.receives == [16]
+
+
+@pytest.mark.row(12)
+@pytest.mark.parametrize("number", [2, 13, 110, 0x80000000, 0xFFFFFFFF])
+def test_unknown_error_counts_as_einval(number: int) -> None:
+    assert transmission.error_words(number) == (22, "invalid argument")
+    error, _ = fails(reading(), SERVER, wire.simple_reply(number, COOKIE))
+    assert str(error) == "nbd://db1: reading 512 bytes at 0 failed: invalid argument (22)"
+
+
+@pytest.mark.row(12)
+def test_reply_closed_at_any_byte_is_a_lost_connection() -> None:
+    said = wire.simple_reply(0, COOKIE) + DATA
+    for end in range(len(said)):
+        error, _ = fails(reading(), SERVER, said[:end])
+        assert type(error) is ConnectionLost
+
+
+@pytest.mark.row(12)
+def test_disconnect_is_a_request_without_a_reply() -> None:
+    _, sent = succeeds(lambda _: transmission.disconnect(), SERVER)
+    assert sent == [bytes.fromhex("25609513 0000 0002") + bytes(20)]
+
+
+@pytest.mark.row(13)
+def test_requests_can_be_seen() -> None:
+    _, played = fails(reading(4096), SERVER)
+    assert played.notes == ["NBD_CMD_READ of 512 bytes at 4096"]
