@@ -14,7 +14,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from nbdattach import client, driver, geometry, state, sysfs, udev
@@ -294,8 +294,8 @@ def detach(device: Device, seconds: float = DETACH_SECONDS, trace: Trace = silen
     Raises `DeviceInUse` while anybody uses it, `KernelRefused` where its data cannot be flushed; it then stays.
     """
     driver.refuse_other_systems()
-    if not sysfs.driver_loaded() or not Kernel(device).attached:
-        state.forget(device)
+    if not Kernel(device).attached:
+        _forget_the_dead(device)
         return False
     deadline = Deadline(seconds)
     try:
@@ -309,10 +309,18 @@ def detach(device: Device, seconds: float = DETACH_SECONDS, trace: Trace = silen
         trace(f"{device.path}: NBD_DISCONNECT")
         _await_worker(device, deadline)
         node.clear(deadline)
-    state.forget(device)
+        state.forget(device)
     _await_free(device, deadline)
     udev.settle(max(1.0, deadline.remaining()))
     return True
+
+
+def _forget_the_dead(device: Device) -> None:
+    """A worker that was killed could not take its record away."""
+    if state.remembers(device) and sysfs.exists(device):
+        with suppress(Busy), Node.claim(device):
+            if not Kernel(device).attached:
+                state.forget(device)
 
 
 def _await_worker(device: Device, deadline: Deadline) -> None:

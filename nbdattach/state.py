@@ -36,15 +36,15 @@ def path(device: Device) -> str:
 
 
 def save(device: Device, record: Record) -> None:
-    """Raises OSError."""
+    """The caller holds the claim on the device, so there is one writer. Raises OSError."""
     os.makedirs(RUN, mode=0o700, exist_ok=True)
-    new = f"{path(device)}.{os.getpid()}"
+    new = f"{path(device)}.new"
     try:
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(asdict(record), file)
         os.replace(new, path(device))
     except BaseException:
-        forget_file(new)
+        _remove(new)
         raise
 
 
@@ -62,9 +62,16 @@ def load(device: Device) -> Record | None:
 
 
 def forget(device: Device) -> None:
-    forget_file(path(device))
+    """Removes what is remembered of the device, half-written files included. The caller holds the claim on it."""
+    _remove(path(device))
+    _remove(f"{path(device)}.new")
 
 
-def forget_file(name: str) -> None:
+def remembers(device: Device) -> bool:
+    """Whether there is a file of the device, be it stale."""
+    return os.path.exists(path(device)) or os.path.exists(f"{path(device)}.new")
+
+
+def _remove(name: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(name)

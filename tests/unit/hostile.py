@@ -51,10 +51,9 @@ def _conversation(rng: random.Random, ask: object, target: Target) -> list[bytes
         pieces.append(wire.ack(wire.STARTTLS))
     if ask is handshake.catalogue:
         return [*pieces, *_list(rng), *_answers(rng, wire.INFO)]
-    option = wire.GO if ask is handshake.enter else wire.INFO
     if rng.random() < 0.5:
-        return [*pieces, *_answers(rng, option)]
-    refusal = wire.reply(option, rng.choice((wire.UNSUP, wire.UNKNOWN, rng.choice(ERRORS))), rng.choice(WORDS))
+        return [*pieces, *_answers(rng, wire.GO)]
+    refusal = wire.reply(wire.GO, rng.choice((wire.UNSUP, wire.UNKNOWN, rng.choice(ERRORS))), rng.choice(WORDS))
     return [*pieces, refusal, *_list(rng), wire.exported(zeroes=wire.ZEROES)]
 
 

@@ -64,17 +64,22 @@ def _answer(played: Played[T], step: Step) -> bytes | None:
 
 
 class Dripping:
-    """As much of a socket as `Stream` uses, which gives one byte per recv."""
+    """As much of a TCP socket as `Stream` uses, which gives one byte per recv."""
+
+    family = socket.AF_INET
 
     def __init__(self, said: bytes) -> None:
         self._said = io.BytesIO(said)
         self.sent = b""
+        self.recvs = 0
+        self.options: list[tuple[int, int, int]] = []
 
     @property
     def unread(self) -> bytes:
         return self._said.read()
 
     def recv(self, size: int) -> bytes:
+        self.recvs += 1
         return self._said.read(min(size, 1))
 
     def sendall(self, data: bytes) -> None:
@@ -82,6 +87,9 @@ class Dripping:
 
     def settimeout(self, seconds: float) -> None:
         assert seconds > 0
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        self.options.append((level, option, value))
 
 
 def succeeds(make: Callable[[Target], Steps[T]], target: Target, *said: bytes) -> tuple[T, list[bytes | StartTls]]:
@@ -103,8 +111,9 @@ def drip(steps: Steps[T], target: Target, said: bytes) -> tuple[T, bytes]:
     """Through a real `Stream`, one byte per recv: the result and what was sent."""
     sock = Dripping(said)
     stream = Stream(cast(socket.socket, sock), target, Deadline(30), lambda _: None)
-    outcome, _ = stream.run(steps)
+    outcome = stream.run(steps)
     assert sock.unread == b""
+    assert sock.options == [(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)] * sock.recvs
     return outcome, sock.sent
 
 

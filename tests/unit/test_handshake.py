@@ -111,9 +111,11 @@ def test_size_is_kept_to_the_byte(size: int) -> None:
 
 
 @pytest.mark.row(5)
-def test_inspect_asks_with_info_and_aborts_afterwards() -> None:
-    _, sent = succeeds(handshake.inspect, NAMED, HELLO, wire.sized(wire.INFO), wire.ack(wire.INFO))
-    assert sent[1:] == [wire.asks(wire.INFO, b"disk"), wire.option(wire.ABORT)]
+def test_inspect_goes_in_and_leaves_by_the_transmission_phase() -> None:
+    """Not by NBD_OPT_INFO, to which nbd-server tells a size of 0; and without NBD_OPT_ABORT, which is no request."""
+    export, sent = succeeds(handshake.inspect, NAMED, HELLO, *INFORMATION, ACK)
+    assert sent == [wire.client_flags(), wire.asks(wire.GO, b"disk"), wire.DISC]
+    assert export == Export("disk", wire.SIZE, wire.FLAGS, "newstyle-fixed", "spare", BlockSize(512, 4096, 1 << 25))
 
 
 @pytest.mark.row(5)
@@ -126,10 +128,24 @@ def test_without_go_the_list_then_the_export_name() -> None:
 
 
 @pytest.mark.row(5)
-def test_inspect_without_info_enters_and_leaves_the_transmission_phase() -> None:
-    said = HELLO, wire.reply(wire.INFO, wire.UNSUP), wire.listed(b"disk"), wire.ack(wire.LIST), wire.exported()
+def test_inspect_tells_a_size_of_0_as_it_is() -> None:
+    export, _ = succeeds(handshake.inspect, NAMED, HELLO, wire.sized(wire.GO, 0), ACK)
+    assert export.size == 0
+
+
+@pytest.mark.row(6)
+@pytest.mark.parametrize("kind", [wire.POLICY, wire.INVALID, wire.TLS_REQD, wire.SHUTDOWN, 0x8000FFFF])
+def test_refused_inspect_aborts_once_and_sends_no_request(kind: int) -> None:
+    _, played = fails(handshake.inspect, NAMED, HELLO, wire.reply(wire.GO, kind))
+    assert played.sent == [wire.client_flags(), wire.asks(wire.GO, b"disk"), wire.option(wire.ABORT)]
+
+
+@pytest.mark.row(5)
+def test_inspect_without_go_enters_by_name_and_leaves_the_transmission_phase() -> None:
+    said = HELLO, NO_GO, wire.listed(b"disk"), wire.ack(wire.LIST), wire.exported()
     _, sent = succeeds(handshake.inspect, NAMED, *said)
-    assert sent[3:] == [wire.option(wire.EXPORT_NAME, b"disk"), wire.DISC]
+    asked = [wire.asks(wire.GO, b"disk"), wire.option(wire.LIST), wire.option(wire.EXPORT_NAME, b"disk")]
+    assert sent == [wire.client_flags(), *asked, wire.DISC]
 
 
 @pytest.mark.row(5)
@@ -409,7 +425,8 @@ def test_each_step_can_be_seen() -> None:
 def conversations() -> list[tuple[Steps[object], bytes]]:
     return [
         (handshake.enter(NAMED), HELLO + b"".join(INFORMATION) + ACK),
-        (handshake.inspect(NAMED), HELLO + wire.sized(wire.INFO) + wire.ack(wire.INFO)),
+        (handshake.inspect(NAMED), HELLO + SIZED + ACK),
+        (handshake.inspect(NAMED), HELLO + NO_GO + wire.listed(b"disk") + wire.ack(wire.LIST) + wire.exported()),
         (handshake.catalogue(NAMED), HELLO + LISTED + wire.reply(wire.INFO, wire.UNSUP)),
         (handshake.enter(Target(host="db1", tls=True)), HELLO + wire.ack(wire.STARTTLS) + SIZED + ACK),
         (handshake.inspect(DEFAULT), wire.oldstyle()),

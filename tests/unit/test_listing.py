@@ -41,6 +41,15 @@ def test_default_export_may_be_listed() -> None:
 
 
 @pytest.mark.row(7)
+def test_size_of_0_is_no_size() -> None:
+    """nbd-server tells 0 of every export in answer to NBD_OPT_INFO."""
+    nothing, least = wire.sized(wire.INFO, 0) + wire.ack(wire.INFO), wire.sized(wire.INFO, 1) + wire.ack(wire.INFO)
+    said = HELLO, wire.listed(b"root"), wire.listed(b"swap"), ACK, nothing, least
+    exports, _ = succeeds(handshake.catalogue, SERVER, *said)
+    assert exports == [Listed("root", "", None), Listed("swap", "", 1)]
+
+
+@pytest.mark.row(7)
 def test_list_without_info_has_no_sizes() -> None:
     said = HELLO, wire.listed(b"root", b"of all"), wire.listed(b"swap"), ACK, NO_INFO
     exports, sent = succeeds(handshake.catalogue, SERVER, *said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HO
         ("db1:65535", Target("db1", 65535)),
         ("[::1]", Target("::1")),
         ("[2001:db8::1]:99", Target("2001:db8::1", 99)),
-        ("[::ffff:10.0.0.1]", Target("::ffff:10.0.0.1")),
         ("[fe80::1%eth0]:99", Target("fe80::1%eth0", 99)),
         ("/run/nbd.sock", Target(socket="/run/nbd.sock")),
         ("/run/../srv/./s", Target(socket="/srv/s")),
@@ -104,6 +104,21 @@ def test_case_of_an_address_makes_no_other_target(one: str, other: str) -> None:
     assert parse_target(one).uri == parse_target(other).uri
 
 
+@pytest.mark.parametrize(
+    "text", ["[::1]", "[::0:1]", "[0:0:0:0:0:0:0:1]", "[0000:0000::0001]", "[::0.0.0.1]", "nbd://[0::1]"]
+)
+def test_every_way_to_write_an_address_is_the_same_target(text: str) -> None:
+    assert parse_target(text) == Target("::1")
+
+
+def test_address_of_ipv4_in_ipv6_is_one_target_however_it_is_written() -> None:
+    """Which of these is the canonical one depends on the version of Python."""
+    texts = "[::ffff:10.0.0.1]", "[::FFFF:10.0.0.1]", "[::ffff:a00:1]", "[0:0:0:0:0:ffff:0A00:0001]"
+    hosts = {parse_target(text).host for text in texts}
+    assert len(hosts) == 1
+    assert int(ipaddress.IPv6Address(hosts.pop())) == 0xFFFF << 32 | 0x0A000001
+
+
 def test_export_option_names_the_export() -> None:
     assert parse_target("db1", "a/b c") == Target("db1", export="a/b c")
     assert parse_target("/run/s", "disk") == Target(socket="/run/s", export="disk")
@@ -133,8 +148,12 @@ def test_relative_socket_in_a_directory_that_is_gone_is_malformed(
         parse_target("nbd+unix:///?socket=nbd.sock")
 
 
-def test_absolute_path_is_a_socket_whatever_is_in_it() -> None:
-    assert parse_target("/srv/a://b") == Target(socket="/srv/a:/b")
+@pytest.mark.parametrize(
+    ("text", "path"), [("/srv/a://b", "/srv/a:/b"), ("/a://b", "/a:/b"), ("/nbd://db1", "/nbd:/db1")]
+)
+def test_absolute_path_is_a_socket_whatever_is_in_it(text: str, path: str) -> None:
+    assert parse_target(text) == Target(socket=path)
+    assert parse_target(text, "disk") == Target(socket=path, export="disk")
 
 
 def test_socket_path_that_is_no_utf8_has_a_uri() -> None:
@@ -228,6 +247,10 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("nbd://db1/%g0", "a % that is not followed by two hexadecimal digits", "write % as %25"),
     ("nbd+unix:///?socket=/%2", "a % that is not followed by two hexadecimal digits", "write % as %25"),
     ("nbd://db1/a%00b", "an export name cannot contain NUL", ""),
+    ("nbds://db1?tls-hostname=a%00b", "parameter tls-hostname contains NUL", ""),
+    ("nbds://db1?tls-hostname=%00", "parameter tls-hostname contains NUL", ""),
+    ("nbds://db1?tls-certificates=/a%00", "parameter tls-certificates contains NUL", ""),
+    ("nbds+unix:///?socket=/s&tls-psk-file=%00/p", "parameter tls-psk-file contains NUL", ""),
     ("nbd+unix:///?socket=%00", "not a socket path", ""),
     ("nbd+unix:///?socket=/a%00b", "not a socket path", ""),
     (

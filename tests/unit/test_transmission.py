@@ -9,8 +9,8 @@ import wire
 from script import fails, succeeds
 
 from nbdattach import transmission
-from nbdattach.errors import BrokenProtocol, ConnectionLost, Refused
-from nbdattach.steps import Steps
+from nbdattach.errors import BrokenProtocol, ConnectionLost, DeadlinePassed, NoConnection, Refused, TlsFailed
+from nbdattach.steps import Note, Send, Steps
 from nbdattach.target import Target
 
 SERVER = Target(host="db1")
@@ -102,6 +102,26 @@ def test_reply_closed_at_any_byte_is_a_lost_connection() -> None:
 def test_disconnect_is_a_request_without_a_reply() -> None:
     _, sent = succeeds(lambda _: transmission.disconnect(), SERVER)
     assert sent == [bytes.fromhex("25609513 0000 0002") + bytes(20)]
+
+
+@pytest.mark.row(12)
+@pytest.mark.parametrize("gone", [ConnectionLost("db1", "gone"), DeadlinePassed("db1", 1, "gone")])
+def test_server_that_has_gone_needs_no_goodbye(gone: NoConnection) -> None:
+    steps = transmission.disconnect()
+    assert next(steps) == Note("NBD_CMD_DISC")
+    assert steps.send(b"") == Send(wire.DISC)
+    with pytest.raises(StopIteration) as ended:
+        steps.throw(gone)
+    assert ended.value.value is None
+
+
+@pytest.mark.row(12)
+def test_other_errors_of_the_goodbye_are_told() -> None:
+    steps = transmission.disconnect()
+    next(steps)
+    steps.send(b"")
+    with pytest.raises(TlsFailed):
+        steps.throw(TlsFailed("db1", "broken"))
 
 
 @pytest.mark.row(13)
