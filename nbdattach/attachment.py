@@ -104,7 +104,8 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
                     continue
                 trace(f"{node.device.path}: set up, {len(sockets)} connection(s)")
                 identity = _Identity(tag, target.uri, export.name, len(sockets))
-                _complete(node, worker, shape, identity, Deadline(wishes.connect_timeout))
+                if not _complete(node, worker, shape, identity, Deadline(wishes.connect_timeout)):
+                    notes.append(f"{target.uri}: attached, but the server cannot read the first block of the export")
             if not udev.settle(DETACH_SECONDS):
                 notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
             return Attached(node.device, notes)
@@ -119,14 +120,18 @@ class _Identity:
     connections: int
 
 
-def _complete(node: Node, worker: Worker, shape: Geometry, who: _Identity, deadline: Deadline) -> None:
-    """From "set up" to "ready". Limits come first, since the kernel reads as soon as it serves."""
+def _complete(node: Node, worker: Worker, shape: Geometry, who: _Identity, deadline: Deadline) -> bool:
+    """From "set up" to "ready"; False when the beginning of the device cannot be read.
+
+    Limits come first, since the kernel reads as soon as it serves.
+    """
     try:
         _set_request_limit(node.device, shape)
         pid = worker.go()
         node.scan_partitions(deadline)
-        # A first page that cannot be read may be the server's disk, or a server that left: the worker then ends soon.
-        worker.raise_if_ended(0 if node.is_readable(deadline) else _LAST_GASP)
+        readable = node.is_readable(deadline)
+        # What cannot be read may be a bad sector over there, or a server that left: then the worker ends soon.
+        worker.raise_if_ended(0 if readable else _LAST_GASP)
         since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         record = state.Record(who.tag, who.target, who.export, "ioctl", who.connections, since, pid, started(pid) or 0)
         state.save(node.device, record)
@@ -141,6 +146,7 @@ def _complete(node: Node, worker: Worker, shape: Geometry, who: _Identity, deadl
         worker.abandon()
         raise
     worker.close()
+    return readable
 
 
 def _set_request_limit(device: Device, shape: Geometry) -> None:

@@ -91,8 +91,8 @@ class Node:
         The kernel waits for the server's answer without end and cannot be interrupted in it, so a thread does that.
         """
         outcome = self._within(deadline, lambda: ioctl.blkrrpart(self.fd))
-        # EINVAL: max_part=0, there never are any.
-        if outcome and outcome.errno != errno.EINVAL:
+        # EINVAL: max_part=0, there never are any. EIO: there is none to be read, as on 6.12 for a single sector.
+        if outcome and outcome.errno not in (errno.EINVAL, errno.EIO):
             raise KernelRefused.at(self.device.path, "BLKRRPART", outcome.errno or 0) from outcome
 
     def is_readable(self, deadline: Deadline) -> bool:

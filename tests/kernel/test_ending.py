@@ -31,7 +31,6 @@ def worker_pid() -> int:
     return pid
 
 
-@pytest.mark.essential
 @pytest.mark.row(11)
 @pytest.mark.timeout(400)
 def test_200_rounds_leave_no_process_no_file_no_device_behind() -> None:

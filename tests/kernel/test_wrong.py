@@ -122,6 +122,14 @@ def test_a_server_that_dies_right_after_the_handshake() -> None:
     assert not FIRST.attached and not FIRST.size
 
 
+def test_an_export_whose_first_block_cannot_be_read_is_attached_and_said() -> None:
+    with nbdkit("eval", "get_size=echo 1M", "pread=echo EIO bad sector >&2; exit 1") as server:
+        done = nbd("connect", server.uri, "/dev/nbd0")
+        assert (done.code, done.out) == (0, "/dev/nbd0\n")
+        assert "the server cannot read the first block" in done.err
+        nbd_ok("disconnect", "nbd0")
+
+
 def test_a_device_of_another_tool_is_left_alone_shown_and_can_be_detached() -> None:
     with nbdkit("memory", "1M") as server:
         shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")

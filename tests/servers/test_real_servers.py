@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import ssl
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -265,6 +266,17 @@ def test_verified_server_is_used_over_tls(secure: Server, host: str) -> None:
     assert inspected.tls[0] in ("TLSv1.2", "TLSv1.3")
     passes(target.uri)
     assert listed(target.uri)[0][2] == SIZE
+
+
+@pytest.mark.row(8)
+def test_connection_over_tls_is_one_socket_from_then_on(secure: Server) -> None:
+    """What was the plain socket is TLS now: the stream's own, and nobody else holds its descriptor."""
+    with client.connect(parse_target(secure.export("disk", "nbds")), SOON).stream as stream:
+        assert isinstance(stream.sock, ssl.SSLSocket)
+        assert stream.tls == (stream.sock.version(), (stream.sock.cipher() or ("",))[0])
+        assert stream.run(transmission.read("server", 0, 512, 1)) == bytes(512)
+        assert stream.run(transmission.disconnect()) is None
+    assert stream.sock.fileno() == -1
 
 
 @pytest.mark.row(8)

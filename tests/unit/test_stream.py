@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 import wire
-from peer import closed_port, deaf_port, drips, listening, says, says_and_hears, silence
+from peer import Serve, closed_port, deaf_port, drips, listening, says, says_and_hears, silence
 
 from nbdattach import client
 from nbdattach.deadline import Deadline
@@ -317,16 +317,26 @@ def test_server_that_resets_the_connection_says_so() -> None:
     assert str(caught.value) == f"{target.uri}: {cause}"
 
 
-@pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", wire.greeting(), GO])
-def test_no_socket_is_left_open(said: bytes) -> None:
+CHECKED = GO + wire.simple_reply(0, client.CHECK_COOKIE) + bytes(4096)
+LEFT = {
+    "closed": says(b""),
+    "no NBD server": says(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "greeting": says(wire.greeting()),
+    "closed after all": says(GO),
+    "all is well": says_and_hears(CHECKED, []),
+}
+
+
+@pytest.mark.parametrize("serve", LEFT.values(), ids=LEFT)
+def test_no_socket_is_left_open(serve: Serve) -> None:
     gc.collect()
-    with listening(says(said)) as target, warnings.catch_warnings(record=True) as caught:
+    with listening(serve) as target, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        for ask in (client.connect, client.inspect, client.list_exports, client.check):
+        for ask in (entered, client.inspect, client.list_exports, client.check):
             with contextlib.suppress(NbdattachError):
                 ask(target)
         gc.collect()
-    assert caught == []
+    assert [str(one.message) for one in caught] == []
 
 
 # -- TLS, as far as it goes without a certificate ----------------------------------------------------------------------

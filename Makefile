@@ -1,0 +1,67 @@
+# What a developer types; `make test` is the one that decides. Needs Debian 12 with root or sudo.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+GUEST := tests/lab/guest.py
+PYTEST := $(PYTHON) -m pytest -q
+# One kernel test by name: make kernel K=test_exact_size
+K :=
+# No test waits longer than this for one thing; emulated machines are slow.
+LIMIT := --timeout 180
+
+.PHONY: test lanes provision lint unit unit-all servers kernel kernel-udev kernel-6.12 shell demo bench clean
+
+## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
+test: provision $(VENV)/installed
+	$(MAKE) --no-print-directory -j2 -Otarget lanes
+	@echo "make test: all passed"
+
+# Two lanes of about the same length, one a core; the slow guests begin first.
+lanes: kernel kernel-6.12 lint unit-all servers kernel-udev
+
+provision:
+	tests/lab/provision
+
+$(VENV)/installed: pyproject.toml
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
+		tests/demo/demo tests/unit/on_each_python .ci/run
+
+unit: $(VENV)/installed
+	$(PYTEST) tests/unit
+
+unit-all: $(VENV)/installed
+	tests/unit/on_each_python
+
+servers: $(VENV)/installed
+	$(PYTEST) $(LIMIT) tests/servers
+
+kernel: $(VENV)/installed
+	$(GUEST) --timeout 900 -- $(PYTEST) $(LIMIT) -m "not udev" $(if $(K),-k $(K)) tests/kernel
+
+kernel-udev: $(VENV)/installed
+	$(GUEST) --timeout 300 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
+
+kernel-6.12: $(VENV)/installed
+	$(GUEST) --timeout 900 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m essential $(if $(K),-k $(K)) tests/kernel
+
+## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
+KERNEL := 6.1
+shell: $(VENV)/installed
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(GUEST) --kernel $(KERNEL) --shell
+
+demo:
+	tests/demo/demo
+
+bench: provision $(VENV)/installed
+	$(PYTHON) tests/bench/bench.py
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info

@@ -1,0 +1,79 @@
+"""What is compared in the guest: how each contender attaches a server's export at a device, and detaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from servers import Server
+
+SECTORS = (128, 256, 512, 1024, 4096)
+CONNECTIONS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`max_sectors_kb` is written to the device's queue once it is attached; 0 leaves it as the tool did.
+
+    `data_path_aim` is what the throughput of nbdattach should be, divided by that of this one.
+    """
+
+    name: str
+    attach: Callable[[Server, str], list[str]]
+    detach: Callable[[str], list[str]]
+    max_sectors_kb: int = 0
+    data_path_aim: str = ""
+
+
+def tools(nbdattach: str) -> list[Contender]:
+    """The four tools, each as its users call it. The first is the one that the others are compared with."""
+    return [
+        nbdattach_with(nbdattach, "nbdattach"),
+        Contender("nbd-client ioctl", nbd_client_ioctl, nbd_client_off, data_path_aim=">= 1.0"),
+        Contender("nbd-client netlink", nbd_client, nbd_client_off, data_path_aim=">= 1.0"),
+        Contender("qemu-nbd -c", qemu_nbd, qemu_nbd_off, data_path_aim=">= 1.5"),
+    ]
+
+
+def sectors(nbdattach: str) -> list[Contender]:
+    """nbdattach with several limits of a request; the first is its default."""
+    return [nbdattach_with(nbdattach, "as it comes")] + [
+        nbdattach_with(nbdattach, f"{size} KiB", max_sectors_kb=size) for size in SECTORS
+    ]
+
+
+def connections(nbdattach: str) -> list[Contender]:
+    return [nbdattach_with(nbdattach, "auto")] + [
+        nbdattach_with(nbdattach, f"-C {count}", "-C", str(count)) for count in CONNECTIONS
+    ]
+
+
+def nbdattach_with(program: str, name: str, *options: str, max_sectors_kb: int = 0) -> Contender:
+    # The tag: without it the same export is attached once only.
+    return Contender(
+        name,
+        lambda server, device: [program, "connect", "--tag", name, *options, server.uri, device],
+        lambda device: [program, "disconnect", device],
+        max_sectors_kb,
+    )
+
+
+def nbd_client(server: Server, device: str, *options: str) -> list[str]:
+    place = ["-unix", server.place] if isinstance(server.place, str) else [server.place[0], str(server.place[1])]
+    return ["nbd-client", *options, *place, device]
+
+
+def nbd_client_ioctl(server: Server, device: str) -> list[str]:
+    return nbd_client(server, device, "-nonetlink")
+
+
+def nbd_client_off(device: str) -> list[str]:
+    return ["nbd-client", "-d", device]
+
+
+def qemu_nbd(server: Server, device: str) -> list[str]:
+    return ["qemu-nbd", "--format=raw", f"--connect={device}", server.uri]
+
+
+def qemu_nbd_off(device: str) -> list[str]:
+    return ["qemu-nbd", "--disconnect", device]

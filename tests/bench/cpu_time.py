@@ -1,0 +1,78 @@
+"""CPU time of the commands that need no kernel driver, beside that of the tools that do the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from figures import Row
+from servers import Server, nbdkit
+
+Commands = dict[str, list[str]]
+OURS = "nbdattach"
+
+
+def cpu_milliseconds(command: list[str]) -> float:
+    """User and system time of the command and of what it waited for."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return (usage.ru_utime + usage.ru_stime) * 1000
+
+
+def compare(what: str, commands: Commands, aims: dict[str, str], rounds: int) -> Row:
+    samples: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(-1, rounds):  # the first one warms the page cache
+        for name, command in commands.items():
+            used = cpu_milliseconds(command)
+            if number >= 0:
+                samples[name].append(used)
+    return Row(what, "ms", OURS, samples, aims)
+
+
+def interpreter(nbdattach: str) -> str:
+    """The one that runs the console script."""
+    first = Path(nbdattach).read_text().splitlines()[0]
+    return first.removeprefix("#!").split()[0]
+
+
+def starting(nbdattach: str, rounds: int) -> list[Row]:
+    python = interpreter(nbdattach)
+    commands = {
+        OURS: [nbdattach, "--help"],
+        "import click": [python, "-c", "import click"],
+        "bare interpreter": [python, "-c", "pass"],
+    }
+    return [compare("--help", commands, {"import click": "<= 1.5"}, rounds)]
+
+
+def asking(nbdattach: str, server: Server, rounds: int) -> list[Row]:
+    """`info` and `list` against a server over TCP or a Unix socket."""
+    way = "Unix" if isinstance(server.place, str) else "TCP"
+    info = {OURS: [nbdattach, "info", server.uri], "nbdinfo": ["nbdinfo", server.uri]}
+    listing = {
+        OURS: [nbdattach, "list", server.uri],
+        "nbd-client -l": ["nbd-client", "-l", *_for_nbd_client(server)],
+        "nbdinfo --list": ["nbdinfo", "--list", server.uri],
+    }
+    return [
+        compare(f"info, {way}", info, {"nbdinfo": "(ours <= 80 ms)"}, rounds),
+        compare(f"list, {way}", listing, {}, rounds),
+    ]
+
+
+def _for_nbd_client(server: Server) -> list[str]:
+    return ["-unix", server.place] if isinstance(server.place, str) else [server.place[0], str(server.place[1])]
+
+
+def measure(nbdattach: str, rounds: int) -> list[Row]:
+    rows = starting(nbdattach, rounds)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for unix in ("", f"{folder}/sock"):
+            with nbdkit("memory", "64M", unix=unix) as server:
+                rows += asking(nbdattach, server, rounds)
+    return rows

@@ -1,0 +1,202 @@
+"""The half of the bench that needs the kernel's driver. Runs in a guest; leaves rows of figures as JSON.
+
+Must not be run on the machine itself: it takes /dev/nbd0 and up for its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import fio
+from contenders import Contender, connections, sectors, tools
+from figures import Row
+from servers import Server, nbdkit
+
+READY_SECONDS = 60.0
+SOCKET = "/run/bench.sock"
+# A tool's processes come to rest: one of nbd-client's opens the device once more and ends.
+REST_SECONDS = 0.5
+# What `_one_attachment` measures, in its order.
+ATTACHING = (
+    ("connect, the command", "ms"),
+    ("connect, until it has its size", "ms"),
+    ("disconnect, the command", "ms"),
+    ("disconnect, until it is free", "ms"),
+    ("memory that stays (RSS)", "MB"),
+    ("memory that stays, unshared", "MB"),
+)
+
+
+class Device:
+    """/dev/nbdN, and what the kernel says of it."""
+
+    def __init__(self, number: int) -> None:
+        self.path = f"/dev/nbd{number}"
+        self._sys = Path(f"/sys/block/nbd{number}")
+
+    @property
+    def ready(self) -> bool:
+        return (self._sys / "pid").exists() and (self._sys / "size").read_text() != "0\n"
+
+    @property
+    def free(self) -> bool:
+        return not (self._sys / "pid").exists()
+
+    def limit(self, max_sectors_kb: int) -> None:
+        (self._sys / "queue/max_sectors_kb").write_text(str(max_sectors_kb))
+
+
+def run(command: list[str]) -> float:
+    """Milliseconds until the command has ended."""
+    start = time.monotonic()
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return (time.monotonic() - start) * 1000
+
+
+def until(holds: Callable[[], bool]) -> float:
+    """Milliseconds until it holds."""
+    start = time.monotonic()
+    while not holds():
+        if time.monotonic() > start + READY_SECONDS:
+            raise TimeoutError("the device is in no state to go on")
+        time.sleep(0.001)
+    return (time.monotonic() - start) * 1000
+
+
+# -- the data path -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def all_attached(contenders: list[Contender], server: Server) -> Iterator[list[Device]]:
+    """Each contender with a device of its own, all to one server, so that they can take turns within a second."""
+    devices = [Device(number) for number in range(len(contenders))]
+    for contender, device in zip(contenders, devices, strict=True):
+        run(contender.attach(server, device.path))
+        until(lambda device=device: device.ready)  # type: ignore[misc]
+        if contender.max_sectors_kb:
+            device.limit(contender.max_sectors_kb)
+    yield devices
+    for contender, device in zip(contenders, devices, strict=True):
+        run(contender.detach(device.path))
+        until(lambda device=device: device.free)  # type: ignore[misc]
+
+
+def data_path(
+    contenders: list[Contender], works: list[fio.Work], server: Server, options: argparse.Namespace
+) -> list[Row]:
+    aims = {contender.name: contender.data_path_aim for contender in contenders}
+    rows = {work.name: empty_row(work.name, work.unit, contenders, aims) for work in works}
+    with all_attached(contenders, server) as devices:
+        fio.fill(devices[0].path)
+        names = {device.path: contender.name for contender, device in zip(contenders, devices, strict=True)}
+        for number in range(options.rounds):
+            found = fio.round_of(works, in_turn(list(names), number), options.seconds)
+            for (work, path), figure in found.items():
+                rows[work].samples[names[path]].append(figure)
+    return list(rows.values())
+
+
+def in_turn(paths: list[str], number: int) -> list[str]:
+    """The order of this round: nobody is always the first, nor always behind the same one."""
+    start = number % len(paths)
+    order = paths[start:] + paths[:start]
+    return order if number % 2 else order[::-1]
+
+
+def empty_row(what: str, unit: str, contenders: list[Contender], aims: dict[str, str] | None = None) -> Row:
+    return Row(what, unit, contenders[0].name, {contender.name: [] for contender in contenders}, aims or {})
+
+
+# -- attaching and detaching -------------------------------------------------------------------------------------
+
+
+def attaching(contenders: list[Contender], server: Server, rounds: int) -> list[Row]:
+    """Times of the commands, the time until the device is usable or free, and the memory that stays in use."""
+    rows = [empty_row(what, unit, contenders) for what, unit in ATTACHING]
+    for number in range(-1, rounds):  # the first reads the programs from disk and does not count
+        for contender in contenders:
+            figures = _one_attachment(contender, server, Device(0))
+            for row, figure in zip(rows, figures, strict=True):
+                if number >= 0:
+                    row.samples[contender.name].append(figure)
+    return rows
+
+
+def _one_attachment(contender: Contender, server: Server, device: Device) -> list[float]:
+    before = processes()
+    attach = run(contender.attach(server, device.path))
+    ready = attach + until(lambda: device.ready)
+    time.sleep(REST_SECONDS)
+    rss, unshared = memory(processes() - before)
+    detach = run(contender.detach(device.path))
+    free = detach + until(lambda: device.free)
+    time.sleep(REST_SECONDS)
+    return [attach, ready, detach, free, rss, unshared]  # as in ATTACHING
+
+
+def processes() -> set[int]:
+    """All but the kernel's own."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit() and os.path.exists(f"/proc/{name}/exe")}
+
+
+def memory(pids: set[int]) -> tuple[float, float]:
+    """Resident memory of these processes in MB, and what of it they share with nobody."""
+    rss = unshared = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name == "Rss":
+                    rss += int(value.split()[0]) / 1024
+                elif name in ("Private_Clean", "Private_Dirty"):
+                    unshared += int(value.split()[0]) / 1024
+    return rss, unshared
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
+    """Rows by the title of their table."""
+    path = "a Unix socket" if options.unix else "TCP"
+    with nbdkit("memory", options.size, unix=SOCKET if options.unix else "") as server:
+        if options.sweep == "sectors":
+            rows = data_path(sectors(options.nbdattach), fio.LARGE_WORKS, server, options)
+            return {f"max_sectors_kb over {path}": rows}
+        if options.sweep == "connections":
+            return {f"Connections over {path}": data_path(connections(options.nbdattach), fio.WORKS, server, options)}
+        contenders = tools(options.nbdattach)
+        return {
+            "Attaching": attaching(contenders, server, options.rounds),
+            f"Data over {path}": data_path(contenders, fio.WORKS, server, options),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nbdattach", required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--size", required=True)
+    parser.add_argument("--sweep", default="")
+    parser.add_argument("--unix", action="store_true")
+    options = parser.parse_args()
+    if "nbdattach.lab=1" not in Path("/proc/cmdline").read_text():
+        sys.exit("this runs in a guest only: see tests/lab/README.md")
+    subprocess.run(["modprobe", "nbd"], check=True)
+    found = measure(options)
+    options.result.write_text(json.dumps({title: [asdict(row) for row in rows] for title, rows in found.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,550 @@
+"""The command line through its front door: exit codes, one line and one hint for each error, no traceback ever."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import pytest
+import wire
+from peer import Serve, closed_port, listening, says, says_and_hears, silence
+
+import nbdattach
+from nbdattach import attachment, cli, client, foreground, status
+from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
+
+Capture = pytest.CaptureFixture[str]
+GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 65536) + wire.ack(wire.GO)
+READ = wire.simple_reply(0, client.CHECK_COOKIE) + bytes(4096)
+LISTING = wire.greeting() + wire.listed(b"root", b"of all") + wire.ack(wire.LIST)
+LISTING += wire.sized(wire.INFO) + wire.ack(wire.INFO)
+COMMANDS = sorted(cli.cli.commands)
+
+
+def ran(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    code = cli.run(list(arguments))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def said_error(capsys: Capture, code: int, *arguments: str) -> tuple[str, str]:
+    """The error's line and its hint: all that is printed."""
+    got, out, err = ran(capsys, *arguments)
+    assert (got, out) == (code, "")
+    line, hint = err.removesuffix("\n").split("\n")
+    assert line.startswith("nbdattach")
+    assert hint.startswith("(")
+    assert hint.endswith(")")
+    assert line.isprintable()
+    assert hint.isprintable()
+    return line, hint[1:-1]
+
+
+# -- usage -------------------------------------------------------------------------------------------------------------
+
+NO_SECONDS = "is not a number of seconds from {} up"
+USAGE: list[tuple[list[str], str, str]] = [
+    (["frobnicate"], "nbdattach: No such command 'frobnicate'.", ""),
+    (["fr\x1b\nob"], r"nbdattach: No such command 'fr\x1b\nob'.", ""),
+    (["--frob"], "nbdattach: No such option '--frob'.", ""),
+    (["info"], "nbdattach info: Missing argument 'TARGET'.", "info "),
+    (["list"], "nbdattach list: Missing argument 'TARGET'.", "list "),
+    (["check"], "nbdattach check: Missing argument 'TARGET'.", "check "),
+    (["connect"], "nbdattach connect: Missing argument 'TARGET'.", "connect "),
+    (["disconnect"], "nbdattach disconnect: Missing argument 'DEVICE...'.", "disconnect "),
+    (["info", "db1", "x"], "nbdattach info: Got unexpected extra argument (x)", "info "),
+    (["info", "--frob", "db1"], "nbdattach info: No such option '--frob'.", "info "),
+]
+USAGE += [
+    (
+        ["connect", "-C", value, "db1"],
+        "nbdattach connect: Invalid value for '-C' / '--connections': "
+        f"{value!r} is neither auto nor a number from 1 to 64",
+        "connect ",
+    )
+    for value in ("0", "65", "-1", "+1", "1.0", "", " 1", "nan", "Auto", "two", "٣", "1\n")
+]
+USAGE += [
+    (
+        [command, option, value, "nbd0"],
+        f"nbdattach {command}: Invalid value for '{option}': {value!r} {NO_SECONDS.format(least)}",
+        f"{command} ",
+    )
+    for command, option, least in (
+        ("info", "--connect-timeout", "0.001"),
+        ("list", "--connect-timeout", "0.001"),
+        ("check", "--connect-timeout", "0.001"),
+        ("connect", "--connect-timeout", "0.001"),
+        ("connect", "--retry-for", "0"),
+        ("disconnect", "--timeout", "0"),
+    )
+    for value in ("nan", "-nan", "inf", "-inf", "Infinity", "1e999", "-1", "", "soon", "1s", "0x1", "1,5", "\x1b[2J")
+]
+USAGE += [
+    (
+        ["info", "--connect-timeout", value, "db1"],
+        f"nbdattach info: Invalid value for '--connect-timeout': {value!r} {NO_SECONDS.format('0.001')}",
+        "info ",
+    )
+    for value in ("0", "0.0009")
+]
+USAGE += [
+    (
+        ["connect", "-b", "4k", "db1"],
+        "nbdattach connect: Invalid value for '-b' / '--block-size': '4k' is not a valid integer.",
+        "connect ",
+    ),
+    (
+        ["connect", "--size", "0", "--no-handshake", "db1"],
+        "nbdattach connect: Invalid value for '--size': 0 is not in the range x>=1.",
+        "connect ",
+    ),
+    (
+        ["connect", "--expect-size", "-1", "db1"],
+        "nbdattach connect: Invalid value for '--expect-size': -1 is not in the range x>=0.",
+        "connect ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line", "of"), USAGE)
+def test_usage_error_is_one_line_and_one_hint(capsys: Capture, arguments: list[str], line: str, of: str) -> None:
+    assert said_error(capsys, 2, *arguments) == (line, f"see nbdattach {of}--help")
+
+
+@pytest.mark.parametrize("backend", ["", "kernel", "IOCTL"])
+def test_backend_is_one_of_a_few(capsys: Capture, backend: str) -> None:
+    line, hint = said_error(capsys, 2, "connect", "--backend", backend, "db1")
+    assert line.startswith(f"nbdattach connect: Invalid value for '--backend': {backend!r} is not one of 'auto'")
+    assert hint == "see nbdattach connect --help"
+
+
+MALFORMED: list[tuple[list[str], str, str]] = [
+    (
+        ["connect", "--size", "512", "db1"],
+        "nbdattach: --size: goes only with --no-handshake",
+        "give both, or none",
+    ),
+    (
+        ["connect", "--no-handshake", "db1"],
+        "nbdattach: --no-handshake: goes only with --size BYTES",
+        "give both, or none",
+    ),
+    (
+        ["connect", "db1", "/dev/null"],
+        "nbdattach: '/dev/null': not an nbd device",
+        "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ...",
+    ),
+    (
+        ["disconnect", "nbd0", "/dev/sda"],
+        "nbdattach: '/dev/sda': not an nbd device",
+        "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ...",
+    ),
+    (
+        ["status", "/dev/nbd0p1"],
+        "nbdattach: '/dev/nbd0p1': a partition, not a whole device",
+        "name the device: /dev/nbd0",
+    ),
+    (
+        ["info", "nbd://db1/x", "-N", "y"],
+        "nbdattach: 'nbd://db1/x': -N/--export goes with HOST or a socket, not with a URI",
+        "put the name into the URI",
+    ),
+    (
+        ["check", "db1:0"],
+        "nbdattach: 'db1:0': not a port: '0'",
+        "a port is a number from 1 to 65535",
+    ),
+    (
+        ["list", "http://db1"],
+        "nbdattach: 'http://db1': unknown scheme 'http'",
+        "one of: nbd, nbds, nbd+unix, nbds+unix",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line", "hint"), MALFORMED)
+def test_malformed_argument_is_one_line_and_one_hint(
+    capsys: Capture, arguments: list[str], line: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("attach", "detach"):
+        monkeypatch.setattr(attachment, name, lambda *_: pytest.fail("it was done in spite of the mistake"))
+    assert said_error(capsys, 2, *arguments) == (line, hint)
+
+
+def test_target_cannot_write_on_the_terminal(capsys: Capture) -> None:
+    line, _ = said_error(capsys, 2, "info", "db\x1b[2J\n1\udcff")
+    assert line == r"nbdattach: 'db\x1b[2J\n1\udcff': not a host name: 'db\x1b[2J\n1\udcff'"
+
+
+@pytest.mark.xfail(strict=True, reason="float() and int() take what is no number to anybody else")
+@pytest.mark.parametrize("value", ["1_0", "٣", " 5 "])
+def test_seconds_are_written_as_numbers_are(capsys: Capture, value: str) -> None:
+    said_error(capsys, 2, "info", "--connect-timeout", value, f"127.0.0.1:{closed_port()}")
+
+
+@pytest.mark.xfail(strict=True, reason="more seconds than time_t holds end in an OverflowError")
+@pytest.mark.parametrize("value", ["1e300", "1e19", "9223372037"])
+def test_many_seconds_are_a_usage_error_or_a_long_time(capsys: Capture, value: str) -> None:
+    code, _, err = ran(capsys, "info", "--connect-timeout", value, f"127.0.0.1:{closed_port()}")
+    assert code in (2, 3)
+    assert "internal error" not in err
+
+
+@pytest.mark.xfail(strict=True, reason="int() of more than 4300 digits raises, after isdigit() said yes")
+def test_a_number_without_end_is_a_usage_error(capsys: Capture) -> None:
+    said_error(capsys, 2, "connect", "-C", "9" * 5000, "db1")
+
+
+@pytest.mark.xfail(strict=True, reason="click shows extra arguments as they are")
+def test_extra_argument_cannot_write_on_the_terminal(capsys: Capture) -> None:
+    said_error(capsys, 2, "info", "db1", "x\n\x1b[2J")
+
+
+# -- help --------------------------------------------------------------------------------------------------------------
+
+
+def test_no_command_is_the_help_and_a_usage_error(capsys: Capture) -> None:
+    code, out, err = ran(capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: nbdattach [OPTIONS] COMMAND [ARGS]...\n")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_all(capsys: Capture, flag: str) -> None:
+    code, out, err = ran(capsys, flag)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: nbdattach [OPTIONS] COMMAND [ARGS]...\n")
+    assert all(f"\n  {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(capsys: Capture, command: str, flag: str) -> None:
+    code, out, err = ran(capsys, command, flag)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: nbdattach {command} [OPTIONS]")
+    assert max(map(len, out.split("\n"))) <= 80
+    assert "--debug" in out
+
+
+@pytest.mark.parametrize("command", ["connect", "status", "list", "info", "check", "doctor"])
+def test_json_is_offered_where_the_contract_says(command: str) -> None:
+    names = [name for param in cli.cli.commands[command].params for name in param.opts]
+    assert "--json" in names
+
+
+def test_version(capsys: Capture) -> None:
+    assert ran(capsys, "--version") == (0, f"nbdattach {nbdattach.__version__}\n", "")
+
+
+# -- what must not happen ----------------------------------------------------------------------------------------------
+
+
+def breaking(error: BaseException) -> Callable[..., Any]:
+    def broken(*_: object) -> None:
+        raise error
+
+    return broken
+
+
+UNEXPECTED = [RuntimeError("boom"), ValueError("boom"), KeyError("boom"), OSError(5, "boom"), AssertionError("boom")]
+
+
+@pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
+def test_unexpected_exception_is_no_traceback(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(client, "inspect", breaking(error))
+    line, hint = said_error(capsys, 1, "info", "db1")
+    assert line == f"nbdattach: internal error: {type(error).__name__}: {error}"
+    assert hint == "--debug shows where; please report it"
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info", "db1"], ["info", "--debug", "db1"]])
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(client, "inspect", breaking(RuntimeError("boom")))
+    with pytest.raises(RuntimeError, match="boom"):
+        cli.run(arguments)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), click.Abort()])
+def test_interrupt_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch, stop: BaseException) -> None:
+    monkeypatch.setattr(client, "inspect", breaking(stop))
+    code, out, err = ran(capsys, "info", "db1")
+    assert (code, out, err.strip()) == (1, "", "nbdattach: interrupted")
+
+
+@pytest.mark.parametrize(
+    "error", [NbdattachError("it", "no", "try"), KernelRefused("it", "no", "try"), NotAttached("")]
+)
+def test_error_of_ours_has_its_exit_code(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: NbdattachError
+) -> None:
+    monkeypatch.setattr(client, "inspect", breaking(error))
+    assert said_error(capsys, error.exit_code, "info", "db1") == (f"nbdattach: {error}", error.hint)
+
+
+def test_error_without_a_hint_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "inspect", breaking(NbdattachError("it", "no")))
+    assert ran(capsys, "info", "db1") == (1, "", "nbdattach: it: no\n")
+
+
+def test_reader_that_goes_away_is_no_traceback() -> None:
+    command = f"{sys.executable} -m nbdattach doctor --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30)
+    assert done.returncode in (0, 1)
+    assert done.stderr == ""
+
+
+# -- import time -------------------------------------------------------------------------------------------------------
+
+
+def loaded_by(code: str) -> set[str]:
+    """Names of the modules that a fresh interpreter has after `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, file=sys.stderr)"],
+        capture_output=True, text=True, check=True, timeout=30,
+    )  # fmt: skip
+    return set(done.stderr.split())
+
+
+def test_command_line_imports_nothing_heavy() -> None:
+    loaded = loaded_by("import nbdattach.cli")
+    assert "nbdattach.cli" in loaded
+    assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess", "ctypes", "asyncio"} == set()
+    assert {name for name in loaded if name.startswith("nbdattach.")} == {
+        "nbdattach.cli", "nbdattach.errors", "nbdattach.wiretext",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["connect", "-h"], ["--version"], ["frobnicate"], ["connect"]])
+def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
+    loaded = loaded_by(f"from nbdattach.cli import run; run({arguments!r})")
+    assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess"} == set()
+
+
+def test_info_and_list_import_neither_the_kernels_side_nor_tls() -> None:
+    loaded = loaded_by("from nbdattach.cli import run; run(['info', '127.0.0.1:1'])")
+    assert "nbdattach.client" in loaded
+    assert loaded & {"pyroute2", "ssl", "nbdattach.attachment", "nbdattach.ioctl", "nbdattach.ioctl_backend"} == set()
+
+
+# -- list, info, check against a server --------------------------------------------------------------------------------
+
+
+def test_info_tells_the_export(capsys: Capture) -> None:
+    with listening(says_and_hears(GO, [])) as target:
+        code, out, err = ran(capsys, "info", f"127.0.0.1:{target.port}", "-N", "disk")
+    assert (code, err) == (0, "")
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert {key: value.strip() for key, value in lines.items()} == {
+        "target": f"nbd://127.0.0.1:{target.port}/disk",
+        "export": "disk",
+        "description": "-",
+        "size": "1048576 (1 MiB)",
+        "access": "read-only",
+        "flags": "has_flags, read_only",
+        "block size": "minimum 512, preferred 4096, maximum 65536",
+        "protocol": "newstyle-fixed",
+        "tls": "no",
+    }
+
+
+def test_info_json_is_one_document(capsys: Capture) -> None:
+    with listening(says_and_hears(GO, [])) as target:
+        code, out, err = ran(capsys, "info", "--json", target.uri)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert list(found) == ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls"]
+    assert (found["target"], found["size"]) == (target.uri, wire.SIZE)
+
+
+def test_list_tells_the_exports(capsys: Capture) -> None:
+    with listening(says_and_hears(LISTING, [])) as target:
+        code, out, err = ran(capsys, "list", target.uri)
+    assert (code, err) == (0, "")
+    assert out == "NAME  SIZE   DESCRIPTION\nroot  1 MiB  of all\n"
+
+
+def test_list_json_is_one_document(capsys: Capture) -> None:
+    with listening(says_and_hears(LISTING, [])) as target:
+        code, out, err = ran(capsys, "list", "--json", target.uri)
+    assert (code, err) == (0, "")
+    exports = [{"name": "root", "description": "of all", "size": wire.SIZE}]
+    assert json.loads(out) == {"target": target.uri, "exports": exports}
+
+
+def test_check_says_how_long_it_took(capsys: Capture) -> None:
+    with listening(says_and_hears(GO + READ, [])) as target:
+        code, out, err = ran(capsys, "check", target.uri)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{target.uri}: ok, handshake ")
+    assert out.count("\n") == 1
+
+
+def test_check_json_is_one_document(capsys: Capture) -> None:
+    with listening(says_and_hears(GO + READ, [])) as target:
+        code, out, err = ran(capsys, "check", "--json", target.uri)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert list(found) == ["target", "ok", "handshake_ms", "read_ms", "error"]
+    assert (found["target"], found["ok"], found["error"]) == (target.uri, True, None)
+    assert found["handshake_ms"] > 0
+    assert found["read_ms"] > 0
+
+
+UNKNOWN = wire.greeting() + wire.reply(wire.GO, wire.UNKNOWN) + wire.listed(b"root") + wire.ack(wire.LIST)
+NO_TLS = wire.greeting() + wire.reply(wire.STARTTLS, wire.UNSUP)
+FAILURES: dict[str, tuple[list[str], Serve, str, int, str]] = {
+    "closed": (["info", "list", "check"], says(b""), "", 3, "the server closed the connection"),
+    "silent": (["info", "list", "check"], silence, "", 3, "no answer within 0.3 s"),
+    "no NBD server": (["info", "list", "check"], says_and_hears(b"SSH-2.0-OpenSSH", []), "", 4, "no NBD server"),
+    "unknown": (["info", "check"], says_and_hears(UNKNOWN, []), "/x", 4, "the server has no export named 'x'"),
+    "policy": (
+        ["list"],
+        says_and_hears(wire.greeting() + wire.reply(wire.LIST, wire.POLICY), []),
+        "",
+        4,
+        "the server's policy forbids NBD_OPT_LIST",
+    ),
+    "no TLS": (["info", "list", "check"], says_and_hears(NO_TLS, []), "s", 5, "no TLS there"),
+}
+
+
+def uri_of(place: str, port: int) -> str:
+    return f"nbds://127.0.0.1:{port}" if place == "s" else f"nbd://127.0.0.1:{port}{place}"
+
+
+@pytest.mark.parametrize(
+    ("what", "command"), [(what, command) for what, failure in FAILURES.items() for command in failure[0]]
+)
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_failure_has_its_exit_code_line_and_hint(capsys: Capture, what: str, command: str, flags: list[str]) -> None:
+    _, serve, place, code, cause = FAILURES[what]
+    with listening(serve) as target:
+        uri = uri_of(place, target.port)
+        got, out, err = ran(capsys, command, *flags, "--connect-timeout", "0.3", uri)
+    line, hint = err.removesuffix("\n").split("\n")
+    assert got == code
+    assert line.startswith(f"nbdattach: {uri}: {cause}")
+    assert hint.startswith("(")
+    if command == "check" and flags:
+        found = json.loads(out)
+        assert list(found) == ["target", "ok", "handshake_ms", "read_ms", "error"]
+        assert (found["ok"], found["target"], found["read_ms"]) == (False, uri, None)
+        assert line == f"nbdattach: {found['error']}"
+    else:
+        assert out == ""
+
+
+@pytest.mark.parametrize("command", ["info", "list", "check"])
+def test_closed_port_is_exit_code_3(capsys: Capture, command: str) -> None:
+    port = closed_port()
+    line, hint = said_error(capsys, 3, command, f"127.0.0.1:{port}")
+    assert line == f"nbdattach: nbd://127.0.0.1:{port}: cannot connect: Connection refused"
+    assert hint == f"is the server running, and does it listen on port {port}?"
+
+
+def test_check_json_of_a_failed_read_keeps_the_time_of_the_handshake(capsys: Capture) -> None:
+    with listening(says_and_hears(GO + wire.simple_reply(5, client.CHECK_COOKIE), [])) as target:
+        code, out, err = ran(capsys, "check", "--json", target.uri)
+    found = json.loads(out)
+    cause = "reading 4096 bytes at 0 failed: input/output error (5)"
+    assert (code, found["ok"], found["read_ms"]) == (4, False, None)
+    assert found["handshake_ms"] > 0
+    assert found["error"] == f"{target.uri}: {cause}"
+    assert err == f"nbdattach: {target.uri}: {cause}\n(the server's own log may tell why)\n"
+
+
+@pytest.mark.row(13)
+@pytest.mark.parametrize("before", [True, False])
+def test_debug_shows_each_step_on_stderr(capsys: Capture, before: bool) -> None:
+    with listening(says_and_hears(GO, [])) as target:
+        arguments = ["--debug", "info"] if before else ["info", "--debug"]
+        code, out, err = ran(capsys, *arguments, "--json", target.uri)
+    assert code == 0
+    assert json.loads(out)["size"] == wire.SIZE
+    assert err.splitlines() == [
+        f"nbdattach: debug: {text}"
+        for text in (
+            f"connecting to 127.0.0.1 port {target.port}",
+            "waiting for the server's greeting",
+            "new style, handshake flags 0x3",
+            "NBD_OPT_GO, 12 bytes of data",
+            "NBD_REP_INFO, 12 bytes of data",
+            "information of type 0, 10 bytes",
+            "NBD_REP_INFO, 14 bytes of data",
+            "information of type 3, 12 bytes",
+            "NBD_REP_ACK, 0 bytes of data",
+            "NBD_CMD_DISC",
+        )
+    ]
+
+
+# -- several devices ---------------------------------------------------------------------------------------------------
+
+
+def test_disconnect_goes_on_after_a_failure_and_the_first_one_counts(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+
+    def detach(device: Any, *_: object) -> bool:
+        done.append(device.index)
+        if device.index == 1:
+            raise DeviceInUse(device.path, "mounted at /srv", "umount /srv")
+        if device.index == 2:
+            raise KernelRefused(device.path, "no", "")
+        return bool(device.index)
+
+    monkeypatch.setattr(attachment, "detach", detach)
+    code, out, err = ran(capsys, "disconnect", "nbd0", "nbd1", "nbd2", "/dev/nbd3")
+    assert (code, out, done) == (7, "", [0, 1, 2, 3])
+    assert err.splitlines() == [
+        "nbdattach: /dev/nbd0: not attached, nothing to do",
+        "nbdattach: /dev/nbd2: no",
+        "nbdattach: /dev/nbd1: mounted at /srv",
+        "(umount /srv)",
+    ]
+
+
+def test_status_of_what_is_not_attached_is_exit_code_8(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(device: Any) -> None:
+        raise NotAttached(device.path)
+
+    monkeypatch.setattr(status, "status_of", missing)
+    assert said_error(capsys, 8, "status", "nbd0") == (
+        "nbdattach: /dev/nbd0: not attached",
+        "nbdattach status shows what is",
+    )
+    code, out, _ = ran(capsys, "status", "--json", "nbd0")
+    assert (code, json.loads(out)) == (8, [])
+
+
+def test_status_of_nothing_attached_is_empty(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "all_attached", list)
+    assert ran(capsys, "status") == (0, "", "")
+    assert ran(capsys, "status", "--json") == (0, "[]\n", "")
+
+
+def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """connect prints the device, and nothing else, on stdout; notes go to stderr."""
+    from nbdattach.device import Device
+
+    class Done:
+        device = Device(3)
+        notes = ("a tail of 1 byte is ignored",)
+
+    stayed: list[Device] = []
+    monkeypatch.setattr(attachment, "attach", lambda *_: Done)
+    monkeypatch.setattr(foreground, "stay", lambda device, *_: stayed.append(device))
+    assert ran(capsys, "connect", "db1") == (0, "/dev/nbd3\n", "nbdattach: a tail of 1 byte is ignored\n")
+    assert stayed == []
+    assert ran(capsys, "connect", "-f", "db1")[:2] == (0, "/dev/nbd3\n")
+    assert stayed == [Device(3)]
