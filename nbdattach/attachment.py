@@ -241,7 +241,7 @@ def _already_there(tag: str, device: Device | None) -> Device | None:
     """The device that holds this very attachment. Raises `DeviceInUse` where `device` holds another one."""
     for candidate in [device] if device else sysfs.devices():
         record = state.load(candidate)
-        if record and record.tag == tag:
+        if record and record.tag == tag and alive(record.pid):
             return candidate
     if device and Kernel(device).attached:
         raise _holds_other(device)
@@ -281,6 +281,11 @@ def _none_free(device: Device | None) -> NbdattachError:
 
 def _holds_other(device: Device) -> DeviceInUse:
     status = status_of(device)
+    if status.state == "lost":
+        users = str(users_of(device)) or "open"
+        return DeviceInUse(
+            device.path, f"holds what is left of a lost attachment, and is still {users}", "release it first: umount it"
+        )
     what = status.target or f"something that process {status.pid} attached"
     return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or take another device")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nbdattach import driver, process, sysfs, udev
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused
+from nbdattach.status import status_of
 from nbdattach.sysfs import Kernel
 
 
@@ -88,8 +89,8 @@ def _wedged() -> Iterator[Finding]:
         remedy = f"stop what uses it, then: nbdattach disconnect {device.path}"
         if pid is None and kernel.size:
             yield Finding(device.path, f"{kernel.size} bytes, but nothing is attached", True, remedy)
-        elif pid is not None and kernel.backend is None and not process.alive(pid) and not kernel.size:
-            yield Finding(device.path, f"its process {pid} is dead", True, remedy)
+        elif pid is not None and status_of(device).state == "lost":
+            yield Finding(device.path, f"lost: nobody serves it any more (its process was {pid})", True, remedy)
 
 
 def _udev() -> Finding:

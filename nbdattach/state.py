@@ -49,16 +49,17 @@ def save(device: Device, record: Record) -> None:
 
 
 def load(device: Device) -> Record | None:
-    """The record of what is attached there now; None when it is not ours, or when the file is stale or broken."""
+    """The record of what is attached there now; None when it is not ours, or when the file is stale or broken.
+
+    A device whose worker was killed while somebody used it is still ours: the kernel keeps the dead one's pid.
+    """
     try:
         with open(path(device)) as file:
             record = Record(**json.load(file))
     except (OSError, ValueError, TypeError):
         return None
-    kernel_pid = Kernel(device).pid
-    if kernel_pid is None or kernel_pid != record.pid or started(record.pid) != record.started:
-        return None
-    return record
+    same_process = started(record.pid) in (None, record.started)  # else the pid was given to another one
+    return record if Kernel(device).pid == record.pid and same_process else None
 
 
 def forget(device: Device) -> None:

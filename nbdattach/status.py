@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nbdattach import sysfs
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
+from nbdattach.process import alive
 from nbdattach.state import load
 from nbdattach.sysfs import Kernel
 from nbdattach.users import users_of
@@ -45,7 +46,7 @@ def status_of(device: Device) -> Status:
     return Status(
         device=device.path,
         index=device.index,
-        state="connected" if kernel.size else "lost",
+        state="lost" if not kernel.size or (record and not alive(pid)) else "connected",
         tag=record.tag if record else kernel.backend,
         target=record.target if record else None,
         export=record.export if record else None,

@@ -90,9 +90,13 @@ def test_kill_9_of_the_worker_under_a_mount_says_what_to_release(tmp_path: Path)
         shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
         os.kill(worker_pid(), signal.SIGKILL)
         eventually(lambda: not workers())
-        done = nbd("connect", "--tag", "other", server.uri, "nbd0")
-        assert done.code == 7
-        assert nbd("doctor").code == 0 or "is dead" in nbd("doctor").out
+        (lost,) = nbd("status", "--json").json()
+        assert (lost["state"], lost["mounts"], lost["target"]) == ("lost", ["/mnt"], server.uri)
+        for tag in ("other", server.uri):
+            done = nbd("connect", "--tag", tag, server.uri, "nbd0")
+            assert (done.code, done.out) == (7, "")
+            assert "holds what is left of a lost attachment, and is still mounted at /mnt" in done.err
+        assert "/dev/nbd0: lost" in nbd("doctor").out
         shell("umount /mnt")
         eventually(lambda: not FIRST.attached)
         with attached(server.uri):
