@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -11,6 +11,7 @@ import click
 
 from nbdattach import __version__
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError
+from nbdattach.wiretext import plain
 
 if TYPE_CHECKING:
     from nbdattach.device import Device
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 MAX_CONNECTIONS = 64
+MAX_SECONDS = 365 * 24 * 3600  # more is a slip of the finger, and the kernel's clocks end somewhere
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+_COUNT = re.compile(r"[1-9][0-9]?", re.ASCII)
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
-    """A finite number of seconds, 0 or more (`least` or more)."""
+    """A plain decimal number of seconds, 0 (or `least`) to a year."""
 
     name = "SEC"
 
@@ -29,13 +33,12 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
         self.least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
-        if not (math.isfinite(seconds) and seconds >= self.least):
+        text = str(value)
+        if not _DECIMAL.fullmatch(text) or float(text) < self.least:
             self.fail(f"{value!r} is not a number of seconds from {self.least:g} up", param, ctx)
-        return seconds
+        if float(text) > MAX_SECONDS:
+            self.fail(f"{value!r} is more than a year", param, ctx)
+        return float(text)
 
 
 class Connections(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -46,7 +49,7 @@ class Connections(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "auto":
             return 0
-        if not (value.isascii() and value.isdigit() and 1 <= int(value) <= MAX_CONNECTIONS):
+        if not _COUNT.fullmatch(value) or int(value) > MAX_CONNECTIONS:
             self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_CONNECTIONS}", param, ctx)
         return int(value)
 
@@ -351,6 +354,6 @@ def _say_usage(error: click.UsageError) -> int:
         click.echo(error.format_message(), err=True)
     else:
         path = error.ctx.command_path if error.ctx else "nbdattach"
-        click.echo(f"{path}: {error.format_message()}", err=True)
+        click.echo(f"{path}: {plain(error.format_message())}", err=True)
         click.echo(f"(see {path} --help)", err=True)
     return 2

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from nbdattach import driver, process, sysfs, udev
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused
 from nbdattach.status import status_of
 from nbdattach.sysfs import Kernel
 
@@ -50,11 +49,12 @@ def _driver() -> Finding:
             text=True,
             env={"PATH": driver.MODPROBE_PATH, "LC_ALL": "C"},
         )
-    except OSError:
-        return Finding("driver", "not loaded, and there is no modprobe", True, "install the package kmod")
-    if known.returncode == 0:
-        return Finding("driver", "not loaded yet; connect loads it")
-    reason: KernelRefused = driver.why_not(known.stderr)
+    except OSError as error:
+        reason = driver.without_modprobe(error)
+    else:
+        if known.returncode == 0:
+            return Finding("driver", "not loaded yet; connect loads it")
+        reason = driver.why_not(known.stderr)
     return Finding("driver", reason.cause, True, reason.hint)
 
 

@@ -39,19 +39,28 @@ def ensure_loaded() -> None:
             timeout=MODPROBE_SECONDS,
             env={"PATH": MODPROBE_PATH, "LC_ALL": "C"},
         )
-    except FileNotFoundError:
-        raise KernelRefused(DRIVER, "not loaded, and there is no modprobe", "install the package kmod") from None
+    except OSError as error:
+        raise without_modprobe(error) from None
     except subprocess.TimeoutExpired:
         raise KernelRefused(DRIVER, f"modprobe nbd took more than {MODPROBE_SECONDS} s", "see dmesg") from None
     if not sysfs.driver_loaded():
         raise why_not(done.stderr)
 
 
+def without_modprobe(error: OSError) -> KernelRefused:
+    """modprobe could not even be started."""
+    if _in_container():
+        return why_not("")
+    if isinstance(error, FileNotFoundError):
+        return KernelRefused(DRIVER, "not loaded, and there is no modprobe", "install the package kmod")
+    return KernelRefused.at(DRIVER, "not loaded, and modprobe cannot be run", error.errno or 0)
+
+
 def why_not(words: str) -> KernelRefused:
     """The case this is, told from the machine rather than from modprobe's `words`, which are added."""
     said = " ".join(words.split())[:200] or "modprobe nbd says nothing"
     release = os.uname().release
-    if any(os.path.exists(mark) for mark in _CONTAINER_MARKS):
+    if _in_container():
         return KernelRefused(
             DRIVER, "not loaded, and this is a container", "load it on the host: modprobe nbd; pass /dev/nbd* in"
         )
@@ -73,6 +82,10 @@ def why_not(words: str) -> KernelRefused:
             "some distributions ship it in a package of its own, such as linux-modules-extra or kernel-modules-extra",
         )
     return KernelRefused(DRIVER, f"cannot be loaded: {said}", "see dmesg; is module loading locked down?")
+
+
+def _in_container() -> bool:
+    return any(os.path.exists(mark) for mark in _CONTAINER_MARKS)
 
 
 def _installed_kernels() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -132,14 +133,27 @@ def findings_lines(found: Sequence[Finding]) -> str:
 
 def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
     """Columns as wide as their widest cell; with a `width`, long cells of the last two columns are cut to fit."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
     if width:
         _fit(widths, width)
     lines = []
     for row in rows:
-        cells = [cell if len(cell) <= wide else cell[: wide - 1] + "~" for cell, wide in zip(row, widths, strict=True)]
-        lines.append("  ".join(cell.ljust(wide) for cell, wide in zip(cells, widths, strict=True)).rstrip())
+        lines.append("  ".join(_cell(text, wide) for text, wide in zip(row, widths, strict=True)).rstrip())
     return "\n".join(lines)
+
+
+def _cell(text: str, wide: int) -> str:
+    """`text` in exactly `wide` columns of a terminal, cut with a ~ where it is longer."""
+    if _columns(text) > wide:
+        while _columns(text) > wide - 1:
+            text = text[:-1]
+        text += "~"
+    return text + " " * (wide - _columns(text))
+
+
+def _columns(text: str) -> int:
+    """Columns that a terminal takes for it: two for East Asian wide characters."""
+    return sum(2 if unicodedata.east_asian_width(ch) in "WF" else 1 for ch in text)
 
 
 def _fit(widths: list[int], width: int) -> None:

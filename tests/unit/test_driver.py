@@ -166,7 +166,6 @@ def test_container_is_told_to_load_it_on_the_host(machine: Machine, mark: str, s
     assert error.hint == "load it on the host: modprobe nbd; pass /dev/nbd* in"
 
 
-@pytest.mark.xfail(strict=True, reason="ensure_loaded asks for kmod before it looks for a container")
 @pytest.mark.parametrize("mark", CONTAINERS)
 def test_container_without_modprobe_is_not_told_to_install_it(machine: Machine, mark: str) -> None:
     """Which is what images are like; kmod in there would not help."""
@@ -174,7 +173,6 @@ def test_container_without_modprobe_is_not_told_to_install_it(machine: Machine, 
     assert str(refusal()) == "nbd driver: not loaded, and this is a container"
 
 
-@pytest.mark.xfail(strict=True, raises=PermissionError, reason="ensure_loaded expects no OSError but the one")
 def test_modprobe_that_may_not_be_run_is_no_traceback(machine: Machine) -> None:
     machine.write("bin/modprobe", "#!/bin/sh\n")
     refusal()

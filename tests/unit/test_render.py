@@ -257,7 +257,6 @@ def test_status_table_is_never_wider_than_a_terminal(found: list[Status]) -> Non
         assert one.state in line
 
 
-@pytest.mark.xfail(strict=True, reason="render counts characters: one of two columns makes the line wider")
 def test_status_table_is_never_wider_than_a_terminal_in_any_script() -> None:
     lines = render.status_table([replace(ATTACHED, mounts=["/媒体" * 20])]).splitlines()
     assert max(map(columns, lines)) <= 80
