@@ -32,7 +32,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
-		tests/demo/demo tests/unit/on_each_python .ci/run
+		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run
 
 unit: $(VENV)/installed
 	$(PYTEST) tests/unit
@@ -44,13 +44,13 @@ servers: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/servers
 
 kernel: $(VENV)/installed
-	$(GUEST) --timeout 900 -- $(PYTEST) $(LIMIT) -m "not udev" $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 900 --env NBDATTACH_DEVICE=/dev/nbd3 -- $(PYTEST) $(LIMIT) -m "not udev and not stock" $(if $(K),-k $(K)) tests/kernel $(if $(K),,tests/unit/test_fake_kernel.py)
 
 kernel-udev: $(VENV)/installed
 	$(GUEST) --timeout 300 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
 
 kernel-6.12: $(VENV)/installed
-	$(GUEST) --timeout 900 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m essential $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 900 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m "essential or stock" $(if $(K),-k $(K)) tests/kernel
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
 KERNEL := 6.1

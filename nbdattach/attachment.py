@@ -42,6 +42,7 @@ from nbdattach.stream import Trace, dial
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
 from nbdattach.users import users_of
+from nbdattach.wiretext import quoted
 from nbdattach.worker import GOODBYE_SECONDS
 
 # Where --connections says auto: more than four showed no gain (make bench).
@@ -85,6 +86,7 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
     tag = wishes.tag or target.uri
     there = _already_there(tag, device)
     if there:
+        _see_it_is_what_is_wanted(there, target, wishes)
         return Attached(there, [f"{there.path}: already attached to {target.uri}"])
     if target.tls:
         raise TlsFailed(
@@ -248,6 +250,24 @@ def _already_there(tag: str, device: Device | None) -> Device | None:
     return None
 
 
+def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) -> None:
+    """An attachment with the right tag but another export, or other properties, is not the one asked for."""
+    there = status_of(device)
+    hint = f"nbdattach disconnect {device.path}, or give another --tag"
+    if there.target != target.uri:
+        raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {there.target}", hint)
+    if wishes.read_only and not there.read_only:
+        raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
+    for option, wanted, found in (
+        ("--expect-size", wishes.expect_size, there.size),
+        ("--block-size", wishes.block_size, there.block_size),
+    ):
+        if wanted is not None and wanted != found:
+            raise DeviceInUse(
+                device.path, f"{target.uri} is attached there with {found} bytes, not {option} {wanted}", hint
+            )
+
+
 def _candidates(device: Device | None) -> Iterator[Node]:
     """Claimed devices to try: the one named, or every free one."""
     if device:
@@ -314,6 +334,8 @@ def detach(device: Device, seconds: float = DETACH_SECONDS, trace: Trace = silen
     except Busy:
         raise _busy(device) from None
     with node:
+        if users_of(device):  # loop devices hold nothing exclusively
+            raise _busy(device)
         trace(f"{device.path}: claimed, flushing")
         node.flush()
         node.disconnect()

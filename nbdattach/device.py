@@ -37,4 +37,6 @@ def parse_device(text: str) -> Device:
     partition = _PARTITION.fullmatch(text)
     if partition:
         raise Malformed(quoted(text), "a partition, not a whole device", f"name the device: {partition[1]}")
+    if text.isdigit():
+        raise Malformed(quoted(text), "not an nbd device", "a port is written HOST:PORT, a device /dev/nbd0")
     raise Malformed(quoted(text), "not an nbd device", "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ...")

@@ -131,7 +131,8 @@ class Node:
         while True:
             with self._step("NBD_CLEAR_SOCK"):
                 ioctl.nbd_clear_sock(self.fd)
-            with contextlib.suppress(KernelRefused):  # a partition is open, by udev for one
+            # Refused while a partition is open, by udev for one; unanswered while another opener keeps a dead size.
+            with contextlib.suppress(KernelRefused, Unanswered):
                 self.scan_partitions(deadline)
             if not (kernel.size or kernel.partitions) or not deadline.sleep(_POLL):
                 return

@@ -46,14 +46,14 @@ def status_of(device: Device) -> Status:
     return Status(
         device=device.path,
         index=device.index,
-        state="lost" if not kernel.size or (record and not alive(pid)) else "connected",
+        state=_state(kernel, pid),
         tag=record.tag if record else kernel.backend,
         target=record.target if record else None,
         export=record.export if record else None,
         size=kernel.size,
         block_size=kernel.block_size,
         read_only=kernel.read_only,
-        backend=record.backend if record else None,
+        backend=record.backend if record else "netlink" if kernel.by_netlink else None,
         connections=record.connections if record else kernel.connections,
         tls=None,
         pid=pid,
@@ -61,6 +61,11 @@ def status_of(device: Device) -> Status:
         mounts=users.mounts,
         holders=users.holders,
     )
+
+
+def _state(kernel: Kernel, pid: int) -> str:
+    """An ioctl attachment lives as long as its process; one by netlink needs none. Both are lost without a size."""
+    return "connected" if kernel.size and (kernel.by_netlink or alive(pid)) else "lost"
 
 
 def all_attached() -> list[Status]:

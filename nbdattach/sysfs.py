@@ -71,6 +71,11 @@ class Kernel:
         return self._read("backend")
 
     @property
+    def by_netlink(self) -> bool:
+        """Attached through the netlink interface: the attribute is there even where no identifier was given."""
+        return os.path.exists(f"{self._path}/backend")
+
+    @property
     def size(self) -> int:
         """In bytes."""
         return int(self._read("size") or 0) * SECTOR

@@ -104,10 +104,18 @@ def _parse_address(text: str, address: str) -> tuple[str, int]:
     if address.count(":") > 1:
         hint = f"write [{plain(address)}]" if _V6.fullmatch(address) else _FORMS
         raise Malformed(quoted(text), "more than one colon", hint)
+    if "/" in address:
+        raise Malformed(quoted(text), "neither a host nor the absolute path of a socket", _slash_hint(address))
     host, colon, port = address.partition(":")
     if not _HOST.fullmatch(host):
         raise Malformed(quoted(text), f"not a host name: {quoted(host)}", _FORMS)
     return host.lower(), _checked_port(text, port if colon else None)
+
+
+def _slash_hint(address: str) -> str:
+    if address.startswith("."):
+        return "the path of a socket begins with /"
+    return f"write nbd://{plain(address)}, or nbd+unix:///EXPORT?socket=PATH for a socket"
 
 
 def _checked_v6(text: str, host: str) -> str:

@@ -18,6 +18,9 @@ class Users:
     mounts: list[str]
     holders: list[str]
 
+    def __bool__(self) -> bool:
+        return bool(self.mounts or self.holders)
+
     def __str__(self) -> str:
         said = [f"mounted at {path}" for path in self.mounts]
         said += ["swapped on" if name == "swap" else f"held by {name}" for name in self.holders]

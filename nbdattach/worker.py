@@ -113,7 +113,8 @@ def main(arguments: list[str]) -> None:
         return
     _thread.start_new_thread(_watch, (path, node, orders))
     errno = serve(ioctl, node)
-    _remove(state_file)
+    if _is_free(path):  # else it is lost: somebody still uses it, and will want to know what it was
+        _remove(state_file)
     _report(reports, f"ended {errno}")
 
 
@@ -182,6 +183,15 @@ def _report(reports: int, line: str) -> None:
         os.write(reports, line.encode() + b"\n")
     except OSError:
         pass  # the parent has long gone
+
+
+def _is_free(path: str) -> bool:
+    """The kernel keeps the size for as long as somebody else has the device open."""
+    try:
+        with open(f"/sys/block/{os.path.basename(path)}/size") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return True
 
 
 def _remove(path: str) -> None:

@@ -53,9 +53,9 @@ def guest_command(options: argparse.Namespace, result: Path) -> list[str]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernel", choices=("6.1", "6.1-qemu", "6.12"), default="6.1", help="of the guest")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cpu-rounds", type=int, default=21, help="of the commands that need no guest")
-    parser.add_argument("--seconds", type=float, default=2, help="for each piece of work of fio")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each piece of work of fio")
     parser.add_argument("--size", default="512M", help="of the export")
     parser.add_argument("--unix", action="store_true", help="the server in the guest on a Unix socket instead of TCP")
     parser.add_argument(

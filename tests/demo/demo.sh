@@ -7,6 +7,7 @@ exec 2>&1
 
 wanted=${1-}
 device=
+host=localhost
 port=10809
 here=$(mktemp -d)
 had_driver=no
@@ -70,17 +71,19 @@ trap clean_up EXIT
 trap interrupted HUP INT TERM
 cd "$here"
 mkdir mnt
+# A machine made by debootstrap has no /etc/hosts.
+getent hosts localhost >/dev/null || host=127.0.0.1
 find_port
 
 say 'A server, with an image of 64 MiB.'
 step 'truncate -s 64M disk.img'
-step "nbdkit -i localhost -p $port -P nbdkit.pid file disk.img"
-step "nbdattach check localhost:$port"
+step "nbdkit -i $host -p $port -P nbdkit.pid file disk.img"
+step "nbdattach check $host:$port"
 
 say 'Attach it: the device is ready when the command returns.'
-printf '$ %s\n' "nbdattach connect localhost:$port${wanted:+ $wanted}"
+printf '$ %s\n' "nbdattach connect $host:$port${wanted:+ $wanted}"
 # shellcheck disable=SC2086 # none or one
-device=$(nbdattach connect "localhost:$port" $wanted)
+device=$(nbdattach connect "$host:$port" $wanted)
 echo "$device"
 
 say 'Use it.'

@@ -84,6 +84,33 @@ def test_kill_9_of_the_worker_leaves_a_device_for_the_next_connect() -> None:
         assert nbd("status").out == ""
 
 
+def test_a_server_that_dies_under_a_mount_leaves_a_lost_device_that_says_what_it_was(tmp_path: Path) -> None:
+    with nbdkit("memory", "32M") as server:
+        nbdattach.connect(server.uri, "nbd0")
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        server.kill()
+        eventually(lambda: not workers())
+        (lost,) = nbd("status", "--json").json()
+        assert (lost["state"], lost["mounts"], lost["target"]) == ("lost", ["/mnt"], server.uri)
+        assert nbd("disconnect", "nbd0").code == 7
+        shell("umount /mnt")
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.stock
+def test_a_loop_device_on_it_is_a_user() -> None:
+    shell("modprobe loop")
+    with nbdkit("memory", "4M") as server, attached(server.uri) as attachment:
+        loop = shell("losetup -f --show /dev/nbd0").strip()
+        try:
+            done = nbd("disconnect", "nbd0")
+            assert (done.code, done.err.splitlines()[0]) == (7, f"nbdattach: /dev/nbd0: held by {loop[5:]}")
+            assert attachment.status().holders == [loop[5:]]
+            assert len(Path(loop).read_bytes()) == 4 << 20
+        finally:
+            shell(f"losetup -d {loop}")
+
+
 def test_kill_9_of_the_worker_under_a_mount_says_what_to_release(tmp_path: Path) -> None:
     with nbdkit("memory", "32M") as server:
         nbdattach.connect(server.uri, "nbd0")

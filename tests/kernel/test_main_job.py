@@ -163,6 +163,14 @@ def test_connect_again_is_a_success_that_says_so() -> None:
             assert "already attached" in done.err
 
 
+def test_connect_again_with_other_wishes_is_in_use() -> None:
+    with nbdkit("memory", "1M") as server, nbdkit("memory", "1M") as other, attached(server.uri, tag="a"):
+        for wishes in ([other.uri], [server.uri, "-r"], [server.uri, "--expect-size", "5"], [server.uri, "-b", "4096"]):
+            done = nbd("connect", "--tag", "a", *wishes)
+            assert (done.code, done.out) == (7, ""), done
+            assert server.uri in done.err
+
+
 def test_all_devices_in_use_is_said() -> None:
     with nbdkit("memory", "1M") as server, ExitStack() as stack:
         count = len(sysfs.devices())

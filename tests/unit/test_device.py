@@ -28,7 +28,7 @@ def test_devices_sort_by_number() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "nbd", "/dev/nbd", "/dev/null", "/dev/sda", "/dev/loop0", "0", "nbd-1", "nbd+1", "nbd01", "nbd1 ", " nbd1",
+        "", "nbd", "/dev/nbd", "/dev/null", "/dev/sda", "/dev/loop0", "nbd-1", "nbd+1", "nbd01", "nbd1 ", " nbd1",
         "nbd0\n", "NBD0", "nbd٣", "dev/nbd0", "/dev//nbd0", "/dev/../nbd0", "./nbd0", "/tmp/nbd0", "nbd0x", "nbd0p",
         "nbd1048576", "nbd99999999999999999999",
     ],
@@ -58,3 +58,9 @@ def test_any_text_is_a_device_or_malformed(text: str) -> None:
         assert str(malformed).isprintable()
     else:
         assert text in (device.name, device.path)
+
+
+def test_port_in_the_place_of_a_device() -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_device("10809")
+    assert caught.value.hint == "a port is written HOST:PORT, a device /dev/nbd0"

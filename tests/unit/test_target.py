@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nbdattach.errors import Malformed
 from nbdattach.target import Target, parse_target
 
+NO_HOST_NO_PATH = "neither a host nor the absolute path of a socket"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
 
 
@@ -179,8 +180,8 @@ MALFORMED: list[tuple[str, str, str]] = [
     (":10809", "not a host name: ''", FORMS),
     ("-db1", "not a host name: '-db1'", FORMS),
     ("db 1", "not a host name: 'db 1'", FORMS),
-    ("db1/disk", "not a host name: 'db1/disk'", FORMS),
-    ("./nbd.sock", "not a host name: './nbd.sock'", FORMS),
+    ("db1/disk", NO_HOST_NO_PATH, "write nbd://db1/disk, or nbd+unix:///EXPORT?socket=PATH for a socket"),
+    ("./nbd.sock", NO_HOST_NO_PATH, "the path of a socket begins with /"),
     ("dé", "not a host name: 'dé'", FORMS),
     ("nbd://d%C3%A9", "not a host name: 'dé'", FORMS),
     ("db1:", "not a port: ''", "a port is a number from 1 to 65535"),

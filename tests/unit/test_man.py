@@ -1,0 +1,166 @@
+"""The man page and the command line say the same: commands, options, defaults, JSON fields, exit codes, examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from nbdattach import doctor, errors, render
+from nbdattach.cli import cli
+from nbdattach.client import Checked, Inspected
+from nbdattach.export import Export
+from nbdattach.status import Status
+from nbdattach.target import Target
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "man" / "nbdattach.8"
+README = ROOT / "README.md"
+COMMON = "Options of every command"
+TARGET = Target(host="h")
+
+
+def parts(text: str, macro: str) -> dict[str, str]:
+    """What stands under each heading of that macro (Sh or Ss)."""
+    _, *pieces = re.split(rf"^\.{macro} (.+)\n", text, flags=re.MULTILINE)
+    return dict(zip(pieces[::2], pieces[1::2], strict=True))
+
+
+SECTIONS = parts(PAGE.read_text(), "Sh")
+COMMANDS = parts(SECTIONS["COMMANDS"], "Ss")
+JSON = parts(SECTIONS["JSON"], "Ss")
+
+
+def items(text: str) -> dict[str, str]:
+    """The items of a section's lists: what `.It` says, and the text under it."""
+    _, *pieces = re.split(r"^\.It ?(.*)\n", text, flags=re.MULTILINE)
+    return dict(zip(pieces[::2], pieces[1::2], strict=True))
+
+
+def flags(text: str) -> list[str]:
+    """All options named by the macro Fl, as they are typed: `Fl r` is -r, `Fl -json` is --json."""
+    lines = (line for line in text.splitlines() if line.startswith("."))
+    return [f"-{word}" for line in lines for word in re.findall(r"(?<=\bFl )\S+", line)]
+
+
+def described(text: str) -> set[str]:
+    """The options that have an item of their own in the text."""
+    return {flag for head in items(text) for flag in flags(f".It {head}")}
+
+
+def options(command: click.Command) -> dict[str, click.Option]:
+    """All options of the command by each of their names, but for those that every command has."""
+    found = {name: one for one in command.params if isinstance(one, click.Option) for name in one.opts}
+    return {name: one for name, one in found.items() if name not in described(COMMANDS[COMMON])}
+
+
+def defaults() -> Iterator[tuple[str, str, str]]:
+    """Command, option, and the default that --help shows."""
+    for name, command in cli.commands.items():
+        for option in options(command).values():
+            if option.show_default and option.default is not None:
+                default = option.default
+                yield name, option.opts[-1], f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def codes() -> set[int]:
+    classes = (one for one in vars(errors).values() if isinstance(one, type))
+    return {one.exit_code for one in classes if issubclass(one, errors.NbdattachError)}
+
+
+def keys(document: str) -> set[str]:
+    return set(json.loads(document))
+
+
+FIELDS = {
+    "status": {field.name for field in dataclasses.fields(Status)},
+    "list": keys(render.list_json(TARGET, [])),
+    "info": keys(render.info_json(TARGET, Inspected(Export("", 1, 1, "newstyle"), None))),
+    "check": keys(render.check_json(TARGET, Checked(None, None, None))),
+    "doctor": keys(render.findings_json([])),
+}
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The arguments of each nbdattach that stands at the beginning of a line or of a $(...)."""
+    lines = re.findall(r"^(?: {4})?(?:[$#] )?(?:sudo )?(?:\w+=\$\()?nbdattach (.*)", text, flags=re.MULTILINE)
+    return [shlex.split(line.removesuffix(")"), comments=True) for line in lines]
+
+
+EXAMPLES = [*commands_in(SECTIONS["EXAMPLES OF USE"]), *commands_in(README.read_text())]
+
+
+def test_every_command_has_its_section_and_no_other_has() -> None:
+    assert set(COMMANDS) == {COMMON, *cli.commands}
+
+
+def test_synopsis_names_every_command() -> None:
+    page = PAGE.read_text()
+    assert set(re.findall(r"^\.Nm\n\.Cm (\w+)$", page.split(".Sh DESCRIPTION")[0], re.MULTILINE)) == set(cli.commands)
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_options_of_a_command_are_those_in_its_section(name: str) -> None:
+    assert described(COMMANDS[name]) == set(options(cli.commands[name]))
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_has_the_common_options(name: str) -> None:
+    command = cli.commands[name]
+    context = click.Context(command, parent=click.Context(cli, **cli.context_settings))
+    has = {option for one in command.get_params(context) for option in one.opts}
+    assert described(COMMANDS[COMMON]) - has == {"--version"}
+
+
+def test_common_options_are_those_of_the_group() -> None:
+    context = click.Context(cli, **cli.context_settings)
+    assert described(COMMANDS[COMMON]) == {option for one in cli.get_params(context) for option in one.opts}
+
+
+def test_every_option_named_anywhere_exists() -> None:
+    known = described(COMMANDS[COMMON]) | {name for one in cli.commands.values() for name in options(one)}
+    assert set(flags(PAGE.read_text())) == known
+
+
+@pytest.mark.parametrize(("command", "option", "default"), list(defaults()))
+def test_default_is_told(command: str, option: str, default: str) -> None:
+    (text,) = (text for head, text in items(COMMANDS[command]).items() if option in flags(f".It {head}"))
+    assert re.search(rf"(?:\b|\.Cm ){re.escape(default)}\b", text)
+
+
+@pytest.mark.parametrize("command", FIELDS)
+def test_json_fields_are_those_printed(command: str) -> None:
+    assert {head.removeprefix("Va ") for head in items(JSON[command])} == FIELDS[command]
+
+
+def test_fields_of_a_finding_are_told() -> None:
+    told = set(re.findall(r"^\.Va (\w+)", JSON["doctor"], re.MULTILINE))
+    assert told == {field.name for field in dataclasses.fields(doctor.Finding)}
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    assert {int(head) for head in items(SECTIONS["EXIT STATUS"])} == {0, *codes()}
+
+
+@pytest.mark.parametrize("arguments", EXAMPLES, ids=shlex.join)
+def test_example_is_understood(arguments: list[str]) -> None:
+    name, command, rest = cli.resolve_command(click.Context(cli), arguments)
+    assert command is not None
+    command.make_context(name, rest)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) > 10
+
+
+def test_mandoc_has_nothing_to_say() -> None:
+    """But for references: which manuals are installed is a fact of the machine, not of the page."""
+    done = subprocess.run(["mandoc", "-T", "lint", "-W", "style", PAGE], capture_output=True, text=True)
+    assert [line for line in done.stdout.splitlines() if "referenced manual not found" not in line] == []
