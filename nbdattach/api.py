@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from nbdattach import attachment
-from nbdattach.attachment import Wishes
+from nbdattach import attachment, detachment
+from nbdattach.attachment import Attached
 from nbdattach.device import parse_device
 from nbdattach.status import Status, status_of
 from nbdattach.target import parse_target
+from nbdattach.wishes import Wishes
 
 
 class Attachment:
     """An attached device. As a context manager it detaches at the end."""
 
-    def __init__(self, device: str, notes: tuple[str, ...] = ()) -> None:
-        self.device = device
-        self.notes = notes
+    def __init__(self, attached: Attached) -> None:
+        self.device = attached.device.path
+        self.notes = tuple(attached.notes)
+        self._pid = attached.pid
 
     def status(self) -> Status:
         """What the kernel and our records say of it now. Raises `NotAttached`."""
         return status_of(parse_device(self.device))
 
-    def disconnect(self, timeout: float = attachment.DETACH_SECONDS) -> None:
-        """Detaches once it is safe; `timeout` in seconds. Raises `DeviceInUse`, `KernelRefused`; it then stays."""
-        attachment.detach(parse_device(self.device), timeout)
+    def disconnect(self, timeout: float = detachment.DETACH_SECONDS) -> None:
+        """Detaches once it is safe; `timeout` in seconds. Raises `DeviceInUse`, `KernelRefused`; it then stays.
+
+        What has come to the device after this attachment ended is left alone.
+        """
+        detachment.detach(parse_device(self.device), timeout, expected=self._pid)
 
     def __enter__(self) -> Attachment:
         return self
@@ -60,6 +65,5 @@ def connect(
         expect_size=expect_size,
         swap=swap,
     )
-    place = parse_device(device) if device else None
-    done = attachment.attach(parse_target(target, export), place, wishes)
-    return Attachment(done.device.path, tuple(done.notes))
+    place = None if device is None else parse_device(device)
+    return Attachment(attachment.attach(parse_target(target, export), place, wishes))

@@ -1,4 +1,4 @@
-"""Attaching and detaching: the order of things, and the way back from each step.
+"""Attaching: the order of things, and the way back from each step.
 
 Decisions that matter:
 * The exclusive claim on the node is the lock: the kernel grants it to one process, refuses it while anybody uses the
@@ -11,70 +11,49 @@ Decisions that matter:
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nbdattach import client, driver, geometry, state, sysfs, udev
-from nbdattach.client import Connection, silent
+from nbdattach import driver, geometry, state, sysfs, udev
+from nbdattach.client import silent
+from nbdattach.connections import connected
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import (
-    BrokenProtocol,
-    DeadlinePassed,
-    DeviceInUse,
-    KernelRefused,
-    NbdattachError,
-    NoConnection,
-    Refused,
-    TlsFailed,
-)
+from nbdattach.errors import ConnectionLost, DeadlinePassed, DeviceInUse, KernelRefused, NbdattachError, TlsFailed
 from nbdattach.export import Export
 from nbdattach.geometry import Geometry
 from nbdattach.ioctl_backend import Taken, Worker
 from nbdattach.node import Busy, Node, Unanswered
 from nbdattach.process import alive, started
-from nbdattach.proto import NBD_FLAG_HAS_FLAGS
 from nbdattach.status import status_of
-from nbdattach.stream import Trace, dial
+from nbdattach.stream import Trace
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
-from nbdattach.users import users_of
+from nbdattach.users import in_use, users_of
 from nbdattach.wiretext import quoted
-from nbdattach.worker import GOODBYE_SECONDS
+from nbdattach.wishes import Wishes
 
-# Where --connections says auto: more than four showed no gain (make bench).
-AUTO_CONNECTIONS = 4
-MAX_CONNECTIONS = 64
-DETACH_SECONDS = 60
-_POLL = 0.01
-_RETRY_PAUSE = 0.5
+SETTLE_SECONDS = 60
+# Milliseconds. The first is the kernel's own default; with one connection it only writes to the kernel's log.
+IO_TIMEOUT_MS = 30_000
+IO_TIMEOUT_SEVERAL_MS = 7 * 24 * 3600 * 1000
+# A worker whose server has left ends in milliseconds.
 _LAST_GASP = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What connect's options ask for. Sizes in bytes, times in seconds; `connections` 0 means auto."""
-
-    read_only: bool = False
-    block_size: int | None = None
-    connections: int = 0
-    connect_timeout: float = client.DEFAULT_TIMEOUT
-    retry_for: float = 0.0
-    tag: str = ""
-    expect_size: int | None = None
-    raw_size: int | None = None  # --size with --no-handshake
-    swap: bool = False
+_CLEAR_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The outcome of a connect. `notes` are what the user should hear: a lost tail, fewer connections."""
+    """The outcome of a connect. `notes` are what the user should hear: a lost tail, fewer connections.
+
+    `pid` is the kernel's for this attachment, by which `detach` knows it again; `fresh` is False where it was there.
+    """
 
     device: Device
     notes: list[str]
+    pid: int | None
+    fresh: bool = True
 
 
 def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace = silent) -> Attached:
@@ -83,168 +62,125 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
     Raises `NbdattachError`; then nothing is attached and nothing left behind.
     """
     driver.ensure_loaded()
-    tag = wishes.tag or target.uri
-    there = _already_there(tag, device)
-    if there:
-        _see_it_is_what_is_wanted(there, target, wishes)
-        return Attached(there, [f"{there.path}: already attached to {target.uri}"])
     if target.tls:
         raise TlsFailed(
             target.uri, "attaching over TLS is not possible in this version", "list, info and check speak TLS"
         )
-    with _connected(target, wishes, trace) as (connections, export, notes):
+    tag = wishes.tag or target.uri
+    there = _already_there(tag, target, device, wishes)
+    if there:
+        return there
+    with connected(target, wishes, trace) as (connections, export, notes), _alone_with(tag):
+        there = _already_there(tag, target, device, wishes)  # another command may have been faster
+        if there:
+            return there
         shape = geometry.plan(target.uri, export, wishes.read_only, wishes.block_size)
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
-        sockets = [connection.stream.sock.fileno() for connection in connections]
-        for node in _candidates(device):
+        job = _Job(tag, target, export, shape, [connection.stream.sock.fileno() for connection in connections])
+        for node in _candidates(device, export):
             with node:
                 try:
-                    worker = Worker.start(node.device, sockets, shape, state.path(node.device), wishes.swap)
+                    worker = Worker.start(node.device, job.sockets, shape, state.path(node.device), wishes.swap)
                 except Taken:
                     trace(f"{node.device.path}: another task came first")
                     continue
-                trace(f"{node.device.path}: set up, {len(sockets)} connection(s)")
-                identity = _Identity(tag, target.uri, export.name, len(sockets))
-                if not _complete(node, worker, shape, identity, Deadline(wishes.connect_timeout)):
-                    notes.append(f"{target.uri}: attached, but the server cannot read the first block of the export")
-            if not udev.settle(DETACH_SECONDS):
-                notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
-            return Attached(node.device, notes)
+                trace(f"{node.device.path}: set up, {len(job.sockets)} connection(s)")
+                notes += _complete(node, worker, job, Deadline(wishes.connect_timeout))
+                return Attached(node.device, notes, Kernel(node.device).pid)
     raise _none_free(device)
 
 
 @dataclass(frozen=True, slots=True)
-class _Identity:
+class _Job:
+    """What is to be attached: the same for each device that is tried."""
+
     tag: str
-    target: str
-    export: str
-    connections: int
-
-
-def _complete(node: Node, worker: Worker, shape: Geometry, who: _Identity, deadline: Deadline) -> bool:
-    """From "set up" to "ready"; False when the beginning of the device cannot be read.
-
-    Limits come first, since the kernel reads as soon as it serves.
-    """
-    try:
-        _set_request_limit(node.device, shape)
-        pid = worker.go()
-        node.scan_partitions(deadline)
-        readable = node.is_readable(deadline)
-        # What cannot be read may be a bad sector over there, or a server that left: then the worker ends soon.
-        worker.raise_if_ended(0 if readable else _LAST_GASP)
-        since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        record = state.Record(who.tag, who.target, who.export, "ioctl", who.connections, since, pid, started(pid) or 0)
-        state.save(node.device, record)
-        worker.commit()
-    except Unanswered:
-        worker.abandon()
-        raise DeadlinePassed(who.target, deadline.seconds, "the kernel reads the partition table") from None
-    except OSError as error:
-        worker.abandon()
-        raise KernelRefused.at(node.device.path, error.filename or "attach", error.errno or 0) from error
-    except BaseException:
-        worker.abandon()
-        raise
-    worker.close()
-    return readable
-
-
-def _set_request_limit(device: Device, shape: Geometry) -> None:
-    try:
-        Kernel(device).set_max_sectors_kb(shape.max_sectors_kb)
-    except OSError as error:
-        raise KernelRefused.at(device.path, f"max_sectors_kb {shape.max_sectors_kb}", error.errno or 0) from error
-
-
-# -- connections -------------------------------------------------------------------------------------------------
+    target: Target
+    export: Export
+    shape: Geometry
+    sockets: list[int]
 
 
 @contextmanager
-def _connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[list[Connection], Export, list[str]]]:
-    """All connections of one attachment; closed at the end, when the kernel has its own reference or needs none."""
-    connections = [_first_connection(target, wishes, trace)]
+def _alone_with(tag: str) -> Iterator[None]:
     try:
-        export = connections[0].export
-        _check_size(target, export, wishes)
-        wanted, notes = _how_many(target, export, wishes)
-        connections += _more_connections(target, export, wishes, wanted - 1, trace)
-        for connection in connections:
-            connection.stream.sock.settimeout(None)
-        yield connections, export, notes
-    finally:
-        for connection in connections:
-            connection.stream.close()
+        with state.tag_lock(tag):
+            yield
+    except PermissionError as error:
+        raise KernelRefused(state.RUN, "no permission", "attaching and detaching need root: try sudo") from error
 
 
-def _first_connection(target: Target, wishes: Wishes, trace: Trace) -> Connection:
-    """Tries again for as long as --retry-for says, while nobody is there."""
-    patience = Deadline(wishes.retry_for)
-    while True:
+def _complete(node: Node, worker: Worker, job: _Job, deadline: Deadline) -> list[str]:
+    """From "set up" to "ready and ours"; what the user should hear. Undoes all where it fails."""
+    try:
         try:
-            return _connection(target, wishes, trace)
-        except NoConnection as error:
-            trace(str(error))
-            if not patience.sleep(_RETRY_PAUSE):
-                raise
+            return _steps_to_ready(node, worker, job, deadline)
+        except Unanswered:
+            raise DeadlinePassed(job.target.uri, deadline.seconds, "the kernel reads the partition table") from None
+        except BrokenPipeError:
+            raise ConnectionLost(job.target.uri, "right after the handshake") from None
+        except OSError as error:
+            raise KernelRefused.at(node.device.path, error.filename or "attach", error.errno or 0) from error
+    except BaseException:
+        worker.abandon()
+        node.clear(Deadline(_CLEAR_SECONDS))
+        state.forget(node.device)
+        raise
+    finally:
+        worker.close()
 
 
-def _connection(target: Target, wishes: Wishes, trace: Trace) -> Connection:
-    if wishes.raw_size is None:
-        return client.connect(target, wishes.connect_timeout, trace)
-    stream = dial(target, Deadline(wishes.connect_timeout), trace)
-    return Connection(stream, Export(target.export, wishes.raw_size, NBD_FLAG_HAS_FLAGS, "none"))
+def _steps_to_ready(node: Node, worker: Worker, job: _Job, deadline: Deadline) -> list[str]:
+    """Limits come first, as the kernel reads as soon as it serves; the commit last, as until then all is undone."""
+    notes = []
+    _set_queue_limits(node.device, job)
+    worker.go()
+    node.scan_partitions(deadline)
+    readable = node.is_readable(deadline)
+    # What cannot be read may be a bad sector over there, or a server that left: then the worker ends soon.
+    worker.raise_if_ended(0 if readable else _LAST_GASP)
+    if not readable:
+        notes.append(f"{job.target.uri}: attached, but the server cannot read the first block of the export")
+    node.let_udev_in()
+    if not udev.settle(SETTLE_SECONDS):
+        notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
+    state.save(node.device, _record(node.device, worker, job))
+    worker.commit()
+    return notes
 
 
-def _check_size(target: Target, export: Export, wishes: Wishes) -> None:
-    if wishes.expect_size is not None and wishes.expect_size != export.size:
-        raise Refused(
-            target.uri,
-            f"the export has {export.size} bytes, --expect-size says {wishes.expect_size}",
-            "is it the right export?",
-        )
+def _record(device: Device, worker: Worker, job: _Job) -> state.Record:
+    return state.Record(
+        tag=job.tag,
+        target=job.target.uri,
+        export=job.export.name,
+        backend="ioctl",
+        connections=len(job.sockets),
+        since=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        pid=worker.pid,
+        started=started(worker.pid) or 0,
+        kernel_pid=Kernel(device).pid,
+    )
 
 
-def _how_many(target: Target, export: Export, wishes: Wishes) -> tuple[int, list[str]]:
-    """Connections to make, and what to say where it is fewer than asked for."""
-    if wishes.connections == 1 or not export.can_multi_conn:
-        notes = []
-        if wishes.connections > 1:
-            notes.append(f"{target.uri}: the server allows one connection only, so one is what you get")
-        return 1, notes
-    return wishes.connections or min(AUTO_CONNECTIONS, os.cpu_count() or 1), []
+def _set_queue_limits(device: Device, job: _Job) -> None:
+    """All of them each time: what one attachment sets outlives it."""
+    kernel = Kernel(device)
+    kernel.set_queue("max_sectors_kb", job.shape.max_sectors_kb)
+    # With several connections the driver takes a request of this age for a dead connection, fails over to another
+    # one and sends it again, though the server may still be at it. Slow is not dead.
+    kernel.set_queue("io_timeout", IO_TIMEOUT_MS if len(job.sockets) == 1 else IO_TIMEOUT_SEVERAL_MS)
 
 
-def _more_connections(target: Target, export: Export, wishes: Wishes, count: int, trace: Trace) -> list[Connection]:
-    """Dialled in parallel; each must show the very same export."""
-    if not count:
-        return []
-    with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(_connection, target, wishes, trace) for _ in range(count)]
-    made = [future.result() for future in futures if not future.exception()]
-    failures = [failure for future in futures if (failure := future.exception())]
-    differ = [connection for connection in made if connection.export != export]
-    if failures or differ:
-        for connection in made:
-            connection.stream.close()
-        raise (
-            failures[0]
-            if failures
-            else BrokenProtocol(target.uri, "the connections show different exports under the same name")
-        )
-    return made
-
-
-# -- devices -----------------------------------------------------------------------------------------------------
-
-
-def _already_there(tag: str, device: Device | None) -> Device | None:
-    """The device that holds this very attachment. Raises `DeviceInUse` where `device` holds another one."""
+def _already_there(tag: str, target: Target, device: Device | None, wishes: Wishes) -> Attached | None:
+    """The attachment that is asked for, where it is there. Raises `DeviceInUse` where `device` holds another one."""
     for candidate in [device] if device else sysfs.devices():
         record = state.load(candidate)
         if record and record.tag == tag and alive(record.pid):
-            return candidate
+            _see_it_is_what_is_wanted(candidate, target, wishes)
+            note = f"{candidate.path}: already attached to {target.uri}"
+            return Attached(candidate, [note], Kernel(candidate).pid, fresh=False)
     if device and Kernel(device).attached:
         raise _holds_other(device)
     return None
@@ -268,17 +204,23 @@ def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) ->
             )
 
 
-def _candidates(device: Device | None) -> Iterator[Node]:
+def _candidates(device: Device | None, export: Export) -> Iterator[Node]:
     """Claimed devices to try: the one named, or every free one."""
     if device:
+        if _is_spoilt(device, export):
+            raise KernelRefused(
+                device.path,
+                "another tool made it send NBD_CMD_WRITE_ZEROES, which this server does not know",
+                "take another device, or load the driver anew: modprobe -r nbd; modprobe nbd",
+            )
         try:
             yield Node.claim(device)
         except Busy:
-            raise _busy(device) from None
+            raise in_use(device) from None
         return
     for free in sysfs.devices():
         kernel = Kernel(free)
-        if kernel.attached or kernel.size:
+        if kernel.attached or kernel.size or _is_spoilt(free, export):
             continue
         try:
             node = Node.claim(free)
@@ -288,6 +230,10 @@ def _candidates(device: Device | None) -> Iterator[Node]:
             node.close()
             continue
         yield node
+
+
+def _is_spoilt(device: Device, export: Export) -> bool:
+    return not export.takes_write_zeroes and Kernel(device).sends_write_zeroes
 
 
 def _none_free(device: Device | None) -> NbdattachError:
@@ -308,66 +254,3 @@ def _holds_other(device: Device) -> DeviceInUse:
         )
     what = status.target or f"something that process {status.pid} attached"
     return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or take another device")
-
-
-def _busy(device: Device) -> DeviceInUse:
-    """The claim failed: say who, where that can be seen."""
-    users = str(users_of(device)) or "open exclusively by another program"
-    return DeviceInUse(device.path, users, "release it first: umount, swapoff, or stop what holds it")
-
-
-# -- detaching ---------------------------------------------------------------------------------------------------
-
-
-def detach(device: Device, seconds: float = DETACH_SECONDS, trace: Trace = silent) -> bool:
-    """Detaches once it is safe; True when there was something to detach. `seconds` bound the wait for the kernel.
-
-    Raises `DeviceInUse` while anybody uses it, `KernelRefused` where its data cannot be flushed; it then stays.
-    """
-    driver.refuse_other_systems()
-    if not Kernel(device).attached:
-        _forget_the_dead(device)
-        return False
-    deadline = Deadline(seconds)
-    try:
-        node = Node.claim(device)
-    except Busy:
-        raise _busy(device) from None
-    with node:
-        if users_of(device):  # loop devices hold nothing exclusively
-            raise _busy(device)
-        trace(f"{device.path}: claimed, flushing")
-        node.flush()
-        node.disconnect()
-        trace(f"{device.path}: NBD_DISCONNECT")
-        _await_worker(device, deadline)
-        node.clear(deadline)
-        state.forget(device)
-    _await_free(device, deadline)
-    udev.settle(max(1.0, deadline.remaining()))
-    return True
-
-
-def _forget_the_dead(device: Device) -> None:
-    """A worker that was killed could not take its record away."""
-    if state.remembers(device) and sysfs.exists(device):
-        with suppress(Busy), Node.claim(device):
-            if not Kernel(device).attached:
-                state.forget(device)
-
-
-def _await_worker(device: Device, deadline: Deadline) -> None:
-    """The process in NBD_DO_IT cleans up by itself when the server has hung up; a silent server is not waited for."""
-    pid = Kernel(device).pid
-    patience = Deadline(min(GOODBYE_SECONDS, deadline.remaining()))
-    while pid and alive(pid) and patience.sleep(_POLL):
-        pass
-
-
-def _await_free(device: Device, deadline: Deadline) -> None:
-    kernel = Kernel(device)
-    while kernel.attached or kernel.size or kernel.partitions:
-        if not deadline.sleep(_POLL):
-            raise DeviceInUse(
-                device.path, "detached, but another program still has it open", "fuser -v shows which; close it"
-            )

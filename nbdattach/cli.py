@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,11 +16,13 @@ from nbdattach.errors import KernelRefused, Malformed, NbdattachError
 from nbdattach.wiretext import plain
 
 if TYPE_CHECKING:
+    from nbdattach.attachment import Attached
     from nbdattach.device import Device
     from nbdattach.target import Target
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 MAX_CONNECTIONS = 64
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: a reader that left, a full disk
 MAX_SECONDS = 365 * 24 * 3600  # more is a slip of the finger, and the kernel's clocks end somewhere
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _COUNT = re.compile(r"[1-9][0-9]?", re.ASCII)
@@ -142,7 +146,7 @@ def cli() -> None:
     show_default=True,
     help="How the kernel is given the connection.",
 )
-@click.option("--tag", metavar="NAME", default="", help="Identity of the attachment.  [default: the target's URI]")
+@click.option("--tag", metavar="NAME", help="Identity of the attachment.  [default: the target's URI]")
 @click.option("--expect-size", type=click.IntRange(0), metavar="BYTES", help="Refuse an export of another size.")
 @click.option("--size", "raw_size", type=click.IntRange(1), metavar="BYTES", help="Size, with --no-handshake.")
 @click.option("--no-handshake", is_flag=True, help="The server sends no greeting; needs --size.")
@@ -166,7 +170,10 @@ def connect(
     Without DEVICE a free one is taken. When the command returns, the device is ready: size and block size are set,
     and its partitions are there.
     """
-    place, where = _target(target, export), _device(device) if device else None
+    place, where = _target(target, export), None if device is None else _device(device)
+    if wishes["tag"] == "":
+        raise Malformed("--tag", "an empty name", "leave it out for the target's URI")
+    wishes["tag"] = wishes["tag"] or ""
     if no_handshake != (raw_size is not None):
         raise Malformed(
             "--no-handshake" if no_handshake else "--size",
@@ -174,19 +181,32 @@ def connect(
             "give both, or none",
         )
     from nbdattach import attachment, render, status
+    from nbdattach.wishes import Wishes
 
-    done = attachment.attach(place, where, attachment.Wishes(raw_size=raw_size, **wishes), _trace())
+    done = attachment.attach(place, where, Wishes(raw_size=raw_size, **wishes), _trace())
     for note in done.notes:
         _say(note)
-    if as_json:
-        click.echo(render.as_json(render.status_object(status.status_of(done.device))))
-    else:
-        click.echo(done.device.path)
-    sys.stdout.flush()
+    try:
+        if as_json:
+            click.echo(render.as_json(render.status_object(status.status_of(done.device))))
+        else:
+            click.echo(done.device.path)
+        sys.stdout.flush()
+    except OSError:
+        _undo(done)
+        raise
     if foreground:
         from nbdattach import foreground as front
 
-        front.stay(done.device, _say_error, _trace())
+        front.stay(done, _say_error, _trace())
+
+
+def _undo(done: Attached) -> None:
+    """Whoever cannot be told of the attachment does not have it."""
+    if done.fresh:
+        from nbdattach import detachment
+
+        detachment.detach(done.device, expected=done.pid)
 
 
 @cli.command()
@@ -202,10 +222,10 @@ def disconnect(devices: tuple[str, ...], timeout: float) -> None:
     flushed to the server first.
     """
     wanted = [_device(text) for text in devices]
-    from nbdattach import attachment
+    from nbdattach import detachment
 
     def one(device: Device) -> None:
-        if not attachment.detach(device, timeout, _trace()):
+        if not detachment.detach(device, timeout, _trace()):
             _say(f"{device.path}: not attached, nothing to do")
 
     _each(wanted, one)
@@ -320,6 +340,11 @@ def _each(devices: list[Device], do: Callable[[Device], None]) -> None:
 
 def main() -> NoReturn:
     """The console script: one line and one hint for each error, the documented exit code, no traceback."""
+    # A socket or pipe of ours must never get the number of a standard file that the caller has closed.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
     sys.exit(run(sys.argv[1:]))
 
 
@@ -330,6 +355,10 @@ def run(arguments: list[str]) -> int:
         code = cli.main(arguments, prog_name="nbdattach", standalone_mode=False)
         sys.stdout.flush()
     except NbdattachError as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
         _say_error(error)
         code = error.exit_code
     except click.UsageError as error:
@@ -337,15 +366,16 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         code = 1
-    except BrokenPipeError:
-        sys.stderr.close()  # nobody reads us; Python would complain once more at exit
-        code = 1
     except Exception as error:
         if debug:
             raise
+        code = 1
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            _say(f"cannot write the result: {error.strerror}")
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - at exit Python would flush the old one once more
+            return code
         _say(f"internal error: {type(error).__name__}: {error}")
         click.echo("(--debug shows where; please report it)", err=True)
-        code = 1
     return code if isinstance(code, int) else 0
 
 

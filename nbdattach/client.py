@@ -11,11 +11,11 @@ from nbdattach.errors import NbdattachError
 from nbdattach.export import Export, Listed
 from nbdattach.stream import Stream, Trace, dial
 from nbdattach.target import Target
+from nbdattach.wishes import DEFAULT_TIMEOUT
 
 # As large as a page: the kernel reads no less, and most servers have no larger minimum.
 CHECK_READ = 4096
 CHECK_COOKIE = 0x6E62646174746163  # "nbdattac", to be known in a capture
-DEFAULT_TIMEOUT = 30.0
 
 
 def silent(_: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbdattach.proto import NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_READ_ONLY, TRANSMISSION_FLAGS
+from nbdattach.proto import NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_READ_ONLY, NBD_FLAG_SEND_WRITE_ZEROES, TRANSMISSION_FLAGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,10 @@ class Export:
     @property
     def read_only(self) -> bool:
         return bool(self.flags & NBD_FLAG_READ_ONLY)
+
+    @property
+    def takes_write_zeroes(self) -> bool:
+        return bool(self.flags & NBD_FLAG_SEND_WRITE_ZEROES)
 
     @property
     def can_multi_conn(self) -> bool:

@@ -7,25 +7,23 @@ import select
 import signal
 from collections.abc import Callable
 
-from nbdattach import attachment, systemd
+from nbdattach import detachment, systemd
+from nbdattach.attachment import Attached
 from nbdattach.client import silent
-from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection, NotAttached
+from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
+from nbdattach.status import status_of
 from nbdattach.stream import Trace
-from nbdattach.sysfs import Kernel
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def stay(device: Device, say: Callable[[DeviceInUse | KernelRefused], None], trace: Trace = silent) -> None:
+def stay(attached: Attached, say: Callable[[DeviceInUse | KernelRefused], None], trace: Trace = silent) -> None:
     """Returns when a signal has detached the device. While it cannot be detached safely, says so and stays.
 
     Raises `NoConnection` when the attachment ends by itself, `NotAttached` when it has ended already.
     """
-    pid = Kernel(device).pid
-    if pid is None:
-        raise NotAttached(device.path)
-    worker = os.pidfd_open(pid)
+    device = attached.device
+    worker = os.pidfd_open(status_of(device).pid or 0)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
@@ -41,7 +39,7 @@ def stay(device: Device, say: Callable[[DeviceInUse | KernelRefused], None], tra
         os.read(woken, 1)
         systemd.notify("STOPPING=1")
         try:
-            attachment.detach(device, trace=trace)
+            detachment.detach(device, trace=trace, expected=attached.pid)
         except (DeviceInUse, KernelRefused) as error:
             say(error)
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nbdattach.errors import KernelRefused, Malformed, Refused
 from nbdattach.export import Export
-from nbdattach.proto import NBD_FLAG_READ_ONLY
+from nbdattach.proto import NBD_FLAG_READ_ONLY, NBD_FLAG_ROTATIONAL, NBD_FLAG_SEND_WRITE_ZEROES
 
 SECTOR = 512
 # The nbd driver takes logical blocks up to a page (blk_validate_block_size, linux/blkdev.h), and the smallest page
@@ -15,6 +15,9 @@ SECTOR = 512
 PAGE = 4096
 # loff_t: a signed 64-bit number of bytes.
 MAX_SIZE = 2**63 - 1
+# What the driver of 6.12 switches on and can never switch off again: the next server at the same device would be sent
+# requests that it does not know. Writing zeroes costs more without; wrong requests would cost more still.
+_STICKY_FLAGS = NBD_FLAG_ROTATIONAL | NBD_FLAG_SEND_WRITE_ZEROES
 # Largest request where the server sets no limit. The driver's own default (128 KiB on 6.1, 1280 KiB on 6.12) is left
 # behind because a value once written to the queue outlives the attachment that it was meant for.
 MAX_REQUEST_KB = 1024
@@ -53,7 +56,7 @@ def plan(thing: str, export: Export, read_only: bool = False, block_size: int | 
     blocks = export.size // block
     if not blocks:
         raise Refused(thing, f"the export has {export.size} bytes, less than one block of {block}", "")
-    flags = export.flags | (NBD_FLAG_READ_ONLY if read_only else 0)
+    flags = export.flags & ~_STICKY_FLAGS | (NBD_FLAG_READ_ONLY if read_only else 0)
     return Geometry(blocks, block, export.size % block, _max_sectors_kb(thing, export), flags)
 
 

@@ -5,6 +5,7 @@ What the worker does, and the words the two exchange, is in `worker`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -17,14 +18,15 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
 from nbdattach.geometry import Geometry
+from nbdattach.interpreter import bare_python
 from nbdattach.process import asleep
 from nbdattach.sysfs import Kernel
+from nbdattach.wiretext import plain
 
 # From the order to the device being there; the kernel needs milliseconds, an emulated machine a second.
 START_SECONDS = 30
 _POLL = 0.002
 _MAX_REPORT = 4096
-_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nbdattach.worker import main; main(sys.argv[1:])"
 _SHEDS = ("PATH", "LD_LIBRARY_PATH")
 
 
@@ -36,6 +38,7 @@ class Worker:
     """A started worker. Until `commit` it undoes everything as soon as we close our end or die."""
 
     def __init__(self, device: Device, orders: int, reports: int) -> None:
+        self.pid = 0  # in our own namespace; the kernel may know it by another number
         self._device = device
         self._orders = orders
         self._reports = reports
@@ -50,26 +53,28 @@ class Worker:
         """
         their_orders, orders = os.pipe()
         reports, their_reports = os.pipe()
-        numbers = (geometry.block_size, geometry.blocks, geometry.flags, their_orders, their_reports, *sockets)
-        package = os.path.dirname(os.path.dirname(os.path.abspath(worker.__file__)))
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOOT, package, device.path, state_file, "swap" if swap else ""]
-                + [str(number) for number in numbers],
-                pass_fds=(their_orders, their_reports, *sockets),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=their_reports,  # should the interpreter itself fail, its last words reach us
-                cwd="/",
-                env={key: os.environ[key] for key in _SHEDS if key in os.environ},
-            )
-        finally:
-            os.close(their_orders)
-            os.close(their_reports)
-        process.wait()  # it forks; the half that stays is not our child
         started = cls(device, orders, reports)
+        numbers = (geometry.block_size, geometry.blocks, geometry.flags, their_orders, their_reports, *sockets)
+        words = [device.path, state_file, "swap" if swap else "", *map(str, numbers)]
         try:
+            try:
+                process = subprocess.Popen(
+                    bare_python("main", *words),
+                    pass_fds=(their_orders, their_reports, *sockets),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=their_reports,  # should the interpreter itself fail, its last words reach us
+                    cwd="/",
+                    env={key: os.environ[key] for key in _SHEDS if key in os.environ},
+                )
+            finally:
+                os.close(their_orders)
+                os.close(their_reports)
+            process.wait()  # it forks; the half that stays is not our child
             started._await_ready()
+        except OSError as error:
+            started.abandon()
+            raise KernelRefused.at(device.path, "starting the worker", error.errno or 0, f"{sys.executable}") from error
         except BaseException:
             started.abandon()
             raise
@@ -78,24 +83,25 @@ class Worker:
     def _await_ready(self) -> None:
         word, _, rest = self._report().partition(" ")
         if word == "ready":
+            self.pid = int(rest)
             return
         if word != "failed":
-            raise KernelRefused(self._device.path, f"the worker died: {word} {rest}".strip(), "--debug may show why")
+            last = self._drain().rpartition("\n")[2] or f"{word} {rest}"
+            raise KernelRefused(self._device.path, f"the worker died: {plain(last)}", f"it was run by {sys.executable}")
         step, _, number = rest.partition(" ")
         if step == "NBD_SET_SOCK" and int(number) == errno.EBUSY:
             raise Taken
         raise KernelRefused.at(self._device.path, step, int(number), _HINTS.get(int(number), ""))
 
-    def go(self) -> int:
-        """Into NBD_DO_IT. Returns the worker's pid when the kernel serves the device at its full size."""
+    def go(self) -> None:
+        """Into NBD_DO_IT. Returns when the kernel serves the device at its full size."""
         os.write(self._orders, worker.GO)
         kernel, deadline = Kernel(self._device), Deadline(START_SECONDS)
         while not deadline.passed:
-            pid = kernel.pid
             # The driver marks the partitions for scanning once more after the size is set, then sleeps.
             # Who scans before that would see them vanish again at the next open.
-            if pid is not None and kernel.size and asleep(pid):
-                return pid
+            if kernel.attached and kernel.size and asleep(self.pid):
+                return
             self.raise_if_ended(_POLL)
         raise KernelRefused(self._device.path, f"not served after {START_SECONDS} s", "see dmesg")
 
@@ -110,7 +116,9 @@ class Worker:
         self._close_orders()
 
     def abandon(self) -> None:
-        """The worker undoes what it did; returns when the device is free of it."""
+        """The worker undoes what it did; returns when it has ended."""
+        with contextlib.suppress(OSError):
+            os.write(self._orders, worker.UNDO)  # a process forked from ours may hold our end open
         self._close_orders()
         self._drain()
         self.close()
@@ -125,10 +133,12 @@ class Worker:
             line += byte
         return line.decode(errors="replace").strip()
 
-    def _drain(self) -> None:
-        """Waits until the worker has closed its end, which it does by ending."""
-        while os.read(self._reports, _MAX_REPORT):
-            pass
+    def _drain(self) -> str:
+        """What it says until it has closed its end, which it does by ending."""
+        said = b""
+        while more := os.read(self._reports, _MAX_REPORT):
+            said = (said + more)[-_MAX_REPORT:]
+        return said.decode(errors="replace").strip()
 
     def _close_orders(self) -> None:
         if self._orders >= 0:

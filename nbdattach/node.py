@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ from nbdattach import ioctl
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
+from nbdattach.interpreter import bare_python
 from nbdattach.sysfs import Kernel
 
 # udev holds a shared lock while it probes the device: that takes milliseconds.
@@ -77,13 +79,21 @@ class Node:
                 raise DeviceInUse(self.device.path, f"locked by another process for {LOCK_SECONDS} s", "see lslocks")
 
     def flush(self) -> None:
-        """All that was written through this machine's page cache is on the server. Raises `KernelRefused`."""
-        try:
-            os.fsync(self.fd)
-        except OSError as error:
+        """All that was written through this machine's page caches is on the server. Raises `KernelRefused`.
+
+        A silent server makes that wait endless, and nothing can interrupt it; so a process of its own waits, and ours
+        can be interrupted.
+        """
+        flushing = subprocess.Popen(bare_python("flush_main", self.device.path), stdin=subprocess.DEVNULL)
+        code = flushing.wait()
+        if code:
             raise KernelRefused.at(
-                self.device.path, "flushing to the server", error.errno or 0, "nothing was detached; is the server up?"
-            ) from error
+                self.device.path, "flushing to the server", max(code, 1), "nothing was detached; is the server up?"
+            )
+
+    def let_udev_in(self) -> None:
+        """Gives udev's lock back, and keeps the claim."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def scan_partitions(self, deadline: Deadline) -> None:
         """Makes the kernel look for partitions now. Raises `KernelRefused`, `Unanswered`.

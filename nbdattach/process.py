@@ -23,6 +23,14 @@ def asleep(pid: int) -> bool:
     return fields is not None and fields[0] == "S"
 
 
+def sees_all() -> bool:
+    """Whether we are in the initial pid namespace; elsewhere the kernel's pids are not ours (PROC_PID_INIT_INO)."""
+    try:
+        return os.readlink("/proc/self/ns/pid") == "pid:[4026531836]"
+    except OSError:
+        return False
+
+
 def name(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/comm") as file:

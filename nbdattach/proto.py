@@ -27,6 +27,8 @@ NBD_FLAG_C_NO_ZEROES: Final = 1 << 1
 # Transmission flags (16 bits)
 NBD_FLAG_HAS_FLAGS: Final = 1 << 0
 NBD_FLAG_READ_ONLY: Final = 1 << 1
+NBD_FLAG_ROTATIONAL: Final = 1 << 4
+NBD_FLAG_SEND_WRITE_ZEROES: Final = 1 << 6
 NBD_FLAG_CAN_MULTI_CONN: Final = 1 << 8
 
 TRANSMISSION_FLAGS: Final = {

@@ -6,8 +6,12 @@ One JSON file a device, readable by root only, written atomically, without secre
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from nbdattach.device import Device
@@ -19,7 +23,10 @@ RUN = "/run/nbdattach"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One attachment as connect made it. `pid` and `started` tell whose it is; `since` is RFC 3339 in UTC."""
+    """One attachment as connect made it. `since` is RFC 3339 in UTC.
+
+    `pid` and `started` are the worker's, in our pid namespace; `kernel_pid` is the kernel's name for it.
+    """
 
     tag: str
     target: str
@@ -29,6 +36,7 @@ class Record:
     since: str
     pid: int
     started: int
+    kernel_pid: int | None
 
 
 def path(device: Device) -> str:
@@ -59,7 +67,20 @@ def load(device: Device) -> Record | None:
     except (OSError, ValueError, TypeError):
         return None
     same_process = started(record.pid) in (None, record.started)  # else the pid was given to another one
-    return record if Kernel(device).pid == record.pid and same_process else None
+    kernel_pid = Kernel(device).pid
+    return record if kernel_pid is not None and kernel_pid == record.kernel_pid and same_process else None
+
+
+@contextmanager
+def tag_lock(tag: str) -> Iterator[None]:
+    """Two commands for one tag go one after the other. The kernel gives the lock back when we die."""
+    os.makedirs(RUN, mode=0o700, exist_ok=True)
+    fd = os.open(f"{RUN}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX, 1, zlib.crc32(tag.encode(errors="surrogateescape")))  # one byte a tag
+        yield
+    finally:
+        os.close(fd)
 
 
 def forget(device: Device) -> None:

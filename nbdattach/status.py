@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from nbdattach import sysfs
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
-from nbdattach.process import alive
-from nbdattach.state import load
+from nbdattach.process import alive, sees_all
+from nbdattach.state import Record, load
 from nbdattach.sysfs import Kernel
 from nbdattach.users import users_of
 
@@ -46,7 +46,7 @@ def status_of(device: Device) -> Status:
     return Status(
         device=device.path,
         index=device.index,
-        state=_state(kernel, pid),
+        state="connected" if kernel.size and _is_served(kernel, record) else "lost",
         tag=record.tag if record else kernel.backend,
         target=record.target if record else None,
         export=record.export if record else None,
@@ -56,16 +56,20 @@ def status_of(device: Device) -> Status:
         backend=record.backend if record else "netlink" if kernel.by_netlink else None,
         connections=record.connections if record else kernel.connections,
         tls=None,
-        pid=pid,
+        pid=record.pid if record else pid,
         since=record.since if record else None,
         mounts=users.mounts,
         holders=users.holders,
     )
 
 
-def _state(kernel: Kernel, pid: int) -> str:
-    """An ioctl attachment lives as long as its process; one by netlink needs none. Both are lost without a size."""
-    return "connected" if kernel.size and (kernel.by_netlink or alive(pid)) else "lost"
+def _is_served(kernel: Kernel, record: Record | None) -> bool:
+    """An ioctl attachment lives as long as its process; one by netlink needs none. In doubt: yes."""
+    if kernel.by_netlink:
+        return True
+    if record:
+        return alive(record.pid)
+    return not sees_all() or alive(kernel.pid or 0)
 
 
 def all_attached() -> list[Status]:

@@ -122,10 +122,15 @@ class Kernel:
                 continue
         return sorted(found)
 
-    def set_max_sectors_kb(self, kb: int) -> None:
-        """The largest request in KiB. Raises OSError."""
-        with open(f"{self._path}/queue/max_sectors_kb", "w") as file:
-            file.write(str(kb))
+    @property
+    def sends_write_zeroes(self) -> bool:
+        """Once switched on by some attachment, the driver cannot switch it off again (6.12, nbd.c __nbd_set_size)."""
+        return int(self._read("queue/write_zeroes_max_bytes") or 0) > 0
+
+    def set_queue(self, attribute: str, value: int) -> None:
+        """A limit of the queue, such as max_sectors_kb. Raises OSError."""
+        with open(f"{self._path}/queue/{attribute}", "w") as file:
+            file.write(str(value))
 
     @property
     def _path(self) -> str:

@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 
 from nbdattach.device import Device
+from nbdattach.errors import DeviceInUse
 from nbdattach.sysfs import Kernel, loops_on
+from nbdattach.wiretext import plain
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -22,7 +24,7 @@ class Users:
         return bool(self.mounts or self.holders)
 
     def __str__(self) -> str:
-        said = [f"mounted at {path}" for path in self.mounts]
+        said = [f"mounted at {plain(path)}" for path in self.mounts]
         said += ["swapped on" if name == "swap" else f"held by {name}" for name in self.holders]
         return ", ".join(said)
 
@@ -33,6 +35,12 @@ def users_of(device: Device) -> Users:
     names = {device.name, *kernel.partitions}
     holders = kernel.holders + loops_on(names) + (["swap"] if _swapped_on(names) else [])
     return Users(_mounts(set(kernel.numbers)), holders)
+
+
+def in_use(device: Device) -> DeviceInUse:
+    """The error that says who uses it, where that can be seen."""
+    users = str(users_of(device)) or "open exclusively by another program"
+    return DeviceInUse(device.path, users, "release it first: umount, swapoff, or stop what holds it")
 
 
 def _mounts(numbers: set[str]) -> list[str]:

@@ -4,8 +4,10 @@ It is run by a bare interpreter (`python -I -S`) as a process of its own, becaus
 command line keeps that memory for good. So it imports next to nothing, and nothing outside this package's
 `ioctl` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
 
-    reports (worker -> parent)  "ready" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
-    orders  (parent -> worker)  "G": go into NBD_DO_IT; "C": committed, live on without me; closed before: undo all
+    reports (worker -> parent)  "ready PID" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
+    orders  (parent -> worker)  "G": go into NBD_DO_IT; "C": committed, live on without me; "U", or closed before: undo
+
+A stopped and continued worker (SIGSTOP, the freezer of suspend) leaves NBD_DO_IT too: the kernel knows no other way.
 """
 
 from __future__ import annotations
@@ -19,15 +21,17 @@ from nbdattach import ioctl
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
+ENOENT = 2
 EBUSY = 16
 ENOTTY = 25
 EPIPE = 32
 NBD_FLAG_READ_ONLY = 2
 GO = b"G"
 COMMIT = b"C"
+UNDO = b"U"
 # A server that got NBD_CMD_DISC closes its end at once; one that does not is cut off after so many seconds.
 GOODBYE_SECONDS = 5
 
@@ -70,14 +74,20 @@ def set_up(kernel: Any, node: int, sockets: Iterable[int], block_size: int, bloc
         raise StepFailed(step, error.errno or 0) from error
 
 
-def serve(kernel: Any, node: int) -> int:
-    """NBD_DO_IT and the cleaning up after it; the errno it ended with. EPIPE after a detach is a success."""
+def serve(kernel: Any, node: int, claim: Sequence[int] = ()) -> int:
+    """NBD_DO_IT and the cleaning up after it; the errno it ended with. EPIPE after a detach is a success.
+
+    Where the other thread has put a `claim` by then, that descriptor is the last one: the kernel lets the size go
+    only of what is open once.
+    """
     errno = 0
     try:
         kernel.nbd_do_it(node)
     except OSError as error:
         errno = 0 if error.errno == EPIPE else error.errno or 0
-    clear(kernel, node)
+    if claim:
+        os.close(node)
+    clear(kernel, claim[0] if claim else node)
     return errno
 
 
@@ -105,51 +115,110 @@ def main(arguments: list[str]) -> None:
     except StepFailed as failed:
         _report(reports, f"failed {failed.step} {failed.errno}")
         return
-    for sock in sockets:
-        os.close(sock)  # the kernel has its own reference now
-    _report(reports, "ready")
+    _report(reports, f"ready {os.getpid()}")
     if os.read(orders, 1) != GO:
         clear(ioctl, node)
         return
-    _thread.start_new_thread(_watch, (path, node, orders))
-    errno = serve(ioctl, node)
+    claim: list[int] = []
+    _thread.start_new_thread(_watch, (path, node, sockets, orders, claim))
+    errno = serve(ioctl, node, claim)
     if _is_free(path):  # else it is lost: somebody still uses it, and will want to know what it was
         _remove(state_file)
+        _remove(f"{state_file}.new")  # of a parent that was killed while it wrote
     _report(reports, f"ended {errno}")
 
 
-def _watch(path: str, node: int, orders: int) -> None:
-    """Second thread: detaches when the parent died before it was done, and on SIGTERM."""
+def _watch(path: str, node: int, sockets: list[int], orders: int, claim: list[int]) -> None:
+    """Second thread: detaches when the parent died or gave up before it was done, and on SIGTERM."""
     committed = os.read(orders, 1) == COMMIT
     while committed:
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
-        if _may_detach(path):
+        if _claim_unused(path, claim):
             break
     try:
-        ioctl.nbd_disconnect(node)
         if committed:
+            ioctl.nbd_disconnect(claim[0])
             signal.sigtimedwait({signal.SIGTERM}, GOODBYE_SECONDS)
-        ioctl.nbd_clear_sock(node)
+        hang_up(sockets)
+        ioctl.nbd_clear_sock(claim[0] if claim else node)
     except OSError:
-        pass
+        pass  # the server has hung up by itself, and the other thread is clearing away
 
 
-def _may_detach(path: str) -> bool:
-    """Nobody uses the device, and all that was written to it is on the server. Says why not, in the kernel's log."""
+def hang_up(sockets: Iterable[int]) -> None:
+    """Shuts the connections down from our side: the kernel may be stuck in sending to a server that reads no more."""
+    import _socket  # 0.1 MB, which nearly no worker ever needs
+
+    for number in sockets:
+        try:
+            _socket.socket(fileno=number).shutdown(_socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+def _claim_unused(path: str, claim: list[int]) -> bool:
+    """Takes the device for us alone, when nobody uses it and all that was written is on the server.
+
+    The claim is kept to the end, so nobody can begin to use what is about to go. Says why not in the kernel's log.
+    """
     try:
-        claim = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+        claim.append(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        if _loop_on(path):
+            raise OSError(EBUSY, "")
+        flush(path)
     except OSError as error:
-        why = "it is in use" if error.errno == EBUSY else os.strerror(error.errno or 0)
+        why = "it is in use" if error.errno == EBUSY else f"flushing: {os.strerror(error.errno or 0)}"
         _log(f"{path}: not detached on SIGTERM: {why}")
+        while claim:
+            os.close(claim.pop())
         return False
-    try:
-        os.fsync(claim)
-    except OSError as error:
-        _log(f"{path}: not detached on SIGTERM: flushing failed: {os.strerror(error.errno or 0)}")
-        return False
-    finally:
-        os.close(claim)
     return True
+
+
+def flush(path: str) -> None:
+    """All that was written to the device, and to its partitions with caches of their own, is on the server."""
+    for place in [*partitions(path), path]:
+        try:
+            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == ENOENT and place != path:
+                continue  # a partition without a node cannot have been written through one
+            raise
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def flush_main(arguments: list[str]) -> None:
+    """`flush` as a process of its own: who waits for the server there cannot be interrupted. Exits with the errno."""
+    try:
+        flush(arguments[0])
+    except OSError as error:
+        sys.exit(error.errno or 1)
+
+
+def partitions(path: str) -> list[str]:
+    """Nodes of the partitions that the kernel knows of now."""
+    name = os.path.basename(path)
+    try:
+        return [f"/dev/{one}" for one in os.listdir(f"/sys/block/{name}") if one.startswith(f"{name}p")]
+    except OSError:
+        return []
+
+
+def _loop_on(path: str) -> bool:
+    """Loop devices do not claim what they stand on."""
+    places = [path, *partitions(path)]
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop"):
+            try:
+                with open(f"/sys/block/{name}/loop/backing_file") as file:
+                    if file.read().strip() in places:
+                        return True
+            except OSError:
+                continue
+    return False
 
 
 def _prepared(path: str, swap: bool) -> int:

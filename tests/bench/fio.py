@@ -55,7 +55,7 @@ def round_of(works: list[Work], devices: list[str], seconds: float) -> dict[tupl
     One process for all: fio needs seconds to start in an emulated guest.
     """
     sections = [section for work in works for device in devices for section in _section(work, device)]
-    command = ["fio", *COMMON, f"--runtime={seconds:g}", *sections]
+    command = ["fio", *COMMON, f"--runtime={seconds * 1000:.0f}ms", *sections]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout[done.stdout.index("{") :])  # notes of fio's may come first
     found = {}

@@ -37,7 +37,7 @@ def _clear_away() -> None:
     subprocess.run(["umount", "/mnt"], capture_output=True)
     for pid, _ in workers():
         os.kill(pid, signal.SIGKILL)
-    subprocess.run("rm -f /run/nbdattach/*", shell=True)
+    subprocess.run("rm -f /run/nbdattach/*.json*", shell=True)
 
 
 def leftovers() -> list[str]:
@@ -45,8 +45,11 @@ def leftovers() -> list[str]:
     left += [f"{device.path} has a size" for device in sysfs.devices() if sysfs.Kernel(device).size]
     left += [f"{device.path} has partitions" for device in sysfs.devices() if sysfs.Kernel(device).partitions]
     left += [f"process {pid}: {line}" for pid, line in workers()]
-    left += [f"file {name}" for name in (os.listdir("/run/nbdattach") if os.path.isdir("/run/nbdattach") else [])]
-    return left
+    return left + [f"file {name}" for name in _files() if name != "lock"]
+
+
+def _files() -> list[str]:
+    return os.listdir("/run/nbdattach") if os.path.isdir("/run/nbdattach") else []
 
 
 def workers() -> list[tuple[int, str]]:
@@ -57,6 +60,6 @@ def workers() -> list[tuple[int, str]]:
             line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if "nbdattach.worker" in line:
+        if "worker.main" in line:
             found.append((int(name), line))
     return found

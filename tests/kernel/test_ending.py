@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import leftovers, workers
 from servers import nbdkit
-from tool import attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, shell, sparse_file
+from tool import attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, shell, sparse_file
 
 import nbdattach
 from nbdattach.device import Device
@@ -146,9 +146,11 @@ def test_a_connect_killed_at_any_moment_leaves_nothing() -> None:
             time.sleep(chance.uniform(0.3, 1.0) * took)
             process.kill()
             process.wait()
-            eventually(lambda: not workers() or os.path.exists("/run/nbdattach/nbd0.json"))
-            nbd_ok("disconnect", "nbd0")
-            eventually(lambda: not leftovers())
+            eventually(lambda: not leftovers() or os.path.exists("/run/nbdattach/nbd0.json"))
+            if leftovers():  # it was undone, or it was done
+                eventually(lambda: not leftovers() or nbd("status", "nbd0").code == 0)
+                nbd_ok("disconnect", "nbd0")
+            assert not leftovers()
 
 
 @pytest.mark.essential
@@ -217,6 +219,136 @@ def test_a_failing_flush_detaches_nothing() -> None:
         assert done.err.splitlines()[0] == "nbdattach: /dev/nbd0: flushing to the server: Input/output error (EIO)"
         server.kill()
         eventually(lambda: not leftovers())
+
+
+def test_what_was_written_through_a_partition_is_flushed_too(tmp_path: Path) -> None:
+    image = partitioned_image(tmp_path / "image")
+    with nbdkit("file", f"file={image}") as server:
+        nbd_ok("connect", server.uri, "nbd0")
+        with open("/dev/nbd0p1", "r+b", buffering=0) as partition:
+            partition.write(b"x" * 4096)
+            done = nbd("disconnect", "--timeout", "1", "nbd0")
+            assert (done.code, "still has it open" in done.err) == (7, True)
+        nbd_ok("disconnect", "nbd0")
+    assert image.read_bytes()[1 << 20 :][:4096] == b"x" * 4096
+
+
+def test_a_failing_flush_of_a_partition_detaches_nothing(tmp_path: Path) -> None:
+    image = partitioned_image(tmp_path / "image")
+    broken = tmp_path / "broken"
+    filters = ["--filter=error", "file", f"file={image}", "error-pwrite-rate=100%", f"error-file={broken}"]
+    with nbdkit(*filters) as server:
+        nbd_ok("connect", server.uri, "nbd0")
+        broken.touch()
+        shell("dd if=/dev/zero of=/dev/nbd0p1 bs=4096 count=1 status=none")
+        assert (nbd("disconnect", "nbd0").code, FIRST.attached) == (6, True)
+        broken.unlink()
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_nobody_can_begin_to_use_what_sigterm_is_detaching() -> None:
+    """The server does not answer NBD_CMD_DISC, so the detach takes its 5 s; meanwhile the device is claimed."""
+    with nbdkit("memory", "32M") as server:
+        nbdattach.connect(server.uri, "nbd0")
+        shell("mkfs.ext4 -q /dev/nbd0")
+        server.pause()
+        pid = worker_pid()
+        os.kill(pid, signal.SIGTERM)
+        server.resume()
+        eventually(lambda: not FIRST.attached or subprocess.run(["mount", "/dev/nbd0", "/mnt"]).returncode)
+        eventually(lambda: not leftovers())
+
+
+def test_a_disconnect_that_waits_for_a_silent_server_can_be_interrupted() -> None:
+    with nbdkit("memory", "4M") as server:
+        nbd_ok("connect", server.uri, "nbd0")
+        fill_with_noise("/dev/nbd0", 1)
+        server.pause()
+        try:
+            process = subprocess.Popen([sys.executable, "-m", "nbdattach", "disconnect", "nbd0"])
+            eventually(lambda: "flush_main" in shell("ps axww"))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 1
+            assert FIRST.attached
+        finally:
+            server.resume()
+        eventually(lambda: "flush_main" not in shell("ps axww | grep -v grep"))
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_a_worker_stuck_in_sending_to_a_silent_server_comes_loose_on_undo() -> None:
+    with nbdkit("memory", "64M") as server:
+        nbd_ok("connect", server.uri, "nbd0")
+        server.pause()
+        try:
+            writer = subprocess.Popen(
+                "dd if=/dev/zero of=/dev/nbd0 bs=1M count=32 oflag=direct", shell=True, stderr=subprocess.DEVNULL
+            )
+            eventually(lambda: int(Path("/sys/block/nbd0/inflight").read_text().split()[1]) > 0)
+            server.kill(signal.SIGKILL)
+            assert writer.wait(60) != 0
+        finally:
+            server.resume()
+        eventually(lambda: not FIRST.attached)
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_an_old_handle_does_not_detach_what_came_after() -> None:
+    with nbdkit("memory", "1M") as first, nbdkit("memory", "2M") as second:
+        old = nbdattach.connect(first.uri, "nbd0")
+        first.kill()
+        eventually(lambda: not FIRST.attached)
+        with attached(second.uri):
+            old.disconnect()
+            assert FIRST.size == 2 << 20
+
+
+def test_whoever_cannot_be_told_the_device_does_not_have_it() -> None:
+    with nbdkit("memory", "1M") as server:
+        done = subprocess.run(
+            f"{sys.executable} -m nbdattach connect {server.uri} nbd0 >/dev/full", shell=True, capture_output=True
+        )
+        assert (done.returncode, done.stderr) == (1, b"nbdattach: cannot write the result: No space left on device\n")
+        assert not leftovers()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_files_do_no_harm(closed: str) -> None:
+    with nbdkit("memory", "1M") as server:
+        shell(f"{sys.executable} -m nbdattach connect {server.uri} nbd0 {closed}")
+        assert FIRST.size == 1 << 20
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_in_a_pid_namespace_of_its_own() -> None:
+    with nbdkit("memory", "1M") as server:
+        tool = f"{sys.executable} -m nbdattach"
+        inner = f"{tool} connect {server.uri} nbd0 && {tool} status && {tool} disconnect nbd0"
+        said = shell(f"unshare --pid --fork --mount-proc sh -c '{inner}'")
+        assert "connected" in said
+        assert not leftovers()
+
+
+@pytest.mark.stock
+@pytest.mark.timeout(300)
+def test_slow_is_not_dead_with_several_connections() -> None:
+    """At its default the driver takes a request of 30 s for a dead connection, and fails it after the second one."""
+    with nbdkit("memory", "4M") as server, attached(server.uri, connections=2):
+        server.pause()
+        reader = subprocess.Popen("dd if=/dev/nbd0 of=/dev/null bs=4096 count=8 iflag=direct status=none", shell=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            reader.wait(75)
+        server.resume()
+        assert reader.wait(60) == 0
+
+
+@pytest.mark.stock
+def test_a_server_without_write_zeroes_is_never_sent_any() -> None:
+    """The driver of 6.12 cannot switch it off once an attachment had it on."""
+    with nbdkit("memory", "1M") as server, attached(server.uri):
+        pass
+    with nbdkit("--filter=nozero", "memory", "1M") as server, attached(server.uri):
+        shell("blkdiscard -z /dev/nbd0 && fallocate -z -l 4096 /dev/nbd0")
 
 
 def test_swap_is_locked_in_memory_and_held() -> None:

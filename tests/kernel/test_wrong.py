@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,20 @@ def test_parallel_connects_without_device_get_different_devices() -> None:
         nbd_ok("disconnect", *sorted(names))
 
 
+def test_parallel_connects_of_the_same_export_give_one_device() -> None:
+    with nbdkit("memory", "1M") as server:
+        command = [sys.executable, "-m", "nbdattach", "connect", server.uri]
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        assert {process.communicate(timeout=200)[0] for process in processes} == {"/dev/nbd0\n"}
+        assert len(nbd("status", "--json").json()) == 1
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_an_empty_device_or_tag_is_a_mistake_not_a_default() -> None:
+    refused(2, "localhost", "")
+    refused(2, "--tag", "", "localhost")
+
+
 def test_the_module_is_loaded_when_it_is_missing() -> None:
     shell("modprobe -r nbd")
     with nbdkit("memory", "1M") as server:
@@ -191,7 +206,7 @@ def test_without_permission(tmp_path: Path) -> None:
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 6, done
-        assert done.stderr.splitlines()[0] == "nbdattach: /dev/nbd0: no permission to open it"
+        assert done.stderr.splitlines()[0] == "nbdattach: /run/nbdattach: no permission"
 
 
 def test_max_part_0_means_no_partitions_and_doctor_says_so() -> None:

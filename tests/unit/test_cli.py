@@ -14,7 +14,7 @@ import wire
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, cli, client, foreground, status
+from nbdattach import attachment, cli, client, detachment, foreground, status
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 
 Capture = pytest.CaptureFixture[str]
@@ -172,8 +172,8 @@ MALFORMED: list[tuple[list[str], str, str]] = [
 def test_malformed_argument_is_one_line_and_one_hint(
     capsys: Capture, arguments: list[str], line: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("attach", "detach"):
-        monkeypatch.setattr(attachment, name, lambda *_: pytest.fail("it was done in spite of the mistake"))
+    for module, name in ((attachment, "attach"), (detachment, "detach")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("it was done in spite of the mistake"))
     assert said_error(capsys, 2, *arguments) == (line, hint)
 
 
@@ -499,7 +499,7 @@ def test_disconnect_goes_on_after_a_failure_and_the_first_one_counts(
             raise KernelRefused(device.path, "no", "")
         return bool(device.index)
 
-    monkeypatch.setattr(attachment, "detach", detach)
+    monkeypatch.setattr(detachment, "detach", detach)
     code, out, err = ran(capsys, "disconnect", "nbd0", "nbd1", "nbd2", "/dev/nbd3")
     assert (code, out, done) == (7, "", [0, 1, 2, 3])
     assert err.splitlines() == [
@@ -537,10 +537,10 @@ def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pyte
         device = Device(3)
         notes = ("a tail of 1 byte is ignored",)
 
-    stayed: list[Device] = []
+    stayed: list[type[Done]] = []
     monkeypatch.setattr(attachment, "attach", lambda *_: Done)
-    monkeypatch.setattr(foreground, "stay", lambda device, *_: stayed.append(device))
+    monkeypatch.setattr(foreground, "stay", lambda attached, *_: stayed.append(attached))
     assert ran(capsys, "connect", "db1") == (0, "/dev/nbd3\n", "nbdattach: a tail of 1 byte is ignored\n")
     assert stayed == []
     assert ran(capsys, "connect", "-f", "db1")[:2] == (0, "/dev/nbd3\n")
-    assert stayed == [Device(3)]
+    assert stayed == [Done]

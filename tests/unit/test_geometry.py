@@ -172,6 +172,9 @@ def test_server_of_4096_to_65536_is_served_within_its_limits() -> None:
     assert plan(THING, export(sizes=(4096, 65536, 65536))) == Geometry(256, 4096, 0, 64, FLAGS)
 
 
+STICKY = 1 << 4 | 1 << 6  # rotational, send_write_zeroes: the driver of 6.12 cannot switch them off again
+
+
 # -- flags -------------------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +185,7 @@ def test_server_of_4096_to_65536_is_served_within_its_limits() -> None:
         (FLAGS, True, FLAGS | READ_ONLY),
         (FLAGS | READ_ONLY, False, FLAGS | READ_ONLY),
         (FLAGS | READ_ONLY, True, FLAGS | READ_ONLY),
-        (0xFFFF, False, 0xFFFF),
+        (0xFFFF, False, 0xFFFF & ~STICKY),
         (0, False, 0),
     ],
 )

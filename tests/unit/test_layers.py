@@ -18,7 +18,7 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 DOORS = {
     "socket": {"stream", "systemd"},  # systemd: the datagram of sd_notify
     "ssl": {"stream"},
-    "fcntl": {"ioctl", "node"},  # node: flock on the device node
+    "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"ioctl"},
     "click": {"cli"},
     "pyroute2": {"netlink"},

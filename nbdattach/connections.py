@@ -1,0 +1,97 @@
+"""The connections of one attachment: the first, tried for as long as asked, and the others, which must be its like."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from nbdattach import client
+from nbdattach.client import Connection
+from nbdattach.deadline import Deadline
+from nbdattach.errors import BrokenProtocol, NoConnection, Refused
+from nbdattach.export import Export
+from nbdattach.proto import NBD_FLAG_HAS_FLAGS
+from nbdattach.stream import Trace, dial
+from nbdattach.target import Target
+from nbdattach.wishes import Wishes
+
+# Where --connections says auto.
+AUTO_CONNECTIONS = 4
+_RETRY_PAUSE = 0.5
+
+
+@contextmanager
+def connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[list[Connection], Export, list[str]]]:
+    """All connections of one attachment; closed at the end, when the kernel has its own reference or needs none."""
+    connections = [_first_connection(target, wishes, trace)]
+    try:
+        export = connections[0].export
+        _check_size(target, export, wishes)
+        wanted, notes = _how_many(target, export, wishes)
+        connections += _more_connections(target, export, wishes, wanted - 1, trace)
+        for connection in connections:
+            connection.stream.sock.settimeout(None)
+        yield connections, export, notes
+    finally:
+        for connection in connections:
+            connection.stream.close()
+
+
+def _first_connection(target: Target, wishes: Wishes, trace: Trace) -> Connection:
+    """Tries again for as long as --retry-for says, while nobody is there."""
+    patience = Deadline(wishes.retry_for)
+    while True:
+        try:
+            return _connection(target, wishes, trace)
+        except NoConnection as error:
+            trace(str(error))
+            if not patience.sleep(_RETRY_PAUSE):
+                raise
+
+
+def _connection(target: Target, wishes: Wishes, trace: Trace) -> Connection:
+    if wishes.raw_size is None:
+        return client.connect(target, wishes.connect_timeout, trace)
+    stream = dial(target, Deadline(wishes.connect_timeout), trace)
+    return Connection(stream, Export(target.export, wishes.raw_size, NBD_FLAG_HAS_FLAGS, "none"))
+
+
+def _check_size(target: Target, export: Export, wishes: Wishes) -> None:
+    if wishes.expect_size is not None and wishes.expect_size != export.size:
+        raise Refused(
+            target.uri,
+            f"the export has {export.size} bytes, --expect-size says {wishes.expect_size}",
+            "is it the right export?",
+        )
+
+
+def _how_many(target: Target, export: Export, wishes: Wishes) -> tuple[int, list[str]]:
+    """Connections to make, and what to say where it is fewer than asked for."""
+    if wishes.connections == 1 or not export.can_multi_conn:
+        notes = []
+        if wishes.connections > 1:
+            notes.append(f"{target.uri}: the server allows one connection only, so one is what you get")
+        return 1, notes
+    return wishes.connections or min(AUTO_CONNECTIONS, os.cpu_count() or 1), []
+
+
+def _more_connections(target: Target, export: Export, wishes: Wishes, count: int, trace: Trace) -> list[Connection]:
+    """Dialled in parallel; each must show the very same export."""
+    if not count:
+        return []
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(_connection, target, wishes, trace) for _ in range(count)]
+    made = [future.result() for future in futures if not future.exception()]
+    failures = [failure for future in futures if (failure := future.exception())]
+    differ = [connection for connection in made if connection.export != export]
+    if failures or differ:
+        for connection in made:
+            connection.stream.close()
+        raise (
+            failures[0]
+            if failures
+            else BrokenProtocol(target.uri, "the connections show different exports under the same name")
+        )
+    return made
