@@ -6,13 +6,16 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from nbdattach.client import Checked, Inspected
-from nbdattach.doctor import Finding
-from nbdattach.export import Listed
-from nbdattach.status import Status
-from nbdattach.target import Target
 from nbdattach.wiretext import plain
+
+if TYPE_CHECKING:  # what `doctor` and `status` load is of no use to `info`
+    from nbdattach.client import Checked, Inspected
+    from nbdattach.doctor import Finding
+    from nbdattach.export import Listed
+    from nbdattach.status import Status
+    from nbdattach.target import Target
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # What a table may take of a terminal's line.
