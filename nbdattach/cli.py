@@ -100,8 +100,7 @@ def _say(line: str) -> None:
 
 def _say_error(error: NbdattachError) -> None:
     _say(str(error))
-    if error.hint:
-        click.echo(f"({error.hint})", err=True)
+    click.echo(f"({error.hint})", err=True)
 
 
 def _target(text: str, export: str | None) -> Target:

@@ -1,6 +1,6 @@
 """What can go wrong, as classes: each takes the facts, makes the sentence and carries its exit code.
 
-`str(error)` is one line, "thing: cause"; `error.hint` is what to do about it, or "".
+`str(error)` is one line, "thing: cause"; `error.hint` is what to do about it.
 Exit codes are those of the contract (nbdattach(8), EXIT STATUS).
 """
 
@@ -21,7 +21,7 @@ class NbdattachError(Exception):
 
     exit_code = 1
 
-    def __init__(self, thing: str, cause: str, hint: str = "") -> None:
+    def __init__(self, thing: str, cause: str, hint: str) -> None:
         super().__init__(f"{thing}: {cause}")
         self.thing = thing
         self.cause = cause

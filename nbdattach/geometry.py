@@ -55,7 +55,11 @@ def plan(thing: str, export: Export, read_only: bool = False, block_size: int | 
     block = _chosen_block(thing, minimum, block_size)
     blocks = export.size // block
     if not blocks:
-        raise Refused(thing, f"the export has {export.size} bytes, less than one block of {block}", "")
+        raise Refused(
+            thing,
+            f"the export has {export.size} bytes, less than one block of {block}",
+            "is the image behind it empty?",
+        )
     flags = export.flags & ~_STICKY_FLAGS | (NBD_FLAG_READ_ONLY if read_only else 0)
     return Geometry(blocks, block, export.size % block, _max_sectors_kb(thing, export), flags)
 

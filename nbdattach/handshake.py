@@ -187,7 +187,7 @@ def _oldstyle(target: Target) -> Steps[_Server]:
         raise BrokenProtocol(target.uri, f"an old style server with unknown flags {flags:#x}")
     yield Receive(RESERVED)
     if target.tls:
-        raise TlsFailed(target.uri, "an old style server cannot do TLS", "")
+        raise TlsFailed(target.uri, "an old style server cannot do TLS", "nbd:// reaches it in the clear")
     if target.export:
         yield from transmission.disconnect()
         raise Refused(
@@ -199,7 +199,7 @@ def _oldstyle(target: Target) -> Steps[_Server]:
 def _starttls(target: Target, server: _Server) -> Steps[None]:
     """NBD_OPT_STARTTLS, before anything else. What was learnt before it is the greeting only, and is kept by no one."""
     if not server.fixed:
-        raise TlsFailed(target.uri, "a server without fixed newstyle cannot do TLS", "")
+        raise TlsFailed(target.uri, "a server without fixed newstyle cannot do TLS", "nbd:// reaches it in the clear")
     if target.tls_certificates or target.tls_psk_file:
         raise TlsFailed(
             target.uri,
@@ -427,23 +427,28 @@ class _OptionRefused(Refused):
 _ASKED_OTHERWISE = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
 
 _REFUSALS = {
-    NBD_REP_ERR_UNSUP: ("the server does not know {option}", ""),
+    NBD_REP_ERR_UNSUP: ("the server does not know {option}", "a newer server may"),
     NBD_REP_ERR_POLICY: ("the server's policy forbids {option}", "its configuration must allow this client or option"),
     NBD_REP_ERR_INVALID: ("the server calls our {option} invalid", "--debug shows what was sent"),
     NBD_REP_ERR_PLATFORM: ("{option} does not work on the server's platform", "its log may tell what it lacks"),
-    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", ""),
+    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", "its log may tell what it wants beyond that"),
     NBD_REP_ERR_UNKNOWN: ("the server has no such export", "see nbdattach list {server}"),
     NBD_REP_ERR_SHUTDOWN: ("the server is shutting down", "try again when it is back"),
-    NBD_REP_ERR_BLOCK_SIZE_REQD: ("the server wants its block sizes honoured, yet tells none", ""),
+    NBD_REP_ERR_BLOCK_SIZE_REQD: (
+        "the server wants its block sizes honoured, yet tells none",
+        "its log may tell what it wants",
+    ),
     NBD_REP_ERR_TOO_BIG: ("the server calls our {option} too big", "is the export's name too long for it?"),
 }
 
 
 def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachError:
-    cause, hint = _REFUSALS.get(kind, (f"the server refused {{option}} with the unknown error {kind:#x}", ""))
+    cause, hint = _REFUSALS.get(
+        kind, (f"the server refused {{option}} with the unknown error {kind:#x}", "its log may tell why")
+    )
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
     if kind == NBD_REP_ERR_TLS_REQD:
-        return TlsFailed(target.uri, cause, "" if target.tls else f"write {replace(target, tls=True).uri}")
+        return TlsFailed(target.uri, cause, hint if target.tls else f"write {replace(target, tls=True).uri}")
     return _OptionRefused(target.uri, cause, hint.replace("{server}", target.server), kind, words)
 
 

@@ -117,10 +117,14 @@ class Stream:
             raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
         except ssl.SSLCertVerificationError as error:
             raise TlsFailed(
-                self._target.uri, f"the server is not verified: {plain(error.verify_message)}", ""
+                self._target.uri,
+                f"the server is not verified: {plain(error.verify_message)}",
+                "its certificate must fit its name and a certificate authority that this machine trusts",
             ) from error
         except (ssl.SSLError, ValueError, OSError) as error:
-            raise TlsFailed(self._target.uri, f"TLS handshake failed: {plain(str(error))}", "") from error
+            raise TlsFailed(
+                self._target.uri, f"TLS handshake failed: {plain(str(error))}", "does the server do TLS 1.2 or newer?"
+            ) from error
         self._trace(" ".join(self.tls or ()))
 
     @property

@@ -191,7 +191,7 @@ def _parse_query(text: str, query: str) -> dict[str, str]:
         if not given[key]:
             raise Malformed(quoted(text), f"parameter {key} is empty", f"write {key}=VALUE")
         if "\0" in given[key] and key != "socket":
-            raise Malformed(quoted(text), f"parameter {key} contains NUL", "")
+            raise Malformed(quoted(text), f"parameter {key} contains NUL", "leave out %00")
     return given
 
 
@@ -223,16 +223,20 @@ def _decoded(text: str, part: str) -> str:
 
 def _checked_export(text: str, name: str) -> str:
     if "\0" in name:
-        raise Malformed(quoted(text), "an export name cannot contain NUL", "")
+        raise Malformed(quoted(text), "an export name cannot contain NUL", "leave out %00")
     if len(to_wire(name)) > MAX_STRING:
-        raise Malformed(quoted(text), f"the export name is longer than {MAX_STRING} bytes", "")
+        raise Malformed(
+            quoted(text), f"the export name is longer than {MAX_STRING} bytes", "no NBD server takes a longer one"
+        )
     return name
 
 
 def _checked_socket(text: str, path: str) -> str:
     """`path`, made absolute: whoever dials again later may stand elsewhere. A leading NUL means abstract."""
     if "\0" in path[1:] or path in ("", "\0"):
-        raise Malformed(quoted(text), "not a socket path", "")
+        raise Malformed(
+            quoted(text), "not a socket path", "write /run/nbd.sock, or %00NAME in a URI for an abstract one"
+        )
     try:
         absolute = path if path.startswith("\0") else os.path.abspath(path)
     except FileNotFoundError:

@@ -286,11 +286,6 @@ def test_error_of_ours_has_its_exit_code(
     assert said_error(capsys, error.exit_code, "info", "db1") == (f"nbdattach: {error}", error.hint)
 
 
-def test_error_without_a_hint_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "inspect", breaking(NbdattachError("it", "no")))
-    assert ran(capsys, "info", "db1") == (1, "", "nbdattach: it: no\n")
-
-
 def test_reader_that_goes_away_is_no_traceback() -> None:
     command = f"{sys.executable} -m nbdattach doctor --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30)

@@ -55,8 +55,9 @@ def test_text_is_thing_and_cause() -> None:
     assert (error.thing, error.cause, error.hint) == ("nbd://db1", "the server is shutting down", "try again")
 
 
-def test_hint_may_be_missing() -> None:
-    assert Refused("nbd://db1", "no").hint == ""
+def test_no_error_is_made_without_a_hint() -> None:
+    with pytest.raises(TypeError, match="hint"):
+        Refused("nbd://db1", "no")  # type: ignore[call-arg]
 
 
 def test_deadline_tells_seconds_and_what_was_waited_for() -> None:

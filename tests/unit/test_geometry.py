@@ -82,7 +82,7 @@ def test_export_without_a_whole_block_is_refused(
     error = refused(export(size, sizes), block_size)
     assert type(error) is Refused
     assert str(error) == f"{THING}: the export has {size} bytes, less than one block of {block}"
-    assert (error.hint, error.exit_code) == ("", 4)
+    assert (error.hint, error.exit_code) == ("is the image behind it empty?", 4)
 
 
 # -- block size --------------------------------------------------------------------------------------------------------

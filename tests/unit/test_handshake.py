@@ -315,15 +315,20 @@ REFUSALS: list[tuple[int, type[NbdattachError], str, str]] = [
     ),
     (wire.TLS_REQD, TlsFailed, "the server requires TLS", "write nbds://db1/disk"),
     (wire.SHUTDOWN, Refused, "the server is shutting down", "try again when it is back"),
-    (wire.BLOCK_SIZE_REQD, Refused, "the server wants its block sizes honoured, yet tells none", ""),
+    (
+        wire.BLOCK_SIZE_REQD,
+        Refused,
+        "the server wants its block sizes honoured, yet tells none",
+        "its log may tell what it wants",
+    ),
     (
         wire.TOO_BIG,
         Refused,
         "the server calls our NBD_OPT_GO too big",
         "is the export's name too long for it?",
     ),
-    (0x8000000A, Refused, "the server refused NBD_OPT_GO with the unknown error 0x8000000a", ""),
-    (0xFFFFFFFF, Refused, "the server refused NBD_OPT_GO with the unknown error 0xffffffff", ""),
+    (0x8000000A, Refused, "the server refused NBD_OPT_GO with the unknown error 0x8000000a", "its log may tell why"),
+    (0xFFFFFFFF, Refused, "the server refused NBD_OPT_GO with the unknown error 0xffffffff", "its log may tell why"),
 ]
 
 

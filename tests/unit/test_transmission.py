@@ -121,7 +121,7 @@ def test_other_errors_of_the_goodbye_are_told() -> None:
     next(steps)
     steps.send(b"")
     with pytest.raises(TlsFailed):
-        steps.throw(TlsFailed("db1", "broken"))
+        steps.throw(TlsFailed("db1", "broken", "mend it"))
 
 
 @pytest.mark.row(13)
