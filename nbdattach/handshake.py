@@ -8,20 +8,19 @@ and the number of replies is bounded. The deadline is the business of whoever dr
 from __future__ import annotations
 
 import struct
-from collections.abc import Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nbdattach import transmission
 from nbdattach.errors import (
     BrokenProtocol,
     ConnectionLost,
     NbdattachError,
-    NoConnection,
     Refused,
     TlsFailed,
     UnknownExport,
 )
 from nbdattach.export import BlockSize, Export, Listed
+from nbdattach.options import OptionRefused, Reply, abort, next_reply, plain_option, politely, send_option, unexpected
 from nbdattach.proto import (
     IHAVEOPT,
     MAX_STRING,
@@ -33,32 +32,21 @@ from nbdattach.proto import (
     NBD_INFO_DESCRIPTION,
     NBD_INFO_EXPORT,
     NBD_INFO_NAME,
-    NBD_OPT_ABORT,
     NBD_OPT_EXPORT_NAME,
     NBD_OPT_GO,
     NBD_OPT_INFO,
     NBD_OPT_LIST,
     NBD_OPT_STARTTLS,
     NBD_REP_ACK,
-    NBD_REP_ERR_BLOCK_SIZE_REQD,
-    NBD_REP_ERR_INVALID,
-    NBD_REP_ERR_PLATFORM,
-    NBD_REP_ERR_POLICY,
-    NBD_REP_ERR_SHUTDOWN,
-    NBD_REP_ERR_TLS_REQD,
-    NBD_REP_ERR_TOO_BIG,
     NBD_REP_ERR_UNKNOWN,
     NBD_REP_ERR_UNSUP,
-    NBD_REP_FLAG_ERROR,
     NBD_REP_INFO,
     NBD_REP_SERVER,
     NBDMAGIC,
     OLDSTYLE_MAGIC,
     OPTION_NAMES,
-    REPLY_MAGIC,
-    REPLY_NAMES,
 )
-from nbdattach.steps import Note, Receive, Send, StartTls, Steps, T
+from nbdattach.steps import Note, Receive, Send, StartTls, Steps
 from nbdattach.target import Target
 from nbdattach.wiretext import from_wire, quoted, to_wire
 
@@ -77,10 +65,10 @@ MAX_LIST_BYTES = 8 << 20
 # A power of two and "MUST NOT be larger than 2^16" (Size constraints).
 MAX_MINIMUM_BLOCK = 65536
 
-_OPTION = struct.Struct(">QII")  # magic, option, length
-_REPLY = struct.Struct(">QIII")  # magic, option, reply type, length
 _EXPORT_INFO = struct.Struct(">QH")  # size, transmission flags
 _BLOCK_SIZE_INFO = struct.Struct(">III")  # minimum, preferred, maximum payload
+# Refusals of NBD_OPT_GO after which we ask on.
+_ASKED_OTHERWISE = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
 _ASKED = (NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE)
 
 
@@ -97,19 +85,6 @@ class _Server:
         return "newstyle-fixed" if self.fixed else "newstyle"
 
 
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """The header of one option reply. Its `length` bytes of data are still to be read."""
-
-    option: int
-    type: int
-    length: int
-
-    @property
-    def is_error(self) -> bool:
-        return bool(self.type & NBD_REP_FLAG_ERROR)
-
-
 def enter(target: Target) -> Steps[Export]:
     """Into the transmission phase of the target's export: after the last step the socket carries requests.
 
@@ -120,13 +95,13 @@ def enter(target: Target) -> Steps[Export]:
         return server.oldstyle
     if server.fixed:
         try:
-            return (yield from _politely(_ask(target, NBD_OPT_GO, target.export), _ASKED_OTHERWISE))
-        except _OptionRefused as refused:
+            return (yield from politely(_ask(target, NBD_OPT_GO, target.export), _ASKED_OTHERWISE))
+        except OptionRefused as refused:
             if refused.reply == NBD_REP_ERR_UNKNOWN:
                 raise (yield from _unknown(target, refused)) from refused
             if refused.reply != NBD_REP_ERR_UNSUP:
                 raise
-        yield from _politely(_see_it_listed(target))
+        yield from politely(_see_it_listed(target))
     return (yield from _export_name(target, server))
 
 
@@ -148,8 +123,8 @@ def catalogue(target: Target) -> Steps[list[Listed]]:
         raise Refused(target.uri, "an old style server has one export and cannot list it", "see nbdattach info")
     if not server.fixed:
         raise Refused(target.uri, "a server without fixed newstyle cannot list its exports", "see nbdattach info")
-    found = yield from _politely(_list_with_sizes(target))
-    yield from _abort()
+    found = yield from politely(_list_with_sizes(target))
+    yield from abort()
     return found
 
 
@@ -207,9 +182,9 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
             "leave out tls-certificates= and tls-psk-file=; SSL_CERT_FILE=FILE in the environment names another CA",
         )
     try:
-        yield from _plain_option(target, NBD_OPT_STARTTLS)
+        yield from plain_option(target, NBD_OPT_STARTTLS)
     except Refused as refused:
-        yield from _abort()
+        yield from abort()
         raise TlsFailed(target.uri, f"no TLS there: {refused.cause}", "nothing was sent in the clear") from refused
     yield Note("TLS handshake")
     yield StartTls(target.verified_name)
@@ -218,13 +193,13 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
 # -- choosing an export ------------------------------------------------------------------------------------------
 
 
-def _unknown(target: Target, refused: _OptionRefused) -> Steps[UnknownExport]:
+def _unknown(target: Target, refused: OptionRefused) -> Steps[UnknownExport]:
     """The error that also tells what the server has. Whatever goes wrong in asking for that is no news."""
     try:
         offered = yield from _offered(target)
     except NbdattachError:
         offered = None
-    yield from _abort()
+    yield from abort()
     return UnknownExport(target.uri, target.export, offered, target.server, refused.words)
 
 
@@ -248,7 +223,7 @@ def _offered(target: Target) -> Steps[list[str] | None]:
 
 def _export_name(target: Target, server: _Server) -> Steps[Export]:
     """NBD_OPT_EXPORT_NAME: the server answers with the export, or closes the connection."""
-    yield from _send_option(NBD_OPT_EXPORT_NAME, to_wire(target.export))
+    yield from send_option(NBD_OPT_EXPORT_NAME, to_wire(target.export))
     try:
         size, flags = _EXPORT_INFO.unpack((yield Receive(_EXPORT_INFO.size)))
     except ConnectionLost as lost:
@@ -263,14 +238,14 @@ def _ask(target: Target, option: int, name: str) -> Steps[Export]:
     wire_name = to_wire(name)
     data = len(wire_name).to_bytes(4, "big") + wire_name
     data += struct.pack(f">H{len(_ASKED)}H", len(_ASKED), *_ASKED)
-    yield from _send_option(option, data)
+    yield from send_option(option, data)
     found = _Found(target)
     for _ in range(MAX_INFO_REPLIES):
-        reply = yield from _reply(target, option)
+        reply = yield from next_reply(target, option)
         if reply.type == NBD_REP_ACK:
             return found.export(name)
         if reply.type != NBD_REP_INFO:
-            raise _unexpected(target, reply)
+            raise unexpected(target, reply)
         yield from _info(target, reply, found)
     raise BrokenProtocol(target.uri, f"more than {MAX_INFO_REPLIES} replies to {OPTION_NAMES[option]}")
 
@@ -293,7 +268,7 @@ class _Found:
         return Export(named, size, flags, "newstyle-fixed", self.description, self.block_size)
 
 
-def _info(target: Target, reply: _Reply, found: _Found) -> Steps[None]:
+def _info(target: Target, reply: Reply, found: _Found) -> Steps[None]:
     """The data of one NBD_REP_INFO."""
     if not 2 <= reply.length <= MAX_INFO_REPLY:
         raise BrokenProtocol(target.uri, f"an NBD_REP_INFO of {reply.length} bytes")
@@ -339,7 +314,7 @@ def _list_with_sizes(target: Target) -> Steps[list[Listed]]:
         try:
             export = yield from _ask(target, NBD_OPT_INFO, one.name)
         except (Refused, TlsFailed) as refused:
-            if isinstance(refused, _OptionRefused) and refused.reply == NBD_REP_ERR_UNSUP:
+            if isinstance(refused, OptionRefused) and refused.reply == NBD_REP_ERR_UNSUP:
                 return listed
             sized.append(one)
             continue
@@ -359,22 +334,22 @@ def _list_too_long(target: Target) -> BrokenProtocol:
 
 def _list(target: Target) -> Steps[list[Listed]]:
     """NBD_OPT_LIST."""
-    yield from _send_option(NBD_OPT_LIST)
+    yield from send_option(NBD_OPT_LIST)
     listed: list[Listed] = []
     room = MAX_LIST_BYTES
     while True:
-        reply = yield from _reply(target, NBD_OPT_LIST)
+        reply = yield from next_reply(target, NBD_OPT_LIST)
         if reply.type == NBD_REP_ACK:
             return listed
         if reply.type != NBD_REP_SERVER:
-            raise _unexpected(target, reply)
+            raise unexpected(target, reply)
         room -= reply.length
         if len(listed) == MAX_EXPORTS or room < 0:
             raise _list_too_long(target)
         listed.append((yield from _listed(target, reply)))
 
 
-def _listed(target: Target, reply: _Reply) -> Steps[Listed]:
+def _listed(target: Target, reply: Reply) -> Steps[Listed]:
     """The data of one NBD_REP_SERVER: length of the name, name, description."""
     if not 4 <= reply.length <= MAX_SERVER_REPLY:
         raise BrokenProtocol(target.uri, f"an NBD_REP_SERVER of {reply.length} bytes")
@@ -385,102 +360,3 @@ def _listed(target: Target, reply: _Reply) -> Steps[Listed]:
     name = from_wire((yield Receive(length))) if length else ""
     description = from_wire((yield Receive(rest))) if rest else ""
     return Listed(name, description, None)
-
-
-# -- options and their replies -----------------------------------------------------------------------------------
-
-
-def _send_option(option: int, data: bytes = b"") -> Steps[None]:
-    yield Note(f"{OPTION_NAMES[option]}, {len(data)} bytes of data")
-    yield Send(_OPTION.pack(IHAVEOPT, option, len(data)) + data)
-
-
-def _reply(target: Target, option: int) -> Steps[_Reply]:
-    """The next reply's header. An error reply is read whole and raised as `Refused`."""
-    magic, answered, kind, length = _REPLY.unpack((yield Receive(_REPLY.size)))
-    if magic != REPLY_MAGIC:
-        raise BrokenProtocol(target.uri, f"an option reply began with the magic {magic:#x}")
-    if answered != option:
-        raise BrokenProtocol(target.uri, f"a reply to option {answered}, we had sent {OPTION_NAMES[option]}")
-    reply = _Reply(answered, kind, length)
-    yield Note(f"{_reply_name(kind)}, {length} bytes of data")
-    if reply.is_error:
-        if length > MAX_STRING:
-            raise BrokenProtocol(target.uri, f"{_reply_name(kind)} with {length} bytes of text")
-        words = from_wire((yield Receive(length))) if length else ""
-        raise _refusal(target, option, kind, words)
-    if kind == NBD_REP_ACK and length:
-        raise BrokenProtocol(target.uri, f"NBD_REP_ACK with {length} bytes of data")
-    return reply
-
-
-class _OptionRefused(Refused):
-    """`reply` is the NBD_REP_ERR_* type, `words` are the server's own."""
-
-    def __init__(self, thing: str, cause: str, hint: str, reply: int, words: str) -> None:
-        super().__init__(thing, cause, hint)
-        self.reply = reply
-        self.words = words
-
-
-# Refusals of NBD_OPT_GO after which we ask on.
-_ASKED_OTHERWISE = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
-
-_REFUSALS = {
-    NBD_REP_ERR_UNSUP: ("the server does not know {option}", "a newer server may"),
-    NBD_REP_ERR_POLICY: ("the server's policy forbids {option}", "its configuration must allow this client or option"),
-    NBD_REP_ERR_INVALID: ("the server calls our {option} invalid", "--debug shows what was sent"),
-    NBD_REP_ERR_PLATFORM: ("{option} does not work on the server's platform", "its log may tell what it lacks"),
-    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", "its log may tell what it wants beyond that"),
-    NBD_REP_ERR_UNKNOWN: ("the server has no such export", "see nbdattach list {server}"),
-    NBD_REP_ERR_SHUTDOWN: ("the server is shutting down", "try again when it is back"),
-    NBD_REP_ERR_BLOCK_SIZE_REQD: (
-        "the server wants its block sizes honoured, yet tells none",
-        "its log may tell what it wants",
-    ),
-    NBD_REP_ERR_TOO_BIG: ("the server calls our {option} too big", "is the export's name too long for it?"),
-}
-
-
-def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachError:
-    cause, hint = _REFUSALS.get(
-        kind, (f"the server refused {{option}} with the unknown error {kind:#x}", "its log may tell why")
-    )
-    cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
-    if kind == NBD_REP_ERR_TLS_REQD:
-        return TlsFailed(target.uri, cause, hint if target.tls else f"write {replace(target, tls=True).uri}")
-    return _OptionRefused(target.uri, cause, hint.replace("{server}", target.server), kind, words)
-
-
-def _reply_name(kind: int) -> str:
-    return REPLY_NAMES.get(kind, f"reply type {kind:#x}")
-
-
-def _unexpected(target: Target, reply: _Reply) -> BrokenProtocol:
-    return BrokenProtocol(target.uri, f"{_reply_name(reply.type)} in answer to {OPTION_NAMES[reply.option]}")
-
-
-def _plain_option(target: Target, option: int) -> Steps[None]:
-    """An option without data that is answered by one NBD_REP_ACK."""
-    yield from _send_option(option)
-    reply = yield from _reply(target, option)
-    if reply.type != NBD_REP_ACK:
-        raise _unexpected(target, reply)
-
-
-def _politely(steps: Steps[T], but_for: Container[int] = ()) -> Steps[T]:
-    """`steps`; when the server refuses, NBD_OPT_ABORT before we leave, `but_for` refusals that are no leaving."""
-    try:
-        return (yield from steps)
-    except (Refused, TlsFailed) as refused:
-        if not (isinstance(refused, _OptionRefused) and refused.reply in but_for):
-            yield from _abort()
-        raise
-
-
-def _abort() -> Steps[None]:
-    """A soft disconnect. Nobody waits for the answer, nor minds that the server has gone already."""
-    try:
-        yield from _send_option(NBD_OPT_ABORT)
-    except NoConnection:
-        return

@@ -491,7 +491,7 @@ def test_disconnect_goes_on_after_a_failure_and_the_first_one_counts(
         if device.index == 1:
             raise DeviceInUse(device.path, "mounted at /srv", "umount /srv")
         if device.index == 2:
-            raise KernelRefused(device.path, "no", "")
+            raise KernelRefused(device.path, "no", "ask again")
         return bool(device.index)
 
     monkeypatch.setattr(detachment, "detach", detach)
@@ -500,6 +500,7 @@ def test_disconnect_goes_on_after_a_failure_and_the_first_one_counts(
     assert err.splitlines() == [
         "nbdattach: /dev/nbd0: not attached, nothing to do",
         "nbdattach: /dev/nbd2: no",
+        "(ask again)",
         "nbdattach: /dev/nbd1: mounted at /srv",
         "(umount /srv)",
     ]

@@ -29,7 +29,10 @@ DOORS = {
     "pickle": set(),
 }
 # These do no I/O at all: they know text, bytes and numbers.
-PURE = ("proto", "wiretext", "errors", "device", "target", "export", "steps", "transmission", "handshake", "geometry")
+PURE = (
+    "proto", "wiretext", "errors", "device", "target", "export", "steps", "transmission", "options", "handshake",
+    "geometry", "wishes",
+)  # fmt: skip
 IMPURE = {
     "socket", "ssl", "subprocess", "fcntl", "ctypes", "click", "pyroute2", "select", "selectors", "signal",
     "threading", "time", "pathlib", "shutil", "tempfile",

@@ -1,0 +1,143 @@
+"""Option haggling: sending an option and reading its replies, one at a time. No I/O (see `steps`).
+
+Source: NBD specification, "Fixed newstyle negotiation" and "Option reply types". `handshake` builds on this.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Container
+from dataclasses import dataclass, replace
+
+from nbdattach.errors import BrokenProtocol, NbdattachError, NoConnection, Refused, TlsFailed
+from nbdattach.proto import (
+    IHAVEOPT,
+    MAX_STRING,
+    NBD_OPT_ABORT,
+    NBD_REP_ACK,
+    NBD_REP_ERR_BLOCK_SIZE_REQD,
+    NBD_REP_ERR_INVALID,
+    NBD_REP_ERR_PLATFORM,
+    NBD_REP_ERR_POLICY,
+    NBD_REP_ERR_SHUTDOWN,
+    NBD_REP_ERR_TLS_REQD,
+    NBD_REP_ERR_TOO_BIG,
+    NBD_REP_ERR_UNKNOWN,
+    NBD_REP_ERR_UNSUP,
+    NBD_REP_FLAG_ERROR,
+    OPTION_NAMES,
+    REPLY_MAGIC,
+    REPLY_NAMES,
+)
+from nbdattach.steps import Note, Receive, Send, Steps, T
+from nbdattach.target import Target
+from nbdattach.wiretext import from_wire, quoted
+
+_OPTION = struct.Struct(">QII")  # magic, option, length
+_REPLY = struct.Struct(">QIII")  # magic, option, reply type, length
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The header of one option reply. Its `length` bytes of data are still to be read."""
+
+    option: int
+    type: int
+    length: int
+
+    @property
+    def is_error(self) -> bool:
+        return bool(self.type & NBD_REP_FLAG_ERROR)
+
+
+def send_option(option: int, data: bytes = b"") -> Steps[None]:
+    yield Note(f"{OPTION_NAMES[option]}, {len(data)} bytes of data")
+    yield Send(_OPTION.pack(IHAVEOPT, option, len(data)) + data)
+
+
+def next_reply(target: Target, option: int) -> Steps[Reply]:
+    """The next reply's header. An error reply is read whole and raised as `Refused`."""
+    magic, answered, kind, length = _REPLY.unpack((yield Receive(_REPLY.size)))
+    if magic != REPLY_MAGIC:
+        raise BrokenProtocol(target.uri, f"an option reply began with the magic {magic:#x}")
+    if answered != option:
+        raise BrokenProtocol(target.uri, f"a reply to option {answered}, we had sent {OPTION_NAMES[option]}")
+    reply = Reply(answered, kind, length)
+    yield Note(f"{_reply_name(kind)}, {length} bytes of data")
+    if reply.is_error:
+        if length > MAX_STRING:
+            raise BrokenProtocol(target.uri, f"{_reply_name(kind)} with {length} bytes of text")
+        words = from_wire((yield Receive(length))) if length else ""
+        raise _refusal(target, option, kind, words)
+    if kind == NBD_REP_ACK and length:
+        raise BrokenProtocol(target.uri, f"NBD_REP_ACK with {length} bytes of data")
+    return reply
+
+
+class OptionRefused(Refused):
+    """`reply` is the NBD_REP_ERR_* type, `words` are the server's own."""
+
+    def __init__(self, thing: str, cause: str, hint: str, reply: int, words: str) -> None:
+        super().__init__(thing, cause, hint)
+        self.reply = reply
+        self.words = words
+
+
+_REFUSALS = {
+    NBD_REP_ERR_UNSUP: ("the server does not know {option}", "a newer server may"),
+    NBD_REP_ERR_POLICY: ("the server's policy forbids {option}", "its configuration must allow this client or option"),
+    NBD_REP_ERR_INVALID: ("the server calls our {option} invalid", "--debug shows what was sent"),
+    NBD_REP_ERR_PLATFORM: ("{option} does not work on the server's platform", "its log may tell what it lacks"),
+    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", "its log may tell what it wants beyond that"),
+    NBD_REP_ERR_UNKNOWN: ("the server has no such export", "see nbdattach list {server}"),
+    NBD_REP_ERR_SHUTDOWN: ("the server is shutting down", "try again when it is back"),
+    NBD_REP_ERR_BLOCK_SIZE_REQD: (
+        "the server wants its block sizes honoured, yet tells none",
+        "its log may tell what it wants",
+    ),
+    NBD_REP_ERR_TOO_BIG: ("the server calls our {option} too big", "is the export's name too long for it?"),
+}
+
+
+def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachError:
+    cause, hint = _REFUSALS.get(
+        kind, (f"the server refused {{option}} with the unknown error {kind:#x}", "its log may tell why")
+    )
+    cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
+    if kind == NBD_REP_ERR_TLS_REQD:
+        return TlsFailed(target.uri, cause, hint if target.tls else f"write {replace(target, tls=True).uri}")
+    return OptionRefused(target.uri, cause, hint.replace("{server}", target.server), kind, words)
+
+
+def _reply_name(kind: int) -> str:
+    return REPLY_NAMES.get(kind, f"reply type {kind:#x}")
+
+
+def unexpected(target: Target, reply: Reply) -> BrokenProtocol:
+    return BrokenProtocol(target.uri, f"{_reply_name(reply.type)} in answer to {OPTION_NAMES[reply.option]}")
+
+
+def plain_option(target: Target, option: int) -> Steps[None]:
+    """An option without data that is answered by one NBD_REP_ACK."""
+    yield from send_option(option)
+    reply = yield from next_reply(target, option)
+    if reply.type != NBD_REP_ACK:
+        raise unexpected(target, reply)
+
+
+def politely(steps: Steps[T], but_for: Container[int] = ()) -> Steps[T]:
+    """`steps`; when the server refuses, NBD_OPT_ABORT before we leave, `but_for` refusals that are no leaving."""
+    try:
+        return (yield from steps)
+    except (Refused, TlsFailed) as refused:
+        if not (isinstance(refused, OptionRefused) and refused.reply in but_for):
+            yield from abort()
+        raise
+
+
+def abort() -> Steps[None]:
+    """A soft disconnect. Nobody waits for the answer, nor minds that the server has gone already."""
+    try:
+        yield from send_option(NBD_OPT_ABORT)
+    except NoConnection:
+        return
