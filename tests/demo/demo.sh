@@ -26,7 +26,10 @@ clean_up() {
     [ ! -s nbdkit.pid ] || stop_server "$(cat nbdkit.pid)"
     cd /
     rm -rf --one-file-system "$here"
-    [ "$had_state" = yes ] || [ ! -d /run/nbdattach ] || rmdir /run/nbdattach
+    if [ "$had_state" = no ] && [ -d /run/nbdattach ]; then
+        rm -f /run/nbdattach/lock
+        rmdir /run/nbdattach
+    fi
     [ "$had_driver" = yes ] || [ ! -e /sys/block/nbd0 ] || modprobe -r nbd
     exit "$status"
 }
