@@ -7,7 +7,7 @@ from nbdattach.attachment import Attached
 from nbdattach.device import parse_device
 from nbdattach.status import Status, status_of
 from nbdattach.target import parse_target
-from nbdattach.wishes import Wishes
+from nbdattach.wishes import DEFAULT_TIMEOUT, Wishes
 
 
 class Attachment:
@@ -44,7 +44,7 @@ def connect(
     read_only: bool = False,
     block_size: int | None = None,
     connections: int = 0,
-    connect_timeout: float = 30.0,
+    connect_timeout: float = DEFAULT_TIMEOUT,
     retry_for: float = 0.0,
     tag: str = "",
     expect_size: int | None = None,

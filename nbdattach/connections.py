@@ -89,9 +89,8 @@ def _more_connections(target: Target, export: Export, wishes: Wishes, count: int
     if failures or differ:
         for connection in made:
             connection.stream.close()
-        raise (
-            failures[0]
-            if failures
-            else BrokenProtocol(target.uri, "the connections show different exports under the same name")
-        )
+    if failures:
+        raise failures[0]
+    if differ:
+        raise BrokenProtocol(target.uri, "the connections show different exports under the same name")
     return made

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nbdattach import driver, process, sysfs, udev
 from nbdattach.device import Device
+from nbdattach.errors import KernelRefused
 from nbdattach.status import status_of
 from nbdattach.sysfs import Kernel
 
@@ -43,18 +43,12 @@ def _driver() -> Finding:
     if sysfs.driver_loaded():
         return Finding("driver", f"loaded, {len(sysfs.devices())} devices")
     try:
-        known = subprocess.run(
-            ["modprobe", "--dry-run", "nbd"],
-            capture_output=True,
-            text=True,
-            env={"PATH": driver.MODPROBE_PATH, "LC_ALL": "C"},
-        )
-    except OSError as error:
-        reason = driver.without_modprobe(error)
-    else:
+        known = driver.modprobe("--dry-run", "nbd")
         if known.returncode == 0:
             return Finding("driver", "not loaded yet; connect loads it")
         reason = driver.why_not(known.stderr)
+    except KernelRefused as refused:
+        reason = refused
     return Finding("driver", reason.cause, True, reason.hint)
 
 

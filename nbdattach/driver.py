@@ -31,23 +31,28 @@ def ensure_loaded() -> None:
         return
     if not is_root():
         raise KernelRefused(DRIVER, "not loaded, and only root may load it", "as root: modprobe nbd")
+    done = modprobe("nbd")
+    if not sysfs.driver_loaded():
+        raise why_not(done.stderr)
+
+
+def modprobe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """How it ended, whatever its exit code. Raises `KernelRefused` where it cannot be run."""
     try:
-        done = subprocess.run(
-            ["modprobe", "nbd"],
+        return subprocess.run(
+            ["modprobe", *arguments],
             capture_output=True,
             text=True,
             timeout=MODPROBE_SECONDS,
             env={"PATH": MODPROBE_PATH, "LC_ALL": "C"},
         )
     except OSError as error:
-        raise without_modprobe(error) from None
+        raise _without_modprobe(error) from None
     except subprocess.TimeoutExpired:
         raise KernelRefused(DRIVER, f"modprobe nbd took more than {MODPROBE_SECONDS} s", "see dmesg") from None
-    if not sysfs.driver_loaded():
-        raise why_not(done.stderr)
 
 
-def without_modprobe(error: OSError) -> KernelRefused:
+def _without_modprobe(error: OSError) -> KernelRefused:
     """modprobe could not even be started."""
     if _in_container():
         return why_not("")

@@ -106,7 +106,7 @@ def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachErr
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
     if kind == NBD_REP_ERR_TLS_REQD:
         return TlsFailed(target.uri, cause, hint if target.tls else f"write {replace(target, tls=True).uri}")
-    return OptionRefused(target.uri, cause, hint.replace("{server}", target.server), kind, words)
+    return OptionRefused(target.uri, cause, hint.format(server=target.server), kind, words)
 
 
 def _reply_name(kind: int) -> str:

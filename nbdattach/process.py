@@ -31,14 +31,6 @@ def sees_all() -> bool:
         return False
 
 
-def name(pid: int) -> str | None:
-    try:
-        with open(f"/proc/{pid}/comm") as file:
-            return file.read().strip()
-    except OSError:
-        return None
-
-
 def is_root() -> bool:
     return os.geteuid() == 0
 

@@ -11,7 +11,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from nbdattach.device import Device
@@ -71,7 +70,7 @@ def load(device: Device) -> Record | None:
     return record if kernel_pid is not None and kernel_pid == record.kernel_pid and same_process else None
 
 
-@contextmanager
+@contextlib.contextmanager
 def tag_lock(tag: str) -> Iterator[None]:
     """Two commands for one tag go one after the other. The kernel gives the lock back when we die."""
     os.makedirs(RUN, mode=0o700, exist_ok=True)

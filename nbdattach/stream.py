@@ -9,22 +9,13 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from nbdattach.deadline import Deadline
-from nbdattach.errors import (
-    ConnectionLost,
-    DeadlinePassed,
-    NbdattachError,
-    NoConnection,
-    TlsFailed,
-)
+from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
 from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
 from nbdattach.target import Target
 from nbdattach.wiretext import plain
-
-if TYPE_CHECKING:
-    pass
 
 Trace: TypeAlias = Callable[[str], None]
 _Address: TypeAlias = tuple[int, Any]

@@ -105,17 +105,15 @@ class Kernel:
             return []
         return sorted(name for name in names if os.path.exists(f"{self._path}/{name}/partition"))
 
-    @property
-    def numbers(self) -> list[str]:
-        """major:minor of the device and its partitions."""
-        texts = [self._read("dev"), *(self._read(f"{name}/dev") for name in self.partitions)]
+    def numbers(self, partitions: list[str]) -> list[str]:
+        """major:minor of the device and of these partitions of it."""
+        texts = [self._read("dev"), *(self._read(f"{name}/dev") for name in partitions)]
         return [text for text in texts if text]
 
-    @property
-    def holders(self) -> list[str]:
-        """Block devices built on the device or its partitions: dm-0, md0."""
+    def holders(self, partitions: list[str]) -> list[str]:
+        """Block devices built on the device or on these partitions of it: dm-0, md0."""
         found: set[str] = set()
-        for place in ("holders", *(f"{name}/holders" for name in self.partitions)):
+        for place in ("holders", *(f"{name}/holders" for name in partitions)):
             try:
                 found.update(os.listdir(f"{self._path}/{place}"))
             except OSError:

@@ -32,9 +32,10 @@ class Users:
 def users_of(device: Device) -> Users:
     """All users of the device that can be seen from here; root sees more."""
     kernel = Kernel(device)
-    names = {device.name, *kernel.partitions}
-    holders = kernel.holders + loops_on(names) + (["swap"] if _swapped_on(names) else [])
-    return Users(_mounts(set(kernel.numbers)), holders)
+    partitions = kernel.partitions
+    names = {device.name, *partitions}
+    holders = kernel.holders(partitions) + loops_on(names) + (["swap"] if _swapped_on(names) else [])
+    return Users(_mounts(set(kernel.numbers(partitions))), holders)
 
 
 def in_use(device: Device) -> DeviceInUse:

@@ -268,7 +268,3 @@ def _remove(path: str) -> None:
         os.unlink(path)
     except OSError:
         pass
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
