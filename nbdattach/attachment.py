@@ -3,28 +3,35 @@
 Decisions that matter:
 * The exclusive claim on the node is the lock: the kernel grants it to one process, refuses it while anybody uses the
   device, and takes it back when we die. No lock file can do that.
-* The worker undoes everything unless it is told that the attachment is complete. So a connect that fails, or is
+* A backend undoes everything unless it is told that the attachment is complete. So a connect that fails, or is
   killed at any moment, leaves nothing behind.
-* NBD_SET_SOCK decides between us and foreign tools: whoever comes second gets EBUSY and looks for another device.
+* The kernel decides between us and foreign tools: whoever comes second gets EBUSY and looks for another device.
 """
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nbdattach import driver, geometry, state, sysfs, udev
+from nbdattach import backends, control, driver, geometry, launch, state, sysfs, udev
+from nbdattach.backend import Hold, Job, Spent, Taken
 from nbdattach.client import silent
+from nbdattach.clock import now
 from nbdattach.connections import connected
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import ConnectionLost, DeadlinePassed, DeviceInUse, KernelRefused, NbdattachError, TlsFailed
+from nbdattach.errors import (
+    ConnectionLost,
+    DeadlinePassed,
+    DeviceInUse,
+    KernelRefused,
+    NbdattachError,
+    TlsFailed,
+)
 from nbdattach.export import Export
-from nbdattach.geometry import Geometry
-from nbdattach.ioctl_backend import Taken, Worker
-from nbdattach.node import Busy, Node, Unanswered
+from nbdattach.node import Busy, Unanswered
 from nbdattach.process import alive, started
 from nbdattach.status import status_of
 from nbdattach.stream import Trace
@@ -32,15 +39,19 @@ from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
 from nbdattach.users import in_use, users_of
 from nbdattach.wiretext import quoted
-from nbdattach.wishes import Wishes
+from nbdattach.wishes import DEFAULT_ON_LOSS, FOREVER, Wishes
+
+if TYPE_CHECKING:
+    from socket import socket
 
 SETTLE_SECONDS = 60
-# Milliseconds. The first is the kernel's own default; with one connection it only writes to the kernel's log.
-IO_TIMEOUT_MS = 30_000
-IO_TIMEOUT_SEVERAL_MS = 7 * 24 * 3600 * 1000
 # A worker whose server has left ends in milliseconds.
 _LAST_GASP = 2.0
 _CLEAR_SECONDS = 5.0
+# How often a device may be taken down by others while it is attached.
+_ATTEMPTS = 5
+# New device numbers to try when others make some at the same time.
+_MAX_NEW = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +72,26 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
 
     Raises `NbdattachError`; then nothing is attached and nothing left behind.
     """
+    tag = wishes.tag or target.uri
     driver.ensure_loaded()
     if target.tls:
         raise TlsFailed(
             target.uri, "attaching over TLS is not possible in this version", "list, info and check speak TLS"
         )
-    tag = wishes.tag or target.uri
     there = _already_there(tag, target, device, wishes)
     if there:
         return there
+    backend = backends.choose(wishes)
+    for _ in range(_ATTEMPTS):
+        with suppress(Spent):
+            return _attach(target, device, wishes, tag, backend, trace)
+        trace("another program opened and closed the device, which took it down; once more")
+    raise _none_free(device)
+
+
+def _attach(
+    target: Target, device: Device | None, wishes: Wishes, tag: str, backend: backends.Backend, trace: Trace
+) -> Attached:
     with connected(target, wishes, trace) as (connections, export, notes), _alone_with(tag):
         there = _already_there(tag, target, device, wishes)  # another command may have been faster
         if there:
@@ -77,29 +99,36 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
         shape = geometry.plan(target.uri, export, wishes.read_only, wishes.block_size)
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
-        job = _Job(tag, target, export, shape, [connection.stream.sock.fileno() for connection in connections])
-        for node in _candidates(device, export):
-            with node:
-                try:
-                    worker = Worker.start(node.device, job.sockets, shape, state.path(node.device), wishes.swap)
-                except Taken:
-                    trace(f"{node.device.path}: another task came first")
-                    continue
-                trace(f"{node.device.path}: set up, {len(job.sockets)} connection(s)")
-                notes += _complete(node, worker, job, Deadline(wishes.connect_timeout))
-                return Attached(node.device, notes, Kernel(node.device).pid)
+        sockets = [connection.stream.sock for connection in connections]
+        job = Job(tag, target, export, shape, [sock.fileno() for sock in sockets], wishes)
+        for candidate in _candidates(device, export, backend):
+            try:
+                hold = _taken(backend, candidate, job)
+            except Taken:
+                trace(f"{candidate.path}: another task came first")
+                continue
+            except Busy:
+                if device:
+                    raise in_use(device) from None
+                continue
+            with hold.node:
+                trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")
+                notes += _complete(hold, backend, job, Deadline(wishes.connect_timeout))
+                attached = Attached(candidate, notes, Kernel(candidate).pid)
+            if backend.name == "netlink" and wishes.reconnect:
+                notes += _have_watched(candidate, sockets)
+            return attached
     raise _none_free(device)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What is to be attached: the same for each device that is tried."""
-
-    tag: str
-    target: Target
-    export: Export
-    shape: Geometry
-    sockets: list[int]
+def _have_watched(device: Device, sockets: list[socket]) -> list[str]:
+    """The device is attached, be there a monitor or not; what to say where there is none."""
+    try:
+        launch.ensure_monitor()
+        control.watch(device, sockets)
+    except NbdattachError as error:
+        return [f"{device.path}: attached, but nobody will reconnect it: {error}"]
+    return []
 
 
 @contextmanager
@@ -111,73 +140,89 @@ def _alone_with(tag: str) -> Iterator[None]:
         raise KernelRefused(state.RUN, "no permission", "attaching and detaching need root: try sudo") from error
 
 
-def _complete(node: Node, worker: Worker, job: _Job, deadline: Deadline) -> list[str]:
-    """From "set up" to "ready and ours"; what the user should hear. Undoes all where it fails."""
+def _taken(backend: backends.Backend, device: Device, job: Job) -> Hold:
+    """The device, served and claimed."""
+    with _kernel_errors(device, job):
+        return backend.attach(device, job)
+
+
+@contextmanager
+def _kernel_errors(device: Device, job: Job) -> Iterator[None]:
     try:
-        try:
-            return _steps_to_ready(node, worker, job, deadline)
-        except Unanswered:
-            raise DeadlinePassed(job.target.uri, deadline.seconds, "the kernel reads the partition table") from None
-        except BrokenPipeError:
-            raise ConnectionLost(job.target.uri, "right after the handshake") from None
-        except OSError as error:
-            raise KernelRefused.at(node.device.path, error.filename or "attach", error.errno or 0) from error
-    except BaseException:
-        worker.abandon()
-        node.clear(Deadline(_CLEAR_SECONDS))
-        state.forget(node.device)
+        yield
+    except BrokenPipeError:
+        raise ConnectionLost(job.target.uri, "right after the handshake") from None
+    except OSError as error:
+        raise KernelRefused.at(device.path, error.filename or "attach", error.errno or 0) from error
+
+
+def _complete(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadline) -> list[str]:
+    """From "served" to "ready and ours"; what the user should hear. Undoes all where it fails."""
+    device = hold.node.device
+    try:
+        with _kernel_errors(device, job):
+            return _steps_to_ready(hold, backend, job, deadline)
+    except BaseException as error:
+        hold.abandon()
+        hold.node.clear(Deadline(_CLEAR_SECONDS))
+        state.forget(device)
+        if isinstance(error, Unanswered):
+            doing = "the kernel reads the partition table"
+            raise DeadlinePassed(job.target.uri, deadline.seconds, doing) from None
         raise
     finally:
-        worker.close()
+        hold.close()
 
 
-def _steps_to_ready(node: Node, worker: Worker, job: _Job, deadline: Deadline) -> list[str]:
-    """Limits come first, as the kernel reads as soon as it serves; the commit last, as until then all is undone."""
-    notes = []
-    _set_queue_limits(node.device, job)
-    worker.go()
+def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadline) -> list[str]:
+    """The commit comes last, as until then all is undone."""
+    node, notes = hold.node, []
     node.scan_partitions(deadline)
     readable = node.is_readable(deadline)
-    # What cannot be read may be a bad sector over there, or a server that left: then the worker ends soon.
-    worker.raise_if_ended(0 if readable else _LAST_GASP)
+    # What cannot be read may be a bad sector over there, or a server that left: then it ends soon.
+    hold.raise_if_ended(0 if readable else _LAST_GASP)
     if not readable:
         notes.append(f"{job.target.uri}: attached, but the server cannot read the first block of the export")
     node.let_udev_in()
     if not udev.settle(SETTLE_SECONDS):
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
-    state.save(node.device, _record(node.device, worker, job))
-    worker.commit()
+    state.forget(node.device)  # what was said of an attachment before this one
+    state.save(node.device, _record(hold, backend, job))
+    hold.commit()
     return notes
 
 
-def _record(device: Device, worker: Worker, job: _Job) -> state.Record:
+def _record(hold: Hold, backend: backends.Backend, job: Job) -> state.Record:
+    wishes = job.wishes
+    on_loss = DEFAULT_ON_LOSS if wishes.on_loss is None else wishes.on_loss
     return state.Record(
         tag=job.tag,
         target=job.target.uri,
         export=job.export.name,
-        backend="ioctl",
+        backend=backend.name,
         connections=len(job.sockets),
-        since=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        pid=worker.pid,
-        started=started(worker.pid) or 0,
-        kernel_pid=Kernel(device).pid,
+        since=now(),
+        kernel_pid=Kernel(hold.node.device).pid,
+        pid=hold.pid,
+        started=hold.pid and started(hold.pid),
+        size=job.export.size,
+        flags=job.shape.flags,
+        block_size=job.shape.block_size,
+        max_sectors_kb=job.shape.max_sectors_kb,
+        raw=wishes.raw_size is not None,
+        connect_timeout=wishes.connect_timeout,
+        on_loss=None if on_loss == FOREVER else on_loss,
+        dead_peer=wishes.dead_peer,
+        io_timeout=wishes.io_timeout,
+        reconnect=wishes.reconnect,
     )
-
-
-def _set_queue_limits(device: Device, job: _Job) -> None:
-    """All of them each time: what one attachment sets outlives it."""
-    kernel = Kernel(device)
-    kernel.set_queue("max_sectors_kb", job.shape.max_sectors_kb)
-    # With several connections the driver takes a request of this age for a dead connection, fails over to another
-    # one and sends it again, though the server may still be at it. Slow is not dead.
-    kernel.set_queue("io_timeout", IO_TIMEOUT_MS if len(job.sockets) == 1 else IO_TIMEOUT_SEVERAL_MS)
 
 
 def _already_there(tag: str, target: Target, device: Device | None, wishes: Wishes) -> Attached | None:
     """The attachment that is asked for, where it is there. Raises `DeviceInUse` where `device` holds another one."""
     for candidate in [device] if device else sysfs.devices():
         record = state.load(candidate)
-        if record and record.tag == tag and alive(record.pid):
+        if record and record.tag == tag and (record.pid is None or alive(record.pid)):
             _see_it_is_what_is_wanted(candidate, target, wishes)
             note = f"{candidate.path}: already attached to {target.uri}"
             return Attached(candidate, [note], Kernel(candidate).pid, fresh=False)
@@ -204,8 +249,8 @@ def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) ->
             )
 
 
-def _candidates(device: Device | None, export: Export) -> Iterator[Node]:
-    """Claimed devices to try: the one named, or every free one."""
+def _candidates(device: Device | None, export: Export, backend: backends.Backend) -> Iterator[Device]:
+    """Devices to try: the one named, or every free one, and then new ones where the backend can make them."""
     if device:
         if _is_spoilt(device, export):
             raise KernelRefused(
@@ -213,23 +258,16 @@ def _candidates(device: Device | None, export: Export) -> Iterator[Node]:
                 "another tool made it send NBD_CMD_WRITE_ZEROES, which this server does not know",
                 "take another device, or load the driver anew: modprobe -r nbd; modprobe nbd",
             )
-        try:
-            yield Node.claim(device)
-        except Busy:
-            raise in_use(device) from None
+        yield device
         return
-    for free in sysfs.devices():
+    there = sysfs.devices()
+    for free in there:
         kernel = Kernel(free)
-        if kernel.attached or kernel.size or _is_spoilt(free, export):
-            continue
-        try:
-            node = Node.claim(free)
-        except Busy:
-            continue
-        if kernel.attached:  # somebody was faster than our claim
-            node.close()
-            continue
-        yield node
+        if not (kernel.attached or kernel.size or _is_spoilt(free, export)):
+            yield free
+    if backend.makes_devices:
+        first = there[-1].index + 1 if there else 0
+        yield from (Device(index) for index in range(first, first + _MAX_NEW))
 
 
 def _is_spoilt(device: Device, export: Export) -> bool:
@@ -238,7 +276,7 @@ def _is_spoilt(device: Device, export: Export) -> bool:
 
 def _none_free(device: Device | None) -> NbdattachError:
     if device:
-        return DeviceInUse(device.path, "another program is attaching something there", "see nbdattach status")
+        return DeviceInUse(device.path, "another program has it open or attaches something", "see nbdattach status")
     count = len(sysfs.devices())
     return DeviceInUse(
         "nbd", f"all {count} devices are in use", "nbdattach status shows them; modprobe nbd nbds_max=N sets how many"

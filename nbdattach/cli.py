@@ -58,6 +58,20 @@ class Connections(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return int(value)
 
 
+class OnLoss(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """How long requests wait for a server that is away, in seconds: "wait:SEC", "wait" for ever, "fail" not at all."""
+
+    name = "wait[:SEC]|fail"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        word, colon, seconds = str(value).partition(":")
+        if word == "wait" and colon:
+            return Seconds().convert(seconds, param, ctx)
+        if colon or word not in ("wait", "fail"):
+            self.fail(f"{value!r} is none of wait, wait:SEC and fail", param, ctx)
+        return float("inf") if word == "wait" else 0.0
+
+
 # -- what the commands share -------------------------------------------------------------------------------------
 
 
@@ -140,10 +154,22 @@ def cli() -> None:
 @click.option("--retry-for", type=Seconds(), default=0.0, show_default=True, help="Keep trying to connect for so long.")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "ioctl"]),
+    type=click.Choice(["auto", "netlink", "ioctl"]),
     default="auto",
     show_default=True,
     help="How the kernel is given the connection.",
+)
+@click.option(
+    "--on-loss",
+    type=OnLoss(),
+    metavar="wait[:SEC]|fail",
+    help="What requests do while the server is away.  [default: wait:300]",
+)
+@click.option(
+    "--dead-peer", type=Seconds(1), default=30.0, show_default=True, help="How soon a silent peer counts as gone."
+)
+@click.option(
+    "--io-timeout", type=Seconds(), default=0.0, show_default=True, help="Give up on a slow request after so long."
 )
 @click.option("--tag", metavar="NAME", help="Identity of the attachment.  [default: the target's URI]")
 @click.option("--expect-size", type=click.IntRange(0), metavar="BYTES", help="Refuse an export of another size.")
@@ -151,6 +177,7 @@ def cli() -> None:
 @click.option("--no-handshake", is_flag=True, help="The server sends no greeting; needs --size.")
 @click.option("--swap", is_flag=True, help="Make it safe to swap on the device.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay; detach safely on SIGTERM.")
+@click.option("--no-reconnect", is_flag=True, help="Do not ask the monitor to look after it.")
 @_json_option
 @_debug_option
 def connect(
@@ -161,7 +188,7 @@ def connect(
     as_json: bool,
     no_handshake: bool,
     raw_size: int | None,
-    backend: str,  # noqa: ARG001 - there is one so far
+    no_reconnect: bool,
     **wishes: Any,
 ) -> None:
     """Attach an export; print the device.
@@ -182,7 +209,7 @@ def connect(
     from nbdattach import attachment, render, status
     from nbdattach.wishes import Wishes
 
-    done = attachment.attach(place, where, Wishes(raw_size=raw_size, **wishes), _trace())
+    done = attachment.attach(place, where, Wishes(raw_size=raw_size, reconnect=not no_reconnect, **wishes), _trace())
     for note in done.notes:
         _say(note)
     try:
@@ -213,8 +240,9 @@ def _undo(done: Attached) -> None:
 @click.option(
     "--timeout", type=Seconds(), default=60.0, show_default=True, help="How long to wait for the kernel to let go."
 )
+@click.option("--force", is_flag=True, help="Detach though what was written cannot be flushed: it is lost.")
 @_debug_option
-def disconnect(devices: tuple[str, ...], timeout: float) -> None:
+def disconnect(devices: tuple[str, ...], timeout: float, force: bool) -> None:
     """Detach devices, once it is safe.
 
     A device in use (mounted, swapped on, held by dm or md, open exclusively) is left alone. What was written is
@@ -224,7 +252,7 @@ def disconnect(devices: tuple[str, ...], timeout: float) -> None:
     from nbdattach import detachment
 
     def one(device: Device) -> None:
-        if not detachment.detach(device, timeout, _trace()):
+        if not detachment.detach(device, timeout, _trace(), force=force):
             _say(f"{device.path}: not attached, nothing to do")
 
     _each(wanted, one)
@@ -256,6 +284,54 @@ def status(devices: tuple[str, ...], as_json: bool) -> None:
         _each(wanted, lambda device: found.append(status.status_of(device)))
     finally:
         show()
+
+
+@cli.command()
+@click.argument("device")
+@click.argument("target", required=False)
+@_export_option
+@_debug_option
+def reconnect(device: str, target: str | None, export: str | None) -> None:
+    """Hand a device over to a new connection, or to another server of the same data, without an I/O error.
+
+    Without TARGET the new connection goes to where the old one went.
+    """
+    where = _device(device)
+    if target is None and export is not None:
+        raise Malformed("--export", "goes only with a TARGET", "leave it out for the same export")
+    place = None if target is None else _target(target, export)
+    from nbdattach import handover
+
+    _say(f"{where.path}: connected to {handover.reconnect(where, place)}")
+
+
+@cli.command()
+@click.argument("device")
+@_debug_option
+def resize(device: str) -> None:
+    """Ask the server for the size of the export again, and give it to the device."""
+    where = _device(device)
+    from nbdattach import handover
+
+    _say(f"{where.path}: {handover.resize(where)}")
+
+
+@cli.command()
+@click.option("-b", "--background", is_flag=True, help="Return when it is ready; its log goes to the kernel's.")
+@_debug_option
+def monitor(background: bool) -> None:
+    """Reconnect devices whose server went away. One runs for all devices of a host; connect starts it when needed."""
+    from nbdattach import backends, launch
+
+    missing = backends.why_no_netlink()
+    if missing:
+        raise missing
+    if background:
+        launch.in_background()
+        return
+    from nbdattach import monitor
+
+    monitor.run(monitor.to_stderr)
 
 
 @cli.command("list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from nbdattach import handshake, transmission
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
 from nbdattach.export import Export, Listed
+from nbdattach.proto import NBD_FLAG_HAS_FLAGS
 from nbdattach.stream import Stream, Trace, dial
 from nbdattach.target import Target
 from nbdattach.wishes import DEFAULT_TIMEOUT
@@ -59,10 +61,22 @@ def inspect(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = sil
         return Inspected(stream.run(handshake.inspect(target)), stream.tls)
 
 
-def connect(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Connection:
-    """A connection in the transmission phase. `timeout` in seconds, for all of it. Raises `NbdattachError`."""
-    stream = dial(target, Deadline(timeout), trace)
+def connect(
+    target: Target,
+    timeout: float = DEFAULT_TIMEOUT,
+    trace: Trace = silent,
+    connect_within: float = math.inf,
+    raw_size: int | None = None,
+) -> Connection:
+    """A connection in the transmission phase. Raises `NbdattachError`.
+
+    `timeout` in seconds, for all of it; `connect_within`, for TCP alone. `raw_size`: the size in bytes of an export
+    without a handshake.
+    """
+    stream = dial(target, Deadline(timeout), trace, connect_within)
     try:
+        if raw_size is not None:
+            return Connection(stream, Export(target.export, raw_size, NBD_FLAG_HAS_FLAGS, "none"))
         return Connection(stream, stream.run(handshake.enter(target)))
     except BaseException:
         stream.close()

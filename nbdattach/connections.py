@@ -12,8 +12,8 @@ from nbdattach.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused
 from nbdattach.export import Export
-from nbdattach.proto import NBD_FLAG_HAS_FLAGS
-from nbdattach.stream import Trace, dial
+from nbdattach.link import watch_peer
+from nbdattach.stream import Trace
 from nbdattach.target import Target
 from nbdattach.wishes import Wishes
 
@@ -52,10 +52,9 @@ def _first_connection(target: Target, wishes: Wishes, trace: Trace) -> Connectio
 
 
 def _connection(target: Target, wishes: Wishes, trace: Trace) -> Connection:
-    if wishes.raw_size is None:
-        return client.connect(target, wishes.connect_timeout, trace)
-    stream = dial(target, Deadline(wishes.connect_timeout), trace)
-    return Connection(stream, Export(target.export, wishes.raw_size, NBD_FLAG_HAS_FLAGS, "none"))
+    made = client.connect(target, wishes.connect_timeout, trace, raw_size=wishes.raw_size)
+    watch_peer(made.stream.sock, wishes.dead_peer)
+    return made
 
 
 def _check_size(target: Target, export: Export, wishes: Wishes) -> None:

@@ -13,7 +13,10 @@ from nbdattach.client import silent
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
 from nbdattach.status import status_of
 from nbdattach.stream import Trace
+from nbdattach.sysfs import Kernel
 
+# With netlink there is no process to wait for, so the kernel is asked every so many seconds.
+_LOOK = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -23,7 +26,8 @@ def stay(attached: Attached, say: Callable[[DeviceInUse | KernelRefused], None],
     Raises `NoConnection` when the attachment ends by itself, `NotAttached` when it has ended already.
     """
     device = attached.device
-    worker = os.pidfd_open(status_of(device).pid or 0)
+    pid = status_of(device).pid
+    worker = os.pidfd_open(pid) if pid else None
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
@@ -31,11 +35,13 @@ def stay(attached: Attached, say: Callable[[DeviceInUse | KernelRefused], None],
         signal.signal(number, lambda *_: None)
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
     while True:
-        ready, _, _ = select.select([worker, woken], [], [])
-        if worker in ready:
+        ready, _, _ = select.select([one for one in (worker, woken) if one is not None], [], [], _LOOK)
+        if worker in ready or Kernel(device).pid != attached.pid:
             raise NoConnection(
                 device.path, "no longer attached: the server went away, or another command detached it", "see dmesg"
             )
+        if not ready:
+            continue
         os.read(woken, 1)
         systemd.notify("STOPPING=1")
         try:

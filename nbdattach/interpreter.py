@@ -1,4 +1,4 @@
-"""How a function of `worker` is run in a process of its own that has loaded next to nothing."""
+"""How a function of this package is run in a process of its own, whatever the environment and the folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import sys
 
 import nbdattach
 
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(nbdattach.__file__)))
+
 
 def bare_python(function: str, *arguments: str) -> list[str]:
-    """The command: isolated from the environment (-I), without site-packages (-S), about 9 MB."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(nbdattach.__file__)))
+    """The command for a function of `worker`: isolated (-I) and without site-packages (-S), about 9 MB."""
     boot = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nbdattach import worker; "
-    return [sys.executable, "-I", "-S", "-c", f"{boot}worker.{function}(sys.argv[1:])", package, *arguments]
+    return [sys.executable, "-I", "-S", "-c", f"{boot}worker.{function}(sys.argv[1:])", _PACKAGE, *arguments]
+
+
+def python(module: str, function: str) -> list[str]:
+    """The command for a function without arguments of a module that needs the libraries, too."""
+    boot = f"import sys; sys.path.append(sys.argv[1]); from nbdattach import {module}; {module}.{function}()"
+    return [sys.executable, "-I", "-c", boot, _PACKAGE]

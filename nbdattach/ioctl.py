@@ -43,6 +43,11 @@ def nbd_set_flags(fd: int, flags: int) -> None:
     fcntl.ioctl(fd, uapi.NBD_SET_FLAGS, flags)
 
 
+def nbd_set_timeout(fd: int, seconds: int) -> None:
+    """The age of a request at which the connection counts as dead; 0 for never."""
+    fcntl.ioctl(fd, uapi.NBD_SET_TIMEOUT, seconds)
+
+
 def nbd_do_it(fd: int) -> None:
     """Serves the device until it is disconnected; any signal ends that. EPIPE: the connection is gone."""
     fcntl.ioctl(fd, uapi.NBD_DO_IT)
@@ -77,9 +82,25 @@ def pr_set_io_flusher() -> None:
     _checked(_libc().prctl(uapi.PR_SET_IO_FLUSHER, 1, 0, 0, 0))
 
 
+def bytes_unread(sock: int) -> int:
+    """What was sent over a Unix socket, and its peer has not taken yet (SIOCOUTQ, unix(7)); not in bytes of data."""
+    return int.from_bytes(fcntl.ioctl(sock, uapi.SIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def reset_connection(sock: int) -> None:
+    """Drops a TCP connection, and all that it has not delivered, with an RST: connect(2) to AF_UNSPEC."""
+    nowhere = bytes(16)  # struct sockaddr of family AF_UNSPEC
+    _checked(_libc().connect(sock, nowhere, len(nowhere)))
+
+
 def mlockall() -> None:
     """Locks this process in memory, now and later (mlockall(2))."""
     _checked(_libc().mlockall(uapi.MCL_CURRENT | uapi.MCL_FUTURE))
+
+
+def mlockall_on_fault() -> None:
+    """As mlockall, but only what has been in use at some time, which is less."""
+    _checked(_libc().mlockall(uapi.MCL_CURRENT | uapi.MCL_FUTURE | uapi.MCL_ONFAULT))
 
 
 def _libc_ioctl(fd: int, request: int, argument: int) -> None:

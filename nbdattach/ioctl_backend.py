@@ -11,14 +11,14 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Sequence
 
-from nbdattach import worker
+from nbdattach import state, worker
+from nbdattach.backend import Job, Taken, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
-from nbdattach.geometry import Geometry
 from nbdattach.interpreter import bare_python
+from nbdattach.node import Node
 from nbdattach.process import asleep
 from nbdattach.sysfs import Kernel
 from nbdattach.wiretext import plain
@@ -30,37 +30,63 @@ _MAX_REPORT = 4096
 _SHEDS = ("PATH", "LD_LIBRARY_PATH")
 
 
-class Taken(Exception):
-    """Another task came first and is setting the device up (EBUSY of NBD_SET_SOCK)."""
+# The kernel's own default: with one connection it only writes to the kernel's log.
+_IO_TIMEOUT_MS = 30_000
+_CLEAR_SECONDS = 5.0
+
+
+def attach(device: Device, job: Job) -> Worker:
+    """The device, claimed and served. Raises `Busy`, `Taken`, `KernelRefused`, `ConnectionLost`, OSError."""
+    node = Node.claim(device)
+    try:
+        # NBD_SET_SOCK decides between us and foreign tools: whoever comes second gets EBUSY.
+        started = Worker.start(node, job)
+        try:
+            # As soon as the kernel serves the device, somebody may read from it.
+            set_queue_limits(device, job, _IO_TIMEOUT_MS)
+            started.go()
+        except BaseException:
+            started.abandon()
+            node.clear(Deadline(_CLEAR_SECONDS))
+            raise
+    except BaseException:
+        node.close()
+        raise
+    return started
 
 
 class Worker:
     """A started worker. Until `commit` it undoes everything as soon as we close our end or die."""
 
-    def __init__(self, device: Device, orders: int, reports: int) -> None:
+    def __init__(self, node: Node, orders: int, reports: int) -> None:
+        self.node = node
         self.pid = 0  # in our own namespace; the kernel may know it by another number
-        self._device = device
+        self._device = node.device
         self._orders = orders
         self._reports = reports
 
     @classmethod
-    def start(
-        cls, device: Device, sockets: Sequence[int], geometry: Geometry, state_file: str, swap: bool = False
-    ) -> Worker:
-        """The device set up but not yet serving. `sockets` are file descriptors in the transmission phase.
-
-        Raises `Taken`, `KernelRefused` with the step that failed.
-        """
+    def start(cls, node: Node, job: Job) -> Worker:
+        """The device set up but not yet serving. Raises `Taken`, `KernelRefused` with the step that failed."""
         their_orders, orders = os.pipe()
         reports, their_reports = os.pipe()
-        started = cls(device, orders, reports)
-        numbers = (geometry.block_size, geometry.blocks, geometry.flags, their_orders, their_reports, *sockets)
-        words = [device.path, state_file, "swap" if swap else "", *map(str, numbers)]
+        started = cls(node, orders, reports)
+        shape, device = job.shape, node.device
+        numbers = (
+            shape.block_size,
+            shape.blocks,
+            shape.flags,
+            job.wishes.whole_io_timeout,
+            their_orders,
+            their_reports,
+            *job.sockets,
+        )
+        words = [device.path, state.path(device), "swap" if job.wishes.swap else "", *map(str, numbers)]
         try:
             try:
                 process = subprocess.Popen(
                     bare_python("main", *words),
-                    pass_fds=(their_orders, their_reports, *sockets),
+                    pass_fds=(their_orders, their_reports, *job.sockets),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=their_reports,  # should the interpreter itself fail, its last words reach us

@@ -78,17 +78,23 @@ class Node:
             if not deadline.sleep(_POLL):
                 raise DeviceInUse(self.device.path, f"locked by another process for {LOCK_SECONDS} s", "see lslocks")
 
-    def flush(self) -> None:
+    def flush(self, patience: float | None = None) -> None:
         """All that was written through this machine's page caches is on the server. Raises `KernelRefused`.
 
         A silent server makes that wait endless, and nothing can interrupt it; so a process of its own waits, and ours
-        can be interrupted.
+        can be interrupted. With `patience` in seconds it is given up after that.
         """
         flushing = subprocess.Popen(bare_python("flush_main", self.device.path), stdin=subprocess.DEVNULL)
-        code = flushing.wait()
+        try:
+            code = flushing.wait(patience)
+        except subprocess.TimeoutExpired:
+            code = errno.ETIMEDOUT
         if code:
             raise KernelRefused.at(
-                self.device.path, "flushing to the server", max(code, 1), "nothing was detached; is the server up?"
+                self.device.path,
+                "flushing to the server",
+                max(code, 1),
+                "nothing was detached; is the server up? --force gives up what it does not have",
             )
 
     def let_udev_in(self) -> None:

@@ -1,7 +1,8 @@
-"""Whether a process is still the one we knew. The one door to /proc/PID."""
+"""Whether a process is still the one we knew, and what ours asks for itself. The one door to /proc/PID."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 
@@ -29,6 +30,12 @@ def sees_all() -> bool:
         return os.readlink("/proc/self/ns/pid") == "pid:[4026531836]"
     except OSError:
         return False
+
+
+def never_kill_for_memory() -> None:
+    """This process is passed over when the machine runs out of memory, as far as we may say so."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("-1000")
 
 
 def is_root() -> bool:

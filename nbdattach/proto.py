@@ -27,7 +27,10 @@ NBD_FLAG_C_NO_ZEROES: Final = 1 << 1
 # Transmission flags (16 bits)
 NBD_FLAG_HAS_FLAGS: Final = 1 << 0
 NBD_FLAG_READ_ONLY: Final = 1 << 1
+NBD_FLAG_SEND_FLUSH: Final = 1 << 2
+NBD_FLAG_SEND_FUA: Final = 1 << 3
 NBD_FLAG_ROTATIONAL: Final = 1 << 4
+NBD_FLAG_SEND_TRIM: Final = 1 << 5
 NBD_FLAG_SEND_WRITE_ZEROES: Final = 1 << 6
 NBD_FLAG_CAN_MULTI_CONN: Final = 1 << 8
 

@@ -35,7 +35,11 @@ def as_json(value: object) -> str:
 
 
 def status_object(one: Status) -> dict[str, object]:
-    return asdict(one)
+    """The object of the contract; "trouble" is there only where there is some."""
+    found = asdict(one)
+    if found["trouble"] is None:
+        del found["trouble"]
+    return found
 
 
 def status_json(found: Sequence[Status]) -> str:
@@ -43,7 +47,7 @@ def status_json(found: Sequence[Status]) -> str:
 
 
 def status_table(found: Sequence[Status]) -> str:
-    """One line a device; the last column is cut so that the line fits 80 characters."""
+    """One line a device, cut so that it fits 80 characters; below them what is known of those in trouble."""
     rows = [("DEVICE", "STATE", "SIZE", "RO", "TLS", "TARGET", "MOUNTED")]
     rows += [
         (
@@ -57,7 +61,13 @@ def status_table(found: Sequence[Status]) -> str:
         )
         for one in found
     ]
-    return table(rows)
+    return "\n".join([table(rows), *(_trouble_line(one) for one in found if one.trouble)])
+
+
+def _trouble_line(one: Status) -> str:
+    trouble = one.trouble or {}
+    when = f", next try {trouble['next_try']}" if trouble["next_try"] else ""
+    return f"{one.device}: {one.state} since {trouble['since']}{when}: {plain(trouble['error'] or 'trying')}"
 
 
 def list_table(exports: Sequence[Listed]) -> str:

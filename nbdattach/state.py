@@ -1,6 +1,7 @@
 """What we remember of our attachments, in /run/nbdattach: a help, never the truth, which is the kernel's.
 
-One JSON file a device, readable by root only, written atomically, without secrets.
+One JSON file an attachment, and one more while it is in trouble; readable by root only, written atomically, without
+secrets.
 """
 
 from __future__ import annotations
@@ -9,22 +10,29 @@ import contextlib
 import fcntl
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from nbdattach.device import Device
 from nbdattach.process import started
 from nbdattach.sysfs import Kernel
+from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
 
 RUN = "/run/nbdattach"
+_DEVICES = 1 << 32
+_MONITOR = 1 << 33
+_FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One attachment as connect made it. `since` is RFC 3339 in UTC.
+    """One attachment as connect made it: what status tells of it, and what the monitor needs to mend it.
 
-    `pid` and `started` are the worker's, in our pid namespace; `kernel_pid` is the kernel's name for it.
+    Sizes in bytes, times in seconds; `since` is RFC 3339 in UTC, `on_loss` is None where I/O waits for ever.
+    `pid` and `started` are the worker's, in our pid namespace, None for netlink; `kernel_pid` is the kernel's name for
+    whoever attached the device, by which an attachment is told from the next one at the same device.
     """
 
     tag: str
@@ -33,9 +41,29 @@ class Record:
     backend: str
     connections: int
     since: str
-    pid: int
-    started: int
     kernel_pid: int | None
+    pid: int | None = None
+    started: int | None = None
+    size: int = 0  # of the export, as the server told it
+    flags: int = 0  # as the kernel knows them
+    block_size: int = 512
+    max_sectors_kb: int = 0
+    raw: bool = False  # attached without a handshake
+    connect_timeout: float = DEFAULT_TIMEOUT
+    on_loss: float | None = DEFAULT_ON_LOSS
+    dead_peer: float = DEFAULT_DEAD_PEER
+    io_timeout: float = 0.0
+    reconnect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What the monitor says of an attachment that is not connected. `next_try` is None while a try is under way."""
+
+    state: str  # "reconnecting" | "lost"
+    since: str
+    next_try: str | None
+    error: str
 
 
 def path(device: Device) -> str:
@@ -43,49 +71,126 @@ def path(device: Device) -> str:
 
 
 def save(device: Device, record: Record) -> None:
-    """The caller holds the claim on the device, so there is one writer. Raises OSError."""
-    os.makedirs(RUN, mode=0o700, exist_ok=True)
-    new = f"{path(device)}.new"
+    """Raises OSError. One writer: connect, which holds the claim on the device; after it the monitor."""
+    _write(path(device), asdict(record))
+
+
+def save_trouble(device: Device, trouble: Trouble | None) -> None:
+    """What the monitor, the only writer, knows of the device; None when all is well. Raises OSError."""
+    if trouble is None:
+        _remove(_trouble_path(device))
+    else:
+        _write(_trouble_path(device), asdict(trouble))
+
+
+def trouble_of(device: Device) -> Trouble | None:
+    """What the monitor last said of the device, be the monitor dead or not."""
+    try:
+        with open(_trouble_path(device)) as file:
+            return Trouble(**json.load(file))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _trouble_path(device: Device) -> str:
+    return f"{RUN}/{device.name}.trouble"
+
+
+def _write(name: str, content: dict[str, object]) -> None:
+    make_run()
+    new = f"{name}.new"
     try:
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(asdict(record), file)
-        os.replace(new, path(device))
+            json.dump(content, file)
+        os.replace(new, name)
     except BaseException:
         _remove(new)
         raise
 
 
+def make_run() -> None:
+    os.makedirs(RUN, mode=0o700, exist_ok=True)
+
+
 def load(device: Device) -> Record | None:
     """The record of what is attached there now; None when it is not ours, or when the file is stale or broken.
+
+    Fields that this version does not know are left out; those it misses have their defaults.
 
     A device whose worker was killed while somebody used it is still ours: the kernel keeps the dead one's pid.
     """
     try:
         with open(path(device)) as file:
-            record = Record(**json.load(file))
+            known = json.load(file)
+        record = Record(**{field.name: known[field.name] for field in fields(Record) if field.name in known})
     except (OSError, ValueError, TypeError):
         return None
-    same_process = started(record.pid) in (None, record.started)  # else the pid was given to another one
-    kernel_pid = Kernel(device).pid
-    return record if kernel_pid is not None and kernel_pid == record.kernel_pid and same_process else None
+    # A worker's pid may have been given to another process.
+    same_process = record.pid is None or started(record.pid) in (None, record.started)
+    kernel = Kernel(device)
+    same_attachment = kernel.pid is not None and kernel.pid == record.kernel_pid
+    same_backend = kernel.by_netlink == (record.backend == "netlink")
+    return record if same_attachment and same_process and same_backend else None
 
 
 @contextlib.contextmanager
 def tag_lock(tag: str) -> Iterator[None]:
     """Two commands for one tag go one after the other. The kernel gives the lock back when we die."""
-    os.makedirs(RUN, mode=0o700, exist_ok=True)
+    with _locks() as fd:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(zlib.crc32(tag.encode(errors="surrogateescape"))))
+        yield
+
+
+@contextlib.contextmanager
+def device_lock(device: Device) -> Iterator[bool]:
+    """One command at a time sets the device up where a claim cannot say so; False where another one is at it."""
+    with _locks() as fd:
+        yield _locked(fd, _DEVICES + device.index)
+
+
+@contextlib.contextmanager
+def monitor_lock() -> Iterator[bool]:
+    """Held by the one monitor of this host for as long as it lives; False where there is one."""
+    with _locks() as fd:
+        yield _locked(fd, _MONITOR)
+
+
+def monitor_lives() -> bool:
+    """Whether somebody holds that lock. Raises OSError where we may not ask."""
+    with _locks() as fd:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(_MONITOR))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _locked(fd: int, byte: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(byte))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _flock(byte: int) -> bytes:
+    """Of one byte; an "open file description" lock (fcntl(2)), which only the closing of this very file gives back."""
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+
+
+@contextlib.contextmanager
+def _locks() -> Iterator[int]:
+    """The file of all locks: tags take the bytes below 2^32, devices and the monitor those above."""
+    make_run()
     fd = os.open(f"{RUN}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX, 1, zlib.crc32(tag.encode(errors="surrogateescape")))  # one byte a tag
-        yield
+        yield fd
     finally:
         os.close(fd)
 
 
 def forget(device: Device) -> None:
     """Removes what is remembered of the device, half-written files included. The caller holds the claim on it."""
-    _remove(path(device))
-    _remove(f"{path(device)}.new")
+    for name in (path(device), _trouble_path(device)):
+        _remove(name)
+        _remove(f"{name}.new")
 
 
 def remembers(device: Device) -> bool:

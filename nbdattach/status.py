@@ -8,7 +8,7 @@ from nbdattach import sysfs
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.process import alive, sees_all
-from nbdattach.state import Record, load
+from nbdattach.state import Record, Trouble, load, monitor_lives, trouble_of
 from nbdattach.sysfs import Kernel
 from nbdattach.users import users_of
 
@@ -33,6 +33,7 @@ class Status:
     since: str | None
     mounts: list[str]
     holders: list[str]
+    trouble: dict[str, str | None] | None  # since, next_try, error: of what is not connected, where the monitor knows
 
 
 def status_of(device: Device) -> Status:
@@ -43,10 +44,11 @@ def status_of(device: Device) -> Status:
         raise NotAttached(device.path)
     record = load(device)
     users = users_of(device)
+    trouble = _trouble(device) if record and record.reconnect else None
     return Status(
         device=device.path,
         index=device.index,
-        state="connected" if kernel.size and _is_served(kernel, record) else "lost",
+        state=trouble.state if trouble else "connected" if kernel.size and _is_served(kernel, record) else "lost",
         tag=record.tag if record else kernel.backend,
         target=record.target if record else None,
         export=record.export if record else None,
@@ -56,10 +58,11 @@ def status_of(device: Device) -> Status:
         backend=record.backend if record else "netlink" if kernel.by_netlink else None,
         connections=record.connections if record else kernel.connections,
         tls=None,
-        pid=record.pid if record else pid,
+        pid=record.pid if record else None if kernel.by_netlink else pid,
         since=record.since if record else None,
         mounts=users.mounts,
         holders=users.holders,
+        trouble={"since": trouble.since, "next_try": trouble.next_try, "error": trouble.error} if trouble else None,
     )
 
 
@@ -67,9 +70,17 @@ def _is_served(kernel: Kernel, record: Record | None) -> bool:
     """An ioctl attachment lives as long as its process; one by netlink needs none. In doubt: yes."""
     if kernel.by_netlink:
         return True
-    if record:
+    if record and record.pid:
         return alive(record.pid)
     return not sees_all() or alive(kernel.pid or 0)
+
+
+def _trouble(device: Device) -> Trouble | None:
+    """What the monitor says; a dead one's last words are no news, but nobody has mended it since."""
+    trouble = trouble_of(device)
+    if trouble and not monitor_lives():
+        return Trouble(trouble.state, trouble.since, None, "the monitor is not running")
+    return trouble
 
 
 def all_attached() -> list[Status]:

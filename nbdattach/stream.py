@@ -6,6 +6,7 @@ Foreign exceptions (OSError, ssl.SSLError, timeouts) become ours here and nowher
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -137,31 +138,39 @@ class Stream:
         self.close()
 
 
-def dial(target: Target, deadline: Deadline, trace: Trace) -> Stream:
-    """A connection to the target's server. Raises `NoConnection`, `DeadlinePassed`."""
+def dial(target: Target, deadline: Deadline, trace: Trace, connect_within: float = math.inf) -> Stream:
+    """A connection to the target's server. Raises `NoConnection`, `DeadlinePassed`.
+
+    `connect_within`: seconds that TCP has for each address; the deadline holds besides.
+    """
     if target.socket:
         trace(f"connecting to {plain(target.socket)}")
-        sock = _connect(target, (socket.AF_UNIX, target.socket), deadline, deadline.remaining())
+        sock = _connect(target, (socket.AF_UNIX, target.socket), deadline.remaining(), deadline.seconds)
     else:
-        sock = _connect_to_any(target, _resolve(target, deadline), deadline, trace)
+        sock = _connect_to_any(target, _resolve(target, deadline), deadline, connect_within, trace)
         # The kernel sends each request header by itself; waiting to fill a segment costs a round trip.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Stream(sock, target, deadline, trace)
 
 
-def _connect_to_any(target: Target, addresses: list[_Address], deadline: Deadline, trace: Trace) -> socket.socket:
+def _connect_to_any(
+    target: Target, addresses: list[_Address], deadline: Deadline, connect_within: float, trace: Trace
+) -> socket.socket:
     """The first address that answers; each gets its share of the time, so a dead first one does not eat it all."""
     failures: list[NbdattachError] = []
     for tried, address in enumerate(addresses):
         trace(f"connecting to {address[1][0]} port {address[1][1]}")
         try:
-            return _connect(target, address, deadline, deadline.remaining() / (len(addresses) - tried))
+            share = deadline.remaining() / (len(addresses) - tried)
+            limit = connect_within if connect_within < share else deadline.seconds  # what the user may have set
+            return _connect(target, address, min(share, connect_within), limit)
         except NoConnection as failure:
             failures.append(failure)
     raise failures[0]
 
 
-def _connect(target: Target, address: _Address, deadline: Deadline, seconds: float) -> socket.socket:
+def _connect(target: Target, address: _Address, seconds: float, limit: float) -> socket.socket:
+    """Within `seconds`; an error tells of the `limit` that this comes from."""
     family, place = address
     sock: socket.socket | None = None
     try:
@@ -172,7 +181,7 @@ def _connect(target: Target, address: _Address, deadline: Deadline, seconds: flo
         if sock:
             sock.close()
         if isinstance(error, TimeoutError):
-            raise DeadlinePassed(target.uri, deadline.seconds, "connecting") from None
+            raise DeadlinePassed(target.uri, limit, "connecting") from None
         raise NoConnection(target.uri, f"cannot connect: {error.strerror or error}", _connect_hint(target)) from error
     return sock
 
@@ -216,3 +225,9 @@ def _lookup(target: Target, flags: int) -> list[_Address]:
             target.uri, f"cannot find the host {target.host}: {words}", "is the name spelled right?"
         ) from error
     return [(family, place) for family, _, _, _, place in found]
+
+
+def warm_up() -> None:
+    """Loads what the first lookup of a name loads: a process that cannot read its disk later has it then."""
+    with contextlib.suppress(OSError):
+        socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)

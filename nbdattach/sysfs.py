@@ -19,6 +19,14 @@ def driver_loaded() -> bool:
     return os.path.isdir(f"{SYS}/module/nbd") or exists(Device(0))
 
 
+def driver_instance() -> int:
+    """A number that is another one when the module was unloaded and loaded again; 0 where there is none."""
+    try:
+        return os.stat(f"{SYS}/module/nbd").st_ino
+    except OSError:
+        return 0
+
+
 def max_part() -> int | None:
     """The module's max_part, None where it does not tell. 0: partitions are never looked for."""
     text = _read(f"{SYS}/module/nbd/parameters/max_part")
@@ -124,6 +132,12 @@ class Kernel:
     def sends_write_zeroes(self) -> bool:
         """Once switched on by some attachment, the driver cannot switch it off again (6.12, nbd.c __nbd_set_size)."""
         return int(self._read("queue/write_zeroes_max_bytes") or 0) > 0
+
+    @property
+    def completed(self) -> int:
+        """Requests done since the device was made: reads, writes, discards, flushes (Documentation/block/stat.rst)."""
+        fields = (self._read("stat") or "").split()
+        return sum(int(fields[at]) for at in (0, 4, 11, 15) if at < len(fields))
 
     def set_queue(self, attribute: str, value: int) -> None:
         """A limit of the queue, such as max_sectors_kb. Raises OSError."""

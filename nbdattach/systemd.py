@@ -1,9 +1,14 @@
-"""The one door to systemd: sd_notify(3) without a library."""
+"""The one door to systemd: whether it is there, and sd_notify(3) without a library."""
 
 from __future__ import annotations
 
 import os
 import socket
+
+
+def in_charge() -> bool:
+    """Whether it is this machine's init (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
 
 
 def notify(state: str) -> None:

@@ -17,9 +17,13 @@ NBD_SET_FLAGS = 0xAB0A
 BLKROSET = 0x125D
 BLKRRPART = 0x125F
 
+# linux/sockios.h
+SIOCOUTQ = 0x5411
+
 # linux/prctl.h
 PR_SET_IO_FLUSHER = 57
 
 # asm-generic/mman.h
 MCL_CURRENT = 1
 MCL_FUTURE = 2
+MCL_ONFAULT = 4

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from nbdattach.errors import Malformed
+from nbdattach.wiretext import quoted
+
 DEFAULT_TIMEOUT = 30.0
+DEFAULT_ON_LOSS = 300.0
+DEFAULT_DEAD_PEER = 30.0
+FOREVER = float("inf")
+# Bytes.
+MAX_TAG = 255
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """The options of connect. Sizes in bytes, times in seconds; `connections` 0 means auto."""
+    """The options of connect. Sizes in bytes, times in seconds; `connections` 0 means auto.
+
+    `on_loss` is how long I/O waits for a server that is away: 0 to fail at once, `FOREVER`, or None for what the
+    backend does by itself. `reconnect`: the monitor looks after the attachment.
+    """
 
     read_only: bool = False
     block_size: int | None = None
@@ -20,3 +33,21 @@ class Wishes:
     expect_size: int | None = None
     raw_size: int | None = None  # --size with --no-handshake
     swap: bool = False
+    backend: str = "auto"  # "auto" | "netlink" | "ioctl"
+    on_loss: float | None = None
+    dead_peer: float = DEFAULT_DEAD_PEER
+    io_timeout: float = 0.0
+    reconnect: bool = True
+
+    def __post_init__(self) -> None:
+        """A tag becomes a line of text in /sys, and names in /dev. Raises `Malformed`."""
+        if not self.tag.isprintable() or self.tag != self.tag.strip():
+            cause = f"{quoted(self.tag)} has characters that no name should have"
+            raise Malformed("--tag", cause, "letters and digits do")
+        if len(self.tag.encode()) > MAX_TAG:
+            raise Malformed("--tag", f"longer than {MAX_TAG} bytes", "a shorter name does as well")
+
+    @property
+    def whole_io_timeout(self) -> int:
+        """In seconds as the kernel counts them: no fraction, and none becomes nothing."""
+        return math.ceil(self.io_timeout)

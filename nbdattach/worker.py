@@ -45,7 +45,9 @@ class StepFailed(Exception):
         self.errno = errno
 
 
-def set_up(kernel: Any, node: int, sockets: Iterable[int], block_size: int, blocks: int, flags: int) -> None:
+def set_up(
+    kernel: Any, node: int, sockets: Iterable[int], block_size: int, blocks: int, flags: int, timeout: int = 0
+) -> None:
     """All ioctls up to NBD_DO_IT, in their order; undoes what it did when one fails.
 
     `kernel` is the module `ioctl` (or, in tests, something that behaves like it). Raises `StepFailed`.
@@ -68,6 +70,9 @@ def set_up(kernel: Any, node: int, sockets: Iterable[int], block_size: int, bloc
                 raise
             step = "BLKROSET"
             kernel.blkroset(node, bool(flags & NBD_FLAG_READ_ONLY))
+        if timeout:  # in seconds; without it the driver never gives up on a request
+            step = "NBD_SET_TIMEOUT"
+            kernel.nbd_set_timeout(node, timeout)
     except OSError as error:
         if taken:  # else the device belongs to another task, whose sockets are none of our business
             clear(kernel, node)
@@ -102,8 +107,8 @@ def clear(kernel: Any, node: int) -> None:
 
 def main(arguments: list[str]) -> None:
     path, state_file, options = arguments[:3]
-    block_size, blocks, flags, orders, reports = map(int, arguments[3:8])
-    sockets = list(map(int, arguments[8:]))
+    block_size, blocks, flags, timeout, orders, reports = map(int, arguments[3:9])
+    sockets = list(map(int, arguments[9:]))
     if os.fork():
         os._exit(0)  # so that init, and not the command line, is the one to reap us
     os.setsid()
@@ -111,7 +116,7 @@ def main(arguments: list[str]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         node = _prepared(path, "swap" in options.split(","))
-        set_up(ioctl, node, sockets, block_size, blocks, flags)
+        set_up(ioctl, node, sockets, block_size, blocks, flags, timeout)
     except StepFailed as failed:
         _report(reports, f"failed {failed.step} {failed.errno}")
         return

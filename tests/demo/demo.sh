@@ -15,6 +15,13 @@ had_driver=no
 had_state=no
 [ ! -d /run/nbdattach ] || had_state=yes
 
+# The process that listens to commands there; nothing where there is none.
+monitor() {
+    ss -Hxlp | sed -n 's|.* /run/nbdattach/monitor .*[(,]pid=\([0-9]*\),.*|\1|p'
+}
+
+had_monitor=$(monitor)
+
 clean_up() {
     status=$?
     trap - EXIT HUP INT TERM
@@ -23,19 +30,21 @@ clean_up() {
     cd "$here"
     ! mountpoint -q mnt || umount mnt
     [ -z "$device" ] || nbdattach disconnect "$device"
-    [ ! -s nbdkit.pid ] || stop_server "$(cat nbdkit.pid)"
+    [ ! -s nbdkit.pid ] || stop "$(cat nbdkit.pid)"
+    ours=$(monitor)
+    [ -n "$had_monitor" ] || [ -z "$ours" ] || stop "$ours" # connect has started it
     cd /
     rm -rf --one-file-system "$here"
     if [ "$had_state" = no ] && [ -d /run/nbdattach ]; then
-        rm -f /run/nbdattach/lock
+        rm -f /run/nbdattach/lock /run/nbdattach/monitor
         rmdir /run/nbdattach
     fi
     [ "$had_driver" = yes ] || [ ! -e /sys/block/nbd0 ] || modprobe -r nbd
     exit "$status"
 }
 
-# It waits for its clients, and one may be left when a step has failed.
-stop_server() { # PID
+# A server waits for its clients, and one may be left when a step has failed.
+stop() { # PID
     kill "$1"
     tries=100
     while kill -0 "$1" 2>/dev/null; do

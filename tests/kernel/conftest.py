@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import status, sysfs
+from nbdattach import netlink, status, sysfs
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,10 +37,14 @@ def _clear_away() -> None:
     subprocess.run(["umount", "/mnt"], capture_output=True)
     for pid, _ in workers():
         os.kill(pid, signal.SIGKILL)
-    subprocess.run("rm -f /run/nbdattach/*.json*", shell=True)
+    with netlink.Family() as family:
+        for one in status.all_attached():
+            family.disconnect(one.index)
+    subprocess.run("rm -f /run/nbdattach/*", shell=True)
 
 
 def leftovers() -> list[str]:
+    _stop_monitor()
     left = [str(one) for one in status.all_attached()]
     left += [f"{device.path} has a size" for device in sysfs.devices() if sysfs.Kernel(device).size]
     left += [f"{device.path} has partitions" for device in sysfs.devices() if sysfs.Kernel(device).partitions]
@@ -48,18 +52,38 @@ def leftovers() -> list[str]:
     return left + [f"file {name}" for name in _files() if name != "lock"]
 
 
+def _stop_monitor() -> None:
+    """It outlives attachments; the next test shall find none."""
+    for pid in monitors():
+        os.kill(pid, signal.SIGTERM)
+
+
 def _files() -> list[str]:
     return os.listdir("/run/nbdattach") if os.path.isdir("/run/nbdattach") else []
 
 
 def workers() -> list[tuple[int, str]]:
-    """Worker processes of ours, by their command line."""
+    """Worker processes of ours, and monitors."""
+    return [(pid, line) for pid, line in _processes() if "worker.main" in line or _is_monitor(line)]
+
+
+def monitors() -> list[int]:
+    """Process ids of our monitors."""
+    return [pid for pid, line in _processes() if _is_monitor(line)]
+
+
+def _is_monitor(line: str) -> bool:
+    return "monitor.main" in line or "nbdattach monitor" in line
+
+
+def _processes() -> list[tuple[int, str]]:
+    """Those of nbdattach, by their command lines."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if "worker.main" in line:
+        if "nbdattach" in line:
             found.append((int(name), line))
     return found

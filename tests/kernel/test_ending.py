@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,9 +16,20 @@ from pathlib import Path
 import pytest
 from conftest import leftovers, workers
 from servers import nbdkit
-from tool import attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, shell, sparse_file
+from tool import (
+    attached,
+    command,
+    connect,
+    digest_of,
+    eventually,
+    fill_with_noise,
+    nbd,
+    nbd_ok,
+    partitioned_image,
+    shell,
+    sparse_file,
+)
 
-import nbdattach
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
@@ -76,7 +88,7 @@ def test_other_signals_do_not_end_the_attachment(number: int) -> None:
 def test_kill_9_of_the_worker_leaves_a_device_for_the_next_connect() -> None:
     with nbdkit("memory", "1M") as server:
         for _ in range(5):
-            nbdattach.connect(server.uri, "nbd0")
+            connect(server.uri, "nbd0")
             os.kill(worker_pid(), signal.SIGKILL)
             eventually(lambda: not FIRST.attached)
         with attached(server.uri):
@@ -86,7 +98,7 @@ def test_kill_9_of_the_worker_leaves_a_device_for_the_next_connect() -> None:
 
 def test_a_server_that_dies_under_a_mount_leaves_a_lost_device_that_says_what_it_was(tmp_path: Path) -> None:
     with nbdkit("memory", "32M") as server:
-        nbdattach.connect(server.uri, "nbd0")
+        connect(server.uri, "nbd0")
         shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
         server.kill()
         eventually(lambda: not workers())
@@ -113,7 +125,7 @@ def test_a_loop_device_on_it_is_a_user() -> None:
 
 def test_kill_9_of_the_worker_under_a_mount_says_what_to_release(tmp_path: Path) -> None:
     with nbdkit("memory", "32M") as server:
-        nbdattach.connect(server.uri, "nbd0")
+        connect(server.uri, "nbd0")
         shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
         os.kill(worker_pid(), signal.SIGKILL)
         eventually(lambda: not workers())
@@ -140,9 +152,7 @@ def test_a_connect_killed_at_any_moment_leaves_nothing() -> None:
         took = time.monotonic() - began
         nbd_ok("disconnect", "nbd0")
         for _ in range(8):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "nbdattach", "connect", server.uri, "nbd0"], stdout=subprocess.DEVNULL
-            )
+            process = subprocess.Popen(command("connect", server.uri, "nbd0"), stdout=subprocess.DEVNULL)
             time.sleep(chance.uniform(0.3, 1.0) * took)
             process.kill()
             process.wait()
@@ -164,7 +174,7 @@ def test_memory_of_the_worker() -> None:
 
 def test_a_server_that_dies_ends_the_attachment_and_the_next_one_works(tmp_path: Path) -> None:
     with nbdkit("memory", "1M") as server:
-        nbdattach.connect(server.uri, "nbd0")
+        connect(server.uri, "nbd0")
         server.kill()
         eventually(lambda: not leftovers())
     with nbdkit("memory", "2M") as server, attached(server.uri):
@@ -173,7 +183,7 @@ def test_a_server_that_dies_ends_the_attachment_and_the_next_one_works(tmp_path:
 
 def test_disconnect_from_a_server_that_is_silent() -> None:
     with nbdkit("memory", "1M") as server:
-        nbdattach.connect(server.uri, "nbd0")
+        connect(server.uri, "nbd0")
         server.pause()
         try:
             os.kill(worker_pid(), signal.SIGKILL)  # a flush would wait for the server; a user gives up so
@@ -249,7 +259,7 @@ def test_a_failing_flush_of_a_partition_detaches_nothing(tmp_path: Path) -> None
 def test_nobody_can_begin_to_use_what_sigterm_is_detaching() -> None:
     """The server does not answer NBD_CMD_DISC, so the detach takes its 5 s; meanwhile the device is claimed."""
     with nbdkit("memory", "32M") as server:
-        nbdattach.connect(server.uri, "nbd0")
+        connect(server.uri, "nbd0")
         shell("mkfs.ext4 -q /dev/nbd0")
         server.pause()
         pid = worker_pid()
@@ -265,7 +275,7 @@ def test_a_disconnect_that_waits_for_a_silent_server_can_be_interrupted() -> Non
         fill_with_noise("/dev/nbd0", 1)
         server.pause()
         try:
-            process = subprocess.Popen([sys.executable, "-m", "nbdattach", "disconnect", "nbd0"])
+            process = subprocess.Popen(command("disconnect", "nbd0"))
             eventually(lambda: "flush_main" in shell("ps axww"))
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 1
@@ -295,7 +305,7 @@ def test_a_worker_stuck_in_sending_to_a_silent_server_comes_loose_on_undo() -> N
 
 def test_an_old_handle_does_not_detach_what_came_after() -> None:
     with nbdkit("memory", "1M") as first, nbdkit("memory", "2M") as second:
-        old = nbdattach.connect(first.uri, "nbd0")
+        old = connect(first.uri, "nbd0")
         first.kill()
         eventually(lambda: not FIRST.attached)
         with attached(second.uri):
@@ -306,7 +316,7 @@ def test_an_old_handle_does_not_detach_what_came_after() -> None:
 def test_whoever_cannot_be_told_the_device_does_not_have_it() -> None:
     with nbdkit("memory", "1M") as server:
         done = subprocess.run(
-            f"{sys.executable} -m nbdattach connect {server.uri} nbd0 >/dev/full", shell=True, capture_output=True
+            f"{shlex.join(command('connect', server.uri, 'nbd0'))} >/dev/full", shell=True, capture_output=True
         )
         assert (done.returncode, done.stderr) == (1, b"nbdattach: cannot write the result: No space left on device\n")
         assert not leftovers()
@@ -315,7 +325,7 @@ def test_whoever_cannot_be_told_the_device_does_not_have_it() -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_files_do_no_harm(closed: str) -> None:
     with nbdkit("memory", "1M") as server:
-        shell(f"{sys.executable} -m nbdattach connect {server.uri} nbd0 {closed}")
+        shell(f"{shlex.join(command('connect', server.uri, 'nbd0'))} {closed}")
         assert FIRST.size == 1 << 20
         nbd_ok("disconnect", "nbd0")
 
@@ -323,7 +333,7 @@ def test_closed_standard_files_do_no_harm(closed: str) -> None:
 def test_in_a_pid_namespace_of_its_own() -> None:
     with nbdkit("memory", "1M") as server:
         tool = f"{sys.executable} -m nbdattach"
-        inner = f"{tool} connect {server.uri} nbd0 && {tool} status && {tool} disconnect nbd0"
+        inner = f"{tool} connect --backend ioctl {server.uri} nbd0 && {tool} status && {tool} disconnect nbd0"
         said = shell(f"unshare --pid --fork --mount-proc sh -c '{inner}'")
         assert "connected" in said
         assert not leftovers()
@@ -370,7 +380,7 @@ def test_foreground_stays_tells_systemd_and_detaches_on_sigterm(tmp_path: Path) 
         systemd.bind(place)
         systemd.settimeout(60)
         process = subprocess.Popen(
-            [sys.executable, "-m", "nbdattach", "connect", "-f", server.uri, "nbd0"],
+            command("connect", "-f", server.uri, "nbd0"),
             env={**os.environ, "NOTIFY_SOCKET": place},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -392,9 +402,7 @@ def test_foreground_stays_tells_systemd_and_detaches_on_sigterm(tmp_path: Path) 
 
 def test_foreground_ends_with_an_error_when_the_server_dies() -> None:
     with nbdkit("memory", "1M") as server:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nbdattach", "connect", "-f", server.uri, "nbd0"], stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen(command("connect", "-f", server.uri, "nbd0"), stderr=subprocess.PIPE, text=True)
         eventually(lambda: os.path.exists("/run/nbdattach/nbd0.json"))
         server.kill()
         _, err = process.communicate(timeout=60)

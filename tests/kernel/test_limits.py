@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from servers import nbdkit
-from tool import attached, nbd, nbd_ok, partitioned_image, shell, sparse_file
+from tool import attached, connect, nbd, nbd_ok, partitioned_image, shell, sparse_file
 
 import nbdattach
 from nbdattach.device import Device
@@ -114,5 +114,5 @@ def test_several_connections_must_show_the_same_export(tmp_path: Path) -> None:
     answers = [f"get_size={script}", "pread=head -c $3 /dev/zero", "can_multi_conn=exit 0"]
     differ = pytest.raises(nbdattach.BrokenProtocol, match="different exports under the same name")
     with nbdkit("eval", *answers) as server, differ:
-        nbdattach.connect(server.uri, "/dev/nbd0", connections=3)
+        connect(server.uri, "/dev/nbd0", connections=3)
     assert not FIRST.attached

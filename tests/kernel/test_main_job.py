@@ -171,6 +171,7 @@ def test_connect_again_with_other_wishes_is_in_use() -> None:
             assert server.uri in done.err
 
 
+@pytest.mark.ioctl
 def test_all_devices_in_use_is_said() -> None:
     with nbdkit("memory", "1M") as server, ExitStack() as stack:
         count = len(sysfs.devices())

@@ -6,14 +6,13 @@ import contextlib
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from servers import free_port, nbdkit
-from tool import nbd, nbd_ok, shell
+from tool import command, connect, nbd, nbd_ok, shell
 
 import nbdattach
 from nbdattach.device import Device
@@ -99,6 +98,7 @@ def test_malformed_uri_and_dev_null() -> None:
     ]
 
 
+@pytest.mark.ioctl
 def test_no_such_device() -> None:
     with nbdkit("memory", "1M") as server:
         lines = refused(6, server.uri, "/dev/nbd999")
@@ -111,7 +111,7 @@ def test_a_server_that_dies_at_every_byte_of_the_handshake() -> None:
     with untouched():
         for count in range(len(conversation)):
             with says(conversation[:count]) as target, pytest.raises(nbdattach.NbdattachError) as caught:
-                nbdattach.connect(target, "/dev/nbd0", connect_timeout=10)
+                connect(target, "/dev/nbd0", connect_timeout=10)
             assert caught.value.exit_code == 3, count
             assert "closed the connection" in str(caught.value)
 
@@ -160,14 +160,9 @@ def test_status_of_an_idle_device() -> None:
 @pytest.mark.essential
 def test_parallel_connects_without_device_get_different_devices() -> None:
     with nbdkit("memory", "1M") as server:
-        command = "python3 -m nbdattach connect"
-        processes = [
-            subprocess.Popen(
-                [*command.split(), "--tag", str(number), server.uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(6)
-        ]  # fmt: skip
+        lines = [command("connect", "--tag", str(number), server.uri) for number in range(6)]
+        pipe = subprocess.PIPE
+        processes = [subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True) for line in lines]
         ended = [(*process.communicate(timeout=200), process.returncode) for process in processes]
         assert [code for *_, code in ended] == [0] * 6, ended
         names = {out.strip() for out, *_ in ended}
@@ -177,8 +172,9 @@ def test_parallel_connects_without_device_get_different_devices() -> None:
 
 def test_parallel_connects_of_the_same_export_give_one_device() -> None:
     with nbdkit("memory", "1M") as server:
-        command = [sys.executable, "-m", "nbdattach", "connect", server.uri]
-        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        processes = [
+            subprocess.Popen(command("connect", server.uri), stdout=subprocess.PIPE, text=True) for _ in range(4)
+        ]
         assert {process.communicate(timeout=200)[0] for process in processes} == {"/dev/nbd0\n"}
         assert len(nbd("status", "--json").json()) == 1
         nbd_ok("disconnect", "nbd0")

@@ -17,6 +17,8 @@ from typing import Any
 import nbdattach
 
 CHUNK = 1 << 20
+# The backend that these tests attach by; each lane of the Makefile names one.
+BACKEND = os.environ.get("LAB_BACKEND", "ioctl")
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,18 @@ class Done:
         return json.loads(self.out)
 
 
+def command(name: str, *arguments: str) -> list[str]:
+    """An nbdattach command line; connect goes by the lane's backend, where it names none."""
+    if name == "connect" and "--backend" not in arguments:
+        arguments = ("--backend", BACKEND, *arguments)
+    return [sys.executable, "-m", "nbdattach", name, *arguments]
+
+
 def nbd(*arguments: str, seconds: float = 240) -> Done:
     """Runs nbdattach with these arguments."""
-    command = [sys.executable, "-m", "nbdattach", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -56,8 +66,13 @@ def shell(command: str) -> str:
 @contextlib.contextmanager
 def attached(target: str, device: str | None = "/dev/nbd0", **options: Any) -> Iterator[nbdattach.Attachment]:
     """The API, detached at the end."""
-    with nbdattach.connect(target, device, **options) as attachment:
+    with connect(target, device, **options) as attachment:
         yield attachment
+
+
+def connect(target: str, device: str | None = None, **options: Any) -> nbdattach.Attachment:
+    """The API, by the lane's backend."""
+    return nbdattach.connect(target, device, **{"backend": BACKEND, **options})
 
 
 def fill_with_noise(path: str | Path, mebibytes: int) -> str:

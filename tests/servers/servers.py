@@ -95,11 +95,17 @@ def _state_and_group(process: Path) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def nbdkit(*args: str, port: int = 0, unix: str = "") -> Iterator[Server]:
-    """`nbdkit ARGS` (plugin, filters, options) on a free port of 127.0.0.1, or at the socket `unix`."""
-    place = _place(port, unix)
+def nbdkit(
+    *args: str, port: int = 0, unix: str = "", address: str = "127.0.0.1", namespace: str = ""
+) -> Iterator[Server]:
+    """`nbdkit ARGS` (plugin, filters, options) on a free port of `address`, or at the socket `unix`.
+
+    `namespace` is that of its network, as ip-netns(8) names it.
+    """
+    place = unix or (address, port or free_port())
     where = ["--unix", place] if isinstance(place, str) else ["--ipaddr", place[0], "--port", str(place[1])]
-    with _running(["nbdkit", "--foreground", *where, *args], place) as server:
+    prefix = ["ip", "netns", "exec", namespace] if namespace else []
+    with _running([*prefix, "nbdkit", "--foreground", *where, *args], place) as server:
         yield server
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,11 @@ import wire
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, cli, client, detachment, foreground, status
+from nbdattach import attachment, backends, cli, client, detachment, foreground, handover, launch, status
+from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
+from nbdattach.target import Target
+from nbdattach.wishes import Wishes
 
 Capture = pytest.CaptureFixture[str]
 GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 65536) + wire.ack(wire.GO)
@@ -81,6 +85,8 @@ USAGE += [
         ("check", "--connect-timeout", "0.001"),
         ("connect", "--connect-timeout", "0.001"),
         ("connect", "--retry-for", "0"),
+        ("connect", "--dead-peer", "1"),
+        ("connect", "--io-timeout", "0"),
         ("disconnect", "--timeout", "0"),
     )
     for value in ("nan", "-nan", "inf", "-inf", "Infinity", "1e999", "-1", "", "soon", "1s", "0x1", "1,5", "\x1b[2J")
@@ -92,6 +98,56 @@ USAGE += [
         "info ",
     )
     for value in ("0", "0.0009")
+]
+USAGE += [
+    (
+        ["connect", "--dead-peer", value, "db1"],
+        f"nbdattach connect: Invalid value for '--dead-peer': {value!r} {NO_SECONDS.format('1')}",
+        "connect ",
+    )
+    for value in ("0", "0.999")
+]
+USAGE += [
+    (
+        ["connect", "--on-loss", value, "db1"],
+        f"nbdattach connect: Invalid value for '--on-loss': {value!r} is none of wait, wait:SEC and fail",
+        "connect ",
+    )
+    for value in (
+        "",
+        "Wait",
+        "FAIL",
+        "fail:",
+        "fail:5",
+        "5",
+        "inf",
+        ":",
+        ":5",
+        "wait ",
+        " wait",
+        "waits",
+        "wait=5",
+        "no",
+    )
+]
+USAGE += [
+    (
+        ["connect", "--on-loss", f"wait:{value}", "db1"],
+        f"nbdattach connect: Invalid value for '--on-loss': {value!r} {NO_SECONDS.format('0')}",
+        "connect ",
+    )
+    for value in ("", "-1", "+5", "nan", "inf", "1e3", "5s", " 5", "5:", "wait:5", "٣")
+]
+USAGE += [
+    (
+        ["connect", "--on-loss", "wait:31536001", "db1"],
+        "nbdattach connect: Invalid value for '--on-loss': '31536001' is more than a year",
+        "connect ",
+    ),
+    (["reconnect"], "nbdattach reconnect: Missing argument 'DEVICE'.", "reconnect "),
+    (["resize"], "nbdattach resize: Missing argument 'DEVICE'.", "resize "),
+    (["resize", "nbd0", "db1"], "nbdattach resize: Got unexpected extra argument (db1)", "resize "),
+    (["monitor", "nbd0"], "nbdattach monitor: Got unexpected extra argument (nbd0)", "monitor "),
 ]
 USAGE += [
     (
@@ -161,6 +217,31 @@ MALFORMED: list[tuple[list[str], str, str]] = [
         "a port is a number from 1 to 65535",
     ),
     (
+        ["reconnect", "nbd0", "-N", "disk"],
+        "nbdattach: --export: goes only with a TARGET",
+        "leave it out for the same export",
+    ),
+    (
+        ["reconnect", "nbd0", "-N", ""],
+        "nbdattach: --export: goes only with a TARGET",
+        "leave it out for the same export",
+    ),
+    (
+        ["reconnect", "db1", "nbd0"],
+        "nbdattach: 'db1': not an nbd device",
+        "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ...",
+    ),
+    (
+        ["reconnect", "nbd0", "nbd://db2/x", "-N", "y"],
+        "nbdattach: 'nbd://db2/x': -N/--export goes with HOST or a socket, not with a URI",
+        "put the name into the URI",
+    ),
+    (
+        ["resize", "nbd0p1"],
+        "nbdattach: 'nbd0p1': a partition, not a whole device",
+        "name the device: nbd0",
+    ),
+    (
         ["list", "http://db1"],
         "nbdattach: 'http://db1': unknown scheme 'http'",
         "one of: nbd, nbds, nbd+unix, nbds+unix",
@@ -172,7 +253,8 @@ MALFORMED: list[tuple[list[str], str, str]] = [
 def test_malformed_argument_is_one_line_and_one_hint(
     capsys: Capture, arguments: list[str], line: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in ((attachment, "attach"), (detachment, "detach")):
+    doing = ((attachment, "attach"), (detachment, "detach"), (handover, "reconnect"), (handover, "resize"))
+    for module, name in doing:
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("it was done in spite of the mistake"))
     assert said_error(capsys, 2, *arguments) == (line, hint)
 
@@ -486,7 +568,8 @@ def test_disconnect_goes_on_after_a_failure_and_the_first_one_counts(
 ) -> None:
     done: list[int] = []
 
-    def detach(device: Any, *_: object) -> bool:
+    def detach(device: Any, *_: object, force: bool) -> bool:
+        assert not force
         done.append(device.index)
         if device.index == 1:
             raise DeviceInUse(device.path, "mounted at /srv", "umount /srv")
@@ -504,6 +587,19 @@ def test_disconnect_goes_on_after_a_failure_and_the_first_one_counts(
         "nbdattach: /dev/nbd1: mounted at /srv",
         "(umount /srv)",
     ]
+
+
+def test_data_is_given_up_only_where_that_is_asked_for(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float, bool]] = []
+
+    def detach(device: Any, seconds: float, _: object, *, force: bool) -> bool:
+        asked.append((device.index, seconds, force))
+        return True
+
+    monkeypatch.setattr(detachment, "detach", detach)
+    assert ran(capsys, "disconnect", "--force", "--timeout", "5", "nbd0", "nbd1") == (0, "", "")
+    assert ran(capsys, "disconnect", "nbd0") == (0, "", "")
+    assert asked == [(0, 5.0, True), (1, 5.0, True), (0, 60.0, False)]
 
 
 def test_status_of_what_is_not_attached_is_exit_code_8(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,7 +623,6 @@ def test_status_of_nothing_attached_is_empty(capsys: Capture, monkeypatch: pytes
 
 def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """connect prints the device, and nothing else, on stdout; notes go to stderr."""
-    from nbdattach.device import Device
 
     class Done:
         device = Device(3)
@@ -540,3 +635,120 @@ def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pyte
     assert stayed == []
     assert ran(capsys, "connect", "-f", "db1")[:2] == (0, "/dev/nbd3\n")
     assert stayed == [Done]
+
+
+# -- wishes and orders -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "wishes"),
+    [
+        ([], Wishes()),
+        (["--on-loss", "wait"], Wishes(on_loss=math.inf)),
+        (["--on-loss", "wait:5"], Wishes(on_loss=5.0)),
+        (["--on-loss", "wait:0.5"], Wishes(on_loss=0.5)),
+        (["--on-loss", "wait:0"], Wishes(on_loss=0.0)),
+        (["--on-loss", "wait:31536000"], Wishes(on_loss=365 * 24 * 3600.0)),
+        (["--on-loss", "fail"], Wishes(on_loss=0.0)),
+        (["--dead-peer", "1", "--io-timeout", "90"], Wishes(dead_peer=1.0, io_timeout=90.0)),
+        (["--backend", "netlink", "--no-reconnect"], Wishes(backend="netlink", reconnect=False)),
+        (["-C", "3", "--swap", "--tag", "t"], Wishes(connections=3, swap=True, tag="t")),
+        (["--size", "512", "--no-handshake"], Wishes(raw_size=512)),
+    ],
+)
+def test_options_of_connect_become_wishes(monkeypatch: pytest.MonkeyPatch, options: list[str], wishes: Wishes) -> None:
+    asked: list[tuple[Target, Device | None, Wishes]] = []
+
+    def attach(target: Target, device: Device | None, wishes: Wishes, _: object) -> None:
+        asked.append((target, device, wishes))
+        raise KernelRefused("it", "no", "try")
+
+    monkeypatch.setattr(attachment, "attach", attach)
+    assert cli.run(["connect", *options, "db1", "nbd3"]) == 6
+    assert asked == [(Target("db1"), Device(3), wishes)]
+
+
+@pytest.mark.parametrize("tag", ["t", "nbd://db1/disk", "two words", "a" * 255, "ä" * 127, "磁盘"])
+def test_a_tag_is_taken_as_it_was_typed(monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+    asked: list[str] = []
+
+    def attach(_target: Target, _device: object, wishes: Wishes, _trace: object) -> None:
+        asked.append(wishes.tag)
+        raise KernelRefused("it", "no", "try")
+
+    monkeypatch.setattr(attachment, "attach", attach)
+    assert cli.run(["connect", "--tag", tag, "db1"]) == 6
+    assert asked == [tag]
+
+
+# The last two are what Python makes of bytes that are no UTF-8, and a blank that is no ASCII.
+UNFIT_TAGS = ["a\nb", "\x1b[2J", "\x00", "\x7f", "\u202e", " t", "t ", "\t", " ", "\udcff", "t\u3000"]
+
+
+@pytest.mark.parametrize("tag", UNFIT_TAGS)
+def test_a_tag_that_is_no_line_of_text_is_refused(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+    monkeypatch.setattr(attachment, "attach", lambda *_: pytest.fail("it was attached"))
+    said, hint = said_error(capsys, 2, "connect", "--tag", tag, "db1")
+    assert said.startswith("nbdattach: --tag: '")
+    assert said.endswith("' has characters that no name should have")
+    assert hint == "letters and digits do"
+
+
+def test_an_unfit_tag_is_shown_as_other_names_are(capsys: Capture) -> None:
+    said, _ = said_error(capsys, 2, "connect", "--tag", "a\n", "db1")
+    assert said == r"nbdattach: --tag: 'a\n' has characters that no name should have"
+
+
+@pytest.mark.parametrize("tag", ["a" * 256, "ä" * 128, "磁" * 86])
+def test_a_tag_that_is_too_long_is_refused(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+    monkeypatch.setattr(attachment, "attach", lambda *_: pytest.fail("it was attached"))
+    assert said_error(capsys, 2, "connect", "--tag", tag, "db1") == (
+        "nbdattach: --tag: longer than 255 bytes", "a shorter name does as well",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target"),
+    [
+        ([], None),
+        (["db2"], Target("db2")),
+        (["db2", "-N", "disk"], Target("db2", export="disk")),
+        (["nbd://db2/disk"], Target("db2", export="disk")),
+    ],
+)
+def test_reconnect_says_where_the_device_is_connected_now(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str], target: Target | None
+) -> None:
+    asked: list[tuple[Device, Target | None]] = []
+
+    def reconnect(device: Device, place: Target | None) -> str:
+        asked.append((device, place))
+        return "nbd://db2/disk"
+
+    monkeypatch.setattr(handover, "reconnect", reconnect)
+    assert ran(capsys, "reconnect", "nbd0", *arguments) == (
+        0, "", "nbdattach: /dev/nbd0: connected to nbd://db2/disk\n",
+    )  # fmt: skip
+    assert asked == [(Device(0), target)]
+
+
+def test_resize_says_what_became_of_it(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "resize", lambda device: f"{device.index + 1024} bytes now, 512 before")
+    assert ran(capsys, "resize", "nbd1") == (0, "", "nbdattach: /dev/nbd1: 1025 bytes now, 512 before\n")
+
+
+@pytest.mark.parametrize("flags", [[], ["-b"], ["--background"]])
+def test_monitor_is_not_started_where_there_is_no_netlink(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr(backends, "why_no_netlink", lambda: KernelRefused("netlink backend", "not here", "get it"))
+    monkeypatch.setattr(launch, "in_background", lambda: pytest.fail("it was started"))
+    assert said_error(capsys, 6, "monitor", *flags) == ("nbdattach: netlink backend: not here", "get it")
+
+
+@pytest.mark.parametrize("flag", ["-b", "--background"])
+def test_monitor_in_the_background_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
+    monkeypatch.setattr(launch, "in_background", lambda: started.append(True))
+    assert (cli.run(["monitor", flag]), started) == (0, [True])

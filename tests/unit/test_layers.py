@@ -16,7 +16,8 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 
 # Outside thing: the modules that may import it.
 DOORS = {
-    "socket": {"stream", "systemd"},  # systemd: the datagram of sd_notify
+    # systemd: the datagram of sd_notify; link: connections in the kernel's hands; control: the monitor's own socket
+    "socket": {"stream", "systemd", "netlink", "link", "control"},
     "ssl": {"stream"},
     "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"ioctl"},
@@ -31,7 +32,7 @@ DOORS = {
 # These do no I/O at all: they know text, bytes and numbers.
 PURE = (
     "proto", "wiretext", "errors", "device", "target", "export", "steps", "transmission", "options", "handshake",
-    "geometry", "wishes",
+    "geometry", "wishes", "identity",
 )  # fmt: skip
 IMPURE = {
     "socket", "ssl", "subprocess", "fcntl", "ctypes", "click", "pyroute2", "select", "selectors", "signal",

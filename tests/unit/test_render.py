@@ -37,6 +37,7 @@ ATTACHED = Status(
     since="2026-01-02T03:04:05Z",
     mounts=["/srv", "/mnt"],
     holders=["dm-0"],
+    trouble=None,
 )
 FOREIGN = replace(
     ATTACHED, device="/dev/nbd15", index=15, tag=None, target=None, export=None, backend=None, since=None,
@@ -208,6 +209,21 @@ def test_json_keeps_hostile_text_whole_and_is_ascii() -> None:
     assert json.loads(text)["exports"][0] == {"name": HOSTILE, "description": HOSTILE, "size": 1}
 
 
+AWAY = replace(
+    ATTACHED, state="reconnecting",
+    trouble={"since": "2026-01-02T03:04:05Z", "next_try": "2026-01-02T03:04:07Z", "error": "nbd://db1: no\x1b"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", [AWAY.trouble, {"since": "2026-01-02T03:04:05Z", "next_try": None, "error": ""}])
+def test_status_json_tells_trouble_where_there_is_some(trouble: dict[str, str | None]) -> None:
+    found = json.loads(render.status_json([ATTACHED, replace(AWAY, trouble=trouble)]))
+    assert [list(one) for one in found] == [STATUS_KEYS, [*STATUS_KEYS, "trouble"]]
+    assert list(found[1]["trouble"]) == ["since", "next_try", "error"]
+    assert found[1]["trouble"] == trouble
+    assert json.loads(render.as_json(render.status_object(replace(AWAY, trouble=trouble)))) == found[1]
+
+
 # -- tables and lines --------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +239,29 @@ def test_status_table_tells_tls_and_holders() -> None:
     tls = {"version": "TLSv1.2", "cipher": "x", "transport": "kernel"}
     line = render.status_table([replace(ATTACHED, tls=tls, mounts=[], holders=["dm-0", "swap"])]).splitlines()[1]
     assert line.split("  ")[3:] == ["no", "TLSv1.2", "nbd://db1:99/disk", "dm-0, swap"]
+
+
+TROUBLES = {
+    "tries later": (AWAY.trouble, "reconnecting since 2026-01-02T03:04:05Z, next try 2026-01-02T03:04:07Z: "
+                                  r"nbd://db1: no\x1b"),
+    "tries now": ({"since": "S", "next_try": None, "error": "nbd://db1: no"}, "reconnecting since S: nbd://db1: no"),
+    "first try": ({"since": "S", "next_try": None, "error": ""}, "reconnecting since S: trying"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("trouble", "words"), TROUBLES.values(), ids=TROUBLES)
+def test_status_table_tells_trouble_in_a_line_below(trouble: dict[str, str | None], words: str) -> None:
+    lines = render.status_table([replace(AWAY, trouble=trouble), FOREIGN]).splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [
+        ["DEVICE", "STATE"], ["/dev/nbd0", "reconnecting"], ["/dev/nbd15", "connected"],
+    ]  # fmt: skip
+    assert lines[3:] == [f"/dev/nbd0: {words}"]
+
+
+def test_each_device_in_trouble_has_its_line() -> None:
+    lost = replace(AWAY, device="/dev/nbd1", state="lost")
+    lines = render.status_table([AWAY, ATTACHED, lost]).splitlines()
+    assert [line.split(" since")[0] for line in lines[4:]] == ["/dev/nbd0: reconnecting", "/dev/nbd1: lost"]
 
 
 def columns(line: str) -> int:

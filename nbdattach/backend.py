@@ -1,0 +1,96 @@
+"""What is common to both ways into the kernel: the job, its queue limits, and how a backend holds a device.
+
+    hold = ioctl_backend.attach(device, job)      # or netlink_backend.attach
+    ...                                           # the device serves, and is claimed for us alone
+    hold.commit()                                 # until then it is undone when we fail, stop or are killed
+
+Both raise `Taken` where another task is at work on the device, `Busy` where somebody has it open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+from nbdattach.device import Device
+from nbdattach.export import Export
+from nbdattach.geometry import Geometry
+from nbdattach.node import Node
+from nbdattach.sysfs import Kernel
+from nbdattach.target import Target
+from nbdattach.wishes import Wishes
+
+# Milliseconds of queue/io_timeout, with several connections: the driver takes a request of this age for a dead
+# connection, drops that and sends the request again over another one, though the server may still be at it. Slow is
+# not dead, so only a monitor, which replaces what was dropped, makes this shorter.
+PATIENT_MS = 7 * 24 * 3600 * 1000
+# Bytes.
+MAX_IDENTIFIER = 1024
+
+
+class Taken(Exception):
+    """Another task came first and is setting the device up, or has."""
+
+
+class Spent(Exception):
+    """The kernel took the connections and shut them down again: it takes new ones for another try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be attached: the same for each device that is tried. `sockets` are descriptors in transmission."""
+
+    tag: str
+    target: Target
+    export: Export
+    shape: Geometry
+    sockets: list[int]
+    wishes: Wishes
+
+
+def identifier(tag: str) -> str:
+    """The tag as the kernel keeps it, for /sys/block/nbdN/backend; a digest of one that does not fit into a page there.
+
+    The driver writes it out without a look at its length (backend_show).
+    """
+    if len(tag.encode(errors="surrogateescape")) <= MAX_IDENTIFIER:
+        return tag
+    return f"sha256:{hashlib.sha256(tag.encode(errors='surrogateescape')).hexdigest()}"
+
+
+class Hold(Protocol):
+    """A device that serves, claimed by us, and undone unless it is committed."""
+
+    @property
+    def node(self) -> Node: ...
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that stays with the attachment, in our own pid namespace."""
+
+    def raise_if_ended(self, within: float) -> None:
+        """Raises `ConnectionLost` or `KernelRefused` when it ends in the next `within` seconds."""
+
+    def commit(self) -> None:
+        """From now on the attachment outlives us."""
+
+    def abandon(self) -> None:
+        """Undoes it; the caller clears the node."""
+
+    def close(self) -> None:
+        """Gives back what only we hold; the claim on the node is the caller's."""
+
+
+def set_queue_limits(device: Device, job: Job, io_timeout_ms: int) -> None:
+    """All of them each time: what one attachment sets outlives it. Raises OSError.
+
+    `io_timeout_ms` is for one connection without --io-timeout, where it never makes a slow server a dead one.
+    """
+    kernel = Kernel(device)
+    kernel.set_queue("max_sectors_kb", job.shape.max_sectors_kb)
+    if job.wishes.io_timeout:
+        io_timeout_ms = job.wishes.whole_io_timeout * 1000
+    elif len(job.sockets) > 1:
+        io_timeout_ms = PATIENT_MS
+    kernel.set_queue("io_timeout", io_timeout_ms)

@@ -1,0 +1,175 @@
+"""How commands speak with the monitor: one request and one reply over /run/nbdattach/monitor, as JSON.
+
+A request names what to do and the device; with "watch" go the descriptors of the kernel's connections. A reply has
+"said", or the parts of an error. "hold" lasts for as long as the connection: the monitor keeps its hands off the
+device until the command that asked is done, or dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nbdattach import errors, state
+from nbdattach.device import Device
+from nbdattach.errors import NbdattachError
+
+PLACE = f"{state.RUN}/monitor"
+_MAX_MESSAGE = 1 << 16
+_MAX_SOCKETS = 64
+# A monitor that is alive answers in no time, but for what waits for a server: those requests have no limit.
+_PATIENCE = 30.0
+_CLASSES = (
+    errors.Malformed, errors.NoConnection, errors.Refused, errors.TlsFailed, errors.KernelRefused, errors.DeviceInUse
+)  # fmt: skip
+
+
+class NoMonitor(NbdattachError):
+    """No monitor runs on this host."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__("monitor", cause, "nbdattach monitor starts it, and says what is wrong")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a command wants. `target` is a URI, for "reconnect"."""
+
+    do: str  # "watch" | "hold" | "reconnect" | "resize" | "ping"
+    device: str = ""
+    target: str | None = None
+
+
+# -- the command's side --------------------------------------------------------------------------------------------
+
+
+def answers() -> bool:
+    """Whether a monitor runs."""
+    try:
+        return ask(Request("ping"), _PATIENCE) != ""
+    except NbdattachError:
+        return False
+
+
+def watch(device: Device, sockets: Sequence[socket.socket]) -> None:
+    """Asks the monitor to look after the device, whose connections are these. Raises `NoMonitor` and others."""
+    ask(Request("watch", device.name), _PATIENCE, [sock.fileno() for sock in sockets])
+
+
+@contextlib.contextmanager
+def hands_off(device: Device) -> Iterator[None]:
+    """The monitor, where one runs, does not touch the device meanwhile."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(NbdattachError):  # none runs, or it does not watch this one
+            connection = held.enter_context(_connected(_PATIENCE))
+            _send(connection, Request("hold", device.name))
+            _reply(connection)
+        yield
+
+
+def ask(request: Request, patience: float | None = None, descriptors: Sequence[int] = ()) -> str:
+    """What the monitor says to it. `patience` in seconds. Raises `NbdattachError`: the monitor's, or `NoMonitor`."""
+    with _connected(patience) as connection:
+        _send(connection, request, descriptors)
+        return _reply(connection)
+
+
+def _connected(patience: float | None) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(patience)
+        connection.connect(PLACE)
+    except OSError as error:
+        connection.close()
+        raise NoMonitor(f"not running ({error.strerror or error})") from None
+    return connection
+
+
+def _send(connection: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
+    message = {"do": request.do, "device": request.device, "target": request.target}
+    try:
+        socket.send_fds(connection, [json.dumps(message).encode()], list(descriptors))
+    except OSError as error:
+        raise NoMonitor(f"went away ({error.strerror or error})") from None
+
+
+def _reply(connection: socket.socket) -> str:
+    try:
+        reply = json.loads(connection.recv(_MAX_MESSAGE) or b"{}")
+    except (OSError, ValueError) as error:
+        raise NoMonitor(f"does not answer ({error})") from None
+    if "said" in reply:
+        return str(reply["said"])
+    if "cause" not in reply:
+        raise NoMonitor("went away")
+    if reply["code"] == errors.NotAttached.exit_code:
+        raise errors.NotAttached(reply["thing"])
+    kind = next((one for one in _CLASSES if one.exit_code == reply["code"]), NbdattachError)
+    raise kind(reply["thing"], reply["cause"], reply["hint"])
+
+
+# -- the monitor's side --------------------------------------------------------------------------------------------
+
+
+class Caller:
+    """A command at the other end, which waits for its reply."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def read(self) -> tuple[Request | None, list[int]]:
+        """The request, None where it makes no sense, and the descriptors that came with it, now ours."""
+        message, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_MESSAGE, _MAX_SOCKETS)
+        try:
+            return Request(**json.loads(message)), descriptors
+        except (ValueError, TypeError):
+            return None, descriptors
+
+    def reply(self, outcome: str | NbdattachError) -> None:
+        if isinstance(outcome, str):
+            message: dict[str, object] = {"said": outcome}
+        else:
+            facts = {"thing": outcome.thing, "cause": outcome.cause, "hint": outcome.hint}
+            message = {**facts, "code": outcome.exit_code}
+        with contextlib.suppress(OSError):  # it has not waited
+            self._connection.send(json.dumps(message).encode())
+
+    def wait_until_gone(self) -> None:
+        """Returns when the command has closed its end, or died."""
+        with contextlib.suppress(OSError):
+            self._connection.settimeout(None)
+            while self._connection.recv(_MAX_MESSAGE):
+                pass
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Door:
+    """Where commands come in. Only root gets through /run/nbdattach to it."""
+
+    def __init__(self) -> None:
+        state.make_run()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(PLACE)  # of a monitor that was killed; we hold the lock
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._socket.bind(PLACE)
+        os.chmod(PLACE, 0o600)
+        self._socket.listen(64)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def accept(self) -> Caller:
+        connection, _ = self._socket.accept()
+        connection.settimeout(_PATIENCE)
+        return Caller(connection)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(PLACE)
+        self._socket.close()

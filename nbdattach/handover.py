@@ -1,0 +1,34 @@
+"""Planned changes of a living attachment: another connection, another server, another size. The monitor does them."""
+
+from __future__ import annotations
+
+from nbdattach import control, driver, launch
+from nbdattach.control import Request
+from nbdattach.device import Device
+from nbdattach.errors import NotAttached
+from nbdattach.sysfs import Kernel
+from nbdattach.target import Target
+
+
+def reconnect(device: Device, target: Target | None = None) -> str:
+    """Hands the device over to new connections, of `target` where one is given; the URI that it now has.
+
+    Requests in flight are sent again, and none fails. Raises `NbdattachError`; then everything is as before.
+    """
+    return _asked(device, "reconnect", target)
+
+
+def resize(device: Device) -> str:
+    """Asks the server for the export's size and gives it to the device; says what became of it.
+
+    Raises `NbdattachError`; `DeviceInUse` where the device would shrink under somebody.
+    """
+    return _asked(device, "resize")
+
+
+def _asked(device: Device, do: str, target: Target | None = None) -> str:
+    driver.refuse_other_systems()
+    if not Kernel(device).attached:
+        raise NotAttached(device.path)
+    launch.ensure_monitor()
+    return control.ask(Request(do, device.name, target.uri if target else None))

@@ -1,0 +1,50 @@
+"""Whether the export that a server shows now is the one that is attached. No I/O.
+
+Promise 7 of the contract: the same size, no fewer rights, limits that the kernel already keeps to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nbdattach.export import Export
+from nbdattach.proto import (
+    NBD_FLAG_CAN_MULTI_CONN,
+    NBD_FLAG_READ_ONLY,
+    NBD_FLAG_SEND_FLUSH,
+    NBD_FLAG_SEND_FUA,
+    NBD_FLAG_SEND_TRIM,
+    TRANSMISSION_FLAGS,
+)
+from nbdattach.wiretext import quoted
+
+if TYPE_CHECKING:
+    from nbdattach.state import Record
+
+# What the driver makes use of, and cannot unlearn while the device is attached (nbd_parse_flags, nbd_set_size).
+_USED_FLAGS = NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM
+
+
+def difference(record: Record, export: Export, size: int | None = None) -> str | None:
+    """In what way `export` is not the attached one; None where it will do.
+
+    `size` is in bytes, where another one than that of the record is wanted.
+    """
+    wanted = record.size if size is None else size
+    if export.name != record.export:
+        return f"it is the export {quoted(export.name)} now, {quoted(record.export)} was attached"
+    if export.size != wanted:
+        return f"the export has {export.size} bytes now, {wanted} were attached"
+    if export.read_only and not record.flags & NBD_FLAG_READ_ONLY:
+        return "the export is read-only now, it was attached read-write"
+    used = _USED_FLAGS | (NBD_FLAG_CAN_MULTI_CONN if record.connections > 1 else 0)
+    gone = record.flags & used & ~export.flags
+    if gone:
+        names = ", ".join(name for bit, name in TRANSMISSION_FLAGS.items() if gone >> bit & 1)
+        return f"the export no longer offers {names}"
+    sizes = export.block_size
+    if sizes and sizes.minimum > record.block_size:
+        return f"the export's minimum block size is {sizes.minimum} now, {record.block_size} is attached"
+    if sizes and sizes.maximum < record.max_sectors_kb * 1024:
+        return f"the export takes at most {sizes.maximum} bytes a request now, {record.max_sectors_kb} KiB was attached"
+    return None

@@ -1,0 +1,292 @@
+"""The monitor: one process a host, which sees to it that attachments get their connections back.
+
+It keeps what it knows in memory, and may be killed at any time: started again it takes over whatever is attached, and
+finds what died meanwhile. A `Watch` does the work on each attachment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from nbdattach import driver, ioctl, netlink, process, state, sysfs, systemd
+from nbdattach.control import Caller, Door, Request
+from nbdattach.deadline import Deadline
+from nbdattach.device import Device, parse_device
+from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
+from nbdattach.link import Link
+from nbdattach.stream import warm_up
+from nbdattach.target import parse_target
+from nbdattach.watch import Log, Watch
+
+_TICK = 1.0
+# Should an announcement of the kernel have been lost.
+_TICKS_BETWEEN_CHECKS = 30
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOADING = 10.0
+# Bytes; nothing here recurses.
+_STACK = 256 << 10
+
+
+def run(log: Log, ready: Callable[[], None] = lambda: None) -> None:
+    """Until SIGTERM. Calls `ready` when commands are answered. Raises `NbdattachError`; a second monitor ends so."""
+    driver.ensure_loaded()
+    if not process.is_root():
+        raise KernelRefused("monitor", "no permission", "it needs root: try sudo")
+    with state.monitor_lock() as alone:
+        if not alone:
+            raise NbdattachError("monitor", "another one runs already on this host", "one is enough for all devices")
+        Monitor(log).run(ready)
+
+
+class Monitor:
+    """Its main thread only listens: to the kernel, to commands, to the clock."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._watches: dict[Device, Watch] = {}
+        self._mutex = threading.Lock()  # around that dictionary
+
+    def run(self, ready: Callable[[], None]) -> None:
+        _survive()
+        threading.stack_size(_STACK)
+        woken = _signals()
+        with contextlib.closing(Door()) as door:
+            self._adopt()
+            gc.freeze()
+            ready()
+            systemd.notify("READY=1")
+            # The numbers of the netlink family are those of the driver that is loaded now.
+            while not self._listen(door, woken):
+                self._log("monitor: the driver was loaded anew")
+            systemd.notify("STOPPING=1")
+        for watch in self._watches.values():
+            watch.stop()
+
+    def _listen(self, door: Door, woken: int) -> bool:
+        """True when a signal ends it, False when the driver is another one."""
+        driver_now = sysfs.driver_instance()
+        with contextlib.closing(_subscription()) as dead_links:
+            return self._listen_to(dead_links, door, woken, driver_now)
+
+    def _listen_to(self, dead_links: netlink.DeadLinks, door: Door, woken: int, driver_now: int) -> bool:
+        poll = select.poll()
+        for one in (dead_links.fileno(), door.fileno(), woken):
+            poll.register(one, select.POLLIN)
+        ticks, next_tick = 0, time.monotonic()
+        while True:
+            ready = {number for number, _ in poll.poll(_TICK * 1000)}
+            if woken in ready:
+                return True
+            if dead_links.fileno() in ready:
+                self._check(dead_links.read())
+            if door.fileno() in ready:
+                threading.Thread(target=self._serve, args=[door.accept()], daemon=True).start()
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + _TICK
+                ticks += 1
+                self._tick()
+                if sysfs.driver_instance() not in (0, driver_now):
+                    return False
+                if ticks % _TICKS_BETWEEN_CHECKS == 0:
+                    self._check(None)
+
+    def _check(self, indices: list[int] | None) -> None:
+        """Those of which the kernel has announced a dead connection; None for all."""
+        with self._mutex:
+            watches = [one for device, one in self._watches.items() if indices is None or device.index in indices]
+        for watch in watches:
+            watch.check()
+
+    def _tick(self) -> None:
+        with self._mutex:
+            watches = list(self._watches.items())
+        for device, watch in watches:
+            if not watch.tick():
+                self._drop(device, watch)
+        systemd.notify(f"STATUS=watching {len(watches)} device(s)")
+
+    def _drop(self, device: Device, watch: Watch) -> None:
+        with self._mutex:
+            if self._watches.get(device) is watch:
+                del self._watches[device]
+
+    def _adopt(self) -> None:
+        """Whatever is attached and asked to be watched, by commands that found no monitor or by one before us."""
+        for device in sysfs.devices():
+            record = state.load(device)
+            if record and record.reconnect and record.backend == "netlink":
+                self._watch(device, record, [])
+
+    def _watch(self, device: Device, record: state.Record, links: list[Link]) -> None:
+        watch = Watch(device, record, links, self._log)
+        with self._mutex:
+            before = self._watches.get(device)
+            self._watches[device] = watch
+        if before:
+            before.give_way()
+        else:
+            self._log(f"{device.name}: watching {record.target}")
+        watch.check()
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _serve(self, caller: Caller) -> None:
+        """One command, in a thread of its own."""
+        with contextlib.closing(caller):
+            try:
+                request, descriptors = caller.read()
+            except OSError:
+                return
+            links = [Link.of(number) for number in descriptors]
+            try:
+                if request is None:
+                    raise NbdattachError("monitor", "it cannot read the request", "is it of the same version?")
+                self._carry_out(request, links, caller)
+            except NbdattachError as error:
+                caller.reply(error)
+
+    def _carry_out(self, request: Request, links: list[Link], caller: Caller) -> None:
+        if request.do == "ping":
+            caller.reply(str(os.getpid()))
+            return
+        device = parse_device(request.device)
+        if request.do == "watch":
+            record = state.load(device)
+            if record is None or record.backend != "netlink":
+                raise NotAttached(device.path)
+            self._watch(device, record, links)
+            caller.reply("watching")
+            return
+        with self._mutex:
+            watch = self._watches.get(device)
+        if watch is None:
+            raise _not_watched(device)
+        if request.do == "hold":
+            watch.hold()
+            try:
+                caller.reply("held")
+                caller.wait_until_gone()
+            finally:
+                watch.release()
+            return
+        done = threading.Event()
+
+        def finish(outcome: str | NbdattachError) -> None:
+            caller.reply(outcome)
+            done.set()
+
+        if request.do == "reconnect":
+            watch.reconnect(parse_target(request.target) if request.target else None, finish)
+        elif request.do == "resize":
+            watch.resize(finish)
+        else:
+            raise NbdattachError("monitor", "it does not know this request", "is it of the same version?")
+        done.wait()
+
+
+def _not_watched(device: Device) -> NbdattachError:
+    record = state.load(device)
+    if record is None:
+        if sysfs.Kernel(device).attached:
+            cause = "not attached by nbdattach, so nothing is known of its server"
+            return KernelRefused(device.path, cause, "disconnect it, and connect")
+        return NotAttached(device.path)
+    if record.backend == "ioctl":
+        return KernelRefused(
+            device.path,
+            "attached by the ioctl backend, with which the kernel cannot change a connection",
+            "disconnect it, and connect with --backend netlink",
+        )
+    if record.reconnect:
+        return KernelRefused(device.path, "no longer watched: see the monitor's log", "restart the monitor")
+    cause = "attached with --no-reconnect, so nobody watches it"
+    return KernelRefused(device.path, cause, "disconnect it, and connect without that")
+
+
+def _subscription() -> netlink.DeadLinks:
+    deadline = Deadline(_LOADING)
+    while True:
+        try:
+            with netlink.Family() as family:
+                return family.dead_links()
+        except OSError:  # /sys shows the module before it has registered its family
+            if not deadline.sleep(0.1):
+                raise
+
+
+def _survive() -> None:
+    """The machine may swap to what is watched here: we must not wait for memory, nor die for want of it."""
+    process.never_kill_for_memory()
+    warm_up()
+    for wish in (ioctl.pr_set_io_flusher, ioctl.mlockall_on_fault):
+        with contextlib.suppress(OSError):
+            wish()
+
+
+def _signals() -> int:
+    """A descriptor that becomes readable at SIGTERM and SIGINT."""
+    woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(wake)
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
+    return woken
+
+
+# -- its start and its log -----------------------------------------------------------------------------------------
+
+
+def to_stderr(line: str) -> None:
+    """One line, which systemd puts into the journal."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def to_kernel_log(line: str) -> None:
+    """One line among those of the nbd driver, for a monitor without a terminal and without a journal of its own."""
+    with contextlib.suppress(OSError), open("/dev/kmsg", "w") as log:
+        log.write(f"<5>nbdattach: {line}\n")
+
+
+def main() -> None:
+    """The monitor as a service: in the foreground, its log on stderr."""
+    try:
+        run(to_stderr)
+    except NbdattachError as error:
+        to_stderr(str(error))
+        sys.exit(error.exit_code)
+
+
+def main_in_background() -> None:
+    """The monitor as a daemon. The command ends when it is ready, or with the error on stderr and exit code 1."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        with open(reader) as words:
+            said = words.read()
+        if said != "ready":
+            sys.stderr.write(said)
+        os._exit(0 if said == "ready" else 1)
+    os.close(reader)
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+
+    def say(word: str) -> None:
+        os.write(writer, word.encode())
+        os.close(writer)
+
+    try:
+        run(to_kernel_log, lambda: say("ready"))
+    except (NbdattachError, OSError) as error:
+        with contextlib.suppress(OSError):  # it was ready before
+            say(str(error))

@@ -1,0 +1,150 @@
+"""The netlink backend: one message attaches, and no process stays behind.
+
+Decisions that matter:
+* The message says NBD_CFLAG_DISCONNECT_ON_CLOSE, and we hold the node open until the attachment is complete: a connect
+  that is killed before takes the attachment with it. The last step takes the flag away.
+* To open an idle node is to make the kernel refuse the message, so the device cannot be claimed before. A lock among
+  our own commands keeps two of them from setting the limits of one device; against others the kernel decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import select
+
+from nbdattach import netlink, state, sysfs
+from nbdattach.backend import Job, Spent, Taken, identifier, set_queue_limits
+from nbdattach.deadline import Deadline
+from nbdattach.device import Device
+from nbdattach.errors import ConnectionLost, KernelRefused
+from nbdattach.node import Node
+from nbdattach.sysfs import Kernel
+from nbdattach.wishes import DEFAULT_ON_LOSS
+
+# Milliseconds of queue/io_timeout, for one connection: what requests that were in flight when the server died wait at
+# most after a reconnect. The driver looks at those of this age, sends them again where the connection was replaced
+# meanwhile, and else waits on: a slow server costs a line in the kernel's log, and nothing else.
+RESEND_MS = 3_000
+# Where requests are to fail at once, those in flight can as well be looked at sooner.
+_FAIL_MS = 1_000
+# Seconds; the kernel multiplies it by its ticks and keeps it in a long.
+MAX_DEAD_CONN_TIMEOUT = 2_000_000
+# udev may have a free device open for a moment, and the kernel then calls it busy.
+_BRIEFLY_OPEN = 2.0
+_CLEAR_SECONDS = 5.0
+_POLL = 0.02
+
+
+class Claimed:
+    """A device attached by netlink that goes when we close it, until `commit`."""
+
+    pid = None
+
+    def __init__(self, node: Node, family: netlink.Family, job: Job, locks: contextlib.ExitStack) -> None:
+        self.node = node
+        self._family = family
+        self._job = job
+        self._locks = locks
+
+    def raise_if_ended(self, within: float) -> None:
+        """The kernel tells nobody; but our own end of the connections shows it. Raises `ConnectionLost`."""
+        poll = select.poll()
+        for number in self._job.sockets:
+            poll.register(number, select.POLLRDHUP)
+        if poll.poll(within * 1000):
+            raise ConnectionLost(self._job.target.uri, "right after the handshake")
+
+    def commit(self) -> None:
+        """From now on the attachment outlives us, and waits for its server. Raises `KernelRefused`."""
+        patience = dead_conn_timeout(self._job.wishes.on_loss)
+        try:
+            self._family.reconfigure(
+                self.node.device.index, identifier(self._job.tag), client_flags=0, dead_conn_timeout=patience
+            )
+        except OSError as error:
+            raise KernelRefused.at(self.node.device.path, "NBD_CMD_RECONFIGURE", error.errno or 0) from error
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):
+            self._family.disconnect(self.node.device.index)
+
+    def close(self) -> None:
+        self._locks.close()
+
+
+def attach(device: Device, job: Job) -> Claimed:
+    """The device, served and claimed. Raises `Busy`, `Taken`, `KernelRefused`, OSError."""
+    with contextlib.ExitStack() as locks:
+        if not locks.enter_context(state.device_lock(device)):
+            raise Taken
+        family = locks.enter_context(netlink.Family())
+        resend = resend_ms(job.wishes.on_loss, len(job.sockets))
+        if sysfs.exists(device):  # else the message makes it
+            set_queue_limits(device, job, resend)
+        _connect(family, device, job)
+        node = None
+        try:
+            set_queue_limits(device, job, resend)  # a new one, or a foreign tool was at it
+            node = Node.claim(device)
+            if not _is_ours(device, job):
+                raise Spent
+        except BaseException:
+            if _is_ours(device, job):
+                with contextlib.suppress(OSError):
+                    family.disconnect(device.index)
+            if node:
+                node.close()
+            raise
+        return Claimed(node, family, job, locks.pop_all())
+
+
+def _connect(family: netlink.Family, device: Device, job: Job) -> None:
+    shape = job.shape
+    patience = Deadline(_BRIEFLY_OPEN)
+    while True:
+        try:
+            family.connect(
+                device.index,
+                size=shape.size,
+                block_size=shape.block_size,
+                flags=shape.flags,
+                sockets=job.sockets,
+                dead_conn_timeout=0,  # until the commit nobody would reconnect
+                timeout=job.wishes.whole_io_timeout,
+                client_flags=netlink.NBD_CFLAG_DISCONNECT_ON_CLOSE,
+                backend=identifier(job.tag),
+            )
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise _refused(device, error) from error
+            if Kernel(device).attached or not patience.sleep(_POLL):
+                raise Taken from None
+        else:
+            return
+
+
+def resend_ms(on_loss: float | None, connections: int) -> int:
+    """For queue/io_timeout, while a monitor watches or there is but one connection."""
+    return _FAIL_MS if on_loss == 0 and connections == 1 else RESEND_MS
+
+
+def dead_conn_timeout(on_loss: float | None) -> int:
+    """Whole seconds for the kernel, which waits by itself while no monitor is there to know better."""
+    seconds = DEFAULT_ON_LOSS if on_loss is None else on_loss
+    return math.ceil(min(seconds, MAX_DEAD_CONN_TIMEOUT))
+
+
+def _is_ours(device: Device, job: Job) -> bool:
+    """Whoever opens and closes the device between the message and our claim has taken it down again."""
+    kernel = Kernel(device)
+    return kernel.backend == identifier(job.tag).strip() and kernel.size == job.shape.size
+
+
+def _refused(device: Device, error: OSError) -> KernelRefused:
+    hints = {
+        errno.EPERM: "attaching needs root (CAP_SYS_ADMIN)",
+        errno.EINVAL: "is the number too large for the driver's max_part, or the device going away? see dmesg",
+    }
+    return KernelRefused.at(device.path, "NBD_CMD_CONNECT", error.errno or 0, hints.get(error.errno or 0, ""))

@@ -1,0 +1,284 @@
+"""A server that restarts, and no application notices: no error, no wrong byte, and soon it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from load import Load, seconds_for_a_new_read
+from servers import Server, free_port, nbdkit
+from tool import attached, digest_of, eventually, nbd, shell, sparse_file
+
+from nbdattach import status
+from nbdattach.device import parse_device
+
+pytestmark = pytest.mark.netlink
+MIB = 1 << 20
+# What the issue promises, in seconds after the server's return.
+NEW, OLD = 1.0, 6.0
+
+
+@dataclass
+class Place:
+    """Where a server can be started again and again: the same address, the same image."""
+
+    image: Path
+    unix: str
+    port: int
+
+    def serve(self, *filters: str, image: Path | None = None, **where: str) -> AbstractContextManager[Server]:
+        if self.unix:
+            Path(self.unix).unlink(missing_ok=True)  # of one that was killed
+        return nbdkit(*filters, "file", f"file={image or self.image}", port=self.port, unix=self.unix, **where)
+
+
+def place(folder: Path, name: str, transport: str = "tcp", mebibytes: int = 16) -> Place:
+    image = sparse_file(folder / name, mebibytes * MIB)
+    return Place(image, f"{folder}/{name}.sock" if transport == "unix" else "", free_port())
+
+
+def trouble_of(device: str) -> str:
+    """The last error that status tells."""
+    trouble = status.status_of(parse_device(device)).trouble
+    return str(trouble and trouble["error"])
+
+
+def state_of(device: str) -> str:
+    return status.status_of(parse_device(device)).state
+
+
+@contextlib.contextmanager
+def nothing_goes_wrong(load: Load, image: Path) -> Iterator[None]:
+    """While it lasts, and in what is on the server's disk afterwards."""
+    with load:
+        yield
+        load.see_it_run()
+    assert load.errors == []
+    assert load.is_on(image)
+
+
+@pytest.mark.essential
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("away", [3, 40])
+def test_a_killed_server_comes_back(tmp_path: Path, away: int) -> None:
+    """kill -9, with 1 and 4 connections, over TCP and Unix sockets, all four at once."""
+    kinds = [(connections, transport) for connections in (1, 4) for transport in ("tcp", "unix")]
+    places = [place(tmp_path, f"{connections}-{transport}", transport) for connections, transport in kinds]
+    loads = [Load(f"/dev/nbd{number}", writers=2) for number in range(len(kinds))]
+    with ExitStack() as servers, ExitStack() as devices:
+        running = [servers.enter_context(one.serve()) for one in places]
+        for number, (server, (connections, _)) in enumerate(zip(running, kinds, strict=True)):
+            devices.enter_context(attached(server.uri, f"nbd{number}", connections=connections))
+        for load, one in zip(loads, places, strict=True):
+            devices.enter_context(nothing_goes_wrong(load, one.image))
+        for load in loads:
+            load.see_it_run()
+        killed = time.monotonic()
+        for server in running:
+            server.kill()
+        gone = time.monotonic()
+        eventually(lambda: {state_of(load.device) for load in loads} == {"reconnecting"})
+        time.sleep(max(0.0, killed + away - time.monotonic()))
+        back = []
+        for one in places:
+            servers.enter_context(one.serve())
+            back.append(time.monotonic())
+        for load in loads:
+            assert seconds_for_a_new_read(load.device) < NEW, load.device
+            load.see_it_run()
+        time.sleep(OLD)
+        for load, since in zip(loads, back, strict=True):
+            caught = load.caught(gone)
+            assert caught
+            assert max(one.ended for one in caught) - since < OLD, load.device
+        assert {state_of(load.device) for load in loads} == {"connected"}
+
+
+@pytest.fixture
+def network() -> Iterator[str]:
+    """A network of its own for a server, with the address 10.9.0.2; its name."""
+    shell("ip netns add far && ip link add near type veth peer name far netns far")
+    shell("ip addr add 10.9.0.1/24 dev near && ip link set near up")
+    shell("ip -n far addr add 10.9.0.2/24 dev far && ip -n far link set far up && ip -n far link set lo up")
+    yield "far"
+    shell("ip link del near && ip netns del far")
+
+
+def cut_link() -> None:
+    """The server's address goes; it and its connections stay, and nobody sends a FIN or RST."""
+    shell("ip -n far addr del 10.9.0.2/24 dev far")
+
+
+def heal_link() -> None:
+    shell("ip -n far addr add 10.9.0.2/24 dev far")
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize(("cut", "dead_peer"), [(3, 30), (15, 6)])
+def test_a_cut_link_heals(tmp_path: Path, network: str, connections: int, cut: int, dead_peer: int) -> None:
+    """Shorter than --dead-peer, so that the old connection may live on, and longer."""
+    there = place(tmp_path, "image")
+    with ExitStack() as stack:
+        server = stack.enter_context(there.serve(address="10.9.0.2", namespace=network))
+        with attached(server.uri, "nbd0", connections=connections, dead_peer=dead_peer):
+            load = Load("/dev/nbd0")
+            with nothing_goes_wrong(load, there.image):
+                load.see_it_run()
+                cut_link()
+                gone = time.monotonic()
+                time.sleep(cut)
+                heal_link()
+                back = time.monotonic()
+                assert seconds_for_a_new_read("/dev/nbd0") < NEW
+                load.see_it_run()
+                time.sleep(OLD)
+                caught = load.caught(gone + 0.5)
+                assert caught
+                assert max(one.ended for one in caught) - back < OLD
+            eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_an_idle_device_notices_a_cut_link_within_dead_peer(network: str) -> None:
+    with (
+        nbdkit("memory", "1M", address="10.9.0.2", namespace=network) as server,
+        attached(server.uri, "nbd0", dead_peer=6),
+    ):
+        cut_link()
+        cut = time.monotonic()
+        eventually(lambda: state_of("nbd0") == "reconnecting", 20)
+        assert time.monotonic() - cut < 8
+        heal_link()
+        eventually(lambda: state_of("nbd0") == "connected", 5)
+
+
+def test_the_server_moves_to_another_address_behind_its_name(tmp_path: Path) -> None:
+    hosts = Path("/etc/hosts")
+    before = hosts.read_text()
+    there = place(tmp_path, "image")
+    try:
+        hosts.write_text("127.0.0.2 nbd.example\n")
+        with ExitStack() as servers, ExitStack() as stack:
+            first = servers.enter_context(there.serve(address="127.0.0.2"))
+            stack.enter_context(attached(f"nbd.example:{there.port}", "nbd0"))
+            load = Load("/dev/nbd0")
+            stack.enter_context(nothing_goes_wrong(load, there.image))
+            load.see_it_run()
+            first.kill()
+            time.sleep(1)
+            hosts.write_text("127.0.0.3 nbd.example\n")
+            servers.enter_context(there.serve(address="127.0.0.3"))
+            assert seconds_for_a_new_read("/dev/nbd0") < NEW
+            load.see_it_run()
+    finally:
+        hosts.write_text(before)
+
+
+def wrong_server(there: Place, wrong: str, folder: Path) -> tuple[AbstractContextManager[Server], str, Path]:
+    """The server, what is said of it, and the image that it must not touch."""
+    if wrong == "read-only":
+        return there.serve("-r"), "read-only now", there.image
+    size = {"smaller": 15 * MIB, "larger": 17 * MIB}[wrong]
+    image = sparse_file(folder / wrong, size)
+    return there.serve(image=image), f"{size} bytes now, {16 * MIB} were attached", image
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("wrong", ["smaller", "larger", "read-only"])
+def test_a_wrong_server_is_refused_untouched_and_the_right_one_taken(tmp_path: Path, wrong: str) -> None:
+    there = place(tmp_path, "image")
+    with ExitStack() as servers, ExitStack() as stack:
+        right = servers.enter_context(there.serve())
+        stack.enter_context(attached(right.uri, "nbd0"))
+        load = Load("/dev/nbd0")
+        stack.enter_context(nothing_goes_wrong(load, there.image))
+        load.see_it_run()
+        right.kill()
+        time.sleep(0.5)
+        server, said, image = wrong_server(there, wrong, tmp_path)
+        before = digest_of(image)
+        with server:
+            eventually(lambda: said in trouble_of("nbd0"))
+            time.sleep(4)
+            assert state_of("nbd0") == "reconnecting"
+            assert said in nbd("status", "nbd0").out
+        assert digest_of(image) == before
+        assert said in shell("dmesg")
+        servers.enter_context(there.serve())
+        load.see_it_run()
+
+
+def first_error(device: str) -> tuple[float, str]:
+    """Reads past all caches until that fails; when it did, and how."""
+    while True:
+        try:
+            seconds_for_a_new_read(device)
+            time.sleep(0.02)
+        except OSError as error:
+            return time.monotonic(), str(error.strerror)
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("connections", [1, 2])
+@pytest.mark.parametrize(("on_loss", "least", "most"), [(5.0, 4.9, 9.5), (0.0, 0.0, 3.0)])
+def test_io_fails_when_on_loss_says_so(
+    tmp_path: Path, connections: int, on_loss: float, least: float, most: float
+) -> None:
+    """Also what was in flight; and when the server is back, it works again."""
+    there = place(tmp_path, "image")
+    with ExitStack() as servers, ExitStack() as stack:
+        server = servers.enter_context(there.serve())
+        stack.enter_context(attached(server.uri, "nbd0", on_loss=on_loss, connections=connections))
+        load = Load("/dev/nbd0", writers=2)
+        stack.enter_context(load)
+        load.see_it_run()
+        server.kill()
+        killed = time.monotonic()
+        failed, why = first_error("/dev/nbd0")
+        assert why == "Input/output error"
+        eventually(lambda: len(load.errors) >= 2, 10)
+        ended = time.monotonic()
+        assert least < failed - killed
+        assert ended - killed < most
+        eventually(lambda: state_of("nbd0") == "lost", 5)
+        began = time.monotonic()
+        with pytest.raises(OSError, match="Input/output error"):
+            seconds_for_a_new_read("/dev/nbd0")
+        assert time.monotonic() - began < 1
+        servers.enter_context(there.serve())
+        eventually(lambda: state_of("nbd0") == "connected", 10)
+        seconds_for_a_new_read("/dev/nbd0")
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize(("connections", "seconds"), [(1, 40), (2, 10)])
+def test_slow_is_not_dead(tmp_path: Path, connections: int, seconds: int) -> None:
+    """With several connections the driver drops those that are slow, so it takes longer; but no error it is."""
+    slow = tmp_path / "slow"
+    pread = f"if [ -e {slow} ]; then sleep {seconds}; fi; head -c $3 /dev/zero"
+    with (
+        nbdkit("eval", "get_size=echo 16777216", f"pread={pread}", "can_multi_conn=exit 0") as server,
+        attached(server.uri, "nbd0", connections=connections),
+    ):
+        slow.touch()
+        assert seconds <= seconds_for_a_new_read("/dev/nbd0") < 3 * seconds
+        slow.unlink()
+        eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_a_stopped_server_goes_on(tmp_path: Path) -> None:
+    """SIGSTOP for longer than --dead-peer: it is slow, with its socket full."""
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0", dead_peer=5):
+        load = Load("/dev/nbd0", writers=8)
+        with nothing_goes_wrong(load, there.image):
+            load.see_it_run()
+            server.pause()
+            time.sleep(15)
+            server.resume()
+            load.see_it_run()

@@ -1,0 +1,119 @@
+"""Which backend attaches: every combination of what is asked for and what this machine has."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import math
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import nbdattach
+from nbdattach import backends, ioctl_backend
+from nbdattach.errors import KernelRefused
+from nbdattach.wishes import Wishes
+
+MISSING = KernelRefused("netlink backend", "not here", "get it")
+NO_WAIT = "the ioctl backend cannot wait for a server: the kernel ends its attachment when the connection is lost"
+
+
+def attach_by_netlink() -> None:
+    """Stands for netlink_backend.attach, whose import needs pyroute2."""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(nbdattach, "netlink_backend", SimpleNamespace(attach=attach_by_netlink), raising=False)
+    return monkeypatch
+
+
+WAITS = [None, 0.0, 5.0, math.inf]
+
+
+@pytest.mark.parametrize("asked", ["auto", "netlink"])
+@pytest.mark.parametrize("on_loss", WAITS)
+def test_netlink_is_taken_where_it_can_be_had(machine: pytest.MonkeyPatch, asked: str, on_loss: float | None) -> None:
+    machine.setattr(backends, "why_no_netlink", lambda: None)
+    chosen = backends.choose(Wishes(backend=asked, on_loss=on_loss))
+    assert (chosen.name, chosen.attach, chosen.makes_devices) == ("netlink", attach_by_netlink, True)
+
+
+@pytest.mark.parametrize(("asked", "missing"), [("auto", MISSING), ("ioctl", MISSING), ("ioctl", None)])
+@pytest.mark.parametrize("on_loss", [None, 0.0])
+def test_ioctl_is_taken_where_it_is_asked_for_or_all_there_is(
+    machine: pytest.MonkeyPatch, asked: str, missing: KernelRefused | None, on_loss: float | None
+) -> None:
+    machine.setattr(backends, "why_no_netlink", lambda: missing)
+    chosen = backends.choose(Wishes(backend=asked, on_loss=on_loss))
+    assert (chosen.name, chosen.attach, chosen.makes_devices) == ("ioctl", ioctl_backend.attach, False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_loss"), [*(("netlink", on_loss) for on_loss in WAITS), ("auto", 5.0), ("auto", math.inf)]
+)
+def test_what_only_netlink_can_do_is_refused_with_the_reason_why_it_is_missing(
+    machine: pytest.MonkeyPatch, asked: str, on_loss: float | None
+) -> None:
+    machine.setattr(backends, "why_no_netlink", lambda: MISSING)
+    with pytest.raises(KernelRefused) as caught:
+        backends.choose(Wishes(backend=asked, on_loss=on_loss))
+    assert caught.value is MISSING
+
+
+@pytest.mark.parametrize("missing", [None, MISSING])
+@pytest.mark.parametrize("on_loss", [5.0, math.inf])
+def test_ioctl_that_is_asked_to_wait_is_refused(
+    machine: pytest.MonkeyPatch, missing: KernelRefused | None, on_loss: float
+) -> None:
+    machine.setattr(backends, "why_no_netlink", lambda: missing)
+    with pytest.raises(KernelRefused) as caught:
+        backends.choose(Wishes(backend="ioctl", on_loss=on_loss))
+    assert str(caught.value) == f"--on-loss: {NO_WAIT}"
+    assert caught.value.hint == "--backend netlink can; with ioctl it is --on-loss fail"
+
+
+# -- why there is no netlink -------------------------------------------------------------------------------------------
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyroute2" else pytest.fail(name))
+    reason = backends.why_no_netlink()
+    assert str(reason) == "netlink backend: pyroute2 is not installed"
+    assert reason is not None
+    assert reason.hint == "pip install 'nbdattach[netlink]', or --backend ioctl"
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (errno.ENOENT, "the kernel has no netlink family nbd here"),
+        (errno.EPERM, "opening it: Operation not permitted (EPERM)"),
+    ],
+)
+def test_missing_family_is_named(monkeypatch: pytest.MonkeyPatch, number: int, cause: str) -> None:
+    def refuse() -> None:
+        raise OSError(number, "no")
+
+    pretend(monkeypatch, refuse)
+    reason = backends.why_no_netlink()
+    assert str(reason) == f"netlink backend: {cause}"
+    assert reason is not None
+    assert reason.hint == "--backend ioctl does without"
+
+
+def test_where_the_family_opens_there_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    pretend(monkeypatch, lambda: SimpleNamespace(close=lambda: closed.append(True)))
+    assert backends.why_no_netlink() is None
+    assert closed == [True]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, family: object) -> None:
+    """pyroute2 is installed, and this is what becomes of opening the family."""
+    module = ModuleType("nbdattach.netlink")
+    module.Family = family  # type: ignore[attr-defined]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setitem(sys.modules, "nbdattach.netlink", module)
+    monkeypatch.setattr(nbdattach, "netlink", module, raising=False)

@@ -1,0 +1,80 @@
+"""How the monitor is started where none runs: each way in its turn, and what is said when all fail."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from nbdattach import control, launch
+from nbdattach.control import NoMonitor
+
+
+class Host:
+    """Where these ways to start a monitor succeed. `others` starts one besides, as another command would."""
+
+    def __init__(self, works: Sequence[str] = (), others: bool = False) -> None:
+        self.works = works
+        self.others = others
+        self.up = False
+        self.tried: list[str] = []
+
+    def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        way = {"systemctl": "unit", "systemd-run": "transient"}.get(command[0], "daemon")
+        self.tried.append(way)
+        self.up = self.up or self.others or way in self.works
+        code = 0 if way in self.works else 5
+        return subprocess.CompletedProcess(command, code, "", "" if code == 0 else f"no {way}\x1b\n")
+
+
+def hosted(monkeypatch: pytest.MonkeyPatch, host: Host, systemd: bool = True) -> Host:
+    monkeypatch.setattr(launch, "in_charge", lambda: systemd)
+    monkeypatch.setattr(control, "answers", lambda: host.up)
+    monkeypatch.setattr(launch.subprocess, "run", host.run)
+    return host
+
+
+def test_a_monitor_that_runs_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = hosted(monkeypatch, Host())
+    host.up = True
+    launch.ensure_monitor()
+    assert host.tried == []
+
+
+@pytest.mark.parametrize(
+    ("systemd", "works", "tried"),
+    [
+        (True, "unit", ["unit"]),
+        (True, "transient", ["unit", "transient"]),
+        (True, "daemon", ["unit", "transient", "daemon"]),
+        (False, "daemon", ["daemon"]),
+    ],
+)
+def test_systemd_comes_first_where_it_is_in_charge(
+    monkeypatch: pytest.MonkeyPatch, systemd: bool, works: str, tried: list[str]
+) -> None:
+    host = hosted(monkeypatch, Host([works]), systemd)
+    launch.ensure_monitor()
+    assert host.tried == tried
+
+
+def test_when_no_way_works_the_last_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosted(monkeypatch, Host())
+    with pytest.raises(NoMonitor) as caught:
+        launch.ensure_monitor()
+    assert str(caught.value) == r"monitor: cannot be started: no daemon\x1b"
+
+
+def test_a_monitor_that_another_command_has_started_meanwhile_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two connects at boot: there is room for one monitor, and the second to start it is told so."""
+    hosted(monkeypatch, Host(others=True))
+    launch.ensure_monitor()
+
+
+def test_a_daemon_that_does_not_come_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosted(monkeypatch, Host())
+    with pytest.raises(launch.NbdattachError) as caught:
+        launch.in_background()
+    assert (str(caught.value), caught.value.hint) == (r"monitor: no daemon\x1b", "see dmesg for its log")

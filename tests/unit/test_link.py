@@ -1,0 +1,381 @@
+"""Connections in the kernel's hands, over the loopback: what shows that they live, and how they are ended for good."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdattach import link
+from nbdattach.deadline import Deadline
+from nbdattach.link import Link, Scout, watch_peer
+
+Pair = tuple[Link, socket.socket, socket.socket]
+SO_ATTACH_FILTER = 26
+PATIENCE = 5.0
+
+
+@contextlib.contextmanager
+def tcp() -> Iterator[Pair]:
+    """Our link, the socket that it is a duplicate of, and the peer's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    yield from paired(ours, theirs)
+
+
+@contextlib.contextmanager
+def unix() -> Iterator[Pair]:
+    yield from paired(*socket.socketpair())
+
+
+def paired(ours: socket.socket, theirs: socket.socket) -> Iterator[Pair]:
+    theirs.settimeout(PATIENCE)
+    made = Link.of(os.dup(ours.fileno()))
+    with ours, theirs, contextlib.closing(made):
+        yield made, ours, theirs
+
+
+KINDS = {"tcp": tcp, "unix": unix}
+each_kind = pytest.mark.parametrize("pair", KINDS.values(), ids=KINDS)
+Opened = Callable[[], contextlib.AbstractContextManager[Pair]]
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = Deadline(PATIENCE)
+    while not true():
+        assert deadline.sleep(0.005)
+
+
+def waiting(sock: socket.socket) -> int:
+    """Bytes that have come and not been read."""
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0])
+
+
+def told(sock: socket.socket) -> tuple[bytes, type[OSError] | None]:
+    """All that comes until the end, and the error that was the end."""
+    heard = b""
+    try:
+        while more := sock.recv(1 << 16):
+            heard += more
+    except OSError as error:
+        return heard, type(error)
+    return heard, None
+
+
+# -- over --------------------------------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_an_open_connection_is_not_over(pair: Opened) -> None:
+    with pair() as (ours, kernels, theirs):
+        theirs.sendall(b"reply")
+        kernels.sendall(b"request")
+        assert not ours.over
+
+
+@each_kind
+def test_a_link_that_is_cut_is_over_at_both_ends_whoever_holds_a_duplicate(pair: Opened) -> None:
+    with pair() as (ours, kernels, theirs):
+        ours.cut()
+        assert ours.over
+        assert (theirs.recv(9), kernels.recv(9)) == (b"", b"")
+        ours.cut()  # once more does no harm
+
+
+@each_kind
+def test_what_the_driver_has_shut_down_is_over(pair: Opened) -> None:
+    with pair() as (ours, kernels, _):
+        kernels.shutdown(socket.SHUT_RDWR)
+        assert ours.over
+
+
+@each_kind
+def test_what_the_peer_has_ended_is_over_when_the_driver_has_ended_it_too(pair: Opened) -> None:
+    with pair() as (ours, kernels, theirs):
+        theirs.close()
+        assert kernels.recv(9) == b""
+        kernels.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: ours.over)
+
+
+def test_a_reset_connection_is_over() -> None:
+    with tcp() as (ours, _, theirs):
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        eventually(lambda: ours.over)
+
+
+# -- burying -----------------------------------------------------------------------------------------------------------
+
+
+def fill(sock: socket.socket) -> int:
+    """Sends until neither end takes more; how much that was."""
+    sock.setblocking(False)
+    sent = 0
+    deadline = Deadline(0.1)  # the window opens in steps
+    while not deadline.passed:
+        with contextlib.suppress(BlockingIOError):
+            sent += sock.send(bytes(1 << 16))
+    return sent
+
+
+def test_nothing_comes_late_from_a_buried_connection() -> None:
+    """The peer reads nothing until then, so much of it is still on our side."""
+    with tcp() as (ours, kernels, theirs):
+        sent = fill(kernels)
+        ours.bury(Deadline(PATIENCE))
+        came = waiting(theirs)
+        heard, _ = told(theirs)
+        assert len(heard) == came < sent
+
+
+def test_the_farewell_of_a_buried_connection_is_short_when_its_data_cannot_go() -> None:
+    with tcp() as (ours, kernels, _):
+        fill(kernels)
+        began = time.monotonic()
+        ours.bury(Deadline(PATIENCE))
+        assert time.monotonic() - began < 0.5
+
+
+def test_a_peer_that_ends_its_side_is_left_without_a_reset_and_not_waited_for_longer() -> None:
+    with tcp() as (ours, kernels, theirs):
+        kernels.sendall(b"request")
+        theirs.shutdown(socket.SHUT_WR)
+        began = time.monotonic()
+        ours.bury(Deadline(PATIENCE))
+        assert time.monotonic() - began < 1
+        assert told(theirs) == (b"request", None)
+
+
+def test_a_peer_that_does_not_end_its_side_is_reset_at_the_deadline() -> None:
+    with tcp() as (ours, _, theirs):
+        began = time.monotonic()
+        ours.bury(Deadline(0.1))
+        assert 0.1 <= time.monotonic() - began < 1
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            theirs.sendall(b"late reply")
+
+
+def test_a_unix_socket_is_buried_at_once() -> None:
+    """What was sent over it is with the peer."""
+    with unix() as (ours, kernels, theirs):
+        kernels.sendall(b"request")
+        began = time.monotonic()
+        ours.bury(Deadline(PATIENCE))
+        assert time.monotonic() - began < 0.1
+        assert told(theirs) == (b"request", None)
+
+
+@each_kind
+def test_what_is_buried_is_closed(pair: Opened) -> None:
+    with pair() as (ours, _, theirs):
+        theirs.close()
+        ours.bury(Deadline(0.1))
+        assert ours._sock.fileno() == -1
+
+
+# -- silence -----------------------------------------------------------------------------------------------------------
+
+
+def cut_off(sock: socket.socket) -> None:
+    """Whatever comes to it is dropped before TCP sees it, as by a cut link: a filter of one instruction, "ret 0"."""
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+
+
+def test_a_peer_behind_a_cut_link_is_silent_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "SILENT_MS", 300)  # two retransmissions take 600
+    with tcp() as (dead, kernels, theirs), tcp() as (slow, kernels_of_slow, _):
+        cut_off(theirs)
+        assert not dead.silent
+        kernels.sendall(b"request")
+        kernels_of_slow.sendall(b"request")
+        eventually(lambda: dead.silent)
+        assert not slow.silent
+        dead.cut()
+        dead.bury(Deadline(0))  # nobody acknowledges the end of it either
+
+
+def test_a_peer_that_has_just_been_asked_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long nothing has come before: nothing was to come."""
+    monkeypatch.setattr(link, "SILENT_MS", 0)
+    with tcp() as (ours, kernels, theirs):
+        cut_off(theirs)
+        kernels.sendall(b"request")
+        assert not ours.silent
+
+
+def test_an_acknowledgement_is_a_sign_of_life_though_no_reply_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "SILENT_MS", 200)
+    monkeypatch.setattr(link, "_RETRANSMITS", 0)
+    with tcp() as (ours, kernels, theirs):
+        Deadline(0.25).sleep(0.25)
+        kernels.sendall(b"request")
+        eventually(lambda: waiting(theirs) > 0)
+        cut_off(theirs)
+        kernels.sendall(b"request")
+        assert not ours.silent
+
+
+@each_kind
+def test_an_idle_peer_is_not_silent(pair: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "SILENT_MS", 0)
+    monkeypatch.setattr(link, "_RETRANSMITS", 0)
+    with pair() as (ours, _, _theirs):
+        assert not ours.silent
+
+
+def test_what_is_over_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SILENT_MS", "_RETRANSMITS"):
+        monkeypatch.setattr(link, name, 0)
+    with tcp() as (ours, kernels, theirs):
+        cut_off(theirs)
+        kernels.sendall(b"request")
+        assert ours.silent
+        ours.cut()
+        assert not ours.silent
+
+
+def test_round_trip_is_measured_on_tcp_only() -> None:
+    with tcp() as (ours, _, _theirs):
+        assert ours.round_trip is not None
+        assert 0 < ours.round_trip < 0.05
+    with unix() as (ours, _, _theirs):
+        assert ours.round_trip is None
+
+
+@each_kind
+@pytest.mark.parametrize("limit", [struct.pack("ll", 86_400, 0), struct.pack("ll", 1, 0), struct.pack("ll", 0, 20_000)])
+def test_the_limit_that_the_driver_sets_on_sending_is_seen_and_can_be_taken_off(pair: Opened, limit: bytes) -> None:
+    """It is how we see that the driver took the socket; left there, it would end a slow connection."""
+    with pair() as (ours, kernels, _):
+        assert not ours.limited
+        kernels.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        assert ours.limited
+        ours.unlimited()
+        assert not ours.limited
+        assert kernels.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16) == bytes(16)
+
+
+# -- --dead-peer -------------------------------------------------------------------------------------------------------
+
+OPTIONS = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "idle", "interval", "user_timeout"),
+    [(1, 1, 1, 1000), (1.5, 1, 1, 1500), (6, 3, 1, 6000), (30, 15, 5, 30_000), (3600, 1800, 600, 3_600_000)],
+)
+def test_a_silent_tcp_peer_is_gone_after_so_long(seconds: float, idle: int, interval: int, user_timeout: int) -> None:
+    with socket.socket() as sock:
+        watch_peer(sock, seconds)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        found = [sock.getsockopt(socket.IPPROTO_TCP, option) for option in OPTIONS]
+    assert found == [idle, interval, 3, user_timeout]
+
+
+@pytest.mark.parametrize("seconds", [65_536, 24 * 3600, 365 * 24 * 3600])
+def test_any_time_that_the_command_line_takes_can_be_set(seconds: float) -> None:
+    with socket.socket() as sock:
+        watch_peer(sock, seconds)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+def test_a_unix_socket_needs_none_of_it(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        watch_peer(sock, 30)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+
+
+# -- the scout ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_scout_that_is_dropped_was_not_taken() -> None:
+    with Scout() as scout:
+        os.close(os.dup(scout.fileno()))  # the driver looks at it, and gives it back
+        assert not scout.was_taken()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_scout_that_is_kept_was_taken(ended: bool) -> None:
+    with Scout() as scout, socket.socket(fileno=os.dup(scout.fileno())) as kept:
+        if ended:
+            kept.shutdown(socket.SHUT_RDWR)  # the driver has tried to use it meanwhile
+        assert scout.was_taken()
+
+
+class Driver:
+    """Does with a scout what nbd.c does: a reference of its own, and a thread that reads replies (recv_work)."""
+
+    def __init__(self, number: int, slow: float = 0.0) -> None:
+        self._sock = socket.socket(fileno=os.dup(number))
+        self._slow = slow
+        self.marked_dead = False
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread.start()
+
+    def _receive(self) -> None:
+        time.sleep(self._slow)
+        while self._sock.recv(16):
+            pass
+        self.marked_dead = True
+        self._sock.shutdown(socket.SHUT_RDWR)
+
+    def replace(self) -> None:
+        """By another connection; the old one is given back."""
+        self._thread.join(PATIENCE)
+        self._sock.close()
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.05, 0.3])
+def test_the_driver_counts_a_scout_as_dead_before_anything_comes_in_its_place(slow: float) -> None:
+    with Scout() as scout:
+        driver = Driver(scout.fileno(), slow)
+        assert scout.was_taken()
+        assert driver.marked_dead
+    driver.replace()
+
+
+def test_a_scout_does_not_wait_for_a_driver_that_does_not_read_for_ever() -> None:
+    with Scout() as scout:
+        driver = Driver(scout.fileno(), slow=1.2)
+        began = time.monotonic()
+        assert scout.was_taken()
+        assert time.monotonic() - began < 1.2
+    driver.replace()
+
+
+def test_scouts_leave_no_descriptor_behind() -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    for taken in (False, True):
+        with Scout() as scout:
+            driver = Driver(scout.fileno()) if taken else None
+            assert scout.was_taken() is taken
+        if driver:
+            driver.replace()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_nothing_can_be_sent_over_a_scout() -> None:
+    with Scout() as scout, socket.socket(fileno=os.dup(scout.fileno())) as kept, pytest.raises(BrokenPipeError):
+        kept.sendall(b"request")
+
+
+def test_who_keeps_a_scout_sees_its_end_once_it_is_asked() -> None:
+    with socket.socket(fileno=os.dup((scout := Scout()).fileno())) as kept:
+        kept.settimeout(PATIENCE)
+        assert kept.recv(1) == b"?"
+        scout.was_taken()
+        scout.close()
+        assert kept.recv(1) == b""

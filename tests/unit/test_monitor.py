@@ -1,0 +1,204 @@
+"""What the monitor answers to commands, as far as that needs no kernel: one request through the real door."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from host import NBD0, Host, pretend
+
+pytest.importorskip("pyroute2")
+
+from nbdattach import control, netlink, state
+from nbdattach.control import Door, Request
+from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
+from nbdattach.monitor import Monitor
+from nbdattach.state import Record
+from nbdattach.watch import Watch
+
+PATIENCE = 5.0
+WATCHED = Record("t", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, reconnect=True)
+SAME_VERSION = "is it of the same version?"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = pretend(tmp_path, monkeypatch)
+    monkeypatch.setattr(control, "PLACE", f"{made.run}/monitor")
+    monkeypatch.setattr(netlink, "Family", contextlib.nullcontext)
+    return made
+
+
+def silent(_: str) -> None:
+    """A log that nobody reads."""
+
+
+def watching() -> Monitor:
+    """A monitor that watches nbd0."""
+    made = Monitor(silent)
+    made._watches[NBD0] = Watch(NBD0, WATCHED, [], silent)
+    return made
+
+
+@contextlib.contextmanager
+def serving(monitor: Monitor) -> Iterator[None]:
+    """It serves one command."""
+    with contextlib.closing(Door()) as door:
+        thread = threading.Thread(target=lambda: monitor._serve(door.accept()), daemon=True)
+        thread.start()
+        yield
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the command is not done with"
+
+
+def refusal(monitor: Monitor, request: Request) -> NbdattachError:
+    with serving(monitor), pytest.raises(NbdattachError) as caught:
+        control.ask(request, PATIENCE)
+    return caught.value
+
+
+@pytest.mark.usefixtures("host")
+def test_a_monitor_answers_with_its_pid() -> None:
+    with serving(Monitor(silent)):
+        assert control.ask(Request("ping"), PATIENCE) == str(os.getpid())
+
+
+@pytest.mark.usefixtures("host")
+def test_an_unknown_request_is_answered() -> None:
+    error = refusal(watching(), Request("paint", "nbd0"))
+    assert (str(error), error.hint) == ("monitor: it does not know this request", SAME_VERSION)
+
+
+def test_an_unreadable_request_is_answered(host: Host) -> None:
+    with serving(Monitor(silent)), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as command:
+        command.settimeout(PATIENCE)
+        command.connect(str(host.run / "monitor"))
+        command.send(b"{")
+        assert json.loads(command.recv(999)) == {
+            "thing": "monitor", "cause": "it cannot read the request", "hint": SAME_VERSION, "code": 1,
+        }  # fmt: skip
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    "request_", [Request("resize", "sda"), Request("hold"), Request("reconnect", "nbd0", "nbd://db1:x")]
+)
+def test_what_cannot_be_meant_is_refused(request_: Request) -> None:
+    assert isinstance(refusal(watching(), request_), Malformed)
+
+
+# -- what is not watched -----------------------------------------------------------------------------------------------
+
+Attach = Callable[[Host], None]
+BY_IOCTL = replace(WATCHED, backend="ioctl", reconnect=False)
+NOT_WATCHED: dict[str, tuple[Attach, Record | None, type[NbdattachError], str, str]] = {
+    "nothing": (lambda _: None, None, NotAttached, "not attached", "nbdattach status shows what is"),
+    "a stale record": (lambda _: None, WATCHED, NotAttached, "not attached", "nbdattach status shows what is"),
+    "foreign": (
+        lambda host: host.attach(pid=4712),
+        WATCHED,
+        KernelRefused,
+        "not attached by nbdattach, so nothing is known of its server",
+        "disconnect it, and connect",
+    ),
+    "ioctl": (
+        lambda host: host.attach(netlink=False),
+        BY_IOCTL,
+        KernelRefused,
+        "attached by the ioctl backend, with which the kernel cannot change a connection",
+        "disconnect it, and connect with --backend netlink",
+    ),
+    "--no-reconnect": (
+        lambda host: host.attach(),
+        replace(WATCHED, reconnect=False),
+        KernelRefused,
+        "attached with --no-reconnect, so nobody watches it",
+        "disconnect it, and connect without that",
+    ),
+}
+
+
+@pytest.mark.parametrize("do", ["reconnect", "resize", "hold", "paint"])
+@pytest.mark.parametrize(("attach", "record", "kind", "cause", "hint"), NOT_WATCHED.values(), ids=NOT_WATCHED)
+def test_what_is_not_watched_is_refused_with_the_reason(
+    host: Host, do: str, attach: Attach, record: Record | None, kind: type[NbdattachError], cause: str, hint: str
+) -> None:
+    attach(host)
+    if record:
+        state.save(NBD0, record)
+    error = refusal(Monitor(silent), Request(do, "nbd0"))
+    assert (type(error), str(error), error.hint) == (kind, f"/dev/nbd0: {cause}", hint)
+
+
+def test_a_device_that_should_be_watched_and_is_not_is_not_called_no_reconnect(host: Host) -> None:
+    """Its watch has ended with an internal error."""
+    host.attach()
+    state.save(NBD0, WATCHED)
+    assert "--no-reconnect" not in str(refusal(Monitor(silent), Request("reconnect", "nbd0")))
+
+
+@pytest.mark.parametrize(
+    ("attach", "record"), [(lambda _: None, None), (lambda host: host.attach(netlink=False), BY_IOCTL)]
+)
+def test_what_is_not_by_netlink_is_not_watched_though_a_command_asks(
+    host: Host, attach: Attach, record: Record | None
+) -> None:
+    attach(host)
+    if record:
+        state.save(NBD0, record)
+    monitor = Monitor(silent)
+    assert isinstance(refusal(monitor, Request("watch", "nbd0")), NotAttached)
+    assert monitor._watches == {}
+
+
+# -- hands off ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("host")
+def test_hands_are_off_for_as_long_as_the_command_lives() -> None:
+    monitor = watching()
+    watch = monitor._watches[NBD0]
+    with serving(monitor), control.hands_off(NBD0):
+        assert watch._held
+    assert not watch._held
+
+
+# -- its end and its devices -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("host")
+def test_what_is_no_longer_attached_is_no_longer_watched() -> None:
+    said: list[str] = []
+    monitor = Monitor(silent)
+    monitor._watches[NBD0] = Watch(NBD0, WATCHED, [], said.append)
+    monitor._tick()
+    monitor._tick()
+    assert (monitor._watches, said) == ({}, ["nbd0: no longer attached"])
+
+
+@pytest.mark.parametrize(
+    ("record", "watched"),
+    [
+        (WATCHED, True),
+        (replace(WATCHED, reconnect=False), False),
+        (replace(WATCHED, kernel_pid=1), False),
+        (None, False),
+    ],
+)
+def test_a_monitor_takes_over_what_asked_to_be_watched_and_nothing_else(
+    host: Host, monkeypatch: pytest.MonkeyPatch, record: Record | None, watched: bool
+) -> None:
+    monkeypatch.setattr(Watch, "check", lambda _: None)
+    host.attach()
+    if record:
+        state.save(NBD0, record)
+    monitor = Monitor(silent)
+    monitor._adopt()
+    assert (NBD0 in monitor._watches) is watched

@@ -1,0 +1,229 @@
+"""What is remembered in /run/nbdattach, on a /run and a /sys of our own: a help where it fits, nothing where not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from host import NBD0, NBD1, Host, pretend
+
+from nbdattach import process, state
+from nbdattach.state import Record, Trouble
+
+BARE = Record("tag", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
+FULL = replace(
+    BARE, size=1 << 40, flags=0x105, block_size=4096, max_sectors_kb=64, raw=True, connect_timeout=1.5, on_loss=None,
+    dead_peer=2.5, io_timeout=0.5, reconnect=True,
+)  # fmt: skip
+TROUBLE = Trouble("reconnecting", "2026-01-02T03:04:05Z", "2026-01-02T03:04:07Z", "nbd://db1: no\x1b")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return pretend(tmp_path, monkeypatch)
+
+
+# -- attachments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", [BARE, FULL], ids=["bare", "full"])
+def test_what_is_saved_is_loaded(host: Host, record: Record) -> None:
+    host.attach()
+    state.save(NBD0, record)
+    assert state.load(NBD0) == record
+    assert host.files == ["nbd0.json"]
+
+
+def test_only_root_can_read_it(host: Host) -> None:
+    state.save(NBD0, BARE)
+    state.save_trouble(NBD0, TROUBLE)
+    assert stat.S_IMODE(host.run.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in host.run.iterdir()} == {0o600}
+
+
+def test_a_field_of_a_later_version_is_left_out(host: Host) -> None:
+    host.attach()
+    host.write("nbd0.json", json.dumps({**asdict(FULL), "colour": "blue"}))
+    assert state.load(NBD0) == FULL
+
+
+def test_a_field_that_an_earlier_version_did_not_write_has_its_default(host: Host) -> None:
+    host.attach()
+    known = ("tag", "target", "export", "backend", "connections", "since", "kernel_pid")
+    host.write("nbd0.json", json.dumps({name: getattr(FULL, name) for name in known}))
+    assert state.load(NBD0) == BARE
+
+
+BROKEN = ["", "{", '{"tag": "t', "{}", "[]", "5", "null", '"tag"', '["tag"]', '{"tag": "t"}', '{"state": "lost"}']
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_file_is_no_record(host: Host, text: str) -> None:
+    host.attach()
+    host.write("nbd0.json", text)
+    assert state.load(NBD0) is None
+
+
+def test_a_half_written_file_is_no_record(host: Host) -> None:
+    host.attach()
+    host.write("nbd0.json.new", json.dumps(asdict(BARE)))
+    assert state.load(NBD0) is None
+
+
+WORKER = replace(BARE, backend="ioctl", pid=os.getpid(), started=process.started(os.getpid()))
+NOT_OURS: dict[str, tuple[Record, Callable[[Host], None]]] = {
+    "nothing attached": (BARE, lambda _: None),
+    "another attachment": (BARE, lambda host: host.attach(pid=4712)),
+    "by ioctl now": (BARE, lambda host: host.attach(netlink=False)),
+    "by netlink now": (WORKER, lambda host: host.attach()),
+    "the worker's pid is another process's": (replace(WORKER, started=1), lambda host: host.attach(netlink=False)),
+    "another device": (BARE, lambda host: host.attach(NBD1)),
+}
+
+
+@pytest.mark.parametrize(("record", "kernel"), NOT_OURS.values(), ids=NOT_OURS)
+def test_a_stale_file_is_no_record(host: Host, record: Record, kernel: Callable[[Host], None]) -> None:
+    kernel(host)
+    state.save(NBD0, record)
+    assert state.load(NBD0) is None
+
+
+@pytest.mark.parametrize("worker", [WORKER, replace(WORKER, pid=1 << 22)], ids=["alive", "killed"])
+def test_an_attachment_by_ioctl_is_known_by_its_worker_dead_or_alive(host: Host, worker: Record) -> None:
+    host.attach(netlink=False)
+    state.save(NBD0, worker)
+    assert state.load(NBD0) == worker
+
+
+def test_a_write_that_fails_leaves_what_was_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.attach()
+    state.save(NBD0, BARE)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(state.os, "replace", breaking(OSError("full")))
+        state.save(NBD0, FULL)
+    assert state.load(NBD0) == BARE
+    assert host.files == ["nbd0.json"]
+
+
+def breaking(error: OSError) -> Callable[..., None]:
+    def broken(*_: object) -> None:
+        raise error
+
+    return broken
+
+
+# -- trouble -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", [TROUBLE, Trouble("lost", "2026-01-02T03:04:05Z", None, "")])
+def test_trouble_that_is_told_is_known_until_it_is_over(host: Host, trouble: Trouble) -> None:
+    state.save_trouble(NBD0, trouble)
+    assert (state.trouble_of(NBD0), state.trouble_of(NBD1)) == (trouble, None)
+    state.save_trouble(NBD0, None)
+    assert (state.trouble_of(NBD0), host.files) == (None, [])
+
+
+def test_trouble_that_never_was_can_be_over(host: Host) -> None:
+    state.save_trouble(NBD0, None)
+    assert state.trouble_of(NBD0) is None
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_file_is_no_trouble(host: Host, text: str) -> None:
+    host.write("nbd0.trouble", text)
+    assert state.trouble_of(NBD0) is None
+
+
+# -- forgetting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nbd0.json", "nbd0.json.new"])
+def test_a_device_is_remembered_by_any_file_of_it(host: Host, name: str) -> None:
+    assert not state.remembers(NBD0)
+    host.write(name, "")
+    assert (state.remembers(NBD0), state.remembers(NBD1)) == (True, False)
+
+
+def test_forgetting_takes_all_files_of_the_device_and_no_other(host: Host) -> None:
+    for name in ("nbd0.json", "nbd0.json.new", "nbd0.trouble", "nbd0.trouble.new", "nbd1.json", "nbd1.trouble"):
+        host.write(name, "")
+    state.forget(NBD0)
+    assert host.files == ["nbd1.json", "nbd1.trouble"]
+    state.forget(NBD0)
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+Lock = Callable[[], AbstractContextManager[object]]
+LOCKS: dict[str, Lock] = {
+    "tag t": lambda: state.tag_lock("t"),
+    "tag u": lambda: state.tag_lock("u"),
+    "tag \\xff": lambda: state.tag_lock("\udcff"),
+    "nbd0": lambda: state.device_lock(NBD0),
+    "nbd1": lambda: state.device_lock(NBD1),
+    "monitor": state.monitor_lock,
+}
+_AT_ONCE = 0.1
+
+
+def is_free(lock: Lock) -> bool:
+    """Whether another process gets it at once. That of a tag is waited for."""
+    pid = os.fork()
+    if not pid:
+        signal.setitimer(signal.ITIMER_REAL, _AT_ONCE)  # the signal ends it
+        with lock() as taken:
+            os._exit(int(taken is False))
+    return os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("held", LOCKS)
+def test_a_lock_excludes_its_like_and_nothing_else(host: Host, held: str) -> None:
+    with LOCKS[held]() as taken:
+        assert taken is not False
+        assert [name for name, lock in LOCKS.items() if not is_free(lock)] == [held]
+    assert is_free(LOCKS[held])
+
+
+@pytest.mark.parametrize("other", ["tag u", "nbd0", "monitor"])
+def test_to_give_one_lock_back_is_to_keep_the_others(host: Host, other: str) -> None:
+    """As connect does, which holds the tag's while it tries one device after the other."""
+    with state.tag_lock("t"):
+        with LOCKS[other]():
+            pass
+        assert not is_free(LOCKS["tag t"])
+
+
+def test_two_threads_of_one_program_exclude_each_other(host: Host) -> None:
+    with state.device_lock(NBD0) as first, state.device_lock(NBD0) as second:
+        assert (first, second) == (True, False)
+
+
+def test_whether_a_monitor_lives_can_be_asked_without_taking_its_lock(host: Host) -> None:
+    """Else a monitor that starts at that moment would be told that there is one."""
+    assert not state.monitor_lives()
+    with state.monitor_lock() as alone:
+        assert alone
+        assert state.monitor_lives()
+    assert not state.monitor_lives()
+
+
+def test_a_monitor_lives_for_whoever_asks(host: Host) -> None:
+    """OFD locks are no process's: the kernel names no pid, but tells that it is held."""
+    with state.monitor_lock():
+        pid = os.fork()
+        if not pid:
+            os._exit(int(not state.monitor_lives()))
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("held", [name for name in LOCKS if name != "monitor"])
+def test_no_other_lock_is_taken_for_a_monitor(host: Host, held: str) -> None:
+    with LOCKS[held]():
+        assert not state.monitor_lives()

@@ -1,0 +1,98 @@
+"""What is attached where: the kernel's word, and what the monitor adds to it. On a /run and a /sys of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from host import NBD0, Host, pretend
+
+from nbdattach import state
+from nbdattach.errors import NotAttached
+from nbdattach.state import Record, Trouble
+from nbdattach.status import Status, status_of
+
+WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711, reconnect=True)
+AWAY = Trouble("reconnecting", "2026-01-02T03:05:00Z", "2026-01-02T03:05:04Z", "nbd://db1/disk: no")
+LOST = replace(AWAY, state="lost", next_try=None)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = pretend(tmp_path, monkeypatch)
+    made.attach()
+    return made
+
+
+@pytest.fixture
+def monitored(host: Host) -> Iterator[None]:
+    """A monitor runs and holds its lock."""
+    with state.monitor_lock():
+        yield
+
+
+@pytest.mark.usefixtures("monitored")
+def test_an_attachment_by_netlink_needs_no_process() -> None:
+    state.save(NBD0, WATCHED)
+    assert status_of(NBD0) == Status(
+        device="/dev/nbd0",
+        index=0,
+        state="connected",
+        tag="mine",
+        target="nbd://db1/disk",
+        export="disk",
+        size=1 << 20,
+        block_size=512,
+        read_only=False,
+        backend="netlink",
+        connections=2,
+        tls=None,
+        pid=None,
+        since="2026-01-02T03:04:05Z",
+        mounts=[],
+        holders=[],
+        trouble=None,
+    )
+
+
+@pytest.mark.usefixtures("monitored")
+@pytest.mark.parametrize("trouble", [AWAY, LOST])
+def test_the_monitor_says_what_is_not_connected(trouble: Trouble) -> None:
+    state.save(NBD0, WATCHED)
+    state.save_trouble(NBD0, trouble)
+    found = status_of(NBD0)
+    assert found.state == trouble.state
+    assert found.trouble == {"since": trouble.since, "next_try": trouble.next_try, "error": trouble.error}
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("trouble", [AWAY, LOST])
+def test_the_last_words_of_a_monitor_that_is_gone_are_told_as_such(trouble: Trouble) -> None:
+    state.save(NBD0, WATCHED)
+    state.save_trouble(NBD0, trouble)
+    found = status_of(NBD0)
+    assert found.state == trouble.state
+    assert found.trouble == {"since": AWAY.since, "next_try": None, "error": "the monitor is not running"}
+
+
+@pytest.mark.usefixtures("monitored")
+@pytest.mark.parametrize("record", [replace(WATCHED, reconnect=False), replace(WATCHED, kernel_pid=4712), None])
+def test_trouble_of_what_nobody_watches_is_old(host: Host, record: Record | None) -> None:
+    if record:
+        state.save(NBD0, record)
+    state.save_trouble(NBD0, LOST)
+    assert (status_of(NBD0).state, status_of(NBD0).trouble) == ("connected", None)
+
+
+@pytest.mark.usefixtures("host")
+def test_what_another_program_attached_by_netlink_has_its_identifier() -> None:
+    found = status_of(NBD0)
+    assert (found.tag, found.backend, found.target, found.pid) == ("tag", "netlink", None, None)
+
+
+def test_what_is_not_attached_is_said(host: Host) -> None:
+    (host.sys / "block/nbd0/pid").unlink()
+    with pytest.raises(NotAttached):
+        status_of(NBD0)

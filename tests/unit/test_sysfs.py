@@ -1,0 +1,51 @@
+"""What the kernel says in /sys, on one of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from host import NBD0, Host, pretend
+
+from nbdattach import sysfs
+from nbdattach.sysfs import Kernel
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return pretend(tmp_path, monkeypatch)
+
+
+def test_without_a_driver_there_is_no_instance_of_it(host: Host) -> None:
+    assert sysfs.driver_instance() == 0
+
+
+def test_a_driver_that_was_loaded_anew_is_another_instance(host: Host) -> None:
+    module = host.sys / "module/nbd"
+    module.mkdir(parents=True)
+    first = sysfs.driver_instance()
+    assert first != 0
+    (module / "refcnt").write_text("2")
+    assert sysfs.driver_instance() == first
+    module.rename(module.with_name("unloaded"))  # so that its number stays taken, as /sys never gives one twice
+    assert sysfs.driver_instance() == 0
+    module.mkdir()
+    assert sysfs.driver_instance() not in (0, first)
+
+
+# Documentation/block/stat.rst: 11 fields, since 4.18 four more for discards, since 5.5 two more for flushes.
+@pytest.mark.parametrize(
+    ("stat", "completed"),
+    [
+        (None, 0),
+        ("", 0),
+        ("  1 0 8 0 20 0 8 0 0 0 0", 21),
+        ("  1 0 8 0 20 0 8 0 0 0 0 300 0 0 0", 321),
+        ("  1 0 8 0 20 0 8 0 7 0 0 300 0 0 0 4000 0\n", 4321),
+    ],
+)
+def test_requests_of_every_kind_are_counted_once_they_are_done(host: Host, stat: str | None, completed: int) -> None:
+    host.attach()
+    if stat is not None:
+        (host.sys / "block/nbd0/stat").write_text(stat)
+    assert Kernel(NBD0).completed == completed

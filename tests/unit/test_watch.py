@@ -1,0 +1,78 @@
+"""What of a watch needs no kernel: its pauses, and that nobody who orders something waits for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("pyroute2")
+
+from nbdattach import netlink, sysfs
+from nbdattach.device import Device
+from nbdattach.errors import NbdattachError
+from nbdattach.state import Record
+from nbdattach.target import Target
+from nbdattach.watch import FIRST_PAUSE, MAX_PAUSE, Done, Watch, pause_after
+
+RECORD = Record("tag", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42)
+ages = st.floats(0, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("age", "pause"), [(0, 0.1), (1, 0.1), (8, 0.1), (80, 1), (240, 3), (400, 5), (1e9, 5), (math.inf, 5)]
+)
+def test_the_longer_a_server_is_away_the_longer_is_the_pause(age: float, pause: float) -> None:
+    assert pause_after(age) == pytest.approx(pause)
+
+
+@given(ages, ages)
+def test_pauses_grow_within_their_limits(one: float, other: float) -> None:
+    shorter, longer = sorted((one, other))
+    assert 0 < FIRST_PAUSE <= pause_after(shorter) <= pause_after(longer) <= MAX_PAUSE
+
+
+def test_a_server_that_is_back_is_found_within_a_small_share_of_the_time_it_was_away() -> None:
+    for age, later in itertools.pairwise(range(0, 3600, 5)):
+        assert pause_after(age) <= max(0.1, later / 50)
+
+
+ORDERS: dict[str, Callable[[Watch, Done], None]] = {
+    "reconnect": lambda watch, done: watch.reconnect(None, done),
+    "reconnect to": lambda watch, done: watch.reconnect(Target("db2"), done),
+    "resize": lambda watch, done: watch.resize(done),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_order_to_a_watch_that_ends_is_answered(
+    when: str, order: Callable[[Watch, Done], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command at the other end of the monitor's socket waits for it without a limit."""
+    monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
+    monkeypatch.setattr(netlink, "Family", contextlib.nullcontext)
+    watch = Watch(Device(0), RECORD, [], lambda _: None)
+    outcomes: list[str | NbdattachError] = []
+    answered = threading.Event()
+
+    def done(outcome: str | NbdattachError) -> None:
+        outcomes.append(outcome)
+        answered.set()
+
+    watch.hold()  # so that nothing is done about it meanwhile
+    if when == "before":
+        order(watch, done)
+        watch.stop()
+    else:
+        watch.stop()
+        order(watch, done)
+    assert answered.wait(0.3)
+    assert [isinstance(outcome, NbdattachError) for outcome in outcomes] == [True]
