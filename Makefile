@@ -9,7 +9,8 @@ K :=
 # No test waits longer than this for one thing; emulated machines are slow.
 LIMIT := --timeout 180
 
-.PHONY: test lanes provision lint unit unit-all servers kernel kernel-udev kernel-6.12 shell demo bench clean
+.PHONY: test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
+	kernel-6.12-netlink soak shell demo bench clean
 
 ## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
 test: provision $(VENV)/installed
@@ -17,7 +18,7 @@ test: provision $(VENV)/installed
 	@echo "make test: all passed"
 
 # Two lanes of about the same length, one a core; the slow guests begin first.
-lanes: kernel kernel-6.12 lint unit-all servers kernel-udev
+lanes: kernel kernel-6.12 kernel-netlink kernel-6.12-netlink lint unit-all servers kernel-udev
 
 provision:
 	tests/lab/provision
@@ -44,13 +45,19 @@ servers: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/servers
 
 kernel: $(VENV)/installed
-	$(GUEST) --timeout 900 --env NBDATTACH_DEVICE=/dev/nbd3 -- $(PYTEST) $(LIMIT) -m "not udev and not stock" $(if $(K),-k $(K)) tests/kernel $(if $(K),,tests/unit/test_fake_kernel.py)
+	$(GUEST) --timeout 900 --env NBDATTACH_DEVICE=/dev/nbd3 -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not netlink" $(if $(K),-k $(K)) tests/kernel $(if $(K),,tests/unit/test_fake_kernel.py)
+
+kernel-netlink: $(VENV)/installed
+	$(GUEST) --timeout 1500 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not ioctl" $(if $(K),-k $(K)) tests/kernel
 
 kernel-udev: $(VENV)/installed
 	$(GUEST) --timeout 300 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
 
 kernel-6.12: $(VENV)/installed
-	$(GUEST) --timeout 900 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m "essential or stock" $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 900 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m "(essential or stock) and not netlink" $(if $(K),-k $(K)) tests/kernel
+
+kernel-6.12-netlink: $(VENV)/installed
+	$(GUEST) --timeout 1500 --kernel 6.12 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "essential and netlink" $(if $(K),-k $(K)) tests/kernel
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
 KERNEL := 6.1
@@ -65,3 +72,7 @@ bench: provision $(VENV)/installed
 
 clean:
 	rm -rf .venv .venv-* build *.egg-info
+
+## a thousand server restarts under load, half an hour
+soak: $(VENV)/installed
+	$(GUEST) --timeout 7000 --env LAB_BACKEND=netlink --env SOAK_ROUNDS=1000 -- $(PYTEST) -s tests/kernel/test_soak.py

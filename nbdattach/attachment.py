@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nbdattach import backends, control, driver, geometry, launch, state, sysfs, udev
@@ -82,6 +82,10 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
     if there:
         return there
     backend = backends.choose(wishes)
+    if backend.name == "netlink" and not wishes.connections:
+        # With several, the driver sends a request that is slow a second time, while the server may still be at the
+        # first. Nobody gets that without having asked for it (nbdattach(8), LIMITS).
+        wishes = replace(wishes, connections=1)
     for _ in range(_ATTEMPTS):
         with suppress(Spent):
             return _attach(target, device, wishes, tag, backend, trace)

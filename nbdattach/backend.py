@@ -85,12 +85,8 @@ class Hold(Protocol):
 def set_queue_limits(device: Device, job: Job, io_timeout_ms: int) -> None:
     """All of them each time: what one attachment sets outlives it. Raises OSError.
 
-    `io_timeout_ms` is for one connection without --io-timeout, where it never makes a slow server a dead one.
+    `io_timeout_ms` is for attachments without --io-timeout.
     """
     kernel = Kernel(device)
     kernel.set_queue("max_sectors_kb", job.shape.max_sectors_kb)
-    if job.wishes.io_timeout:
-        io_timeout_ms = job.wishes.whole_io_timeout * 1000
-    elif len(job.sockets) > 1:
-        io_timeout_ms = PATIENT_MS
-    kernel.set_queue("io_timeout", io_timeout_ms)
+    kernel.set_queue("io_timeout", job.wishes.whole_io_timeout * 1000 or io_timeout_ms)

@@ -31,7 +31,8 @@ _CLASSES = (
 class NoMonitor(NbdattachError):
     """No monitor runs on this host."""
 
-    def __init__(self, cause: str) -> None:
+    def __init__(self, cause: str, silent: bool = False) -> None:
+        self.silent = silent  # it is there, and does not answer
         super().__init__("monitor", cause, "nbdattach monitor starts it, and says what is wrong")
 
 
@@ -64,10 +65,15 @@ def watch(device: Device, sockets: Sequence[socket.socket]) -> None:
 def hands_off(device: Device) -> Iterator[None]:
     """The monitor, where one runs, does not touch the device meanwhile."""
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(NbdattachError):  # none runs, or it does not watch this one
+        try:
             connection = held.enter_context(_connected(_PATIENCE))
             _send(connection, Request("hold", device.name))
             _reply(connection)
+        except NoMonitor as error:
+            if error.silent:
+                raise
+        except NbdattachError:
+            pass  # it does not watch this one
         yield
 
 
@@ -101,7 +107,7 @@ def _reply(connection: socket.socket) -> str:
     try:
         reply = json.loads(connection.recv(_MAX_MESSAGE) or b"{}")
     except (OSError, ValueError) as error:
-        raise NoMonitor(f"does not answer ({error})") from None
+        raise NoMonitor(f"does not answer ({error})", silent=isinstance(error, TimeoutError)) from None
     if "said" in reply:
         return str(reply["said"])
     if "cause" not in reply:

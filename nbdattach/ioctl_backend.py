@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from nbdattach import state, worker
-from nbdattach.backend import Job, Taken, set_queue_limits
+from nbdattach.backend import PATIENT_MS, Job, Taken, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
@@ -43,7 +43,7 @@ def attach(device: Device, job: Job) -> Worker:
         started = Worker.start(node, job)
         try:
             # As soon as the kernel serves the device, somebody may read from it.
-            set_queue_limits(device, job, _IO_TIMEOUT_MS)
+            set_queue_limits(device, job, PATIENT_MS if len(job.sockets) > 1 else _IO_TIMEOUT_MS)
             started.go()
         except BaseException:
             started.abandon()

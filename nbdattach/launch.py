@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from nbdattach import control
+from nbdattach import control, state
 from nbdattach.control import NoMonitor
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
@@ -21,12 +21,16 @@ def ensure_monitor() -> None:
     """Returns when a monitor answers. Raises `NoMonitor`."""
     if control.answers():
         return
+    with state.start_lock():
+        if not control.answers():
+            _start()
+
+
+def _start() -> None:
     failures = []
     for command in _ways():
         failure = _failure_of(command)
-        if failure and control.answers():  # another command was faster
-            return
-        if failure is None:
+        if failure is None or control.answers() or state.monitor_lives():  # another command may have been faster
             deadline = Deadline(START_SECONDS)
             while not control.answers():
                 if not deadline.sleep(_POLL):

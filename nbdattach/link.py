@@ -6,6 +6,7 @@ The numbers are those of struct tcp_info and the TCP states in linux/tcp.h and n
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -74,7 +75,7 @@ class Link:
         return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.size) != bytes(_TIMEVAL.size)
 
     def unlimited(self) -> None:
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(_TIMEVAL.size))
+        unlimited(self._sock.fileno())
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -90,8 +91,11 @@ class Link:
         What the server has received already it shall finish: until the deadline it may say so by closing its end.
         """
         self.cut()
-        if self._tcp:
-            farewell = Deadline(_FAREWELL)
+        if not self._tcp:
+            while ioctl.bytes_unread(self._sock.fileno()) and deadline.sleep(_POLL):
+                pass
+        else:
+            farewell = Deadline(max(_FAREWELL, 3 * (self.round_trip or 0)))
             while (state := self._info()[0]) != _CLOSE:
                 if not (farewell if state == _FIN_WAIT1 else deadline).sleep(_POLL) or state == _ESTABLISHED:
                     with contextlib.suppress(OSError):
@@ -104,6 +108,12 @@ class Link:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def unlimited(number: int) -> None:
+    """Sending over the socket may take as long as it takes: a slow server is not a dead one."""
+    with socket.socket(fileno=os.dup(number)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(_TIMEVAL.size))
 
 
 def watch_peer(sock: socket.socket, seconds: float) -> None:

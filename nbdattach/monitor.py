@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nbdattach import driver, ioctl, netlink, process, state, sysfs, systemd
 from nbdattach.control import Caller, Door, Request
@@ -31,6 +31,7 @@ _TICK = 1.0
 _TICKS_BETWEEN_CHECKS = 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOADING = 10.0
+_BREATH = 0.2
 # Bytes; nothing here recurses.
 _STACK = 256 << 10
 
@@ -85,18 +86,31 @@ class Monitor:
             ready = {number for number, _ in poll.poll(_TICK * 1000)}
             if woken in ready:
                 return True
-            if dead_links.fileno() in ready:
-                self._check(dead_links.read())
-            if door.fileno() in ready:
-                threading.Thread(target=self._serve, args=[door.accept()], daemon=True).start()
+            with self._logged():
+                if dead_links.fileno() in ready:
+                    self._check(dead_links.read())
+                if door.fileno() in ready:
+                    threading.Thread(target=self._serve, args=[door.accept()], daemon=True).start()
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + _TICK
                 ticks += 1
-                self._tick()
+                with self._logged():
+                    self._tick()
                 if sysfs.driver_instance() not in (0, driver_now):
                     return False
                 if ticks % _TICKS_BETWEEN_CHECKS == 0:
-                    self._check(None)
+                    with self._logged():
+                        self._adopt()
+                        self._check(None)
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        """What goes wrong with one thing shall not end the watch over the others."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # no memory, no descriptors, no thread
+            self._log(f"monitor: {type(error).__name__}: {error}")
+            time.sleep(_BREATH)
 
     def _check(self, indices: list[int] | None) -> None:
         """Those of which the kernel has announced a dead connection; None for all."""
@@ -121,7 +135,7 @@ class Monitor:
     def _adopt(self) -> None:
         """Whatever is attached and asked to be watched, by commands that found no monitor or by one before us."""
         for device in sysfs.devices():
-            record = state.load(device)
+            record = None if device in self._watches else state.load(device)
             if record and record.reconnect and record.backend == "netlink":
                 self._watch(device, record, [])
 
@@ -225,6 +239,7 @@ def _subscription() -> netlink.DeadLinks:
 def _survive() -> None:
     """The machine may swap to what is watched here: we must not wait for memory, nor die for want of it."""
     process.never_kill_for_memory()
+    process.raise_descriptor_limit()
     warm_up()
     for wish in (ioctl.pr_set_io_flusher, ioctl.mlockall_on_fault):
         with contextlib.suppress(OSError):
@@ -272,7 +287,8 @@ def main_in_background() -> None:
         with open(reader) as words:
             said = words.read()
         if said != "ready":
-            sys.stderr.write(said)
+            sys.stderr.write(f"{said}\n")
+            sys.stderr.flush()
         os._exit(0 if said == "ready" else 1)
     os.close(reader)
     os.setsid()
@@ -287,6 +303,6 @@ def main_in_background() -> None:
 
     try:
         run(to_kernel_log, lambda: say("ready"))
-    except (NbdattachError, OSError) as error:
+    except Exception as error:
         with contextlib.suppress(OSError):  # it was ready before
             say(str(error))

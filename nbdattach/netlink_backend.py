@@ -15,20 +15,23 @@ import math
 import select
 
 from nbdattach import netlink, state, sysfs
-from nbdattach.backend import Job, Spent, Taken, identifier, set_queue_limits
+from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, identifier, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
+from nbdattach.link import unlimited
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel
 from nbdattach.wishes import DEFAULT_ON_LOSS
 
-# Milliseconds of queue/io_timeout, for one connection: what requests that were in flight when the server died wait at
-# most after a reconnect. The driver looks at those of this age, sends them again where the connection was replaced
-# meanwhile, and else waits on: a slow server costs a line in the kernel's log, and nothing else.
-RESEND_MS = 3_000
+# The age at which the driver looks at a request without an answer, in seconds. With one connection it sends it again
+# where the connection was replaced meanwhile, and else waits on: a slow server costs a line in the kernel's log, and
+# nothing else. So this is what requests that were in flight when the server died wait at most after a reconnect. With
+# several connections it takes the connection for dead and sends the request over another one: only where a monitor
+# replaces it then.
+RESEND_SECONDS = 3
 # Where requests are to fail at once, those in flight can as well be looked at sooner.
-_FAIL_MS = 1_000
+_FAIL_SECONDS = 1
 # Seconds; the kernel multiplies it by its ticks and keeps it in a long.
 MAX_DEAD_CONN_TIMEOUT = 2_000_000
 # udev may have a free device open for a moment, and the kernel then calls it busy.
@@ -80,13 +83,15 @@ def attach(device: Device, job: Job) -> Claimed:
         if not locks.enter_context(state.device_lock(device)):
             raise Taken
         family = locks.enter_context(netlink.Family())
-        resend = resend_ms(job.wishes.on_loss, len(job.sockets))
+        resend = _io_timeout_ms(job)
         if sysfs.exists(device):  # else the message makes it
             set_queue_limits(device, job, resend)
-        _connect(family, device, job)
         node = None
         try:
+            _connect(family, device, job)  # an interrupt is told only after it is done
             set_queue_limits(device, job, resend)  # a new one, or a foreign tool was at it
+            for number in job.sockets:
+                unlimited(number)
             node = Node.claim(device)
             if not _is_ours(device, job):
                 raise Spent
@@ -112,7 +117,7 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
                 flags=shape.flags,
                 sockets=job.sockets,
                 dead_conn_timeout=0,  # until the commit nobody would reconnect
-                timeout=job.wishes.whole_io_timeout,
+                timeout=_timeout(job),
                 client_flags=netlink.NBD_CFLAG_DISCONNECT_ON_CLOSE,
                 backend=identifier(job.tag),
             )
@@ -125,9 +130,20 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
             return
 
 
-def resend_ms(on_loss: float | None, connections: int) -> int:
-    """For queue/io_timeout, while a monitor watches or there is but one connection."""
-    return _FAIL_MS if on_loss == 0 and connections == 1 else RESEND_MS
+def resend_ms(on_loss: float | None) -> int:
+    """For queue/io_timeout, with one connection."""
+    return (_FAIL_SECONDS if on_loss == 0 else RESEND_SECONDS) * 1000
+
+
+def _io_timeout_ms(job: Job) -> int:
+    if len(job.sockets) == 1:
+        return resend_ms(job.wishes.on_loss)
+    return RESEND_SECONDS * 1000 if job.wishes.reconnect else PATIENT_MS
+
+
+def _timeout(job: Job) -> int:
+    """NBD_ATTR_TIMEOUT in seconds: with several connections the monitor changes it, and needs it to be set."""
+    return job.wishes.whole_io_timeout or (RESEND_SECONDS if len(job.sockets) > 1 and job.wishes.reconnect else 0)
 
 
 def dead_conn_timeout(on_loss: float | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 
 
 def started(pid: int) -> int | None:
@@ -36,6 +37,12 @@ def never_kill_for_memory() -> None:
     """This process is passed over when the machine runs out of memory, as far as we may say so."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
+
+
+def raise_descriptor_limit() -> None:
+    """As many open files as we may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def is_root() -> bool:

@@ -23,6 +23,7 @@ from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
 RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
 _MONITOR = 1 << 33
+_START = _MONITOR + 1
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
 
 
@@ -153,6 +154,14 @@ def monitor_lock() -> Iterator[bool]:
     """Held by the one monitor of this host for as long as it lives; False where there is one."""
     with _locks() as fd:
         yield _locked(fd, _MONITOR)
+
+
+@contextlib.contextmanager
+def start_lock() -> Iterator[None]:
+    """One command at a time starts a monitor; the others find it running."""
+    with _locks() as fd:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(_START))
+        yield
 
 
 def monitor_lives() -> bool:

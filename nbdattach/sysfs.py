@@ -139,6 +139,11 @@ class Kernel:
         fields = (self._read("stat") or "").split()
         return sum(int(fields[at]) for at in (0, 4, 11, 15) if at < len(fields))
 
+    @property
+    def inflight(self) -> int:
+        """Requests that the driver has, reads and writes."""
+        return sum(map(int, (self._read("inflight") or "").split()))
+
     def set_queue(self, attribute: str, value: int) -> None:
         """A limit of the queue, such as max_sectors_kb. Raises OSError."""
         with open(f"{self._path}/queue/{attribute}", "w") as file:

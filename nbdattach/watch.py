@@ -3,11 +3,12 @@
 Decisions that matter:
 * We hold duplicates of the kernel's sockets, which show what is dead. A monitor that was restarted holds none; it asks
   the kernel: a scout (`link.Scout`) is taken where a connection is dead, and dropped where all live.
-* That the kernel took a connection is seen, not believed: RECONFIGURE says nothing of it, but its send timeout does.
+* That the kernel took a connection is seen, not believed: RECONFIGURE says nothing of it. Where the device has a
+  timeout, the driver sets it on the socket; where it has none, a scout that is dropped afterwards shows it.
 * Each attachment has a thread of its own while something is to be done, and none else: a hanging server delays nobody.
-* While a connection is dead the driver is given a timeout (NBD_ATTR_TIMEOUT): with one connection it then takes back
-  what was in flight on it, and sends it at once when there is a new one. The timeout goes away afterwards, since with
-  one the driver takes slow for dead.
+* The limits of the queue are never written here: on newer kernels that waits for all requests in flight, for ever when
+  their server is gone. With one connection queue/io_timeout stays as connect has set it; with several, the driver's own
+  timeout (NBD_ATTR_TIMEOUT) does the same, and can be changed at any time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused
 from nbdattach.link import Link, Scout, watch_peer
-from nbdattach.netlink_backend import RESEND_MS, dead_conn_timeout, resend_ms
+from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
+from nbdattach.node import Busy, Node
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target, parse_target
 from nbdattach.users import users_of
@@ -39,15 +41,14 @@ Log: TypeAlias = Callable[[str], None]
 Done: TypeAlias = Callable[[str | NbdattachError], None]
 
 # Between tries: at once, then a share of the time that the server has been away, and never longer than MAX_PAUSE.
-FIRST_PAUSE = 0.1
+FIRST_PAUSE = 0.25
 MAX_PAUSE = 5.0
 _SHARE = 80
 # What TCP has for one try: a SYN that was lost, or sent into a cut link, must not hold up the next one.
 _LEAST_CONNECT = 0.5
+_LEAST_DIAL = 3.0
 _ROUND_TRIPS = 5
 _UNKNOWN_ROUND_TRIP = 0.4
-# NBD_ATTR_TIMEOUT while a connection is dead, in seconds. Only that it is set matters.
-_TAKE_BACK = 86_400
 # With several connections: by how much the age grows at which a request counts as lost, when a server is that slow;
 # and after how many seconds without trouble it is as at first.
 _MORE_PATIENCE = 15
@@ -56,9 +57,14 @@ _CALM = 600.0
 _FRUITLESS = 10.0
 # After an error of this machine (no memory, no space in /run), before the next try.
 _OWN_TROUBLE = 1.0
+# Many devices may lose one server at once, so status is told no more often than anybody looks at it.
+_SAY_AGAIN = 1.0
 # A connection that we have shut down is dead to the driver in no time; so is a FIN that was acknowledged.
 _BURIAL = 2.0
 _POLL = 0.005
+# How long a planned hand-over waits for a moment without requests in flight: none has to be sent again then.
+_QUIET = 1.0
+_QUICK_POLL = 0.0005
 
 
 class _Gone(Exception):
@@ -72,6 +78,7 @@ class _Outage:
     began: float
     since: str
     error: str = ""
+    said: float = -math.inf  # when status was last told
     died: float | None = None  # since when a connection has been known to be dead, and not only silent
     told: bool = False  # so have the driver and the log
     failing: bool = False  # requests fail, as --on-loss says
@@ -97,17 +104,18 @@ class Watch:
         # Around what the kernel is told, and our links; may be held for as long as a burial takes.
         self._at_kernel = threading.RLock()
         self._family: netlink.Family
+        self._inside = 0  # the thread that is there
         self._outage: _Outage | None = None
         # Else the monitor before us has taken its duplicates with it, perhaps in the middle of something.
         self._complete = len(links) == record.connections
         self._settled = False
         self._last_outage: _Outage | None = None
-        self._resend_ms = resend_ms(record.on_loss, record.connections)
+        # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request.
+        self._timeout = math.ceil(record.io_timeout) or (RESEND_SECONDS if self._several else 0)
         self._last_trouble = -math.inf
+        self._more_patient = False
         self._handed_over = (time.monotonic(), self._kernel.completed)
         self._round_trip = max((link.round_trip or 0.0 for link in links), default=_UNKNOWN_ROUND_TRIP)
-        with contextlib.suppress(OSError):  # gone already, as the first look will tell
-            self._set_io_timeout()
 
     # -- what the monitor calls ------------------------------------------------------------------------------------
 
@@ -128,9 +136,10 @@ class Watch:
                 return not self._ended
             if any(link.silent for link in self._links):
                 self.check()
-            elif self._several and time.monotonic() - self._last_trouble > _CALM:
-                self._resend_ms = RESEND_MS
-                self._set_io_timeout()
+            elif self._more_patient and time.monotonic() - self._last_trouble > _CALM:
+                self._more_patient = self._settled = False
+                self._timeout = RESEND_SECONDS
+                self.check()
             return True
         finally:
             self._at_kernel.release()
@@ -146,7 +155,10 @@ class Watch:
     def release(self) -> None:
         with self._news:
             self._held = False
-        self.check()
+        if self._is_there():
+            self.check()
+        else:
+            self._end("no longer attached")
 
     def reconnect(self, target: Target | None, done: Done) -> None:
         """A planned hand-over to new connections, of `target` where one is named. `done` is called with the outcome."""
@@ -162,11 +174,14 @@ class Watch:
 
     def stop(self) -> None:
         """The monitor ends; the attachment stays, in a state that needs no monitor."""
-        with self._at_kernel:
-            if self._several and not self._ended and self._is_there():
-                with contextlib.suppress(OSError):
-                    self._kernel.set_queue("io_timeout", PATIENT_MS)
-            self._end(None)
+        if self._at_kernel.acquire(timeout=_BURIAL):
+            try:
+                if self._several and not self._record.io_timeout and not self._ended and self._is_there():
+                    with contextlib.suppress(OSError, _Gone), netlink.Family() as self._family:
+                        self._reconfigure(timeout=PATIENT_MS // 1000)
+            finally:
+                self._at_kernel.release()
+        self._end(None)
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
@@ -181,8 +196,9 @@ class Watch:
     def _start(self) -> None:
         self._news.notify_all()
         if self._thread is None and not self._ended:
-            self._thread = threading.Thread(target=self._run, name=self.device.name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self.device.name, daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _run(self) -> None:
         try:
@@ -273,8 +289,6 @@ class Watch:
                 outage.told = True
                 outage.died = outage.died or time.monotonic()
                 self._judge_slowness(outage)
-                self._reconfigure(timeout=_TAKE_BACK)
-                self._set_io_timeout()
                 self._log(f"{self.device.name}: connection to {self._record.target} lost; {self._consequence()}")
                 self._say_trouble(outage)
             return outage
@@ -306,6 +320,7 @@ class Watch:
             fresh = self._dial(self._target(), quick=True)
         except NbdattachError as error:
             self._note_failure(outage, error)
+            self._give_up_silent(outage)
             return False
         with self._kernel_calls():
             quiet = [link for link in self._links if link.silent]
@@ -315,20 +330,33 @@ class Watch:
             for link in quiet:
                 link.cut()
             self._in_outage(dead=True)
-            self._hand_over(fresh)
-        return True
+            return self._hand_over(fresh)
+
+    def _give_up_silent(self, outage: _Outage) -> None:
+        """Neither the old connections get through nor a new one: what comes now shall wait for a good one.
+
+        Where requests are to fail at the loss of a connection, it is not lost before --dead-peer says so.
+        """
+        with self._kernel_calls():
+            if outage.died or self._record.on_loss == 0 or not any(link.silent for link in self._links):
+                return
+            for link in self._links:
+                link.cut()
+            outage.died = time.monotonic() + max(0.0, self._record.dead_peer - self._age())
+            self._in_outage(dead=True)
 
     def _note_failure(self, outage: _Outage, error: NbdattachError) -> None:
         if str(error) != outage.error:
-            outage.error = str(error)
+            outage.error, outage.said = str(error), -math.inf
             self._log(f"{self.device.name}: {error}")
 
     def _pause(self, outage: _Outage) -> bool:
         """Waits before the next try; False when something else comes first."""
         age = time.monotonic() - outage.began
         seconds = min(pause_after(age) * random.uniform(0.8, 1.2), self._until_failing())  # noqa: S311 - no secret
-        with self._kernel_calls():
-            self._say_trouble(outage, seconds)
+        if time.monotonic() - outage.said >= _SAY_AGAIN:
+            with self._kernel_calls():
+                self._say_trouble(outage, seconds)
         with self._news:
             if self._news.wait_for(lambda: self._orders or self._held or self._ended, timeout=seconds):
                 self._check = True  # go on here afterwards
@@ -371,8 +399,8 @@ class Watch:
 
     def _settle(self) -> None:
         patience = math.inf if self._record.on_loss is None else self._record.on_loss
-        self._reconfigure(dead_conn_timeout=dead_conn_timeout(patience), timeout=math.ceil(self._record.io_timeout))
-        self._set_io_timeout()
+        # With one connection and no timeout nothing may be said of it: the driver would set queue/io_timeout, too.
+        self._reconfigure(dead_conn_timeout=dead_conn_timeout(patience), timeout=self._timeout or None)
         self._settled = True
 
     # -- orders ----------------------------------------------------------------------------------------------------
@@ -380,37 +408,39 @@ class Watch:
     def _carry_over(self, target: Target | None) -> str:
         self._see_we_can_replace()
         place = target or self._target()
-        fresh = self._dial_all(place, self._record.size)
+        self._replace_all(self._dial_all(place, self._record.size))
         if target:
             self._remember(target=target.uri)
-        self._replace_all(fresh)
         self._log(f"{self.device.name}: handed over to {place.uri}")
         return place.uri
 
     def _take_new_size(self) -> str:
         self._see_we_can_replace()
         probe = self._dial(self._target(), any_size=True)
-        size = probe.export.size
+        size, block = probe.export.size, self._record.block_size
         self._say_goodbye(probe)
-        blocks = size // self._record.block_size
-        if size == self._record.size:
-            return f"{size} bytes, as before"
-        if not blocks:
+        before, wanted = self._kernel.size, size // block * block
+        if not wanted:
             raise Refused(self._record.target, f"the export has {size} bytes, less than a block", "is its image empty?")
-        if size < self._record.size and (users := users_of(self.device)):
-            raise DeviceInUse(
-                self.device.path,
-                f"the export has shrunk from {self._record.size} to {size} bytes, and the device is {users}",
-                "release the device before it is made smaller",
-            )
-        fresh = self._dial_all(self._target(), size)
-        before = self._record.size
+        if (size, before) == (self._record.size, wanted):
+            return f"{size} bytes, as before"
+        with self._nobody_uses_it() if wanted < before else contextlib.nullcontext():
+            self._replace_all(self._dial_all(self._target(), size), size=wanted)
         self._remember(size=size)
-        self._replace_all(fresh)
-        with self._kernel_calls():
-            self._reconfigure(size=blocks * self._record.block_size)
         self._log(f"{self.device.name}: {size} bytes now, {before} before")
         return f"{size} bytes now, {before} before"
+
+    def _nobody_uses_it(self) -> contextlib.AbstractContextManager[object]:
+        """Nobody may use what goes, and nobody may begin to."""
+        users = str(users_of(self.device))
+        if not users:
+            with contextlib.suppress(Busy):
+                return Node.claim(self.device)
+        raise DeviceInUse(
+            self.device.path,
+            f"the export has shrunk, and the device is {users or 'open exclusively'}",
+            "release the device before it is made smaller",
+        )
 
     def _see_we_can_replace(self) -> None:
         """A living connection can only be ended by who holds its socket."""
@@ -432,19 +462,38 @@ class Watch:
             raise
         return made
 
-    def _replace_all(self, fresh: list[Connection]) -> None:
-        """Every connection by a new one. What was in flight is sent again over those."""
+    def _replace_all(self, fresh: list[Connection], size: int | None = None) -> None:
+        """Every connection by a new one; what was in flight is sent again over those. Then the size, in bytes."""
         with self._kernel_calls():
-            self._outage = None
-            self._reconfigure(timeout=_TAKE_BACK)
-            self._set_io_timeout()
+            self._await_quiet()
             for link in self._links:
                 link.cut()
-            for connection in fresh:
-                self._hand_over(connection)
+            taken = [self._hand_over(connection) for connection in fresh]
+            self._outage = None
             self._settle()
+            if size is not None:
+                self._set_size(size)
             state.save_trouble(self.device, None)
         self.check()  # what we did not hold may be dead still
+        if not all(taken):
+            cause = "the driver did not take the new connection"
+            raise KernelRefused(self.device.path, cause, "the monitor goes on trying: see nbdattach status")
+
+    def _await_quiet(self) -> None:
+        quiet = Deadline(_QUIET)
+        while self._kernel.inflight and quiet.sleep(_QUICK_POLL):
+            pass
+
+    def _set_size(self, size: int) -> None:
+        """Newer kernels wait for all requests in flight; should their server go now, a timeout ends that wait."""
+        if not self._timeout:
+            self._reconfigure(timeout=RESEND_SECONDS)
+        self._await_quiet()
+        self._reconfigure(size=size)
+        if not self._timeout:
+            self._reconfigure(timeout=0)
+            self._await_quiet()
+            self._kernel.set_queue("io_timeout", resend_ms(self._record.on_loss))
 
     def _remember(self, **changes: object) -> None:
         with self._kernel_calls():
@@ -462,7 +511,7 @@ class Watch:
         began = time.monotonic()
         made = client.connect(
             target,
-            max(0.01, min(record.connect_timeout, self._until_failing())),
+            self._dial_within() if quick else record.connect_timeout,
             silent,
             connect_within=self._connect_within() if quick else math.inf,
             raw_size=record.size if record.raw else None,
@@ -478,26 +527,40 @@ class Watch:
         return made
 
     def _connect_within(self) -> float:
-        age = time.monotonic() - self._outage.began if self._outage else 0.0
-        return max(_LEAST_CONNECT, _ROUND_TRIPS * self._round_trip, pause_after(age))
+        return max(_LEAST_CONNECT, _ROUND_TRIPS * self._round_trip, pause_after(self._age()))
 
-    def _hand_over(self, fresh: Connection) -> None:
-        """Gives the driver the connection in the place of a dead one. The dead are buried first."""
+    def _dial_within(self) -> float:
+        """Seconds for one try; a server that has just come up may have lost the first, and never answers that."""
+        patience = min(self._record.connect_timeout, max(_LEAST_DIAL, self._age() / 2))
+        return max(0.01, min(patience, self._until_failing()))
+
+    def _age(self) -> float:
+        return time.monotonic() - self._outage.began if self._outage else 0.0
+
+    def _hand_over(self, fresh: Connection) -> bool:
+        """Gives the driver the connection in the place of a dead one; whether it took it. The dead are buried first."""
         burial = Deadline(_BURIAL)
         for link in [link for link in self._links if link.over]:
             link.bury(burial)
             self._links.remove(link)
         link = Link(fresh.stream.sock)
-        while True:
-            self._reconfigure(sockets=[link.fileno()])
-            if link.limited:
-                break
-            if not burial.sleep(_POLL):  # it takes the driver a moment to see what we have seen, but not so long
+        waiting = Deadline(_BURIAL)
+        while not self._take(link):
+            # It takes the driver a moment to see what we have seen, but not so long.
+            if link.over or not waiting.sleep(_POLL):
                 self._say_goodbye(fresh)
-                return
-        link.unlimited()
+                return False
         self._links.append(link)
         self._handed_over = (time.monotonic(), self._kernel.completed)
+        return True
+
+    def _take(self, link: Link) -> bool:
+        self._reconfigure(sockets=[link.fileno()])
+        if self._timeout:
+            taken = link.limited
+            link.unlimited()
+            return taken
+        return not self._scout()  # there is but one place: what it finds dead is this one
 
     def _say_goodbye(self, connection: Connection) -> None:
         with contextlib.suppress(NbdattachError):
@@ -508,7 +571,10 @@ class Watch:
 
     @contextlib.contextmanager
     def _kernel_calls(self) -> Iterator[None]:
-        """None while we are held, and none for an attachment that is another by now."""
+        """None while we are held, and none for an attachment that is another by now. May be nested."""
+        if self._inside == threading.get_ident():
+            yield
+            return
         while True:
             with self._news:
                 self._news.wait_for(lambda: not self._held or self._ended)
@@ -517,7 +583,11 @@ class Watch:
                     continue
                 if self._ended or not self._is_there():
                     raise _Gone
-                yield
+                self._inside = threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._inside = 0
                 return
 
     def _reconfigure(
@@ -541,18 +611,17 @@ class Watch:
                 raise _Gone from error
             raise
 
-    def _set_io_timeout(self) -> None:
-        if not self._record.io_timeout:  # else the driver has set it
-            self._kernel.set_queue("io_timeout", self._resend_ms)
-
     def _judge_slowness(self, outage: _Outage) -> None:
         """With several connections the driver drops one whose server is slow. Is it that, it shall be dropped later."""
         moment, completed = self._handed_over
-        waited = time.monotonic() - moment
-        if self._several and completed == self._kernel.completed and waited * 1000 >= self._resend_ms:
+        if not self._several or self._record.io_timeout or completed != self._kernel.completed:
+            return
+        if time.monotonic() - moment >= self._timeout:
             outage.died = time.monotonic()  # it is not away
-            self._resend_ms = min(self._resend_ms * _MORE_PATIENCE, PATIENT_MS)
-            self._log(f"{self.device.name}: the server is slow; it has {self._resend_ms / 1000:g} s a request now")
+            self._timeout = min(self._timeout * _MORE_PATIENCE, PATIENT_MS // 1000)
+            self._more_patient, self._settled = True, False
+            self._reconfigure(timeout=self._timeout)
+            self._log(f"{self.device.name}: the server is slow; it has {self._timeout} s a request now")
 
     # -- small things ----------------------------------------------------------------------------------------------
 
@@ -564,6 +633,7 @@ class Watch:
         return self._kernel.by_netlink and self._kernel.pid == self._record.kernel_pid
 
     def _say_trouble(self, outage: _Outage, pause: float | None = None) -> None:
+        outage.said = time.monotonic()
         word = "lost" if outage.failing else "reconnecting"
         next_try = None if pause is None else now(pause)
         state.save_trouble(self.device, state.Trouble(word, outage.since, next_try, outage.error))

@@ -16,10 +16,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
-SERVERS = HERE.parent / "servers"
+SERVERS, KERNEL = HERE.parent / "servers", HERE.parent / "kernel"
 sys.path[:0] = [str(HERE), str(SERVERS)]
 
-import cpu_time  # noqa: E402 - these two live in the folders above
+import cpu_time  # noqa: E402 - these live in the folders above
+from contenders import PARTS  # noqa: E402
 from figures import Row, table  # noqa: E402
 
 
@@ -42,11 +43,13 @@ def guest(options: argparse.Namespace) -> dict[str, list[Row]]:
 def guest_command(options: argparse.Namespace, result: Path) -> list[str]:
     return [
         *(sys.executable, str(HERE.parent / "lab/guest.py"), "--kernel", options.kernel, "--memory", "3G"),
-        *("--timeout", str(options.timeout), "--out", str(result.parent), "--env", f"PYTHONPATH={SERVERS}", "--"),
+        *("--timeout", str(options.timeout), "--out", str(result.parent)),
+        *("--env", f"PYTHONPATH={SERVERS}:{KERNEL}", "--"),
         *(sys.executable, str(HERE / "in_guest.py"), "--nbdattach", options.nbdattach, "--result", str(result)),
         *("--rounds", str(options.rounds), "--seconds", str(options.seconds), "--size", options.size),
         *(["--sweep", options.sweep] if options.sweep else []),
         *(["--unix"] if options.unix else []),
+        *(["--only", *options.only] if options.only else []),
     ]
 
 
@@ -61,8 +64,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--sweep", choices=("sectors", "connections"), help="nbdattach against itself, in the guest only"
     )
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these tables of the guest, and nothing else")
     parser.add_argument("--no-guest", action="store_true", help="only what needs none")
-    parser.add_argument("--timeout", type=float, default=1200, metavar="SEC", help="of the guest")
+    parser.add_argument("--timeout", type=float, default=2400, metavar="SEC", help="of the guest")
     parser.add_argument("--nbdattach", default=default_nbdattach(), metavar="PROGRAM")
     options = parser.parse_args()
     if not options.nbdattach:
@@ -72,12 +76,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    if not options.sweep:
+    if not options.sweep and not options.only:
         title = f"CPU time, {options.cpu_rounds} rounds"
         print(table(title, cpu_time.measure(options.nbdattach, options.cpu_rounds)), flush=True)
     if not options.no_guest:
         for title, rows in guest(options).items():
-            print(table(f"{title}, {options.kernel}, {options.rounds} rounds", rows))
+            print(table(f"{title}, {options.kernel}, {rows[0].rounds} rounds", rows))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from servers import Server
 
+# What is measured there.
+PARTS = ("attaching", "data", "restarts", "monitor", "at-once")
 SECTORS = (128, 256, 512, 1024, 4096)
 CONNECTIONS = (1, 2, 4, 8)
 
@@ -26,9 +28,10 @@ class Contender:
 
 
 def tools(nbdattach: str) -> list[Contender]:
-    """The four tools, each as its users call it. The first is the one that the others are compared with."""
+    """The tools, each as its users call it. The first is the one that the others are compared with."""
     return [
-        nbdattach_with(nbdattach, "nbdattach"),
+        nbdattach_with(nbdattach, "nbdattach ioctl", "--backend", "ioctl"),
+        netlink(nbdattach),
         Contender("nbd-client ioctl", nbd_client_ioctl, nbd_client_off, data_path_aim=">= 1.0"),
         Contender("nbd-client netlink", nbd_client, nbd_client_off, data_path_aim=">= 1.0"),
         Contender("qemu-nbd -c", qemu_nbd, qemu_nbd_off, data_path_aim=">= 1.5"),
@@ -36,23 +39,35 @@ def tools(nbdattach: str) -> list[Contender]:
 
 
 def sectors(nbdattach: str) -> list[Contender]:
-    """nbdattach with several limits of a request; the first is its default."""
-    return [nbdattach_with(nbdattach, "as it comes")] + [
-        nbdattach_with(nbdattach, f"{size} KiB", max_sectors_kb=size) for size in SECTORS
+    """nbdattach ioctl with several limits of a request; the first is its default."""
+    ioctl = ("--backend", "ioctl")
+    return [nbdattach_with(nbdattach, "as it comes", *ioctl)] + [
+        nbdattach_with(nbdattach, f"{size} KiB", *ioctl, max_sectors_kb=size) for size in SECTORS
     ]
 
 
 def connections(nbdattach: str) -> list[Contender]:
-    return [nbdattach_with(nbdattach, "auto")] + [
-        nbdattach_with(nbdattach, f"-C {count}", "-C", str(count)) for count in CONNECTIONS
+    """nbdattach ioctl with several connections; the first is its default."""
+    ioctl = ("--backend", "ioctl")
+    return [nbdattach_with(nbdattach, "auto", *ioctl)] + [
+        nbdattach_with(nbdattach, f"-C {count}", *ioctl, "-C", str(count)) for count in CONNECTIONS
     ]
 
 
+def by_netlink(nbdattach: str) -> list[Contender]:
+    """Those that attach with one message; the first is ours."""
+    return [netlink(nbdattach), Contender("nbd-client netlink", nbd_client, nbd_client_off)]
+
+
+def netlink(nbdattach: str, *options: str) -> Contender:
+    return nbdattach_with(nbdattach, "nbdattach netlink", "--backend", "netlink", *options)
+
+
 def nbdattach_with(program: str, name: str, *options: str, max_sectors_kb: int = 0) -> Contender:
-    # The tag: without it the same export is attached once only.
+    # The tag: the same one is attached once only.
     return Contender(
         name,
-        lambda server, device: [program, "connect", "--tag", name, *options, server.uri, device],
+        lambda server, device: [program, "connect", "--tag", f"{name} at {device}", *options, server.uri, device],
         lambda device: [program, "disconnect", device],
         max_sectors_kb,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-WIDTHS = (34, 9, 20, 9, 21)
+WIDTHS = (34, 17, 20, 9, 21)
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,19 @@ class Row:
     def of(cls, plain: dict[str, Any]) -> Row:
         return cls(**plain)
 
+    @property
+    def rounds(self) -> int:
+        return len(self.samples[self.subject])
+
+    @property
+    def alone(self) -> bool:
+        return self.samples.keys() == {self.subject}
+
+    def spread(self) -> str:
+        """Of the subject's own figures."""
+        own = self.samples[self.subject]
+        return f"{number(min(own))}..{number(max(own))}"
+
     def ratio(self, other: str) -> str:
         """Median and spread of the ratios of all rounds."""
         pairs = zip(self.samples[self.subject], self.samples[other], strict=True)
@@ -44,9 +57,12 @@ def number(value: float) -> str:
 
 
 def table(title: str, rows: list[Row]) -> str:
-    """A line for each pair of the subject and another tool."""
+    """A line for each pair of the subject and another tool; or for the subject, where all rows are of it alone."""
     subject = rows[0].subject
-    header = _line(title, subject[: WIDTHS[1]], "against", "its", "ratio (min..max)", "aim")
+    if all(row.alone for row in rows):
+        header = _line_alone(title, subject, "min..max", "aim")
+    else:
+        header = _line(title, subject, "against", "its", "ratio (min..max)", "aim")
     lines = [header, "-" * len(header)]
     for row in rows:
         lines += _lines(row)
@@ -55,6 +71,8 @@ def table(title: str, rows: list[Row]) -> str:
 
 def _lines(row: Row) -> list[str]:
     what, ours = f"{row.what}, {row.unit}", number(median(row.samples[row.subject]))
+    if row.alone:
+        return [_line_alone(what, ours, row.spread(), row.aims.get(row.subject, ""))]
     lines = []
     for other in row.samples:
         if other != row.subject:
@@ -67,3 +85,8 @@ def _lines(row: Row) -> list[str]:
 def _line(what: str, ours: str, other: str, theirs: str, ratio: str, aim: str) -> str:
     a, b, c, d, e = WIDTHS
     return f"{what:{a}} {ours:>{b}}  {other:{c}} {theirs:>{d}}  {ratio:{e}} {aim}".rstrip()
+
+
+def _line_alone(what: str, ours: str, spread: str, aim: str) -> str:
+    a, b, c, _, _ = WIDTHS
+    return f"{what:{a}} {ours:>{b}}  {spread:{c}} {aim}".rstrip()

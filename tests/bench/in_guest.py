@@ -12,19 +12,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import crowd
 import fio
-from contenders import Contender, connections, sectors, tools
+import restarts
+from attached import REST_SECONDS, Device, run, until
+from contenders import PARTS, Contender, by_netlink, connections, netlink, sectors, tools
 from figures import Row
 from servers import Server, nbdkit
 
-READY_SECONDS = 60.0
 SOCKET = "/run/bench.sock"
-# A tool's processes come to rest: one of nbd-client's opens the device once more and ends.
-REST_SECONDS = 0.5
 # What `_one_attachment` measures, in its order.
 ATTACHING = (
     ("connect, the command", "ms"),
@@ -34,42 +34,6 @@ ATTACHING = (
     ("memory that stays (RSS)", "MB"),
     ("memory that stays, unshared", "MB"),
 )
-
-
-class Device:
-    """/dev/nbdN, and what the kernel says of it."""
-
-    def __init__(self, number: int) -> None:
-        self.path = f"/dev/nbd{number}"
-        self._sys = Path(f"/sys/block/nbd{number}")
-
-    @property
-    def ready(self) -> bool:
-        return (self._sys / "pid").exists() and (self._sys / "size").read_text() != "0\n"
-
-    @property
-    def free(self) -> bool:
-        return not (self._sys / "pid").exists()
-
-    def limit(self, max_sectors_kb: int) -> None:
-        (self._sys / "queue/max_sectors_kb").write_text(str(max_sectors_kb))
-
-
-def run(command: list[str]) -> float:
-    """Milliseconds until the command has ended."""
-    start = time.monotonic()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    return (time.monotonic() - start) * 1000
-
-
-def until(holds: Callable[[], bool]) -> float:
-    """Milliseconds until it holds."""
-    start = time.monotonic()
-    while not holds():
-        if time.monotonic() > start + READY_SECONDS:
-            raise TimeoutError("the device is in no state to go on")
-        time.sleep(0.001)
-    return (time.monotonic() - start) * 1000
 
 
 # -- the data path -----------------------------------------------------------------------------------------------
@@ -171,14 +135,26 @@ def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
     with nbdkit("memory", options.size, unix=SOCKET if options.unix else "") as server:
         if options.sweep == "sectors":
             rows = data_path(sectors(options.nbdattach), fio.LARGE_WORKS, server, options)
-            return {f"max_sectors_kb over {path}": rows}
+            return {f"max_sectors_kb over {path}, ioctl": rows}
         if options.sweep == "connections":
-            return {f"Connections over {path}": data_path(connections(options.nbdattach), fio.WORKS, server, options)}
-        contenders = tools(options.nbdattach)
-        return {
-            "Attaching": attaching(contenders, server, options.rounds),
-            f"Data over {path}": data_path(contenders, fio.WORKS, server, options),
-        }
+            rows = data_path(connections(options.nbdattach), fio.WORKS, server, options)
+            return {f"Connections over {path}, ioctl": rows}
+        return {title: rows for part in options.only for title, rows in [part_of(part, path, server, options)]}
+
+
+def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -> tuple[str, list[Row]]:
+    """The title of a table, and its rows."""
+    ours, rounds = options.nbdattach, options.rounds
+    if part == "attaching":
+        return "Attaching", attaching(tools(ours), server, rounds)
+    if part == "data":
+        return f"Data over {path}", data_path(tools(ours), fio.WORKS, server, options)
+    if part == "restarts":
+        kinds = {connections: netlink(ours, "-C", str(connections)) for connections in (1, 4)}
+        return "Server's return", restarts.measure(kinds, rounds)
+    if part == "monitor":
+        return "Monitor, resident", crowd.monitor_memory(netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
+    return "Attaching many", crowd.at_once(by_netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
 
 
 def main() -> None:
@@ -190,6 +166,7 @@ def main() -> None:
     parser.add_argument("--size", required=True)
     parser.add_argument("--sweep", default="")
     parser.add_argument("--unix", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     if "nbdattach.lab=1" not in Path("/proc/cmdline").read_text():
         sys.exit("this runs in a guest only: see tests/lab/README.md")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -55,7 +56,8 @@ def leftovers() -> list[str]:
 def _stop_monitor() -> None:
     """It outlives attachments; the next test shall find none."""
     for pid in monitors():
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _files() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,14 @@ class Place:
     unix: str
     port: int
 
-    def serve(self, *filters: str, image: Path | None = None, **where: str) -> AbstractContextManager[Server]:
+    def serve(
+        self, *filters: str, image: Path | None = None, options: Sequence[str] = (), **where: str
+    ) -> AbstractContextManager[Server]:
         if self.unix:
             Path(self.unix).unlink(missing_ok=True)  # of one that was killed
-        return nbdkit(*filters, "file", f"file={image or self.image}", port=self.port, unix=self.unix, **where)
+        return nbdkit(
+            *filters, "file", f"file={image or self.image}", *options, port=self.port, unix=self.unix, **where
+        )
 
 
 def place(folder: Path, name: str, transport: str = "tcp", mebibytes: int = 16) -> Place:

@@ -9,7 +9,7 @@ from host import NBD0, pretend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach.backend import MAX_IDENTIFIER, PATIENT_MS, Job, identifier, set_queue_limits
+from nbdattach.backend import MAX_IDENTIFIER, Job, identifier, set_queue_limits
 from nbdattach.export import Export
 from nbdattach.geometry import plan
 from nbdattach.target import Target
@@ -63,7 +63,7 @@ def test_a_short_limit_does_not_become_none(asked: float, whole: int) -> None:
 
 @pytest.mark.parametrize(
     ("connections", "io_timeout", "written"),
-    [(1, 0.0, 3000), (4, 0.0, PATIENT_MS), (1, 0.5, 1000), (1, 90.0, 90_000), (4, 1.5, 2000)],
+    [(1, 0.0, 3000), (1, 0.5, 1000), (1, 90.0, 90_000), (4, 1.5, 2000)],
 )
 def test_the_limits_of_the_queue_are_those_of_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connections: int, io_timeout: float, written: int

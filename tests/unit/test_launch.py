@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from nbdattach import control, launch
+from nbdattach import control, launch, state
 from nbdattach.control import NoMonitor
 
 
@@ -31,6 +32,7 @@ class Host:
 
 def hosted(monkeypatch: pytest.MonkeyPatch, host: Host, systemd: bool = True) -> Host:
     monkeypatch.setattr(launch, "in_charge", lambda: systemd)
+    monkeypatch.setattr(state, "RUN", tempfile.mkdtemp())
     monkeypatch.setattr(control, "answers", lambda: host.up)
     monkeypatch.setattr(launch.subprocess, "run", host.run)
     return host

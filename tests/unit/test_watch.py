@@ -27,7 +27,7 @@ ages = st.floats(0, allow_nan=False)
 
 
 @pytest.mark.parametrize(
-    ("age", "pause"), [(0, 0.1), (1, 0.1), (8, 0.1), (80, 1), (240, 3), (400, 5), (1e9, 5), (math.inf, 5)]
+    ("age", "pause"), [(0, 0.25), (1, 0.25), (20, 0.25), (80, 1), (240, 3), (400, 5), (1e9, 5), (math.inf, 5)]
 )
 def test_the_longer_a_server_is_away_the_longer_is_the_pause(age: float, pause: float) -> None:
     assert pause_after(age) == pytest.approx(pause)
@@ -41,7 +41,7 @@ def test_pauses_grow_within_their_limits(one: float, other: float) -> None:
 
 def test_a_server_that_is_back_is_found_within_a_small_share_of_the_time_it_was_away() -> None:
     for age, later in itertools.pairwise(range(0, 3600, 5)):
-        assert pause_after(age) <= max(0.1, later / 50)
+        assert pause_after(age) <= max(0.25, later / 50)
 
 
 ORDERS: dict[str, Callable[[Watch, Done], None]] = {

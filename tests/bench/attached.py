@@ -1,0 +1,48 @@
+"""The device that a contender attaches, and commands and states that are waited for. Must not know the contenders."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+READY_SECONDS = 60.0
+# A tool's processes come to rest: one of nbd-client's opens the device once more and ends.
+REST_SECONDS = 0.5
+
+
+class Device:
+    """/dev/nbdN, and what the kernel says of it."""
+
+    def __init__(self, number: int) -> None:
+        self.path = f"/dev/nbd{number}"
+        self._sys = Path(f"/sys/block/nbd{number}")
+
+    @property
+    def ready(self) -> bool:
+        return (self._sys / "pid").exists() and (self._sys / "size").read_text() != "0\n"
+
+    @property
+    def free(self) -> bool:
+        return not (self._sys / "pid").exists()
+
+    def limit(self, max_sectors_kb: int) -> None:
+        (self._sys / "queue/max_sectors_kb").write_text(str(max_sectors_kb))
+
+
+def run(command: list[str]) -> float:
+    """Milliseconds until the command has ended."""
+    start = time.monotonic()
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return (time.monotonic() - start) * 1000
+
+
+def until(holds: Callable[[], bool]) -> float:
+    """Milliseconds until it holds."""
+    start = time.monotonic()
+    while not holds():
+        if time.monotonic() > start + READY_SECONDS:
+            raise TimeoutError("the device is in no state to go on")
+        time.sleep(0.001)
+    return (time.monotonic() - start) * 1000

@@ -1,0 +1,340 @@
+"""The monitor: started when needed, one a host, killed and back again; and what can be asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from conftest import monitors, workers
+from load import Load, seconds_for_a_new_read
+from servers import nbdkit
+from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
+from tool import attached, command, connect, eventually, nbd, nbd_ok, shell, sparse_file
+
+from nbdattach import control, launch, status, sysfs
+from nbdattach.control import Request
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+pytestmark = pytest.mark.netlink
+FIRST = Kernel(Device(0))
+MAX_MONITOR_KB = 40 << 10
+
+
+def monitor_pid() -> int:
+    return int(control.ask(Request("ping"), 30))
+
+
+def kill_monitor() -> None:
+    pid = monitor_pid()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: pid not in monitors())
+
+
+def resident_kb(pid: int) -> int:
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1])
+
+
+@pytest.mark.essential
+def test_connect_starts_it_and_a_second_one_refuses() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0"):
+        (pid,) = monitors()
+        assert pid == monitor_pid()
+        for background in ([], ["--background"]):
+            done = nbd("monitor", *background)
+            assert done.code == 1
+            assert "another one runs already on this host" in done.err
+        eventually(lambda: monitors() == [pid])
+
+
+def test_no_process_is_left_but_the_monitor() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0") as attachment:
+        assert attachment.status().pid is None
+        assert [pid for pid, _ in workers()] == monitors()
+        assert len(Path("/dev/nbd0").read_bytes()) == 1 << 20
+
+
+def test_without_reconnect_there_is_no_monitor() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0", reconnect=False):
+        assert monitors() == []
+
+
+@pytest.mark.essential
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize("connections", [1, 4])
+def test_killed_at_ten_random_moments_it_loses_nothing(tmp_path: Path, connections: int) -> None:
+    """While the server goes and comes, too."""
+    chance = random.Random(connections)
+    there = place(tmp_path, "image")
+    with ExitStack() as servers, ExitStack() as stack:
+        server = servers.enter_context(there.serve())
+        stack.enter_context(attached(server.uri, "nbd0", connections=connections))
+        load = Load("/dev/nbd0", writers=2)
+        stack.enter_context(nothing_goes_wrong(load, there.image))
+        for _ in range(10):
+            load.see_it_run(4)
+            server.kill()
+            time.sleep(chance.random() * 0.5)
+            kill_monitor()
+            time.sleep(chance.random() * 0.3)
+            launch.ensure_monitor()
+            if chance.random() < 0.5:  # once more, in the middle of its adopting
+                time.sleep(chance.random() * 0.3)
+                kill_monitor()
+                launch.ensure_monitor()
+            server = servers.enter_context(there.serve())
+        load.see_it_run()
+        eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_what_died_while_it_was_away_is_found(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0", connections=2):
+            kill_monitor()
+            server.kill()
+            servers.enter_context(there.serve())
+            (one,) = status.all_attached()
+            assert one.state == "connected"  # nobody knows better
+            nbd_ok("monitor", "--background")
+            assert seconds_for_a_new_read("/dev/nbd0") < 5
+            eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_status_says_when_nobody_mends(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0"):
+            server.kill()
+            eventually(lambda: "cannot connect" in trouble_of("nbd0"))
+            kill_monitor()
+            done = nbd("status")
+            assert "reconnecting since" in done.out
+            assert "the monitor is not running" in done.out
+            servers.enter_context(there.serve())
+            launch.ensure_monitor()
+            eventually(lambda: state_of("nbd0") == "connected")
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("connections", [1, 4])
+def test_reconnect_under_load_to_another_server_of_the_same_data(tmp_path: Path, connections: int) -> None:
+    there = place(tmp_path, "image")
+    with there.serve() as old, ExitStack() as servers:
+        new = servers.enter_context(nbdkit("--threads=1", "file", f"file={there.image}", unix=f"{tmp_path}/other"))
+        with attached(old.uri, "nbd0", connections=connections):
+            load = Load("/dev/nbd0", writers=3)
+            with nothing_goes_wrong(load, there.image):
+                load.see_it_run()
+                nbd_ok("reconnect", "nbd0")
+                load.see_it_run()
+                assert new.uri in nbd("reconnect", "/dev/nbd0", new.uri).err
+                old.kill()
+                load.see_it_run()
+                assert status.status_of(Device(0)).target == new.uri
+                assert state_of("nbd0") == "connected"
+
+
+def test_reconnect_to_what_will_not_do_changes_nothing(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0"):
+        load = Load("/dev/nbd0")
+        with nothing_goes_wrong(load, there.image):
+            load.see_it_run()
+            with nbdkit("memory", "15M") as smaller:
+                done = nbd("reconnect", "nbd0", smaller.uri)
+            assert done.code == 4
+            assert f"{15 * MIB} bytes now, {16 * MIB} were attached" in done.err
+            done = nbd("reconnect", "nbd0", "127.0.0.1:1")
+            assert done.code == 3
+            assert "Connection refused" in done.err
+            assert status.status_of(Device(0)).target == server.uri
+
+
+def test_reconnect_and_resize_say_what_they_cannot_do() -> None:
+    assert nbd("reconnect", "nbd0").code == 8
+    with nbdkit("memory", "1M") as server:
+        with attached(server.uri, "nbd0", backend="ioctl"):
+            for order in ("reconnect", "resize"):
+                done = nbd(order, "nbd0")
+                assert done.code == 6
+                assert "ioctl backend" in done.err
+        for on_loss in ("wait", "wait:10"):
+            done = nbd("connect", "--backend", "ioctl", "--on-loss", on_loss, server.uri, "nbd0")
+            assert done.code == 6
+            assert done.err.startswith("nbdattach: --on-loss: the ioctl backend cannot wait")
+        nbd_ok("connect", "--backend", "ioctl", "--on-loss", "fail", server.uri, "nbd0")
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("connections", [1, 2])
+def test_resize(tmp_path: Path, connections: int) -> None:
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0", connections=connections):
+        load = Load("/dev/nbd0")
+        with nothing_goes_wrong(load, there.image):
+            load.see_it_run()
+            assert "as before" in nbd("resize", "nbd0").err
+            os.truncate(there.image, 20 * MIB)
+            assert FIRST.size == 16 * MIB
+            assert f"{20 * MIB} bytes now" in nbd("resize", "nbd0").err
+            assert FIRST.size == 20 * MIB
+            load.see_it_run()
+        with open("/dev/nbd0", "r+b", buffering=0) as device:
+            device.seek(20 * MIB - 4096)
+            assert device.write(b"x" * 4096) == 4096
+            os.fsync(device.fileno())
+        assert there.image.read_bytes().endswith(b"x" * 4096)
+        os.truncate(there.image, 16 * MIB)
+        assert f"{16 * MIB} bytes now" in nbd("resize", "nbd0").err
+        assert FIRST.size == 16 * MIB
+
+
+def test_a_size_that_changed_at_reconnect_is_taken_when_resize_says_so(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0"):
+            load = Load("/dev/nbd0")
+            with nothing_goes_wrong(load, there.image):
+                load.see_it_run()
+                server.kill()
+                os.truncate(there.image, 20 * MIB)
+                servers.enter_context(there.serve())
+                eventually(lambda: f"{20 * MIB} bytes now" in trouble_of("nbd0"))
+                assert FIRST.size == 16 * MIB
+                nbd_ok("resize", "nbd0")
+                load.see_it_run()
+            assert FIRST.size == 20 * MIB
+
+
+def test_a_mounted_device_does_not_shrink(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0"):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        try:
+            os.truncate(there.image, 8 * MIB)
+            done = nbd("resize", "nbd0")
+            assert (done.code, FIRST.size) == (7, 16 * MIB)
+            assert "mounted at /mnt" in done.err
+            os.truncate(there.image, 16 * MIB)
+        finally:
+            shell("umount /mnt")
+
+
+@pytest.mark.essential
+def test_16_connects_at_once_get_16_devices() -> None:
+    count = 16
+    with nbdkit("memory", "1M") as server:
+        lines = [command("connect", "--tag", f"number {number}", server.uri) for number in range(count)]
+        pipe = subprocess.PIPE
+        processes = [subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True) for line in lines]
+        ended = [(*process.communicate(timeout=170), process.returncode) for process in processes]
+        assert [(code, err) for _, err, code in ended] == [(0, "")] * count
+        names = {out.strip() for out, *_ in ended}
+        assert len(names) == count
+        assert monitors() == [monitor_pid()]
+        nbd_ok("disconnect", *sorted(names))
+
+
+def test_64_devices_at_once_and_the_memory_of_the_monitor(tmp_path: Path) -> None:
+    """More than the module made; all lose their server at once, and are back."""
+    there = place(tmp_path, "image", mebibytes=1)
+    count = 64
+    names = []
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        for number in range(count):
+            names.append(connect(server.uri, None, tag=str(number)).device)
+            if number == 0:
+                first = resident_kb(monitor_pid())
+        assert len(set(names)) == count
+        server.kill()
+        eventually(lambda: {one.state for one in status.all_attached()} == {"reconnecting"})
+        servers.enter_context(there.serve())
+        began = time.monotonic()
+        for name in names:
+            seconds_for_a_new_read(name) if sysfs.Kernel(Device(0)).size > 1 << 20 else Path(name).read_bytes()
+        print(f"all 64 read after {time.monotonic() - began:.1f} s")
+        eventually(lambda: {one.state for one in status.all_attached()} == {"connected"})
+        last = resident_kb(monitor_pid())
+        print(f"monitor: {first} kB at 1 device, {last} kB at {count}")
+        assert last <= MAX_MONITOR_KB
+        nbd_ok("disconnect", *names)
+
+
+def test_one_hanging_server_delays_no_other(tmp_path: Path) -> None:
+    hung, good = place(tmp_path, "hung"), place(tmp_path, "good")
+    with ExitStack() as servers:
+        first, second = servers.enter_context(hung.serve()), servers.enter_context(good.serve())
+        with attached(first.uri, "nbd0"), attached(second.uri, "nbd1"):
+            first.kill()
+            again = servers.enter_context(hung.serve("--filter=delay", options=["delay-open=100"]))
+            eventually(lambda: state_of("nbd0") == "reconnecting")
+            second.kill()
+            time.sleep(0.5)
+            servers.enter_context(good.serve())
+            assert seconds_for_a_new_read("/dev/nbd1") < 1
+            assert state_of("nbd0") == "reconnecting"
+            again.kill()
+            servers.enter_context(hung.serve())
+            assert seconds_for_a_new_read("/dev/nbd0") < 5
+
+
+def test_a_device_whose_server_is_gone_for_good_is_given_up_with_force(tmp_path: Path) -> None:
+    image = sparse_file(tmp_path / "image", MIB)
+    with nbdkit("file", f"file={image}") as server:
+        connect(server.uri, "nbd0", on_loss=1)
+        server.kill()
+    eventually(lambda: state_of("nbd0") == "lost")
+    assert nbd("disconnect", "nbd0").code == 6
+    assert state_of("nbd0") == "lost"
+    nbd_ok("disconnect", "--force", "nbd0")
+
+
+def test_it_ends_with_sigterm_and_leaves_the_devices(tmp_path: Path) -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0", connections=2):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(monitor_pid(), signal.SIGTERM)
+        eventually(lambda: not monitors())
+        assert Path("/sys/block/nbd0/queue/io_timeout").read_text().strip() == str(7 * 24 * 3600 * 1000)
+        assert len(Path("/dev/nbd0").read_bytes()) == 1 << 20
+
+
+def test_its_log_has_one_line_an_event(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "nbdattach", "monitor"], stderr=file)
+    eventually(control.answers)
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0"):
+            server.kill()
+            eventually(lambda: "cannot connect" in log.read_text())
+            time.sleep(2)
+            servers.enter_context(there.serve())
+            eventually(lambda: state_of("nbd0") == "connected")
+    eventually(lambda: "no longer attached" in log.read_text())
+    process.terminate()
+    assert process.wait(30) == 0
+    lines = log.read_text().splitlines()
+    assert [line.removeprefix("nbd0: ").replace(server.uri, "URI").split(" after ")[0] for line in lines] == [
+        "watching URI",
+        "connection to URI lost; requests wait 300 s",
+        "URI: cannot connect: Connection refused",
+        "URI connected again",
+        "no longer attached",
+    ]
