@@ -33,6 +33,8 @@ from tool import (
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
+# Most of it is about the worker; test_monitor and test_restart tell how attachments by netlink live and end.
+pytestmark = pytest.mark.ioctl
 FIRST = Kernel(Device(0))
 MAX_WORKER_KB = 10 << 10
 

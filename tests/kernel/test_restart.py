@@ -248,7 +248,7 @@ def test_io_fails_when_on_loss_says_so(
         eventually(lambda: len(load.errors) >= 2, 10)
         ended = time.monotonic()
         assert least < failed - killed
-        assert ended - killed < most
+        assert ended - killed < most + 2 * (connections - 1)  # the driver looks at those in flight every 3 s then
         eventually(lambda: state_of("nbd0") == "lost", 5)
         began = time.monotonic()
         with pytest.raises(OSError, match="Input/output error"):
