@@ -285,10 +285,11 @@ class Watch:
     def _in_outage(self, dead: bool) -> _Outage:
         with self._kernel_calls():
             outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
+            if dead:
+                self._judge_slowness(outage)
             if dead and not outage.told:
                 outage.told = True
                 outage.died = outage.died or time.monotonic()
-                self._judge_slowness(outage)
                 self._log(f"{self.device.name}: connection to {self._record.target} lost; {self._consequence()}")
                 self._say_trouble(outage)
             return outage
@@ -614,8 +615,10 @@ class Watch:
     def _judge_slowness(self, outage: _Outage) -> None:
         """With several connections the driver drops one whose server is slow. Is it that, it shall be dropped later."""
         moment, completed = self._handed_over
-        if not self._several or self._record.io_timeout or completed != self._kernel.completed:
+        if not self._several or self._record.io_timeout:
             return
+        if completed != self._kernel.completed or not self._kernel.inflight:
+            return  # it has done something, or had nothing to do
         if time.monotonic() - moment >= self._timeout:
             outage.died = time.monotonic()  # it is not away
             self._timeout = min(self._timeout * _MORE_PATIENCE, PATIENT_MS // 1000)

@@ -253,7 +253,6 @@ def test_a_mounted_device_does_not_shrink(tmp_path: Path) -> None:
             shell("umount /mnt")
 
 
-@pytest.mark.essential
 def test_16_connects_at_once_get_16_devices() -> None:
     count = 16
     with nbdkit("memory", "1M") as server:
@@ -268,6 +267,7 @@ def test_16_connects_at_once_get_16_devices() -> None:
         nbd_ok("disconnect", *sorted(names))
 
 
+@pytest.mark.timeout(600)
 def test_64_devices_at_once_and_the_memory_of_the_monitor(tmp_path: Path) -> None:
     """More than the module made; all lose their server at once, and are back."""
     there = place(tmp_path, "image", mebibytes=1)

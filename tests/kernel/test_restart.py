@@ -227,8 +227,7 @@ def first_error(device: str) -> tuple[float, str]:
             return time.monotonic(), str(error.strerror)
 
 
-@pytest.mark.essential
-@pytest.mark.parametrize("connections", [1, 2])
+@pytest.mark.parametrize("connections", [pytest.param(1, marks=pytest.mark.essential), 2])
 @pytest.mark.parametrize(("on_loss", "least", "most"), [(5.0, 4.9, 9.5), (0.0, 0.0, 3.0)])
 def test_io_fails_when_on_loss_says_so(
     tmp_path: Path, connections: int, on_loss: float, least: float, most: float
@@ -259,20 +258,18 @@ def test_io_fails_when_on_loss_says_so(
         seconds_for_a_new_read("/dev/nbd0")
 
 
-@pytest.mark.essential
-@pytest.mark.parametrize(("connections", "seconds"), [(1, 40), (2, 10)])
-def test_slow_is_not_dead(tmp_path: Path, connections: int, seconds: int) -> None:
-    """With several connections the driver drops those that are slow, so it takes longer; but no error it is."""
-    slow = tmp_path / "slow"
+def test_slow_is_not_dead(tmp_path: Path) -> None:
+    """With one connection. With several the driver never lets a request have more than 3 s: nbdattach(8), LIMITS."""
+    slow, seconds = tmp_path / "slow", 40
     pread = f"if [ -e {slow} ]; then sleep {seconds}; fi; head -c $3 /dev/zero"
     with (
         nbdkit("eval", "get_size=echo 16777216", f"pread={pread}", "can_multi_conn=exit 0") as server,
-        attached(server.uri, "nbd0", connections=connections),
+        attached(server.uri, "nbd0"),
     ):
         slow.touch()
-        assert seconds <= seconds_for_a_new_read("/dev/nbd0") < 3 * seconds
+        assert seconds <= seconds_for_a_new_read("/dev/nbd0") < 2 * seconds
+        assert state_of("nbd0") == "connected"
         slow.unlink()
-        eventually(lambda: state_of("nbd0") == "connected")
 
 
 def test_a_stopped_server_goes_on(tmp_path: Path) -> None:
