@@ -146,7 +146,6 @@ def test_status_says_when_nobody_mends(tmp_path: Path) -> None:
             eventually(lambda: state_of("nbd0") == "connected")
 
 
-@pytest.mark.essential
 @pytest.mark.parametrize("connections", [1, 4])
 def test_reconnect_under_load_to_another_server_of_the_same_data(tmp_path: Path, connections: int) -> None:
     there = place(tmp_path, "image")
@@ -197,7 +196,6 @@ def test_reconnect_and_resize_say_what_they_cannot_do() -> None:
         nbd_ok("disconnect", "nbd0")
 
 
-@pytest.mark.essential
 @pytest.mark.parametrize("connections", [1, 2])
 def test_resize(tmp_path: Path, connections: int) -> None:
     there = place(tmp_path, "image")

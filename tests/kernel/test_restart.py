@@ -66,7 +66,6 @@ def nothing_goes_wrong(load: Load, image: Path) -> Iterator[None]:
     assert load.is_on(image)
 
 
-@pytest.mark.essential
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("away", [3, 40])
 def test_a_killed_server_comes_back(tmp_path: Path, away: int) -> None:
