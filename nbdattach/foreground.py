@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 from collections.abc import Callable
 
-from nbdattach import detachment, systemd
+from nbdattach import detachment, process, systemd
 from nbdattach.attachment import Attached
 from nbdattach.client import silent
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
@@ -17,7 +16,6 @@ from nbdattach.sysfs import Kernel
 
 # With netlink there is no process to wait for, so the kernel is asked every so many seconds.
 _LOOK = 2.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def stay(attached: Attached, say: Callable[[DeviceInUse | KernelRefused], None], trace: Trace = silent) -> None:
@@ -28,11 +26,7 @@ def stay(attached: Attached, say: Callable[[DeviceInUse | KernelRefused], None],
     device = attached.device
     pid = status_of(device).pid
     worker = os.pidfd_open(pid) if pid else None
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
-    for number in _SIGNALS:
-        signal.signal(number, lambda *_: None)
+    woken = process.end_signals()
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
     while True:
         ready, _, _ = select.select([one for one in (worker, woken) if one is not None], [], [], _LOOK)

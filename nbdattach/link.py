@@ -18,7 +18,7 @@ from nbdattach.deadline import Deadline
 _TCP_INFO = struct.Struct("=BBB5x16I")
 _TIMEVAL = struct.Struct("ll")
 _UNACKED, _LAST_ACK_RECV, _RTT = 4, 12, 15
-_ESTABLISHED, _FIN_WAIT1, _FIN_WAIT2, _CLOSE = 1, 4, 5, 7
+_ESTABLISHED, _FIN_WAIT1, _CLOSE = 1, 4, 7
 # How long a peer may leave data without any sign of life before it is asked by another connection. Two retransmissions
 # have gone out by then; a peer that only takes its time over the requests acknowledges at once.
 SILENT_MS = 1000
@@ -49,9 +49,7 @@ class Link:
     @property
     def over(self) -> bool:
         """Shut down in both directions, by whichever side."""
-        poll = select.poll()
-        poll.register(self._sock.fileno(), 0)  # POLLHUP and POLLERR come unasked
-        return bool(poll.poll(0))
+        return _ends(self._sock) != 0
 
     @property
     def silent(self) -> bool:
@@ -92,8 +90,7 @@ class Link:
         """
         self.cut()
         if not self._tcp:
-            while ioctl.bytes_unread(self._sock.fileno()) and deadline.sleep(_POLL):
-                pass
+            _await_read(self._sock, deadline)
         else:
             farewell = Deadline(max(_FAREWELL, 3 * (self.round_trip or 0)))
             while (state := self._info()[0]) != _CLOSE:
@@ -108,6 +105,19 @@ class Link:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def _ends(sock: socket.socket) -> int:
+    """POLLHUP and POLLERR, which come unasked; 0 for a connection that lives."""
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)
+    return sum(event for _, event in poll.poll(0))
+
+
+def _await_read(sock: socket.socket, deadline: Deadline) -> None:
+    """Until the peer of a Unix socket has taken all that was sent, or the deadline."""
+    while ioctl.bytes_unread(sock.fileno()) and deadline.sleep(_POLL):
+        pass
 
 
 def unlimited(number: int) -> None:
@@ -154,16 +164,13 @@ class Scout:
     def was_taken(self) -> bool:
         """To be asked once. On return the driver has seen the end of it, and counts the connection as dead again."""
         self._kernels.close()
-        poll = select.poll()
-        poll.register(self._ours.fileno(), 0)
-        if any(event & select.POLLERR for _, event in poll.poll(0)):
+        if _ends(self._ours) & select.POLLERR:
             return False
         # The driver marks whatever connection is in that place as dead when it finds the end of this one. So nothing
         # else may be put there before: it reads the byte first.
         self._ours.shutdown(socket.SHUT_WR)
         deadline = Deadline(_BURIAL)
-        while ioctl.bytes_unread(self._ours.fileno()) and deadline.sleep(_POLL):
-            pass
+        _await_read(self._ours, deadline)
         deadline.sleep(_SCOUT_ENDS)
         return True
 

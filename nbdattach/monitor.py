@@ -10,7 +10,6 @@ import contextlib
 import gc
 import os
 import select
-import signal
 import sys
 import threading
 import time
@@ -29,7 +28,6 @@ from nbdattach.watch import Log, Watch
 _TICK = 1.0
 # Should an announcement of the kernel have been lost.
 _TICKS_BETWEEN_CHECKS = 30
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOADING = 10.0
 _BREATH = 0.2
 # Bytes; nothing here recurses.
@@ -58,7 +56,7 @@ class Monitor:
     def run(self, ready: Callable[[], None]) -> None:
         _survive()
         threading.stack_size(_STACK)
-        woken = _signals()
+        woken = process.end_signals()
         with contextlib.closing(Door()) as door:
             self._adopt()
             gc.freeze()
@@ -244,15 +242,6 @@ def _survive() -> None:
     for wish in (ioctl.pr_set_io_flusher, ioctl.mlockall_on_fault):
         with contextlib.suppress(OSError):
             wish()
-
-
-def _signals() -> int:
-    """A descriptor that becomes readable at SIGTERM and SIGINT."""
-    woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(wake)
-    for number in _SIGNALS:
-        signal.signal(number, lambda *_: None)
-    return woken
 
 
 # -- its start and its log -----------------------------------------------------------------------------------------

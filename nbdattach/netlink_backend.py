@@ -36,7 +36,6 @@ _FAIL_SECONDS = 1
 MAX_DEAD_CONN_TIMEOUT = 2_000_000
 # udev may have a free device open for a moment, and the kernel then calls it busy.
 _BRIEFLY_OPEN = 2.0
-_CLEAR_SECONDS = 5.0
 _POLL = 0.02
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 
 
 def started(pid: int) -> int | None:
@@ -43,6 +44,16 @@ def raise_descriptor_limit() -> None:
     """As many open files as we may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def end_signals() -> int:
+    """SIGTERM and SIGINT end nothing from now on; the descriptor becomes readable at each."""
+    woken, wake = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return woken
 
 
 def is_root() -> bool:

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from tool import (
     digest_of,
     eventually,
     fill_with_noise,
+    killed_connects,
     nbd,
     nbd_ok,
     partitioned_image,
@@ -147,17 +147,8 @@ def test_kill_9_of_the_worker_under_a_mount_says_what_to_release(tmp_path: Path)
 @pytest.mark.essential
 def test_a_connect_killed_at_any_moment_leaves_nothing() -> None:
     """kill -9 after a random part of the time that a connect takes: it is undone, or it was done."""
-    chance = random.Random(5)
     with nbdkit("--filter=delay", "memory", "1M", "delay-open=100ms", "rdelay=100ms") as server:
-        began = time.monotonic()
-        nbd_ok("connect", server.uri, "nbd0")
-        took = time.monotonic() - began
-        nbd_ok("disconnect", "nbd0")
-        for _ in range(8):
-            process = subprocess.Popen(command("connect", server.uri, "nbd0"), stdout=subprocess.DEVNULL)
-            time.sleep(chance.uniform(0.3, 1.0) * took)
-            process.kill()
-            process.wait()
+        for _ in killed_connects(server.uri, random.Random(5)):
             eventually(lambda: not leftovers() or os.path.exists("/run/nbdattach/nbd0.json"))
             if leftovers():  # it was undone, or it was done
                 eventually(lambda: not leftovers() or nbd("status", "nbd0").code == 0)

@@ -17,7 +17,7 @@ from conftest import monitors, workers
 from load import Load, seconds_for_a_new_read
 from servers import nbdkit
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
-from tool import attached, command, connect, eventually, nbd, nbd_ok, shell, sparse_file
+from tool import attached, command, connect, eventually, killed_connects, nbd, nbd_ok, shell, sparse_file
 
 from nbdattach import control, launch, status, sysfs
 from nbdattach.control import Request
@@ -71,17 +71,8 @@ def test_without_reconnect_there_is_no_monitor() -> None:
 @pytest.mark.essential
 def test_a_connect_killed_at_any_moment_leaves_nothing() -> None:
     """The kernel undoes it by itself, or it was done; the device is good for the next one."""
-    chance = random.Random(7)
     with nbdkit("--filter=delay", "memory", "1M", "delay-open=100ms", "rdelay=100ms") as server:
-        began = time.monotonic()
-        nbd_ok("connect", server.uri, "nbd0")
-        took = time.monotonic() - began
-        nbd_ok("disconnect", "nbd0")
-        for _ in range(8):
-            process = subprocess.Popen(command("connect", server.uri, "nbd0"), stdout=subprocess.DEVNULL)
-            time.sleep(chance.uniform(0.3, 1.0) * took)
-            process.kill()
-            process.wait()
+        for _ in killed_connects(server.uri, random.Random(7)):
             eventually(lambda: not FIRST.attached or status.status_of(Device(0)).target == server.uri)
             with attached(server.uri, "nbd0"):
                 assert len(Path("/dev/nbd0").read_bytes()) == 1 << 20

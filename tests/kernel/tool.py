@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -73,6 +74,20 @@ def attached(target: str, device: str | None = "/dev/nbd0", **options: Any) -> I
 def connect(target: str, device: str | None = None, **options: Any) -> nbdattach.Attachment:
     """The API, by the lane's backend."""
     return nbdattach.connect(target, device, **{"backend": BACKEND, **options})
+
+
+def killed_connects(target: str, chance: random.Random, rounds: int = 8) -> Iterator[None]:
+    """Connects at nbd0 that are killed (-9), each after a random part of the time that one takes."""
+    began = time.monotonic()
+    nbd_ok("connect", target, "nbd0")
+    took = time.monotonic() - began
+    nbd_ok("disconnect", "nbd0")
+    for _ in range(rounds):
+        process = subprocess.Popen(command("connect", target, "nbd0"), stdout=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.3, 1.0) * took)
+        process.kill()
+        process.wait()
+        yield
 
 
 def fill_with_noise(path: str | Path, mebibytes: int) -> str:
