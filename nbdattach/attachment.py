@@ -156,6 +156,9 @@ def _kernel_errors(device: Device, job: Job) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise ConnectionLost(job.target.uri, "right after the handshake") from None
+    except Unanswered:
+        doing = "the kernel reads the partition table"
+        raise DeadlinePassed(job.target.uri, job.wishes.connect_timeout, doing) from None
     except OSError as error:
         raise KernelRefused.at(device.path, error.filename or "attach", error.errno or 0) from error
 
@@ -166,13 +169,10 @@ def _complete(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadlin
     try:
         with _kernel_errors(device, job):
             return _steps_to_ready(hold, backend, job, deadline)
-    except BaseException as error:
+    except BaseException:
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
         state.forget(device)
-        if isinstance(error, Unanswered):
-            doing = "the kernel reads the partition table"
-            raise DeadlinePassed(job.target.uri, deadline.seconds, doing) from None
         raise
     finally:
         hold.close()

@@ -2,7 +2,8 @@
 
 Decisions that matter:
 * The message says NBD_CFLAG_DISCONNECT_ON_CLOSE, and we hold the node open until the attachment is complete: a connect
-  that is killed before takes the attachment with it. The last step takes the flag away.
+  that is killed before takes the attachment with it. The last step takes the flag away. A guard opens and closes the
+  node for one that is killed in the milliseconds before it could.
 * To open an idle node is to make the kernel refuse the message, so the device cannot be claimed before. A lock among
   our own commands keeps two of them from setting the limits of one device; against others the kernel decides.
 """
@@ -13,6 +14,8 @@ import contextlib
 import errno
 import math
 import select
+import subprocess
+from collections.abc import Iterator
 
 from nbdattach import netlink, state, sysfs
 from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, identifier, set_queue_limits
@@ -77,7 +80,7 @@ class Claimed:
 
 
 def attach(device: Device, job: Job) -> Claimed:
-    """The device, served and claimed. Raises `Busy`, `Taken`, `KernelRefused`, OSError."""
+    """The device, served and claimed. Raises `Busy`, `Taken`, `Unanswered`, `KernelRefused`, OSError."""
     with contextlib.ExitStack() as locks:
         if not locks.enter_context(state.device_lock(device)):
             raise Taken
@@ -87,11 +90,12 @@ def attach(device: Device, job: Job) -> Claimed:
             set_queue_limits(device, job, resend)
         node = None
         try:
-            _connect(family, device, job)  # an interrupt is told only after it is done
-            set_queue_limits(device, job, resend)  # a new one, or a foreign tool was at it
-            for number in job.sockets:
-                unlimited(number)
-            node = Node.claim(device)
+            with _guarded(device):
+                _connect(family, device, job)  # an interrupt is told only after it is done
+                set_queue_limits(device, job, resend)  # a new one, or a foreign tool was at it
+                for number in job.sockets:
+                    unlimited(number)
+                node = Node.claim_within(device, Deadline(job.wishes.connect_timeout))
             if not _is_ours(device, job):
                 raise Spent
         except BaseException:
@@ -102,6 +106,20 @@ def attach(device: Device, job: Job) -> Claimed:
                 node.close()
             raise
         return Claimed(node, family, job, locks.pop_all())
+
+
+@contextlib.contextmanager
+def _guarded(device: Device) -> Iterator[None]:
+    """Should we be killed meanwhile, a process that reads the end of our pipe opens and closes the device."""
+    command = ["/bin/sh", "-c", 'read -r word || : <"$0"', device.path]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as guard:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                guard.communicate(b"done\n")
 
 
 def _connect(family: netlink.Family, device: Device, job: Job) -> None:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from nbdattach import ioctl
 from nbdattach.deadline import Deadline
@@ -18,6 +19,7 @@ from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.interpreter import bare_python
 from nbdattach.sysfs import Kernel
 
+T = TypeVar("T")
 # udev holds a shared lock while it probes the device: that takes milliseconds.
 LOCK_SECONDS = 10
 _POLL = 0.01
@@ -59,6 +61,14 @@ class Node:
             node.close()
             raise
         return node
+
+    @classmethod
+    def claim_within(cls, device: Device, deadline: Deadline) -> Node:
+        """`claim` of what the kernel looks for partitions on as it is opened: that waits for the server.
+
+        Raises `Unanswered` too; a claim that comes after the deadline is given back at once.
+        """
+        return _within(deadline, lambda: cls.claim(device), too_late=lambda node: node.close())
 
     def _check_block_device(self) -> None:
         if not stat.S_ISBLK(os.fstat(self.fd).st_mode):
@@ -106,30 +116,20 @@ class Node:
 
         The kernel waits for the server's answer without end and cannot be interrupted in it, so a thread does that.
         """
-        outcome = self._within(deadline, lambda: ioctl.blkrrpart(self.fd))
-        # EINVAL: max_part=0, there never are any. EIO: there is none to be read, as on 6.12 for a single sector.
-        if outcome and outcome.errno not in (errno.EINVAL, errno.EIO):
-            raise KernelRefused.at(self.device.path, "BLKRRPART", outcome.errno or 0) from outcome
+        try:
+            _within(deadline, lambda: ioctl.blkrrpart(self.fd))
+        except OSError as error:
+            # EINVAL: max_part=0, there never are any. EIO: there is none to be read, as on 6.12 for a single sector.
+            if error.errno not in (errno.EINVAL, errno.EIO):
+                raise KernelRefused.at(self.device.path, "BLKRRPART", error.errno or 0) from error
 
     def is_readable(self, deadline: Deadline) -> bool:
         """Whether its first page can be read; free once the partitions are scanned. Raises `Unanswered`."""
-        return self._within(deadline, lambda: os.pread(self.fd, 4096, 0)) is None
-
-    def _within(self, deadline: Deadline, call: Callable[[], object]) -> OSError | None:
-        failed: list[OSError] = []
-
-        def run() -> None:
-            try:
-                call()
-            except OSError as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(deadline.remaining())
-        if thread.is_alive():
-            raise Unanswered
-        return failed[0] if failed else None
+        try:
+            _within(deadline, lambda: os.pread(self.fd, 4096, 0))
+        except OSError:
+            return False
+        return True
 
     def disconnect(self) -> None:
         """Tells the kernel, and it the server, that this is the end. Raises `KernelRefused`."""
@@ -171,6 +171,36 @@ class Node:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
             self.close()
+
+
+def _within(deadline: Deadline, call: Callable[[], T], too_late: Callable[[T], object] = lambda _: None) -> T:
+    """What `call` gives or raises, in a thread: the kernel cannot be interrupted in it. Raises `Unanswered`."""
+    values: list[T] = []
+    errors: list[BaseException] = []
+    mutex, given_up = threading.Lock(), False
+
+    def run() -> None:
+        try:
+            value = call()
+        except BaseException as error:
+            errors.append(error)
+            return
+        with mutex:
+            if given_up:
+                too_late(value)
+            else:
+                values.append(value)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(deadline.remaining())
+    with mutex:
+        if values:
+            return values[0]
+        given_up = True
+    if errors:
+        raise errors[0]
+    raise Unanswered
 
 
 def _cannot_open(device: Device, error: OSError) -> KernelRefused:

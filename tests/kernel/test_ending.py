@@ -187,14 +187,6 @@ def test_disconnect_from_a_server_that_is_silent() -> None:
             server.resume()
 
 
-def test_a_server_that_never_answers_reads_is_a_deadline() -> None:
-    with nbdkit("--filter=delay", "memory", "1M", "rdelay=60") as server:
-        done = nbd("connect", "--connect-timeout", "3", server.uri, "nbd0")
-        assert done.code == 3
-        assert "no answer within 3 s (the kernel reads the partition table)" in done.err
-        eventually(lambda: not leftovers())
-
-
 def test_disconnect_of_what_is_not_attached_is_a_success_that_says_so() -> None:
     done = nbd("disconnect", "nbd0", "/dev/nbd5")
     assert done.code == 0

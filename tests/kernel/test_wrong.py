@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from servers import free_port, nbdkit
-from tool import command, connect, nbd, nbd_ok, shell
+from tool import command, connect, eventually, nbd, nbd_ok, shell
 
 import nbdattach
 from nbdattach.device import Device
@@ -114,6 +114,14 @@ def test_a_server_that_dies_at_every_byte_of_the_handshake() -> None:
                 connect(target, "/dev/nbd0", connect_timeout=10)
             assert caught.value.exit_code == 3, count
             assert "closed the connection" in str(caught.value)
+
+
+def test_a_server_that_never_answers_reads_is_a_deadline() -> None:
+    with nbdkit("--filter=delay", "memory", "1M", "rdelay=60") as server:
+        done = nbd("connect", "--connect-timeout", "3", server.uri, "nbd0")
+        assert done.code == 3
+        assert "no answer within 3 s (the kernel reads the partition table)" in done.err
+        eventually(lambda: not FIRST.attached)
 
 
 def test_a_server_that_dies_right_after_the_handshake() -> None:
