@@ -13,6 +13,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Attachment": "api",
     "connect": "api",
+    "disconnect": "api",
+    "attachments": "api",
+    "find": "api",
+    "Status": "status",
     "NbdattachError": "errors",
     "Malformed": "errors",
     "NoConnection": "errors",

@@ -113,7 +113,7 @@ def _attach(
                 continue
             except Busy:
                 if device:
-                    raise in_use(device) from None
+                    raise in_use(device, users_of(device)) from None
                 continue
             with hold.node:
                 trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")
@@ -290,9 +290,8 @@ def _none_free(device: Device | None) -> NbdattachError:
 def _holds_other(device: Device) -> DeviceInUse:
     status = status_of(device)
     if status.state == "lost":
-        users = str(users_of(device)) or "open"
-        return DeviceInUse(
-            device.path, f"holds what is left of a lost attachment, and is still {users}", "release it first: umount it"
-        )
+        users = users_of(device)
+        cause = f"holds what is left of a lost attachment, and is still {users if users else 'open'}"
+        return DeviceInUse(device.path, cause, "release it first", users.lines)
     what = status.target or f"something that process {status.pid} attached"
     return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or take another device")

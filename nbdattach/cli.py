@@ -6,21 +6,22 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from nbdattach import __version__
-from nbdattach.errors import KernelRefused, Malformed, NbdattachError
+from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError
 from nbdattach.wiretext import plain
 
 if TYPE_CHECKING:
-    from nbdattach.attachment import Attached
     from nbdattach.device import Device
+    from nbdattach.status import Status
     from nbdattach.target import Target
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_D = TypeVar("_D")
 MAX_CONNECTIONS = 64
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: a reader that left, a full disk
 MAX_SECONDS = 365 * 24 * 3600  # more is a slip of the finger, and the kernel's clocks end somewhere
@@ -114,6 +115,8 @@ def _say(line: str) -> None:
 
 def _say_error(error: NbdattachError) -> None:
     _say(str(error))
+    for line in error.users if isinstance(error, DeviceInUse) else ():
+        click.echo(f"  {line}", err=True)
     click.echo(f"({error.hint})", err=True)
 
 
@@ -196,7 +199,7 @@ def connect(
     Without DEVICE a free one is taken. When the command returns, the device is ready: size and block size are set,
     and its partitions are there.
     """
-    place, where = _target(target, export), None if device is None else _device(device)
+    _target(target, export)
     if wishes["tag"] == "":
         raise Malformed("--tag", "an empty name", "leave it out for the target's URI")
     wishes["tag"] = wishes["tag"] or ""
@@ -206,20 +209,19 @@ def connect(
             "goes only with " + ("--size BYTES" if no_handshake else "--no-handshake"),
             "give both, or none",
         )
-    from nbdattach import attachment, render, status
-    from nbdattach.wishes import Wishes
+    from nbdattach import api, render
 
-    done = attachment.attach(place, where, Wishes(raw_size=raw_size, reconnect=not no_reconnect, **wishes), _trace())
+    done = api.connect(
+        target, device, export=export, size=raw_size, reconnect=not no_reconnect, trace=_trace(), **wishes
+    )
     for note in done.notes:
         _say(note)
     try:
-        if as_json:
-            click.echo(render.as_json(render.status_object(status.status_of(done.device))))
-        else:
-            click.echo(done.device.path)
+        click.echo(render.as_json(render.status_object(done.status())) if as_json else done.device)
         sys.stdout.flush()
-    except OSError:
-        _undo(done)
+    except OSError:  # whoever cannot be told of the attachment does not have it
+        if done.fresh:
+            done.disconnect()
         raise
     if foreground:
         from nbdattach import foreground as front
@@ -227,35 +229,109 @@ def connect(
         front.stay(done, _say_error, _trace())
 
 
-def _undo(done: Attached) -> None:
-    """Whoever cannot be told of the attachment does not have it."""
-    if done.fresh:
-        from nbdattach import detachment
-
-        detachment.detach(done.device, expected=done.pid)
-
-
 @cli.command()
-@click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
+@click.argument("attachments", nargs=-1, metavar="[DEVICE|TARGET]...")
+@_export_option
+@click.option("--tag", metavar="NAME", help="What has this tag, wherever it is.")
+@click.option("--all", "everything", is_flag=True, help="All that nbdattach has attached.")
+@click.option("--if-tag", metavar="NAME", help="Leave alone what has another tag.")
 @click.option(
     "--timeout", type=Seconds(), default=60.0, show_default=True, help="How long to wait for the kernel to let go."
 )
-@click.option("--force", is_flag=True, help="Detach though what was written cannot be flushed: it is lost.")
+@click.option("--force", is_flag=True, help="Detach under its users, and lose what cannot be flushed.")
 @_debug_option
-def disconnect(devices: tuple[str, ...], timeout: float, force: bool) -> None:
+def disconnect(
+    attachments: tuple[str, ...],
+    export: str | None,
+    tag: str | None,
+    everything: bool,
+    if_tag: str | None,
+    timeout: float,
+    force: bool,
+) -> None:
     """Detach devices, once it is safe.
 
-    A device in use (mounted, swapped on, held by dm or md, open exclusively) is left alone. What was written is
-    flushed to the server first.
+    A device in use (mounted, swapped on, held by another device, open in a process) is left alone, and its users are
+    named. What was written is flushed to the server first.
     """
-    wanted = [_device(text) for text in devices]
-    from nbdattach import detachment
+    if bool(attachments) + (tag is not None) + everything != 1:
+        raise click.UsageError("Give devices or targets, or --tag, or --all.", click.get_current_context())
+    if tag == "" or if_tag == "":
+        raise Malformed("--tag" if tag == "" else "--if-tag", "an empty name", "nbdattach status --json shows the tags")
+    from nbdattach import api
 
-    def one(device: Device) -> None:
-        if not detachment.detach(device, timeout, _trace(), force=force):
-            _say(f"{device.path}: not attached, nothing to do")
+    wanted = _devices_of(attachments, export, tag, everything)
+
+    def one(device: str) -> None:
+        try:
+            done = api.disconnect(
+                device, timeout, force=force, if_tag=if_tag, say=_say, progress=_progress(device), trace=_trace()
+            )
+        finally:
+            _say_over("")
+        if done:
+            _say(f"{device}: {done}, nothing to do")
 
     _each(wanted, one)
+
+
+def _devices_of(attachments: tuple[str, ...], export: str | None, tag: str | None, everything: bool) -> list[str]:
+    """Paths; says what is not attached, which is no error. Raises `Malformed` for what can be neither."""
+    from nbdattach import api
+
+    if everything:
+        found = []
+        for one in api.attachments():
+            if one.target is None:
+                _say(f"{one.device}: left alone, another tool attached it; name it to detach it")
+            else:
+                found.append(one.device)
+        return found
+    if tag is not None:
+        return _those(f"tag {plain(tag)}", [one.device for one in api.find(tag=tag)])
+    found = []
+    for text in attachments:
+        try:
+            found.append(_device(text).path)
+        except Malformed as no_device:
+            found += _those(plain(text), _attached_to(text, export, no_device))
+    return list(dict.fromkeys(found))
+
+
+def _attached_to(text: str, export: str | None, no_device: Malformed) -> list[str]:
+    """Where the target is attached. A word that is none, and that looks more like a mistyped device, is refused."""
+    from nbdattach import api
+
+    if text.startswith("/dev/"):
+        raise no_device
+    devices = [one.device for one in api.find(target=text, export=export)]
+    if not devices and "/" not in text and ":" not in text:
+        raise no_device
+    if len(devices) > 1:
+        cause = f"attached at {' and '.join(devices)}"
+        raise Malformed(plain(text), cause, "name the device, or its --tag")
+    return devices
+
+
+def _those(name: str, devices: list[str]) -> list[str]:
+    if not devices:
+        _say(f"{name}: not attached, nothing to do")
+    return devices
+
+
+def _progress(device: str) -> Callable[[float], None]:
+    """Tells on a terminal, in one line that is written over, that a flush takes its time."""
+
+    def tell(seconds: float) -> None:
+        if seconds >= 1:
+            _say_over(f"nbdattach: {device}: flushing to the server, {seconds:.0f} s")
+
+    return tell if sys.stderr.isatty() else lambda _: None
+
+
+def _say_over(line: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{line}\x1b[K", err=True, nl=False)
 
 
 @cli.command()
@@ -265,10 +341,10 @@ def disconnect(devices: tuple[str, ...], timeout: float, force: bool) -> None:
 def status(devices: tuple[str, ...], as_json: bool) -> None:
     """Show what is attached where, by nbdattach or by others."""
     wanted = [_device(text) for text in devices]
-    from nbdattach import driver, render, status
+    from nbdattach import api, driver, render
 
     driver.refuse_other_systems()
-    found: list[status.Status] = []
+    found: list[Status] = []
 
     def show() -> None:
         if as_json:
@@ -277,11 +353,11 @@ def status(devices: tuple[str, ...], as_json: bool) -> None:
             click.echo(render.status_table(found))
 
     if not wanted:
-        found += status.all_attached()
+        found += api.attachments()
         show()
         return
     try:
-        _each(wanted, lambda device: found.append(status.status_of(device)))
+        _each(wanted, lambda device: found.append(api.Attachment.at(device.path).status()))
     finally:
         show()
 
@@ -299,10 +375,11 @@ def reconnect(device: str, target: str | None, export: str | None) -> None:
     where = _device(device)
     if target is None and export is not None:
         raise Malformed("--export", "goes only with a TARGET", "leave it out for the same export")
-    place = None if target is None else _target(target, export)
-    from nbdattach import handover
+    if target is not None:
+        _target(target, export)
+    from nbdattach import api
 
-    _say(f"{where.path}: connected to {handover.reconnect(where, place)}")
+    _say(f"{where.path}: connected to {api.Attachment.at(where.path).reconnect(target, export)}")
 
 
 @cli.command()
@@ -311,9 +388,9 @@ def reconnect(device: str, target: str | None, export: str | None) -> None:
 def resize(device: str) -> None:
     """Ask the server for the size of the export again, and give it to the device."""
     where = _device(device)
-    from nbdattach import handover
+    from nbdattach import api
 
-    _say(f"{where.path}: {handover.resize(where)}")
+    _say(f"{where.path}: {api.Attachment.at(where.path).resize()}")
 
 
 @cli.command()
@@ -396,7 +473,7 @@ def doctor(as_json: bool) -> None:
         click.get_current_context().exit(KernelRefused.exit_code)
 
 
-def _each(devices: list[Device], do: Callable[[Device], None]) -> None:
+def _each(devices: Sequence[_D], do: Callable[[_D], None]) -> None:
     """All of them, whatever becomes of one; the first failure decides the exit code."""
     failures: list[NbdattachError] = []
     for device in devices:

@@ -40,7 +40,7 @@ class NoMonitor(NbdattachError):
 class Request:
     """What a command wants. `target` is a URI, for "reconnect"."""
 
-    do: str  # "watch" | "hold" | "reconnect" | "resize" | "ping"
+    do: str  # "watch" | "hold" | "cut" | "reconnect" | "resize" | "ping"
     device: str = ""
     target: str | None = None
 
@@ -59,6 +59,11 @@ def answers() -> bool:
 def watch(device: Device, sockets: Sequence[socket.socket]) -> None:
     """Asks the monitor to look after the device, whose connections are these. Raises `NoMonitor` and others."""
     ask(Request("watch", device.name), _PATIENCE, [sock.fileno() for sock in sockets])
+
+
+def cut(device: Device) -> None:
+    """Asks the monitor to shut the device's connections down, where it knows them. Raises `NbdattachError`."""
+    ask(Request("cut", device.name), _PATIENCE)
 
 
 @contextlib.contextmanager

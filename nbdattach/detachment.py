@@ -1,59 +1,78 @@
-"""Detaching: only what nobody uses, only after its data is on the server, and done only when the device is free."""
+"""Detaching: only what nobody uses, only after its data is on the server, and done only when the device is free.
+
+Decisions that matter:
+* The exclusive claim (`node.Node.claim`) is what refuses: atomic, and nobody can begin to use what is about to go. The
+  lists of users only explain it, and add what claims nothing: loop devices, and processes that have the device open.
+* Whoever opens the device for a moment only is no user. A refusal needs somebody who is there each time we look.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Callable
 
-from nbdattach import control, driver, state, sysfs, udev
+from nbdattach import control, driver, process, state, sysfs, udev
+from nbdattach.backend import identifier
 from nbdattach.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.node import Busy, Node
-from nbdattach.process import alive
+from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
+from nbdattach.node import Busy, Node, Unanswered
 from nbdattach.stream import Trace
-from nbdattach.sysfs import Kernel
-from nbdattach.users import in_use, users_of
+from nbdattach.sysfs import Block, Kernel
+from nbdattach.users import in_use, open_by, opened, users_of
+from nbdattach.wiretext import quoted
 from nbdattach.worker import GOODBYE_SECONDS
 
 DETACH_SECONDS = 60
 # What a server that is there needs at most for a flush, when its data may be given up.
 FORCE_SECONDS = 10
+# How long somebody must have the device open to count as a user; who only looks at it has closed it by then.
+_A_LOOK = 2.0
+# Between looks. They must not keep step with a program that opens and closes the device in a loop.
+_LOOKS = (0.001, 0.02)
 _POLL = 0.01
 
 
 def detach(
     device: Device,
     seconds: float = DETACH_SECONDS,
-    trace: Trace = silent,
-    expected: int | None = None,
+    *,
     force: bool = False,
-) -> bool:
-    """Detaches once it is safe; True when there was something to detach. With `force`, what cannot be flushed is lost.
+    only_pid: int | None = None,
+    only_tag: str | None = None,
+    say: Callable[[str], None] = silent,
+    progress: Callable[[float], None] = lambda _: None,
+    trace: Trace = silent,
+) -> str:
+    """Detaches once it is safe; why there was nothing to do, empty where it has been done.
 
-    `seconds` bound the wait for the kernel, not that for the server: a slow flush is not a dead one. `expected` is
-    the kernel's pid of the attachment that is meant; where another one has come to the device, it is left alone.
+    `seconds` bound the wait for the kernel, not that for the server: a slow flush is not a dead one. `only_pid` (the
+    kernel's of the attachment) and `only_tag` say what is meant: where another one has come to the device, it is left
+    alone. With `force` it goes under its users, and what cannot be flushed is lost; `say` tells each.
+    `progress` is called during a long flush with the seconds that it has taken.
 
     Raises `DeviceInUse` while anybody uses it, `KernelRefused` where its data cannot be flushed; it then stays.
     """
     driver.refuse_other_systems()
-    if not Kernel(device).attached:
-        _tidy_up(device)
-        return False
     deadline = Deadline(seconds)
-    try:
-        node = Node.claim(device)
-    except Busy:
-        raise in_use(device) from None
-    with node:
-        if expected not in (None, Kernel(device).pid):
-            return False
-        if users_of(device):  # loop devices hold nothing exclusively
-            raise in_use(device)
+    if not Kernel(device).attached:
+        _tidy_up(device, deadline)
+        return "not attached"
+    with _taken(device, force, say) as node:
+        if not Kernel(device).attached:
+            return "not attached"
+        if only_pid not in (None, Kernel(device).pid) or only_tag not in (None, tag_of(device)):
+            return f"holds another attachment now ({quoted(tag_of(device) or '?')})"
         trace(f"{device.path}: claimed, flushing")
-        _flush(node, force, trace)
+        _flush(node, force, say, progress)
+        if not node.exclusive:  # its users will not go because we wait
+            deadline = Deadline(min(seconds, GOODBYE_SECONDS))
         with control.hands_off(device):
-            node.disconnect()
+            _disconnect(node, force, say)
             trace(f"{device.path}: NBD_DISCONNECT")
             _await_worker(device, deadline)
             node.clear(deadline)
@@ -61,26 +80,119 @@ def detach(
             node.close()
             _await_free(device, deadline)
     udev.settle(max(1.0, deadline.remaining()))
-    return True
+    return ""
 
 
-def _flush(node: Node, force: bool, trace: Trace) -> None:
+def tag_of(device: Device) -> str | None:
+    """The identity of what is attached there; None where nobody gave it one."""
+    record = state.load(device)
+    return record.tag if record else Kernel(device).backend
+
+
+def attached_as(*, tag: str | None = None, target: str | None = None) -> list[Device]:
+    """Where something of this tag, or of this target's URI, is attached."""
+    found = []
+    for device in sysfs.devices():
+        if Kernel(device).attached:
+            record = state.load(device)
+            same_tag = tag is not None and (record.tag == tag if record else Kernel(device).backend == identifier(tag))
+            if same_tag or (target is not None and record is not None and record.target == target):
+                found.append(device)
+    return found
+
+
+def _taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
+    """The device, claimed for us alone; with `force` shared with its users, when there are any."""
     try:
-        node.flush(FORCE_SECONDS if force else None)
+        node = _claimed(device)
+        try:
+            _refuse_what_claims_nothing(device)
+        except BaseException:
+            node.close()
+            raise
+        return node
+    except DeviceInUse as error:
+        if not force:
+            raise
+        say(f"{device.path}: detached under its users: {error.cause}")
+        for line in error.users:
+            say(f"  {line}")
+        return Node.share(device)
+
+
+def _claimed(device: Device) -> Node:
+    """Raises `DeviceInUse`, at once where users are known, else when nothing changes for a while."""
+    patience = Deadline(_A_LOOK)
+    while True:
+        try:
+            return Node.claim(device)
+        except Busy:
+            users = users_of(device)
+            if users or not patience.sleep(_POLL):
+                raise in_use(device, users) from None
+
+
+def _refuse_what_claims_nothing(device: Device) -> None:
+    """Loop devices, and processes that have the device open for longer than a look at it."""
+    users = users_of(device)
+    if users:
+        raise in_use(device, users)
+    block = Block(device.name)
+    numbers = {Block(name).number or "" for name in [device.name, *block.partitions]}
+    there, patience = _openers(device), Deadline(_A_LOOK)
+    while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
+        there = [one for one in there if process.still_open(one.pid, one.fd, numbers)]
+    if there:
+        raise in_use(device, opened(there))
+
+
+def _openers(device: Device) -> list[process.Opener]:
+    """But for who serves it: our worker, or the process of another tool that blocks in NBD_DO_IT."""
+    record = state.load(device)
+    serving = [pid for pid in (record and record.pid, Kernel(device).pid) if pid]
+    return open_by(device, [process.group_of(pid) for pid in serving])
+
+
+def _flush(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
+    try:
+        node.flush(FORCE_SECONDS if force else None, progress)
     except KernelRefused as error:
         if not force:
             raise
-        trace(f"{error}; given up, as --force says")
+        say(f"{error}: what was written and is not there is lost")
 
 
-def _tidy_up(device: Device) -> None:
+def _disconnect(node: Node, force: bool, say: Callable[[str], None]) -> None:
+    if not force:
+        node.disconnect()
+        return
+    try:
+        node.disconnect_within(Deadline(GOODBYE_SECONDS))
+    except Unanswered:
+        say(f"{node.device.path}: the server reads nothing any more: its connections are cut")
+        _cut(node.device)  # which lets that call go on
+
+
+def _cut(device: Device) -> None:
+    """Ends the connections from our side. For its process in NBD_DO_IT a signal does that in the kernel."""
+    kernel = Kernel(device)
+    if kernel.by_netlink:
+        with contextlib.suppress(NbdattachError):
+            control.cut(device)
+    elif kernel.pid:
+        record = state.load(device)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid if record and record.pid else kernel.pid, signal.SIGKILL)
+
+
+def _tidy_up(device: Device, deadline: Deadline) -> None:
     """What a killed worker could not take away, nor a detach while somebody had a partition open."""
     kernel = Kernel(device)
-    if sysfs.exists(device) and (state.remembers(device) or kernel.partitions):
-        with suppress(Busy), Node.claim(device) as node:
+    if sysfs.exists(device) and (state.remembers(device) or kernel.partitions or kernel.size):
+        with contextlib.suppress(Busy), Node.claim(device) as node:
             if not kernel.attached:
                 state.forget(device)
-                node.scan_partitions(Deadline(DETACH_SECONDS))
+                node.clear(deadline)
 
 
 def _await_worker(device: Device, deadline: Deadline) -> None:
@@ -88,14 +200,19 @@ def _await_worker(device: Device, deadline: Deadline) -> None:
     kernel = Kernel(device)
     pid = None if kernel.by_netlink else kernel.pid  # with netlink, that of a command which has long ended
     patience = Deadline(min(GOODBYE_SECONDS, deadline.remaining()))
-    while pid and alive(pid) and patience.sleep(_POLL):
+    while pid and process.alive(pid) and patience.sleep(_POLL):
         pass
 
 
 def _await_free(device: Device, deadline: Deadline) -> None:
     kernel = Kernel(device)
-    while kernel.attached or kernel.size or kernel.partitions:
+    while kernel.attached or kernel.size or kernel.inflight or kernel.partitions:
         if not deadline.sleep(_POLL):
+            users = users_of(device).all + opened(open_by(device)).all
+            cause = f"detached, but not free: {', '.join(one.says for one in users)}" if users else ""
             raise DeviceInUse(
-                device.path, "detached, but another program still has it open", "fuser -v shows which; close it"
+                device.path,
+                cause or "detached, but something still has it open",
+                "the kernel frees it when that has let go",
+                [f"{one.says}: {one.release}" for one in users],
             )

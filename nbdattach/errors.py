@@ -113,9 +113,16 @@ class KernelRefused(NbdattachError):
 
 
 class DeviceInUse(NbdattachError):
-    """The device is mounted, held, open exclusively, or holds something else."""
+    """The device is mounted, held, open exclusively, or holds something else.
+
+    `users` are lines for people: each names a user and the command that releases it.
+    """
 
     exit_code = 7
+
+    def __init__(self, thing: str, cause: str, hint: str, users: Sequence[str] = ()) -> None:
+        super().__init__(thing, cause, hint)
+        self.users = tuple(users)
 
 
 class NotAttached(NbdattachError):

@@ -6,11 +6,11 @@ import os
 import select
 from collections.abc import Callable
 
-from nbdattach import detachment, process, systemd
-from nbdattach.attachment import Attached
+from nbdattach import process, systemd
+from nbdattach.api import Attachment
 from nbdattach.client import silent
+from nbdattach.device import parse_device
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
-from nbdattach.status import status_of
 from nbdattach.stream import Trace
 from nbdattach.sysfs import Kernel
 
@@ -18,13 +18,13 @@ from nbdattach.sysfs import Kernel
 _LOOK = 2.0
 
 
-def stay(attached: Attached, say: Callable[[DeviceInUse | KernelRefused], None], trace: Trace = silent) -> None:
+def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None], trace: Trace = silent) -> None:
     """Returns when a signal has detached the device. While it cannot be detached safely, says so and stays.
 
     Raises `NoConnection` when the attachment ends by itself, `NotAttached` when it has ended already.
     """
-    device = attached.device
-    pid = status_of(device).pid
+    device = parse_device(attached.device)
+    pid = attached.status().pid
     worker = os.pidfd_open(pid) if pid else None
     woken = process.end_signals()
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
@@ -39,7 +39,7 @@ def stay(attached: Attached, say: Callable[[DeviceInUse | KernelRefused], None],
         os.read(woken, 1)
         systemd.notify("STOPPING=1")
         try:
-            detachment.detach(device, trace=trace, expected=attached.pid)
+            attached.disconnect(trace=trace)
         except (DeviceInUse, KernelRefused) as error:
             say(error)
         else:

@@ -189,6 +189,10 @@ class Monitor:
             finally:
                 watch.release()
             return
+        if request.do == "cut":
+            watch.cut()
+            caller.reply("cut")
+            return
         done = threading.Event()
 
         def finish(outcome: str | NbdattachError) -> None:

@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from nbdattach.sysfs import Kernel
 T = TypeVar("T")
 # udev holds a shared lock while it probes the device: that takes milliseconds.
 LOCK_SECONDS = 10
+_PROGRESS = 0.25
 _POLL = 0.01
 
 
@@ -34,15 +36,16 @@ class Unanswered(Exception):
 
 
 class Node:
-    """An exclusive claim on the device (`O_EXCL`) and udev's lock (`flock`), until it is closed.
+    """An exclusive claim on the device (`O_EXCL`) and udev's lock (`flock`), until it is closed; or a share of it.
 
     It is opened read-only throughout: udev probes anew what was open for writing, and drops the partitions meanwhile.
     The claim is one atomic test that fails on each kind of user, and on a second nbdattach at work on the device.
     """
 
-    def __init__(self, device: Device, fd: int) -> None:
+    def __init__(self, device: Device, fd: int, exclusive: bool = True) -> None:
         self.device = device
         self.fd = fd
+        self.exclusive = exclusive
 
     @classmethod
     def claim(cls, device: Device) -> Node:
@@ -60,6 +63,17 @@ class Node:
         except BaseException:
             node.close()
             raise
+        return node
+
+    @classmethod
+    def share(cls, device: Device) -> Node:
+        """Without the claim, beside whoever uses it; with udev's lock where that is free. Raises `KernelRefused`."""
+        try:
+            node = cls(device, os.open(device.path, os.O_RDONLY | os.O_CLOEXEC), exclusive=False)
+        except OSError as error:
+            raise _cannot_open(device, error) from None
+        with contextlib.suppress(OSError):
+            fcntl.flock(node.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return node
 
     @classmethod
@@ -88,17 +102,24 @@ class Node:
             if not deadline.sleep(_POLL):
                 raise DeviceInUse(self.device.path, f"locked by another process for {LOCK_SECONDS} s", "see lslocks")
 
-    def flush(self, patience: float | None = None) -> None:
+    def flush(self, patience: float | None = None, progress: Callable[[float], None] = lambda _: None) -> None:
         """All that was written through this machine's page caches is on the server. Raises `KernelRefused`.
 
         A silent server makes that wait endless, and nothing can interrupt it; so a process of its own waits, and ours
-        can be interrupted. With `patience` in seconds it is given up after that.
+        can be interrupted. With `patience` in seconds it is given up after that. `progress` is called with the seconds
+        that it has taken, a few times in each.
         """
         flushing = subprocess.Popen(bare_python("flush_main", self.device.path), stdin=subprocess.DEVNULL)
-        try:
-            code = flushing.wait(patience)
-        except subprocess.TimeoutExpired:
-            code = errno.ETIMEDOUT
+        began = time.monotonic()
+        code = None
+        while code is None:
+            try:
+                code = flushing.wait(_PROGRESS)
+            except subprocess.TimeoutExpired:
+                taken = time.monotonic() - began
+                progress(taken)
+                if patience is not None and taken >= patience:
+                    code = errno.ETIMEDOUT
         if code:
             raise KernelRefused.at(
                 self.device.path,
@@ -137,6 +158,10 @@ class Node:
             ioctl.nbd_clear_que(self.fd)
         with self._step("NBD_DISCONNECT"):
             ioctl.nbd_disconnect(self.fd)
+
+    def disconnect_within(self, deadline: Deadline) -> None:
+        """`disconnect`, which waits while a server reads nothing of what is being sent. Raises `Unanswered`."""
+        _within(deadline, self.disconnect)
 
     def clear(self, deadline: Deadline) -> None:
         """Size and partitions go. As long as our claim is open this cannot hit an attachment that came later.

@@ -1,4 +1,4 @@
-"""Whether a process is still the one we knew, and what ours asks for itself. The one door to /proc/PID."""
+"""Processes: whether one is still the one we knew, what it has open, what ours asks for itself. The door to /proc."""
 
 from __future__ import annotations
 
@@ -6,6 +6,25 @@ import contextlib
 import os
 import resource
 import signal
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from nbdattach.wiretext import plain
+
+PROC = "/proc"
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """A process, and the descriptor of a block device in it where that is what it was found by."""
+
+    pid: int
+    name: str
+    fd: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.pid} ({plain(self.name)})" if self.name else str(self.pid)
 
 
 def started(pid: int) -> int | None:
@@ -56,6 +75,79 @@ def end_signals() -> int:
     return woken
 
 
+def openers(numbers: set[str], ours: Collection[int] = ()) -> list[Opener]:
+    """Who has one of these block devices (major:minor) open now, but for us and the processes `ours`.
+
+    Without root only our own user's processes can be seen; those of other pid namespaces beside ours never.
+    """
+    found = []
+    for pid in _pids():
+        if pid != os.getpid() and pid not in ours:
+            found += [Opener(pid, name_of(pid), fd) for fd in _descriptors(pid) if still_open(pid, fd, numbers)]
+    return found
+
+
+def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
+    """Whether that descriptor of the process is one of these block devices."""
+    place = f"{PROC}/{pid}/fd/{fd}"
+    try:
+        # Not all are asked for more: stat() of a file on a server that is away would hang.
+        if not os.readlink(place).startswith("/dev/"):
+            return False
+        found = os.stat(place)
+    except OSError:
+        return False
+    return stat.S_ISBLK(found.st_mode) and f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" in numbers
+
+
+def other_mount_namespaces() -> Iterator[Opener]:
+    """One process of each mount namespace that is not ours, as far as we may see them."""
+    seen = {_namespace("self")}
+    for pid in _pids():
+        namespace = _namespace(str(pid))
+        if namespace and namespace not in seen:
+            seen.add(namespace)
+            yield Opener(pid, name_of(pid))
+
+
+def group_of(pid: int) -> int:
+    """The process that this thread belongs to; `pid` itself where that cannot be seen."""
+    found = [line.split()[1] for line in lines(f"{pid}/status") if line.startswith("Tgid:")]
+    return int(found[0]) if found else pid
+
+
+def name_of(pid: int) -> str:
+    """As the kernel keeps it, at most 15 characters; empty where there is no such process."""
+    return "".join(lines(f"{pid}/comm"))
+
+
+def lines(name: str) -> list[str]:
+    """Of a file in /proc; none where it cannot be read."""
+    try:
+        with open(f"{PROC}/{name}", errors="surrogateescape") as file:
+            return file.read().removesuffix("\n").split("\n")  # splitlines() knows more ends than the kernel
+    except OSError:
+        return []
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+
+
+def _descriptors(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"{PROC}/{pid}/fd")]
+    except OSError:
+        return []
+
+
+def _namespace(pid: str) -> str:
+    try:
+        return os.readlink(f"{PROC}/{pid}/ns/mnt")
+    except OSError:
+        return ""
+
+
 def is_root() -> bool:
     return os.geteuid() == 0
 
@@ -63,7 +155,7 @@ def is_root() -> bool:
 def _stat(pid: int) -> list[str] | None:
     """The fields after the name, which may itself contain anything; the first is the state."""
     try:
-        with open(f"/proc/{pid}/stat", errors="replace") as file:
+        with open(f"{PROC}/{pid}/stat", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
     except OSError:
         return None

@@ -10,7 +10,7 @@ from nbdattach.errors import NotAttached
 from nbdattach.process import alive, sees_all
 from nbdattach.state import Record, Trouble, load, monitor_lives, trouble_of
 from nbdattach.sysfs import Kernel
-from nbdattach.users import users_of
+from nbdattach.users import Census
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class Status:
     trouble: dict[str, str | None] | None  # since, next_try, error: of what is not connected, where the monitor knows
 
 
-def status_of(device: Device) -> Status:
-    """Raises `NotAttached`."""
+def status_of(device: Device, census: Census | None = None) -> Status:
+    """`census` spares reading all mounts again, for many devices. Raises `NotAttached`."""
     kernel = Kernel(device)
     pid = kernel.pid
     if pid is None:
         raise NotAttached(device.path)
     record = load(device)
-    users = users_of(device)
+    users = (census or Census()).users_of(device)
     trouble = _trouble(device) if record and record.reconnect else None
     return Status(
         device=device.path,
@@ -85,10 +85,10 @@ def _trouble(device: Device) -> Trouble | None:
 
 def all_attached() -> list[Status]:
     """Every attached nbd device of this host, ours or not, by number. Empty where there is no driver."""
-    found = []
+    found, census = [], Census()
     for device in sysfs.devices():
         try:
-            found.append(status_of(device))
+            found.append(status_of(device, census))
         except NotAttached:
             continue
     return found

@@ -49,11 +49,52 @@ def devices() -> list[Device]:
     return sorted(found)
 
 
-def loops_on(names: set[str]) -> list[str]:
-    """Loop devices whose backing file is one of these devices; the kernel does not count them as holders."""
-    loops = (name for name in os.listdir(f"{SYS}/block") if name.startswith("loop"))
-    files = {f"/dev/{name}" for name in names}
-    return sorted(loop for loop in loops if _read(f"{SYS}/block/{loop}/loop/backing_file") in files)
+def loops() -> dict[str, list[str]]:
+    """Loop devices, by the name of the block device that backs them; the kernel does not count them as its holders."""
+    found: dict[str, list[str]] = {}
+    for loop in sorted(name for name in os.listdir(f"{SYS}/block") if name.startswith("loop")):
+        backing = _read(f"{SYS}/block/{loop}/loop/backing_file")
+        if backing and backing.startswith("/dev/"):
+            found.setdefault(backing.removeprefix("/dev/"), []).append(loop)
+    return found
+
+
+def btrfs_devices() -> list[set[str]]:
+    """Names of the block devices of each btrfs that the kernel has open."""
+    place = f"{SYS}/fs/btrfs"
+    return [set(_names(f"{place}/{uuid}/devices")) for uuid in _names(place)]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Any block device or partition, by its name in /sys/class/block. Each property is read when it is asked for."""
+
+    name: str
+
+    @property
+    def number(self) -> str | None:
+        """major:minor."""
+        return _read(f"{self._path}/dev")
+
+    @property
+    def partitions(self) -> list[str]:
+        """Names as in /dev: nbd0p1, ..."""
+        return sorted(name for name in _names(self._path) if os.path.exists(f"{self._path}/{name}/partition"))
+
+    @property
+    def holders(self) -> list[str]:
+        """Block devices built on it: dm-0, md0."""
+        return sorted(_names(f"{self._path}/holders"))
+
+    @property
+    def mapping(self) -> tuple[str, str] | None:
+        """Name and uuid that the device mapper has for it; None for what is no mapping."""
+        name = _read(f"{self._path}/dm/name")
+        return (name, _read(f"{self._path}/dm/uuid") or "") if name else None
+
+    @property
+    def _path(self) -> str:
+        return f"{SYS}/class/block/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,26 +148,7 @@ class Kernel:
     @property
     def partitions(self) -> list[str]:
         """Names as in /dev: nbd0p1, ..."""
-        try:
-            names = os.listdir(self._path)
-        except OSError:
-            return []
-        return sorted(name for name in names if os.path.exists(f"{self._path}/{name}/partition"))
-
-    def numbers(self, partitions: list[str]) -> list[str]:
-        """major:minor of the device and of these partitions of it."""
-        texts = [self._read("dev"), *(self._read(f"{name}/dev") for name in partitions)]
-        return [text for text in texts if text]
-
-    def holders(self, partitions: list[str]) -> list[str]:
-        """Block devices built on the device or on these partitions of it: dm-0, md0."""
-        found: set[str] = set()
-        for place in ("holders", *(f"{name}/holders" for name in partitions)):
-            try:
-                found.update(os.listdir(f"{self._path}/{place}"))
-            except OSError:
-                continue
-        return sorted(found)
+        return Block(self.device.name).partitions
 
     @property
     def sends_write_zeroes(self) -> bool:
@@ -164,3 +186,10 @@ def _read(path: str) -> str | None:
             return file.read().strip() or None
     except OSError:
         return None
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

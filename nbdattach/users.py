@@ -1,66 +1,208 @@
-"""Who uses a device: mounts, swap, and block devices on top of it or of its partitions."""
+"""Who uses a block device: file systems, swap, devices built on top of it, and processes that have it open.
+
+What has users of its own is followed to them, so that the list says in which order to release what. Nothing here
+opens a device: one that is dead would hang.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
+from nbdattach import process, sysfs
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
-from nbdattach.sysfs import Kernel, loops_on
+from nbdattach.process import Opener
+from nbdattach.sysfs import Block
 from nbdattach.wiretext import plain
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
+# Users named in the one line of an error; the list below it has all.
+_MAX_SAID = 3
+# How the device mapper names who made a mapping: the beginning of its uuid, what it is, and what takes it down.
+_MAPPINGS = (
+    ("LVM-", "LVM volume", "lvchange -an"),
+    ("CRYPT-", "dm-crypt mapping", "cryptsetup close"),
+    ("mpath-", "multipath device", "multipath -f"),
+    ("", "device mapper device", "dmsetup remove"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One user. `name` is a path for mounts, else what `status` lists: dm-0, md0, loop0, swap, a process id."""
+
+    kind: str  # "mount" | "swap" | "holder" | "process"
+    name: str
+    says: str
+    release: str  # a command
+    direct: bool = True  # of the device or a partition of it, not of something on top
 
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """`mounts` are paths; `holders` are names: dm-0, md0, swap."""
+    """In the order in which they have to be released."""
 
-    mounts: list[str]
-    holders: list[str]
+    all: list[User]
+
+    @property
+    def mounts(self) -> list[str]:
+        return list(dict.fromkeys(one.name for one in self.all if one.kind == "mount" and one.direct))
+
+    @property
+    def holders(self) -> list[str]:
+        names = [one.name for one in self.all if one.kind == "holder" and one.direct]
+        swap = ["swap"] if any(one.kind == "swap" and one.direct for one in self.all) else []
+        return sorted(set(names)) + swap
 
     def __bool__(self) -> bool:
-        return bool(self.mounts or self.holders)
+        return bool(self.all)
 
     def __str__(self) -> str:
-        said = [f"mounted at {plain(path)}" for path in self.mounts]
-        said += ["swapped on" if name == "swap" else f"held by {name}" for name in self.holders]
-        return ", ".join(said)
+        said = [one.says for one in self.all[:_MAX_SAID]]
+        return ", ".join(said) + (f" and {len(self.all) - _MAX_SAID} more" if len(self.all) > _MAX_SAID else "")
+
+    @property
+    def lines(self) -> list[str]:
+        """For people: each with the command that releases it."""
+        return [f"{one.says}: {one.release}" for one in self.all]
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount point of one mount namespace. `owner` is a process in it, None for the namespace that we are in."""
+
+    path: str
+    number: str  # major:minor; btrfs has one that belongs to no device
+    source: str
+    kind: str  # of the file system
+    owner: Opener | None
+
+
+class Census:
+    """What is mounted and swapped on, on all of this host; read when it is first asked for, and only once."""
+
+    @cached_property
+    def mounts(self) -> list[Mount]:
+        """Of all mount namespaces that can be seen; what is at the same place in ours and in others, once."""
+        found = list(_mounts("self", None))
+        ours = {(one.number, one.path) for one in found}
+        for owner in process.other_mount_namespaces():
+            found += [one for one in _mounts(str(owner.pid), owner) if (one.number, one.path) not in ours]
+        return found
+
+    @cached_property
+    def swaps(self) -> set[str]:
+        """Names of devices."""
+        return {line.split()[0].removeprefix("/dev/") for line in process.lines("swaps")[1:]}
+
+    @cached_property
+    def loops(self) -> dict[str, list[str]]:
+        return sysfs.loops()
+
+    @cached_property
+    def btrfs(self) -> list[set[str]]:
+        """Devices of each btrfs; its mounts name only one of them."""
+        return sysfs.btrfs_devices()
+
+    def users_of(self, device: Device) -> Users:
+        """All users of the device that can be seen from here; root sees more."""
+        return Users(list(self._users(Block(device.name), set())))
+
+    def _users(self, block: Block, seen: set[str]) -> Iterator[User]:
+        """Of the device and its partitions; what stands on top of one of them has its own users before it."""
+        direct = not seen
+        for part in [*map(Block, block.partitions), block]:
+            if part.name in seen:
+                continue
+            seen.add(part.name)
+            for name in [*part.holders, *self.loops.get(part.name, [])]:
+                yield from self._users(Block(name), seen)
+                yield _holder(Block(name), direct)
+            for mount in self.mounts:
+                if self._is_on(mount, part):
+                    yield _mounted(mount, direct)
+            if part.name in self.swaps:
+                what = "swapped on" if direct else f"{part.name} swapped on"
+                yield User("swap", "swap", what, f"swapoff /dev/{part.name}", direct)
+
+    def _is_on(self, mount: Mount, block: Block) -> bool:
+        if mount.number == block.number:
+            return True
+        if mount.kind != "btrfs":
+            return False
+        source = mount.source.removeprefix("/dev/")
+        return source == block.name or any({source, block.name} <= devices for devices in self.btrfs)
 
 
 def users_of(device: Device) -> Users:
-    """All users of the device that can be seen from here; root sees more."""
-    kernel = Kernel(device)
-    partitions = kernel.partitions
-    names = {device.name, *partitions}
-    holders = kernel.holders(partitions) + loops_on(names) + (["swap"] if _swapped_on(names) else [])
-    return Users(_mounts(set(kernel.numbers(partitions))), holders)
+    """As `Census.users_of`, for one device."""
+    return Census().users_of(device)
 
 
-def in_use(device: Device) -> DeviceInUse:
-    """The error that says who uses it, where that can be seen."""
-    users = str(users_of(device)) or "open exclusively by another program"
-    return DeviceInUse(device.path, users, "release it first: umount, swapoff, or stop what holds it")
+def open_by(device: Device, ours: Collection[int] = ()) -> list[Opener]:
+    """Processes that have the device or a partition open now, but for us and those with the pids `ours`."""
+    block = Block(device.name)
+    numbers = {Block(name).number for name in [device.name, *block.partitions]}
+    return process.openers({number for number in numbers if number}, ours)
 
 
-def _mounts(numbers: set[str]) -> list[str]:
-    """Mount points of file systems on these major:minor numbers (proc_pid_mountinfo(5))."""
-    found = []
-    for line in _lines("/proc/self/mountinfo"):
-        fields = line.split(" ")
-        if fields[2] in numbers:
-            found.append(_OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]))
-    return found
+def opened(openers: Collection[Opener]) -> Users:
+    """Processes as users."""
+    return Users(
+        [User("process", str(one.pid), f"open in process {one}", f"kill {one.pid}") for one in dict.fromkeys(openers)]
+    )
 
 
-def _swapped_on(names: set[str]) -> bool:
-    return any(line.split()[0].removeprefix("/dev/") in names for line in _lines("/proc/swaps")[1:])
+def in_use(device: Device, users: Users) -> DeviceInUse:
+    """The error that says who uses it: these, else whoever has it open, as far as that can be seen."""
+    users = users or opened(open_by(device))
+    if users:
+        hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
+        return DeviceInUse(device.path, str(users), hint, users.lines)
+    cause = "held exclusively by something that cannot be seen from here"
+    hint = "is it zfs, a kernel target, or a container? fuser -v, zpool status and lsblk may tell"
+    return DeviceInUse(device.path, cause, hint)
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path, errors="surrogateescape") as file:
-            return file.read().splitlines()
-    except OSError:
-        return []
+def _mounted(mount: Mount, direct: bool) -> User:
+    where, command = f"mounted at {plain(mount.path)}", f"umount {_word(mount.path)}"
+    if mount.owner:
+        where += f" in the mount namespace of process {mount.owner}"
+        command = f"nsenter -m -t {mount.owner.pid} {command}"
+    return User("mount", mount.path, where, command, direct)
+
+
+def _holder(block: Block, direct: bool) -> User:
+    if block.name.startswith("loop"):
+        what, command = "a loop device", f"losetup -d /dev/{block.name}"
+    elif block.name.startswith("md"):
+        what, command = "an md array", f"mdadm --stop /dev/{block.name}"
+    elif block.mapping is not None:
+        name, uuid = block.mapping
+        _, kind, tool = next(one for one in _MAPPINGS if uuid.startswith(one[0]))
+        argument = f"/dev/mapper/{name}" if kind == "LVM volume" else name
+        what, command = f"{kind} {plain(name)}", f"{tool} {_word(argument)}"
+    else:
+        what, command = "", f"see /sys/block/{block.name}"
+    return User("holder", block.name, f"held by {block.name}" + (f" ({what})" if what else ""), command, direct)
+
+
+def _word(text: str) -> str:
+    """As one word of a command line, safe to show."""
+    return shlex.quote(plain(text))
+
+
+def _mounts(pid: str, owner: Opener | None) -> Iterator[Mount]:
+    """Mount points of a mount namespace (proc_pid_mountinfo(5))."""
+    for line in process.lines(f"{pid}/mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, kind, source = before.split(" "), *after.split(" ")[:2]
+        yield Mount(_unescaped(fields[4]), fields[2], _unescaped(source), kind, owner)
+
+
+def _unescaped(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)

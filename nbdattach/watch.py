@@ -155,10 +155,16 @@ class Watch:
     def release(self) -> None:
         with self._news:
             self._held = False
-        if self._is_there():
+        # Its record goes with a detach, though the device may stay until the last of its users has closed it.
+        if self._is_there() and state.remembers(self.device):
             self.check()
         else:
             self._end("no longer attached")
+
+    def cut(self) -> None:
+        """The connections are of no more use: whoever sends over them gets an error."""
+        for link in list(self._links):
+            link.cut()
 
     def reconnect(self, target: Target | None, done: Done) -> None:
         """A planned hand-over to new connections, of `target` where one is named. `done` is called with the outcome."""

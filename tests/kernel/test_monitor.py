@@ -140,7 +140,8 @@ def test_status_says_when_nobody_mends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("connections", [1, 4])
 def test_reconnect_under_load_to_another_server_of_the_same_data(tmp_path: Path, connections: int) -> None:
     there = place(tmp_path, "image")
-    with there.serve() as old, ExitStack() as servers:
+    # With several threads nbdkit 1.32 dies of an assertion (raw_send_socket) when a connection ends as it answers.
+    with there.serve("--threads=1") as old, ExitStack() as servers:
         new = servers.enter_context(nbdkit("--threads=1", "file", f"file={there.image}", unix=f"{tmp_path}/other"))
         with attached(old.uri, "nbd0", connections=connections):
             load = Load("/dev/nbd0", writers=3)

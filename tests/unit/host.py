@@ -20,6 +20,8 @@ class Host:
         self.run = root / "run"
         self.sys = root / "sys"
         (self.sys / "block").mkdir(parents=True)
+        (self.sys / "class").mkdir()
+        (self.sys / "class/block").symlink_to(self.sys / "block")
 
     def attach(self, device: Device = NBD0, pid: int = 4711, netlink: bool = True) -> None:
         """The kernel says that this process has attached it, 1 MiB."""

@@ -7,17 +7,21 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 import wire
+from host import Host, pretend
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, backends, cli, client, detachment, foreground, handover, launch, status
+from nbdattach import attachment, backends, cli, client, detachment, foreground, handover, launch, state, status
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
+from nbdattach.state import Record
+from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
 from nbdattach.wishes import Wishes
 
@@ -60,7 +64,17 @@ USAGE: list[tuple[list[str], str, str]] = [
     (["list"], "nbdattach list: Missing argument 'TARGET'.", "list "),
     (["check"], "nbdattach check: Missing argument 'TARGET'.", "check "),
     (["connect"], "nbdattach connect: Missing argument 'TARGET'.", "connect "),
-    (["disconnect"], "nbdattach disconnect: Missing argument 'DEVICE...'.", "disconnect "),
+    (["disconnect"], "nbdattach disconnect: Give devices or targets, or --tag, or --all.", "disconnect "),
+    (
+        ["disconnect", "--all", "nbd0"],
+        "nbdattach disconnect: Give devices or targets, or --tag, or --all.",
+        "disconnect ",
+    ),
+    (
+        ["disconnect", "--tag", "a", "--all"],
+        "nbdattach disconnect: Give devices or targets, or --tag, or --all.",
+        "disconnect ",
+    ),
     (["info", "db1", "x"], "nbdattach info: Got unexpected extra argument (x)", "info "),
     (["info", "--frob", "db1"], "nbdattach info: No such option '--frob'.", "info "),
 ]
@@ -568,14 +582,14 @@ def test_disconnect_goes_on_after_a_failure_and_the_first_one_counts(
 ) -> None:
     done: list[int] = []
 
-    def detach(device: Any, *_: object, force: bool) -> bool:
+    def detach(device: Any, *_: object, force: bool, **__: object) -> str:
         assert not force
         done.append(device.index)
         if device.index == 1:
-            raise DeviceInUse(device.path, "mounted at /srv", "umount /srv")
+            raise DeviceInUse(device.path, "mounted at /srv", "release it first", ["mounted at /srv: umount /srv"])
         if device.index == 2:
             raise KernelRefused(device.path, "no", "ask again")
-        return bool(device.index)
+        return "" if device.index else "not attached"
 
     monkeypatch.setattr(detachment, "detach", detach)
     code, out, err = ran(capsys, "disconnect", "nbd0", "nbd1", "nbd2", "/dev/nbd3")
@@ -585,16 +599,17 @@ def test_disconnect_goes_on_after_a_failure_and_the_first_one_counts(
         "nbdattach: /dev/nbd2: no",
         "(ask again)",
         "nbdattach: /dev/nbd1: mounted at /srv",
-        "(umount /srv)",
+        "  mounted at /srv: umount /srv",
+        "(release it first)",
     ]
 
 
 def test_data_is_given_up_only_where_that_is_asked_for(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, float, bool]] = []
 
-    def detach(device: Any, seconds: float, _: object, *, force: bool) -> bool:
+    def detach(device: Any, seconds: float, *, force: bool, **_: object) -> str:
         asked.append((device.index, seconds, force))
-        return True
+        return ""
 
     monkeypatch.setattr(detachment, "detach", detach)
     assert ran(capsys, "disconnect", "--force", "--timeout", "5", "nbd0", "nbd1") == (0, "", "")
@@ -624,17 +639,14 @@ def test_status_of_nothing_attached_is_empty(capsys: Capture, monkeypatch: pytes
 def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """connect prints the device, and nothing else, on stdout; notes go to stderr."""
 
-    class Done:
-        device = Device(3)
-        notes = ("a tail of 1 byte is ignored",)
-
-    stayed: list[type[Done]] = []
-    monkeypatch.setattr(attachment, "attach", lambda *_: Done)
-    monkeypatch.setattr(foreground, "stay", lambda attached, *_: stayed.append(attached))
+    done = attachment.Attached(Device(3), ["a tail of 1 byte is ignored"], 4711)
+    stayed: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(attachment, "attach", lambda *_: done)
+    monkeypatch.setattr(foreground, "stay", lambda attached, *_: stayed.append((attached.device, attached.pid)))
     assert ran(capsys, "connect", "db1") == (0, "/dev/nbd3\n", "nbdattach: a tail of 1 byte is ignored\n")
     assert stayed == []
     assert ran(capsys, "connect", "-f", "db1")[:2] == (0, "/dev/nbd3\n")
-    assert stayed == [Done]
+    assert stayed == [("/dev/nbd3", 4711)]
 
 
 # -- wishes and orders -------------------------------------------------------------------------------------------------
@@ -725,6 +737,7 @@ def test_reconnect_says_where_the_device_is_connected_now(
         asked.append((device, place))
         return "nbd://db2/disk"
 
+    monkeypatch.setattr(Kernel, "pid", 4711)
     monkeypatch.setattr(handover, "reconnect", reconnect)
     assert ran(capsys, "reconnect", "nbd0", *arguments) == (
         0, "", "nbdattach: /dev/nbd0: connected to nbd://db2/disk\n",
@@ -733,8 +746,81 @@ def test_reconnect_says_where_the_device_is_connected_now(
 
 
 def test_resize_says_what_became_of_it(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kernel, "pid", 4711)
     monkeypatch.setattr(handover, "resize", lambda device: f"{device.index + 1024} bytes now, 512 before")
     assert ran(capsys, "resize", "nbd1") == (0, "", "nbdattach: /dev/nbd1: 1025 bytes now, 512 before\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tag", ""), "--tag: an empty name"),
+        (("--if-tag", "", "nbd0"), "--if-tag: an empty name"),
+        (("ndb0",), "'ndb0': not an nbd device"),
+        (("/dev/nbd0p1",), "'/dev/nbd0p1': a partition, not a whole device"),
+        (("nbd0", "/dev/null"), "'/dev/null': not an nbd device"),
+        (("nbd://db1?x=1",), "'nbd://db1?x=1': unknown parameter 'x'"),
+    ],
+)
+def test_disconnect_of_what_cannot_be_meant_detaches_nothing(
+    host: Host, capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr(detachment, "detach", lambda *_, **__: pytest.fail("it was detached"))
+    assert said_error(capsys, 2, "disconnect", *arguments)[0] == f"nbdattach: {said}"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Ours on nbd0 and nbd1, a stranger's on nbd2."""
+    made = pretend(tmp_path, monkeypatch)
+    for number, (tag, export) in enumerate((("db", "disk"), ("web", "root"))):
+        made.attach(Device(number))
+        record = Record(tag, f"nbd://db1/{export}", export, "netlink", 1, "2026-01-02T03:04:05Z", 4711)
+        state.save(Device(number), record)
+    made.attach(Device(2))
+    return made
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("arguments", "detached", "said"),
+    [
+        (("--tag", "db"), [0], ""),
+        (("--tag", "tag"), [2], ""),  # what the kernel says of the stranger's
+        (("--tag", "dbx"), [], "nbdattach: tag dbx: not attached, nothing to do\n"),
+        (("nbd://db1/root",), [1], ""),
+        (("db1", "-N", "root"), [1], ""),
+        (("nbd1", "nbd://db1/root", "nbd://db1/disk"), [1, 0], ""),
+        (("nbd://db1/other",), [], "nbdattach: nbd://db1/other: not attached, nothing to do\n"),
+        (("--all",), [0, 1], "nbdattach: /dev/nbd2: left alone, another tool attached it; name it to detach it\n"),
+    ],
+)
+def test_disconnect_finds_what_is_meant(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], detached: list[int], said: str
+) -> None:
+    asked: list[int] = []
+
+    def detach(device: Device, *_: object, **__: object) -> str:
+        asked.append(device.index)
+        return ""
+
+    monkeypatch.setattr(detachment, "detach", detach)
+    assert ran(capsys, "disconnect", *arguments) == (0, "", said)
+    assert asked == detached
+
+
+@pytest.mark.usefixtures("host")
+def test_if_tag_leaves_alone_what_is_another_attachment(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def detach(device: Device, *_: object, only_tag: object, **__: object) -> str:
+        seen.append(only_tag)
+        return "holds another attachment now ('db')"
+
+    monkeypatch.setattr(detachment, "detach", detach)
+    said = "nbdattach: /dev/nbd0: holds another attachment now ('db'), nothing to do\n"
+    assert ran(capsys, "disconnect", "--if-tag", "other", "nbd0") == (0, "", said)
+    assert seen == ["other"]
 
 
 @pytest.mark.parametrize("flags", [[], ["-b"], ["--background"]])

@@ -1,0 +1,304 @@
+"""Whoever uses a device keeps it: refused, named with the command that releases it, unharmed; and then it goes.
+
+The command is taken at its word: what a line of the list says is run, and releases that user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from servers import nbdkit
+from tool import attached, connect, digest_of, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, shell
+
+from nbdattach import status
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+FIRST = Kernel(Device(0))
+MIB = 1 << 20
+OPENER = "import os, sys, time; fd = os.open(sys.argv[1], int(sys.argv[2])); print(flush=True); time.sleep(600)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> None:
+    shell("modprobe -a dm-mod md-mod raid1 loop")
+
+
+def use(place: str = "/mnt") -> None:
+    """What is mounted there works."""
+    Path(f"{place}/file").write_bytes(os.urandom(MIB))
+    shell(f"sync -f '{place}'")
+
+
+def mounted(what: str) -> str:
+    shell(f"mkfs.ext4 -q {what} && mount {what} /mnt")
+    use()
+    return "mounted at /mnt: umount /mnt"
+
+
+def bind_mounted() -> str:
+    mounted("/dev/nbd0")
+    shell("mkdir -p '/run/other place' && mount --bind /mnt '/run/other place' && umount /mnt")
+    use("/run/other place")
+    return "mounted at /run/other place: umount '/run/other place'"
+
+
+def swapped_on() -> str:
+    shell("mkswap /dev/nbd0p2 && swapon /dev/nbd0p2")
+    return "swapped on: swapoff /dev/nbd0p2"
+
+
+def mapping(name: str) -> str:
+    """Its kernel name; there is no udev here to make a link of it."""
+    return f"dm-{os.minor(os.stat(f'/dev/mapper/{name}').st_rdev)}"
+
+
+def mapped(what: str = "/dev/nbd0") -> str:
+    shell(f"dmsetup create --noudevsync --noudevrules one --table '0 8192 linear {what} 0' && dmsetup mknodes")
+    fill_with_noise("/dev/mapper/one", 1)
+    return f"held by {mapping('one')} (device mapper device one): dmsetup remove one"
+
+
+def logical_volume() -> str:
+    # No udev here, so LVM makes its nodes by itself.
+    settings = "devices{use_devicesfile=0} activation{udev_sync=0 udev_rules=0}"
+    shell(f"""export LVM_SUPPRESS_FD_WARNINGS=1
+        mkdir -p /etc/lvm && echo '{settings}' > /etc/lvm/lvmlocal.conf
+        pvcreate -q /dev/nbd0 && vgcreate -q group /dev/nbd0 && lvcreate -q -n volume -L 4M -Wn -Zn group""")
+    fill_with_noise("/dev/mapper/group-volume", 1)
+    return f"held by {mapping('group-volume')} (LVM volume group-volume): lvchange -an /dev/mapper/group-volume"
+
+
+def in_an_array() -> str:
+    shell("mdadm --create /dev/md0 --run --metadata=1.2 --level=1 --force --raid-devices=1 /dev/nbd0 2>&1")
+    fill_with_noise("/dev/md0", 1)
+    return "held by md0 (an md array): mdadm --stop /dev/md0"
+
+
+def looped() -> str:
+    loop = shell("losetup -f --show /dev/nbd0").strip()
+    fill_with_noise(loop, 1)
+    return f"held by {loop[5:]} (a loop device): losetup -d {loop}"
+
+
+def opened(flags: int) -> Callable[[], str]:
+    def begin() -> str:
+        opener = subprocess.Popen([sys.executable, "-c", OPENER, "/dev/nbd0", str(flags)], stdout=subprocess.PIPE)
+        assert opener.stdout and opener.stdout.readline()
+        with open(f"/proc/{opener.pid}/comm") as file:
+            name = file.read().strip()
+        return f"open in process {opener.pid} ({name}): kill {opener.pid}"
+
+    return begin
+
+
+def mounted_elsewhere() -> str:
+    shell("mkfs.ext4 -q /dev/nbd0")
+    program = "mount --make-rprivate / && mount /dev/nbd0 /mnt && touch /run/elsewhere && exec sleep 600"
+    holder = subprocess.Popen(["unshare", "-m", "sh", "-c", program])
+    eventually(lambda: Path("/run/elsewhere").exists() or holder.poll() is not None)
+    where = f"mounted at /mnt in the mount namespace of process {holder.pid} (sleep)"
+    return f"{where}: nsenter -m -t {holder.pid} umount /mnt"
+
+
+USERS: dict[str, Callable[[], str]] = {
+    "mount": lambda: mounted("/dev/nbd0"),
+    "mount of a partition": lambda: mounted("/dev/nbd0p1"),
+    "bind mount": bind_mounted,
+    "mount in another namespace": mounted_elsewhere,
+    "swap": swapped_on,
+    "dm": mapped,
+    "LVM": logical_volume,
+    "md": in_an_array,
+    "loop": looped,
+    "exclusive opener": opened(os.O_RDWR | os.O_EXCL),
+    "opener": opened(os.O_RDWR),
+    "reader": opened(os.O_RDONLY),
+}
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    """One failure is one failure."""
+    yield
+    subprocess.run(
+        """exec 2>/dev/null
+        umount -R /mnt "/run/other place"; swapoff -a; losetup -D; mdadm --stop --scan; dmsetup remove_all
+        pkill -f os.open; pkill sleep; rm -f /run/elsewhere; true""",
+        shell=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@contextlib.contextmanager
+def attached_image(tmp_path: Path, partitions: bool) -> Iterator[None]:
+    image = partitioned_image(tmp_path / "image", 64)
+    if not partitions:
+        image.write_bytes(bytes(64 * MIB))
+    with nbdkit("file", f"file={image}") as server:
+        connect(server.uri, "nbd0")
+        yield
+
+
+@pytest.mark.parametrize("kind", USERS)
+def test_a_user_is_named_unharmed_and_once_released_it_goes(tmp_path: Path, kind: str) -> None:
+    with attached_image(tmp_path, kind in ("mount of a partition", "swap")):
+        line = USERS[kind]()
+        done = nbd("disconnect", "nbd0")
+        assert (done.code, done.out) == (7, ""), done
+        first, *listed, hint = done.err.splitlines()
+        says, _, release = line.rpartition(": ")
+        assert (first, listed, hint) == (f"nbdattach: /dev/nbd0: {says}", [f"  {line}"], "(release it first)")
+        assert FIRST.attached and FIRST.size == 64 * MIB
+        shell(f"dd if=/dev/nbd0 of=/dev/null bs=1M iflag=direct status=none && {release}")  # it still works
+        eventually(lambda: nbd("disconnect", "nbd0").code == 0, 10)
+        assert not FIRST.attached and not FIRST.size
+
+
+def test_what_stands_on_top_of_each_other_is_listed_in_the_order_of_its_release(tmp_path: Path) -> None:
+    with attached_image(tmp_path, True):
+        mapped("/dev/nbd0p1")
+        shell("mkfs.ext4 -q /dev/mapper/one && mount /dev/mapper/one /mnt")
+        swapped_on()
+        (found,) = nbd("status", "--json").json()
+        holder = mapping("one")
+        assert (found["mounts"], found["holders"]) == ([], [holder, "swap"])
+        done = nbd("disconnect", "nbd0")
+        assert done.err.splitlines() == [
+            f"nbdattach: /dev/nbd0: mounted at /mnt, held by {holder} (device mapper device one), swapped on",
+            "  mounted at /mnt: umount /mnt",
+            f"  held by {holder} (device mapper device one): dmsetup remove one",
+            "  swapped on: swapoff /dev/nbd0p2",
+            "(release it first, from the top)",
+        ]
+        for line in done.err.splitlines()[1:-1]:
+            shell(line.rpartition(": ")[2])
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_who_opens_it_for_a_moment_is_no_user() -> None:
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0")
+        with subprocess.Popen([sys.executable, "-c", OPENER.replace("600", "1"), "/dev/nbd0", str(os.O_RDWR)]):
+            time.sleep(0.3)
+            nbd_ok("disconnect", "nbd0")
+        assert not FIRST.attached
+
+
+def test_force_tears_down_and_says_what(tmp_path: Path) -> None:
+    with attached_image(tmp_path, False):
+        mounted("/dev/nbd0")
+        done = nbd("disconnect", "--force", "nbd0")
+        assert done.code == 7
+        assert done.err.splitlines() == [
+            "nbdattach: /dev/nbd0: detached under its users: mounted at /mnt",
+            "nbdattach:   mounted at /mnt: umount /mnt",
+            "nbdattach: /dev/nbd0: detached, but not free: mounted at /mnt",
+            "  mounted at /mnt: umount /mnt",
+            "(the kernel frees it when that has let go)",
+        ]
+        shell("umount /mnt")
+        eventually(lambda: not FIRST.attached, 5)
+        nbd_ok("disconnect", "nbd0")
+        assert not FIRST.size
+
+
+def test_force_on_a_server_that_reads_nothing_any_more() -> None:
+    with nbdkit("memory", "64M") as server:
+        connect(server.uri, "nbd0")
+        server.pause()
+        writer = subprocess.Popen(
+            "dd if=/dev/zero of=/dev/nbd0 bs=1M count=48 conv=fsync", shell=True, stderr=subprocess.DEVNULL
+        )
+        try:
+            eventually(lambda: FIRST.inflight)
+            time.sleep(1)  # the rest of the request does not fit into the socket: the driver is stuck in sending
+            done = nbd("disconnect", "--force", "nbd0")
+            assert "flushing to the server: Connection timed out (ETIMEDOUT): what was written" in done.err, done
+            assert writer.wait(30) != 0
+        finally:
+            server.resume()
+        assert done.code == 0, done
+        assert not FIRST.attached and not FIRST.size
+
+
+def test_if_tag_detaches_only_that_attachment() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0", tag="mine"):
+        done = nbd("disconnect", "--if-tag", "other", "nbd0")
+        assert (done.code, FIRST.attached) == (0, True)
+        assert done.err == "nbdattach: /dev/nbd0: holds another attachment now ('mine'), nothing to do\n"
+        nbd_ok("disconnect", "--if-tag", "mine", "nbd0")
+        assert not FIRST.attached
+
+
+def test_all_by_tag_and_by_target() -> None:
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(nbdkit("memory", "1M")) for _ in range(4)]
+        for number, server in enumerate(servers):
+            connect(server.uri, f"nbd{number}", tag=f"tag{number}")
+        nbd_ok("disconnect", "--tag", "tag2")
+        assert [one.index for one in status.all_attached()] == [0, 1, 3]
+        nbd_ok("disconnect", servers[1].uri)
+        assert [one.index for one in status.all_attached()] == [0, 3]
+        nbd_ok("disconnect", "--all")
+        assert status.all_attached() == []
+
+
+def test_64_mib_through_the_page_cache_and_disconnect_at_once(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    os.truncate(image, 64 * MIB)
+    with nbdkit("--filter=delay", "file", f"file={image}", "wdelay=2ms") as server:
+        connect(server.uri, "nbd0")
+        written = fill_with_noise("/dev/nbd0", 64)
+        nbd_ok("disconnect", "nbd0")
+        assert digest_of(image) == written
+
+
+def _flusher(answer: str) -> AbstractContextManager[object]:
+    answers = ["get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=exit 0", "can_write=exit 0"]
+    return nbdkit("eval", *answers, "can_flush=exit 0", f"flush={answer}")
+
+
+def test_a_server_that_fails_flushes_keeps_the_device() -> None:
+    with _flusher("[ -e /run/good ] || { echo EIO no >&2; exit 1; }") as server:
+        connect(server.uri, "nbd0")  # type: ignore[attr-defined]
+        fill_with_noise("/dev/nbd0", 1)
+        done = nbd("disconnect", "nbd0")
+        assert (done.code, FIRST.attached) == (6, True)
+        assert done.err.splitlines()[0] == "nbdattach: /dev/nbd0: flushing to the server: Input/output error (EIO)"
+        nbd_ok("disconnect", "--force", "nbd0")
+        assert not FIRST.attached
+
+
+def test_a_long_flush_shows_itself_on_a_terminal_only() -> None:
+    with _flusher("sleep 2") as server:
+        for terminal in (True, False):
+            connect(server.uri, "nbd0")  # type: ignore[attr-defined]
+            fill_with_noise("/dev/nbd0", 1)
+            line = f"{sys.executable} -m nbdattach disconnect nbd0"
+            said = shell(f"script -qec '{line}' /dev/null" if terminal else f"{line} 2>&1")
+            assert ("flushing to the server, 1 s" in said) == terminal
+            assert not FIRST.attached
+
+
+def test_a_signal_ends_the_wait_and_not_the_attachment() -> None:
+    with _flusher("sleep 5") as server:
+        connect(server.uri, "nbd0")  # type: ignore[attr-defined]
+        fill_with_noise("/dev/nbd0", 1)
+        process = subprocess.Popen([sys.executable, "-m", "nbdattach", "disconnect", "nbd0"], stderr=subprocess.PIPE)
+        eventually(lambda: "flush_main" in shell("ps axww"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 1
+        assert FIRST.attached
+        eventually(lambda: "flush_main" not in shell("ps axww | grep -v grep"))
+        nbd_ok("disconnect", "nbd0")
