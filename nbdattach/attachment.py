@@ -86,15 +86,21 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
         # With several, the driver sends a request that is slow a second time, while the server may still be at the
         # first. Nobody gets that without having asked for it (nbdattach(8), LIMITS).
         wishes = replace(wishes, connections=1)
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         with suppress(Spent):
-            return _attach(target, device, wishes, tag, backend, trace)
+            return _attach(target, device, wishes, tag, backend, trace, contested=attempt > 0)
         trace("another program opened and closed the device, which took it down; once more")
     raise _none_free(device)
 
 
 def _attach(
-    target: Target, device: Device | None, wishes: Wishes, tag: str, backend: backends.Backend, trace: Trace
+    target: Target,
+    device: Device | None,
+    wishes: Wishes,
+    tag: str,
+    backend: backends.Backend,
+    trace: Trace,
+    contested: bool,
 ) -> Attached:
     with connected(target, wishes, trace) as (connections, export, notes), _alone_with(tag):
         there = _already_there(tag, target, device, wishes)  # another command may have been faster
@@ -104,7 +110,7 @@ def _attach(
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
         sockets = [connection.stream.sock for connection in connections]
-        job = Job(tag, target, export, shape, [sock.fileno() for sock in sockets], wishes)
+        job = Job(tag, target, export, shape, [sock.fileno() for sock in sockets], wishes, contested)
         for candidate in _candidates(device, export, backend):
             try:
                 hold = _taken(backend, candidate, job)
@@ -188,7 +194,7 @@ def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: D
     if not readable:
         notes.append(f"{job.target.uri}: attached, but the server cannot read the first block of the export")
     node.let_udev_in()
-    if not udev.settle(SETTLE_SECONDS):
+    if not udev.settle(Kernel(node.device).paths, SETTLE_SECONDS):
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
     state.forget(node.device)  # what was said of an attachment before this one
     state.save(node.device, _record(hold, backend, job))

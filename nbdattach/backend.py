@@ -39,7 +39,10 @@ class Spent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be attached: the same for each device that is tried. `sockets` are descriptors in transmission."""
+    """What is to be attached: the same for each device that is tried. `sockets` are descriptors in transmission.
+
+    `contested`: others open and close the device all the time.
+    """
 
     tag: str
     target: Target
@@ -47,6 +50,7 @@ class Job:
     shape: Geometry
     sockets: list[int]
     wishes: Wishes
+    contested: bool = False
 
 
 def identifier(tag: str) -> str:

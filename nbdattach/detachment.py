@@ -22,8 +22,8 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
 from nbdattach.node import Busy, Node, Unanswered
 from nbdattach.stream import Trace
-from nbdattach.sysfs import Block, Kernel
-from nbdattach.users import in_use, open_by, opened, users_of
+from nbdattach.sysfs import Kernel
+from nbdattach.users import in_use, numbers_of, open_by, opened, users_of
 from nbdattach.wiretext import quoted
 from nbdattach.worker import GOODBYE_SECONDS
 
@@ -79,7 +79,7 @@ def detach(
             state.forget(device)
             node.close()
             _await_free(device, deadline)
-    udev.settle(max(1.0, deadline.remaining()))
+    udev.settle([device.path], max(1.0, deadline.remaining()))
     return ""
 
 
@@ -137,20 +137,12 @@ def _refuse_what_claims_nothing(device: Device) -> None:
     users = users_of(device)
     if users:
         raise in_use(device, users)
-    block = Block(device.name)
-    numbers = {Block(name).number or "" for name in [device.name, *block.partitions]}
-    there, patience = _openers(device), Deadline(_A_LOOK)
+    numbers = numbers_of(device)
+    there, patience = open_by(device), Deadline(_A_LOOK)
     while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
         there = [one for one in there if process.still_open(one.pid, one.fd, numbers)]
     if there:
         raise in_use(device, opened(there))
-
-
-def _openers(device: Device) -> list[process.Opener]:
-    """But for who serves it: our worker, or the process of another tool that blocks in NBD_DO_IT."""
-    record = state.load(device)
-    serving = [pid for pid in (record and record.pid, Kernel(device).pid) if pid]
-    return open_by(device, [process.group_of(pid) for pid in serving])
 
 
 def _flush(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:

@@ -2,8 +2,9 @@
 
 Decisions that matter:
 * The message says NBD_CFLAG_DISCONNECT_ON_CLOSE, and we hold the node open until the attachment is complete: a connect
-  that is killed before takes the attachment with it. The last step takes the flag away. A guard opens and closes the
-  node for one that is killed in the milliseconds before it could.
+  that is killed before takes the attachment with it. The last step takes the flag away. For the milliseconds before we
+  have the node there is a guard, a process that undoes what a dead connect left. It serves for all of the time where
+  the flag cannot: others who close the device before we have it would take it down.
 * To open an idle node is to make the kernel refuse the message, so the device cannot be claimed before. A lock among
   our own commands keeps two of them from setting the limits of one device; against others the kernel decides.
 """
@@ -13,15 +14,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import os
+import random
 import select
 import subprocess
 from collections.abc import Iterator
 
-from nbdattach import netlink, state, sysfs
+from nbdattach import netlink, process, state, sysfs
 from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, identifier, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
+from nbdattach.interpreter import bare_python
 from nbdattach.link import unlimited
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel
@@ -39,7 +43,8 @@ _FAIL_SECONDS = 1
 MAX_DEAD_CONN_TIMEOUT = 2_000_000
 # udev may have a free device open for a moment, and the kernel then calls it busy.
 _BRIEFLY_OPEN = 2.0
-_POLL = 0.02
+# In no step with a program that opens and closes it in a loop.
+_POLLS = (0.001, 0.02)
 
 
 class Claimed:
@@ -90,12 +95,12 @@ def attach(device: Device, job: Job) -> Claimed:
             set_queue_limits(device, job, resend)
         node = None
         try:
-            with _guarded(device):
-                _connect(family, device, job)  # an interrupt is told only after it is done
-                set_queue_limits(device, job, resend)  # a new one, or a foreign tool was at it
-                for number in job.sockets:
-                    unlimited(number)
-                node = Node.claim_within(device, Deadline(job.wishes.connect_timeout))
+            locks.enter_context(_guarded(device, job))
+            _connect(family, device, job)  # an interrupt is told only after it is done
+            node = Node.claim_within(device, Deadline(job.wishes.connect_timeout))
+            set_queue_limits(device, job, resend)  # a new one, or a foreign tool was at it
+            for number in job.sockets:
+                unlimited(number)
             if not _is_ours(device, job):
                 raise Spent
         except BaseException:
@@ -109,17 +114,16 @@ def attach(device: Device, job: Job) -> Claimed:
 
 
 @contextlib.contextmanager
-def _guarded(device: Device) -> Iterator[None]:
-    """Should we be killed meanwhile, a process that reads the end of our pipe opens and closes the device."""
-    command = ["/bin/sh", "-c", 'read -r word || : <"$0"', device.path]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as guard:
+def _guarded(device: Device, job: Job) -> Iterator[None]:
+    """Should we be killed meanwhile, a process that reads the end of our pipe undoes what we did."""
+    pid = os.getpid() if process.sees_all() else 0
+    command = bare_python("guard_main", device.path, identifier(job.tag), str(pid))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
         try:
             yield
         finally:
             with contextlib.suppress(BrokenPipeError):
-                guard.communicate(b"done\n")
+                guard.communicate(b"done")
 
 
 def _connect(family: netlink.Family, device: Device, job: Job) -> None:
@@ -135,13 +139,13 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
                 sockets=job.sockets,
                 dead_conn_timeout=0,  # until the commit nobody would reconnect
                 timeout=_timeout(job),
-                client_flags=netlink.NBD_CFLAG_DISCONNECT_ON_CLOSE,
+                client_flags=0 if job.contested else netlink.NBD_CFLAG_DISCONNECT_ON_CLOSE,
                 backend=identifier(job.tag),
             )
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise _refused(device, error) from error
-            if Kernel(device).attached or not patience.sleep(_POLL):
+            if Kernel(device).attached or not patience.sleep(random.uniform(*_POLLS)):  # noqa: S311 - no secret
                 raise Taken from None
         else:
             return

@@ -151,6 +151,11 @@ class Kernel:
         return Block(self.device.name).partitions
 
     @property
+    def paths(self) -> list[str]:
+        """Nodes of the device and of its partitions."""
+        return [self.device.path, *(f"/dev/{name}" for name in self.partitions)]
+
+    @property
     def sends_write_zeroes(self) -> bool:
         """Once switched on by some attachment, the driver cannot switch it off again (6.12, nbd.c __nbd_set_size)."""
         return int(self._read("queue/write_zeroes_max_bytes") or 0) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 
 CONTROL = "/run/udev/control"
 
@@ -12,17 +13,22 @@ def running() -> bool:
     return os.path.exists(CONTROL)
 
 
-def settle(seconds: float) -> bool:
-    """True when udev has handled all events up to now (symlinks, permissions), or does not run."""
+def settle(paths: Sequence[str], seconds: float) -> bool:
+    """True when udev has seen these devices as they are now (symlinks, permissions), or does not run.
+
+    It is asked to look once more, at these only, and the end of that is waited for. Its whole queue may never be
+    empty: others can cause events as fast as it handles them.
+    """
     if not running():
         return True
+    # Before systemd 238, and in eudev, there is no --settle here.
+    once_more = ["udevadm", "trigger", "--action=change", "--settle", *paths]
+    return _done(once_more, seconds) or _done(["udevadm", "settle", f"--timeout={max(1, int(seconds))}"], seconds + 10)
+
+
+def _done(command: list[str], seconds: float) -> bool:
     try:
-        done = subprocess.run(
-            ["udevadm", "settle", f"--timeout={max(1, int(seconds))}"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds + 10,
-        )
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from nbdattach import process, sysfs
+from nbdattach import process, state, sysfs
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.process import Opener
-from nbdattach.sysfs import Block
+from nbdattach.sysfs import Block, Kernel
 from nbdattach.wiretext import plain
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -143,11 +143,20 @@ def users_of(device: Device) -> Users:
     return Census().users_of(device)
 
 
-def open_by(device: Device, ours: Collection[int] = ()) -> list[Opener]:
-    """Processes that have the device or a partition open now, but for us and those with the pids `ours`."""
-    block = Block(device.name)
-    numbers = {Block(name).number for name in [device.name, *block.partitions]}
-    return process.openers({number for number in numbers if number}, ours)
+def open_by(device: Device) -> list[Opener]:
+    """Processes that have the device or a partition open now, but for us and for the one that serves it.
+
+    That is our worker, or the process of another tool that blocks in NBD_DO_IT.
+    """
+    record = state.load(device)
+    serving = {process.group_of(pid) for pid in (record and record.pid, Kernel(device).pid) if pid}
+    return process.openers(numbers_of(device), serving)
+
+
+def numbers_of(device: Device) -> set[str]:
+    """major:minor of the device and of its partitions."""
+    numbers = (Block(name).number for name in [device.name, *Block(device.name).partitions])
+    return {number for number in numbers if number}
 
 
 def opened(openers: Collection[Opener]) -> Users:

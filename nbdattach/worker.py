@@ -203,6 +203,25 @@ def flush_main(arguments: list[str]) -> None:
         sys.exit(error.errno or 1)
 
 
+def guard_main(arguments: list[str]) -> None:
+    """Waits for a netlink connect to be done. Where that died instead, its attachment goes.
+
+    Arguments: the device, and by what the kernel knows that attachment: its identifier, and the pid of the connect, or
+    0 where the kernel has other numbers for processes.
+    """
+    path, identifier, pid = arguments
+    if os.read(0, 1):
+        return
+    name = os.path.basename(path)
+    try:
+        node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if _attribute(name, "backend") == identifier.strip() and pid in ("0", _attribute(name, "pid")):
+            ioctl.nbd_disconnect(node)
+            ioctl.nbd_clear_sock(node)
+    except OSError:
+        pass  # there is no such device, or it has gone by itself
+
+
 def partitions(path: str) -> list[str]:
     """Nodes of the partitions that the kernel knows of now."""
     name = os.path.basename(path)
@@ -261,11 +280,16 @@ def _report(reports: int, line: str) -> None:
 
 def _is_free(path: str) -> bool:
     """The kernel keeps the size for as long as somebody else has the device open."""
+    return _attribute(os.path.basename(path), "size") in ("", "0")
+
+
+def _attribute(name: str, attribute: str) -> str:
+    """What /sys says of the device; empty where there is nothing."""
     try:
-        with open(f"/sys/block/{os.path.basename(path)}/size") as file:
-            return file.read().strip() == "0"
+        with open(f"/sys/block/{name}/{attribute}", errors="surrogateescape") as file:
+            return file.read().strip()
     except OSError:
-        return True
+        return ""
 
 
 def _remove(path: str) -> None:
