@@ -33,7 +33,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
-		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run
+		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag
 
 unit: $(VENV)/installed
 	$(PYTEST) tests/unit

@@ -2,19 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from servers import nbdkit
 from tool import attached, nbd_ok, partitioned_image, shell
 
-from nbdattach import udev
+from nbdattach import netlink, udev
+from nbdattach.client import silent
+from nbdattach.connections import connected
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
+from nbdattach.target import parse_target
+from nbdattach.wishes import Wishes
 
 pytestmark = pytest.mark.udev
 FIRST = Kernel(Device(0))
+SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
+BY_NBD = Path("/dev/disk/by-nbd")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def names() -> None:
+    """The rule and its helper, installed."""
+    shutil.copy(SYSTEMD / "nbdattach-tag", "/usr/lib/udev/nbdattach-tag")
+    rules = Path("/run/udev/rules.d")
+    rules.mkdir(parents=True, exist_ok=True)
+    shutil.copy(SYSTEMD / "60-nbdattach.rules", rules)
+    shell("udevadm control --reload && udevadm settle")
+
+
+def links() -> dict[str, str]:
+    """What stands in /dev/disk/by-nbd, and where it leads."""
+    return {path.name: os.path.realpath(path) for path in BY_NBD.iterdir()} if BY_NBD.exists() else {}
+
+
+def links_to_first() -> list[str]:
+    """All links that udev made to nbd0, but for those by its own rules."""
+    told = shell("udevadm info -q symlink /dev/nbd0").split()
+    return [link for link in told if not link.startswith("disk/by-diskseq/")]
+
+
+@contextlib.contextmanager
+def foreign(uri: str, identifier: str) -> Iterator[None]:
+    """nbd0, attached by one netlink message and nothing else; udev is waited for."""
+    with (
+        connected(parse_target(uri), Wishes(connections=1), silent) as (connections, export, _),
+        netlink.Family() as family,
+    ):
+        family.connect(
+            0,
+            size=export.size,
+            block_size=512,
+            flags=export.flags,
+            sockets=[one.stream.sock.fileno() for one in connections],
+            dead_conn_timeout=0,
+            timeout=0,
+            client_flags=0,
+            backend=identifier,
+        )
+        try:
+            shell("udevadm settle")
+            yield
+        finally:
+            family.disconnect(0)
+            shell("udevadm settle")
 
 
 def test_udevd_really_runs() -> None:
@@ -44,3 +100,68 @@ def test_60_rounds_without_a_false_in_use(tmp_path: Path) -> None:
         for _ in range(60):
             with attached(server.uri, None):
                 assert FIRST.partitions == ["nbd0p1", "nbd0p2"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [
+        ("vm1-root", "vm1-root"),
+        ("nbd://db1/disk", r"nbd:\x2f\x2fdb1\x2fdisk"),
+        ("..", r"\x2e."),
+        ("../../sda", r"\x2e.\x2f..\x2fsda"),
+        ("a b/../c", r"a\x20b\x2f..\x2fc"),
+        ("$(touch /run/owned) `touch /run/owned`", None),
+        ("; touch /run/owned; '\"; touch /run/owned; \"'", None),
+        ("%k $kernel %c $result %%", r"\x25k\x20\x24kernel\x20\x25c\x20\x24result\x20\x25\x25"),
+        (r"back\slash\x2f", r"back\x5cslash\x5cx2f"),
+        ("Größe", r"Gr\xc3\xb6\xc3\x9fe"),
+        ("/" * 255, None),
+        ("/" * 27 + "a", r"\x2f" * 27 + "a"),
+        ("disk-part1", r"disk\x2dpart1"),
+    ],
+)
+def test_name_of_any_tag_is_there_when_connect_returns(tag: str, name: str | None) -> None:
+    with nbdkit("memory", "1M") as server:
+        nbd_ok("connect", "--backend", "netlink", "--no-reconnect", "--tag", tag, server.uri, "nbd0")
+        found = links()
+        assert list(found.values()) == ["/dev/nbd0"]
+        assert list(found) == [name or shell("/usr/lib/udev/nbdattach-tag /sys/block/nbd0/backend").strip()]
+        assert links_to_first() == [f"disk/by-nbd/{one}" for one in found]
+        nbd_ok("disconnect", "nbd0")
+    assert links() == {}
+    assert not Path("/run/owned").exists()
+
+
+def test_partitions_have_names(tmp_path: Path) -> None:
+    with nbdkit("file", f"file={partitioned_image(tmp_path / 'image')}") as server:
+        for tag, name in [("vm1", "vm1"), ("/" * 27, r"\x2f" * 27), ("/" * 255, None)]:
+            nbd_ok("connect", "--backend", "netlink", "--no-reconnect", "--tag", tag, server.uri, "nbd0")
+            name = name or min(links())
+            assert links() == {
+                name: "/dev/nbd0",
+                f"{name}-part1": "/dev/nbd0p1",
+                f"{name}-part2": "/dev/nbd0p2",
+            }
+            nbd_ok("disconnect", "nbd0")
+            assert links() == {}
+
+
+def test_what_other_tools_attach_has_its_names(tmp_path: Path) -> None:
+    with nbdkit("file", f"file={partitioned_image(tmp_path / 'image')}") as server:
+        with foreign(server.uri, "a\nb\x01\n"):
+            name = r"a\x0ab\x01\x0a"
+            assert links() == {name: "/dev/nbd0", f"{name}-part1": "/dev/nbd0p1", f"{name}-part2": "/dev/nbd0p2"}
+        assert links() == {}
+        with foreign(server.uri, "x" * 1024):
+            assert sorted(links().values()) == ["/dev/nbd0", "/dev/nbd0p1", "/dev/nbd0p2"]
+        assert links() == {}
+
+
+def test_no_identifier_no_name() -> None:
+    with nbdkit("memory", "1M") as server:
+        with foreign(server.uri, ""):
+            assert FIRST.by_netlink and FIRST.backend is None
+            assert links() == {}
+        nbd_ok("connect", "--backend", "ioctl", "--tag", "vm1", server.uri, "nbd0")
+        assert links() == {}
+        nbd_ok("disconnect", "nbd0")
