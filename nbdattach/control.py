@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ _MAX_MESSAGE = 1 << 16
 _MAX_SOCKETS = 64
 # A monitor that is alive answers in no time, but for what waits for a server: those requests have no limit.
 _PATIENCE = 30.0
+_UCRED = struct.Struct("iII")  # pid, uid, gid
 _CLASSES = (
     errors.Malformed, errors.NoConnection, errors.Refused, errors.TlsFailed, errors.KernelRefused, errors.DeviceInUse
 )  # fmt: skip
@@ -54,6 +56,16 @@ def answers() -> bool:
         return ask(Request("ping"), _PATIENCE) != ""
     except NbdattachError:
         return False
+
+
+def listener() -> int | None:
+    """The process that should answer, as the kernel knows it; None where there is none."""
+    try:
+        with _connected(_PATIENCE) as connection:
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    except NbdattachError:
+        return None
+    return int(_UCRED.unpack(credentials)[0])
 
 
 def watch(device: Device, sockets: Sequence[socket.socket]) -> None:

@@ -1,22 +1,39 @@
-"""What stands in the way of attaching on this machine, each with its remedy as a command. Changes nothing."""
+"""What stands in the way on this machine, each with its remedy as a command. Changes nothing, and opens no device."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import driver, process, sysfs, udev
+from nbdattach import backends, control, driver, launch, lvm, process, selinux, state, sysfs, systemd, udev
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused
-from nbdattach.status import status_of
+from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
+from nbdattach.status import Status, status_of
 from nbdattach.sysfs import Kernel
+from nbdattach.wiretext import plain
+
+# Who is well answers in no time; the second is the time that pyroute2 takes to load on a slow machine.
+MONITOR_SECONDS = 5
+NETLINK_SECONDS = 30
+# In seconds: without end, for all that matters, and not beyond what the kernel can count.
+WEEK = 7 * 24 * 3600
+
+_INSTALL_RULES = (
+    f"in a checkout: install -D -m 644 systemd/{udev.RULES} -t /usr/lib/udev/rules.d; "
+    "install -D -m 755 systemd/nbdattach-tag -t /usr/lib/udev; udevadm control --reload"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `stands_in_the_way` is False for what is good, and for what is only worth knowing."""
+    """One thing looked at. `stands_in_the_way` is False for what is good, and for what is only worth knowing.
+
+    What is only worth knowing has a remedy, what is good has none.
+    """
 
     subject: str
     says: str
@@ -29,14 +46,18 @@ def examine() -> list[Finding]:
     driver.refuse_other_systems()
     found = [_permission(), _driver()]
     if sysfs.driver_loaded():
-        found += [_node(), _partitions(), *_wedged()]
-    return [*found, _udev()]
+        found += [_nodes(), _partitions(), *_devices()]
+    found += [_netlink(), *_monitor(), _udev(), *_udev_rules(), *_lvm(), *_selinux(), _tls()]
+    return found
 
 
 def _permission() -> Finding:
-    if process.is_root():
-        return Finding("permission", "running as root")
-    return Finding("permission", "not root, so nothing can be attached or detached", True, "sudo nbdattach ...")
+    if not process.is_root():
+        return Finding("permission", "not root, so nothing can be attached or detached", True, "sudo nbdattach ...")
+    if not process.may_administer():
+        remedy = "start the container with the capability: docker run --cap-add SYS_ADMIN, or podman run --privileged"
+        return Finding("permission", "root without CAP_SYS_ADMIN, so nothing can be attached or detached", True, remedy)
+    return Finding("permission", "running as root")
 
 
 def _driver() -> Finding:
@@ -52,20 +73,34 @@ def _driver() -> Finding:
     return Finding("driver", reason.cause, True, reason.hint)
 
 
-def _node() -> Finding:
-    first = next(iter(sysfs.devices()), Device(0))
+def _nodes() -> Finding:
+    devices = sysfs.devices()
+    missing = [device for device in devices if not _is_block_device(device.path)]
+    if missing:
+        what = "is no block device" if len(missing) == 1 else "are no block devices"
+        return Finding(
+            "nodes",
+            f"{_names(missing)} {what}, though the driver is loaded",
+            True,
+            "mount -t devtmpfs devtmpfs /dev, or pass the devices into this container",
+        )
+    if not devices:  # nbds_max=0
+        return Finding("nodes", "no devices yet; by netlink they are made when they are needed")
+    return Finding("nodes", f"{devices[0].path} is a block device")
+
+
+def _is_block_device(path: str) -> bool:
+    """Looks at the node alone: to open a dead device is to wait for it."""
     try:
-        there = stat.S_ISBLK(os.stat(first.path).st_mode)
+        return stat.S_ISBLK(os.stat(path).st_mode)
     except OSError:
-        there = False
-    if there:
-        return Finding("nodes", f"{first.path} is a block device")
-    return Finding(
-        "nodes",
-        f"{first.path} is no block device, though the driver is loaded",
-        True,
-        "mount -t devtmpfs devtmpfs /dev, or pass the device into this container",
-    )
+        return False
+
+
+def _names(devices: list[Device]) -> str:
+    """The first few of them."""
+    shown = ", ".join(device.path for device in devices[:3])
+    return shown if len(devices) <= 3 else f"{shown} and {len(devices) - 3} more"
 
 
 def _partitions() -> Finding:
@@ -75,19 +110,163 @@ def _partitions() -> Finding:
     return Finding("partitions", f"up to {sysfs.max_part() or 'an unknown number of'} a device")
 
 
-def _wedged() -> Iterator[Finding]:
-    """Devices that hold something nobody serves any more."""
+def _devices() -> Iterator[Finding]:
     for device in sysfs.devices():
-        kernel = Kernel(device)
-        pid = kernel.pid
-        remedy = f"stop what uses it, then: nbdattach disconnect {device.path}"
-        if pid is None and kernel.size:
+        yield from _wedged(device)
+        yield from _timeout(device)
+
+
+def _wedged(device: Device) -> Iterator[Finding]:
+    """A device that holds something nobody serves any more, or nobody serves now."""
+    kernel = Kernel(device)
+    pid = kernel.pid
+    remedy = f"stop what uses it, then: nbdattach disconnect {device.path}"
+    try:
+        status = status_of(device)
+    except NotAttached:
+        if kernel.size and not kernel.attached:
             yield Finding(device.path, f"{kernel.size} bytes, but nothing is attached", True, remedy)
-        elif pid is not None and status_of(device).state == "lost":
-            yield Finding(device.path, f"lost: nobody serves it any more (its process was {pid})", True, remedy)
+        return
+    if status.trouble:
+        yield _away(status, status.trouble)
+    elif status.state == "lost":
+        yield Finding(device.path, f"lost: nobody serves it any more (its process was {pid})", True, remedy)
+
+
+def _away(status: Status, trouble: dict[str, str | None]) -> Finding:
+    """By netlink an attachment without a connection is no wreck: it works again when the server is back."""
+    return Finding(
+        status.device,
+        f"{status.state} since {trouble['since']}: {plain(trouble['error'] or 'trying')}",
+        remedy=f"start the server, or move it: nbdattach reconnect {status.device} TARGET",
+    )
+
+
+def _timeout(device: Device) -> Iterator[Finding]:
+    """Of what another program attached. Only root can tell ours from theirs."""
+    kernel = Kernel(device)
+    if not process.is_root() or not kernel.attached or state.load(device):
+        return
+    seconds, gives_up = kernel.io_timeout, kernel.gives_up
+    if gives_up is not False and 0 < seconds < WEEK:
+        doubt = "" if gives_up else "; or that is what an earlier one left: without debugfs nobody can tell"
+        yield Finding(
+            device.path,
+            f"attached by another program, which gives a server up that takes {seconds:g} s for an answer{doubt}",
+            remedy=f"echo {WEEK * 1000} >/sys/block/{device.name}/queue/io_timeout",
+        )
+
+
+def _netlink() -> Finding:
+    install = f"{sys.executable} -m pip install 'pyroute2>=0.7'"
+    if importlib.util.find_spec("pyroute2") is None:
+        return Finding("netlink", "pyroute2 is not installed: nobody connects again after a loss", remedy=install)
+    if not sysfs.driver_loaded():
+        return Finding("netlink", "pyroute2 is installed")
+    # All commands to all families wait for one that hangs, as one of the driver can.
+    answer = process.answer_within(NETLINK_SECONDS, _why_no_netlink)
+    if answer is None:
+        says = "the kernel does not answer: another command by netlink hangs there"
+        return Finding("netlink", says, True, "dmesg tells which, mostly; then: reboot")
+    if not answer:
+        return Finding("netlink", "pyroute2 fails: nobody connects again after a loss", remedy=install)
+    if answer == "usable":
+        return Finding("netlink", answer)
+    # connect then goes by ioctl; the family is shown to the host's network namespace alone (nbd.c: no netnsok).
+    remedy = "run nbdattach in the network namespace of the host: docker run --network host"
+    return Finding("netlink", f"{answer}: nobody connects again after a loss", remedy=remedy)
+
+
+def _why_no_netlink() -> str:
+    missing = backends.why_no_netlink()
+    return missing.cause if missing else "usable"
+
+
+def _monitor() -> Iterator[Finding]:
+    """Only where an attachment relies on it: else connect starts it when it is needed."""
+    relying = [device for device in sysfs.devices() if _relies_on_monitor(state.load(device))]
+    if not relying:
+        return
+    try:
+        control.ask(control.Request("ping"), MONITOR_SECONDS)
+    except NbdattachError as error:
+        silent = isinstance(error, control.NoMonitor) and error.silent
+        says = f"{error.cause}: nobody connects {_names(relying)} again"
+        yield Finding("monitor", says, True, _start_of_monitor(silent))
+    else:
+        yield Finding("monitor", "running")
+
+
+def _relies_on_monitor(record: state.Record | None) -> bool:
+    """By ioctl there is nothing that a monitor could mend, whatever connect was asked for."""
+    return record is not None and record.reconnect and record.backend == "netlink"
+
+
+def _start_of_monitor(silent: bool) -> str:
+    if systemd.in_charge() and systemd.installed(launch.UNIT):
+        return f"systemctl {'restart' if silent else 'start'} {launch.UNIT.removesuffix('.service')}"
+    hanging = control.listener() if silent else None
+    return f"kill -9 {hanging}; nbdattach monitor -b" if hanging else "nbdattach monitor -b"
 
 
 def _udev() -> Finding:
     if udev.running():
         return Finding("udev", "running")
-    return Finding("udev", "not running: devices work, links in /dev/disk do not appear")
+    remedy = "systemctl start systemd-udevd" if systemd.in_charge() else ""
+    return Finding("udev", "not running: devices work, links in /dev/disk do not appear", remedy=remedy)
+
+
+def _udev_rules() -> Iterator[Finding]:
+    if udev.running() and not udev.has_our_rules():
+        yield Finding(
+            "udev rules", f"{udev.RULES} is not installed: no names in /dev/disk/by-nbd", remedy=_INSTALL_RULES
+        )
+
+
+def _lvm() -> Iterator[Finding]:
+    try:
+        found = lvm.settings()
+    except OSError as error:
+        says = f"whether it activates volumes of images cannot be told: {plain(str(error))}"
+        yield Finding("lvm", says, remedy="lvmconfig --validate")
+        return
+    if found is None:
+        return
+    kept_out = lvm.why_kept_out(found)
+    if kept_out:
+        yield Finding("lvm", plain(kept_out))
+    elif not udev.running():
+        yield Finding("lvm", "activates nothing by itself without udev")
+    else:
+        says = "activates the volumes in images that are attached, which keeps their devices in use"
+        yield Finding("lvm", says, True, lvm.line_to_keep_out(found))
+
+
+def _selinux() -> Iterator[Finding]:
+    if not selinux.enforcing():
+        return
+    release = os.uname().release
+    allow = "ausearch -m avc -ts boot | grep -E '(tcp|unix_stream)_socket' | audit2allow -M nbd-socket"
+    remedy = f"a kernel of {selinux.FIXED_IN}; until then: {allow} && semodule -i nbd-socket.pp"
+    denials = selinux.denied()
+    if denials:
+        says = f"denied the driver the use of its sockets (result -13, {denials} times), which ends connections"
+        yield Finding("selinux", says, True, remedy)
+    elif selinux.may_lack_fix(release):
+        says = f"enforcing, and kernel {release} may lose connections to its denials (result -13 in dmesg)"
+        yield Finding("selinux", says, remedy=remedy)
+    else:
+        yield Finding("selinux", "enforcing; no connection was lost to its denials")
+
+
+def _tls() -> Finding:
+    if sysfs.module_loaded("tls"):
+        return Finding("tls", "the kernel can carry it")
+    try:
+        known = driver.modprobe("--dry-run", "tls")
+    except KernelRefused:
+        known = None
+    if known and known.returncode == 0:
+        return Finding("tls", "the kernel can carry it; the module tls is not loaded yet")
+    says = "the kernel cannot carry it (no module tls): a relay has to, which is slower"
+    return Finding("tls", says, remedy="install a kernel with CONFIG_TLS, then: modprobe tls")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from nbdattach.wiretext import plain
 
 PROC = "/proc"
+_CAP_SYS_ADMIN = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,38 @@ def _namespace(pid: str) -> str:
 
 def is_root() -> bool:
     return os.geteuid() == 0
+
+
+def may_administer() -> bool:
+    """Whether we have CAP_SYS_ADMIN, which root in a container often has not. In doubt: yes."""
+    try:
+        with open("/proc/self/status") as file:
+            (line,) = [line for line in file if line.startswith("CapEff:")]
+    except (OSError, ValueError):
+        return True
+    return bool(int(line.split()[1], 16) & _CAP_SYS_ADMIN)
+
+
+def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
+    """What it returns; empty where it raises, None where the kernel does not let it return.
+
+    It is asked in a child, as nothing ends a process that hangs in the kernel; such a one is left behind.
+    """
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(into, question().encode())
+        finally:
+            os._exit(0)
+    os.close(into)
+    with open(out, "rb") as pipe:
+        if not select.select([pipe], [], [], seconds)[0]:
+            os.kill(child, signal.SIGKILL)
+            return None
+        answer = pipe.read().decode()
+    os.waitpid(child, 0)
+    return answer
 
 
 def _stat(pid: int) -> list[str] | None:

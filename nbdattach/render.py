@@ -138,7 +138,8 @@ def findings_json(found: Sequence[Finding]) -> str:
 def findings_lines(found: Sequence[Finding]) -> str:
     lines = []
     for one in found:
-        lines.append(f"{'!!' if one.stands_in_the_way else 'ok'}  {one.subject}: {one.says}")
+        mark = "!!" if one.stands_in_the_way else "--" if one.remedy else "ok"
+        lines.append(f"{mark}  {one.subject}: {one.says}")
         if one.remedy:
             lines.append(f"    {one.remedy}")
     return "\n".join(lines)

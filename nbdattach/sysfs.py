@@ -13,10 +13,16 @@ from nbdattach.errors import Malformed
 
 SYS = "/sys"
 SECTOR = 512
+DEFAULT_IO_TIMEOUT = 30.0
 
 
 def driver_loaded() -> bool:
     return os.path.isdir(f"{SYS}/module/nbd") or exists(Device(0))
+
+
+def module_loaded(name: str) -> bool:
+    """One that is built into the kernel need not be there."""
+    return os.path.isdir(f"{SYS}/module/{name}")
 
 
 def driver_instance() -> int:
@@ -170,6 +176,25 @@ class Kernel:
     def inflight(self) -> int:
         """Requests that the driver has, reads and writes."""
         return sum(map(int, (self._read("inflight") or "").split()))
+
+    @property
+    def io_timeout(self) -> float:
+        """Seconds after which the driver looks at a request that is not done. Outlives the attachment."""
+        return int(self._read("queue/io_timeout") or 0) / 1000
+
+    @property
+    def gives_up(self) -> bool | None:
+        """Whether the connection of a request is given up after that time; None where nobody can tell.
+
+        With several connections always, with one only if the attaching program has set a time-out (nbd.c,
+        nbd_xmit_timeout), which debugfs tells. Without it, a time that is not the default was set by somebody once.
+        """
+        if self.connections > 1:
+            return True
+        told = _read(f"{SYS}/kernel/debug/nbd/{self.device.name}/timeout")
+        if told:
+            return told != "0"
+        return None if self.io_timeout != DEFAULT_IO_TIMEOUT else False
 
     def set_queue(self, attribute: str, value: int) -> None:
         """A limit of the queue, such as max_sectors_kb. Raises OSError."""

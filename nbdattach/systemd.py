@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import socket
 
+_UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+
 
 def in_charge() -> bool:
     """Whether it is this machine's init (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
+
+
+def installed(unit: str) -> bool:
+    """Whether there is a file of that unit; a transient one goes when it is stopped."""
+    return any(os.path.exists(f"{folder}/{unit}") for folder in _UNITS)
 
 
 def notify(state: str) -> None:

@@ -7,10 +7,16 @@ import subprocess
 from collections.abc import Sequence
 
 CONTROL = "/run/udev/control"
+RULES = "60-nbdattach.rules"
+RULE_FOLDERS = ("/etc/udev/rules.d", "/run/udev/rules.d", "/usr/lib/udev/rules.d", "/lib/udev/rules.d")
 
 
 def running() -> bool:
     return os.path.exists(CONTROL)
+
+
+def has_our_rules() -> bool:
+    return any(os.path.exists(f"{folder}/{RULES}") for folder in RULE_FOLDERS)
 
 
 def settle(paths: Sequence[str], seconds: float) -> bool:

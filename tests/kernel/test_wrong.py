@@ -211,17 +211,3 @@ def test_without_permission(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 6, done
         assert done.stderr.splitlines()[0] == "nbdattach: /run/nbdattach: no permission"
-
-
-def test_max_part_0_means_no_partitions_and_doctor_says_so() -> None:
-    shell("modprobe -r nbd && modprobe nbd max_part=0")
-    try:
-        done = nbd("doctor")
-        assert done.code == 6
-        assert "max_part=0" in done.out
-        with nbdkit("memory", "1M") as server:
-            nbd_ok("connect", server.uri, "nbd0")
-            nbd_ok("disconnect", "nbd0")
-    finally:
-        shell("modprobe -r nbd && modprobe nbd")
-    assert nbd("doctor").code == 0

@@ -1,0 +1,170 @@
+"""`doctor` against what is really wrong with devices: found, and gone once the remedy was typed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import monitors, workers
+from servers import nbdkit
+from test_restart import place, state_of
+from tool import attached, command, connect, eventually, nbd, nbd_ok, shell
+
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+FIRST = Kernel(Device(0))
+
+
+def lines_about(subject: str, code: int) -> list[str]:
+    """What doctor says of it, each finding with its remedy; the exit code is that one."""
+    done = nbd("doctor")
+    assert done.code == code, done
+    return about(subject, done.out)
+
+
+def about(subject: str, told: str) -> list[str]:
+    lines = told.splitlines()
+    found = [number for number, line in enumerate(lines) if line[4:].startswith(f"{subject}: ")]
+    with_remedy = [line for number in found for line in lines[number : number + 2]]
+    return [line for line in with_remedy if line[:2] not in ("ok", "--", "!!") or f"  {subject}: " in line]
+
+
+def test_max_part_0_means_no_partitions() -> None:
+    shell("modprobe -r nbd && modprobe nbd max_part=0")
+    try:
+        assert lines_about("partitions", code=6) == [
+            "!!  partitions: the driver was loaded with max_part=0 and finds no partitions",
+            "    modprobe -r nbd; modprobe nbd max_part=16",
+        ]
+        with nbdkit("memory", "1M") as server:
+            nbd_ok("connect", server.uri, "nbd0")
+            nbd_ok("disconnect", "nbd0")
+        shell("modprobe -r nbd; modprobe nbd max_part=16")
+        assert lines_about("partitions", code=0) == ["ok  partitions: up to 31 a device"]
+    finally:
+        shell("modprobe -r nbd && modprobe nbd")
+
+
+@pytest.mark.netlink
+def test_in_another_network_namespace_there_is_no_netlink_family() -> None:
+    done = subprocess.run(["unshare", "-n", *command("doctor")], capture_output=True, text=True, timeout=60)
+    assert about("netlink", done.stdout) == [
+        "--  netlink: the kernel has no netlink family nbd here: nobody connects again after a loss",
+        "    run nbdattach in the network namespace of the host: docker run --network host",
+    ]
+
+
+@pytest.mark.ioctl
+def test_what_a_killed_worker_leaves_is_wedged() -> None:
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0")
+        with open("/dev/nbd0", "rb"):
+            ((worker, _),) = workers()
+            os.kill(worker, signal.SIGKILL)
+            eventually(lambda: not workers())
+            assert lines_about("/dev/nbd0", code=6) == [
+                f"!!  /dev/nbd0: lost: nobody serves it any more (its process was {worker})",
+                "    stop what uses it, then: nbdattach disconnect /dev/nbd0",
+            ]
+        nbd_ok("disconnect", "/dev/nbd0")
+        assert lines_about("/dev/nbd0", code=0) == []
+
+
+@pytest.mark.netlink
+def test_an_attachment_whose_server_is_away_is_not_wedged(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0"):
+        server.kill()
+        eventually(lambda: state_of("nbd0") == "reconnecting")
+        said, remedy = lines_about("/dev/nbd0", code=0)
+        assert said.startswith("--  /dev/nbd0: reconnecting since ")
+        assert remedy == "    start the server, or move it: nbdattach reconnect /dev/nbd0 TARGET"
+        with there.serve():
+            eventually(lambda: state_of("nbd0") == "connected")
+            assert lines_about("/dev/nbd0", code=0) == []
+            nbd_ok("disconnect", "nbd0")
+
+
+def test_a_server_that_answers_nothing_does_not_hold_it_up() -> None:
+    """A reader hangs in the kernel meanwhile."""
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0"):
+        server.pause()
+        reader = subprocess.Popen(["dd", "if=/dev/nbd0", "of=/dev/null", "iflag=direct", "status=none"])
+        eventually(lambda: FIRST.inflight)
+        try:
+            assert nbd("doctor", seconds=60).code == 0
+            assert reader.poll() is None
+        finally:
+            server.resume()
+        assert reader.wait(60) == 0
+
+
+@pytest.mark.netlink
+def test_a_monitor_that_is_gone_stands_in_the_way_of_what_relies_on_it() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0"), attached(server.uri, "nbd1", tag="other"):
+        assert lines_about("monitor", code=0) == ["ok  monitor: running"]
+        (monitor,) = monitors()
+        os.kill(monitor, signal.SIGKILL)
+        eventually(lambda: not monitors())
+        assert lines_about("monitor", code=6) == [
+            "!!  monitor: not running (Connection refused): nobody connects /dev/nbd0, /dev/nbd1 again",
+            "    nbdattach monitor -b",
+        ]
+        nbd_ok("monitor", "-b")
+        assert lines_about("monitor", code=0) == ["ok  monitor: running"]
+
+
+@pytest.mark.netlink
+def test_without_reconnect_nobody_misses_the_monitor() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0", reconnect=False):
+        assert lines_about("monitor", code=0) == []
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param("-nonetlink -t 5", marks=pytest.mark.ioctl),
+        pytest.param("-t 5", marks=pytest.mark.netlink),
+    ],
+)
+def test_a_time_out_of_another_program_is_found_and_can_be_lifted(tmp_path: Path, options: str) -> None:
+    """A server that becomes slow answers after 8 s, to a client that gives it 5."""
+    slow = tmp_path / "slow"
+    read = f"if test -e {slow}; then sleep 8; fi; head -c $3 /dev/zero"
+    with nbdkit("eval", "get_size=echo 1M", f"pread={read}") as server:
+        shell(f"nbd-client {options} 127.0.0.1 {server.place[1]} /dev/nbd0")
+        said, remedy = lines_about("/dev/nbd0", code=0)
+        assert said.startswith(
+            "--  /dev/nbd0: attached by another program, which gives a server up that takes 5 s for an answer"
+        )
+        # The guest of the first kernel has no debugfs.
+        assert said.endswith(" without debugfs nobody can tell") != os.path.exists("/sys/kernel/debug/nbd")
+        shell(remedy)
+        assert lines_about("/dev/nbd0", code=0) == []
+        slow.touch()
+        assert shell("dd if=/dev/nbd0 bs=4k count=1 iflag=direct status=none | wc -c").strip() == "4096"
+        shell("nbd-client -d /dev/nbd0")
+        eventually(lambda: not FIRST.attached)
+
+
+def test_a_foreign_device_without_a_time_out_is_well() -> None:
+    shell("modprobe -r nbd; modprobe nbd")  # what the last one set outlives it
+    with nbdkit("memory", "1M") as server:
+        shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
+        assert lines_about("/dev/nbd0", code=0) == []
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.udev
+@pytest.mark.skipif(not shutil.which("lvmconfig"), reason="LVM is not installed")
+def test_lvm_as_it_comes_stands_in_the_way_until_the_remedy_is_typed() -> None:
+    said, remedy = lines_about("lvm", code=6)
+    assert said.startswith("!!  lvm: activates the volumes in images that are attached")
+    shell(remedy)
+    assert lines_about("lvm", code=0) == ["ok  lvm: its global_filter rejects nbd devices"]
