@@ -336,14 +336,22 @@ def _say_over(line: str) -> None:
 
 @cli.command()
 @click.argument("devices", nargs=-1, metavar="[DEVICE...]")
+@click.option("--watch", is_flag=True, help="Show it live, with what is read and written, until q is typed.")
 @_json_option
 @_debug_option
-def status(devices: tuple[str, ...], as_json: bool) -> None:
+def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show what is attached where, by nbdattach or by others."""
     wanted = [_device(text) for text in devices]
+    if watch and as_json:
+        raise Malformed("--watch", "does not go with --json", "leave out one; a program can ask status --json again")
     from nbdattach import api, driver, render
 
     driver.refuse_other_systems()
+    if watch:
+        from nbdattach import screen
+
+        screen.watch(wanted)
+        return
     found: list[Status] = []
 
     def show() -> None:

@@ -104,6 +104,15 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Stat:
+    """Bytes moved since the device was made, and requests under way (Documentation/block/stat.rst)."""
+
+    read: int
+    written: int
+    inflight: int
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """What the kernel says of one device. Each property is read when it is asked for."""
 
@@ -171,6 +180,14 @@ class Kernel:
         """Requests done since the device was made: reads, writes, discards, flushes (Documentation/block/stat.rst)."""
         fields = (self._read("stat") or "").split()
         return sum(int(fields[at]) for at in (0, 4, 11, 15) if at < len(fields))
+
+    @property
+    def stat(self) -> Stat | None:
+        """All at one moment. None where the device is not there."""
+        fields = [int(field) for field in (self._read("stat") or "").split()]
+        if len(fields) < 9:
+            return None
+        return Stat(read=fields[2] * SECTOR, written=fields[6] * SECTOR, inflight=fields[8])
 
     @property
     def inflight(self) -> int:

@@ -17,7 +17,7 @@ from host import Host, pretend
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, backends, cli, client, detachment, foreground, handover, launch, state, status
+from nbdattach import attachment, backends, cli, client, detachment, foreground, handover, launch, screen, state, status
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 from nbdattach.state import Record
@@ -634,6 +634,20 @@ def test_status_of_nothing_attached_is_empty(capsys: Capture, monkeypatch: pytes
     monkeypatch.setattr(status, "all_attached", list)
     assert ran(capsys, "status") == (0, "", "")
     assert ran(capsys, "status", "--json") == (0, "[]\n", "")
+
+
+def test_status_is_watched_by_people_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[list[Device]] = []
+    monkeypatch.setattr(screen, "watch", watched.append)
+    assert said_error(capsys, 2, "status", "--watch", "--json") == (
+        "nbdattach: --watch: does not go with --json",
+        "leave out one; a program can ask status --json again",
+    )
+    assert said_error(capsys, 2, "status", "--watch", "sda")[0] == "nbdattach: 'sda': not an nbd device"
+    assert watched == []
+    assert ran(capsys, "status", "--watch") == (0, "", "")
+    assert ran(capsys, "status", "--watch", "nbd1", "/dev/nbd0") == (0, "", "")
+    assert watched == [[], [Device(1), Device(0)]]
 
 
 def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ DOORS = {
     "ctypes": {"ioctl"},
     "click": {"cli"},
     "pyroute2": {"netlink"},
+    "curses": {"screen"},
     "http": set(),
     "urllib.request": set(),
     "asyncio": set(),
@@ -32,11 +33,11 @@ DOORS = {
 # These do no I/O at all: they know text, bytes and numbers.
 PURE = (
     "proto", "wiretext", "errors", "device", "target", "export", "steps", "transmission", "options", "handshake",
-    "geometry", "wishes", "identity",
+    "geometry", "wishes", "identity", "render", "view",
 )  # fmt: skip
 IMPURE = {
     "socket", "ssl", "subprocess", "fcntl", "ctypes", "click", "pyroute2", "select", "selectors", "signal",
-    "threading", "time", "pathlib", "shutil", "tempfile",
+    "threading", "time", "pathlib", "shutil", "tempfile", "curses",
 }  # fmt: skip
 # Module of ours: the ones of ours that may import it.
 INNER = {"cli": {"__main__"}, "__main__": set()}

@@ -8,7 +8,7 @@ import pytest
 from host import NBD0, Host, pretend
 
 from nbdattach import sysfs
-from nbdattach.sysfs import Kernel
+from nbdattach.sysfs import Kernel, Stat
 
 
 @pytest.fixture
@@ -49,3 +49,20 @@ def test_requests_of_every_kind_are_counted_once_they_are_done(host: Host, stat:
     if stat is not None:
         (host.sys / "block/nbd0/stat").write_text(stat)
     assert Kernel(NBD0).completed == completed
+
+
+@pytest.mark.parametrize(
+    ("stat", "found"),
+    [
+        (None, None),
+        ("", None),
+        ("  1 0 8 0 20 0 9 0", None),
+        ("  1 2 8 4 20 6 9 8 7 10 11", Stat(read=8 * 512, written=9 * 512, inflight=7)),
+        ("  1 2 8 4 20 6 9 8 7 10 11 12 13 14 15 16 17\n", Stat(read=8 * 512, written=9 * 512, inflight=7)),
+    ],
+)
+def test_counters_are_told_in_bytes(host: Host, stat: str | None, found: Stat | None) -> None:
+    host.attach()
+    if stat is not None:
+        (host.sys / "block/nbd0/stat").write_text(stat)
+    assert Kernel(NBD0).stat == found

@@ -1,0 +1,198 @@
+"""The live view as text: samples of the devices become rates, and these the lines of a page. No I/O, no terminal.
+
+Times are in seconds on one and the same monotonic clock, widths in columns of a terminal.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from nbdattach import render
+from nbdattach.wiretext import plain
+
+if TYPE_CHECKING:
+    from nbdattach.status import Status
+    from nbdattach.sysfs import Stat
+
+HISTORY = 60  # samples kept of a device, and shown where there is room
+_LEAST_HISTORY = 8  # fewer say nothing
+_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+_RATE = len("1.234 MiB")
+_GAP = "  "
+_HEADS = ("DEVICE", "STATE", "READ/s", "WRITE/s", "INFLIGHT")
+_HISTORY_HEAD = "HISTORY"
+_KEYS = "q: quit"
+_SPANS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One device at one moment. `status` is None for a device that is asked for and not attached."""
+
+    device: str
+    status: Status | None
+    stat: Stat | None
+
+
+@dataclass(slots=True)
+class _Track:
+    """One attachment as it was seen so far; rates in bytes a second, None before there are two samples."""
+
+    sample: Sample
+    moment: float
+    read: float | None = None
+    written: float | None = None
+    history: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+    def goes_on_in(self, sample: Sample) -> bool:
+        """Not so where the device was attached anew: then its counters may have begun anew, and so does its history."""
+        old, new = self.sample, sample
+        if not (old.status and new.status and old.stat and new.stat):
+            return False
+        same = (old.status.since, old.status.pid) == (new.status.since, new.status.pid)
+        return same and old.stat.read <= new.stat.read and old.stat.written <= new.stat.written
+
+    def add(self, moment: float, sample: Sample) -> None:
+        seconds = moment - self.moment
+        if seconds > 0 and self.sample.stat and sample.stat:
+            self.read = (sample.stat.read - self.sample.stat.read) / seconds
+            self.written = (sample.stat.written - self.sample.stat.written) / seconds
+            self.history.append(self.read + self.written)
+        self.sample, self.moment = sample, moment
+
+
+class View:
+    """What is known of the devices by now. `page` shows it as often as is liked."""
+
+    def __init__(self) -> None:
+        self._tracks: dict[str, _Track] = {}
+
+    def add(self, moment: float, samples: Sequence[Sample]) -> None:
+        """One look at all devices; of those that are not in it nothing is kept."""
+        tracks = {}
+        for sample in samples:
+            track = self._tracks.get(sample.device)
+            if track and track.goes_on_in(sample):
+                track.add(moment, sample)
+            else:
+                track = _Track(sample, moment)
+            tracks[sample.device] = track
+        self._tracks = tracks
+
+    def page(self, width: int, height: int, now: str, ascii_only: bool = False) -> list[str]:
+        """At most `height` lines of at most `width` columns. `now` is the time of day, as `clock.now` tells it.
+
+        Each device has a line, as far as there is room; what is left goes to troubles first, then to the targets,
+        of all or of none.
+        """
+        tracks = list(self._tracks.values())
+        room = height - (2 if tracks and height > 2 else 1)
+        shown = tracks[: max(room, 0)]
+        spare = room - len(shown)
+        troubled = [track for track in shown if _has_trouble(track)][:spare]
+        with_targets = len(shown) <= spare - len(troubled)
+
+        attached = sum(track.sample.status is not None for track in tracks)
+        lines = [_summary(attached, len(tracks) - len(shown), width)]
+        table = _table(shown, width, _ASCII_BARS if ascii_only else _BARS)
+        if room < height - 1:
+            lines.append(table[0])
+        for track, line in zip(shown, table[1:], strict=True):
+            lines.append(line)
+            if with_targets and track.sample.status:
+                lines.append(_GAP + _target_text(track.sample.status))
+            if track in troubled and track.sample.status:
+                lines.append(_GAP + _trouble_text(track.sample.status, now))
+        if ascii_only:
+            lines = [line.encode("ascii", "backslashreplace").decode("ascii") for line in lines]
+        # A line of its own for each, whatever is in it.
+        return [render._cell(line.rstrip(), width).rstrip() for line in lines[:height]] if width > 0 else []
+
+
+def _has_trouble(track: _Track) -> bool:
+    return track.sample.status is not None and track.sample.status.trouble is not None
+
+
+def _summary(attached: int, hidden: int, width: int) -> str:
+    """The longest that fits: that devices are hidden must be seen in the smallest terminal."""
+    said = f"{attached or 'no'} device{'s' if attached > 1 else ''} attached"
+    full = f"{said}, {hidden} not shown" if hidden else said
+    choice = [full, f"{hidden} not shown", f"+{hidden}"] if hidden else [said]
+    if len(full) + len(_GAP) + len(_KEYS) <= width:
+        return full + _KEYS.rjust(width - len(full))
+    return next((text for text in choice if len(text) <= width), choice[-1])
+
+
+def _table(tracks: Sequence[_Track], width: int, bars: str) -> list[str]:
+    """The heads and a line for each; columns that do not fit are left out from the right, the history first."""
+    rows = [_HEADS, *(_cells(track) for track in tracks)]
+    widths = [max(len(row[0]) for row in rows), max(len(row[1]) for row in rows), _RATE, _RATE, len(_HEADS[4])]
+    while len(widths) > 1 and _taken(widths) > width:
+        widths.pop()
+    lines = []
+    for row in rows:
+        words = row[:2] if len(widths) > 1 else row[:1]
+        cells = [text.ljust(wide) for text, wide in zip(words, widths, strict=False)]
+        cells += [text.rjust(wide) for text, wide in zip(row[2:], widths[2:], strict=False)]
+        lines.append(_GAP.join(cells))
+    left = min(width - _taken(widths) - len(_GAP), HISTORY)
+    if len(widths) == len(_HEADS) and left >= _LEAST_HISTORY:
+        histories = [
+            _HISTORY_HEAD.rjust(left),
+            *(_bars(list(track.history)[-left:], bars).rjust(left) for track in tracks),
+        ]
+        lines = [line + _GAP + history for line, history in zip(lines, histories, strict=True)]
+    return lines
+
+
+def _taken(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _cells(track: _Track) -> tuple[str, ...]:
+    sample = track.sample
+    if sample.status is None:
+        return (sample.device, "not attached", "-", "-", "-")
+    inflight = "-" if sample.stat is None else str(sample.stat.inflight)
+    return (sample.device, plain(sample.status.state), _rate_text(track.read), _rate_text(track.written), inflight)
+
+
+def _rate_text(rate: float | None) -> str:
+    return render.size_text(None if rate is None else round(rate))
+
+
+def _bars(values: Sequence[float], bars: str) -> str:
+    """One for each value, the tallest for the greatest of them; the lowest is for nothing at all."""
+    most = max(values, default=0.0)
+    steps = len(bars) - 1
+    return "".join(bars[max(1, round(value / most * steps))] if value else bars[0] for value in values)
+
+
+def _target_text(status: Status) -> str:
+    users = [f"mounted at {plain(path)}" for path in status.mounts]
+    users += [f"held by {plain(name)}" for name in status.holders]
+    return ", ".join([plain(status.target or "?"), *users])
+
+
+def _trouble_text(status: Status, now: str) -> str:
+    """As spans and not as moments: a line of 80 columns then has room for the reason, and nobody has to subtract."""
+    trouble = status.trouble or {}
+    since, next_try = trouble.get("since"), trouble.get("next_try")
+    soon = f", next try in {_span(now, next_try)}" if next_try else ""
+    return f"{plain(status.state)} for {_span(since, now)}{soon}: {plain(trouble.get('error') or 'trying')}"
+
+
+def _span(begin: str | None, end: str | None) -> str:
+    """From one RFC 3339 moment to the other, in the largest unit that is there once; never negative."""
+    try:
+        seconds = int((datetime.fromisoformat(end or "") - datetime.fromisoformat(begin or "")).total_seconds())
+    except (ValueError, TypeError):
+        return "?"
+    for size, unit in _SPANS:
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{max(0, seconds)} s"
