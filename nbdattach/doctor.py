@@ -239,7 +239,7 @@ def _lvm() -> Iterator[Finding]:
         yield Finding("lvm", "activates nothing by itself without udev")
     else:
         says = "activates the volumes in images that are attached, which keeps their devices in use"
-        yield Finding("lvm", says, True, lvm.line_to_keep_out(found))
+        yield Finding("lvm", says, remedy=lvm.line_to_keep_out(found))
 
 
 def _selinux() -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -81,8 +82,7 @@ class Machine(Host):
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    pretend(tmp_path, monkeypatch)
-    (tmp_path / "sys/block").rmdir()
+    shutil.rmtree(pretend(tmp_path, monkeypatch).sys)
     made = Machine(tmp_path, monkeypatch)
     monkeypatch.setattr(udev, "CONTROL", str(tmp_path / "run/udev/control"))
     monkeypatch.setattr(udev, "RULE_FOLDERS", (str(tmp_path / "rules"), str(tmp_path / "more")))
@@ -472,7 +472,7 @@ ACTIVATES = "activates the volumes in images that are attached, which keeps thei
 def test_lvm_as_it_comes_activates_volumes_of_images(machine: Machine) -> None:
     machine.lvm()
     remedy = f"echo 'devices {{ global_filter = [ \"r|^/dev/nbd|\" ] }}' >>{machine.root}/etc/lvm/lvmlocal.conf"
-    assert machine.says("lvm") == in_the_way("lvm", ACTIVATES, remedy)
+    assert machine.says("lvm") == worth_knowing("lvm", ACTIVATES, remedy)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_lvm_as_it_comes_activates_volumes_of_images(machine: Machine) -> None:
 def test_a_filter_that_lets_them_in_is_mended(machine: Machine, there: str, line: str) -> None:
     machine.lvm(global_filter=there)
     remedy = f"in {machine.root}/etc/lvm/lvm.conf, section devices: global_filter = [ {line} ]"
-    assert machine.says("lvm") == in_the_way("lvm", ACTIVATES, remedy)
+    assert machine.says("lvm") == worth_knowing("lvm", ACTIVATES, remedy)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ def test_a_devices_file_counts_where_it_is_used_and_there(machine: Machine, use:
     if there:
         machine.file("etc/lvm/devices/system.devices")
     found = machine.says("lvm")
-    assert found and found.stands_in_the_way is not well
+    assert found and bool(found.remedy) is not well
     if well:
         assert found.says == f"uses only the devices in {machine.root}/etc/lvm/devices/system.devices"
 
