@@ -10,7 +10,7 @@ K :=
 LIMIT := --timeout 180
 
 .PHONY: test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
-	kernel-6.12-netlink soak shell demo bench clean
+	kernel-6.12-netlink soak rounds shell demo bench clean
 
 ## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
 test: provision $(VENV)/installed
@@ -51,7 +51,7 @@ kernel-netlink: $(VENV)/installed
 	$(GUEST) --timeout 1500 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not ioctl" $(if $(K),-k $(K)) tests/kernel
 
 kernel-udev: $(VENV)/installed
-	$(GUEST) --timeout 300 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 900 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
 
 kernel-6.12: $(VENV)/installed
 	$(GUEST) --timeout 900 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m "(essential or stock) and not netlink" $(if $(K),-k $(K)) tests/kernel
@@ -76,3 +76,7 @@ clean:
 ## a thousand server restarts under load, half an hour
 soak: $(VENV)/installed
 	$(GUEST) --timeout 7000 --env LAB_BACKEND=netlink --env SOAK_ROUNDS=1000 -- $(PYTEST) -s tests/kernel/test_soak.py
+
+## 500 rounds of each backend with udevd, and a program that opens and closes the node all the time, half an hour
+rounds: $(VENV)/installed
+	$(GUEST) --timeout 5000 --udev --env ROUNDS=500 -- $(PYTEST) -s tests/kernel/test_rounds.py

@@ -89,6 +89,17 @@ def openers(numbers: set[str], ours: Collection[int] = ()) -> list[Opener]:
     return found
 
 
+def has_open(pid: int, numbers: set[str]) -> bool:
+    """Whether the process has one of these block devices open; in doubt, as without root, whether it is alive."""
+    if not alive(pid):
+        return False
+    try:
+        os.listdir(f"{PROC}/{pid}/fd")
+    except OSError:
+        return True
+    return any(still_open(pid, fd, numbers) for fd in _descriptors(pid))
+
+
 def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
     """Whether that descriptor of the process is one of these block devices."""
     place = f"{PROC}/{pid}/fd/{fd}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from nbdattach import sysfs
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
-from nbdattach.process import alive, sees_all
+from nbdattach.process import alive, group_of, has_open, sees_all
 from nbdattach.state import Record, Trouble, load, monitor_lives, trouble_of
 from nbdattach.sysfs import Kernel
-from nbdattach.users import Census
+from nbdattach.users import Census, numbers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ def _is_served(kernel: Kernel, record: Record | None) -> bool:
         return True
     if record and record.pid:
         return alive(record.pid)
-    return not sees_all() or alive(kernel.pid or 0)
+    # The pid of a dead one may be another program's by now, which does not have the device open.
+    return not sees_all() or has_open(group_of(kernel.pid or 0), numbers_of(kernel.device))
 
 
 def _trouble(device: Device) -> Trouble | None:

@@ -1,6 +1,6 @@
 """Many rounds while others look at the device all the time: udev, and a program that opens and closes the node.
 
-No false "in use", nothing wedged, nothing left. ROUNDS sets how many. (Who opens it for writing makes udev itself drop
+No false "in use", nothing wedged, nothing left. ROUNDS sets how many; `make rounds` makes 500. (Who opens it for writing makes udev itself drop
 and read the partitions at each close; that is not tried here.)
 """
 
@@ -20,7 +20,7 @@ from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
 pytestmark = pytest.mark.udev
-ROUNDS = int(os.environ.get("ROUNDS", "500"))
+ROUNDS = int(os.environ.get("ROUNDS", "25"))
 FIRST = Kernel(Device(0))
 LOOKER = """
 import os, sys

@@ -93,15 +93,6 @@ def test_partitions_and_their_links_are_there_when_connect_returns(tmp_path: Pat
             assert not Path("/dev/nbd0p1").exists()
 
 
-@pytest.mark.timeout(250)
-def test_60_rounds_without_a_false_in_use(tmp_path: Path) -> None:
-    image = partitioned_image(tmp_path / "image")
-    with nbdkit("file", f"file={image}") as server:
-        for _ in range(60):
-            with attached(server.uri, None):
-                assert FIRST.partitions == ["nbd0p1", "nbd0p2"]
-
-
 @pytest.mark.parametrize(
     ("tag", "name"),
     [

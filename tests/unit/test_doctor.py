@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import backends, control, doctor, driver, lvm, process, render, selinux, state, systemd, udev
+from nbdattach import backends, control, doctor, driver, lvm, process, render, selinux, state, status, systemd, udev
 from nbdattach.doctor import Finding, examine
 from nbdattach.errors import KernelRefused
 from nbdattach.state import Record, Trouble
@@ -94,6 +94,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(selinux, "KERNEL_LOG", str(tmp_path / "kmsg"))
     monkeypatch.setattr(control, "PLACE", str(tmp_path / "monitor"))
     monkeypatch.setattr(process, "is_root", lambda: True)
+    monkeypatch.setattr(status, "has_open", lambda pid, numbers: process.alive(pid))
     monkeypatch.setattr(process, "may_administer", lambda: True)
     monkeypatch.setattr(process, "sees_all", lambda: True)
     monkeypatch.setattr(backends, "why_no_netlink", lambda: None)

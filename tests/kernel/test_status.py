@@ -1,0 +1,136 @@
+"""`status` tells the kernel's truth: of what is ours and what is not, of the living and the dead, of one and many."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import workers
+from servers import nbdkit
+from tool import BACKEND, attached, connect, eventually, nbd, nbd_ok, shell
+
+import nbdattach
+from nbdattach import render, state, status, sysfs
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+README = Path(__file__).parents[2] / "README.md"
+FIRST = Kernel(Device(0))
+CPU_SECONDS = 0.1
+
+
+def told(device: str = "nbd0") -> Any:
+    (found,) = nbd("status", "--json", device).json()
+    return found
+
+
+def test_ours(tmp_path: Path) -> None:
+    with nbdkit("memory", "32M") as server, attached(server.uri, "nbd0", tag="mine") as attachment:
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        found = told()
+        assert {key: found[key] for key in ("device", "state", "tag", "target", "size", "backend", "mounts")} == {
+            "device": "/dev/nbd0", "state": "connected", "tag": "mine", "target": server.uri, "size": 32 << 20,
+            "backend": BACKEND, "mounts": ["/mnt"],
+        }  # fmt: skip
+        assert (found["pid"] is None) == (BACKEND == "netlink")
+        table = nbd_ok("status").splitlines()
+        assert len(table) == 2 and max(map(len, table)) <= 80 and table[1].endswith("/mnt")
+        shell("umount /mnt")
+        assert attachment.status().mounts == []
+
+
+def test_a_foreign_one() -> None:
+    with nbdkit("memory", "1M") as server:
+        shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
+        found = told()
+        assert (found["state"], found["target"], found["tag"], found["backend"]) == ("connected", None, None, None)
+        assert Path(f"/proc/{found['pid']}/comm").read_text() == "nbd-client\n"
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.ioctl
+def test_a_killed_worker_and_a_pid_that_another_program_has_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with nbdkit("memory", "32M") as server:
+        connect(server.uri, "nbd0")
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        worker = told()["pid"]
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: not workers())
+        assert (told()["state"], told()["target"]) == ("lost", server.uri)
+        # The kernel numbers on; the number comes round again in seconds on a busy host.
+        with subprocess.Popen(["sleep", "60"]) as sleeper:
+            try:
+                monkeypatch.setattr(Kernel, "pid", sleeper.pid)
+                found = status.status_of(Device(0))
+                assert (found.state, found.target) == ("lost", None)
+            finally:
+                sleeper.kill()
+        monkeypatch.undo()
+        shell("umount /mnt")
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.netlink
+def test_reconnecting() -> None:
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0", on_loss=4.0)
+        server.kill()
+        eventually(lambda: told()["state"] == "reconnecting")
+        found = told()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["trouble"]["since"])
+        assert "Connection refused" in found["trouble"]["error"]
+        assert f"reconnecting since {found['trouble']['since']}" in nbd_ok("status")
+        eventually(lambda: told()["state"] == "lost")
+    nbd_ok("disconnect", "--force", "nbd0")
+
+
+def test_the_state_file_of_a_dead_attachment_is_not_believed() -> None:
+    with nbdkit("memory", "1M") as server:
+        with attached(server.uri, "nbd0"):
+            record = Path(state.path(Device(0))).read_text()
+        Path(state.path(Device(0))).write_text(record)
+        assert nbd("status", "nbd0").code == 8
+        assert nbd_ok("status", "--json") == "[]"
+        shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
+        assert (told()["target"], told()["tag"]) == (None, None)
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.netlink
+@pytest.mark.timeout(300)
+def test_64_devices_cost_little() -> None:
+    with nbdkit("memory", "1M") as server, contextlib.ExitStack() as stack:
+        for number in range(64):
+            stack.enter_context(attached(server.uri, f"nbd{number}", tag=f"tag{number}", reconnect=False))
+        spent = CPU_SECONDS
+        for _ in range(3):  # the best: a guest's clock counts what other programs on the machine take from it
+            began = time.process_time()
+            table = render.status_table(status.all_attached())
+            spent = min(spent, time.process_time() - began)
+        print(f"status of 64 devices: {spent * 1000:.0f} ms of CPU")
+        assert len(table.splitlines()) == 65
+        assert [one["tag"] for one in nbd("status", "--json").json()] == [f"tag{number}" for number in range(64)]
+        assert spent < CPU_SECONDS
+    shell("modprobe -r nbd && modprobe nbd")
+    assert len(sysfs.devices()) == 16
+
+
+def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there; by this lane's backend."""
+    (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    monkeypatch.setattr(nbdattach, "connect", functools.partial(nbdattach.connect, backend=BACKEND), raising=False)
+    if BACKEND == "ioctl":
+        program = program.replace(', on_loss=float("inf")', "")
+    with nbdkit("memory", "1M", port=10809):
+        exec(program, {})
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["/dev/nbd0 connected 1048576 []", "/dev/nbd0 db nbd://localhost"]
+    assert not FIRST.attached
