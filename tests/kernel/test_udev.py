@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from servers import nbdkit
-from tool import attached, nbd_ok, partitioned_image, shell
+from tool import nbd_ok, partitioned_image, shell
 
 from nbdattach import netlink, udev
 from nbdattach.client import silent
