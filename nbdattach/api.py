@@ -18,7 +18,7 @@ from nbdattach.client import silent
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import NotAttached
 from nbdattach.sysfs import Kernel
-from nbdattach.target import parse_target
+from nbdattach.target import parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, Wishes
 
 if TYPE_CHECKING:
@@ -127,6 +127,14 @@ def connect(
     io_timeout: float = 0.0,
     reconnect: bool = True,
     size: int | None = None,
+    tls: bool = False,
+    tls_ca: str = "",
+    tls_cert: str = "",
+    tls_key: str = "",
+    tls_hostname: str = "",
+    tls_psk: str = "",
+    tls_verify: bool = True,
+    tls_transport: str = "auto",
     trace: Say = silent,
 ) -> Attachment:
     """Attaches `target` (and its `export`, where it is no URI) at `device`, or at a free one.
@@ -134,7 +142,8 @@ def connect(
     Sizes in bytes, times in seconds, `connections` 0 for as many as are good. The device is ready when this returns.
     `on_loss` is how long requests wait for a server that is away: None for the default, 0 not at all,
     `float("inf")` for ever. With `reconnect` the monitor looks after it, and is started where none runs. With `size`
-    the server sends no greeting, and the export has that many bytes. `trace` is told each step.
+    the server sends no greeting, and the export has that many bytes. `trace` is told each step. Any of `tls_...` but
+    the last asks for TLS; `tls_verify` False accepts any certificate.
     Raises the subclasses of `NbdattachError`.
 
         attachment = nbdattach.connect("db1", "nbd0", export="disk", read_only=True, tag="db")
@@ -156,9 +165,20 @@ def connect(
         io_timeout=io_timeout,
         reconnect=reconnect,
         raw_size=size,
+        tls_transport=tls_transport,
     )
     place = None if device is None else parse_device(device)
-    done = attachment.attach(parse_target(target, export), place, wishes, trace)
+    where = with_tls(
+        parse_target(target, export),
+        required=tls,
+        ca=tls_ca,
+        cert=tls_cert,
+        key=tls_key,
+        hostname=tls_hostname,
+        psk=tls_psk,
+        verify=tls_verify,
+    )
+    done = attachment.attach(where, place, wishes, trace)
     return Attachment(done.device.path, done.pid, done.notes, done.fresh)
 
 

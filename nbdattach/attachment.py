@@ -75,9 +75,9 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
     tag = wishes.tag or target.uri
     driver.ensure_loaded()
     if target.tls:
-        raise TlsFailed(
-            target.uri, "attaching over TLS is not possible in this version", "list, info and check speak TLS"
-        )
+        if wishes.tls_transport == "relay":
+            raise TlsFailed(target.uri, "there is no relay in this version", "--tls-transport kernel")
+        driver.load_tls()
     there = _already_there(tag, target, device, wishes)
     if there:
         return there
@@ -110,7 +110,8 @@ def _attach(
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
         sockets = [connection.stream.sock for connection in connections]
-        job = Job(tag, target, export, shape, [sock.fileno() for sock in sockets], wishes, contested)
+        tls = connections[0].stream.tls
+        job = Job(tag, target, export, shape, [sock.fileno() for sock in sockets], wishes, contested, tls)
         for candidate in _candidates(device, export, backend):
             try:
                 hold = _taken(backend, candidate, job)
@@ -225,6 +226,8 @@ def _record(hold: Hold, backend: backends.Backend, job: Job) -> state.Record:
         dead_peer=wishes.dead_peer,
         io_timeout=wishes.io_timeout,
         reconnect=wishes.reconnect,
+        tls={"version": job.tls[0], "cipher": job.tls[1], "transport": "kernel"} if job.tls else None,
+        trust=state.trust_of(job.target),
     )
 
 

@@ -41,7 +41,7 @@ class Spent(Exception):
 class Job:
     """What is to be attached: the same for each device that is tried. `sockets` are descriptors in transmission.
 
-    `contested`: others open and close the device all the time.
+    `contested`: others open and close the device all the time. `tls`: version and cipher.
     """
 
     tag: str
@@ -51,6 +51,7 @@ class Job:
     sockets: list[int]
     wishes: Wishes
     contested: bool = False
+    tls: tuple[str, str] | None = None
 
 
 def identifier(tag: str) -> str:

@@ -103,6 +103,39 @@ _timeout_option = click.option(
 )
 
 
+def _tls_options(function: _F) -> _F:
+    """What says that TLS is required, and whom to trust."""
+    for option in reversed(
+        (
+            click.option("--tls", is_flag=True, help="Require TLS, as nbds:// does."),
+            click.option("--tls-ca", metavar="FILE", help="Whom to trust: PEM file, or a directory with certificates."),
+            click.option("--tls-cert", metavar="FILE", help="Our certificate for the server."),
+            click.option("--tls-key", metavar="FILE", help="Its key.  [default: in the same file]"),
+            click.option("--tls-hostname", metavar="NAME", help="The server's name.  [default: TARGET's host]"),
+            click.option("--tls-psk", metavar="FILE", help="A pre-shared key, as psktool writes it."),
+            click.option("--tls-no-verify", is_flag=True, help="Accept any certificate."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _trust(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `_tls_options` gave out of the options, as arguments for `target.with_tls`."""
+    names = {
+        "required": "tls", "ca": "tls_ca", "cert": "tls_cert", "key": "tls_key", "hostname": "tls_hostname",
+        "psk": "tls_psk",
+    }  # fmt: skip
+    for name in ("tls_ca", "tls_cert", "tls_key", "tls_hostname", "tls_psk"):
+        if options[name] == "":
+            raise Malformed("--" + name.replace("_", "-"), "empty", "give a name, or leave it out")
+    found = {name: options.pop(option) or ("" if name != "required" else False) for name, option in names.items()}
+    found["verify"] = not options.pop("tls_no_verify")
+    if not found["verify"]:
+        _say("warning: the server is not verified (--tls-no-verify): whoever is in between reads and changes all data")
+    return found
+
+
 def _trace() -> Callable[[str], None]:
     if not _is_debug():
         return lambda _: None
@@ -120,10 +153,10 @@ def _say_error(error: NbdattachError) -> None:
     click.echo(f"({error.hint})", err=True)
 
 
-def _target(text: str, export: str | None) -> Target:
-    from nbdattach.target import parse_target
+def _target(text: str, export: str | None, trust: dict[str, Any] | None = None) -> Target:
+    from nbdattach.target import parse_target, with_tls
 
-    return parse_target(text, export)
+    return with_tls(parse_target(text, export), **trust or {})
 
 
 def _device(text: str) -> Device:
@@ -174,6 +207,14 @@ def cli() -> None:
 @click.option(
     "--io-timeout", type=Seconds(), default=0.0, show_default=True, help="Give up on a slow request after so long."
 )
+@_tls_options
+@click.option(
+    "--tls-transport",
+    type=click.Choice(["auto", "kernel", "relay"]),
+    default="auto",
+    show_default=True,
+    help="Who encrypts once attached.",
+)
 @click.option("--tag", metavar="NAME", help="Identity of the attachment.  [default: the target's URI]")
 @click.option("--expect-size", type=click.IntRange(0), metavar="BYTES", help="Refuse an export of another size.")
 @click.option("--size", "raw_size", type=click.IntRange(1), metavar="BYTES", help="Size, with --no-handshake.")
@@ -199,7 +240,8 @@ def connect(
     Without DEVICE a free one is taken. When the command returns, the device is ready: size and block size are set,
     and its partitions are there.
     """
-    _target(target, export)
+    trust = _trust(wishes)
+    _target(target, export, trust)
     if wishes["tag"] == "":
         raise Malformed("--tag", "an empty name", "leave it out for the target's URI")
     wishes["tag"] = wishes["tag"] or ""
@@ -212,7 +254,14 @@ def connect(
     from nbdattach import api, render
 
     done = api.connect(
-        target, device, export=export, size=raw_size, reconnect=not no_reconnect, trace=_trace(), **wishes
+        target,
+        device,
+        export=export,
+        size=raw_size,
+        reconnect=not no_reconnect,
+        trace=_trace(),
+        **{f"tls_{name}" if name != "required" else "tls": value for name, value in trust.items()},
+        **wishes,
     )
     for note in done.notes:
         _say(note)
@@ -374,8 +423,9 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
 @click.argument("device")
 @click.argument("target", required=False)
 @_export_option
+@_tls_options
 @_debug_option
-def reconnect(device: str, target: str | None, export: str | None) -> None:
+def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -> None:
     """Hand a device over to a new connection, or to another server of the same data, without an I/O error.
 
     Without TARGET the new connection goes to where the old one went.
@@ -383,11 +433,13 @@ def reconnect(device: str, target: str | None, export: str | None) -> None:
     where = _device(device)
     if target is None and export is not None:
         raise Malformed("--export", "goes only with a TARGET", "leave it out for the same export")
-    if target is not None:
-        _target(target, export)
-    from nbdattach import api
+    trust = _trust(tls)
+    if target is None and _target("localhost", None, trust).tls:
+        raise Malformed("--tls", "its options go only with a TARGET", "leave them out for those of connect")
+    place = None if target is None else _target(target, export, trust)
+    from nbdattach import handover
 
-    _say(f"{where.path}: connected to {api.Attachment.at(where.path).reconnect(target, export)}")
+    _say(f"{where.path}: connected to {handover.reconnect(where, place)}")
 
 
 @cli.command()
@@ -422,11 +474,12 @@ def monitor(background: bool) -> None:
 @cli.command("list")
 @click.argument("target")
 @_timeout_option
+@_tls_options
 @_json_option
 @_debug_option
-def list_(target: str, connect_timeout: float, as_json: bool) -> None:
+def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """List the exports that a server offers."""
-    place = _target(target, None)
+    place = _target(target, None, _trust(tls))
     from nbdattach import client, render
 
     exports = client.list_exports(place, connect_timeout, _trace())
@@ -437,11 +490,12 @@ def list_(target: str, connect_timeout: float, as_json: bool) -> None:
 @click.argument("target")
 @_export_option
 @_timeout_option
+@_tls_options
 @_json_option
 @_debug_option
-def info(target: str, export: str | None, connect_timeout: float, as_json: bool) -> None:
+def info(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """Show one export: size, flags, block sizes."""
-    place = _target(target, export)
+    place = _target(target, export, _trust(tls))
     from nbdattach import client, render
 
     found = client.inspect(place, connect_timeout, _trace())
@@ -452,11 +506,12 @@ def info(target: str, export: str | None, connect_timeout: float, as_json: bool)
 @click.argument("target")
 @_export_option
 @_timeout_option
+@_tls_options
 @_json_option
 @_debug_option
-def check(target: str, export: str | None, connect_timeout: float, as_json: bool) -> None:
+def check(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """Check that an export can be read: handshake, then a real read, without the kernel."""
-    place = _target(target, export)
+    place = _target(target, export, _trust(tls))
     from nbdattach import client, render
 
     found = client.check(place, connect_timeout, _trace())

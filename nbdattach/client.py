@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nbdattach import handshake, transmission
 from nbdattach.deadline import Deadline
@@ -14,6 +15,9 @@ from nbdattach.proto import NBD_FLAG_HAS_FLAGS
 from nbdattach.stream import Stream, Trace, dial
 from nbdattach.target import Target
 from nbdattach.wishes import DEFAULT_TIMEOUT
+
+if TYPE_CHECKING:
+    from nbdattach.tls import Certificate
 
 # As large as a page: the kernel reads no less, and most servers have no larger minimum.
 CHECK_READ = 4096
@@ -26,10 +30,11 @@ def silent(_: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """One export, and the TLS version and cipher it was learnt over, None without TLS."""
+    """One export; the TLS version and cipher it was learnt over, and the server's certificate, None without TLS."""
 
     export: Export
     tls: tuple[str, str] | None
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ def list_exports(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace 
 def inspect(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Inspected:
     """The target's export. `timeout` in seconds, for all of it. Raises `NbdattachError`."""
     with dial(target, Deadline(timeout), trace) as stream:
-        return Inspected(stream.run(handshake.inspect(target)), stream.tls)
+        export = stream.run(handshake.inspect(target))
+        return Inspected(export, stream.tls, stream.certificate)
 
 
 def connect(
@@ -67,13 +73,14 @@ def connect(
     trace: Trace = silent,
     connect_within: float = math.inf,
     raw_size: int | None = None,
+    kernel_tls: bool = False,
 ) -> Connection:
     """A connection in the transmission phase. Raises `NbdattachError`.
 
     `timeout` in seconds, for all of it; `connect_within`, for TCP alone. `raw_size`: the size in bytes of an export
-    without a handshake.
+    without a handshake. `kernel_tls`: TLS, where the target wants it, is in the kernel's hands.
     """
-    stream = dial(target, Deadline(timeout), trace, connect_within)
+    stream = dial(target, Deadline(timeout), trace, connect_within, kernel_tls)
     try:
         if raw_size is not None:
             return Connection(stream, Export(target.export, raw_size, NBD_FLAG_HAS_FLAGS, "none"))

@@ -52,7 +52,7 @@ def _first_connection(target: Target, wishes: Wishes, trace: Trace) -> Connectio
 
 
 def _connection(target: Target, wishes: Wishes, trace: Trace) -> Connection:
-    made = client.connect(target, wishes.connect_timeout, trace, raw_size=wishes.raw_size)
+    made = client.connect(target, wishes.connect_timeout, trace, raw_size=wishes.raw_size, kernel_tls=True)
     watch_peer(made.stream.sock, wishes.dead_peer)
     return made
 

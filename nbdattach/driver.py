@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -59,6 +60,13 @@ def _without_modprobe(error: OSError) -> KernelRefused:
     if isinstance(error, FileNotFoundError):
         return KernelRefused(DRIVER, "not loaded, and there is no modprobe", "install the package kmod")
     return KernelRefused.at(DRIVER, "not loaded, and modprobe cannot be run", error.errno or 0)
+
+
+def load_tls() -> None:
+    """The kernel's TLS, as far as it can be had: whoever needs it finds out whether it is there."""
+    if not sysfs.tls_loaded():
+        with contextlib.suppress(KernelRefused):
+            modprobe("tls")
 
 
 def why_not(words: str) -> KernelRefused:

@@ -175,12 +175,6 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
     """NBD_OPT_STARTTLS, before anything else. What was learnt before it is the greeting only, and is kept by no one."""
     if not server.fixed:
         raise TlsFailed(target.uri, "a server without fixed newstyle cannot do TLS", "nbd:// reaches it in the clear")
-    if target.tls_certificates or target.tls_psk_file:
-        raise TlsFailed(
-            target.uri,
-            "this version knows only the system's certificate authorities",
-            "leave out tls-certificates= and tls-psk-file=; SSL_CERT_FILE=FILE in the environment names another CA",
-        )
     try:
         yield from plain_option(target, NBD_OPT_STARTTLS)
     except Refused as refused:

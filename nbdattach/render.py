@@ -91,9 +91,18 @@ def info_json(target: Target, found: Inspected) -> str:
             "flags": export.flag_names,
             "block_size": asdict(export.block_size) if export.block_size else None,
             "protocol": export.protocol,
-            "tls": {"version": found.tls[0], "cipher": found.tls[1]} if found.tls else None,
+            "tls": _tls_object(found),
         }
     )
+
+
+def _tls_object(found: Inspected) -> dict[str, object] | None:
+    if not found.tls:
+        return None
+    shown = {"version": found.tls[0], "cipher": found.tls[1]}
+    if not found.certificate:
+        return dict(shown)
+    return {**shown, "names": found.certificate.names, "expires": found.certificate.until or None}
 
 
 def info_lines(target: Target, found: Inspected) -> str:
@@ -112,6 +121,9 @@ def info_lines(target: Target, found: Inspected) -> str:
         ("protocol", export.protocol),
         ("tls", " ".join(found.tls) if found.tls else "no"),
     ]
+    if found.certificate:
+        names = ", ".join(found.certificate.names) or "nobody"
+        lines.append(("certificate", f"for {names}, until {found.certificate.until or '?'}"))
     return "\n".join(f"{key + ':':<13}{value}" for key, value in lines)
 
 

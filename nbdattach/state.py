@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from nbdattach.device import Device
 from nbdattach.process import started
 from nbdattach.sysfs import Kernel
+from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
 
 RUN = "/run/nbdattach"
@@ -55,6 +56,20 @@ class Record:
     dead_peer: float = DEFAULT_DEAD_PEER
     io_timeout: float = 0.0
     reconnect: bool = False
+    tls: dict[str, str] | None = None  # version, cipher, transport
+    trust: dict[str, str | bool] | None = None  # what a URI has no place for: ca, cert, key, verify
+
+    def place(self) -> Target:
+        """What to dial."""
+        target = parse_target(self.target)
+        return with_tls(target, required=target.tls, **self.trust) if self.trust else target  # type: ignore[arg-type]
+
+
+def trust_of(target: Target) -> dict[str, str | bool] | None:
+    """For a record."""
+    if not target.tls:
+        return None
+    return {"ca": target.tls_ca, "cert": target.tls_cert, "key": target.tls_key, "verify": target.tls_verify}
 
 
 @dataclass(frozen=True, slots=True)

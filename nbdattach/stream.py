@@ -10,13 +10,16 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nbdattach.deadline import Deadline
-from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
+from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection
 from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
 from nbdattach.target import Target
 from nbdattach.wiretext import plain
+
+if TYPE_CHECKING:
+    from nbdattach.tls import Certificate, Handshake
 
 Trace: TypeAlias = Callable[[str], None]
 _Address: TypeAlias = tuple[int, Any]
@@ -25,8 +28,12 @@ _Address: TypeAlias = tuple[int, Any]
 class Stream:
     """One connection to a server, with the deadline of its whole handshake."""
 
-    def __init__(self, sock: socket.socket, target: Target, deadline: Deadline, trace: Trace) -> None:
+    def __init__(
+        self, sock: socket.socket, target: Target, deadline: Deadline, trace: Trace, kernel_tls: bool = False
+    ) -> None:
         self.sock = sock
+        self._kernel_tls = kernel_tls
+        self._tls: Handshake | None = None
         self._target = target
         self._deadline = deadline
         self._trace = trace
@@ -94,30 +101,32 @@ class Stream:
         except TimeoutError:
             raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
         except OSError as error:
+            if self._tls and hasattr(
+                error, "library"
+            ):  # ssl.SSLError: with TLS 1.3 a server says only now what it thinks
+                raise self._tls.failure(error) from error
             raise ConnectionLost(self._target.uri, f"{self._doing}: {error.strerror or error}") from error
 
     def _start_tls(self, hostname: str) -> None:
         """From here on inside TLS with a verified server; the plain socket is detached and cannot be used again."""
-        import ssl  # costs 10 ms, and most connections do without
+        from nbdattach import tls  # ssl costs 10 ms, and most connections do without
 
-        context = ssl.create_default_context()
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             self._arm()
-            self.sock = context.wrap_socket(self.sock, server_hostname=hostname)
+            self._tls = tls.Handshake(self._target, self._kernel_tls)
+            self.sock = self._tls.over(self.sock, hostname)
         except TimeoutError:
             raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
-        except ssl.SSLCertVerificationError as error:
-            raise TlsFailed(
-                self._target.uri,
-                f"the server is not verified: {plain(error.verify_message)}",
-                "its certificate must fit its name and a certificate authority that this machine trusts",
-            ) from error
-        except (ssl.SSLError, ValueError, OSError) as error:
-            raise TlsFailed(
-                self._target.uri, f"TLS handshake failed: {plain(str(error))}", "does the server do TLS 1.2 or newer?"
-            ) from error
-        self._trace(" ".join(self.tls or ()))
+        self._trace(" ".join(self.tls or ()) + (", in the kernel" if self._kernel_tls else ""))
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The server's, None on a connection in the clear."""
+        if not self._tls:
+            return None
+        from nbdattach import tls
+
+        return tls.certificate_of(self.sock)  # type: ignore[arg-type]
 
     @property
     def tls(self) -> tuple[str, str] | None:
@@ -138,10 +147,13 @@ class Stream:
         self.close()
 
 
-def dial(target: Target, deadline: Deadline, trace: Trace, connect_within: float = math.inf) -> Stream:
+def dial(
+    target: Target, deadline: Deadline, trace: Trace, connect_within: float = math.inf, kernel_tls: bool = False
+) -> Stream:
     """A connection to the target's server. Raises `NoConnection`, `DeadlinePassed`.
 
-    `connect_within`: seconds that TCP has for each address; the deadline holds besides.
+    `connect_within`: seconds that TCP has for each address; the deadline holds besides. `kernel_tls`: where TLS is
+    spoken, the kernel takes it over.
     """
     if target.socket:
         trace(f"connecting to {plain(target.socket)}")
@@ -150,7 +162,7 @@ def dial(target: Target, deadline: Deadline, trace: Trace, connect_within: float
         sock = _connect_to_any(target, _resolve(target, deadline), deadline, connect_within, trace)
         # The kernel sends each request header by itself; waiting to fill a segment costs a round trip.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Stream(sock, target, deadline, trace)
+    return Stream(sock, target, deadline, trace, kernel_tls)
 
 
 def _connect_to_any(

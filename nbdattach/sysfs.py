@@ -27,6 +27,10 @@ def module_loaded(name: str) -> bool:
     return os.path.isdir(f"{SYS}/module/{name}")
 
 
+def tls_loaded() -> bool:
+    return os.path.isdir(f"{SYS}/module/tls")
+
+
 def driver_instance() -> int:
     """A number that is another one when the module was unloaded and loaded again; 0 where there is none."""
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote_to_bytes
 
 from nbdattach.errors import Malformed
@@ -28,7 +28,10 @@ _FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://H
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server (`host` and `port`, or the Unix `socket`) and the export wanted there."""
+    """A server (`host` and `port`, or the Unix `socket`), the export wanted there, and how it is to be trusted.
+
+    `tls_ca`, `tls_cert`, `tls_key` and `tls_verify` have no place in a URI; the others have.
+    """
 
     host: str = ""
     port: int = DEFAULT_PORT
@@ -38,6 +41,10 @@ class Target:
     tls_hostname: str = ""
     tls_certificates: str = ""
     tls_psk_file: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_verify: bool = True
 
     @property
     def server(self) -> str:
@@ -90,6 +97,43 @@ def parse_target(text: str, export: str | None = None) -> Target:
         return Target(socket=_checked_socket(text, text), export=name)
     host, port = _parse_address(text, text)
     return Target(host=host, port=port, export=name)
+
+
+def with_tls(
+    target: Target,
+    *,
+    required: bool = False,
+    ca: str = "",
+    cert: str = "",
+    key: str = "",
+    hostname: str = "",
+    psk: str = "",
+    verify: bool = True,
+) -> Target:
+    """The target, with what --tls and its like say; each of them means that TLS is required. Raises `Malformed`.
+
+    Paths are made absolute: whoever dials again later may stand elsewhere.
+    """
+    if not (required or ca or cert or key or hostname or psk or not verify):
+        return target
+    if key and not cert:
+        raise Malformed("--tls-key", "a key without its certificate", "give --tls-cert FILE, too")
+    if psk and (ca or cert):
+        raise Malformed("--tls-psk", "a pre-shared key goes with no certificates", "give one or the other")
+    return replace(
+        target,
+        tls=True,
+        tls_ca=_absolute(ca),
+        tls_cert=_absolute(cert),
+        tls_key=_absolute(key),
+        tls_hostname=hostname or target.tls_hostname,
+        tls_psk_file=_absolute(psk) or target.tls_psk_file,
+        tls_verify=verify,
+    )
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path else ""
 
 
 def _parse_address(text: str, address: str) -> tuple[str, int]:

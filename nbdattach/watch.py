@@ -34,7 +34,7 @@ from nbdattach.link import Link, Scout, watch_peer
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
 from nbdattach.node import Busy, Node
 from nbdattach.sysfs import Kernel
-from nbdattach.target import Target, parse_target
+from nbdattach.target import Target
 from nbdattach.users import users_of
 
 Log: TypeAlias = Callable[[str], None]
@@ -510,7 +510,7 @@ class Watch:
     # -- connections -----------------------------------------------------------------------------------------------
 
     def _target(self) -> Target:
-        return parse_target(self._record.target)
+        return self._record.place()
 
     def _dial(self, target: Target, size: int | None = None, any_size: bool = False, quick: bool = False) -> Connection:
         """A connection to what is attached, or to the like of it with another size. Raises `NbdattachError`."""
@@ -522,6 +522,7 @@ class Watch:
             silent,
             connect_within=self._connect_within() if quick else math.inf,
             raw_size=record.size if record.raw else None,
+            kernel_tls=True,
         )
         self._round_trip = max(self._round_trip, time.monotonic() - began) if not quick else self._round_trip
         differs = identity.difference(record, made.export, made.export.size if any_size else size)

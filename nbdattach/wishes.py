@@ -38,6 +38,7 @@ class Wishes:
     dead_peer: float = DEFAULT_DEAD_PEER
     io_timeout: float = 0.0
     reconnect: bool = True
+    tls_transport: str = "auto"  # "auto" | "kernel" | "relay"
 
     def __post_init__(self) -> None:
         """A tag becomes a line of text in /sys, and names in /dev. Raises `Malformed`."""

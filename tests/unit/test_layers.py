@@ -17,8 +17,9 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 # Outside thing: the modules that may import it.
 DOORS = {
     # systemd: the datagram of sd_notify; link: connections in the kernel's hands; control: the monitor's own socket
-    "socket": {"stream", "systemd", "netlink", "link", "control"},
-    "ssl": {"stream"},
+    # tls: only the type of what it wraps
+    "socket": {"stream", "systemd", "netlink", "link", "control", "tls"},
+    "ssl": {"tls"},
     "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"ioctl"},
     "click": {"cli"},
