@@ -69,11 +69,11 @@ def detach(
             return f"holds another attachment now ({quoted(tag_of(device) or '?')})"
         trace(f"{device.path}: claimed, flushing")
         _flush(node, force, say, progress)
-        if not node.exclusive:  # its users will not go because we wait
-            deadline = Deadline(min(seconds, GOODBYE_SECONDS))
         with control.hands_off(device):
             _disconnect(node, force, say)
             trace(f"{device.path}: NBD_DISCONNECT")
+            if not node.exclusive:  # those of its users that do not go by themselves now will not go later
+                deadline = Deadline(min(seconds, GOODBYE_SECONDS))
             _await_worker(device, deadline)
             node.clear(deadline)
             state.forget(device)

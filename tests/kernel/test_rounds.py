@@ -41,7 +41,7 @@ def somebody_looks() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("somebody_looks")
-@pytest.mark.timeout(60 + 2 * ROUNDS)
+@pytest.mark.timeout(60 + 4 * ROUNDS)
 @pytest.mark.parametrize("backend", ["ioctl", "netlink"])
 def test_rounds_under_the_eyes_of_others(tmp_path: Path, backend: str) -> None:
     image = partitioned_image(tmp_path / "image", 16)

@@ -70,7 +70,7 @@ class Server:
             state not in "ZX"
             for process in Path("/proc").glob("[0-9]*")
             if _state_and_group(process)[1] == self.group
-            for state, _ in map(_state_and_group, process.glob("task/*"))
+            for state, _ in map(_state_and_group, _threads(process))
         )
 
     def is_up(self) -> bool:
@@ -83,6 +83,14 @@ class Server:
         if not self._lives():
             raise RuntimeError(f"the server ended: {self.log}")
         return False
+
+
+def _threads(process: Path) -> list[Path]:
+    """None when it goes while we look."""
+    try:
+        return list((process / "task").iterdir())
+    except OSError:
+        return []
 
 
 def _state_and_group(process: Path) -> tuple[str, int]:
@@ -120,11 +128,13 @@ def qemu_nbd(image: str, *args: str, port: int = 0, unix: str = "") -> Iterator[
 
 
 @contextlib.contextmanager
-def nbd_server(exports: Mapping[str, str], extra: str = "", port: int = 0, unix: str = "") -> Iterator[Server]:
-    """`nbd-server` of these exports (name: file); `extra` lines go to each of them."""
+def nbd_server(
+    exports: Mapping[str, str], extra: str = "", port: int = 0, unix: str = "", general: str = ""
+) -> Iterator[Server]:
+    """`nbd-server` of these exports (name: file); `extra` lines go to each of them, `general` to all."""
     tcp = _place(port, "")
     lines = ["[generic]", "allowlist = true", f"listenaddr = {tcp[0]}", f"port = {tcp[1]}"]
-    lines += [f"unixsock = {unix}"] if unix else []
+    lines += [general] + ([f"unixsock = {unix}"] if unix else [])
     for name, file in exports.items():
         lines += [f"[{name}]", f"exportname = {file}", extra]
     with tempfile.TemporaryDirectory(prefix="nbd-server-") as directory:

@@ -1,0 +1,109 @@
+"""An NBD server over TLS in this process that sends a record of a kind of our choice, in between its replies.
+
+Its own TLS is in the kernel, too: there any type of record can be sent (TLS_SET_RECORD_TYPE in
+Documentation/networking/tls.rst). It serves a file, and knows no more of the protocol than the kernel's driver needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+SOL_TLS, TLS_SET_RECORD_TYPE = 282, 1
+OP_ENABLE_KTLS = 1 << 3
+REPLY = bytes.fromhex("0003e889045565a9")
+HAS_FLAGS_FLUSH_MULTI = 1 | 1 << 2 | 1 << 8
+READ, WRITE, DISCONNECT, FLUSH = range(4)
+STARTTLS, GO, ACK, INFO = 5, 7, 1, 3
+
+
+class RecordServer:
+    """`inject` is sent over each connection once, with the next reply: the type of a record and its content."""
+
+    def __init__(self, image: Path, certificates: Path) -> None:
+        self.inject: tuple[int, bytes] | None = None
+        self.connections = 0
+        self._image = os.open(image, os.O_RDWR)
+        self._size = image.stat().st_size
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificates / "server-cert.pem", certificates / "server-key.pem")
+        self._context.maximum_version = ssl.TLSVersion.TLSv1_2
+        self._context.options |= OP_ENABLE_KTLS
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"nbds://127.0.0.1:{self._listening.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listening.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=[sock], daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError, EOFError), sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
+            _read(sock, 4)
+            self._option(sock, STARTTLS)
+            inside = self._context.wrap_socket(sock, server_side=True)
+            while self._option(inside, GO) != GO:
+                pass
+            while self._request(inside):
+                pass
+
+    def _option(self, sock: socket.socket, wanted: int) -> int:
+        _, option, length = struct.unpack(">8sII", _read(sock, 16))
+        _read(sock, length)
+        assert option == wanted
+        if option == GO:
+            shown = struct.pack(">HQH", 0, self._size, HAS_FLAGS_FLUSH_MULTI)
+            sock.sendall(REPLY + struct.pack(">III", GO, INFO, len(shown)) + shown)
+        sock.sendall(REPLY + struct.pack(">III", option, ACK, 0))
+        return option
+
+    def _request(self, sock: ssl.SSLSocket) -> bool:
+        _, _, kind, cookie, offset, length = struct.unpack(">IHHQQI", _read(sock, 28))
+        data = b""
+        if kind == DISCONNECT:
+            return False
+        if kind == READ:
+            data = os.pread(self._image, length, offset)
+        elif kind == WRITE:
+            os.pwrite(self._image, _read(sock, length), offset)
+        inject, self.inject = self.inject, None
+        if inject:
+            number, content = inject
+            plain = socket.socket(fileno=os.dup(sock.fileno()))
+            with plain:
+                plain.sendmsg([content], [(SOL_TLS, TLS_SET_RECORD_TYPE, bytes([number]))])
+        sock.sendall(struct.pack(">IIQ", 0x67446698, 0, cookie) + data)
+        return True
+
+
+def _read(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+@contextlib.contextmanager
+def record_server(image: Path, certificates: Path) -> Iterator[RecordServer]:
+    with contextlib.closing(RecordServer(image, certificates)) as server:
+        yield server
