@@ -19,6 +19,7 @@ from pathlib import Path
 import crowd
 import fio
 import restarts
+import tls
 from attached import REST_SECONDS, Device, run, until
 from contenders import PARTS, Contender, by_netlink, connections, netlink, sectors, tools
 from figures import Row
@@ -126,6 +127,15 @@ def memory(pids: set[int]) -> tuple[float, float]:
     return rss, unshared
 
 
+def over_tls(options: argparse.Namespace) -> list[Row]:
+    with tls.served(options.size) as (server, folder):
+        contenders = tls.contenders(options.nbdattach, folder)
+        rows = data_path(contenders, fio.WORKS[:2], server, options)
+        with all_attached(contenders, server) as devices:
+            names = [contender.name for contender in contenders]
+            return [*rows, tls.processor_time(dict(zip(names, devices, strict=True)), options.rounds)]
+
+
 # -- the whole ---------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +164,8 @@ def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -
         return "Server's return", restarts.measure(kinds, rounds)
     if part == "monitor":
         return "Monitor, resident", crowd.monitor_memory(netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
+    if part == "tls":
+        return "Data over TLS", over_tls(options)
     return "Attaching many", crowd.at_once(by_netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
 
 

@@ -1,0 +1,103 @@
+"""Attached over TLS: the kernel as the carrier, beside userspace that pumps. One cipher for all, set at the server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attached import Device, run
+from certificates import make
+from contenders import Contender, nbd_client, nbd_client_off, nbdattach_with
+from figures import Row
+from servers import Server, nbdkit
+
+# GnuTLS of the server: TLS 1.2 with one cipher, which each of the contenders knows.
+CIPHERS = ("aes-128-gcm", "aes-128-ccm", "aes-256-ccm", "aes-128-cbc", "aes-256-cbc", "chacha20-poly1305", "3des-cbc")
+OVERRIDES = "[overrides]\ndisabled-version = tls1.3\n" + "".join(f"tls-disabled-cipher = {name}\n" for name in CIPHERS)
+# For the processor time of a contender: so many bytes written, and as many read.
+BYTES = 64 << 20
+
+
+@contextlib.contextmanager
+def served(size: str) -> Iterator[tuple[Server, Path]]:
+    """A server that insists on TLS, and the folder of its certificates."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = make(Path(name, "certificates"))
+        (folder / "gnutls").write_text(OVERRIDES)
+        options = ["--tls=require", f"--tls-certificates={folder}", "memory", size]
+        # The program that is started, and nobody else, shall have these priorities.
+        os.environ["GNUTLS_SYSTEM_PRIORITY_FILE"] = str(folder / "gnutls")
+        try:
+            running = nbdkit(*options)
+            server = running.__enter__()
+        finally:
+            del os.environ["GNUTLS_SYSTEM_PRIORITY_FILE"]
+        try:
+            yield server, folder
+        finally:
+            running.__exit__(None, None, None)
+
+
+def contenders(nbdattach: str, folder: Path) -> list[Contender]:
+    """Ours in the kernel first."""
+    ca = f"{folder}/ca-cert.pem"
+
+    def ours(name: str, transport: str) -> Contender:
+        return nbdattach_with(nbdattach, name, "--backend", "netlink", "--tls-ca", ca, "--tls-transport", transport)
+
+    def proxy(server: Server, device: str) -> list[str]:
+        return nbd_client(server, device, "-cacertfile", ca, "-tlshostname", "localhost")
+
+    def qemu(server: Server, device: str) -> list[str]:
+        sock = f"{folder}/qemu.sock"
+        secret = f"tls-creds-x509,id=tls0,endpoint=client,dir={folder}"
+        host, port = server.place
+        image = (
+            f"driver=nbd,server.type=inet,server.host={host},server.port={port},tls-creds=tls0,tls-hostname=localhost"
+        )
+        pump = ["qemu-nbd", "--fork", "-k", sock, "--object", secret, "--image-opts", image]
+        attach = [nbdattach, "connect", "--tag", "qemu-nbd", sock, device]
+        return ["sh", "-c", f"{shlex.join(pump)} && {shlex.join(attach)}"]
+
+    def off(device: str) -> list[str]:
+        return [nbdattach, "disconnect", device]
+
+    return [
+        ours("kernel", "kernel"),
+        ours("relay", "relay"),
+        Contender("nbd-client's proxy", proxy, nbd_client_off, data_path_aim=">= 1.2"),
+        Contender("qemu-nbd in between", qemu, off),
+    ]
+
+
+def processor_time(devices: dict[str, Device], rounds: int) -> Row:
+    """Of the whole guest, the server included, for the same bytes through each."""
+    row = Row("CPU, 64 MiB there and back", "ms", next(iter(devices)), {name: [] for name in devices}, {})
+    for _ in range(rounds):
+        for name, device in devices.items():
+            row.samples[name].append(_busy(lambda device=device: _there_and_back(device.path)))  # type: ignore[misc]
+    return row
+
+
+def _there_and_back(path: str) -> None:
+    count = str(BYTES >> 20)
+    for one in ((f"of={path}", "if=/dev/zero", "oflag=direct"), (f"if={path}", "of=/dev/null", "iflag=direct")):
+        run(["dd", *one, "bs=1M", f"count={count}"])
+
+
+def _busy(work: Callable[[], None]) -> float:
+    before = _ticks()
+    work()
+    time.sleep(0.05)
+    return (_ticks() - before) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks() -> int:
+    """All but idle and waiting (proc_stat(5))."""
+    user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
+    return user + nice + system + sum(others)
