@@ -72,7 +72,7 @@ def detach(
         with control.hands_off(device):
             _disconnect(node, force, say)
             trace(f"{device.path}: NBD_DISCONNECT")
-            if not node.exclusive:  # those of its users that do not go by themselves now will not go later
+            if users_of(device):  # they do not go by themselves, as a process may that gets an error
                 deadline = Deadline(min(seconds, GOODBYE_SECONDS))
             _await_worker(device, deadline)
             node.clear(deadline)

@@ -42,10 +42,9 @@ class Node:
     The claim is one atomic test that fails on each kind of user, and on a second nbdattach at work on the device.
     """
 
-    def __init__(self, device: Device, fd: int, exclusive: bool = True) -> None:
+    def __init__(self, device: Device, fd: int) -> None:
         self.device = device
         self.fd = fd
-        self.exclusive = exclusive
 
     @classmethod
     def claim(cls, device: Device) -> Node:
@@ -69,7 +68,7 @@ class Node:
     def share(cls, device: Device) -> Node:
         """Without the claim, beside whoever uses it; with udev's lock where that is free. Raises `KernelRefused`."""
         try:
-            node = cls(device, os.open(device.path, os.O_RDONLY | os.O_CLOEXEC), exclusive=False)
+            node = cls(device, os.open(device.path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise _cannot_open(device, error) from None
         with contextlib.suppress(OSError):

@@ -17,7 +17,18 @@ from pathlib import Path
 
 import pytest
 from servers import nbdkit
-from tool import attached, connect, digest_of, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, shell
+from tool import (
+    attached,
+    connect,
+    digest_of,
+    eventually,
+    fill_with_noise,
+    nbd,
+    nbd_ok,
+    partitioned_image,
+    shell,
+    sparse_file,
+)
 
 from nbdattach import status
 from nbdattach.device import Device
@@ -143,7 +154,7 @@ def nobody_is_left() -> Iterator[None]:
 def attached_image(tmp_path: Path, partitions: bool) -> Iterator[None]:
     image = partitioned_image(tmp_path / "image", 64)
     if not partitions:
-        image.write_bytes(bytes(64 * MIB))
+        sparse_file(image, 64 * MIB)
     with nbdkit("file", f"file={image}") as server:
         connect(server.uri, "nbd0")
         yield
