@@ -10,7 +10,7 @@ Decisions that matter:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -132,11 +132,15 @@ def _attach(
     raise _none_free(device)
 
 
-def _have_watched(device: Device, sockets: list[socket]) -> list[str]:
-    """The device is attached, be there a monitor or not; what to say where there is none."""
+def _have_watched(device: Device, sockets: Sequence[socket] = ()) -> list[str]:
+    """The device is attached, be there a monitor or not; what to say where there is none.
+
+    Without `sockets` the monitor finds it by itself: when it starts, else at its next round.
+    """
     try:
         launch.ensure_monitor()
-        control.watch(device, sockets)
+        if sockets:
+            control.watch(device, sockets)
     except NbdattachError as error:
         return [f"{device.path}: attached, but nobody will reconnect it: {error}"]
     return []
@@ -237,8 +241,10 @@ def _already_there(tag: str, target: Target, device: Device | None, wishes: Wish
         record = state.load(candidate)
         if record and record.tag == tag and (record.pid is None or alive(record.pid)):
             _see_it_is_what_is_wanted(candidate, target, wishes)
-            note = f"{candidate.path}: already attached to {target.uri}"
-            return Attached(candidate, [note], Kernel(candidate).pid, fresh=False)
+            notes = [f"{candidate.path}: already attached to {target.uri}"]
+            if record.backend == "netlink" and record.reconnect:
+                notes += _have_watched(candidate)  # whoever attached it may have been killed before it did that
+            return Attached(candidate, notes, Kernel(candidate).pid, fresh=False)
     if device and Kernel(device).attached:
         raise _holds_other(device)
     return None

@@ -71,7 +71,7 @@ def detach(
         _flush(node, force, say, progress)
         with control.hands_off(device):
             _disconnect(node, force, say)
-            trace(f"{device.path}: NBD_DISCONNECT")
+            trace(f"{device.path}: disconnected")
             if users_of(device):  # they do not go by themselves, as a process may that gets an error
                 deadline = Deadline(min(seconds, GOODBYE_SECONDS))
             _await_worker(device, deadline)
@@ -156,13 +156,32 @@ def _flush(node: Node, force: bool, say: Callable[[str], None], progress: Callab
 
 def _disconnect(node: Node, force: bool, say: Callable[[str], None]) -> None:
     if not force:
-        node.disconnect()
+        if not _disconnect_by_message(node.device):
+            node.disconnect()
         return
     try:
         node.disconnect_within(Deadline(GOODBYE_SECONDS))
     except Unanswered:
         say(f"{node.device.path}: the server reads nothing any more: its connections are cut")
         _cut(node.device)  # which lets that call go on
+
+
+def _disconnect_by_message(device: Device) -> bool:
+    """What was attached by netlink goes in one step, which a kill cannot split; False where that is not possible.
+
+    Killed after NBD_DISCONNECT, we would leave a device that is attached and has no connection: the next disconnect
+    could not flush it, and refuse.
+    """
+    if not Kernel(device).by_netlink:
+        return False
+    try:
+        from nbdattach import netlink
+
+        with netlink.Family() as family:
+            family.disconnect(device.index)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _cut(device: Device) -> None:

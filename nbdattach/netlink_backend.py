@@ -117,7 +117,7 @@ def attach(device: Device, job: Job) -> Claimed:
 def _guarded(device: Device, job: Job) -> Iterator[None]:
     """Should we be killed meanwhile, a process that reads the end of our pipe undoes what we did."""
     pid = os.getpid() if process.sees_all() else 0
-    command = bare_python("guard_main", device.path, identifier(job.tag), str(pid))
+    command = bare_python("guard_main", device.path, state.path(device), identifier(job.tag), str(pid))
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
         try:
             yield

@@ -16,6 +16,7 @@ import _signal as signal  # type: ignore[import-not-found]  # the module signal 
 import _thread
 import os
 import sys
+import time
 
 from nbdattach import ioctl
 
@@ -34,6 +35,7 @@ COMMIT = b"C"
 UNDO = b"U"
 # A server that got NBD_CMD_DISC closes its end at once; one that does not is cut off after so many seconds.
 GOODBYE_SECONDS = 5
+_POLL = 0.01
 
 
 class StepFailed(Exception):
@@ -204,22 +206,59 @@ def flush_main(arguments: list[str]) -> None:
 
 
 def guard_main(arguments: list[str]) -> None:
-    """Waits for a netlink connect to be done. Where that died instead, its attachment goes.
+    """Waits for a netlink connect to be done. Where that died instead, its attachment goes, with all traces of it.
 
-    Arguments: the device, and by what the kernel knows that attachment: its identifier, and the pid of the connect, or
-    0 where the kernel has other numbers for processes.
+    Arguments: the device, its state file, and by what the kernel knows that attachment: its identifier, and the pid of
+    the connect, or 0 where the kernel has other numbers for processes.
     """
-    path, identifier, pid = arguments
+    path, state_file, identifier, pid = arguments
     if os.read(0, 1):
         return
     name = os.path.basename(path)
+
+    def is_there() -> bool:
+        return _attribute(name, "backend") == identifier.strip() and pid in ("0", _attribute(name, "pid"))
+
     try:
-        node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if _attribute(name, "backend") == identifier.strip() and pid in ("0", _attribute(name, "pid")):
-            ioctl.nbd_disconnect(node)
-            ioctl.nbd_clear_sock(node)
+        if is_there():
+            node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if is_there():
+                # Without NBD_DISCONNECT before it: should we be killed in between, what is left could not be flushed,
+                # and so not be detached. The server sees the connection end, as that of any process that is killed.
+                ioctl.nbd_clear_sock(node)
+            os.close(node)
+        # The kernel, too, may have undone it (NBD_CFLAG_DISCONNECT_ON_CLOSE); it leaves partitions and our files.
+        end = time.monotonic() + GOODBYE_SECONDS
+        while time.monotonic() < end:
+            if _attribute(name, "pid"):
+                if not is_there():
+                    break  # another one has come, and removes them itself
+            elif _tidied(path, state_file):
+                break
+            time.sleep(_POLL)
     except OSError:
         pass  # there is no such device, or it has gone by itself
+
+
+def _tidied(path: str, state_file: str) -> bool:
+    """Removes what lies about of an attachment that has gone; True when nothing does any more.
+
+    With the claim on the device: nobody writes that file, nor looks for partitions, without it.
+    """
+    try:
+        node = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != EBUSY:
+            raise
+        return False
+    try:
+        if not _attribute(os.path.basename(path), "pid"):
+            _remove(state_file)
+            _remove(f"{state_file}.new")
+            clear(ioctl, node)
+        return _is_free(path) and not partitions(path)
+    finally:
+        os.close(node)
 
 
 def partitions(path: str) -> list[str]:

@@ -28,12 +28,12 @@ def nothing_left_behind() -> Iterator[None]:
     deadline = time.monotonic() + 10
     while left := leftovers():
         if time.monotonic() > deadline:
-            _clear_away()
+            clear_away()
             pytest.fail(f"left behind: {left}")
         time.sleep(0.05)
 
 
-def _clear_away() -> None:
+def clear_away() -> None:
     """So that one failure is one failure."""
     subprocess.run(["umount", "/mnt"], capture_output=True)
     for pid, _ in workers():
@@ -46,11 +46,18 @@ def _clear_away() -> None:
 
 def leftovers() -> list[str]:
     _stop_monitor()
+    left = beside_the_monitor()
+    left += [f"process {pid}: monitor" for pid in monitors()]
+    return left + [f"file {name}" for name in _files() if name == "monitor"]
+
+
+def beside_the_monitor() -> list[str]:
+    """What is there that would not be if nothing were attached and nobody at work; the monitor may run on."""
     left = [str(one) for one in status.all_attached()]
     left += [f"{device.path} has a size" for device in sysfs.devices() if sysfs.Kernel(device).size]
     left += [f"{device.path} has partitions" for device in sysfs.devices() if sysfs.Kernel(device).partitions]
-    left += [f"process {pid}: {line}" for pid, line in workers()]
-    return left + [f"file {name}" for name in _files() if name != "lock"]
+    left += [f"process {pid}: {line}" for pid, line in workers() if not _is_monitor(line)]
+    return left + [f"file {name}" for name in _files() if name not in ("lock", "monitor")]
 
 
 def _stop_monitor() -> None:
@@ -65,8 +72,8 @@ def _files() -> list[str]:
 
 
 def workers() -> list[tuple[int, str]]:
-    """Worker processes of ours, and monitors."""
-    return [(pid, line) for pid, line in _processes() if "worker.main" in line or _is_monitor(line)]
+    """Worker processes of ours, with guards and flushes, and monitors."""
+    return [(pid, line) for pid, line in _processes() if "import worker; " in line or _is_monitor(line)]
 
 
 def monitors() -> list[int]:

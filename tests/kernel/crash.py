@@ -1,0 +1,227 @@
+"""The command line in a fork of this process, killed (-9) at one of its steps, or its helper (worker, guard) at one.
+
+A step is the moment right before or right after a system call of the package that changes something, such as
+"before node.Node.claim: open 1": a profile function finds it, so the product has no hooks. A run in which nobody is
+killed tells which steps there are. Of what is polled, the first rounds are steps.
+
+Helpers are bare interpreters (-I -S) and import this file, too: nothing heavy at its top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, NoReturn
+
+_CALLS = {
+    "posix": {"open", "close", "unlink", "replace", "mkdir", "write", "fork", "setsid", "pread"},
+    "fcntl": {"ioctl", "flock", "fcntl"},
+    "_posixsubprocess": {"fork_exec"},
+    "_signal": {"pthread_sigmask"},
+    "_socket": {"connect", "sendmsg", "setsockopt"},
+    "_io": {"__exit__"},  # a file written is a file closed
+}
+# pyroute2 makes many calls of one message.
+_MESSAGES = {"netlink.Family.connect", "netlink.Family.reconfigure", "netlink.Family.disconnect"}
+# Who only looks, and the handshake: nothing is changed by them that could stay.
+_LOOKS = {"cli", "client", "connections", "driver", "netlink", "process", "status", "stream", "systemd", "users"}
+_LOOK = {
+    "state.load",
+    "state.trouble_of",
+    "sysfs._read",
+    "worker._attribute",
+    "worker._loop_on",
+    "worker._log",
+    "link.watch_peer",
+}
+_ROUNDS = 2
+_HELPER = b"from nbdattach import worker"
+
+
+class Steps:
+    """A profile function: notes each step in the file `log`, a line each, and kills this process at the step `last`.
+
+    With it die all helpers and the process `other`, where it is given.
+    """
+
+    def __init__(self, log: str, last: str, other: int = 0, helpers: bool = False) -> None:
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._last = last
+        self._other = other
+        self._helpers = helpers
+        self._seen: dict[str, int] = {}
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
+        moment = "before" if event in ("call", "c_call") else "after"
+        if event in ("call", "return"):
+            place = _function(frame)
+            if place in _MESSAGES:
+                self._note(f"{moment} {place}")
+        elif name := _call(arg):
+            place = _innermost(frame)
+            aside = frame.f_code.co_filename.endswith("/subprocess.py") and name != "fork_exec"  # its own pipes
+            if place and place.partition(".")[0] not in _LOOKS and place not in _LOOK and not aside:
+                self._note(f"{moment} {place}: {name}")
+
+    def _note(self, what: str) -> None:
+        self._seen[what] = self._seen.get(what, 0) + 1
+        if self._seen[what] <= _ROUNDS:
+            step = f"{what} {self._seen[what]}"
+            os.write(self._log, f"{step}\n".encode())
+            if step == self._last:
+                self._die()
+
+    def _die(self) -> None:
+        for pid in [*(helpers() if self._helpers else []), self._other, os.getpid()]:
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def helpers() -> list[int]:
+    """Workers, guards and flushes that there are."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+            if _HELPER in file.read():
+                found.append(int(name))
+    return found
+
+
+def _call(function: Any) -> str:
+    """The name of the system call behind a C function, as far as it is one of ours."""
+    owner = type(getattr(function, "__self__", None))
+    modules = [getattr(function, "__module__", None), *(one.__module__ for one in owner.__mro__)]
+    name: str = function.__name__
+    return name if any(name in _CALLS.get(module, ()) for module in modules) else ""
+
+
+def _innermost(frame: FrameType | None) -> str:
+    """The function of the package that is at work."""
+    while frame:
+        if place := _function(frame):
+            return place
+        frame = frame.f_back
+    return ""
+
+
+def _function(frame: FrameType) -> str:
+    folder, _, name = frame.f_code.co_filename.rpartition("/")
+    return f"{name[:-3]}.{frame.f_code.co_qualname}" if folder.endswith("/nbdattach") else ""
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+class Ended:
+    """How a command ended: `code` is that of a shell, -9 where it was killed; `steps` are those that were reached."""
+
+    def __init__(self, code: int, said: str, steps: list[str], helper_steps: list[str]) -> None:
+        self.code = code
+        self.said = said
+        self.steps = steps
+        self.helper_steps = helper_steps
+
+
+def run(
+    *arguments: str,
+    kill: str = "",
+    helper: str = "",
+    kill_helper: str = "",
+    both: bool = False,
+    contested: bool = False,
+) -> Ended:
+    """`nbdattach ARGUMENTS`, killed at the step `kill`, and its `helper` ("main", "guard_main") at `kill_helper`.
+
+    With `both`, the one takes the other along. `contested`: as if others opened and closed the device all the time.
+    """
+    files = [f"/tmp/crash.{name}" for name in ("said", "steps", "helper")]
+    for file in files:
+        with open(file, "w"):
+            pass
+    said, steps, helper_steps = files
+    child = os.fork()
+    if child == 0:
+        try:
+            _wrap_helper(helper, helper_steps, kill_helper, both)
+            if contested:
+                _contest()
+            _become(arguments, said, Steps(steps, kill, helpers=both))
+        finally:
+            os._exit(99)
+    _, status = os.waitpid(child, 0)
+    texts = [open(file).read() for file in files]  # noqa: SIM115
+    return Ended(os.waitstatus_to_exitcode(status), texts[0], texts[1].splitlines(), texts[2].splitlines())
+
+
+def _become(arguments: tuple[str, ...], said: str, steps: Steps) -> NoReturn:
+    import threading
+
+    from nbdattach import cli
+
+    null, out = os.open(os.devnull, os.O_RDONLY), os.open(said, os.O_WRONLY | os.O_APPEND)
+    for fd, number in ((null, 0), (out, 1), (out, 2)):
+        os.dup2(fd, number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    threading.setprofile(steps)
+    sys.setprofile(steps)
+    code = cli.run(list(arguments))
+    sys.setprofile(None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _contest() -> None:
+    from dataclasses import replace
+
+    from nbdattach import attachment
+
+    job = attachment.Job
+    attachment.Job = lambda *facts: replace(job(*facts), contested=True)  # type: ignore[assignment,misc]
+
+
+def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
+    """Has it call `in_helper` first."""
+    from nbdattach import ioctl_backend, netlink_backend, node
+
+    bare_python = node.bare_python
+    other = str(os.getpid() if both else 0)
+
+    def command(function: str, *arguments: str) -> list[str]:
+        line = bare_python(function, *arguments)
+        if function == helper:
+            code = line.index("-c") + 1
+            hooked = f"sys.path.insert(0, {_HERE!r}); import crash; crash.in_helper({log!r}, {last!r}, {other}); "
+            line[code] = line[code].replace("from nbdattach", f"{hooked}from nbdattach", 1)
+        return line
+
+    for module in (ioctl_backend, netlink_backend, node):
+        module.bare_python = command
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def in_helper(log: str, last: str, other: int) -> None:
+    """Steps of this helper and of its threads."""
+    import _thread
+
+    steps = Steps(log, last, other)
+    start = _thread.start_new_thread
+
+    def start_watched(function: Any, *arguments: Any) -> int:
+        def watched(*inner: Any) -> None:
+            sys.setprofile(steps)
+            function(*inner)
+
+        return start(watched, *arguments)
+
+    _thread.start_new_thread = start_watched  # type: ignore[assignment]
+    sys.setprofile(steps)

@@ -1,0 +1,274 @@
+"""connect and disconnect, killed (-9) at each of their steps: nothing half done is left, and both go on working.
+
+What a step is, and how a command dies at one, is in `crash`. Each round takes two seconds, so one run does every fourth
+step, and another day's run others, so that four days do all; CRASH_EVERY=1 does all at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import beside_the_monitor, clear_away, leftovers, monitors
+from crash import Ended, helpers, run
+from servers import nbdkit
+from tool import BACKEND, eventually, partitioned_image
+
+# Else each round would import them for itself.
+from nbdattach import api, attachment, detachment, ioctl_backend, launch, netlink_backend, state, status  # noqa: F401
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+EVERY = int(os.environ.get("CRASH_EVERY", "4"))
+START = int(os.environ.get("CRASH_START", int(time.time()) // 86400))
+FIRST = Kernel(Device(0))
+SECONDS = 10
+COMMIT = {"ioctl": "after ioctl_backend.Worker.commit: write 1", "netlink": "before netlink.Family.reconfigure 1"}
+# Attached, and not open yet, so the kernel has nobody whose end would undo it, and the guard is dead: what is left then
+# says what it is in status, and goes with disconnect.
+NOBODY_HAS_IT = ("after netlink.Family.connect 1", "before node.Node.claim: open 1")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass
+class Place:
+    """An image with two partitions, its server, and what must be on it."""
+
+    image: Path
+    uri: str
+    options: list[str] = field(default_factory=list)
+    turn: int = 0
+
+    def connect(self, **how: Any) -> Ended:
+        return run("connect", "--backend", BACKEND, *self.options, self.uri, "nbd0", **how)
+
+    def disconnect(self, **how: Any) -> Ended:
+        return run("disconnect", "nbd0", **how)
+
+    def write(self) -> None:
+        """Something new, into the page cache of a partition."""
+        self.turn += 1
+        with open("/dev/nbd0p1", "r+b", buffering=0) as node:
+            node.write(f"{self.turn:4096d}".encode())
+
+    def see_it_written(self) -> None:
+        with self.image.open("rb") as file:
+            file.seek(1 << 20)
+            assert file.read(4096) == f"{self.turn:4096d}".encode()
+
+    def see_it_work(self) -> None:
+        """connect, I/O, disconnect; and nothing is left."""
+        done = self.connect()
+        assert (done.code, done.said.splitlines()[-1]) == (0, "/dev/nbd0"), done.said
+        assert is_complete(self.uri)
+        self.write()
+        self.see_it_go()
+        self.see_it_written()
+
+    def see_it_go(self) -> None:
+        done = self.disconnect()
+        assert done.code == 0, done.said
+        nothing_is_left()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    image = partitioned_image(tmp_path / "image")
+    with nbdkit("file", f"file={image}") as server:
+        yield Place(image, server.uri)
+
+
+def nothing_is_left() -> None:
+    eventually(is_gone, SECONDS)
+
+
+def is_gone() -> bool:
+    """One look may miss a process that just forks."""
+    if beside_the_monitor():
+        return False
+    time.sleep(0.1)
+    return not beside_the_monitor()
+
+
+def is_free() -> bool:
+    """Nobody holds it or is at work on it. Where all were killed, nobody is left to remove what merely lies there."""
+    return not (FIRST.attached or FIRST.size or helpers())
+
+
+def is_complete(uri: str) -> bool:
+    """Attached, ready to use, and only those at work who stay."""
+    if not FIRST.attached or FIRST.partitions != ["nbd0p1", "nbd0p2"]:
+        return False
+    there = status.status_of(Device(0))
+    return (there.state, there.target, helpers()) == ("connected", uri, [there.pid] if there.pid else [])
+
+
+def some(steps: Sequence[str]) -> Sequence[str]:
+    return steps[START % EVERY :: EVERY]
+
+
+def each(steps: Sequence[str], one_round: Callable[[str], None]) -> None:
+    """All of them, whatever becomes of one."""
+    began, failures = time.monotonic(), []
+    for step in steps:
+        try:
+            one_round(step)
+        except AssertionError as error:
+            failures.append(f"{step}: {error}; left: {beside_the_monitor()}")
+            print(failures[-1])
+            clear_away()
+            leftovers()
+    print(f"\nfrom {START % EVERY}, each {EVERY}: {len(steps)} steps in {time.monotonic() - began:.0f} s")
+    assert not failures, "\n".join([f"{len(failures)} of {len(steps)} steps:", *failures])
+
+
+def connect_killed_at_each_step(place: Place, both: bool = False, **how: Any) -> None:
+    whole = place.connect(**how)
+    assert whole.code == 0, whole.said
+    place.see_it_go()
+    commit = whole.steps.index(COMMIT[BACKEND])
+
+    def one_round(step: str) -> None:
+        killed = place.connect(kill=step, both=both, **how)
+        assert killed.code == (-9 if step in killed.steps else 0), killed.said
+        if both and BACKEND == "netlink" and step in NOBODY_HAS_IT:
+            place.see_it_go()
+        eventually(lambda: (is_free() if both else is_gone()) or is_complete(place.uri), SECONDS)
+        if FIRST.attached:
+            assert step in whole.steps[commit:], "attached before the commit"
+        place.see_it_work()
+
+    each(some(whole.steps), one_round)
+
+
+def disconnect_killed_at_each_step(place: Place, **how: Any) -> None:
+    assert place.connect().code == 0
+    whole = place.disconnect()
+
+    def one_round(step: str) -> None:
+        done = place.connect()
+        assert done.code == 0, done.said
+        place.write()
+        killed = place.disconnect(kill=step, **how)
+        assert killed.code == (-9 if step in killed.steps else 0), killed.said
+        place.see_it_go()
+        place.see_it_written()
+
+    each(some(whole.steps), one_round)
+    place.see_it_work()
+
+
+@pytest.mark.ioctl
+def test_a_connect_killed_at_any_step_leaves_nothing(place: Place) -> None:
+    connect_killed_at_each_step(place)
+
+
+@pytest.mark.ioctl
+def test_a_disconnect_killed_at_any_step_is_ended_by_the_next(place: Place) -> None:
+    disconnect_killed_at_each_step(place)
+
+
+@pytest.mark.ioctl
+def test_a_disconnect_killed_with_the_worker_is_ended_by_the_next(place: Place) -> None:
+    disconnect_killed_at_each_step(place, both=True)
+
+
+@pytest.mark.ioctl
+def test_a_connect_killed_with_its_worker_leaves_nothing(place: Place) -> None:
+    connect_killed_at_each_step(place, both=True)
+
+
+@pytest.mark.ioctl
+@pytest.mark.parametrize("both", [False, True], ids=["alone", "with its command"])
+def test_a_worker_killed_at_any_step_leaves_nothing(place: Place, both: bool) -> None:
+    """Its last steps come in the disconnect."""
+    attaching = place.connect(helper="main").helper_steps
+    detaching = [] if both else place.disconnect().helper_steps
+
+    def one_round(step: str) -> None:
+        killed = place.connect(helper="main", kill_helper=step, both=both)
+        assert killed.code in ([0] if step in detaching else [-9] if both else [3, 6]), killed.said
+        if step in detaching:
+            place.see_it_go()
+        else:
+            eventually(is_free if both else is_gone, SECONDS)
+        place.see_it_work()
+
+    place.see_it_go()
+    each(some(attaching + detaching), one_round)
+
+
+@pytest.fixture
+def unwatched(place: Place) -> Place:
+    place.options = ["--no-reconnect"]
+    return place
+
+
+@pytest.mark.netlink
+@pytest.mark.parametrize("contested", [False, True], ids=["", "contested"])
+def test_a_connect_by_netlink_killed_at_any_step_leaves_nothing(unwatched: Place, contested: bool) -> None:
+    connect_killed_at_each_step(unwatched, contested=contested)
+
+
+@pytest.mark.netlink
+def test_a_connect_by_netlink_killed_with_its_guard_leaves_nothing(unwatched: Place) -> None:
+    connect_killed_at_each_step(unwatched, both=True)
+
+
+@pytest.mark.netlink
+def test_a_disconnect_of_netlink_killed_at_any_step_is_ended_by_the_next(unwatched: Place) -> None:
+    disconnect_killed_at_each_step(unwatched)
+
+
+@pytest.mark.netlink
+def test_a_watched_disconnect_killed_at_any_step_is_ended_by_the_next(place: Place) -> None:
+    disconnect_killed_at_each_step(place)
+
+
+@pytest.mark.netlink
+@pytest.mark.parametrize("running", [True, False], ids=["monitor running", "monitor to be started"])
+def test_a_connect_killed_while_it_asks_for_the_monitor_is_mended_by_the_next(place: Place, running: bool) -> None:
+    """It is attached by then."""
+    if running:
+        place.see_it_work()
+    steps = place.connect().steps
+    place.see_it_go()
+
+    def one_round(step: str) -> None:
+        if not running:
+            leftovers()
+            eventually(lambda: not monitors(), SECONDS)
+        assert place.connect(kill=step).code == -9
+        eventually(lambda: is_complete(place.uri), SECONDS)
+        assert "already attached" in place.connect().said
+        assert monitors()
+        place.see_it_go()
+
+    each(some(steps[steps.index("after node.Node.close: close 1") :]), one_round)
+
+
+@pytest.mark.netlink
+def test_a_guard_killed_at_any_step_leaves_what_disconnect_takes_away(unwatched: Place) -> None:
+    """Nobody is left to do it by itself."""
+    last = COMMIT["netlink"]
+
+    def die(kill_helper: str = "") -> None:
+        assert unwatched.connect(kill=last, helper="guard_main", kill_helper=kill_helper, contested=True).code == -9
+        eventually(lambda: not helpers(), SECONDS)
+
+    def one_round(step: str) -> None:
+        die(step)
+        unwatched.see_it_go()
+        unwatched.see_it_work()
+
+    die()
+    nothing_is_left()
+    steps = Path("/tmp/crash.helper").read_text().splitlines()
+    assert "after ioctl.nbd_clear_sock: ioctl 1" in steps
+    each(some(steps), one_round)
