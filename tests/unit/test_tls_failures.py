@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import wire
 from certificates import FUTURE, PAST, Authority, self_signed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer import Serve, drain, listening, says_and_hears
 from tlspeer import EXPORT, STARTTLS, after_yes, answers_hello, context, secure, trickles
@@ -384,6 +384,7 @@ def test_junk_in_answer_to_our_first_word(pki: Path, junk: bytes, told: tuple[st
 
 
 @pytest.mark.row(8)
+@settings(deadline=None)
 @given(junk=st.binary(min_size=1, max_size=200), alert=st.booleans())
 def test_any_junk_is_an_error_of_ours(junk: bytes, alert: bool) -> None:
     """Through a pair of sockets, as fast as can be."""
@@ -752,11 +753,13 @@ def test_without_the_messages_a_missing_certificate_is_an_error_still(
         assert failure(trusting(pki, place)).exit_code == 5
 
 
+@settings(deadline=None)
 @given(data=st.binary())
 def test_any_bytes_for_a_certificate_are_described(data: bytes) -> None:
     assert certificate.describe(data).names == []
 
 
+@settings(deadline=None)
 @given(place=st.integers(0, 2000), bits=st.integers(1, 255), end=st.integers(0, 2000))
 def test_broken_certificate_is_described(pki: Path, place: int, bits: int, end: int) -> None:
     der = bytearray(ssl.PEM_cert_to_DER_cert((pki / "elsewhere" / "server-cert.pem").read_text()))
@@ -769,6 +772,7 @@ def test_broken_certificate_is_described(pki: Path, place: int, bits: int, end: 
 ODD = st.sampled_from([None, "", "Jan 32 0:0:0 99999 GMT", 7, ((),), ("DNS",), (("DNS", 7),), ((("commonName", 7),),)])
 
 
+@settings(deadline=None)
 @given(fields=st.dictionaries(st.sampled_from(["subject", "issuer", "notAfter", "subjectAltName"]), ODD))
 def test_whatever_python_gives_is_described(fields: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -779,6 +783,7 @@ def test_whatever_python_gives_is_described(fields: dict[str, Any]) -> None:
 MESSAGES = st.sampled_from([0, 2, 11, 13, None, "x"])
 
 
+@settings(deadline=None)
 @given(direction=st.sampled_from(["read", "write", ""]), message=MESSAGES, data=st.binary())
 def test_any_message_is_seen(direction: str, message: Any, data: bytes) -> None:
     handshake = tls.Handshake(Target("db1", tls=True, tls_verify=False), False)
