@@ -17,7 +17,7 @@ from nbdattach.target import Target
 from nbdattach.wishes import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
-    from nbdattach.tls import Certificate
+    from nbdattach.certificate import Certificate
 
 # As large as a page: the kernel reads no less, and most servers have no larger minimum.
 CHECK_READ = 4096
@@ -30,7 +30,7 @@ def silent(_: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """One export; the TLS version and cipher it was learnt over, and the server's certificate, None without TLS."""
+    """One export; the TLS version and cipher it was learnt over, and the server's certificate, None without one."""
 
     export: Export
     tls: tuple[str, str] | None

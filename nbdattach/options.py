@@ -105,7 +105,9 @@ def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachErr
     )
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
     if kind == NBD_REP_ERR_TLS_REQD:
-        return TlsFailed(target.uri, cause, hint if target.tls else f"write {replace(target, tls=True).uri}")
+        return TlsFailed(
+            target.uri, cause, hint if target.tls else f"--tls asks for it, and so does {replace(target, tls=True).uri}"
+        )
     return OptionRefused(target.uri, cause, hint.format(server=target.server), kind, words)
 
 
@@ -139,5 +141,5 @@ def abort() -> Steps[None]:
     """A soft disconnect. Nobody waits for the answer, nor minds that the server has gone already."""
     try:
         yield from send_option(NBD_OPT_ABORT)
-    except NoConnection:
+    except (NoConnection, TlsFailed):
         return

@@ -99,10 +99,13 @@ def info_json(target: Target, found: Inspected) -> str:
 def _tls_object(found: Inspected) -> dict[str, object] | None:
     if not found.tls:
         return None
-    shown = {"version": found.tls[0], "cipher": found.tls[1]}
-    if not found.certificate:
-        return dict(shown)
-    return {**shown, "names": found.certificate.names, "expires": found.certificate.until or None}
+    shown = found.certificate
+    return {
+        "version": found.tls[0],
+        "cipher": found.tls[1],
+        "names": shown.names if shown else [],
+        "expires": (shown and shown.until) or None,
+    }
 
 
 def info_lines(target: Target, found: Inspected) -> str:
@@ -122,7 +125,7 @@ def info_lines(target: Target, found: Inspected) -> str:
         ("tls", " ".join(found.tls) if found.tls else "no"),
     ]
     if found.certificate:
-        names = ", ".join(found.certificate.names) or "nobody"
+        names = ", ".join(found.certificate.names) or "?"
         lines.append(("certificate", f"for {names}, until {found.certificate.until or '?'}"))
     return "\n".join(f"{key + ':':<13}{value}" for key, value in lines)
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nbdattach.deadline import Deadline
-from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection
+from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
 from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
 from nbdattach.target import Target
 from nbdattach.wiretext import plain
 
 if TYPE_CHECKING:
-    from nbdattach.tls import Certificate, Handshake
+    from nbdattach.certificate import Certificate
+    from nbdattach.tls import Handshake
 
 Trace: TypeAlias = Callable[[str], None]
 _Address: TypeAlias = tuple[int, Any]
@@ -34,6 +35,7 @@ class Stream:
         self.sock = sock
         self._kernel_tls = kernel_tls
         self._tls: Handshake | None = None
+        self._heard_in_tls = False
         self._target = target
         self._deadline = deadline
         self._trace = trace
@@ -74,8 +76,9 @@ class Stream:
                 more = self.sock.recv(size - len(data))
                 self._acknowledge()
                 if not more:
-                    raise ConnectionLost(self._target.uri, self._doing)
+                    raise self._lost("")
                 data += more
+        self._heard_in_tls = self._tls is not None
         return bytes(data)
 
     def _acknowledge(self) -> None:
@@ -86,7 +89,14 @@ class Stream:
     def _send(self, data: bytes) -> None:
         with self._foreign_errors():
             self._arm()
-            self.sock.sendall(data)
+            try:
+                self.sock.sendall(data)
+            except TimeoutError:
+                raise
+            except OSError:
+                if self._tls:
+                    self.sock.recv(1)  # raises what the server said in TLS before it left, if it said something
+                raise
 
     def _arm(self) -> None:
         remaining = self._deadline.remaining()
@@ -101,32 +111,57 @@ class Stream:
         except TimeoutError:
             raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
         except OSError as error:
-            if self._tls and hasattr(
-                error, "library"
-            ):  # ssl.SSLError: with TLS 1.3 a server says only now what it thinks
+            if self._tls and self._tls.is_of_tls(error):
                 raise self._tls.failure(error) from error
-            raise ConnectionLost(self._target.uri, f"{self._doing}: {error.strerror or error}") from error
+            raise self._lost(f": {error.strerror or error}") from error
+
+    def _lost(self, why: str) -> NbdattachError:
+        """Who asked for our certificate and leaves without a word inside TLS does so for what it was shown."""
+        if self._tls and self._tls.may_dislike_us and not self._heard_in_tls:
+            return self._tls.closed()
+        return ConnectionLost(self._target.uri, self._doing + why)
 
     def _start_tls(self, hostname: str) -> None:
         """From here on inside TLS with a verified server; the plain socket is detached and cannot be used again."""
         from nbdattach import tls  # ssl costs 10 ms, and most connections do without
 
+        self._tls = tls.Handshake(self._target, self._kernel_tls)
+        self._see_nothing_is_there()
         try:
             self._arm()
-            self._tls = tls.Handshake(self._target, self._kernel_tls)
             self.sock = self._tls.over(self.sock, hostname)
         except TimeoutError:
             raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
         self._trace(" ".join(self.tls or ()) + (", in the kernel" if self._kernel_tls else ""))
 
+    def _see_nothing_is_there(self) -> None:
+        """Between its NBD_REP_ACK and our first word in TLS the server has nothing to say.
+
+        What is there was put there in the clear, by whomever, to be taken for something said in TLS.
+        """
+        self.sock.setblocking(False)
+        try:
+            early = self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise ConnectionLost(self._target.uri, f"{self._doing}: {error.strerror or error}") from error
+        if not early:
+            raise ConnectionLost(self._target.uri, self._doing)
+        raise TlsFailed(
+            self._target.uri,
+            "something was sent in the clear between the server's yes to TLS and its begin",
+            "does somebody stand between us and the server?",
+        )
+
     @property
     def certificate(self) -> Certificate | None:
-        """The server's, None on a connection in the clear."""
+        """The server's, None where it has shown none."""
         if not self._tls:
             return None
-        from nbdattach import tls
+        from nbdattach import certificate
 
-        return tls.certificate_of(self.sock)  # type: ignore[arg-type]
+        return certificate.of(self.sock)  # type: ignore[arg-type]
 
     @property
     def tls(self) -> tuple[str, str] | None:

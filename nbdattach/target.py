@@ -58,8 +58,8 @@ class Target:
 
     @property
     def verified_name(self) -> str:
-        """The name a TLS certificate must have; "" where none is known."""
-        return self.tls_hostname or self.host
+        """The name a TLS certificate must have; "" where none is known. It has no scope, and no dot at its end."""
+        return self.tls_hostname or self.host.partition("%")[0].removesuffix(".")
 
     def _uri(self, export: str) -> str:
         scheme = ("nbds" if self.tls else "nbd") + ("+unix" if self.socket else "")

@@ -12,11 +12,10 @@ import os
 import re
 import socket
 import ssl
-import tempfile
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+from nbdattach import certificate
 from nbdattach.errors import TlsFailed
 from nbdattach.target import Target
 from nbdattach.wiretext import plain, quoted
@@ -32,17 +31,31 @@ _PSK_CIPHERS = (
     "ECDHE-PSK-CHACHA20-POLY1305:DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305"
 )
 # File names in a directory of certificates, as QEMU and nbdkit have them.
-_CA, _CERT, _KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
-_CERTIFICATE = 11  # HandshakeType of a message with a certificate chain (RFC 5246, 7.4)
-_EXPIRED, _NOT_YET, _REVOKED = 10, 9, 23  # X509_V_ERR_ of openssl/x509_vfy.h
-_UNTRUSTED = (18, 19, 20, 21, 2)
+_CA, _CRL, _CERT, _KEY = "ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem"
+_SERVER_HELLO, _CERTIFICATE, _CERTIFICATE_REQUEST = 2, 11, 13  # HandshakeType (RFC 5246, 7.4; RFC 8446, 4)
+# X509_V_ERR_ of openssl/x509_vfy.h
+_NO_CRL, _NOT_YET, _EXPIRED, _CRL_EXPIRED, _SELF_SIGNED, _REVOKED = 3, 9, 10, 12, 18, 23
+_UNTRUSTED = (2, 7, 19, 20, 21)  # no issuer known, or one of that name with another key
 _WRONG_NAME = (62, 64)
-_PSK_LINE = re.compile(r"([^:]+):([0-9A-Fa-f]{2,})")
-# Reasons of OpenSSL by which a server says that it does not like who we are.
+# A line of a file of keys. OpenSSL takes no longer names or keys (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
+_PSK_LINE = re.compile(r"([^:]{1,128}):((?:[0-9A-Fa-f]{2}){1,256})")
+# More than all authorities of a machine in one file.
+_MAX_FILE = 16 << 20
+# Reasons of OpenSSL: a server does not like who we are; it does not, and keys are all there is to dislike; there is
+# nothing that both can do; this is no TLS at all.
 _NOT_US = (
-    "CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNKNOWN_CA", "CERTIFICATE_UNKNOWN", "CERTIFICATE_EXPIRED",
-    "CERTIFICATE_REVOKED", "ACCESS_DENIED", "UNKNOWN_PSK_IDENTITY", "UNSUPPORTED_CERTIFICATE",
+    "CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNSUPPORTED_CERTIFICATE", "CERTIFICATE_REVOKED", "CERTIFICATE_EXPIRED",
+    "CERTIFICATE_UNKNOWN", "UNKNOWN_CA", "ACCESS_DENIED",
 )  # fmt: skip
+_NOT_OUR_KEY = ("UNKNOWN_PSK_IDENTITY", "DECRYPT", "BAD_RECORD_MAC", "ILLEGAL_PARAMETER")
+_VERSION = ("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW")
+_NOTHING_IN_COMMON = ("HANDSHAKE_FAILURE", "INSUFFICIENT_SECURITY", "NO_SHARED_CIPHER", "NO_CIPHERS")
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD", "PACKET_LENGTH", "UNEXPECTED_MESSAGE", "HTTP_REQUEST", "INVALID_ALERT")
+# The connection ended, politely or not.
+_ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
+_IN_PYTHON = re.compile(r" \(_ssl\.c:\d+\)$")
+# A certificate may be for hundreds of names; so many are shown where none is the one that was wanted.
+_MAX_NAMES = 8
 
 
 class NotInKernel(TlsFailed):
@@ -56,6 +69,10 @@ class Handshake:
         self._target = target
         self._for_kernel = for_kernel
         self._certificate = b""  # the server's, DER
+        self._answered = False  # the server chose a version and a cipher
+        self._asked = False  # the server wants to see a certificate of ours
+        self._ours = ""  # the file with it
+        self._user = ""  # whose pre-shared key it is
         self._context = self._made_context()
 
     def over(self, sock: socket.socket, name: str) -> ssl.SSLSocket:
@@ -66,15 +83,24 @@ class Handshake:
         if not name and self._context.check_hostname:
             cause = "which name must the certificate have? a Unix socket has none"
             raise TlsFailed(self._target.uri, cause, "--tls-hostname NAME says it")
+        self._see_name_is_possible(name)
         try:
             inside = self._context.wrap_socket(sock, server_hostname=name or None)
         except TimeoutError:
             raise
-        except (ssl.SSLError, ValueError, OSError) as error:
+        except OSError as error:
             raise self.failure(error) from error
         if self._for_kernel:
             self._see_it_in_kernel(inside)
         return inside
+
+    def _see_name_is_possible(self, name: str) -> None:
+        """Before the socket is given away: wrap_socket does not always close it when it refuses a name."""
+        try:
+            self._context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name or None)
+        except (ValueError, ssl.SSLError) as error:
+            cause = f"{quoted(name)} is no name that a certificate can have"
+            raise TlsFailed(self._target.uri, cause, "--tls-hostname NAME says the right one") from error
 
     def _see_it_in_kernel(self, inside: ssl.SSLSocket) -> None:
         """Asked for each direction: a socket that is in the kernel in one only would give the device garbage."""
@@ -82,9 +108,9 @@ class Handshake:
             try:
                 inside.getsockopt(SOL_TLS, direction, 4)
             except OSError as error:
+                cipher = inside_cipher(inside)
                 inside.close()
                 words = f"the kernel does not take TLS for {name} ({error.strerror})"
-                cipher = inside_cipher(inside)
                 raise NotInKernel(self._target.uri, words + cipher, "modprobe tls; --tls-transport relay") from None
         if inside.pending():
             inside.close()
@@ -107,73 +133,85 @@ class Handshake:
         else:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        self._show_ourselves(context)
-        # The certificate of a server that is refused is nowhere else to be had; without it the words are fewer.
+        if not target.tls_psk_file:
+            self._show_ourselves(context)
+        # What a server shows that is refused, and what it asks for, is nowhere else to be had. Without it the words
+        # are fewer.
         with contextlib.suppress(AttributeError):
             context._msg_callback = self._see_message  # type: ignore[attr-defined]
         return context
 
-    def _trust(self, context: ssl.SSLContext) -> None:
+    @property
+    def _ca_file(self) -> str:
+        """Whom we trust; "" for whom this machine trusts."""
         ca = self._target.tls_ca or self._target.tls_certificates
-        if not ca:
+        return f"{ca}/{_CA}" if ca and os.path.isdir(ca) else ca
+
+    def _trust(self, context: ssl.SSLContext) -> None:
+        file = self._ca_file
+        if not file:
             context.load_default_certs()
             return
-        file = f"{ca}/{_CA}" if os.path.isdir(ca) else ca
-        self._load(file, lambda: context.load_verify_locations(cafile=file))
+        _load(file, "CERTIFICATE", lambda: context.load_verify_locations(cafile=file))
+        revoked = self._revoked_file
+        if os.path.exists(revoked):
+            _load(revoked, "X509 CRL", lambda: context.load_verify_locations(cafile=revoked))
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+    @property
+    def _revoked_file(self) -> str:
+        return f"{self._target.tls_ca or self._target.tls_certificates}/{_CRL}"
 
     def _show_ourselves(self, context: ssl.SSLContext) -> None:
         cert, key = self._target.tls_cert, self._target.tls_key
         folder = self._target.tls_certificates or self._target.tls_ca
         if not cert and os.path.isdir(folder) and os.path.exists(f"{folder}/{_CERT}"):
             cert, key = f"{folder}/{_CERT}", f"{folder}/{_KEY}"
-        if cert:
+        if not cert:
+            return
+        key = key or cert
+        _see(cert, "CERTIFICATE")
+        _see(key, "PRIVATE KEY")
 
-            def password() -> str:
-                raise TlsFailed(
-                    key or cert, "the key has a password", "write it without one: openssl pkey -in ... -out"
-                )
+        def password() -> str:
+            hint = "write it without one: openssl pkey -in FILE -out NEW"
+            raise TlsFailed(plain(key), "the key has a password", hint)
 
-            self._load(key or cert, lambda: context.load_cert_chain(cert, key or None, password))
-
-    def _load(self, file: str, load: Any) -> None:
         try:
-            with open(file, "rb"):
-                pass
-            load()
+            context.load_cert_chain(cert, key, password)
         except ssl.SSLError as error:
-            reason = (
-                "the key does not belong to the certificate" if "MISMATCH" in (error.reason or "") else "no PEM file"
-            )
-            raise TlsFailed(
-                file, f"cannot be used for TLS: {reason}", "openssl x509 -in FILE -text shows one"
-            ) from error
-        except OSError as error:
-            raise TlsFailed(
-                file, f"cannot be read: {error.strerror}", "is the name spelled right, and may you?"
-            ) from error
+            if "MISMATCH" not in (error.reason or ""):
+                raise _damaged(f"{cert} or {key}" if key != cert else cert) from error
+            cause = f"this key does not belong to the certificate {plain(cert)}"
+            raise TlsFailed(plain(key), cause, "--tls-cert and --tls-key are made together") from error
+        self._ours = cert
 
     def _use_psk(self, context: ssl.SSLContext) -> None:
         file = self._target.tls_psk_file
         if not hasattr(context, "set_psk_client_callback"):
-            raise TlsFailed(file, "pre-shared keys need Python 3.13 or later", "certificates work here: --tls-ca FILE")
-        try:
-            with open(file) as lines:
-                found = next(filter(None, (_PSK_LINE.fullmatch(line.strip()) for line in lines)), None)
-        except (OSError, UnicodeError) as error:
-            raise TlsFailed(file, f"cannot be read: {error}", "psktool -u NAME -p FILE makes one") from error
+            cause = "pre-shared keys need Python 3.13 or later"
+            raise TlsFailed(plain(file), cause, "certificates work here: --tls-ca FILE")
+        lines = _read(file).decode("utf-8", "replace").splitlines()
+        found = next(filter(None, (_PSK_LINE.fullmatch(line.strip()) for line in lines)), None)
         if not found:
-            raise TlsFailed(file, "no line USER:KEY with a hexadecimal key", "psktool -u NAME -p FILE makes one")
+            hint = "openssl rand -hex 32 makes a key"
+            raise TlsFailed(plain(file), "no line USER:KEY with a hexadecimal key", hint)
         user, key = found[1], bytes.fromhex(found[2])
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers(_PSK_CIPHERS)
         context.set_psk_client_callback(lambda _hint: (user, key))
+        self._user = user
 
     # -- what went wrong -------------------------------------------------------------------------------------------
 
     def _see_message(self, _conn: Any, direction: str, _version: Any, _kind: Any, message: Any, data: bytes) -> None:
-        if direction != "read" or message != _CERTIFICATE or self._certificate:
+        if direction != "read":
+            return
+        self._answered = self._answered or message == _SERVER_HELLO
+        self._asked = self._asked or message == _CERTIFICATE_REQUEST
+        if message != _CERTIFICATE or self._certificate:
             return
         # A list, which fills the message but for its length (RFC 5246, 7.4.2); in TLS 1.3 a context of one byte comes
         # before it (RFC 8446, 4.4.2). In it a length and the server's own certificate come first.
@@ -182,88 +220,139 @@ class Handshake:
         length = int.from_bytes(body[place : place + 3], "big")
         self._certificate = body[place + 3 : place + 3 + length]
 
-    def failure(self, error: Exception) -> TlsFailed:
+    def failure(self, error: OSError) -> TlsFailed:
         """The error in words that say what to do."""
-        uri, target = self._target.uri, self._target
         if isinstance(error, ssl.SSLCertVerificationError):
             return self._not_verified(error)
-        reason = (getattr(error, "reason", None) or "").upper()
-        if any(word in reason for word in _NOT_US):
-            ours = "our certificate" if target.tls_cert or target.tls_certificates else "us without a certificate"
-            words = reason.lower().replace("_", " ")
-            return TlsFailed(
-                uri, f"the server does not accept {ours} ({words})", "--tls-cert FILE --tls-key FILE give one"
+        if isinstance(error, _ENDED):
+            return self.closed()
+        # Python has no name for reasons that are newer than it, and shows OpenSSL's words instead.
+        reason = (getattr(error, "reason", None) or _IN_PYTHON.sub("", str(error))).upper().replace(" ", "_")
+
+        def is_one_of(reasons: tuple[str, ...]) -> bool:
+            return any(one in reason for one in reasons)
+
+        if is_one_of(_NOT_US) or (self._user and is_one_of(_NOT_OUR_KEY)):
+            return self._not_us(_words(reason))
+        if is_one_of(_VERSION):
+            return self._no_version()
+        if is_one_of(_NOTHING_IN_COMMON):
+            return self._nothing_in_common()
+        if "ALERT_" in reason:
+            return self._failed(f"the server ended TLS: {_words(reason)}", "its log may tell why")
+        if is_one_of(_NO_TLS):
+            return self._failed("what the server sent is no TLS", "does something stand between us and it?")
+        return self._failed(f"TLS: {plain(str(error))}", "--debug shows each step")
+
+    def closed(self) -> TlsFailed:
+        """The server closed the connection in the handshake or right after it: GnuTLS servers tell no reason."""
+        if self._asked or (self._user and self._answered):
+            return self._not_us("")
+        hint = "its log may tell why; does it want a key (--tls-psk)?" if self._answered else self._in_common()
+        return self._failed("the server closed the connection in the TLS handshake", hint)
+
+    @staticmethod
+    def is_of_tls(error: OSError) -> bool:
+        """Not of the connection below."""
+        return isinstance(error, ssl.SSLError) and not isinstance(error, _ENDED)
+
+    @property
+    def may_dislike_us(self) -> bool:
+        """The server asked who we are, or nobody saw whether it did.
+
+        With TLS 1.3, and qemu-nbd in any, it judges the answer after the handshake.
+        """
+        return self._asked or not self._answered
+
+    def _failed(self, cause: str, hint: str) -> TlsFailed:
+        return TlsFailed(self._target.uri, cause, hint)
+
+    def _not_us(self, said: str) -> TlsFailed:
+        """`said` is the server's reason; "" where it only closed the connection."""
+        told = f" ({said})" if said else ""
+        if self._user:
+            whose = f"the key of {quoted(self._user)} from {plain(self._target.tls_psk_file)}"
+            cause = "does not accept" if said else "closed the connection when it was to accept"
+            return self._failed(f"the server {cause} {whose}{told}", "does it have the same line in its file?")
+        if not self._ours:
+            cause = f"the server wants a certificate of ours, and we have none{told}"
+            if not said:
+                cause = "the server asked for a certificate of ours, got none, and closed the connection"
+            return self._failed(cause, "--tls-cert FILE and --tls-key FILE show one")
+        hint = "is it from an authority that the server trusts? the server's log may tell more"
+        if said:
+            return self._failed(f"the server does not accept our certificate {self._our_certificate()}{told}", hint)
+        cause = "the server closed the connection when it had our certificate"
+        return self._failed(f"{cause} {self._our_certificate()}", hint)
+
+    def _our_certificate(self) -> str:
+        shown = certificate.describe_file(self._ours)
+        facts = [f"issued by {quoted(shown.issuer)}"] if shown.issuer else []
+        if shown.until:
+            facts.append(f"expired {shown.until}" if certificate.is_past(shown.until) else f"valid until {shown.until}")
+        return ", ".join([plain(self._ours), *facts])
+
+    def _no_version(self) -> TlsFailed:
+        if self._user:
+            return self._failed("the server does not do TLS 1.2, which keys need", "certificates work: --tls-ca FILE")
+        if self._for_kernel:
+            cause = "the server does not do TLS 1.2, which kernel transport needs"
+            return self._failed(cause, "where it does 1.3 only: --tls-transport relay")
+        return self._failed("the server does not do TLS 1.2 or later", "older ones are not safe: update the server")
+
+    def _nothing_in_common(self) -> TlsFailed:
+        if self._asked and not self._ours:
+            return self._not_us("it ended the handshake")
+        return self._failed("the server found no way of TLS in common with us", self._in_common())
+
+    def _in_common(self) -> str:
+        """The hint on a server that did not even answer."""
+        if self._user:
+            return "does it use pre-shared keys at all, in TLS 1.2?"
+        if self._for_kernel:
+            return (
+                "does it do TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it want a key (--tls-psk)? "
+                "--tls-transport relay can do more"
             )
-        if "HANDSHAKE_FAILURE" in reason or "NO_SHARED_CIPHER" in reason or "NO_CIPHERS" in reason:
-            hint = "does it want a client certificate (--tls-cert), a key (--tls-psk), or TLS 1.3 only?"
-            return TlsFailed(uri, "the server found no way of TLS in common with us", hint)
-        if "PROTOCOL_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
-            ours = "TLS 1.2, which kernel transport needs" if self._for_kernel else "TLS 1.2 or later"
-            return TlsFailed(uri, f"the server does not do {ours}", "--tls-transport relay can do TLS 1.3")
-        if "WRONG_VERSION_NUMBER" in reason or "RECORD" in reason:
-            return TlsFailed(uri, "what the server sent is no TLS", "does something stand between us and it?")
-        if isinstance(error, (ssl.SSLEOFError, ConnectionError)):
-            return TlsFailed(
-                uri,
-                "the server closed the connection in the TLS handshake",
-                "its log may tell; does it want a certificate?",
-            )
-        return TlsFailed(uri, f"TLS: {plain(str(error))}", "--debug shows each step")
+        return "does it do TLS 1.2 or later? does it want a key (--tls-psk)?"
 
     def _not_verified(self, error: ssl.SSLCertVerificationError) -> TlsFailed:
-        shown = describe(self._certificate)
-        code, name = error.verify_code, self._target.verified_name
-        hint = "--tls-ca FILE names the authority that you trust"
+        cause, hint = self._why_not_verified(error.verify_code, error.verify_message)
+        return self._failed(f"the server is not verified: {cause}", hint)
+
+    def _why_not_verified(self, code: int, message: str) -> tuple[str, str]:
+        shown = certificate.describe(self._certificate)
         if code in _WRONG_NAME:
-            names = ", ".join(map(quoted, shown.names)) or "nobody"
-            cause, hint = (
-                f"its certificate is for {names}, not for {quoted(name)}",
-                "--tls-hostname NAME says another name",
-            )
-        elif code == _EXPIRED:
-            cause, hint = f"its certificate expired {shown.until or 'some time ago'}", "the server needs a new one"
-        elif code == _NOT_YET:
-            cause, hint = (
-                f"its certificate is valid from {shown.since or 'later'} only",
-                "is the clock right here? see date",
-            )
-        elif code == _REVOKED:
-            cause, hint = "its certificate has been revoked", "the server needs a new one"
-        elif code in _UNTRUSTED:
-            by = f"{quoted(shown.issuer)}, " if shown.issuer else ""
-            who = "itself" if code == 18 else f"{by}an authority that is not trusted here"
-            cause = f"its certificate was issued by {who}"
-        else:
-            cause = f"its certificate does not do: {plain(error.verify_message)}"
-        return TlsFailed(self._target.uri, f"the server is not verified: {cause}", hint)
+            return self._wrong_name(shown.names), "--tls-hostname NAME, if it is the right server by another name"
+        if code == _EXPIRED:
+            if shown.until and not certificate.is_past(shown.until):
+                return "an authority above its certificate has expired", "the server and --tls-ca need a new one"
+            return f"its certificate expired {shown.until}".rstrip(), "the server needs a new one; is the clock right?"
+        if code == _NOT_YET:
+            if shown.since and certificate.is_past(shown.since):
+                return "an authority above its certificate is not valid yet", "is the clock right here? see date"
+            since = f" before {shown.since}" if shown.since else " yet"
+            return f"its certificate is not valid{since}", "is the clock right here? see date"
+        if code == _REVOKED:
+            return f"its certificate is revoked by {plain(self._revoked_file)}", "the server needs a new one"
+        if code in (_NO_CRL, _CRL_EXPIRED):
+            what = "is too old" if code == _CRL_EXPIRED else "is of another authority"
+            cause = f"the list of revoked certificates {plain(self._revoked_file)} {what}"
+            return cause, "the authority that issued its certificate has a newer one"
+        if code == _SELF_SIGNED:
+            return "its certificate is self-signed", "--tls-ca FILE with this very certificate trusts it"
+        if code in _UNTRUSTED:
+            by = f"was issued by {quoted(shown.issuer)}, and" if shown.issuer else "is not trusted:"
+            where = f"in {plain(self._ca_file)}" if self._ca_file else "that this machine trusts"
+            return f"its certificate {by} no authority {where} has signed it", "--tls-ca FILE names whom to trust"
+        return f"its certificate is not good for it: {plain(message)}", "openssl x509 -text shows what is in one"
 
-
-class Certificate:
-    """What a certificate tells of itself; empty where nobody could read it. Times are RFC 3339 in UTC."""
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        alternatives = [value for kind, value in fields.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
-        common = [value for part in fields.get("subject", ()) for key, value in part if key == "commonName"]
-        self.names = [plain(name) for name in alternatives or common]
-        issuer = [value for part in fields.get("issuer", ()) for key, value in part if key == "commonName"]
-        self.issuer = plain(issuer[0]) if issuer else ""
-        self.since = _when(fields.get("notBefore"))
-        self.until = _when(fields.get("notAfter"))
-
-
-def describe(certificate: bytes) -> Certificate:
-    """A certificate in DER. Python reads one that it has not verified from a file only."""
-    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-        try:
-            Path(file.name).write_text(ssl.DER_cert_to_PEM_cert(certificate))
-            return Certificate(ssl._ssl._test_decode_cert(file.name))  # type: ignore[attr-defined]
-        except (AttributeError, ValueError, OSError):
-            return Certificate({})
-
-
-def certificate_of(sock: ssl.SSLSocket) -> Certificate:
-    """The server's, on a living connection."""
-    return describe(sock.getpeercert(binary_form=True) or b"")
+    def _wrong_name(self, names: list[str]) -> str:
+        wanted = quoted(self._target.verified_name)
+        if not names:
+            return f"its certificate is not for {wanted}"
+        some = ", ".join(map(quoted, names[:_MAX_NAMES])) + (", ..." if len(names) > _MAX_NAMES else "")
+        return f"its certificate is for {some}, not for {wanted}"
 
 
 def inside_cipher(sock: ssl.SSLSocket) -> str:
@@ -271,8 +360,37 @@ def inside_cipher(sock: ssl.SSLSocket) -> str:
     return f" with {cipher[0]}" if cipher else ""
 
 
-def _when(text: str | None) -> str:
-    if not text:
-        return ""
-    seconds = ssl.cert_time_to_seconds(text)
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _words(reason: str) -> str:
+    """TLSV1_ALERT_UNKNOWN_CA: unknown ca."""
+    return plain(reason.rpartition("ALERT_")[2].lower().replace("_", " "))
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def _load(file: str, what: str, load: Callable[[], Any]) -> None:
+    _see(file, what)
+    try:
+        load()
+    except ssl.SSLError as error:
+        raise _damaged(file) from error
+
+
+def _see(file: str, what: str) -> None:
+    """That the file has it in PEM: OpenSSL has one error for all that it may have instead. Raises `TlsFailed`."""
+    if not re.search(rb"^-----BEGIN [A-Z0-9 ]*" + what.encode() + rb"-----", _read(file), re.MULTILINE):
+        name = {"CERTIFICATE": "certificate", "PRIVATE KEY": "key"}.get(what, "list of revoked certificates")
+        raise TlsFailed(plain(file), f"no {name} in PEM in it", f"it has a line -----BEGIN {what}-----")
+
+
+def _read(file: str) -> bytes:
+    try:
+        with open(file, "rb") as content:
+            return content.read(_MAX_FILE)
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise TlsFailed(plain(file), f"cannot be read: {words}", "is the name spelled right, and may you?") from error
+
+
+def _damaged(file: str) -> TlsFailed:
+    return TlsFailed(plain(file), "damaged: OpenSSL cannot use it", "openssl x509 -in FILE -text shows what it can")

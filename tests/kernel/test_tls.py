@@ -48,7 +48,7 @@ def by_nbd_server(image: Path, certificates: Path) -> AbstractContextManager[Ser
     files = "\n".join(f"{key} = {certificates}/{name}.pem" for key, name in (
         ("certfile", "server-cert"), ("keyfile", "server-key"), ("cacertfile", "ca-cert")
     ))  # fmt: skip
-    return nbd_server({"disk": str(image)}, general=f"{files}\nforce_tls = true")
+    return nbd_server({"disk": str(image)}, generic=f"{files}\nforce_tls = true")
 
 
 Serve = Callable[[Path, Path], AbstractContextManager[Server]]

@@ -76,6 +76,8 @@ class Server:
     def is_up(self) -> bool:
         """Whether it takes connections. Raises `RuntimeError` with its log when it has ended."""
         family = socket.AF_UNIX if isinstance(self.place, str) else socket.AF_INET
+        if ":" in self.place[0]:
+            family = socket.AF_INET6
         with socket.socket(family) as probe:
             probe.settimeout(READY_SECONDS)
             if probe.connect_ex(self.place) == 0:
@@ -129,12 +131,13 @@ def qemu_nbd(image: str, *args: str, port: int = 0, unix: str = "") -> Iterator[
 
 @contextlib.contextmanager
 def nbd_server(
-    exports: Mapping[str, str], extra: str = "", port: int = 0, unix: str = "", general: str = ""
+    exports: Mapping[str, str], extra: str = "", port: int = 0, unix: str = "", generic: str = ""
 ) -> Iterator[Server]:
-    """`nbd-server` of these exports (name: file); `extra` lines go to each of them, `general` to all."""
+    """`nbd-server` of these exports (name: file); `extra` lines go to each of them, `generic` ones to all at once."""
     tcp = _place(port, "")
     lines = ["[generic]", "allowlist = true", f"listenaddr = {tcp[0]}", f"port = {tcp[1]}"]
-    lines += [general] + ([f"unixsock = {unix}"] if unix else [])
+    lines += [f"unixsock = {unix}"] if unix else []
+    lines += [generic]
     for name, file in exports.items():
         lines += [f"[{name}]", f"exportname = {file}", extra]
     with tempfile.TemporaryDirectory(prefix="nbd-server-") as directory:

@@ -313,7 +313,7 @@ REFUSALS: list[tuple[int, type[NbdattachError], str, str]] = [
         "NBD_OPT_GO does not work on the server's platform",
         "its log may tell what it lacks",
     ),
-    (wire.TLS_REQD, TlsFailed, "the server requires TLS", "write nbds://db1/disk"),
+    (wire.TLS_REQD, TlsFailed, "the server requires TLS", "--tls asks for it, and so does nbds://db1/disk"),
     (wire.SHUTDOWN, Refused, "the server is shutting down", "try again when it is back"),
     (
         wire.BLOCK_SIZE_REQD,

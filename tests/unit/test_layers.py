@@ -19,7 +19,7 @@ DOORS = {
     # systemd: the datagram of sd_notify; link: connections in the kernel's hands; control: the monitor's own socket
     # tls: only the type of what it wraps
     "socket": {"stream", "systemd", "netlink", "link", "control", "tls"},
-    "ssl": {"tls"},
+    "ssl": {"tls", "certificate"},  # certificate: reads them
     "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"ioctl"},
     "click": {"cli"},

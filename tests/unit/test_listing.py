@@ -175,7 +175,10 @@ def test_refused_list_is_left_politely(kind: int) -> None:
 def test_list_that_requires_tls_says_how() -> None:
     error, _ = fails(handshake.catalogue, SERVER, HELLO, wire.reply(wire.LIST, wire.TLS_REQD))
     assert type(error) is TlsFailed
-    assert (str(error), error.hint) == ("nbd://db1: the server requires TLS", "write nbds://db1")
+    assert (str(error), error.hint) == (
+        "nbd://db1: the server requires TLS",
+        "--tls asks for it, and so does nbds://db1",
+    )
 
 
 @pytest.mark.row(7)

@@ -94,7 +94,11 @@ def commands_in(text: str) -> list[list[str]]:
     return [shlex.split(line.removesuffix(")"), comments=True) for line in lines]
 
 
-EXAMPLES = [*commands_in(SECTIONS["EXAMPLES OF USE"]), *commands_in(README.read_text())]
+EXAMPLES = [
+    *commands_in(SECTIONS["EXAMPLES OF USE"]),
+    *commands_in(SECTIONS["TLS"]),
+    *commands_in(README.read_text()),
+]
 
 
 def test_every_command_has_its_section_and_no_other_has() -> None:

@@ -139,7 +139,7 @@ def test_info_json_is_the_contracts() -> None:
     found = json.loads(render.info_json(TARGET, Inspected(EXPORT, ("TLSv1.3", "TLS_AES_256_GCM_SHA384"))))
     assert list(found) == INFO_KEYS
     assert list(found["block_size"]) == ["minimum", "preferred", "maximum"]
-    assert list(found["tls"]) == ["version", "cipher"]
+    assert list(found["tls"]) == ["version", "cipher", "names", "expires"]
     assert found == {
         "target": "nbd://db1:99/disk",
         "export": "disk",
@@ -148,7 +148,7 @@ def test_info_json_is_the_contracts() -> None:
         "flags": ["has_flags", "read_only", "send_flush", "can_multi_conn"],
         "block_size": {"minimum": 512, "preferred": 4096, "maximum": 1 << 25},
         "protocol": "newstyle-fixed",
-        "tls": {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384"},
+        "tls": {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "names": [], "expires": None},
     }
 
 

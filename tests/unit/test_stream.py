@@ -339,27 +339,9 @@ def test_no_socket_is_left_open(serve: Serve) -> None:
     assert [str(one.message) for one in caught] == []
 
 
-# -- TLS, as far as it goes without a certificate ----------------------------------------------------------------------
+# -- TLS, as far as it goes without a certificate; test_tls_failures.py has the rest -----------------------------------
 
 STARTTLS = wire.greeting() + wire.ack(wire.STARTTLS)
-
-
-@pytest.mark.parametrize(
-    ("junk", "words"),
-    [
-        (b"\0" * 64, "what the server sent is no TLS"),
-        (b"HTTP/1.1 400 Bad\r\n\r\n", "what the server sent is no TLS"),
-        (b"\x15\x03\x03\x00\x02\x02\x28", "the server found no way of TLS in common with us"),
-    ],
-)
-def test_junk_instead_of_tls_is_tls_failed(junk: bytes, words: str) -> None:
-    said = STARTTLS + junk
-    with (
-        listening(says_and_hears(said, [])) as target,
-        pytest.raises(TlsFailed, match=words) as caught,
-    ):
-        client.inspect(Target(target.host, target.port, tls=True), 5)
-    assert caught.value.exit_code == 5
 
 
 def test_server_that_is_silent_in_tls_is_left_at_the_deadline() -> None:

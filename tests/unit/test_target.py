@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nbdattach.errors import Malformed
-from nbdattach.target import Target, parse_target
+from nbdattach.target import Target, parse_target, with_tls
 
 NO_HOST_NO_PATH = "neither a host nor the absolute path of a socket"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
@@ -342,3 +342,42 @@ def test_any_text_is_a_target_or_malformed(text: str, name: str | None) -> None:
         assert malformed.hint.isprintable()
     else:
         assert parse_target(target.uri) == target
+
+
+# -- what --tls and its like say ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize(
+    "option", [{"required": True}, {"ca": "/a"}, {"cert": "/c"}, {"hostname": "h"}, {"psk": "/p"}, {"verify": False}]
+)
+def test_each_option_of_tls_asks_for_tls(option: dict[str, Any]) -> None:
+    assert with_tls(parse_target("db1"), **option).tls
+    assert not with_tls(parse_target("db1")).tls
+
+
+def test_paths_of_options_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = with_tls(parse_target("db1"), ca="a", cert="c", key="../k")
+    assert (target.tls_ca, target.tls_cert) == (f"{tmp_path}/a", f"{tmp_path}/c")
+    assert target.tls_key == f"{tmp_path.parent}/k"
+
+
+def test_options_go_before_the_uri() -> None:
+    target = parse_target("nbds://db1?tls-hostname=h&tls-psk-file=/p")
+    assert with_tls(target, required=True) == target
+    assert with_tls(target, hostname="other", psk="/q").uri == "nbds://db1?tls-hostname=other&tls-psk-file=/q"
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "hint"),
+    [
+        ({"key": "/k"}, "--tls-key: a key without its certificate", "give --tls-cert FILE, too"),
+        ({"psk": "/p", "ca": "/a"}, "--tls-psk: a pre-shared key goes with no certificates", "give one or the other"),
+        ({"psk": "/p", "cert": "/c"}, "--tls-psk: a pre-shared key goes with no certificates", "give one or the other"),
+    ],
+)
+def test_options_that_do_not_go_together_are_malformed(options: dict[str, str], line: str, hint: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        with_tls(parse_target("db1"), **options)  # type: ignore[arg-type]
+    assert (str(caught.value), caught.value.hint, caught.value.exit_code) == (line, hint, 2)
