@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nbdattach.errors import TlsFailed
+from nbdattach.errors import NotInKernel, TlsFailed
 from nbdattach.target import Target
 from nbdattach.wiretext import plain, quoted
 
@@ -43,10 +43,6 @@ _NOT_US = (
     "CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNKNOWN_CA", "CERTIFICATE_UNKNOWN", "CERTIFICATE_EXPIRED",
     "CERTIFICATE_REVOKED", "ACCESS_DENIED", "UNKNOWN_PSK_IDENTITY", "UNSUPPORTED_CERTIFICATE",
 )  # fmt: skip
-
-
-class NotInKernel(TlsFailed):
-    """The kernel did not take over both directions of a connection."""
 
 
 class Handshake:
@@ -96,6 +92,7 @@ class Handshake:
         target = self._target
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION  # OpenSSL takes no data from the server in the middle of it
         if self._for_kernel:
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             context.options |= _OP_ENABLE_KTLS
@@ -194,12 +191,13 @@ class Handshake:
             return TlsFailed(
                 uri, f"the server does not accept {ours} ({words})", "--tls-cert FILE --tls-key FILE give one"
             )
+        kind = NotInKernel if self._for_kernel else TlsFailed  # we offer more where it is not for the kernel
         if "HANDSHAKE_FAILURE" in reason or "NO_SHARED_CIPHER" in reason or "NO_CIPHERS" in reason:
             hint = "does it want a client certificate (--tls-cert), a key (--tls-psk), or TLS 1.3 only?"
-            return TlsFailed(uri, "the server found no way of TLS in common with us", hint)
+            return kind(uri, "the server found no way of TLS in common with us", hint)
         if "PROTOCOL_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
             ours = "TLS 1.2, which kernel transport needs" if self._for_kernel else "TLS 1.2 or later"
-            return TlsFailed(uri, f"the server does not do {ours}", "--tls-transport relay can do TLS 1.3")
+            return kind(uri, f"the server does not do {ours}", "--tls-transport relay can do TLS 1.3")
         if "WRONG_VERSION_NUMBER" in reason or "RECORD" in reason:
             return TlsFailed(uri, "what the server sent is no TLS", "does something stand between us and it?")
         if isinstance(error, (ssl.SSLEOFError, ConnectionError)):

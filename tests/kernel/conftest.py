@@ -65,8 +65,13 @@ def _files() -> list[str]:
 
 
 def workers() -> list[tuple[int, str]]:
-    """Worker processes of ours, and monitors."""
-    return [(pid, line) for pid, line in _processes() if "worker.main" in line or _is_monitor(line)]
+    """Worker processes of ours, relays, and monitors."""
+    return [(pid, line) for pid, line in _processes() if "worker.main" in line or is_relay(line) or _is_monitor(line)]
+
+
+def is_relay(line: str) -> bool:
+    """By its command line."""
+    return "relay.main" in line
 
 
 def monitors() -> list[int]:

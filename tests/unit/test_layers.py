@@ -18,8 +18,9 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 DOORS = {
     # systemd: the datagram of sd_notify; link: connections in the kernel's hands; control: the monitor's own socket
     # tls: only the type of what it wraps
-    "socket": {"stream", "systemd", "netlink", "link", "control", "tls"},
-    "ssl": {"tls"},
+    # carrier, relay: the orders between them; pump: what is handed to it
+    "socket": {"stream", "systemd", "netlink", "link", "control", "tls", "carrier", "relay", "pump"},
+    "ssl": {"tls", "pump"},  # pump: what a socket of it says that must not wait
     "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"ioctl"},
     "click": {"cli"},
