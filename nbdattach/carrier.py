@@ -64,7 +64,6 @@ class Carrier:
                 if self._wanted == "kernel":
                     raise
                 trace(f"{error}; so a relay carries TLS")
-                self._wanted = "relay"
             else:
                 watch_peer(made.stream.sock, dead_peer)
                 return made
@@ -77,7 +76,9 @@ class Carrier:
             "dead_peer": dead_peer,
         }
         with self._at_relay():
-            return self._dialled(target, order, timeout, trace)
+            made = self._dialled(target, order, timeout, trace)
+            self._wanted = "relay"  # from now on; a server that only went away meanwhile would not have answered
+            return made
 
     def bury(self, deadline: Deadline) -> None:
         """Returns when what has ended can no longer write anything to the server. A relay that is stuck is killed."""

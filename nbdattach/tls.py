@@ -201,7 +201,7 @@ class Handshake:
         if "WRONG_VERSION_NUMBER" in reason or "RECORD" in reason:
             return TlsFailed(uri, "what the server sent is no TLS", "does something stand between us and it?")
         if isinstance(error, (ssl.SSLEOFError, ConnectionError)):
-            return TlsFailed(
+            return kind(  # nbdkit does so where it finds no version in common
                 uri,
                 "the server closed the connection in the TLS handshake",
                 "its log may tell; does it want a certificate?",

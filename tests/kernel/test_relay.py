@@ -17,7 +17,7 @@ from certificates import make
 from conftest import is_relay, workers
 from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbdkit
-from tool import BACKEND, attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, shell, sparse_file
+from tool import BACKEND, attached, command, digest_of, eventually, fill_with_noise, nbd, nbd_ok, shell, sparse_file
 
 from nbdattach import status
 from nbdattach.device import parse_device
@@ -151,7 +151,7 @@ def test_auto_takes_the_relay_where_the_kernel_has_no_tls(place: Place, no_tls_m
 
 
 def test_auto_takes_the_relay_where_the_server_does_no_tls_1_2(place: Place) -> None:
-    with place.serve("-D", "nbdkit.tls.log=0") if False else only_1_3(place):
+    with only_1_3(place):
         assert "relay" in debugged("--tls-ca", place.ca, place.uri, "nbd0")
         found = status.status_of(parse_device("nbd0")).tls
         assert found and (found["version"], found["transport"]) == ("TLSv1.3", "relay")
@@ -161,13 +161,13 @@ def test_auto_takes_the_relay_where_the_server_does_no_tls_1_2(place: Place) -> 
 @contextlib.contextmanager
 def only_1_3(place: Place) -> Iterator[None]:
     """GnuTLS takes the priorities of the system from a file."""
-    os.environ["GNUTLS_SYSTEM_PRIORITY_FILE"] = str(place.image) + ".priorities"
-    Path(os.environ["GNUTLS_SYSTEM_PRIORITY_FILE"]).write_text("[overrides]\ndisabled-version = tls1.2\n")
-    try:
+    priorities = Path(f"{place.image}.priorities")
+    older = ("tls1.2", "tls1.1", "tls1.0", "dtls1.2", "dtls1.0")
+    priorities.write_text("[overrides]\n" + "".join(f"disabled-version = {one}\n" for one in older))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNUTLS_SYSTEM_PRIORITY_FILE", str(priorities))
         with place.serve():
             yield
-    finally:
-        del os.environ["GNUTLS_SYSTEM_PRIORITY_FILE"]
 
 
 def test_auto_takes_the_kernel_where_that_can(place: Place) -> None:
@@ -182,8 +182,8 @@ def test_auto_takes_the_kernel_where_that_can(place: Place) -> None:
 @pytest.mark.parametrize("connections", [1, 4])
 def test_a_killed_server_comes_back(place: Place, connections: int) -> None:
     """Over the same relay: one that would have to be started might need the very disk that is away."""
-    with ExitStack() as stack:
-        server = stack.enter_context(place.serve())
+    with ExitStack() as servers, ExitStack() as stack:
+        server = servers.enter_context(place.serve())
         options = {"tls_ca": place.ca, "tls_transport": "relay", "connections": connections}
         stack.enter_context(attached(place.uri, "nbd0", **options))
         before = relays()
@@ -194,7 +194,7 @@ def test_a_killed_server_comes_back(place: Place, connections: int) -> None:
                 server.kill()
                 eventually(lambda: state_of("nbd0") == "reconnecting")
                 time.sleep(away)
-                server = stack.enter_context(place.serve())
+                server = servers.enter_context(place.serve())
                 load.see_it_run()
             eventually(lambda: state_of("nbd0") == "connected")
         assert relays() == before
@@ -222,8 +222,8 @@ def test_a_killed_relay_is_replaced(place: Place, connections: int) -> None:
 @pytest.mark.netlink
 def test_a_monitor_that_was_restarted_takes_over(place: Place) -> None:
     """It has no way to the relay that is there, which ends with its connections; so it starts another."""
-    with ExitStack() as stack:
-        server = stack.enter_context(place.serve())
+    with ExitStack() as servers, ExitStack() as stack:
+        server = servers.enter_context(place.serve())
         stack.enter_context(attached(place.uri, "nbd0", tls_ca=place.ca, tls_transport="relay"))
         load = Load("/dev/nbd0")
         with nothing_goes_wrong(load, place.image):
@@ -232,11 +232,11 @@ def test_a_monitor_that_was_restarted_takes_over(place: Place) -> None:
             (monitor,) = [pid for pid, line in workers() if not is_relay(line)]
             os.kill(monitor, signal.SIGKILL)
             load.see_it_run()
-            nbd_ok("monitor")
+            nbd_ok("monitor", "--background")
             load.see_it_run()
             server.kill()
             time.sleep(1)
-            stack.enter_context(place.serve())
+            servers.enter_context(place.serve())
             load.see_it_run()
             (after,) = relays()
             assert after != before
@@ -273,16 +273,23 @@ def test_no_reconnect_and_failures_leave_no_process(place: Place) -> None:
 
 
 def test_foreground(place: Place) -> None:
+    options = ("--tls-ca", place.ca, "--tls-transport", "relay")
     with place.serve():
-        command = ["nbdattach", "connect", "-f", "--tls-ca", place.ca, "--tls-transport", "relay", "--backend", BACKEND]
-        process = subprocess.Popen([*command, place.uri, "nbd0"], env={**os.environ, "PATH": f"{VENV}:{PATH}"})
-        eventually(lambda: status.all_attached() and Path("/run/nbdattach/nbd0.json").exists())
+        process = subprocess.Popen(command("connect", "-f", *options, place.uri, "nbd0"), stdout=subprocess.PIPE)
+        assert process.stdout
+        with process.stdout:
+            assert process.stdout.readline() == b"/dev/nbd0\n"
         assert seconds_for_a_new_read("/dev/nbd0") < 5
-        time.sleep(0.5)
+        time.sleep(1)  # from the line to the readiness for signals
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert relays() == []
 
 
-VENV = Path(".venv/bin").absolute()
-PATH = os.environ["PATH"]
+def test_a_detach_takes_no_longer_for_it(place: Place) -> None:
+    """Neither side waits for the other's patience to end."""
+    with place.serve():
+        nbd_ok("connect", "--tls-ca", place.ca, "--tls-transport", "relay", place.uri, "nbd0")
+        began = time.monotonic()
+        nbd_ok("disconnect", "nbd0")
+        assert time.monotonic() - began < 4
