@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -96,7 +97,7 @@ class Carrier:
                 self._mutex.release()
 
     @contextlib.contextmanager
-    def _at_relay(self) -> Any:
+    def _at_relay(self) -> Iterator[None]:
         with self._mutex:
             try:
                 yield
