@@ -41,6 +41,6 @@ def test_data_goes_through_the_kernel(tmp_path: Path, certificates: Path, connec
             assert digest_of("/dev/nbd0") == written
             found = attachment.status().tls
             assert found and (found["version"], found["transport"]) == ("TLSv1.2", "kernel")
-            assert all("relay" not in line for _, line in workers())
+            assert all("relay.main" not in line for _, line in workers())
     assert digest_of(image) == written
     assert in_kernel() == (0, 0)
