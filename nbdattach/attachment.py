@@ -28,7 +28,6 @@ from nbdattach.errors import (
     DeviceInUse,
     KernelRefused,
     NbdattachError,
-    TlsFailed,
 )
 from nbdattach.export import Export
 from nbdattach.node import Busy, Unanswered
@@ -43,6 +42,8 @@ from nbdattach.wishes import DEFAULT_ON_LOSS, FOREVER, Wishes
 
 if TYPE_CHECKING:
     from socket import socket
+
+    from nbdattach.carrier import Relay
 
 SETTLE_SECONDS = 60
 # A worker whose server has left ends in milliseconds.
@@ -74,9 +75,7 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
     """
     tag = wishes.tag or target.uri
     driver.ensure_loaded()
-    if target.tls:
-        if wishes.tls_transport == "relay":
-            raise TlsFailed(target.uri, "there is no relay in this version", "--tls-transport kernel")
+    if target.tls and wishes.tls_transport != "relay":
         driver.load_tls()
     there = _already_there(tag, target, device, wishes)
     if there:
@@ -110,8 +109,9 @@ def _attach(
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
         sockets = [connection.stream.sock for connection in connections]
-        tls = connections[0].stream.tls
-        job = Job(tag, target, export, shape, [sock.fileno() for sock in sockets], wishes, contested, tls)
+        tls, relay = connections[0].tls, connections[0].relay
+        numbers = [sock.fileno() for sock in sockets]
+        job = Job(tag, target, export, shape, numbers, wishes, contested, tls, relay.pid if relay else None)
         for candidate in _candidates(device, export, backend):
             try:
                 hold = _taken(backend, candidate, job)
@@ -127,12 +127,12 @@ def _attach(
                 notes += _complete(hold, backend, job, Deadline(wishes.connect_timeout))
                 attached = Attached(candidate, notes, Kernel(candidate).pid)
             if backend.name == "netlink" and wishes.reconnect:
-                notes += _have_watched(candidate, sockets)
+                notes += _have_watched(candidate, sockets, relay)
             return attached
     raise _none_free(device)
 
 
-def _have_watched(device: Device, sockets: Sequence[socket] = ()) -> list[str]:
+def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:
     """The device is attached, be there a monitor or not; what to say where there is none.
 
     Without `sockets` the monitor finds it by itself: when it starts, else at its next round.
@@ -140,7 +140,7 @@ def _have_watched(device: Device, sockets: Sequence[socket] = ()) -> list[str]:
     try:
         launch.ensure_monitor()
         if sockets:
-            control.watch(device, sockets)
+            control.watch(device, sockets, relay)
     except NbdattachError as error:
         return [f"{device.path}: attached, but nobody will reconnect it: {error}"]
     return []
@@ -230,7 +230,10 @@ def _record(hold: Hold, backend: backends.Backend, job: Job) -> state.Record:
         dead_peer=wishes.dead_peer,
         io_timeout=wishes.io_timeout,
         reconnect=wishes.reconnect,
-        tls={"version": job.tls[0], "cipher": job.tls[1], "transport": "kernel"} if job.tls else None,
+        tls=job.tls,
+        tls_transport=wishes.tls_transport,
+        relay=job.relay,
+        relay_started=job.relay and started(job.relay),
         trust=state.trust_of(job.target),
     )
 

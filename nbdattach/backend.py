@@ -41,7 +41,7 @@ class Spent(Exception):
 class Job:
     """What is to be attached: the same for each device that is tried. `sockets` are descriptors in transmission.
 
-    `contested`: others open and close the device all the time. `tls`: version and cipher.
+    `contested`: others open and close the device all the time. `tls`: version, cipher and transport.
     """
 
     tag: str
@@ -51,7 +51,8 @@ class Job:
     sockets: list[int]
     wishes: Wishes
     contested: bool = False
-    tls: tuple[str, str] | None = None
+    tls: dict[str, str] | None = None
+    relay: int | None = None  # its pid
 
 
 def identifier(tag: str) -> str:

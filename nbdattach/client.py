@@ -17,6 +17,7 @@ from nbdattach.target import Target
 from nbdattach.wishes import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
+    from nbdattach.carrier import Relay
     from nbdattach.certificate import Certificate
 
 # As large as a page: the kernel reads no less, and most servers have no larger minimum.
@@ -48,10 +49,19 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A stream in the transmission phase of `export`, ready for the kernel."""
+    """A stream in the transmission phase of `export`, ready for the kernel; and the relay at its other end."""
 
     stream: Stream
     export: Export
+    relay: Relay | None = None
+
+    @property
+    def tls(self) -> dict[str, str] | None:
+        """Version, cipher and transport; None without TLS."""
+        if self.stream.tls is None:
+            return None
+        version, cipher = self.stream.tls
+        return {"version": version, "cipher": cipher, "transport": "relay" if self.relay else "kernel"}
 
 
 def list_exports(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> list[Listed]:

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from nbdattach import client
+from nbdattach.carrier import Carrier
 from nbdattach.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused
 from nbdattach.export import Export
-from nbdattach.link import watch_peer
 from nbdattach.stream import Trace
 from nbdattach.target import Target
 from nbdattach.wishes import Wishes
@@ -25,36 +24,40 @@ _RETRY_PAUSE = 0.5
 @contextmanager
 def connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[list[Connection], Export, list[str]]]:
     """All connections of one attachment; closed at the end, when the kernel has its own reference or needs none."""
-    connections = [_first_connection(target, wishes, trace)]
+    carrier = Carrier(wishes.tls_transport)
+    try:
+        connections = [_first_connection(target, wishes, trace, carrier)]
+    except BaseException:
+        carrier.close()
+        raise
     try:
         export = connections[0].export
         _check_size(target, export, wishes)
         wanted, notes = _how_many(target, export, wishes)
-        connections += _more_connections(target, export, wishes, wanted - 1, trace)
+        connections += _more_connections(target, export, wishes, wanted - 1, trace, carrier)
         for connection in connections:
             connection.stream.sock.settimeout(None)
         yield connections, export, notes
     finally:
         for connection in connections:
             connection.stream.close()
+        carrier.close()
 
 
-def _first_connection(target: Target, wishes: Wishes, trace: Trace) -> Connection:
+def _first_connection(target: Target, wishes: Wishes, trace: Trace, carrier: Carrier) -> Connection:
     """Tries again for as long as --retry-for says, while nobody is there."""
     patience = Deadline(wishes.retry_for)
     while True:
         try:
-            return _connection(target, wishes, trace)
+            return _connection(target, wishes, trace, carrier)
         except NoConnection as error:
             trace(str(error))
             if not patience.sleep(_RETRY_PAUSE):
                 raise
 
 
-def _connection(target: Target, wishes: Wishes, trace: Trace) -> Connection:
-    made = client.connect(target, wishes.connect_timeout, trace, raw_size=wishes.raw_size, kernel_tls=True)
-    watch_peer(made.stream.sock, wishes.dead_peer)
-    return made
+def _connection(target: Target, wishes: Wishes, trace: Trace, carrier: Carrier) -> Connection:
+    return carrier.dial(target, wishes.dead_peer, wishes.connect_timeout, trace, raw_size=wishes.raw_size)
 
 
 def _check_size(target: Target, export: Export, wishes: Wishes) -> None:
@@ -76,12 +79,14 @@ def _how_many(target: Target, export: Export, wishes: Wishes) -> tuple[int, list
     return wishes.connections or min(AUTO_CONNECTIONS, os.cpu_count() or 1), []
 
 
-def _more_connections(target: Target, export: Export, wishes: Wishes, count: int, trace: Trace) -> list[Connection]:
+def _more_connections(
+    target: Target, export: Export, wishes: Wishes, count: int, trace: Trace, carrier: Carrier
+) -> list[Connection]:
     """Dialled in parallel; each must show the very same export."""
     if not count:
         return []
     with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(_connection, target, wishes, trace) for _ in range(count)]
+        futures = [pool.submit(_connection, target, wishes, trace, carrier) for _ in range(count)]
     made = [future.result() for future in futures if not future.exception()]
     failures = [failure for future in futures if (failure := future.exception())]
     differ = [connection for connection in made if connection.export != export]

@@ -1,6 +1,7 @@
 """How commands speak with the monitor: one request and one reply over /run/nbdattach/monitor, as JSON.
 
-A request names what to do and the device; with "watch" go the descriptors of the kernel's connections. A reply has
+A request names what to do and the device; with "watch" go the descriptors of the kernel's connections, and at last that
+of the orders to their relay, where one carries them. A reply has
 "said", or the parts of an error. "hold" lasts for as long as the connection: the monitor keeps its hands off the
 device until the command that asked is done, or dead.
 """
@@ -14,10 +15,14 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nbdattach import errors, state
+from nbdattach import state
 from nbdattach.device import Device
-from nbdattach.errors import NbdattachError
+from nbdattach.errors import NbdattachError, error_of, facts_of
+
+if TYPE_CHECKING:
+    from nbdattach.carrier import Relay
 
 PLACE = f"{state.RUN}/monitor"
 _MAX_MESSAGE = 1 << 16
@@ -25,9 +30,6 @@ _MAX_SOCKETS = 64
 # A monitor that is alive answers in no time, but for what waits for a server: those requests have no limit.
 _PATIENCE = 30.0
 _UCRED = struct.Struct("iII")  # pid, uid, gid
-_CLASSES = (
-    errors.Malformed, errors.NoConnection, errors.Refused, errors.TlsFailed, errors.KernelRefused, errors.DeviceInUse
-)  # fmt: skip
 
 
 class NoMonitor(NbdattachError):
@@ -40,11 +42,12 @@ class NoMonitor(NbdattachError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a command wants. `target` is a URI, for "reconnect"."""
+    """What a command wants. `target` is a URI, for "reconnect"; `relay` the pid of a relay, for "watch"."""
 
     do: str  # "watch" | "hold" | "cut" | "reconnect" | "resize" | "ping"
     device: str = ""
     target: str | None = None
+    relay: int = 0
 
 
 # -- the command's side --------------------------------------------------------------------------------------------
@@ -68,9 +71,13 @@ def listener() -> int | None:
     return int(_UCRED.unpack(credentials)[0])
 
 
-def watch(device: Device, sockets: Sequence[socket.socket]) -> None:
+def watch(device: Device, sockets: Sequence[socket.socket], relay: Relay | None = None) -> None:
     """Asks the monitor to look after the device, whose connections are these. Raises `NoMonitor` and others."""
-    ask(Request("watch", device.name), _PATIENCE, [sock.fileno() for sock in sockets])
+    numbers = [sock.fileno() for sock in sockets]
+    if relay:
+        ask(Request("watch", device.name, relay=relay.pid), _PATIENCE, [*numbers, relay.fileno()])
+    else:
+        ask(Request("watch", device.name), _PATIENCE, numbers)
 
 
 def cut(device: Device) -> None:
@@ -113,7 +120,7 @@ def _connected(patience: float | None) -> socket.socket:
 
 
 def _send(connection: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
-    message = {"do": request.do, "device": request.device, "target": request.target}
+    message = {"do": request.do, "device": request.device, "target": request.target, "relay": request.relay}
     try:
         socket.send_fds(connection, [json.dumps(message).encode()], list(descriptors))
     except OSError as error:
@@ -129,10 +136,7 @@ def _reply(connection: socket.socket) -> str:
         return str(reply["said"])
     if "cause" not in reply:
         raise NoMonitor("went away")
-    if reply["code"] == errors.NotAttached.exit_code:
-        raise errors.NotAttached(reply["thing"])
-    kind = next((one for one in _CLASSES if one.exit_code == reply["code"]), NbdattachError)
-    raise kind(reply["thing"], reply["cause"], reply["hint"])
+    raise error_of(reply)
 
 
 # -- the monitor's side --------------------------------------------------------------------------------------------
@@ -153,11 +157,7 @@ class Caller:
             return None, descriptors
 
     def reply(self, outcome: str | NbdattachError) -> None:
-        if isinstance(outcome, str):
-            message: dict[str, object] = {"said": outcome}
-        else:
-            facts = {"thing": outcome.thing, "cause": outcome.cause, "hint": outcome.hint}
-            message = {**facts, "code": outcome.exit_code}
+        message: dict[str, object] = {"said": outcome} if isinstance(outcome, str) else facts_of(outcome)
         with contextlib.suppress(OSError):  # it has not waited
             self._connection.send(json.dumps(message).encode())
 

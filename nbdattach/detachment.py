@@ -69,6 +69,7 @@ def detach(
             return f"holds another attachment now ({quoted(tag_of(device) or '?')})"
         trace(f"{device.path}: claimed, flushing")
         _flush(node, force, say, progress)
+        record = state.load(device)
         with control.hands_off(device):
             _disconnect(node, force, say)
             trace(f"{device.path}: disconnected")
@@ -79,6 +80,7 @@ def detach(
             state.forget(device)
             node.close()
             _await_free(device, deadline)
+        _await_relay(record)
     udev.settle([device.path], max(1.0, deadline.remaining()))
     return ""
 
@@ -212,6 +214,13 @@ def _await_worker(device: Device, deadline: Deadline) -> None:
     pid = None if kernel.by_netlink else kernel.pid  # with netlink, that of a command which has long ended
     patience = Deadline(min(GOODBYE_SECONDS, deadline.remaining()))
     while pid and process.alive(pid) and patience.sleep(_POLL):
+        pass
+
+
+def _await_relay(record: state.Record | None) -> None:
+    """It takes its leave of the server, and ends when the monitor has let go of it, too."""
+    patience = Deadline(GOODBYE_SECONDS + 1)
+    while record and record.living_relay and patience.sleep(_POLL):
         pass
 
 

@@ -101,6 +101,10 @@ class TlsFailed(NbdattachError):
     exit_code = 5
 
 
+class NotInKernel(TlsFailed):
+    """The kernel cannot carry TLS with this server: it did not take it over, or the server does what it cannot."""
+
+
 class KernelRefused(NbdattachError):
     """A system call failed at `step`, or this machine cannot do what was asked."""
 
@@ -132,3 +136,19 @@ class NotAttached(NbdattachError):
 
     def __init__(self, device: str) -> None:
         super().__init__(device, "not attached", "nbdattach status shows what is")
+
+
+_FROM_AFAR = (Malformed, NoConnection, Refused, TlsFailed, KernelRefused, DeviceInUse)
+
+
+def facts_of(error: NbdattachError) -> dict[str, object]:
+    """What another process of ours makes the error of again."""
+    return {"thing": error.thing, "cause": error.cause, "hint": error.hint, "code": error.exit_code}
+
+
+def error_of(facts: dict[str, object]) -> NbdattachError:
+    thing, cause, hint = (str(facts[key]) for key in ("thing", "cause", "hint"))
+    if facts["code"] == NotAttached.exit_code:
+        return NotAttached(thing)
+    kind = next((one for one in _FROM_AFAR if one.exit_code == facts["code"]), NbdattachError)
+    return kind(thing, cause, hint)

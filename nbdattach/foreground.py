@@ -24,8 +24,9 @@ def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None
     Raises `NoConnection` when the attachment ends by itself, `NotAttached` when it has ended already.
     """
     device = parse_device(attached.device)
-    pid = attached.status().pid
-    worker = os.pidfd_open(pid) if pid else None
+    there = attached.status()
+    # A relay may die, and the monitor starts another.
+    worker = os.pidfd_open(there.pid) if there.pid and there.backend == "ioctl" else None
     woken = process.end_signals()
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
     while True:

@@ -10,10 +10,10 @@ import nbdattach
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(nbdattach.__file__)))
 
 
-def bare_python(function: str, *arguments: str) -> list[str]:
-    """The command for a function of `worker`: isolated (-I) and without site-packages (-S), about 9 MB."""
-    boot = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nbdattach import worker; "
-    return [sys.executable, "-I", "-S", "-c", f"{boot}worker.{function}(sys.argv[1:])", _PACKAGE, *arguments]
+def bare_python(function: str, *arguments: str, module: str = "worker") -> list[str]:
+    """The command for a function of that module: isolated (-I) and without site-packages (-S), about 9 MB."""
+    boot = f"import sys; sys.path.insert(0, sys.argv.pop(1)); from nbdattach import {module}; "
+    return [sys.executable, "-I", "-S", "-c", f"{boot}{module}.{function}(sys.argv[1:])", _PACKAGE, *arguments]
 
 
 def python(module: str, function: str) -> list[str]:

@@ -52,7 +52,7 @@ def _ways() -> list[list[str]]:
     ways = [python("monitor", "main_in_background")]
     if in_charge():
         transient = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", "--property=Type=notify"]
-        transient += ["--property=Restart=on-failure", "--property=OOMScoreAdjust=-1000"]
+        transient += ["--property=Restart=on-failure", "--property=OOMScoreAdjust=-1000", "--property=KillMode=process"]
         ways[:0] = [["systemctl", "start", UNIT], [*transient, *python("monitor", "main")]]
     return ways
 

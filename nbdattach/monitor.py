@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from nbdattach import driver, ioctl, netlink, process, state, sysfs, systemd
+from nbdattach import driver, netlink, process, state, sysfs, systemd
+from nbdattach.carrier import Relay
 from nbdattach.control import Caller, Door, Request
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
@@ -54,7 +55,9 @@ class Monitor:
         self._mutex = threading.Lock()  # around that dictionary
 
     def run(self, ready: Callable[[], None]) -> None:
-        _survive()
+        process.raise_descriptor_limit()
+        warm_up()
+        process.survive()
         threading.stack_size(_STACK)
         woken = process.end_signals()
         with contextlib.closing(Door()) as door:
@@ -137,8 +140,8 @@ class Monitor:
             if record and record.reconnect and record.backend == "netlink":
                 self._watch(device, record, [])
 
-    def _watch(self, device: Device, record: state.Record, links: list[Link]) -> None:
-        watch = Watch(device, record, links, self._log)
+    def _watch(self, device: Device, record: state.Record, links: list[Link], relay: Relay | None = None) -> None:
+        watch = Watch(device, record, links, self._log, relay)
         with self._mutex:
             before = self._watches.get(device)
             self._watches[device] = watch
@@ -157,15 +160,16 @@ class Monitor:
                 request, descriptors = caller.read()
             except OSError:
                 return
+            relay = Relay.of(descriptors.pop(), request.relay) if request and request.relay and descriptors else None
             links = [Link.of(number) for number in descriptors]
             try:
                 if request is None:
                     raise NbdattachError("monitor", "it cannot read the request", "is it of the same version?")
-                self._carry_out(request, links, caller)
+                self._carry_out(request, links, relay, caller)
             except NbdattachError as error:
                 caller.reply(error)
 
-    def _carry_out(self, request: Request, links: list[Link], caller: Caller) -> None:
+    def _carry_out(self, request: Request, links: list[Link], relay: Relay | None, caller: Caller) -> None:
         if request.do == "ping":
             caller.reply(str(os.getpid()))
             return
@@ -174,7 +178,7 @@ class Monitor:
             record = state.load(device)
             if record is None or record.backend != "netlink":
                 raise NotAttached(device.path)
-            self._watch(device, record, links)
+            self._watch(device, record, links, relay)
             caller.reply("watching")
             return
         with self._mutex:
@@ -236,16 +240,6 @@ def _subscription() -> netlink.DeadLinks:
         except OSError:  # /sys shows the module before it has registered its family
             if not deadline.sleep(0.1):
                 raise
-
-
-def _survive() -> None:
-    """The machine may swap to what is watched here: we must not wait for memory, nor die for want of it."""
-    process.never_kill_for_memory()
-    process.raise_descriptor_limit()
-    warm_up()
-    for wish in (ioctl.pr_set_io_flusher, ioctl.mlockall_on_fault):
-        with contextlib.suppress(OSError):
-            wish()
 
 
 # -- its start and its log -----------------------------------------------------------------------------------------

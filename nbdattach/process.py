@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from nbdattach import ioctl
 from nbdattach.wiretext import plain
 
 PROC = "/proc"
@@ -59,6 +60,14 @@ def never_kill_for_memory() -> None:
     """This process is passed over when the machine runs out of memory, as far as we may say so."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
+
+
+def survive() -> None:
+    """The machine may swap to what depends on us: we must not wait for memory, nor die for want of it."""
+    never_kill_for_memory()
+    for wish in (ioctl.pr_set_io_flusher, ioctl.mlockall_on_fault):
+        with contextlib.suppress(OSError):
+            wish()
 
 
 def raise_descriptor_limit() -> None:

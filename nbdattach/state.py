@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
 from nbdattach.device import Device
-from nbdattach.process import started
+from nbdattach.process import alive, started
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
@@ -57,7 +57,16 @@ class Record:
     io_timeout: float = 0.0
     reconnect: bool = False
     tls: dict[str, str] | None = None  # version, cipher, transport
+    tls_transport: str = "auto"  # as it was asked for
+    relay: int | None = None  # its pid, which may have been given to another process
+    relay_started: int | None = None
     trust: dict[str, str | bool] | None = None  # what a URI has no place for: ca, cert, key, verify
+
+    @property
+    def living_relay(self) -> int | None:
+        """The pid of the process that carries TLS, where there is one now."""
+        there = self.relay is not None and alive(self.relay) and started(self.relay) == self.relay_started
+        return self.relay if there else None
 
     def place(self) -> Target:
         """What to dial."""

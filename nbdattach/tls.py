@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbdattach import certificate
-from nbdattach.errors import TlsFailed
+from nbdattach.errors import NotInKernel, TlsFailed
 from nbdattach.target import Target
 from nbdattach.wiretext import plain, quoted
 
@@ -56,10 +56,6 @@ _ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
 _IN_PYTHON = re.compile(r" \(_ssl\.c:\d+\)$")
 # A certificate may be for hundreds of names; so many are shown where none is the one that was wanted.
 _MAX_NAMES = 8
-
-
-class NotInKernel(TlsFailed):
-    """The kernel did not take over both directions of a connection."""
 
 
 class Handshake:
@@ -122,6 +118,7 @@ class Handshake:
         target = self._target
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION  # OpenSSL takes no data from the server in the middle of it
         if self._for_kernel:
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             context.options |= _OP_ENABLE_KTLS
@@ -249,7 +246,9 @@ class Handshake:
         if self._asked or (self._user and self._answered):
             return self._not_us("")
         hint = "its log may tell why; does it want a key (--tls-psk)?" if self._answered else self._in_common()
-        return self._failed("the server closed the connection in the TLS handshake", hint)
+        said = "the server closed the connection in the TLS handshake"
+        # Servers do so, too, that find nothing in common (nbdkit, with GnuTLS).
+        return self._failed(said, hint) if self._answered else self._nothing_for_kernel(said, hint)
 
     @staticmethod
     def is_of_tls(error: OSError) -> bool:
@@ -266,6 +265,10 @@ class Handshake:
 
     def _failed(self, cause: str, hint: str) -> TlsFailed:
         return TlsFailed(self._target.uri, cause, hint)
+
+    def _nothing_for_kernel(self, cause: str, hint: str) -> TlsFailed:
+        """`NotInKernel` where we offered only what the kernel takes: there is more to offer."""
+        return (NotInKernel if self._for_kernel and not self._user else TlsFailed)(self._target.uri, cause, hint)
 
     def _not_us(self, said: str) -> TlsFailed:
         """`said` is the server's reason; "" where it only closed the connection."""
@@ -297,13 +300,13 @@ class Handshake:
             return self._failed("the server does not do TLS 1.2, which keys need", "certificates work: --tls-ca FILE")
         if self._for_kernel:
             cause = "the server does not do TLS 1.2, which kernel transport needs"
-            return self._failed(cause, "where it does 1.3 only: --tls-transport relay")
+            return self._nothing_for_kernel(cause, "where it does 1.3 only: --tls-transport relay")
         return self._failed("the server does not do TLS 1.2 or later", "older ones are not safe: update the server")
 
     def _nothing_in_common(self) -> TlsFailed:
         if self._asked and not self._ours:
             return self._not_us("it ended the handshake")
-        return self._failed("the server found no way of TLS in common with us", self._in_common())
+        return self._nothing_for_kernel("the server found no way of TLS in common with us", self._in_common())
 
     def _in_common(self) -> str:
         """The hint on a server that did not even answer."""

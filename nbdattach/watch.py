@@ -23,16 +23,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from nbdattach import client, identity, netlink, state, transmission
+from nbdattach import identity, netlink, state, transmission
 from nbdattach.backend import PATIENT_MS, identifier
+from nbdattach.carrier import Carrier, Relay
 from nbdattach.client import Connection, silent
 from nbdattach.clock import now, seconds_since
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused
-from nbdattach.link import Link, Scout, watch_peer
+from nbdattach.link import Link, Scout
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
 from nbdattach.node import Busy, Node
+from nbdattach.process import started
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
 from nbdattach.users import users_of
@@ -88,11 +90,15 @@ class _Outage:
 class Watch:
     """All methods may be called from any thread; none waits for a server, but for those that say so."""
 
-    def __init__(self, device: Device, record: state.Record, links: list[Link], log: Log) -> None:
+    def __init__(
+        self, device: Device, record: state.Record, links: list[Link], log: Log, relay: Relay | None = None
+    ) -> None:
         self.device = device
         self._record = record
         self._links = links
         self._log = log
+        by_relay = record.tls is not None and record.tls.get("transport") == "relay"
+        self._carrier = Carrier("relay" if by_relay else record.tls_transport, relay)
         self._kernel = Kernel(device)
         # What there is to do; held for moments only.
         self._news = threading.Condition()
@@ -516,13 +522,13 @@ class Watch:
         """A connection to what is attached, or to the like of it with another size. Raises `NbdattachError`."""
         record = self._record
         began = time.monotonic()
-        made = client.connect(
+        made = self._carrier.dial(
             target,
+            record.dead_peer,
             self._dial_within() if quick else record.connect_timeout,
             silent,
             connect_within=self._connect_within() if quick else math.inf,
             raw_size=record.size if record.raw else None,
-            kernel_tls=True,
         )
         self._round_trip = max(self._round_trip, time.monotonic() - began) if not quick else self._round_trip
         differs = identity.difference(record, made.export, made.export.size if any_size else size)
@@ -531,7 +537,6 @@ class Watch:
             hint = f"nbdattach resize {self.device.path} takes another size; nothing else will do"
             raise Refused(target.uri, differs, hint)
         made.stream.sock.settimeout(None)
-        watch_peer(made.stream.sock, record.dead_peer)
         return made
 
     def _connect_within(self) -> float:
@@ -551,6 +556,7 @@ class Watch:
         for link in [link for link in self._links if link.over]:
             link.bury(burial)
             self._links.remove(link)
+        self._carrier.bury(burial)
         link = Link(fresh.stream.sock)
         waiting = Deadline(_BURIAL)
         while not self._take(link):
@@ -559,8 +565,14 @@ class Watch:
                 self._say_goodbye(fresh)
                 return False
         self._links.append(link)
+        self._remember_carrier(fresh)
         self._handed_over = (time.monotonic(), self._kernel.completed)
         return True
+
+    def _remember_carrier(self, fresh: Connection) -> None:
+        relay = fresh.relay.pid if fresh.relay else None
+        if (fresh.tls, relay) != (self._record.tls, self._record.relay):
+            self._remember(tls=fresh.tls, relay=relay, relay_started=relay and started(relay))
 
     def _take(self, link: Link) -> bool:
         self._reconfigure(sockets=[link.fileno()])
@@ -657,6 +669,7 @@ class Watch:
             self._news.notify_all()
             for link in self._links:
                 link.close()
+            self._carrier.close()
             unheard, self._orders = self._orders, []
         for _, done in unheard:
             done(_gone(self.device))

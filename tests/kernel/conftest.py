@@ -72,8 +72,15 @@ def _files() -> list[str]:
 
 
 def workers() -> list[tuple[int, str]]:
-    """Worker processes of ours, with guards and flushes, and monitors."""
-    return [(pid, line) for pid, line in _processes() if "import worker; " in line or _is_monitor(line)]
+    """Worker processes of ours, with guards and flushes, relays, and monitors."""
+    return [
+        (pid, line) for pid, line in _processes() if "import worker; " in line or is_relay(line) or _is_monitor(line)
+    ]
+
+
+def is_relay(line: str) -> bool:
+    """By its command line."""
+    return "relay.main" in line
 
 
 def monitors() -> list[int]:

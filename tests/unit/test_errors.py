@@ -32,6 +32,7 @@ EXIT_CODES: dict[type[NbdattachError], int] = {
     UnknownExport: 4,
     BrokenProtocol: 4,
     TlsFailed: 5,
+    errors.NotInKernel: 5,
     KernelRefused: 6,
     DeviceInUse: 7,
     NotAttached: 8,

@@ -18,8 +18,10 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 DOORS = {
     # systemd: the datagram of sd_notify; link: connections in the kernel's hands; control: the monitor's own socket
     # tls: only the type of what it wraps
-    "socket": {"stream", "systemd", "netlink", "link", "control", "tls"},
-    "ssl": {"tls", "certificate"},  # certificate: reads them
+    # carrier, relay: the orders between them; pump: what is handed to it
+    "socket": {"stream", "systemd", "netlink", "link", "control", "tls", "carrier", "relay", "pump"},
+    # certificate: reads them; pump: what a socket of it says that must not wait
+    "ssl": {"tls", "certificate", "pump"},
     "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"ioctl"},
     "click": {"cli"},

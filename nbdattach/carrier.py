@@ -1,0 +1,245 @@
+"""Who carries the TLS of one attachment: the kernel, or a relay process of ours. Dials for either.
+
+The relay is told to dial (`relay` tells why it must do that by itself); it gets one end of a pair of Unix sockets, and
+the kernel the other one. It stays at hand for further connections, until `close`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+from nbdattach import client
+from nbdattach.client import Connection, silent
+from nbdattach.deadline import Deadline
+from nbdattach.errors import DeadlinePassed, KernelRefused, NotInKernel, error_of
+from nbdattach.export import BlockSize, Export
+from nbdattach.interpreter import bare_python
+from nbdattach.link import watch_peer
+from nbdattach.stream import Stream, Trace
+from nbdattach.target import Target
+from nbdattach.wiretext import plain
+
+START_SECONDS = 30
+# Over its own deadline, until it counts as stuck.
+_GRACE = 5.0
+_MAX_MESSAGE = 1 << 16
+# As the worker; and where OpenSSL looks for the system's authorities.
+_SHEDS = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+class Carrier:
+    """May be used by several threads, which then dial one after the other where a relay does it."""
+
+    def __init__(self, wanted: str, relay: Relay | None = None) -> None:
+        """`wanted` as --tls-transport has it. `relay`: one that is there."""
+        self._wanted = wanted
+        self._relay = relay
+        self._mutex = threading.Lock()  # around the relay's orders
+        self._closed = False
+
+    def dial(
+        self,
+        target: Target,
+        dead_peer: float,
+        timeout: float,
+        trace: Trace = silent,
+        connect_within: float = math.inf,
+        raw_size: int | None = None,
+    ) -> Connection:
+        """A connection that the kernel can take. Times in seconds. Raises `NbdattachError`."""
+        if not target.tls or self._wanted != "relay":
+            try:
+                made = client.connect(target, timeout, trace, connect_within, raw_size, kernel_tls=True)
+            except NotInKernel as error:
+                if self._wanted == "kernel":
+                    raise
+                trace(f"{error}; so a relay carries TLS")
+            else:
+                watch_peer(made.stream.sock, dead_peer)
+                return made
+        order = {
+            "do": "dial",
+            "target": asdict(target),
+            "timeout": timeout,
+            "connect_within": connect_within,
+            "raw_size": raw_size,
+            "dead_peer": dead_peer,
+        }
+        with self._at_relay():
+            made = self._dialled(target, order, timeout, trace)
+            self._wanted = "relay"  # from now on; a server that only went away meanwhile would not have answered
+            return made
+
+    def bury(self, deadline: Deadline) -> None:
+        """Returns when what has ended can no longer write anything to the server. A relay that is stuck is killed."""
+        with self._at_relay():
+            if self._relay:
+                self._relay.bury(max(0.1, deadline.remaining()))
+
+    def close(self) -> None:
+        """The relay lives on for as long as its connections do. May be called while another thread dials."""
+        self._closed = True
+        if self._mutex.acquire(blocking=False):
+            try:
+                self._drop()
+            finally:
+                self._mutex.release()
+
+    @contextlib.contextmanager
+    def _at_relay(self) -> Iterator[None]:
+        with self._mutex:
+            try:
+                yield
+            finally:
+                if self._closed:
+                    self._drop()
+
+    def _dialled(self, target: Target, order: dict[str, Any], timeout: float, trace: Trace) -> Connection:
+        if self._relay and not self._relay.alive:
+            self._drop()
+        if not self._relay:
+            self._relay = Relay.start(target)
+        made = self._relay.dial(target, order, timeout, trace)
+        trace(f"TLS is carried by a relay, process {self._relay.pid}")
+        return made
+
+    def _drop(self) -> None:
+        if self._relay:
+            self._relay.close()
+            self._relay = None
+
+
+class _Relayed(Stream):
+    """Our end of a relay, with what that says of TLS."""
+
+    def __init__(self, sock: socket.socket, target: Target, deadline: Deadline, trace: Trace, told: Any) -> None:
+        super().__init__(sock, target, deadline, trace)
+        self._told = told
+
+    @property
+    def tls(self) -> tuple[str, str] | None:
+        return (str(self._told[0]), str(self._told[1])) if self._told else None
+
+
+class Relay:
+    """The process, by the socket that it takes its orders from. `pid` is 0 until it has dialled once."""
+
+    def __init__(self, orders: socket.socket, pid: int = 0) -> None:
+        self._orders = orders
+        self.pid = pid
+
+    @classmethod
+    def of(cls, number: int, pid: int) -> Relay:
+        """One that another process of ours has started. Takes the descriptor over."""
+        return cls(socket.socket(fileno=number), pid)
+
+    @classmethod
+    def start(cls, target: Target) -> Relay:
+        """Raises `KernelRefused`."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            done = subprocess.run(
+                bare_python("main", str(theirs.fileno()), module="relay"),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,  # should the interpreter itself fail, its last words reach us
+                cwd="/",
+                env={key: os.environ[key] for key in _SHEDS if key in os.environ},
+                timeout=START_SECONDS,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            ours.close()
+            raise KernelRefused(target.uri, f"no relay can be started: {error}", "--tls-transport kernel") from error
+        finally:
+            theirs.close()
+        if done.returncode:
+            ours.close()
+            last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise KernelRefused(target.uri, f"the relay died: {plain(last)}", "--tls-transport kernel")
+        return cls(ours)
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody takes orders at the other end."""
+        poll = select.poll()
+        poll.register(self._orders.fileno(), 0)
+        return not poll.poll(0)
+
+    def fileno(self) -> int:
+        return self._orders.fileno()
+
+    def dial(self, target: Target, order: dict[str, Any], timeout: float, trace: Trace) -> Connection:
+        """Raises `NbdattachError`: of the server's, or that the relay died."""
+        kernels, relays = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            try:
+                told = self._asked(order, timeout + _GRACE, [relays.fileno()], trace)
+            finally:
+                relays.close()
+            if "cause" in told:
+                raise error_of(told)
+            self.pid = told["pid"]
+            stream = _Relayed(kernels, target, Deadline(timeout), trace, told["tls"])
+            return Connection(stream, _export_of(told["export"]), self)
+        except TimeoutError:
+            kernels.close()
+            self._kill()
+            raise DeadlinePassed(target.uri, timeout, "waiting for the relay") from None
+        except OSError as error:
+            kernels.close()
+            words = f"the relay died ({error.strerror or error})"
+            raise KernelRefused(target.uri, words, "did somebody kill it? see dmesg") from error
+        except BaseException:
+            kernels.close()
+            raise
+
+    def bury(self, seconds: float) -> None:
+        with contextlib.suppress(OSError):
+            try:
+                self._asked({"do": "bury"}, seconds)
+            except TimeoutError:
+                self._kill()  # which resets its connections
+
+    def _asked(
+        self, order: dict[str, Any], patience: float, descriptors: list[int] | None = None, trace: Trace = silent
+    ) -> dict[str, Any]:
+        """Its reply. Raises OSError."""
+        deadline = Deadline(patience)
+        self._orders.settimeout(patience)
+        socket.send_fds(self._orders, [json.dumps(order).encode()], descriptors or [])
+        while True:
+            self._orders.settimeout(max(0.001, deadline.remaining()))
+            reply = json.loads(self._orders.recv(_MAX_MESSAGE) or b"null")
+            if reply is None:
+                raise ConnectionResetError("no answer")
+            if "trace" not in reply:
+                return dict(reply)
+            trace(reply["trace"])
+
+    def _kill(self) -> None:
+        """It no longer answers; whatever it says later is not for us."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self._orders.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._orders.close()
+
+
+def _export_of(told: dict[str, Any]) -> Export:
+    export = Export(**told)
+    return replace(export, block_size=BlockSize(**told["block_size"])) if told["block_size"] else export

@@ -1,0 +1,374 @@
+"""The bytes of a relay: between the kernel's connection and the TLS connection to the server, in both directions.
+
+Decisions that matter:
+* One loop, one thread: an ssl object is not for two threads at once. No step of it waits, and a direction that is full
+  reads nothing more, so whoever sends too fast is held back, and neither direction ever waits for the other.
+* An old write must never come to the server after a newer one over the next connection. So what ends without
+  NBD_CMD_DISC is reset, and what it has not delivered is dropped; by SO_LINGER also where this process is killed.
+* A server that is lost, however, is an end of the kernel's connection: what it has answered is handed on before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import Callable
+
+from nbdattach.deadline import Deadline
+from nbdattach.link import Link
+from nbdattach.proto import NBD_CMD_DISC, NBD_REQUEST_MAGIC
+
+# Bytes on their way in one direction; in use only as far as the traffic needs it.
+BUFFER = 128 << 10
+# A larger piece than that does not come out of TLS at once (RFC 8446, 5.1).
+_RECORD = 1 << 14
+_REQUEST = struct.Struct(">IHHQQI")
+# How long a server that was told goodbye may take to end the connection.
+GOODBYE_SECONDS = 5.0
+_BURIAL = 1.0
+# Of one connection, before the others have their turn.
+_ROUNDS = 16
+_PEEK = 1 << 20
+_RESET = struct.pack("ii", 1, 0)  # struct linger
+_NO_LINGER = struct.pack("ii", 0, 0)
+
+
+class _Buffer:
+    """Bytes between a read and a write."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray(BUFFER))
+        self._start = self._end = 0
+
+    @property
+    def room(self) -> memoryview:
+        return self._view[self._end :]
+
+    @property
+    def waiting(self) -> memoryview:
+        return self._view[self._start : self._end]
+
+    def __bool__(self) -> bool:
+        return self._start < self._end
+
+    @property
+    def full(self) -> bool:
+        return self._end == BUFFER
+
+    def grow(self, count: int) -> None:
+        self._end += count
+
+    def shrink(self, count: int) -> None:
+        self._start += count
+        if self._start == self._end:
+            self._start = self._end = 0
+
+
+class Pump:
+    """One connection. `kernel` is the other end of the kernel's socket; both are taken over."""
+
+    def __init__(self, kernel: socket.socket, server: ssl.SSLSocket, say: Callable[[str], None]) -> None:
+        kernel.setblocking(False)
+        server.setblocking(False)
+        if server.family != socket.AF_UNIX:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.kernel_number, self.server_number = kernel.fileno(), server.fileno()
+        self._kernel, self._server, self._say = kernel, server, say
+        self._up, self._down = _Buffer(), _Buffer()  # to the server, to the kernel
+        # Whether a read or write is worth a try; if not, what TLS waits for before the next.
+        self._kernel_has = self._kernel_takes = self._server_has = self._server_takes = True
+        self._reading_waits, self._writing_waits = select.POLLIN, select.POLLOUT
+        self._tail = b""  # the last that the kernel has sent: whether that was NBD_CMD_DISC
+        self._leaving: Deadline | None = None  # the kernel has said goodbye and is gone
+        self._all_read = False  # of what it has sent
+        self._farewell = False  # so have we
+        self.lost = False  # the server is gone, and its socket closed
+        self.over = False
+
+    # -- what the loop asks ----------------------------------------------------------------------------------------
+
+    @property
+    def kernel_events(self) -> int | None:
+        """What to poll for, besides the end of it; None for not at all."""
+        if self.over or self._leaving:
+            return None
+        events = 0
+        if not (self.lost or self._up.full):
+            events |= select.POLLIN
+        if self._down:
+            events |= select.POLLOUT
+        return events
+
+    @property
+    def server_events(self) -> int | None:
+        """None also where we could do nothing about its end: the kernel takes its time over what was before that."""
+        if self.over or self.lost:
+            return None
+        events = 0
+        if not self._down.full:
+            events |= self._reading_waits
+        if self._up or (self._leaving and not self._farewell):
+            events |= self._writing_waits
+        return events or None
+
+    @property
+    def seconds_left(self) -> float | None:
+        return self._leaving.remaining() if self._leaving else None
+
+    def kernel_is_ready(self, events: int) -> None:
+        if events & select.POLLIN:
+            self._kernel_has = True
+        if events & select.POLLOUT:
+            self._kernel_takes = True
+        if events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) and not self._leaving:
+            self._kernel_is_gone()
+
+    def server_is_ready(self) -> None:
+        self._server_has = self._server_takes = True
+
+    def step(self) -> bool:
+        """Moves what can be moved without waiting. True where there may be more of it."""
+        if self._leaving and self._leaving.passed:
+            self.abort()
+        for _ in range(_ROUNDS):
+            moved = [move() for move in (self._from_kernel, self._to_server, self._from_server, self._to_kernel)]
+            if self.over or not any(moved):
+                return False
+        return True
+
+    def abort(self) -> None:
+        """Nothing more of it comes to either side."""
+        if self.over:
+            return
+        if not self.lost:
+            if self._server.family == socket.AF_UNIX:
+                # It cannot be reset. What is on its way there is read before this returns, or the time is up.
+                Link(socket.socket(fileno=self._server.detach())).bury(Deadline(_BURIAL))
+            else:
+                self._server.close()
+        self._close()
+
+    # -- the moves: each says whether it moved something ------------------------------------------------------------
+
+    def _from_kernel(self) -> bool:
+        if not self._kernel_has or self._up.full or self.lost or self.over or self._all_read:
+            return False
+        room = self._up.room
+        try:
+            count = self._kernel.recv_into(room)
+        except BlockingIOError:
+            self._kernel_has = False
+            return False
+        except OSError:
+            count = 0
+        if not count:
+            if not self._leaving:
+                self._kernel_is_gone()
+            self._all_read = True
+            return self._leaving is not None
+        self._kernel_has = count == len(room) or self._leaving is not None
+        self._tail = (self._tail + bytes(room[:count][-_REQUEST.size :]))[-_REQUEST.size :]
+        self._up.grow(count)
+        return True
+
+    def _to_server(self) -> bool:
+        if not self._server_takes or self.lost or self.over or self._farewell:
+            return False
+        if not self._up:
+            return self._leaving is not None and self._all_read and self._say_goodbye()
+        try:
+            self._up.shrink(self._server.send(self._up.waiting))
+        except ssl.SSLWantWriteError:
+            self._server_takes, self._writing_waits = False, select.POLLOUT
+            return False
+        except ssl.SSLWantReadError:
+            self._server_takes, self._writing_waits = False, select.POLLIN
+            return False
+        except OSError as error:
+            self._server_is_lost(error)
+        return True
+
+    def _from_server(self) -> bool:
+        if not self._server_has or self._down.full or self.lost or self.over:
+            return False
+        room = self._down.room
+        try:
+            count = self._server.recv_into(room)
+        except ssl.SSLWantWriteError:
+            self._server_has, self._reading_waits = False, select.POLLOUT
+            return False
+        except (ssl.SSLWantReadError, BlockingIOError):
+            self._server_has, self._reading_waits = False, select.POLLIN
+            return False
+        except OSError as error:
+            self._server_is_lost(error)
+            return True
+        if not count:
+            self._server_is_lost(None)
+            return True
+        # A short record is mostly the last one; what poll(2) cannot see must be read before that is asked.
+        more = count == len(room) or count >= _RECORD or self._farewell or self._server.pending() > 0
+        self._server_has, self._reading_waits = more, select.POLLIN
+        if not self._leaving:  # else nobody is there to hear it
+            self._down.grow(count)
+        return True
+
+    def _to_kernel(self) -> bool:
+        if self._leaving or self.over:
+            return False
+        if not self._down:
+            if self.lost:
+                self._close()
+            return False
+        if not self._kernel_takes:
+            return False
+        try:
+            self._down.shrink(self._kernel.send(self._down.waiting))
+        except BlockingIOError:
+            self._kernel_takes = False
+            return False
+        except OSError:
+            self._kernel_is_gone()
+        return True
+
+    # -- ends --------------------------------------------------------------------------------------------------------
+
+    def _kernel_is_gone(self) -> None:
+        """After NBD_CMD_DISC all that it has sent goes to the server, and then our goodbye; else nothing more does."""
+        try:
+            unread = self._kernel.recv(_PEEK, socket.MSG_PEEK)
+        except OSError:
+            unread = b""
+        if self.lost or not _is_disconnect(self._tail + unread):
+            self.abort()
+            return
+        self._leaving = Deadline(GOODBYE_SECONDS)
+        self._kernel_has = True
+        self._down = _Buffer()
+
+    def _say_goodbye(self) -> bool:
+        """close_notify, then the end of our side; the server ends its own."""
+        try:
+            self._server.unwrap()
+        except ssl.SSLWantWriteError:
+            self._server_takes, self._writing_waits = False, select.POLLOUT
+            return False
+        except (OSError, ValueError):
+            pass  # sent; its answer need not be TLS any more
+        self._farewell = self._server_has = True
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_WR)  # from here on it is a plain socket
+        return True
+
+    def _server_is_lost(self, error: OSError | None) -> None:
+        if self._leaving:
+            if self._farewell and error is None and self._server.family != socket.AF_UNIX:
+                self._server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self._server.close()
+            self._close()
+            return
+        self._say(f"connection lost: {_words(error)}")
+        self.lost = True
+        self._server.close()
+
+    def _close(self) -> None:
+        self._server.close()
+        with contextlib.suppress(OSError):
+            self._kernel.shutdown(socket.SHUT_RDWR)
+        self._kernel.close()
+        self.over = True
+
+
+def _is_disconnect(sent: bytes) -> bool:
+    """Whether the last request is NBD_CMD_DISC: nothing comes after that, and nothing belongs to it."""
+    if len(sent) < _REQUEST.size:
+        return False
+    magic, _, command, *_ = _REQUEST.unpack(sent[-_REQUEST.size :])
+    return bool(magic == NBD_REQUEST_MAGIC and command == NBD_CMD_DISC)
+
+
+def _words(error: OSError | None) -> str:
+    if error is None:
+        return "the server closed it"
+    return str(getattr(error, "reason", None) or error.strerror or error)
+
+
+class Pumps:
+    """The loop. Runs in one thread; `add`, `call` and `finish` may be called from others."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._wake, select.POLLIN)
+        self._calls: deque[Callable[[], None]] = deque()
+        self._pumps: dict[int, Pump] = {}  # by both numbers
+        self._busy: set[Pump] = set()  # with more to do at once
+        self._finishing = False
+
+    def call(self, function: Callable[[], None]) -> None:
+        """In the loop's thread, when it has seen all that has happened by now."""
+        self._calls.append(function)
+        os.eventfd_write(self._wake, 1)
+
+    def add(self, pump: Pump) -> None:
+        def take() -> None:
+            self._pumps[pump.kernel_number] = self._pumps[pump.server_number] = pump
+            self._see_to(pump)
+
+        self.call(take)
+
+    def finish(self) -> None:
+        """`run` returns when the last connection is over."""
+
+        def end() -> None:
+            self._finishing = True
+
+        self.call(end)
+
+    def run(self) -> None:
+        while self._pumps or self._calls or not self._finishing:
+            # One at a time, and before poll(2), so that it comes after all that had happened when it was asked for.
+            call = self._calls.popleft() if self._calls else None
+            touched, self._busy = self._busy, set()
+            for number, events in self._poll.poll(0 if call or touched else self._patience()):
+                if number == self._wake:
+                    os.eventfd_read(self._wake)
+                    continue
+                pump = self._pumps[number]
+                if number == pump.kernel_number:
+                    pump.kernel_is_ready(events)
+                else:
+                    pump.server_is_ready()
+                touched.add(pump)
+            touched |= {pump for pump in self._pumps.values() if pump.seconds_left == 0}
+            for pump in touched:
+                self._see_to(pump)
+            if call:
+                call()
+
+    def _patience(self) -> float | None:
+        """Milliseconds."""
+        left = [pump.seconds_left for pump in self._pumps.values()]
+        return min((seconds * 1000 + 1 for seconds in left if seconds is not None), default=None)
+
+    def _see_to(self, pump: Pump) -> None:
+        if pump.step():
+            self._busy.add(pump)
+        for number, events, closed in (
+            (pump.kernel_number, pump.kernel_events, pump.over),
+            (pump.server_number, pump.server_events, pump.over or pump.lost),
+        ):
+            if self._pumps.get(number) is not pump:
+                continue  # it was closed before, and is another one's number now
+            if closed:
+                del self._pumps[number]
+            if closed or events is None:
+                with contextlib.suppress(KeyError):
+                    self._poll.unregister(number)
+            else:
+                self._poll.register(number, events)

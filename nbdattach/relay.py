@@ -1,0 +1,125 @@
+"""The process that carries TLS where the kernel cannot: dials, does the handshake, and pumps while connections live.
+
+A TLS connection cannot move from one process to another, so whoever pumps must dial. And a fork of whoever attaches
+keeps that memory for good; one of the monitor would have its threads and locks. So this is a fresh interpreter
+(`python -I -S`), which gets its orders over a Unix socket, as JSON (`carrier` gives them):
+
+    {"do": "dial", ...} with a descriptor, the other end of the kernel's socket
+                        -> {"trace": TEXT} for each step, then {"export": ..., "tls": ..., "pid": PID} or an error
+    {"do": "bury"}      -> {"said": "buried"}: what ends without NBD_CMD_DISC can no longer write anything there
+
+It lives while somebody may give orders, or a connection lives. So the monitor makes new connections over the same
+process: while the disk that this machine runs from is away, a new one could not be started.
+"""
+
+from __future__ import annotations
+
+import _signal as signal  # type: ignore[import-not-found]  # the module signal builds enums on it: 0.9 MB
+import gc
+import json
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from nbdattach import client, process, tls  # noqa: F401 - tls: to have it in memory when the disk is away
+from nbdattach.errors import NbdattachError, facts_of
+from nbdattach.link import watch_peer
+from nbdattach.pump import Pump, Pumps
+from nbdattach.stream import warm_up
+from nbdattach.target import Target
+
+MAX_MESSAGE = 1 << 16
+# Bytes; nothing here recurses.
+_STACK = 256 << 10
+
+
+def main(arguments: list[str]) -> None:
+    """`arguments`: the descriptor that orders come from."""
+    if os.fork():
+        os._exit(0)  # so that init, and not the command line or the monitor, is the one to reap us
+    os.setsid()
+    # It ends with its connections, and those end with the device.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.close(null)
+    warm_up()
+    threading.stack_size(_STACK)
+    process.survive()
+    gc.freeze()
+    try:
+        with socket.socket(fileno=int(arguments[0])) as orders:
+            serve(orders)
+    except Exception as error:
+        _log(f"ended by {type(error).__name__}: {error}")
+        raise
+
+
+def serve(orders: socket.socket) -> None:
+    """Returns when nobody can give orders any more, and no connection is left."""
+    pumps = Pumps()
+    threading.Thread(target=_Clerk(orders, pumps).work, daemon=True).start()
+    pumps.run()
+
+
+class _Clerk:
+    """Takes the orders, one after the other, in a thread of its own: dialling takes time, and the pumps go on."""
+
+    def __init__(self, orders: socket.socket, pumps: Pumps) -> None:
+        self._orders = orders
+        self._pumps = pumps
+
+    def work(self) -> None:
+        try:
+            while True:
+                message, descriptors, _, _ = socket.recv_fds(self._orders, MAX_MESSAGE, 1)
+                if not message:
+                    break
+                try:
+                    self._reply(self._obey(json.loads(message), descriptors))
+                except NbdattachError as error:
+                    self._reply(facts_of(error))
+        except OSError:
+            pass  # whoever gave the orders has gone
+        finally:
+            self._pumps.finish()
+
+    def _obey(self, order: dict[str, Any], descriptors: Sequence[int]) -> dict[str, object]:
+        if order["do"] == "bury":
+            seen = threading.Event()
+            self._pumps.call(seen.set)
+            seen.wait()
+            return {"said": "buried"}
+        with socket.socket(fileno=descriptors[0]) as kernel:
+            return self._dial(kernel, order)
+
+    def _dial(self, kernel: socket.socket, order: dict[str, Any]) -> dict[str, object]:
+        target = Target(**order["target"])
+        made = client.connect(
+            target,
+            order["timeout"],
+            lambda line: self._reply({"trace": line}),
+            connect_within=order["connect_within"],
+            raw_size=order["raw_size"],
+        )
+        server: Any = made.stream.sock
+        watch_peer(server, order["dead_peer"])
+        self._pumps.add(Pump(kernel.dup(), server, lambda why: _log(f"{target.uri}: {why}")))
+        return {"export": asdict(made.export), "tls": made.stream.tls, "pid": os.getpid()}
+
+    def _reply(self, reply: dict[str, object]) -> None:
+        self._orders.send(json.dumps(reply).encode())
+
+
+def _log(line: str) -> None:
+    """One line among those of the nbd driver."""
+    try:
+        with open("/dev/kmsg", "w") as log:
+            log.write(f"<5>nbdattach: relay {os.getpid()}: {line}\n")
+    except OSError:
+        pass

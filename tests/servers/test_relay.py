@@ -1,0 +1,127 @@
+"""The relay process against a real server: dialled, asked, killed; without a kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from certificates import make
+from servers import Server, nbdkit
+
+from nbdattach import transmission
+from nbdattach.carrier import Carrier
+from nbdattach.client import Connection
+from nbdattach.deadline import Deadline
+from nbdattach.errors import NoConnection, TlsFailed
+from nbdattach.process import alive
+from nbdattach.target import Target, parse_target, with_tls
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def server(authority: Path) -> Iterator[Server]:
+    with nbdkit("--tls=require", f"--tls-certificates={authority}", "pattern", "1M") as running:
+        yield running
+
+
+@pytest.fixture
+def target(server: Server, authority: Path) -> Target:
+    return with_tls(parse_target(server.export(scheme="nbds")), ca=str(authority / "ca-cert.pem"))
+
+
+def dial(carrier: Carrier, target: Target) -> Connection:
+    return carrier.dial(target, 30, 10)
+
+
+def answers(connection: Connection, target: Target) -> bool:
+    data = connection.stream.run(transmission.read(target.uri, 4096, 16, 1))
+    return data == (4096).to_bytes(8, "big") + (4104).to_bytes(8, "big")
+
+
+def is_gone(pid: int) -> bool:
+    deadline = Deadline(6)
+    while alive(pid) and deadline.sleep(0.02):
+        pass
+    return not alive(pid)
+
+
+def test_one_process_for_all_connections_and_it_ends_with_the_last(target: Target) -> None:
+    carrier = Carrier("relay")
+    made = [dial(carrier, target) for _ in range(3)]
+    (pid,) = {connection.relay.pid for connection in made if connection.relay}
+    assert made[0].export.size == 1 << 20
+    assert made[0].tls and made[0].tls["transport"] == "relay"
+    carrier.close()
+    time.sleep(0.3)
+    for connection in made:
+        assert alive(pid)
+        assert answers(connection, target)
+        connection.stream.run(transmission.disconnect())
+        connection.stream.close()
+    assert is_gone(pid)
+
+
+def test_it_ends_with_who_gave_the_orders_when_nothing_is_connected(target: Target) -> None:
+    carrier = Carrier("relay")
+    made = dial(carrier, target)
+    assert made.relay
+    made.stream.close()
+    assert alive(made.relay.pid)
+    again = dial(carrier, target)
+    assert answers(again, target)
+    again.stream.close()
+    carrier.close()
+    assert is_gone(made.relay.pid)
+
+
+def test_another_takes_the_place_of_one_that_was_killed(target: Target) -> None:
+    carrier = Carrier("relay")
+    first = dial(carrier, target)
+    assert first.relay
+    os.kill(first.relay.pid, signal.SIGKILL)
+    assert is_gone(first.relay.pid)
+    assert first.stream.sock.recv(1) == b""
+    second = dial(carrier, target)
+    assert second.relay and second.relay.pid != first.relay.pid
+    assert answers(second, target)
+    second.stream.close()
+    carrier.close()
+
+
+def test_one_that_is_stuck_is_killed_by_a_burial(target: Target) -> None:
+    carrier = Carrier("relay")
+    made = dial(carrier, target)
+    assert made.relay
+    carrier.bury(Deadline(5))
+    assert answers(made, target)  # what lives is left alone
+    os.kill(made.relay.pid, signal.SIGSTOP)
+    carrier.bury(Deadline(0.2))
+    assert is_gone(made.relay.pid)
+    carrier.close()
+
+
+def test_its_errors_are_ours(target: Target, server: Server, authority: Path) -> None:
+    carrier = Carrier("relay")
+    with pytest.raises(TlsFailed, match="not verified"):
+        dial(carrier, with_tls(parse_target(server.export(scheme="nbds")), hostname="db1", ca=target.tls_ca))
+    server.kill()
+    with pytest.raises(NoConnection, match="cannot connect"):
+        dial(carrier, target)
+    carrier.close()
+
+
+def test_its_steps_are_told(target: Target) -> None:
+    told: list[str] = []
+    carrier = Carrier("relay")
+    carrier.dial(target, 30, 10, told.append).stream.close()
+    assert any("NBD_OPT_STARTTLS" in line for line in told)
+    assert told[-1].startswith("TLS is carried by a relay, process ")
+    carrier.close()
