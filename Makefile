@@ -36,7 +36,7 @@ lint: $(VENV)/installed
 		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag
 
 unit: $(VENV)/installed
-	$(PYTEST) tests/unit
+	$(PYTEST) $(LIMIT) tests/unit
 
 unit-all: $(VENV)/installed
 	tests/unit/on_each_python

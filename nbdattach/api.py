@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from nbdattach.client import silent
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import NotAttached
+from nbdattach.state import identity_of
 from nbdattach.sysfs import Kernel
 from nbdattach.target import parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, Wishes
@@ -38,6 +39,7 @@ class Attachment:
     def __init__(self, device: str, pid: int | None, notes: Sequence[str] = (), fresh: bool = True) -> None:
         self.device = device
         self.pid = pid
+        self._identity = identity_of(self._place)
         self.notes = tuple(notes)
         self.fresh = fresh
 
@@ -60,7 +62,14 @@ class Attachment:
         return status_of(self._place)
 
     def disconnect(
-        self, timeout: float = DETACH_SECONDS, *, force: bool = False, say: Say = silent, trace: Say = silent
+        self,
+        timeout: float = DETACH_SECONDS,
+        *,
+        force: bool = False,
+        if_tag: str | None = None,
+        say: Say = silent,
+        progress: Callable[[float], None] = lambda _: None,
+        trace: Say = silent,
     ) -> str:
         """Detaches once it is safe. Raises `DeviceInUse`, `KernelRefused`; it then stays.
 
@@ -75,7 +84,16 @@ class Attachment:
         """
         from nbdattach import detachment
 
-        return detachment.detach(self._place, timeout, force=force, only_pid=self.pid, say=say, trace=trace)
+        return detachment.detach(
+            self._place,
+            timeout,
+            force=force,
+            only=self._identity,
+            only_tag=if_tag,
+            say=say,
+            progress=progress,
+            trace=trace,
+        )
 
     def reconnect(self, target: str | None = None, export: str | None = None) -> str:
         """Hands the device over to a new connection, or to another server of the same data. Netlink only.

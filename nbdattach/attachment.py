@@ -192,6 +192,8 @@ def _complete(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadlin
 def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadline) -> list[str]:
     """The commit comes last, as until then all is undone."""
     node, notes = hold.node, []
+    if not job.shape.read_only:
+        node.allow_writes()
     node.scan_partitions(deadline)
     readable = node.is_readable(deadline)
     # What cannot be read may be a bad sector over there, or a server that left: then it ends soon.

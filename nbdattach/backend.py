@@ -9,7 +9,6 @@ Both raise `Taken` where another task is at work on the device, `Busy` where som
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +24,6 @@ from nbdattach.wishes import Wishes
 # connection, drops that and sends the request again over another one, though the server may still be at it. Slow is
 # not dead, so only a monitor, which replaces what was dropped, makes this shorter.
 PATIENT_MS = 7 * 24 * 3600 * 1000
-# Bytes.
-MAX_IDENTIFIER = 1024
 
 
 class Taken(Exception):
@@ -53,16 +50,6 @@ class Job:
     contested: bool = False
     tls: dict[str, str] | None = None
     relay: int | None = None  # its pid
-
-
-def identifier(tag: str) -> str:
-    """The tag as the kernel keeps it, for /sys/block/nbdN/backend; a digest of one that does not fit into a page there.
-
-    The driver writes it out without a look at its length (backend_show).
-    """
-    if len(tag.encode(errors="surrogateescape")) <= MAX_IDENTIFIER:
-        return tag
-    return f"sha256:{hashlib.sha256(tag.encode(errors='surrogateescape')).hexdigest()}"
 
 
 class Hold(Protocol):

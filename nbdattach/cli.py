@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from nbdattach import __version__
-from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError
+from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.wiretext import plain
 
 if TYPE_CHECKING:
+    from nbdattach.api import Attachment
     from nbdattach.device import Device
     from nbdattach.status import Status
     from nbdattach.target import Target
@@ -311,11 +314,11 @@ def disconnect(
 
     wanted = _devices_of(attachments, export, tag, everything)
 
-    def one(device: str) -> None:
+    def one(meant: str | Attachment) -> None:
+        device = meant if isinstance(meant, str) else meant.device
+        detach = functools.partial(api.disconnect, meant) if isinstance(meant, str) else meant.disconnect
         try:
-            done = api.disconnect(
-                device, timeout, force=force, if_tag=if_tag, say=_say, progress=_progress(device), trace=_trace()
-            )
+            done = detach(timeout, force=force, if_tag=if_tag, say=_say, progress=_progress(device), trace=_trace())
         finally:
             _say_over("")
         if done:
@@ -324,48 +327,61 @@ def disconnect(
     _each(wanted, one)
 
 
-def _devices_of(attachments: tuple[str, ...], export: str | None, tag: str | None, everything: bool) -> list[str]:
-    """Paths; says what is not attached, which is no error. Raises `Malformed` for what can be neither."""
+def _devices_of(
+    attachments: tuple[str, ...], export: str | None, tag: str | None, everything: bool
+) -> list[str | Attachment]:
+    """Paths of devices that were named, and attachments that were found by what they are: only those are meant then.
+
+    Says what is not attached, which is no error. Raises `Malformed` for what can be neither.
+    """
     from nbdattach import api
 
     if everything:
-        found = []
-        for one in api.attachments():
-            if one.target is None:
-                _say(f"{one.device}: left alone, another tool attached it; name it to detach it")
-            else:
-                found.append(one.device)
-        return found
+        return [*_all_of_ours()]
     if tag is not None:
-        return _those(f"tag {plain(tag)}", [one.device for one in api.find(tag=tag)])
-    found = []
+        return [*_those(f"tag {plain(tag)}", api.find(tag=tag))]
+    found: dict[str, str | Attachment] = {}
     for text in attachments:
         try:
-            found.append(_device(text).path)
+            device = _device(text).path
+            found[device] = device
         except Malformed as no_device:
-            found += _those(plain(text), _attached_to(text, export, no_device))
-    return list(dict.fromkeys(found))
+            for one in _those(plain(text), _attached_to(text, export, no_device)):
+                found.setdefault(one.device, one)
+    return list(found.values())
 
 
-def _attached_to(text: str, export: str | None, no_device: Malformed) -> list[str]:
+def _all_of_ours() -> Iterator[Attachment]:
+    from nbdattach import api, state
+
+    state.refuse_hidden()
+    for one in api.attachments():
+        if one.target is None:
+            _say(f"{one.device}: left alone, another tool attached it; name it to detach it")
+        else:
+            with contextlib.suppress(NotAttached):
+                yield api.Attachment.at(one.device)
+
+
+def _attached_to(text: str, export: str | None, no_device: Malformed) -> list[Attachment]:
     """Where the target is attached. A word that is none, and that looks more like a mistyped device, is refused."""
     from nbdattach import api
 
     if text.startswith("/dev/"):
         raise no_device
-    devices = [one.device for one in api.find(target=text, export=export)]
-    if not devices and "/" not in text and ":" not in text:
+    found = api.find(target=text, export=export)
+    if not found and "/" not in text and ":" not in text:
         raise no_device
-    if len(devices) > 1:
-        cause = f"attached at {' and '.join(devices)}"
+    if len(found) > 1:
+        cause = f"attached at {' and '.join(one.device for one in found)}"
         raise Malformed(plain(text), cause, "name the device, or its --tag")
-    return devices
+    return found
 
 
-def _those(name: str, devices: list[str]) -> list[str]:
-    if not devices:
+def _those(name: str, found: list[Attachment]) -> list[Attachment]:
+    if not found:
         _say(f"{name}: not attached, nothing to do")
-    return devices
+    return found
 
 
 def _progress(device: str) -> Callable[[float], None]:

@@ -86,16 +86,21 @@ def cut(device: Device) -> None:
 
 
 @contextlib.contextmanager
-def hands_off(device: Device) -> Iterator[None]:
-    """The monitor, where one runs, does not touch the device meanwhile."""
+def hands_off(device: Device, insist: bool = True) -> Iterator[None]:
+    """The monitor, where one runs, does not touch the device meanwhile.
+
+    Raises `NoMonitor` where it runs and does not answer; without `insist` it is left to itself then.
+    """
     with contextlib.ExitStack() as held:
         try:
             connection = held.enter_context(_connected(_PATIENCE))
             _send(connection, Request("hold", device.name))
             _reply(connection)
         except NoMonitor as error:
-            if error.silent:
-                raise
+            if error.silent and insist:
+                raise NbdattachError(
+                    device.path, "the monitor runs and does not answer", "nbdattach doctor tells how to end it"
+                ) from error
         except NbdattachError:
             pass  # it does not watch this one
         yield

@@ -12,18 +12,19 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Callable
 
 from nbdattach import control, driver, process, state, sysfs, udev
-from nbdattach.backend import identifier
 from nbdattach.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
 from nbdattach.node import Busy, Node, Unanswered
+from nbdattach.state import Identity
 from nbdattach.stream import Trace
-from nbdattach.sysfs import Kernel
-from nbdattach.users import in_use, numbers_of, open_by, opened, users_of
+from nbdattach.sysfs import Kernel, identifier
+from nbdattach.users import in_use, numbers_of, open_by, opened, serving_pid, users_of
 from nbdattach.wiretext import quoted
 from nbdattach.worker import GOODBYE_SECONDS
 
@@ -34,6 +35,8 @@ FORCE_SECONDS = 10
 _A_LOOK = 2.0
 # Between looks. They must not keep step with a program that opens and closes the device in a loop.
 _LOOKS = (0.001, 0.02)
+# Of a device to which somebody writes again and again.
+_FLUSHES = 5
 _POLL = 0.01
 
 
@@ -42,7 +45,7 @@ def detach(
     seconds: float = DETACH_SECONDS,
     *,
     force: bool = False,
-    only_pid: int | None = None,
+    only: Identity | None = None,
     only_tag: str | None = None,
     say: Callable[[str], None] = silent,
     progress: Callable[[float], None] = lambda _: None,
@@ -50,27 +53,29 @@ def detach(
 ) -> str:
     """Detaches once it is safe; why there was nothing to do, empty where it has been done.
 
-    `seconds` bound the wait for the kernel, not that for the server: a slow flush is not a dead one. `only_pid` (the
-    kernel's of the attachment) and `only_tag` say what is meant: where another one has come to the device, it is left
-    alone. With `force` it goes under its users, and what cannot be flushed is lost; `say` tells each.
-    `progress` is called during a long flush with the seconds that it has taken.
+    `seconds` bound the wait for the kernel, not that for the server: a slow flush is not a dead one. `only` and
+    `only_tag` say which attachment is meant: where another one has come to the device, it is left alone. With `force`
+    it goes under its users, and what cannot be flushed is lost; `say` tells each. `progress` is called during a long
+    flush with the seconds that it has taken.
 
     Raises `DeviceInUse` while anybody uses it, `KernelRefused` where its data cannot be flushed; it then stays.
     """
     driver.refuse_other_systems()
     deadline = Deadline(seconds)
     if not Kernel(device).attached:
-        _tidy_up(device, deadline)
+        if only is None and only_tag is None:
+            _tidy_up(device, deadline)
         return "not attached"
+    if other := _other_than(device, only, only_tag):
+        return other
+    _see_it_opens(device, force, say)
     with _taken(device, force, say) as node:
-        if not Kernel(device).attached:
-            return "not attached"
-        if only_pid not in (None, Kernel(device).pid) or only_tag not in (None, tag_of(device)):
-            return f"holds another attachment now ({quoted(tag_of(device) or '?')})"
+        if other := _other_than(device, only, only_tag):
+            return other
         trace(f"{device.path}: claimed, flushing")
-        _flush(node, force, say, progress)
-        record = state.load(device)
-        with control.hands_off(device):
+        _bring_to_rest(node, force, say, progress)
+        record, pid = state.load(device), Kernel(device).pid
+        with control.hands_off(device, insist=not force):
             _disconnect(node, force, say)
             trace(f"{device.path}: disconnected")
             if users_of(device):  # they do not go by themselves, as a process may that gets an error
@@ -79,10 +84,64 @@ def detach(
             node.clear(deadline)
             state.forget(device)
             node.close()
-            _await_free(device, deadline)
+            _await_free(device, pid, deadline)
         _await_relay(record)
     udev.settle([device.path], max(1.0, deadline.remaining()))
     return ""
+
+
+def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> str:
+    """Why it is not what is meant; empty where it is."""
+    if not Kernel(device).attached:
+        return "not attached"
+    if only not in (None, state.identity_of(device)) or only_tag not in (None, tag_of(device)):
+        return f"holds another attachment now ({quoted(tag_of(device) or '?')})"
+    return ""
+
+
+def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> None:
+    """To open it may wait for its server without end, and nothing can interrupt that; so another process tries first.
+
+    With `force` what keeps it waiting is cut. Raises `KernelRefused`.
+    """
+    opening = subprocess.Popen(["/bin/sh", "-c", ': <"$0"', device.path], stderr=subprocess.DEVNULL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        opening.wait(FORCE_SECONDS)
+        return
+    cause = f"its server does not answer: to open it takes more than {FORCE_SECONDS} s"
+    if not force:
+        raise KernelRefused(device.path, cause, "is the server up? --force cuts its connections")
+    say(f"{device.path}: {cause}; its connections are cut, and what was not written is lost")
+    with control.hands_off(device, insist=False):
+        cut = _disconnect_by_message(device) if Kernel(device).by_netlink else _kill_server_process(device)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if cut:
+            opening.wait(FORCE_SECONDS)
+            return
+    raise KernelRefused(device.path, "its connections cannot be cut", "end the process that serves it, or its server")
+
+
+def _bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
+    """All that was written is on the server, and nobody uses it; both at the same time, though a flush may take long.
+
+    What claims nothing, and what was written, is looked for again after each flush.
+    """
+    device = node.device
+    if force:
+        _flush(node, FORCE_SECONDS, say, progress)
+        return
+    if state.is_unflushed(device):
+        cause = "what an earlier flush could not write is lost; the kernel tells that only once"
+        raise KernelRefused(device.path, cause, "--force detaches all the same")
+    for _ in range(_FLUSHES):
+        _flush(node, None, say, progress)
+        _refuse_what_claims_nothing(device, node.fd)
+        try:
+            if not node.write_back(Deadline(FORCE_SECONDS)):
+                return
+        except (OSError, Unanswered):
+            continue  # the flush will tell
+    raise DeviceInUse(device.path, "somebody keeps writing to it", "fuser -v may tell who")
 
 
 def tag_of(device: Device) -> str | None:
@@ -92,7 +151,8 @@ def tag_of(device: Device) -> str | None:
 
 
 def attached_as(*, tag: str | None = None, target: str | None = None) -> list[Device]:
-    """Where something of this tag, or of this target's URI, is attached."""
+    """Where something of this tag, or of this target's URI, is attached. Raises `KernelRefused` without permission."""
+    state.refuse_hidden()
     found = []
     for device in sysfs.devices():
         if Kernel(device).attached:
@@ -108,7 +168,7 @@ def _taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
     try:
         node = _claimed(device)
         try:
-            _refuse_what_claims_nothing(device)
+            _refuse_what_claims_nothing(device, node.fd)
         except BaseException:
             node.close()
             raise
@@ -134,24 +194,27 @@ def _claimed(device: Device) -> Node:
                 raise in_use(device, users) from None
 
 
-def _refuse_what_claims_nothing(device: Device) -> None:
+def _refuse_what_claims_nothing(device: Device, own_fd: int) -> None:
     """Loop devices, and processes that have the device open for longer than a look at it."""
     users = users_of(device)
     if users:
         raise in_use(device, users)
     numbers = numbers_of(device)
-    there, patience = open_by(device), Deadline(_A_LOOK)
+    there, patience = open_by(device, own_fd), Deadline(_A_LOOK)
     while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
         there = [one for one in there if process.still_open(one.pid, one.fd, numbers)]
     if there:
         raise in_use(device, opened(there))
 
 
-def _flush(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
+def _flush(node: Node, patience: float | None, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
+    """With `patience`, in seconds, what is not there by then is given up."""
     try:
-        node.flush(FORCE_SECONDS if force else None, progress)
+        node.flush(patience, progress)
     except KernelRefused as error:
-        if not force:
+        if patience is None:
+            with contextlib.suppress(OSError):
+                state.mark_unflushed(node.device)
             raise
         say(f"{error}: what was written and is not there is lost")
 
@@ -187,15 +250,22 @@ def _disconnect_by_message(device: Device) -> bool:
 
 
 def _cut(device: Device) -> None:
-    """Ends the connections from our side. For its process in NBD_DO_IT a signal does that in the kernel."""
-    kernel = Kernel(device)
-    if kernel.by_netlink:
+    """Ends the connections from our side, as far as that can be done."""
+    if Kernel(device).by_netlink:
         with contextlib.suppress(NbdattachError):
             control.cut(device)
-    elif kernel.pid:
-        record = state.load(device)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record.pid if record and record.pid else kernel.pid, signal.SIGKILL)
+    else:
+        _kill_server_process(device)
+
+
+def _kill_server_process(device: Device) -> bool:
+    """A signal to the process in NBD_DO_IT makes the kernel shut the connections down. False where it is not known."""
+    pid = serving_pid(device)
+    if not pid or not process.has_open(process.group_of(pid), numbers_of(device)):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return True
 
 
 def _tidy_up(device: Device, deadline: Deadline) -> None:
@@ -205,7 +275,7 @@ def _tidy_up(device: Device, deadline: Deadline) -> None:
         with contextlib.suppress(Busy), Node.claim(device) as node:
             if not kernel.attached:
                 state.forget(device)
-                node.clear(deadline)
+                node.clear(Deadline(min(deadline.remaining(), GOODBYE_SECONDS)))
 
 
 def _await_worker(device: Device, deadline: Deadline) -> None:
@@ -224,9 +294,10 @@ def _await_relay(record: state.Record | None) -> None:
         pass
 
 
-def _await_free(device: Device, deadline: Deadline) -> None:
+def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:
+    """Raises `DeviceInUse`. `pid` is the kernel's for what was detached: another one's device is not waited for."""
     kernel = Kernel(device)
-    while kernel.attached or kernel.size or kernel.inflight or kernel.partitions:
+    while kernel.pid in (None, pid) and (kernel.attached or kernel.size or kernel.inflight or kernel.partitions):
         if not deadline.sleep(_POLL):
             users = users_of(device).all + opened(open_by(device)).all
             cause = f"detached, but not free: {', '.join(one.says for one in users)}" if users else ""

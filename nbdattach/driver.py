@@ -23,6 +23,8 @@ def refuse_other_systems() -> None:
         raise KernelRefused(
             f"this system ({sys.platform})", "not Linux, and only Linux has the nbd driver", "list, info and check work"
         )
+    if not sysfs.is_there():
+        raise KernelRefused(sysfs.SYS, "not mounted, so nothing can be told of devices", "mount -t sysfs sysfs /sys")
 
 
 def ensure_loaded() -> None:

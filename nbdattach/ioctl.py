@@ -103,6 +103,14 @@ def mlockall_on_fault() -> None:
     _checked(_libc().mlockall(uapi.MCL_CURRENT | uapi.MCL_FUTURE | uapi.MCL_ONFAULT))
 
 
+def sync_file_range(fd: int) -> None:
+    """Writes back all dirty pages, and waits for that; no cache of the device is flushed (sync_file_range(2))."""
+    import ctypes
+
+    everything = ctypes.c_longlong(0)  # from 0, as far as it goes
+    _checked(_libc().sync_file_range(fd, everything, everything, uapi.SYNC_FILE_RANGE_ALL))
+
+
 def _libc_ioctl(fd: int, request: int, argument: int) -> None:
     import ctypes
 

@@ -14,21 +14,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import os
 import random
 import select
 import subprocess
+import threading
 from collections.abc import Iterator
 
 from nbdattach import netlink, process, state, sysfs
-from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, identifier, set_queue_limits
+from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
 from nbdattach.interpreter import bare_python
 from nbdattach.link import unlimited
 from nbdattach.node import Node
-from nbdattach.sysfs import Kernel
+from nbdattach.sysfs import Kernel, identifier
 from nbdattach.wishes import DEFAULT_ON_LOSS
 
 # The age at which the driver looks at a request without an answer, in seconds. With one connection it sends it again
@@ -93,10 +93,14 @@ def attach(device: Device, job: Job) -> Claimed:
         resend = _io_timeout_ms(job)
         if sysfs.exists(device):  # else the message makes it
             set_queue_limits(device, job, resend)
-        node = None
+        node, ours = None, True
         try:
             locks.enter_context(_guarded(device, job))
-            _connect(family, device, job)  # an interrupt is told only after it is done
+            try:
+                _connect(family, device, job)  # an interrupt is told only after it is done
+            except (Taken, KernelRefused):
+                ours = False  # though it may look so: another command, of the same tag, was faster
+                raise
             node = Node.claim_within(device, Deadline(job.wishes.connect_timeout))
             set_queue_limits(device, job, resend)  # a new one, or a foreign tool was at it
             for number in job.sockets:
@@ -104,7 +108,7 @@ def attach(device: Device, job: Job) -> Claimed:
             if not _is_ours(device, job):
                 raise Spent
         except BaseException:
-            if _is_ours(device, job):
+            if ours and _is_ours(device, job):
                 with contextlib.suppress(OSError):
                     family.disconnect(device.index)
             if node:
@@ -116,7 +120,7 @@ def attach(device: Device, job: Job) -> Claimed:
 @contextlib.contextmanager
 def _guarded(device: Device, job: Job) -> Iterator[None]:
     """Should we be killed meanwhile, a process that reads the end of our pipe undoes what we did."""
-    pid = os.getpid() if process.sees_all() else 0
+    pid = threading.get_native_id() if process.sees_all() else 0  # the kernel's name for who sends
     command = bare_python("guard_main", device.path, state.path(device), identifier(job.tag), str(pid))
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
         try:

@@ -18,7 +18,8 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.interpreter import bare_python
-from nbdattach.sysfs import Kernel
+from nbdattach.sysfs import Block, Kernel
+from nbdattach.worker import write_back
 
 T = TypeVar("T")
 # udev holds a shared lock while it probes the device: that takes milliseconds.
@@ -71,6 +72,11 @@ class Node:
             node = cls(device, os.open(device.path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise _cannot_open(device, error) from None
+        try:
+            node._check_block_device()
+        except BaseException:
+            node.close()
+            raise
         with contextlib.suppress(OSError):
             fcntl.flock(node.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return node
@@ -86,6 +92,12 @@ class Node:
     def _check_block_device(self) -> None:
         if not stat.S_ISBLK(os.fstat(self.fd).st_mode):
             raise KernelRefused(self.device.path, "not a block device", "has somebody written a file there? remove it")
+        found, wanted = os.fstat(self.fd).st_rdev, Block(self.device.name).number
+        if wanted not in (None, f"{os.major(found)}:{os.minor(found)}"):
+            cause = f"its node is of another device: {os.major(found)}:{os.minor(found)}, not {wanted}"
+            raise KernelRefused(
+                self.device.path, cause, f"rm {self.device.path}; udevadm trigger, or mknod makes it anew"
+            )
 
     def _lock(self) -> None:
         """The lock that udev's own rules ask of tools (systemd's "Locking Block Device Access")."""
@@ -126,6 +138,21 @@ class Node:
                 max(code, 1),
                 "nothing was detached; is the server up? --force gives up what it does not have",
             )
+
+    def write_back(self, deadline: Deadline) -> bool:
+        """Sends what is dirty in the page caches to the server; whether there was anything. Raises `Unanswered`.
+
+        It makes the server keep nothing: that is for `flush`. Where there is nothing to send, it takes no time.
+        """
+        kernel = Kernel(self.device)
+        before = kernel.written
+        _within(deadline, lambda: write_back(self.device.path))
+        return kernel.written != before
+
+    def allow_writes(self) -> None:
+        """Lifts the read-only mark that another tool set at this device by BLKROSET: it outlives attachments."""
+        with self._step("BLKROSET"):
+            ioctl.blkroset(self.fd, False)
 
     def let_udev_in(self) -> None:
         """Gives udev's lock back, and keeps the claim."""

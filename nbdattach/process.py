@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import select
@@ -15,6 +16,8 @@ from nbdattach import ioctl
 from nbdattach.wiretext import plain
 
 PROC = "/proc"
+# File systems whose server may be away (proc_filesystems(5)).
+_REMOTE = ("nfs", "cifs", "smb3", "fuse", "ceph", "9p", "afs", "glusterfs", "lustre", "gfs2", "ocfs2")
 _CAP_SYS_ADMIN = 1 << 21
 
 
@@ -86,15 +89,18 @@ def end_signals() -> int:
     return woken
 
 
-def openers(numbers: set[str], ours: Collection[int] = ()) -> list[Opener]:
-    """Who has one of these block devices (major:minor) open now, but for us and the processes `ours`.
+def openers(numbers: set[str], serving: Collection[int] = (), own_fd: int = -1) -> list[Opener]:
+    """Who has one of these block devices (major:minor) open now, but for the processes that serve it and `own_fd`.
 
     Without root only our own user's processes can be seen; those of other pid namespaces beside ours never.
     """
     found = []
     for pid in _pids():
-        if pid != os.getpid() and pid not in ours:
-            found += [Opener(pid, name_of(pid), fd) for fd in _descriptors(pid) if still_open(pid, fd, numbers)]
+        if pid not in serving:
+            ours = own_fd if pid == os.getpid() else -1
+            for fd in _descriptors(pid):
+                if fd != ours and still_open(pid, fd, numbers):
+                    found.append(Opener(pid, name_of(pid), fd))
     return found
 
 
@@ -110,26 +116,71 @@ def has_open(pid: int, numbers: set[str]) -> bool:
 
 
 def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
-    """Whether that descriptor of the process is one of these block devices."""
-    place = f"{PROC}/{pid}/fd/{fd}"
+    """Whether that descriptor of the process is one of these block devices, opened for more than its path."""
+    place = f"{PROC}/{pid}/{_task(pid)}fd/{fd}"
     try:
-        # Not all are asked for more: stat() of a file on a server that is away would hang.
-        if not os.readlink(place).startswith("/dev/"):
-            return False
-        found = os.stat(place)
+        path = os.readlink(place)
     except OSError:
         return False
-    return stat.S_ISBLK(found.st_mode) and f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" in numbers
+    if block_number(place, path) not in numbers:
+        return False
+    flags = [line.split()[1] for line in lines(f"{pid}/{_task(pid)}fdinfo/{fd}") if line.startswith("flags:")]
+    return not (flags and int(flags[0], 8) & os.O_PATH)
 
 
-def other_mount_namespaces() -> Iterator[Opener]:
-    """One process of each mount namespace that is not ours, as far as we may see them."""
+def block_number(place: str, path: str = "") -> str | None:
+    """major:minor of a block device; `path` is where it is known to lead to. None for anything else.
+
+    Not all are looked at: stat() of a file on a server that is away would hang.
+    """
+    path = path or place
+    if not path.startswith("/") or path.startswith(_remote_places()):
+        return None
+    try:
+        found = os.stat(place)
+    except OSError:
+        return None
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if stat.S_ISBLK(found.st_mode) else None
+
+
+def _task(pid: int) -> str:
+    """Where its descriptors can be read: its first thread may have ended, and shows none then."""
+    fields = _stat(pid)
+    if fields is None or fields[0] not in ("Z", "X"):
+        return ""
+    others = [name for name in _names(f"{PROC}/{pid}/task") if name != str(pid)]
+    return f"task/{others[0]}/" if others else ""
+
+
+@functools.cache
+def _remote_places() -> tuple[str, ...]:
+    """Mount points of file systems that may have no answer for us."""
+    found = []
+    for line in lines("self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        if after.startswith(_REMOTE):
+            found.append(before.split(" ")[4] + "/")
+    return tuple(found)
+
+
+def mount_tables() -> Iterator[tuple[Opener | None, list[str]]]:
+    """Lines of mountinfo (proc_pid_mountinfo(5)): of our mount namespace, then of each other one that we may see.
+
+    With a process of it, None for our own. A process in a chroot may see nothing, so the next one is asked then.
+    """
+    yield None, _mount_lines("self")
     seen = {_namespace("self")}
     for pid in _pids():
         namespace = _namespace(str(pid))
         if namespace and namespace not in seen:
-            seen.add(namespace)
-            yield Opener(pid, name_of(pid))
+            found = _mount_lines(str(pid))
+            if found:
+                seen.add(namespace)
+                yield Opener(pid, name_of(pid)), found
+
+
+def _mount_lines(pid: str) -> list[str]:
+    return [line for line in lines(f"{pid}/mountinfo") if " - " in line]
 
 
 def group_of(pid: int) -> int:
@@ -157,8 +208,12 @@ def _pids() -> list[int]:
 
 
 def _descriptors(pid: int) -> list[int]:
+    return [int(name) for name in _names(f"{PROC}/{pid}/{_task(pid)}fd")]
+
+
+def _names(folder: str) -> list[str]:
     try:
-        return [int(name) for name in os.listdir(f"{PROC}/{pid}/fd")]
+        return os.listdir(folder)
     except OSError:
         return []
 

@@ -14,10 +14,12 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from typing import TypeAlias
 
 from nbdattach.device import Device
+from nbdattach.errors import KernelRefused
 from nbdattach.process import alive, started
-from nbdattach.sysfs import Kernel
+from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
 
@@ -155,7 +157,42 @@ def load(device: Device) -> Record | None:
     kernel = Kernel(device)
     same_attachment = kernel.pid is not None and kernel.pid == record.kernel_pid
     same_backend = kernel.by_netlink == (record.backend == "netlink")
-    return record if same_attachment and same_process and same_backend else None
+    # Whoever attaches by netlink twice has the same pid both times.
+    same_tag = record.backend != "netlink" or kernel.backend == identifier(record.tag).strip()
+    return record if same_attachment and same_process and same_backend and same_tag else None
+
+
+Identity: TypeAlias = tuple[int | None, str | None, str | None]
+
+
+def identity_of(device: Device) -> Identity:
+    """By what an attachment is told from the next one there: kernel's pid, identifier, and when it was made."""
+    kernel, record = Kernel(device), load(device)
+    return kernel.pid, kernel.backend, record.since if record else None
+
+
+def refuse_hidden() -> None:
+    """Raises `KernelRefused` where only root may know what we have attached."""
+    if os.path.isdir(RUN) and not os.access(RUN, os.R_OK | os.X_OK):
+        raise KernelRefused(RUN, "no permission to see what is attached", "as root: try sudo")
+
+
+def mark_unflushed(device: Device) -> None:
+    """What was written to it may be lost: the kernel tells that once only. Raises OSError."""
+    _write(_unflushed_path(device), {"identity": identity_of(device)})
+
+
+def is_unflushed(device: Device) -> bool:
+    """Whether a flush of this very attachment has failed before."""
+    try:
+        with open(_unflushed_path(device)) as file:
+            return tuple(json.load(file)["identity"]) == identity_of(device)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _unflushed_path(device: Device) -> str:
+    return f"{RUN}/{device.name}.unflushed"
 
 
 @contextlib.contextmanager
@@ -221,7 +258,7 @@ def _locks() -> Iterator[int]:
 
 def forget(device: Device) -> None:
     """Removes what is remembered of the device, half-written files included. The caller holds the claim on it."""
-    for name in (path(device), _trouble_path(device)):
+    for name in (path(device), _trouble_path(device), _unflushed_path(device)):
         _remove(name)
         _remove(f"{name}.new")
 

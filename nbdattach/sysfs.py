@@ -5,6 +5,7 @@ Source of the attributes: drivers/block/nbd.c (pid, backend), Documentation/ABI/
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 
@@ -15,7 +16,19 @@ SYS = "/sys"
 SECTOR = 512
 # Bytes: the kernel shows an attribute in one page at most.
 _MAX_ATTRIBUTE = 1 << 16
+# Bytes, of what the netlink backend has for an identifier.
+MAX_IDENTIFIER = 1024
 DEFAULT_IO_TIMEOUT = 30.0
+
+
+def identifier(tag: str) -> str:
+    """The tag as the kernel keeps it, for /sys/block/nbdN/backend; a digest of one that does not fit into a page there.
+
+    The driver writes it out without a look at its length (backend_show).
+    """
+    if len(tag.encode(errors="surrogateescape")) <= MAX_IDENTIFIER:
+        return tag
+    return f"sha256:{hashlib.sha256(tag.encode(errors='surrogateescape')).hexdigest()}"
 
 
 def driver_loaded() -> bool:
@@ -45,6 +58,11 @@ def max_part() -> int | None:
     return int(text) if text else None
 
 
+def is_there() -> bool:
+    """Whether /sys is mounted, without which nothing can be told."""
+    return os.path.isdir(f"{SYS}/block")
+
+
 def exists(device: Device) -> bool:
     return os.path.isdir(f"{SYS}/block/{device.name}")
 
@@ -61,14 +79,11 @@ def devices() -> list[Device]:
     return sorted(found)
 
 
-def loops() -> dict[str, list[str]]:
-    """Loop devices, by the name of the block device that backs them; the kernel does not count them as its holders."""
-    found: dict[str, list[str]] = {}
-    for loop in sorted(name for name in os.listdir(f"{SYS}/block") if name.startswith("loop")):
-        backing = _read(f"{SYS}/block/{loop}/loop/backing_file")
-        if backing and backing.startswith("/dev/"):
-            found.setdefault(backing.removeprefix("/dev/"), []).append(loop)
-    return found
+def loops() -> dict[str, str]:
+    """Loop devices, with the path of what backs them; the kernel does not count them as holders of that."""
+    names = sorted(name for name in _names(f"{SYS}/block") if name.startswith("loop"))
+    backings = ((loop, _read(f"{SYS}/block/{loop}/loop/backing_file")) for loop in names)
+    return {loop: backing for loop, backing in backings if backing}
 
 
 def btrfs_devices() -> list[set[str]]:
@@ -195,6 +210,12 @@ class Kernel:
         if len(fields) < 9:
             return None
         return Stat(read=fields[2] * SECTOR, written=fields[6] * SECTOR, inflight=fields[8])
+
+    @property
+    def written(self) -> int:
+        """Sectors, since the device was made (Documentation/block/stat.rst)."""
+        fields = (self._read("stat") or "").split()
+        return int(fields[6]) if len(fields) > 6 else 0
 
     @property
     def inflight(self) -> int:

@@ -88,10 +88,13 @@ class Census:
     @cached_property
     def mounts(self) -> list[Mount]:
         """Of all mount namespaces that can be seen; what is at the same place in ours and in others, once."""
-        found = list(_mounts("self", None))
-        ours = {(one.number, one.path) for one in found}
-        for owner in process.other_mount_namespaces():
-            found += [one for one in _mounts(str(owner.pid), owner) if (one.number, one.path) not in ours]
+        found: list[Mount] = []
+        ours: set[tuple[str, str]] = set()
+        for owner, lines in process.mount_tables():
+            mounts = [_mount(line, owner) for line in lines]
+            found += [one for one in mounts if (one.number, one.path) not in ours]
+            if owner is None:
+                ours = {(one.number, one.path) for one in mounts}
         return found
 
     @cached_property
@@ -101,7 +104,13 @@ class Census:
 
     @cached_property
     def loops(self) -> dict[str, list[str]]:
-        return sysfs.loops()
+        """Loop devices by the number of the block device that backs them, by whatever name."""
+        found: dict[str, list[str]] = {}
+        for loop, backing in sysfs.loops().items():
+            number = process.block_number(backing)
+            if number:
+                found.setdefault(number, []).append(loop)
+        return found
 
     @cached_property
     def btrfs(self) -> list[set[str]]:
@@ -119,7 +128,7 @@ class Census:
             if part.name in seen:
                 continue
             seen.add(part.name)
-            for name in [*part.holders, *self.loops.get(part.name, [])]:
+            for name in [*part.holders, *self.loops.get(part.number or part.name, [])]:
                 yield from self._users(Block(name), seen)
                 yield _holder(Block(name), direct)
             for mount in self.mounts:
@@ -143,14 +152,24 @@ def users_of(device: Device) -> Users:
     return Census().users_of(device)
 
 
-def open_by(device: Device) -> list[Opener]:
-    """Processes that have the device or a partition open now, but for us and for the one that serves it.
+def open_by(device: Device, own_fd: int = -1) -> list[Opener]:
+    """Processes that have the device or a partition open now, but for our `own_fd`, and for the one that serves it.
 
-    That is our worker, or the process of another tool that blocks in NBD_DO_IT.
+    That is our worker, or the process of another tool that blocks in NBD_DO_IT. By netlink nobody serves: the pid that
+    the kernel tells is that of whoever attached the device, and may have it open as anybody else.
     """
+    serving = serving_pid(device)
+    return process.openers(numbers_of(device), {process.group_of(serving)} if serving else (), own_fd)
+
+
+def serving_pid(device: Device) -> int | None:
+    """The process in NBD_DO_IT, as far as its number means something here."""
+    if Kernel(device).by_netlink:
+        return None
     record = state.load(device)
-    serving = {process.group_of(pid) for pid in (record and record.pid, Kernel(device).pid) if pid}
-    return process.openers(numbers_of(device), serving)
+    if record and record.pid:
+        return record.pid
+    return Kernel(device).pid if process.sees_all() else None
 
 
 def numbers_of(device: Device) -> set[str]:
@@ -205,12 +224,11 @@ def _word(text: str) -> str:
     return shlex.quote(plain(text))
 
 
-def _mounts(pid: str, owner: Opener | None) -> Iterator[Mount]:
-    """Mount points of a mount namespace (proc_pid_mountinfo(5))."""
-    for line in process.lines(f"{pid}/mountinfo"):
-        before, _, after = line.partition(" - ")
-        fields, kind, source = before.split(" "), *after.split(" ")[:2]
-        yield Mount(_unescaped(fields[4]), fields[2], _unescaped(source), kind, owner)
+def _mount(line: str, owner: Opener | None) -> Mount:
+    """One line of mountinfo (proc_pid_mountinfo(5))."""
+    before, _, after = line.partition(" - ")
+    fields, kind, source = before.split(" "), *after.split(" ")[:2]
+    return Mount(_unescaped(fields[4]), fields[2], _unescaped(source), kind, owner)
 
 
 def _unescaped(text: str) -> str:

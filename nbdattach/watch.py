@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from nbdattach import identity, netlink, state, transmission
-from nbdattach.backend import PATIENT_MS, identifier
+from nbdattach.backend import PATIENT_MS
 from nbdattach.carrier import Carrier, Relay
 from nbdattach.client import Connection, silent
 from nbdattach.clock import now, seconds_since
@@ -35,7 +35,7 @@ from nbdattach.link import Link, Scout
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
 from nbdattach.node import Busy, Node
 from nbdattach.process import started
-from nbdattach.sysfs import Kernel
+from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target
 from nbdattach.users import users_of
 

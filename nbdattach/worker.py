@@ -170,9 +170,10 @@ def _claim_unused(path: str, claim: list[int]) -> bool:
     """
     try:
         claim.append(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-        if _loop_on(path):
-            raise OSError(EBUSY, "")
-        flush(path)
+        for _ in range(2):  # a flush may take long, and the second one has little to do
+            if _loop_on(path):
+                raise OSError(EBUSY, "")
+            flush(path)
     except OSError as error:
         why = "it is in use" if error.errno == EBUSY else f"flushing: {os.strerror(error.errno or 0)}"
         _log(f"{path}: not detached on SIGTERM: {why}")
@@ -193,6 +194,21 @@ def flush(path: str) -> None:
             raise
         try:
             os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_back(path: str) -> None:
+    """All dirty pages of the device and its partitions go to the server, which may keep them in caches of its own."""
+    for place in [*partitions(path), path]:
+        try:
+            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            if place == path:
+                raise
+            continue
+        try:
+            ioctl.sync_file_range(fd)
         finally:
             os.close(fd)
 

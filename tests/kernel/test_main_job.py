@@ -88,6 +88,18 @@ def test_read_only_by_option_and_by_the_server() -> None:
 
 
 @pytest.mark.essential
+def test_what_another_tool_left_read_only_can_be_written(tmp_path: Path) -> None:
+    """BLKROSET, which nbd-client uses too, outlives the attachment that it was meant for."""
+    image = sparse_file(tmp_path / "image", MIB)
+    shell("blockdev --setro /dev/nbd0")
+    with nbdkit("file", f"file={image}") as server:
+        with attached(server.uri) as attachment:
+            assert not attachment.status().read_only
+            written = fill_with_noise("/dev/nbd0", 1)
+        assert digest_of(image) == written
+
+
+@pytest.mark.essential
 def test_several_connections_where_the_server_allows_them(tmp_path: Path) -> None:
     image = sparse_file(tmp_path / "image", 16 * MIB)
     with nbdkit("file", f"file={image}") as server:

@@ -23,14 +23,14 @@ class Host:
         (self.sys / "class").mkdir()
         (self.sys / "class/block").symlink_to(self.sys / "block")
 
-    def attach(self, device: Device = NBD0, pid: int = 4711, netlink: bool = True) -> None:
-        """The kernel says that this process has attached it, 1 MiB."""
+    def attach(self, device: Device = NBD0, pid: int = 4711, netlink: bool = True, tag: str = "mine") -> None:
+        """The kernel says that this process has attached it, 1 MiB; by netlink with that identifier."""
         folder = self.sys / "block" / device.name
         folder.mkdir()
         (folder / "pid").write_text(f"{pid}\n")
         (folder / "size").write_text("2048\n")
         if netlink:
-            (folder / "backend").write_text("tag\n")
+            (folder / "backend").write_text(f"{tag}\n")
 
     def write(self, name: str, text: str) -> None:
         self.run.mkdir(exist_ok=True)

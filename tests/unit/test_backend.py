@@ -9,9 +9,10 @@ from host import NBD0, pretend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach.backend import MAX_IDENTIFIER, Job, identifier, set_queue_limits
+from nbdattach.backend import Job, set_queue_limits
 from nbdattach.export import Export
 from nbdattach.geometry import plan
+from nbdattach.sysfs import MAX_IDENTIFIER, identifier
 from nbdattach.target import Target
 from nbdattach.wishes import Wishes
 

@@ -788,10 +788,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """Ours on nbd0 and nbd1, a stranger's on nbd2."""
     made = pretend(tmp_path, monkeypatch)
     for number, (tag, export) in enumerate((("db", "disk"), ("web", "root"))):
-        made.attach(Device(number))
+        made.attach(Device(number), tag=tag)
         record = Record(tag, f"nbd://db1/{export}", export, "netlink", 1, "2026-01-02T03:04:05Z", 4711)
         state.save(Device(number), record)
-    made.attach(Device(2))
+    made.attach(Device(2), tag="tag")
     return made
 
 

@@ -24,7 +24,7 @@ from nbdattach.state import Record
 from nbdattach.watch import Watch
 
 PATIENCE = 5.0
-WATCHED = Record("t", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, reconnect=True)
+WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, reconnect=True)
 SAME_VERSION = "is it of the same version?"
 
 

@@ -17,7 +17,7 @@ from host import NBD0, NBD1, Host, pretend
 from nbdattach import process, state
 from nbdattach.state import Record, Trouble
 
-BARE = Record("tag", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
+BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
 FULL = replace(
     BARE, size=1 << 40, flags=0x105, block_size=4096, max_sectors_kb=64, raw=True, connect_timeout=1.5, on_loss=None,
     dead_peer=2.5, io_timeout=0.5, reconnect=True,
@@ -177,6 +177,7 @@ def is_free(lock: Lock) -> bool:
     """Whether another process gets it at once. That of a tag is waited for."""
     pid = os.fork()
     if not pid:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, _AT_ONCE)  # the signal ends it
         with lock() as taken:
             os._exit(int(taken is False))

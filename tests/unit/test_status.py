@@ -89,7 +89,7 @@ def test_trouble_of_what_nobody_watches_is_old(host: Host, record: Record | None
 @pytest.mark.usefixtures("host")
 def test_what_another_program_attached_by_netlink_has_its_identifier() -> None:
     found = status_of(NBD0)
-    assert (found.tag, found.backend, found.target, found.pid) == ("tag", "netlink", None, None)
+    assert (found.tag, found.backend, found.target, found.pid) == ("mine", "netlink", None, None)
 
 
 def test_what_is_not_attached_is_said(host: Host) -> None:
