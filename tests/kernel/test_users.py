@@ -147,7 +147,7 @@ def nobody_is_left() -> Iterator[None]:
     subprocess.run(
         """exec 2>/dev/null
         umount -R /mnt "/run/other place"; swapoff -a; losetup -D; mdadm --stop --scan; dmsetup remove_all
-        pkill -f os.open; pkill sleep; rm -f /run/elsewhere; true""",
+        pkill -f "[o]s.open"; pkill sleep; rm -f /run/elsewhere; true""",
         shell=True,
         stdout=subprocess.DEVNULL,
     )
@@ -208,10 +208,10 @@ def test_who_opens_it_for_a_moment_is_no_user() -> None:
         assert not FIRST.attached
 
 
-def test_an_opener_by_another_name_than_that_in_dev_is_named() -> None:
-    shell("mknod /run/elsewhere b 43 0")
+def test_an_opener_by_another_name_than_that_in_dev_is_named(tmp_path: Path) -> None:
+    shell(f"mknod {tmp_path}/node b 43 0")
     with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0"):
-        line = opened(os.O_RDONLY, "/run/elsewhere")()
+        line = opened(os.O_RDONLY, f"{tmp_path}/node")()
         done = nbd("disconnect", "nbd0")
         assert (done.code, done.err.splitlines()[1]) == (7, f"  {line}")
         shell(line.rpartition(": ")[2])
