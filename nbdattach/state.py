@@ -1,7 +1,7 @@
 """What we remember of our attachments, in /run/nbdattach: a help, never the truth, which is the kernel's.
 
-One JSON file an attachment, and one more while it is in trouble; readable by root only, written atomically, without
-secrets.
+One JSON file an attachment, one more while it is in trouble, and one when a flush has failed; readable by root only,
+written atomically, without secrets.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nbdattach.process import alive, started
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
+from nbdattach.worker import STATE_FILES
 
 RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
@@ -192,7 +193,7 @@ def is_unflushed(device: Device) -> bool:
 
 
 def _unflushed_path(device: Device) -> str:
-    return f"{RUN}/{device.name}.unflushed"
+    return f"{path(device)}.unflushed"
 
 
 @contextlib.contextmanager
@@ -258,14 +259,18 @@ def _locks() -> Iterator[int]:
 
 def forget(device: Device) -> None:
     """Removes what is remembered of the device, half-written files included. The caller holds the claim on it."""
-    for name in (path(device), _trouble_path(device), _unflushed_path(device)):
+    for name in [*_kept(device), _trouble_path(device), f"{_trouble_path(device)}.new"]:
         _remove(name)
-        _remove(f"{name}.new")
 
 
 def remembers(device: Device) -> bool:
     """Whether there is a file of the device, be it stale."""
-    return os.path.exists(path(device)) or os.path.exists(f"{path(device)}.new")
+    return any(map(os.path.exists, _kept(device)))
+
+
+def _kept(device: Device) -> list[str]:
+    """The files that a worker removes, too, when it ends by itself."""
+    return [f"{path(device)}{end}" for end in STATE_FILES]
 
 
 def _remove(name: str) -> None:
