@@ -560,30 +560,47 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, path: str) 
 
     Attached already is done. Devices that do not come are reported; the others are attached all the same.
     """
-    if bool(devices) + everything + only_check != 1:
+    if bool(devices) + everything + only_check == 0 or (devices and everything):
         raise click.UsageError("Give devices, or --all, or --check.", click.get_current_context())
-    wanted = list(dict.fromkeys(_device(text) for text in devices))
+    wanted = None if everything else list(dict.fromkeys(_device(text) for text in devices))
     from nbdattach import table
 
     found = table.read(path)
+    entries, failures = table.chosen(found, wanted, path)
     if only_check:
-        _raise_all([mistake.error for mistake in found.mistakes])
+        _raise_all(list(dict.fromkeys([*(mistake.error for mistake in found.mistakes), *failures])))
         return
-    entries, failures = table.chosen(found, None if everything else wanted, path)
     for entry in entries:
         if not entry.target.tls_verify:
             _warn_of_no_verify(f"{entry.device.path}: ")
-    # The work is done in threads, which no KeyboardInterrupt reaches. To be killed leaves nothing half done.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    for outcome in table.up(entries, _trace()):
-        if isinstance(outcome, NbdattachError):
-            failures.append(outcome)
-            continue
-        for note in outcome.notes:
-            _say(note)
-        click.echo(outcome.device)
-        sys.stdout.flush()
-    _raise_all(failures)
+    for failure in failures:
+        _say_error(failure)
+    failed: dict[Device, NbdattachError] = {}
+    with _killed_by_interrupt():
+        for entry, outcome in table.up(entries, _trace()):
+            if isinstance(outcome, NbdattachError):
+                failed[entry.device] = outcome
+                _say_error(outcome)
+                continue
+            for note in outcome.notes:
+                _say(note)
+            click.echo(outcome.device)
+            sys.stdout.flush()
+    failures += [failed[entry.device] for entry in entries if entry.device in failed]
+    if failures:
+        click.get_current_context().exit(failures[0].exit_code)
+
+
+@contextlib.contextmanager
+def _killed_by_interrupt() -> Iterator[None]:
+    """For work in threads, which no KeyboardInterrupt reaches: to be killed leaves nothing half done."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @cli.command()
@@ -603,9 +620,7 @@ def down(devices: tuple[str, ...], everything: bool, path: str) -> None:
 
     failures: list[NbdattachError] = []
     if everything:
-        found = table.read(path)
-        failures += [mistake.error for mistake in found.mistakes]
-        wanted = table.all_to_detach(found, path)
+        wanted, failures = table.all_to_detach(path)
 
     def one(device: Device) -> None:
         try:

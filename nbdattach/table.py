@@ -16,10 +16,10 @@ from dataclasses import replace
 from nbdattach import api, detachment, nbdtab, state, sysfs
 from nbdattach.client import silent
 from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, Malformed, NbdattachError
+from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, facts_of
 from nbdattach.nbdtab import Entry, Table
 from nbdattach.sysfs import Kernel
-from nbdattach.wiretext import from_wire, plain
+from nbdattach.wiretext import from_wire, plain, quoted
 from nbdattach.wishes import Wishes
 
 PATH = "/etc/nbdtab"
@@ -74,25 +74,39 @@ def chosen(
     return entries, failures
 
 
-def up(entries: Sequence[Entry], trace: api.Say = silent) -> Iterator[api.Attachment | NbdattachError]:
-    """Attaches them all at the same time; the outcomes, as they come."""
+def up(entries: Sequence[Entry], trace: api.Say = silent) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
+    """Attaches them all at the same time; what became of each, as they come."""
     with ThreadPoolExecutor(max(1, min(len(entries), MAX_AT_ONCE))) as pool:
-        for done in as_completed([pool.submit(_up, entry, trace) for entry in entries]):
-            yield done.result()
+        work = {pool.submit(_up, entry, trace): entry for entry in entries}
+        for done in as_completed(work):
+            yield work[done], done.result()
 
 
 def _up(entry: Entry, trace: api.Say) -> api.Attachment | NbdattachError:
     try:
         return api.attach(entry.target, entry.device, entry.wishes, trace)
     except NbdattachError as error:
-        return error
+        return error if error.thing == entry.device.path else _of_device(entry.device, error)
 
 
-def all_to_detach(table: Table, path: str = PATH) -> list[Device]:
-    """The devices of the table from its last line to the first, after those that `up` attached of lines now gone."""
+def _of_device(device: Device, error: NbdattachError) -> NbdattachError:
+    """The same error, that names the device: of many, it tells which one did not come."""
+    return error_of({**facts_of(error), "thing": f"{device.path}: {error.thing}"})
+
+
+def all_to_detach(path: str = PATH) -> tuple[list[Device], list[NbdattachError]]:
+    """The devices of the table, from its last line to the first, after those that `up` attached of lines now gone.
+
+    And its mistakes: a table that cannot be read keeps nothing attached that came from it.
+    """
+    try:
+        table = read(path)
+        failures: list[NbdattachError] = [mistake.error for mistake in table.mistakes]
+    except Malformed as error:
+        table, failures = Table((), ()), [error]
     named = [entry.device for entry in reversed(table.entries)]
     gone = [device for device in sysfs.devices() if device not in named and _is_of(state.load(device), path)]
-    return gone + named
+    return gone + named, failures
 
 
 def _is_of(record: state.Record | None, path: str) -> bool:
@@ -113,15 +127,30 @@ def down(
     """
     if not Kernel(device).attached:
         return detachment.detach(device, trace=trace)  # takes away what may be left
-    meant = state.identity_of(device)
-    record = state.load(device)
-    if not _is_of(record, path):
-        entry = entry_of(read(path), device, path)
-        if not (record and (record.tag, record.target) == (entry.tag, entry.target.uri)):
-            holds = record.target if record else "what another program attached"
-            raise DeviceInUse(
-                device.path,
-                f"holds {holds}; {plain(path)}:{entry.line} says {entry.target.uri}",
-                f"nbdattach disconnect {device.path} detaches it all the same",
-            )
+    state.refuse_hidden()
+    meant, record = state.identity_of(device), state.load(device)
+    line = _line_of(device, path)
+    if isinstance(line, Malformed) or not record or (record.tag, record.target) != (line.tag, line.target.uri):
+        if not record or not _is_of(record, path):
+            raise line if isinstance(line, Malformed) else _holds_other(device, record, line, path)
+        say(f"{device.path}: {record.target} is attached there; it was in {plain(path)}, which says something else now")
     return detachment.detach(device, only=meant, say=say, progress=progress, trace=trace)
+
+
+def _line_of(device: Device, path: str) -> Entry | Malformed:
+    try:
+        return entry_of(read(path), device, path)
+    except Malformed as error:
+        return error
+
+
+def _holds_other(device: Device, record: state.Record | None, line: Entry, path: str) -> DeviceInUse:
+    there, wanted = (record.tag, record.target) if record else ("", ""), (line.tag, line.target.uri)
+    holds, says = (
+        f"{uri} with the tag {quoted(tag)}" if there[1] == wanted[1] else uri for tag, uri in (there, wanted)
+    )
+    return DeviceInUse(
+        device.path,
+        f"holds {holds or 'what another program attached'}, but {plain(path)}:{line.line} says {says}",
+        f"nbdattach disconnect {device.path} detaches it all the same",
+    )
