@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nbdattach.deadline import Deadline
-from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
+from nbdattach.errors import BrokenProtocol, ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
 from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
 from nbdattach.target import Target
 from nbdattach.wiretext import plain
@@ -153,6 +153,11 @@ class Stream:
             "something was sent in the clear between the server's yes to TLS and its begin",
             "does somebody stand between us and the server?",
         )
+
+    def see_nothing_is_left(self) -> None:
+        """What OpenSSL has read already the kernel would never see; and it would take what follows for that."""
+        if self._kernel_tls and self.tls and self.sock.pending():  # type: ignore[attr-defined]
+            raise BrokenProtocol(self._target.uri, "the server sent more than it was asked for")
 
     @property
     def certificate(self) -> Certificate | None:

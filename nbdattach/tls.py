@@ -26,7 +26,11 @@ TLS_TX = 1
 TLS_RX = 2
 _OP_ENABLE_KTLS = 1 << 3  # the name came with Python 3.12
 # What the kernel's tls module takes of TLS 1.2, with forward secrecy; and the same with a pre-shared key.
-_KERNEL_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:@SECLEVEL=1"
+_AES = "ECDHE+AESGCM:DHE+AESGCM"
+_CHACHA = "ECDHE+CHACHA20:DHE+CHACHA20"
+_CRYPTO = "/proc/crypto"
+# Drivers of the kernel that do AES in C; those that use the processor's instructions are several times faster.
+_AES_IN_C = ("aes-generic", "aes-fixed-time")
 _PSK_CIPHERS = (
     "ECDHE-PSK-CHACHA20-POLY1305:DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305"
 )
@@ -117,12 +121,15 @@ class Handshake:
     def _made_context(self) -> ssl.SSLContext:
         target = self._target
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # The policy of the machine may be stricter (MinProtocol and SECLEVEL in openssl.cnf).
+        context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
         context.options |= ssl.OP_NO_RENEGOTIATION  # OpenSSL takes no data from the server in the middle of it
         if self._for_kernel:
+            self._see_policy_allows_1_2(context, NotInKernel, "kernel transport needs", "--tls-transport relay")
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             context.options |= _OP_ENABLE_KTLS
-            context.set_ciphers(_KERNEL_CIPHERS)
+            # Most servers take the first of them that they know.
+            context.set_ciphers(f"{_CHACHA}:{_AES}" if _kernel_is_slow_at_aes() else f"{_AES}:{_CHACHA}")
         if target.tls_psk_file:
             self._use_psk(context)
         elif target.tls_verify:
@@ -137,6 +144,13 @@ class Handshake:
         with contextlib.suppress(AttributeError):
             context._msg_callback = self._see_message  # type: ignore[attr-defined]
         return context
+
+    def _see_policy_allows_1_2(
+        self, context: ssl.SSLContext, kind: type[TlsFailed], who_needs: str, way_out: str
+    ) -> None:
+        if context.minimum_version > ssl.TLSVersion.TLSv1_2:
+            cause = f"the policy of this machine wants TLS 1.3, and {who_needs} 1.2"
+            raise kind(self._target.uri, cause, f"{way_out}; or see MinProtocol in openssl.cnf")
 
     @property
     def _ca_file(self) -> str:
@@ -193,6 +207,7 @@ class Handshake:
         if not found:
             hint = "openssl rand -hex 32 makes a key"
             raise TlsFailed(plain(file), "no line USER:KEY with a hexadecimal key", hint)
+        self._see_policy_allows_1_2(context, TlsFailed, "keys need", "certificates work: --tls-ca FILE")
         user, key = found[1], bytes.fromhex(found[2])
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -356,6 +371,21 @@ class Handshake:
             return f"its certificate is not for {wanted}"
         some = ", ".join(map(quoted, names[:_MAX_NAMES])) + (", ..." if len(names) > _MAX_NAMES else "")
         return f"its certificate is for {some}, not for {wanted}"
+
+
+def _kernel_is_slow_at_aes() -> bool:
+    """Whether it has AES in C, and nothing better."""
+    try:
+        with open(_CRYPTO) as file:
+            blocks = file.read().split("\n\n")
+    except OSError:
+        return False
+    drivers = []
+    for block in blocks:
+        fields = dict(re.findall(r"^(name|driver) *: (.*)$", block, re.MULTILINE))
+        if re.search(r"\baes\b", fields.get("name", "")):
+            drivers.append(fields.get("driver", ""))
+    return bool(drivers) and all(any(slow in driver for slow in _AES_IN_C) for driver in drivers)
 
 
 def inside_cipher(sock: ssl.SSLSocket) -> str:

@@ -30,7 +30,7 @@ from nbdattach.client import Connection, silent
 from nbdattach.clock import now, seconds_since
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused
+from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
 from nbdattach.link import Link, Scout
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
 from nbdattach.node import Busy, Node
@@ -421,9 +421,12 @@ class Watch:
     def _carry_over(self, target: Target | None) -> str:
         self._see_we_can_replace()
         place = target or self._target()
+        if self._record.tls and not place.tls:
+            cause = "that is in the clear, and the device was attached over TLS"
+            raise TlsFailed(place.uri, cause, "nbds:// reaches it over TLS; else disconnect, and connect without")
         self._replace_all(self._dial_all(place, self._record.size))
         if target:
-            self._remember(target=target.uri)
+            self._remember(target=target.uri, trust=state.trust_of(target))
         self._log(f"{self.device.name}: handed over to {place.uri}")
         return place.uri
 
