@@ -127,8 +127,8 @@ def memory(pids: set[int]) -> tuple[float, float]:
     return rss, unshared
 
 
-def over_tls(options: argparse.Namespace) -> list[Row]:
-    with tls.served(options.size) as (server, folder):
+def over_tls(cipher: str, options: argparse.Namespace) -> list[Row]:
+    with tls.served(options.size, cipher) as (server, folder):
         contenders = tls.contenders(options.nbdattach, folder)
         rows = data_path(contenders, fio.WORKS[:2], server, options)
         with all_attached(contenders, server) as devices:
@@ -164,8 +164,9 @@ def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -
         return "Server's return", restarts.measure(kinds, rounds)
     if part == "monitor":
         return "Monitor, resident", crowd.monitor_memory(netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
-    if part == "tls":
-        return "Data over TLS", over_tls(options)
+    if part in tls.CIPHERS:
+        cipher = tls.CIPHERS[part]
+        return f"TLS, {cipher}", over_tls(cipher, options)
     return "Attaching many", crowd.at_once(by_netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
 
 
