@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbdattach import certificate
-from nbdattach.errors import NotInKernel, TlsFailed
+from nbdattach.errors import MaybeNotInKernel, NotInKernel, TlsFailed
 from nbdattach.target import Target
 from nbdattach.wiretext import plain, quoted
 
@@ -263,7 +263,7 @@ class Handshake:
         hint = "its log may tell why; does it want a key (--tls-psk)?" if self._answered else self._in_common()
         said = "the server closed the connection in the TLS handshake"
         # Servers do so, too, that find nothing in common (nbdkit, with GnuTLS).
-        return self._failed(said, hint) if self._answered else self._nothing_for_kernel(said, hint)
+        return self._failed(said, hint) if self._answered else self._nothing_for_kernel(said, hint, MaybeNotInKernel)
 
     @staticmethod
     def is_of_tls(error: OSError) -> bool:
@@ -281,9 +281,9 @@ class Handshake:
     def _failed(self, cause: str, hint: str) -> TlsFailed:
         return TlsFailed(self._target.uri, cause, hint)
 
-    def _nothing_for_kernel(self, cause: str, hint: str) -> TlsFailed:
+    def _nothing_for_kernel(self, cause: str, hint: str, kind: type[NotInKernel] = NotInKernel) -> TlsFailed:
         """`NotInKernel` where we offered only what the kernel takes: there is more to offer."""
-        return (NotInKernel if self._for_kernel and not self._user else TlsFailed)(self._target.uri, cause, hint)
+        return (kind if self._for_kernel and not self._user else TlsFailed)(self._target.uri, cause, hint)
 
     def _not_us(self, said: str) -> TlsFailed:
         """`said` is the server's reason; "" where it only closed the connection."""

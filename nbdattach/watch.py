@@ -97,8 +97,9 @@ class Watch:
         self._record = record
         self._links = links
         self._log = log
-        by_relay = record.tls is not None and record.tls.get("transport") == "relay"
-        self._carrier = Carrier("relay" if by_relay else record.tls_transport, relay)
+        transport = record.tls and record.tls.get("transport")
+        wanted = "relay" if transport == "relay" else record.tls_transport
+        self._carrier = Carrier(wanted, relay, was_in_kernel=transport == "kernel")
         self._kernel = Kernel(device)
         # What there is to do; held for moments only.
         self._news = threading.Condition()
