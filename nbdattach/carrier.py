@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from nbdattach import client
+from nbdattach import client, process
 from nbdattach.client import Connection, silent
 from nbdattach.deadline import Deadline
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NotInKernel, error_of
@@ -89,6 +89,14 @@ class Carrier:
             made = self._dialled(target, order, timeout, trace)
             self._wanted = "relay"  # from now on; a server that only went away meanwhile would not have answered
             return made
+
+    def get_ready(self, target: Target) -> None:
+        """The disk that this machine runs from may be away when it is dialled next. A relay has all that it needs."""
+        if target.tls and self._wanted != "relay":
+            from nbdattach import tls
+
+            tls.warm_up(target)
+            process.stay_in_memory()
 
     def _may_pass(self, error: NotInKernel) -> bool:
         """A server that is on its way down, or up, may do it again; a relay would be for the rest of the attachment.

@@ -125,9 +125,10 @@ class Stream:
         """From here on inside TLS with a verified server; the plain socket is detached and cannot be used again."""
         from nbdattach import tls  # ssl costs 10 ms, and most connections do without
 
-        self._tls = tls.Handshake(self._target, self._kernel_tls)
-        self._see_nothing_is_there()
         try:
+            self._arm()
+            self._tls = tls.Handshake(self._target, self._kernel_tls, self._deadline.remaining())
+            self._see_nothing_is_there()
             self._arm()
             self.sock = self._tls.over(self.sock, hostname)
         except TimeoutError:

@@ -119,6 +119,7 @@ class Watch:
         self._last_outage: _Outage | None = None
         # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request.
         self._timeout = math.ceil(record.io_timeout) or (RESEND_SECONDS if self._several else 0)
+        self._ready = False  # to dial without a disk
         self._last_trouble = -math.inf
         self._more_patient = False
         self._handed_over = (time.monotonic(), self._kernel.completed)
@@ -264,6 +265,9 @@ class Watch:
 
     def _mend(self) -> None:
         """Until the driver has no dead connection, and none is silent; or until there is an order to obey first."""
+        if not self._ready:
+            self._ready = True
+            self._carrier.get_ready(self._target())
         while outage := self._trouble_now():
             if outage.fruitless and not self._go_on(outage):
                 return

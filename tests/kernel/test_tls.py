@@ -15,7 +15,7 @@ from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbd_server, nbdkit, qemu_nbd
 from test_restart import nothing_goes_wrong, state_of
 from tls_server import ClearServer, record_server
-from tool import BACKEND, attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, sparse_file
+from tool import BACKEND, attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, shell, sparse_file
 
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -243,6 +243,28 @@ RECORDS = {
     "ticket": (22, b"\x04\0\0\x06\0\0\x0e\x10\0\0"),
     "hello request": (22, b"\0\0\0\0"),
 }
+
+
+@pytest.mark.netlink
+@pytest.mark.parametrize("transport", ["kernel", "relay"])
+def test_the_files_may_be_on_the_disk_that_is_away(authorities: Path, tmp_path: Path, transport: str) -> None:
+    """As on a machine that runs from it: whoever reads them before it is back waits for himself."""
+    image, port = sparse_file(tmp_path / "image", 32 * MIB), free_port()
+    options = ["--tls=require", f"--tls-certificates={authorities}/good", "file", f"file={image}"]
+    with ExitStack() as servers:
+        server = servers.enter_context(nbdkit(*options, port=port))
+        target = server.export(scheme="nbds")
+        with attached(target, "nbd0", tls_ca=str(authorities / "good"), tls_transport=transport):
+            shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+            shell(f"cp {authorities}/good/ca-cert.pem /mnt && sync")
+            nbd_ok("reconnect", "--tls-ca", "/mnt/ca-cert.pem", "nbd0", target)
+            server.kill()
+            eventually(lambda: state_of("nbd0") == "reconnecting")
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+            servers.enter_context(nbdkit(*options, port=port))
+            eventually(lambda: state_of("nbd0") == "connected")
+            shell("cmp /mnt/ca-cert.pem " + str(authorities / "good" / "ca-cert.pem"))
+            shell("umount /mnt")
 
 
 # A relay passes over the others, as TLS asks for.
