@@ -65,7 +65,10 @@ class Carrier:
     ) -> Connection:
         """A connection that the kernel can take. Times in seconds. Raises `NbdattachError`."""
         deadline = Deadline(timeout)
-        if not target.tls or self._wanted != "relay":
+        if target.tls and target.socket and self._wanted == "kernel":
+            cause = "the kernel carries TLS over TCP only, and this is a Unix socket"
+            raise NotInKernel(target.uri, cause, "--tls-transport relay")
+        if not target.tls or (self._wanted != "relay" and not target.socket):
             try:
                 made = client.connect(target, timeout, trace, connect_within, raw_size, kernel_tls=True)
             except NotInKernel as error:

@@ -42,8 +42,9 @@ _SERVER_HELLO, _CERTIFICATE, _CERTIFICATE_REQUEST = 2, 11, 13  # HandshakeType (
 _NO_CRL, _NOT_YET, _EXPIRED, _CRL_EXPIRED, _SELF_SIGNED, _REVOKED = 3, 9, 10, 12, 18, 23
 _UNTRUSTED = (2, 7, 19, 20, 21)  # no issuer known, or one of that name with another key
 _WRONG_NAME = (62, 64)
-# A line of a file of keys. OpenSSL takes no longer names or keys (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
-_PSK_LINE = re.compile(r"([^:]{1,128}):((?:[0-9A-Fa-f]{2}){1,256})")
+# A line of a file of keys; one that was commented out is none.
+# OpenSSL takes no longer names or keys (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
+_PSK_LINE = re.compile(r"([^:#][^:]{0,127}):((?:[0-9A-Fa-f]{2}){1,256})")
 # Reasons of OpenSSL: a server does not like who we are; it does not, and keys are all there is to dislike; there is
 # nothing that both can do; this is no TLS at all.
 _NOT_US = (

@@ -177,6 +177,20 @@ def test_new_keys_and_tickets_of_tls_1_3_do_not_disturb_it(authority: Path, tmp_
     carrier.close()
 
 
+def test_a_unix_socket_goes_to_the_relay_at_once(authority: Path, tmp_path: Path) -> None:
+    with nbdkit("--tls=require", f"--tls-certificates={authority}", "pattern", "1M", unix=f"{tmp_path}/s") as server:
+        there = with_tls(parse_target(server.export(scheme="nbds")), ca=str(authority), hostname="localhost")
+        with pytest.raises(TlsFailed, match="the kernel carries TLS over TCP only, and this is a Unix socket"):
+            dial(Carrier("kernel"), there)
+        told: list[str] = []
+        carrier = Carrier("auto")
+        made = carrier.dial(there, 30, 10, told.append)
+        assert answers(made, there)
+        assert sum("connecting to" in line for line in told) == 1
+        made.stream.close()
+        carrier.close()
+
+
 def test_its_steps_are_told(target: Target) -> None:
     told: list[str] = []
     carrier = Carrier("relay")

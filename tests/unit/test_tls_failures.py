@@ -690,6 +690,7 @@ def test_old_python_refuses_keys_in_plain_words(tmp_path: Path, monkeypatch: pyt
         "alice:abc",
         ":" + "ab" * 16,
         b"\xff\xfe\0",
+        "#alice:" + "ab" * 32,
         "a" * 129 + ":ab",
         "a:" + "ab" * 257,
     ],
@@ -721,7 +722,7 @@ def key_server(tmp_path: Path, keys: dict[str, str]) -> Serve:
 @pytest.mark.row(8)
 def test_right_key_is_enough(tmp_path: Path) -> None:
     with listening(key_server(tmp_path, {"alice": "ab" * 32})) as place:
-        keys = with_keys(tmp_path, "# a comment\n\n" + ALICE + "\nbob:cd").tls_psk_file
+        keys = with_keys(tmp_path, "# a comment\n\n#old:cdcd\n" + ALICE + "\nbob:cd").tls_psk_file
         found = client.inspect(with_tls(place, psk=keys))
     assert found.export.size == wire.SIZE
     assert found.tls is not None
