@@ -40,7 +40,8 @@ class File:
             return
         with open(number, "wb", buffering=0) as memory:
             memory.write(self.content)
-            yield f"/proc/self/fd/{number}"
+            place = f"/proc/self/fd/{number}"
+            yield place if os.path.exists(place) else self.path  # early in the boot there is no /proc
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from servers import Server, nbdkit
 # GnuTLS of the server: TLS 1.2 with one of them, each of which all contenders know.
 CIPHERS = {"tls": "aes-256-gcm", "tls-chacha20": "chacha20-poly1305"}
 OTHERS = ("aes-128-gcm", "aes-128-ccm", "aes-256-ccm", "aes-128-cbc", "aes-256-cbc", "3des-cbc")
-# For the processor time of a contender: so many bytes written, and as many read.
-BYTES = 64 << 20
+# For the processor time of a contender: so many MiB written, and as many read, if the export has them.
+MEBIBYTES = 64
 
 
 @contextlib.contextmanager
@@ -89,15 +89,15 @@ def contenders(nbdattach: str, folder: Path) -> list[Contender]:
 
 def processor_time(devices: dict[str, Device], rounds: int) -> Row:
     """Of the whole guest, the server included, for the same bytes through each."""
-    row = Row("CPU, 64 MiB there and back", "ms", next(iter(devices)), {name: [] for name in devices}, {})
+    count = min(MEBIBYTES, *(device.mebibytes for device in devices.values()))
+    row = Row(f"CPU, {count} MiB there and back", "ms", next(iter(devices)), {name: [] for name in devices}, {})
     for _ in range(rounds):
         for name, device in devices.items():
-            row.samples[name].append(_busy(lambda device=device: _there_and_back(device.path)))  # type: ignore[misc]
+            row.samples[name].append(_busy(lambda device=device: _there_and_back(device.path, count)))  # type: ignore[misc]
     return row
 
 
-def _there_and_back(path: str) -> None:
-    count = str(BYTES >> 20)
+def _there_and_back(path: str, count: int) -> None:
     for one in ((f"of={path}", "if=/dev/zero", "oflag=direct"), (f"if={path}", "of=/dev/null", "iflag=direct")):
         run(["dd", *one, "bs=1M", f"count={count}"])
 
