@@ -124,11 +124,8 @@ class ClearServer:
         self.heard = b""
         self._words = words
         self._listening = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"nbds://127.0.0.1:{self._listening.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def uri(self) -> str:
-        return f"nbds://127.0.0.1:{self._listening.getsockname()[1]}"
 
     def close(self) -> None:
         self._listening.close()
