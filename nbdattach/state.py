@@ -29,6 +29,8 @@ _DEVICES = 1 << 32
 _MONITOR = 1 << 33
 _START = _MONITOR + 1
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
+# What a URI has no place for: ca, cert, key, verify.
+Trust: TypeAlias = dict[str, str | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Record:
     tls_transport: str = "auto"  # as it was asked for
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
-    trust: dict[str, str | bool] | None = None  # what a URI has no place for: ca, cert, key, verify
+    trust: Trust | None = None
     table: str = ""  # the file that named it, where `up` attached it
 
     @property
@@ -74,12 +76,18 @@ class Record:
 
     def place(self) -> Target:
         """What to dial."""
-        target = parse_target(self.target)
-        return with_tls(target, required=target.tls, **self.trust) if self.trust else target  # type: ignore[arg-type]
+        return place_of(self.target, self.trust)
 
 
-def trust_of(target: Target) -> dict[str, str | bool] | None:
-    """For a record."""
+def place_of(uri: str, trust: Trust | None) -> Target:
+    """The target of which those were told. Raises `Malformed`."""
+    target = parse_target(uri)
+    given = {name: value for name, value in (trust or {}).items() if value != ""}
+    return with_tls(target, required=target.tls, **given) if trust else target  # type: ignore[arg-type]
+
+
+def trust_of(target: Target) -> Trust | None:
+    """With the URI, all that there is to know of a target."""
     if not target.tls:
         return None
     return {"ca": target.tls_ca, "cert": target.tls_cert, "key": target.tls_key, "verify": target.tls_verify}
