@@ -22,7 +22,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.link import Link
-from nbdattach.stream import warm_up
+from nbdattach.stream import warm_up, warm_up_tls
 from nbdattach.target import parse_target
 from nbdattach.watch import Log, Watch
 
@@ -141,6 +141,7 @@ class Monitor:
                 self._watch(device, record, [])
 
     def _watch(self, device: Device, record: state.Record, links: list[Link], relay: Relay | None = None) -> None:
+        _load_what_it_needs(record)
         watch = Watch(device, record, links, self._log, relay)
         with self._mutex:
             before = self._watches.get(device)
@@ -210,6 +211,13 @@ class Monitor:
         else:
             raise NbdattachError("monitor", "it does not know this request", "is it of the same version?")
         done.wait()
+
+
+def _load_what_it_needs(record: state.Record) -> None:
+    """All code for a new connection there: when the server is away, the disk may be that has it; or it is removed."""
+    with contextlib.suppress(NbdattachError):  # of a broken record, which is found out in time
+        if record.place().tls:
+            warm_up_tls()
 
 
 def _not_watched(device: Device) -> NbdattachError:

@@ -278,3 +278,8 @@ def warm_up() -> None:
     """Loads what the first lookup of a name loads: a process that cannot read its disk later has it then."""
     with contextlib.suppress(OSError):
         socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
+
+
+def warm_up_tls() -> None:
+    """The same for TLS, which most connections do without."""
+    from nbdattach import certificate, tls  # noqa: F401
