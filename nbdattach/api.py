@@ -19,7 +19,7 @@ from nbdattach.device import Device, parse_device
 from nbdattach.errors import NotAttached
 from nbdattach.state import identity_of
 from nbdattach.sysfs import Kernel
-from nbdattach.target import parse_target, with_tls
+from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, Wishes
 
 if TYPE_CHECKING:
@@ -166,8 +166,6 @@ def connect(
 
         attachment = nbdattach.connect("db1", "nbd0", export="disk", read_only=True, tag="db")
     """
-    from nbdattach import attachment
-
     wishes = Wishes(
         read_only=read_only,
         block_size=block_size,
@@ -196,7 +194,14 @@ def connect(
         psk=tls_psk,
         verify=tls_verify,
     )
-    done = attachment.attach(where, place, wishes, trace)
+    return attach(where, place, wishes, trace)
+
+
+def attach(target: Target, device: Device | None, wishes: Wishes, trace: Say = silent) -> Attachment:
+    """`connect`, of what has been parsed already."""
+    from nbdattach import attachment
+
+    done = attachment.attach(target, device, wishes, trace)
     return Attachment(done.device.path, done.pid, done.notes, done.fresh)
 
 

@@ -237,6 +237,7 @@ def _record(hold: Hold, backend: backends.Backend, job: Job) -> state.Record:
         relay=job.relay,
         relay_started=job.relay and started(job.relay),
         trust=state.trust_of(job.target),
+        table=wishes.table,
     )
 
 

@@ -6,14 +6,14 @@ import contextlib
 import errno
 import functools
 import os
-import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from nbdattach import __version__
+from nbdattach import __version__, values
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.wiretext import plain
 
@@ -25,55 +25,27 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _D = TypeVar("_D")
-MAX_CONNECTIONS = 64
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: a reader that left, a full disk
-MAX_SECONDS = 365 * 24 * 3600  # more is a slip of the finger, and the kernel's clocks end somewhere
-_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
-_COUNT = re.compile(r"[1-9][0-9]?", re.ASCII)
 
 
-class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
-    """A plain decimal number of seconds, 0 (or `least`) to a year."""
+class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
+    """What one of the functions of `values` makes of the text."""
 
-    name = "SEC"
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
-    def __init__(self, least: float = 0.0) -> None:
-        self.least = least
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value)
-        if not _DECIMAL.fullmatch(text) or float(text) < self.least:
-            self.fail(f"{value!r} is not a number of seconds from {self.least:g} up", param, ctx)
-        if float(text) > MAX_SECONDS:
-            self.fail(f"{value!r} is more than a year", param, ctx)
-        return float(text)
-
-
-class Connections(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A number of connections, or "auto", which is 0."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if value == "auto":
-            return 0
-        if not _COUNT.fullmatch(value) or int(value) > MAX_CONNECTIONS:
-            self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_CONNECTIONS}", param, ctx)
-        return int(value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value  # a default
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-class OnLoss(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """How long requests wait for a server that is away, in seconds: "wait:SEC", "wait" for ever, "fail" not at all."""
-
-    name = "wait[:SEC]|fail"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        word, colon, seconds = str(value).partition(":")
-        if word == "wait" and colon:
-            return Seconds().convert(seconds, param, ctx)
-        if colon or word not in ("wait", "fail"):
-            self.fail(f"{value!r} is none of wait, wait:SEC and fail", param, ctx)
-        return float("inf") if word == "wait" else 0.0
+def _seconds(least: float = 0.0) -> Value:
+    return Value("SEC", functools.partial(values.seconds, least=least))
 
 
 # -- what the commands share -------------------------------------------------------------------------------------
@@ -99,7 +71,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 _export_option = click.option("-N", "--export", metavar="NAME", help="Export, where TARGET is no URI.  [default: '']")
 _timeout_option = click.option(
     "--connect-timeout",
-    type=Seconds(0.001),
+    type=_seconds(values.LEAST_CONNECT_TIMEOUT),
     default=30.0,
     show_default=True,
     help="Deadline of each whole connect-and-handshake.",
@@ -135,8 +107,13 @@ def _trust(options: dict[str, Any]) -> dict[str, Any]:
     found = {name: options.pop(option) or ("" if name != "required" else False) for name, option in names.items()}
     found["verify"] = not options.pop("tls_no_verify")
     if not found["verify"]:
-        _say("warning: the server is not verified (--tls-no-verify): whoever is in between reads and changes all data")
+        _warn_of_no_verify()
     return found
+
+
+def _warn_of_no_verify(where: str = "") -> None:
+    cause = "the server is not verified (--tls-no-verify): whoever is in between reads and changes all data"
+    _say(f"{where}warning: {cause}")
 
 
 def _trace() -> Callable[[str], None]:
@@ -188,32 +165,45 @@ def cli() -> None:
 @_export_option
 @click.option("-r", "--read-only", is_flag=True, help="Attach read-only.")
 @click.option("-b", "--block-size", type=int, metavar="N", help="Logical block size in bytes.")
-@click.option("-C", "--connections", type=Connections(), default="auto", show_default=True, help="Connections.")
+@click.option(
+    "-C",
+    "--connections",
+    type=Value("N|auto", values.connections),
+    default="auto",
+    show_default=True,
+    help="Connections.",
+)
 @_timeout_option
-@click.option("--retry-for", type=Seconds(), default=0.0, show_default=True, help="Keep trying to connect for so long.")
+@click.option(
+    "--retry-for", type=_seconds(), default=0.0, show_default=True, help="Keep trying to connect for so long."
+)
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "netlink", "ioctl"]),
+    type=click.Choice(values.BACKENDS),
     default="auto",
     show_default=True,
     help="How the kernel is given the connection.",
 )
 @click.option(
     "--on-loss",
-    type=OnLoss(),
+    type=Value("wait[:SEC]|fail", values.on_loss),
     metavar="wait[:SEC]|fail",
     help="What requests do while the server is away.  [default: wait:300]",
 )
 @click.option(
-    "--dead-peer", type=Seconds(1), default=30.0, show_default=True, help="How soon a silent peer counts as gone."
+    "--dead-peer",
+    type=_seconds(values.LEAST_DEAD_PEER),
+    default=30.0,
+    show_default=True,
+    help="How soon a silent peer counts as gone.",
 )
 @click.option(
-    "--io-timeout", type=Seconds(), default=0.0, show_default=True, help="Give up on a slow request after so long."
+    "--io-timeout", type=_seconds(), default=0.0, show_default=True, help="Give up on a slow request after so long."
 )
 @_tls_options
 @click.option(
     "--tls-transport",
-    type=click.Choice(["auto", "kernel", "relay"]),
+    type=click.Choice(values.TRANSPORTS),
     default="auto",
     show_default=True,
     help="Who encrypts once attached.",
@@ -288,7 +278,7 @@ def connect(
 @click.option("--all", "everything", is_flag=True, help="All that nbdattach has attached.")
 @click.option("--if-tag", metavar="NAME", help="Leave alone what has another tag.")
 @click.option(
-    "--timeout", type=Seconds(), default=60.0, show_default=True, help="How long to wait for the kernel to let go."
+    "--timeout", type=_seconds(), default=60.0, show_default=True, help="How long to wait for the kernel to let go."
 )
 @click.option("--force", is_flag=True, help="Detach under its users, and lose what cannot be flushed.")
 @_debug_option
@@ -552,14 +542,110 @@ def doctor(as_json: bool) -> None:
         click.get_current_context().exit(KernelRefused.exit_code)
 
 
-def _each(devices: Sequence[_D], do: Callable[[_D], None]) -> None:
-    """All of them, whatever becomes of one; the first failure decides the exit code."""
+# -- the table for boot ------------------------------------------------------------------------------------------
+
+_table_option = click.option(
+    "--table", "path", metavar="FILE", default="/etc/nbdtab", show_default=True, help="What is attached where."
+)
+
+
+@cli.command()
+@click.argument("devices", nargs=-1, metavar="[DEVICE...]")
+@click.option("--all", "everything", is_flag=True, help="Every line, all at the same time.")
+@click.option("--check", "only_check", is_flag=True, help="Only look for mistakes, in the whole file.")
+@_table_option
+@_debug_option
+def up(devices: tuple[str, ...], everything: bool, only_check: bool, path: str) -> None:
+    """Attach what /etc/nbdtab names; print the devices.
+
+    Attached already is done. Devices that do not come are reported; the others are attached all the same.
+    """
+    if bool(devices) + everything + only_check == 0 or (devices and everything):
+        raise click.UsageError("Give devices, or --all, or --check.", click.get_current_context())
+    wanted = None if everything else list(dict.fromkeys(_device(text) for text in devices))
+    from nbdattach import table
+
+    found = table.read(path)
+    entries, failures = table.chosen(found, wanted, path)
+    if only_check:
+        _raise_all(list(dict.fromkeys([*(mistake.error for mistake in found.mistakes), *failures])))
+        return
+    for entry in entries:
+        if not entry.target.tls_verify:
+            _warn_of_no_verify(f"{entry.device.path}: ")
+    for failure in failures:
+        _say_error(failure)
+    failed: dict[Device, NbdattachError] = {}
+    with _killed_by_interrupt():
+        for entry, outcome in table.up(entries, _trace()):
+            if isinstance(outcome, NbdattachError):
+                failed[entry.device] = outcome
+                _say_error(outcome)
+                continue
+            for note in outcome.notes:
+                _say(note)
+            click.echo(outcome.device)
+            sys.stdout.flush()
+    failures += [failed[entry.device] for entry in entries if entry.device in failed]
+    if failures:
+        click.get_current_context().exit(failures[0].exit_code)
+
+
+@contextlib.contextmanager
+def _killed_by_interrupt() -> Iterator[None]:
+    """For work in threads, which no KeyboardInterrupt reaches: to be killed leaves nothing half done."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@cli.command()
+@click.argument("devices", nargs=-1, metavar="[DEVICE...]")
+@click.option("--all", "everything", is_flag=True, help="Every line, from the last one to the first.")
+@_table_option
+@_debug_option
+def down(devices: tuple[str, ...], everything: bool, path: str) -> None:
+    """Detach what /etc/nbdtab names, once it is safe.
+
+    Not attached is done. What is neither from the table nor what it says is left alone.
+    """
+    if bool(devices) + everything != 1:
+        raise click.UsageError("Give devices, or --all.", click.get_current_context())
+    wanted = list(dict.fromkeys(_device(text) for text in devices))
+    from nbdattach import table
+
     failures: list[NbdattachError] = []
+    if everything:
+        wanted, failures = table.all_to_detach(path)
+
+    def one(device: Device) -> None:
+        try:
+            done = table.down(device, path, say=_say, progress=_progress(device.path), trace=_trace())
+        finally:
+            _say_over("")
+        if done:
+            _say(f"{device.path}: {done}, nothing to do")
+
+    _each(wanted, one, failures)
+
+
+def _each(devices: Sequence[_D], do: Callable[[_D], None], failures: Sequence[NbdattachError] = ()) -> None:
+    """All of them, whatever becomes of one; the first failure decides the exit code."""
+    failures = [*failures]
     for device in devices:
         try:
             do(device)
         except NbdattachError as error:
             failures.append(error)
+    _raise_all(failures)
+
+
+def _raise_all(failures: Sequence[NbdattachError]) -> None:
+    """The first of them decides the exit code."""
     for failure in failures[1:]:
         _say_error(failure)
     if failures:

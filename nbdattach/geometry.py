@@ -13,6 +13,7 @@ SECTOR = 512
 # The nbd driver takes logical blocks up to a page (blk_validate_block_size, linux/blkdev.h), and the smallest page
 # of a Linux machine is this; what holds here holds on machines with larger pages.
 PAGE = 4096
+BLOCK_SIZES = (512, 1024, 2048, 4096)
 # loff_t: a signed 64-bit number of bytes.
 MAX_SIZE = 2**63 - 1
 # What the driver of 6.12 switches on and can never switch off again: the next server at the same device would be sent
@@ -73,8 +74,9 @@ def _chosen_block(thing: str, minimum: int, wanted: int | None) -> int:
         )
     if wanted is None:
         return max(minimum, SECTOR)
-    if wanted < SECTOR or wanted > PAGE or wanted & (wanted - 1):
-        raise Malformed(f"--block-size {wanted}", "not a block size the kernel takes", "one of 512, 1024, 2048, 4096")
+    if wanted not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise Malformed(f"--block-size {wanted}", "not a block size the kernel takes", f"one of {sizes}")
     if wanted < minimum:
         raise Malformed(
             f"--block-size {wanted}", f"{thing} takes no less than {minimum}", f"leave it out, or say {minimum}"

@@ -63,6 +63,7 @@ class Record:
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
     trust: dict[str, str | bool] | None = None  # what a URI has no place for: ca, cert, key, verify
+    table: str = ""  # the file that named it, where `up` attached it
 
     @property
     def living_relay(self) -> int | None:

@@ -39,6 +39,7 @@ class Wishes:
     io_timeout: float = 0.0
     reconnect: bool = True
     tls_transport: str = "auto"  # "auto" | "kernel" | "relay"
+    table: str = ""  # the file that names it, where `up` attaches it
 
     def __post_init__(self) -> None:
         """A tag becomes a line of text in /sys, and names in /dev. Raises `Malformed`."""

@@ -118,7 +118,10 @@ def test_a_loop_device_on_it_is_a_user() -> None:
         loop = shell("losetup -f --show /dev/nbd0").strip()
         try:
             done = nbd("disconnect", "nbd0")
-            assert (done.code, done.err.splitlines()[0]) == (7, f"nbdattach: /dev/nbd0: held by {loop[5:]} (a loop device)")
+            assert (done.code, done.err.splitlines()[0]) == (
+                7,
+                f"nbdattach: /dev/nbd0: held by {loop[5:]} (a loop device)",
+            )
             assert attachment.status().holders == [loop[5:]]
             assert len(Path(loop).read_bytes()) == 4 << 20
         finally:

@@ -406,7 +406,7 @@ def test_command_line_imports_nothing_heavy() -> None:
     assert "nbdattach.cli" in loaded
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess", "ctypes", "asyncio"} == set()
     assert {name for name in loaded if name.startswith("nbdattach.")} == {
-        "nbdattach.cli", "nbdattach.errors", "nbdattach.wiretext",
+        "nbdattach.cli", "nbdattach.errors", "nbdattach.values", "nbdattach.wiretext",
     }  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def test_every_option_named_anywhere_exists() -> None:
 @pytest.mark.parametrize(("command", "option", "default"), list(defaults()))
 def test_default_is_told(command: str, option: str, default: str) -> None:
     (text,) = (text for head, text in items(COMMANDS[command]).items() if option in flags(f".It {head}"))
-    assert re.search(rf"(?:\b|\.Cm ){re.escape(default)}\b", text)
+    assert re.search(rf"(?:\b|\.Cm |\.Pa ){re.escape(default)}\b", text)
 
 
 @pytest.mark.parametrize("command", FIELDS)

@@ -1,0 +1,390 @@
+"""The text of /etc/nbdtab: what is to be attached where. No I/O.
+
+A line is DEVICE HOST EXPORT [OPTION[,OPTION...]], as nbdtab(5) of nbd-client has it. HOST may be an NBD URI, and the
+options may be those of connect by their long names. A mistake is an error with line and column; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nbdattach import values
+from nbdattach.device import Device, parse_device
+from nbdattach.errors import Malformed
+from nbdattach.geometry import BLOCK_SIZES
+from nbdattach.target import Target, parse_target, with_tls
+from nbdattach.wiretext import plain, quoted
+from nbdattach.wishes import Wishes
+
+_FIELD = re.compile(r"[^ \t]+")
+_FIELDS = "a line is DEVICE HOST EXPORT [OPTION,...]"
+_LEFT_TO_URI = "-"
+# Who attaches at boot stands elsewhere than who tries it out. A NUL begins the name of an abstract socket.
+_RELATIVE = re.compile(r"[?&](socket|tls-certificates|tls-psk-file)=(?!/|%2[Ff]|%00)")
+_NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
+_OPTIONS = "nbdtab(5) tells the options"
+_V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line: what is to be attached at the device."""
+
+    line: int
+    device: Device
+    target: Target
+    wishes: Wishes
+
+    @property
+    def tag(self) -> str:
+        """The identity of its attachment."""
+        return self.wishes.tag or self.target.uri
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """Why a line is none. `device` is the one that it is about, None where not even that can be read."""
+
+    line: int
+    device: Device | None
+    error: Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a table says; lines with a mistake are not among the entries."""
+
+    entries: tuple[Entry, ...]
+    mistakes: tuple[Mistake, ...]
+
+
+def parse(text: str, name: str) -> Table:
+    """The table of that text; `name` is the file's, for errors."""
+    lines = [_Line(name, number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
+    entries: list[Entry] = []
+    mistakes: list[Mistake] = []
+    taken: dict[Device | str, int] = {}  # by which line
+    for line in lines:
+        if line.fields:
+            entry = line.entry(taken)
+            entries += [entry] if entry else []
+            mistakes += [Mistake(line.number, line.device, error) for error in line.mistakes]
+    doubtful = {mistake.device for mistake in mistakes}
+    return Table(tuple(entry for entry in entries if entry.device not in doubtful), tuple(mistakes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A piece of a line, and where it begins: columns count from 1."""
+
+    text: str
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """An option: the argument of `Wishes` or `with_tls` that it sets, and how its value is read; a flag has none."""
+
+    argument: str
+    read: Callable[[str], Any] | None = None
+    flag: object = True
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        return text
+
+    return read
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not _NUMBER.fullmatch(text) or int(text) < least:
+            raise ValueError(f"{text!r} is not a number from {least} up")
+        return int(text)
+
+    return read
+
+
+def _block_size(text: str) -> int:
+    if _number(1)(text) not in BLOCK_SIZES:
+        raise ValueError(f"{text!r} is none of {', '.join(map(str, BLOCK_SIZES))}")
+    return int(text)
+
+
+def _seconds(least: float = 0.0) -> Callable[[str], float]:
+    return lambda text: values.seconds(text, least)
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is no absolute path")
+    return text
+
+
+# By their long names at connect. What is missing is no property of an attachment: -f, --json, -N.
+_WISHES = {
+    "read-only": _Kind("read_only"),
+    "block-size": _Kind("block_size", _block_size),
+    "connections": _Kind("connections", values.connections),
+    "connect-timeout": _Kind("connect_timeout", _seconds(values.LEAST_CONNECT_TIMEOUT)),
+    "retry-for": _Kind("retry_for", _seconds()),
+    "backend": _Kind("backend", _one_of(*values.BACKENDS)),
+    "on-loss": _Kind("on_loss", values.on_loss),
+    "dead-peer": _Kind("dead_peer", _seconds(values.LEAST_DEAD_PEER)),
+    "io-timeout": _Kind("io_timeout", _seconds()),
+    "tls-transport": _Kind("tls_transport", _one_of(*values.TRANSPORTS)),
+    "tag": _Kind("tag", str),
+    "expect-size": _Kind("expect_size", _number(0)),
+    "size": _Kind("raw_size", _number(1)),
+    "swap": _Kind("swap"),
+    "no-reconnect": _Kind("reconnect", flag=False),
+}
+_TRUST = {
+    "tls": _Kind("required"),
+    "tls-ca": _Kind("ca", _path),
+    "tls-cert": _Kind("cert", _path),
+    "tls-key": _Kind("key", _path),
+    "tls-hostname": _Kind("hostname", str),
+    "tls-psk": _Kind("psk", _path),
+    "tls-no-verify": _Kind("verify", flag=False),
+}
+# How the server is reached: these change the target.
+_PLACE = {
+    "port": _Kind("port", str),
+    "unix": _Kind("unix"),
+    "no-handshake": _Kind("no_handshake"),
+}
+# What is so here without being asked for.
+_NOTHING = {"persist": _Kind(""), "no_optgo": _Kind("")}
+_KNOWN = {**_WISHES, **_TRUST, **_PLACE, **_NOTHING}
+# nbd-client's name: ours.
+_ALIASES = {
+    "bs": "block-size",
+    "conns": "connections",
+    "timeout": "io-timeout",
+    "dead-timeout": "on-loss",
+    "certfile": "tls-cert",
+    "keyfile": "tls-key",
+    "cacertfile": "tls-ca",
+    "tlshostname": "tls-hostname",
+    "preinit": "no-handshake",
+}
+
+
+class _Line:
+    """Reads one line."""
+
+    def __init__(self, name: str, number: int, text: str) -> None:
+        self._name = name
+        self.number = number
+        self._end = _Word("", len(text) + 1)
+        self.fields: list[_Word] = []
+        for found in _FIELD.finditer(text):
+            if found[0].startswith("#"):
+                break
+            self.fields.append(_Word(found[0], found.start() + 1))
+        self.device: Device | None = None
+        self.mistakes: list[Malformed] = []
+        self._given: dict[str, tuple[_Word, Any]] = {}
+
+    def error(self, where: _Word, cause: str, hint: str) -> Malformed:
+        return Malformed(f"{plain(self._name)}:{self.number}:{where.column}", cause, hint)
+
+    def entry(self, taken: dict[Device | str, int]) -> Entry | None:
+        """None where there are mistakes. `taken` tells which line was the first to name a device or a tag."""
+        target, wishes = None, None
+        with self._noted():
+            self._see_it_is_readable()
+            self.device = self._at(self.fields[0], lambda: parse_device(self.fields[0].text))
+            self._claim(self.device, self.device.name, self.fields[0], taken)
+            self._see_it_is_whole()
+            for word in self._option_words():
+                with self._noted():
+                    self._take(word)
+            with self._noted():
+                target = self._trusted(self._target())
+            with self._noted():
+                wishes = self._wishes(taken)
+        if self.mistakes or not (self.device and target and wishes):
+            return None
+        return Entry(self.number, self.device, target, wishes)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Goes on after a mistake: all of them are wanted."""
+        try:
+            yield
+        except Malformed as error:
+            self.mistakes.append(error)
+
+    def _claim(self, key: Device | str, name: str, where: _Word, taken: dict[Device | str, int]) -> None:
+        if key in taken:
+            raise self.error(where, f"{name} is in line {taken[key]} already", "leave out one")
+        taken[key] = self.number
+
+    def _wishes(self, taken: dict[Device | str, int]) -> Wishes:
+        arguments = self._arguments(_WISHES)
+        self._see_the_handshake()
+        where = self._given["tag"][0] if "tag" in self._given else self.fields[0]
+        wishes: Wishes = self._at(where, lambda: Wishes(**arguments))
+        if wishes.tag:
+            self._claim(wishes.tag, f"the tag {quoted(wishes.tag)}", where, taken)
+        return wishes
+
+    def _see_it_is_readable(self) -> None:
+        for field in self.fields:
+            for position, ch in enumerate(field.text):
+                if not (ch.isprintable() or "\udc80" <= ch <= "\udcff"):
+                    where = _Word(ch, field.column + position)
+                    raise self.error(where, f"a character that nobody can see: {quoted(ch)}", "write %XX in a URI")
+
+    def _see_it_is_whole(self) -> None:
+        if len(self.fields) == 1:
+            raise self.error(self._end, "no host", _FIELDS)
+        if len(self.fields) == 2 and not self._is_uri:
+            raise self.error(self._end, "no export", f"{_FIELDS}; a URI has the export in it: nbd://HOST/EXPORT")
+        if len(self.fields) > 4:
+            raise self.error(self.fields[4], "a fifth field", f"{_FIELDS}; no blanks between options")
+
+    @property
+    def _is_uri(self) -> bool:
+        host = self.fields[1].text
+        return "://" in host and not host.startswith("/")
+
+    def _at(self, where: _Word, parse: Callable[[], Any], say_what: bool = True) -> Any:
+        """What it gives; an error gets the place instead of what it is about, or both with `say_what`."""
+        try:
+            return parse()
+        except Malformed as error:
+            if error.thing.startswith("--"):  # options have no dashes here
+                raise self.error(where, str(error)[2:], error.hint.replace("--", "")) from None
+            raise self.error(where, str(error) if say_what else error.cause, error.hint) from None
+
+    # -- options -------------------------------------------------------------------------------------------------
+
+    def _option_words(self) -> Iterator[_Word]:
+        if len(self.fields) < 4:
+            return
+        column = self.fields[3].column
+        for text in self.fields[3].text.split(","):
+            yield _Word(text, column)
+            column += len(text) + 1
+
+    def _take(self, word: _Word) -> None:
+        name, equals, value = word.text.partition("=")
+        if name.startswith("_"):
+            return
+        if not name:
+            raise self.error(word, "an option without a name", "options are separated by one comma each")
+        own = _ALIASES.get(name, name)
+        if own not in _KNOWN:
+            raise self._unknown(word, name)
+        if own in self._given:
+            there = self._given[own][0]
+            first = there.text.partition("=")[0]
+            known_as = f"{first} at column {there.column}"
+            cause = f"option {name} twice" if first == name else f"option {name} says the same as {known_as}"
+            raise self.error(word, cause, "leave out one")
+        kind = _KNOWN[own]
+        if kind.read is None:
+            if equals:
+                raise self.error(word, f"option {name} takes no value", f"write {name}")
+            self._given[own] = (word, kind.flag)
+            return
+        if not value:
+            raise self.error(word, f"option {name} without a value", f"write {name}=VALUE")
+        if name == "dead-timeout":
+            value = f"wait:{value}"
+        self._given[own] = (word, value)
+        try:
+            self._given[own] = (word, kind.read(value))
+        except ValueError as error:
+            hint = "before the # of a comment goes a blank" if "#" in value else _OPTIONS
+            raise self.error(word, f"option {name}: {plain(str(error))}", hint) from None
+
+    def _unknown(self, word: _Word, name: str) -> Malformed:
+        if name == "sdp":
+            return self.error(word, "the Socket Direct Protocol is not supported", "leave it out for TCP")
+        if name == "export":
+            return self.error(word, "the export is no option", "it is the third field")
+        return self.error(word, f"unknown option {quoted(name)}", f"{_OPTIONS}; _NAME is ignored")
+
+    def _arguments(self, kinds: dict[str, _Kind]) -> dict[str, Any]:
+        return {kind.argument: self._given[name][1] for name, kind in kinds.items() if name in self._given}
+
+    def _see_the_handshake(self) -> None:
+        none, size = self._given.get("no-handshake"), self._given.get("size")
+        if none and not size:
+            raise self.error(none[0], f"option {none[0].text} needs size=BYTES", "the server does not tell it")
+        if size and not none:
+            raise self.error(size[0], "option size goes only with no-handshake", "else the server tells the size")
+
+    # -- the target ----------------------------------------------------------------------------------------------
+
+    def _target(self) -> Target:
+        if self._is_uri:
+            return self._uri_target()
+        host, export = self.fields[1], self.fields[2]
+        port, unix = self._given.get("port"), self._given.get("unix")
+        if host.text.startswith("/") or unix:
+            if not host.text.startswith("/"):
+                raise self.error(host, f"{quoted(host.text)} is no absolute path of a socket", "it begins with /")
+            if port:
+                raise self.error(port[0], "a port of a Unix socket", "leave it out")
+            return self._checked(host, export)
+        target = self._checked(self._bracketed(host), export)
+        if port:
+            return replace(target, port=self._port(host, port[0]))
+        return target
+
+    def _bracketed(self, host: _Word) -> _Word:
+        return _Word(f"[{host.text}]", host.column) if _V6.fullmatch(host.text) else host
+
+    def _checked(self, host: _Word, export: _Word) -> Target:
+        target: Target = self._at(host, lambda: parse_target(host.text))
+        if "," in export.text or "=" in export.text:
+            cause = f"{quoted(export.text)} looks like options, where the export goes"
+            raise self.error(export, cause, "if it is the export, write it in a URI: nbd://HOST/EXPORT")
+        return self._with_export(target, export)
+
+    def _with_export(self, target: Target, export: _Word) -> Target:
+        self._at(export, lambda: parse_target("localhost", export.text), say_what=False)
+        return replace(target, export=export.text)
+
+    def _port(self, host: _Word, word: _Word) -> int:
+        if ":" in host.text.rpartition("]")[2] and not _V6.fullmatch(host.text):
+            raise self.error(word, f"a second port: {quoted(host.text)} has one", "leave out one")
+        number = word.text.partition("=")[2]
+        checked: Target = self._at(word, lambda: parse_target(f"localhost:{number}"), say_what=False)
+        return checked.port
+
+    def _uri_target(self) -> Target:
+        uri = self.fields[1]
+        for name in ("port", "unix"):
+            if name in self._given:
+                raise self.error(self._given[name][0], f"option {name} does not go with a URI", "the URI says it")
+        for found in _RELATIVE.finditer(uri.text):
+            where = _Word(found[1], uri.column + found.start(1))
+            raise self.error(where, f"parameter {found[1]}: no absolute path", "it begins with /")
+        target: Target = self._at(uri, lambda: parse_target(uri.text))
+        export = self.fields[2] if len(self.fields) > 2 else None
+        if export is None or export.text == _LEFT_TO_URI:
+            return target
+        if target.export:
+            raise self.error(export, f"a second export: the URI names {quoted(target.export)}", "write - in its place")
+        return self._with_export(target, export)
+
+    def _trusted(self, target: Target) -> Target:
+        arguments = self._arguments(_TRUST)
+        if not arguments:
+            return target
+        where = next(self._given[name][0] for name in ("tls-psk", "tls-key", *_TRUST) if name in self._given)
+        trusted: Target = self._at(where, lambda: with_tls(target, **arguments))
+        return trusted

@@ -1,0 +1,156 @@
+"""The table for boot: reads /etc/nbdtab, attaches what it names, and detaches that again.
+
+Decisions that matter:
+* One bad line is no reason to leave the machine without its other disks: those are attached, and the error is told.
+* What `up` attached is marked with the name of its table, so that `down` finds it again even where the line has been
+  edited or removed meanwhile. Anything else is detached only where it is what the line says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+
+from nbdattach import api, detachment, nbdtab, state, sysfs
+from nbdattach.client import silent
+from nbdattach.device import Device
+from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, facts_of
+from nbdattach.nbdtab import Entry, Table
+from nbdattach.sysfs import Kernel
+from nbdattach.wiretext import from_wire, plain, quoted
+from nbdattach.wishes import Wishes
+
+PATH = "/etc/nbdtab"
+MAX_BYTES = 1 << 20  # a line of 200 bytes for each of 5000 devices
+# At the same time; each may have several connections, and a process of its own by ioctl.
+MAX_AT_ONCE = 32
+
+
+def read(path: str = PATH) -> Table:
+    """Raises `Malformed` where the file cannot be read."""
+    name = os.path.abspath(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        hint = "nbdtab(5) tells what to write there"
+        raise Malformed(plain(path), f"cannot be read: {error.strerror}", hint) from error
+    if len(content) > MAX_BYTES:
+        raise Malformed(plain(path), f"more than {MAX_BYTES} bytes", "is it a table?")
+    table = nbdtab.parse(from_wire(content), path)
+    return replace(table, entries=tuple(replace(one, wishes=_marked(one.wishes, name)) for one in table.entries))
+
+
+def _marked(wishes: Wishes, name: str) -> Wishes:
+    return replace(wishes, table=name)
+
+
+def entry_of(table: Table, device: Device, path: str = PATH) -> Entry:
+    """The line of that device. Raises `Malformed` where it has none, or one with a mistake."""
+    for mistake in table.mistakes:
+        if mistake.device == device:
+            raise mistake.error
+    for entry in table.entries:
+        if entry.device == device:
+            return entry
+    raise Malformed(device.path, f"no line for it in {plain(path)}", f"write one: {device.name} HOST EXPORT")
+
+
+def chosen(
+    table: Table, devices: Sequence[Device] | None, path: str = PATH
+) -> tuple[list[Entry], list[NbdattachError]]:
+    """The lines of these devices, None for all; and why some cannot be had."""
+    if devices is None:
+        return [*table.entries], [mistake.error for mistake in table.mistakes]
+    entries: list[Entry] = []
+    failures: list[NbdattachError] = []
+    for device in devices:
+        try:
+            entries.append(entry_of(table, device, path))
+        except Malformed as error:
+            failures.append(error)
+    return entries, failures
+
+
+def up(entries: Sequence[Entry], trace: api.Say = silent) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
+    """Attaches them all at the same time; what became of each, as they come."""
+    with ThreadPoolExecutor(max(1, min(len(entries), MAX_AT_ONCE))) as pool:
+        work = {pool.submit(_up, entry, trace): entry for entry in entries}
+        for done in as_completed(work):
+            yield work[done], done.result()
+
+
+def _up(entry: Entry, trace: api.Say) -> api.Attachment | NbdattachError:
+    try:
+        return api.attach(entry.target, entry.device, entry.wishes, trace)
+    except NbdattachError as error:
+        return error if error.thing == entry.device.path else _of_device(entry.device, error)
+
+
+def _of_device(device: Device, error: NbdattachError) -> NbdattachError:
+    """The same error, that names the device: of many, it tells which one did not come."""
+    return error_of({**facts_of(error), "thing": f"{device.path}: {error.thing}"})
+
+
+def all_to_detach(path: str = PATH) -> tuple[list[Device], list[NbdattachError]]:
+    """The devices of the table, from its last line to the first, after those that `up` attached of lines now gone.
+
+    And its mistakes: a table that cannot be read keeps nothing attached that came from it.
+    """
+    try:
+        table = read(path)
+        failures: list[NbdattachError] = [mistake.error for mistake in table.mistakes]
+    except Malformed as error:
+        table, failures = Table((), ()), [error]
+    named = [entry.device for entry in reversed(table.entries)]
+    gone = [device for device in sysfs.devices() if device not in named and _is_of(state.load(device), path)]
+    return gone + named, failures
+
+
+def _is_of(record: state.Record | None, path: str) -> bool:
+    return record is not None and record.table == os.path.abspath(path)
+
+
+def down(
+    device: Device,
+    path: str = PATH,
+    *,
+    say: Callable[[str], None] = silent,
+    progress: Callable[[float], None] = lambda _: None,
+    trace: api.Say = silent,
+) -> str:
+    """Detaches what `up` attached there, or what the table says; why there was nothing to do, else an empty text.
+
+    Raises `DeviceInUse` where the device holds something else, or is in use.
+    """
+    if not Kernel(device).attached:
+        return detachment.detach(device, trace=trace)  # takes away what may be left
+    state.refuse_hidden()
+    meant, record = state.identity_of(device), state.load(device)
+    line = _line_of(device, path)
+    if isinstance(line, Malformed) or not record or (record.tag, record.target) != (line.tag, line.target.uri):
+        if not record or not _is_of(record, path):
+            raise line if isinstance(line, Malformed) else _holds_other(device, record, line, path)
+        say(f"{device.path}: {record.target} is attached there; it was in {plain(path)}, which says something else now")
+    return detachment.detach(device, only=meant, say=say, progress=progress, trace=trace)
+
+
+def _line_of(device: Device, path: str) -> Entry | Malformed:
+    try:
+        return entry_of(read(path), device, path)
+    except Malformed as error:
+        return error
+
+
+def _holds_other(device: Device, record: state.Record | None, line: Entry, path: str) -> DeviceInUse:
+    there, wanted = (record.tag, record.target) if record else ("", ""), (line.tag, line.target.uri)
+    holds, says = (
+        f"{uri} with the tag {quoted(tag)}" if there[1] == wanted[1] else uri for tag, uri in (there, wanted)
+    )
+    return DeviceInUse(
+        device.path,
+        f"holds {holds or 'what another program attached'}, but {plain(path)}:{line.line} says {says}",
+        f"nbdattach disconnect {device.path} detaches it all the same",
+    )

@@ -1,0 +1,45 @@
+"""Values of options, from the text that users type on the command line and in /etc/nbdtab. No I/O.
+
+Each function raises ValueError with what is wrong with the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+BACKENDS = ("auto", "netlink", "ioctl")
+TRANSPORTS = ("auto", "kernel", "relay")
+MAX_CONNECTIONS = 64
+MAX_SECONDS = 365 * 24 * 3600  # more is a slip of the finger, and the kernel's clocks end somewhere
+LEAST_CONNECT_TIMEOUT = 0.001
+LEAST_DEAD_PEER = 1.0
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+_COUNT = re.compile(r"[1-9][0-9]?", re.ASCII)
+
+
+def seconds(text: str, least: float = 0.0) -> float:
+    """A plain decimal number of seconds, `least` to a year."""
+    if not _DECIMAL.fullmatch(text) or float(text) < least:
+        raise ValueError(f"{text!r} is not a number of seconds from {least:g} up")
+    if float(text) > MAX_SECONDS:
+        raise ValueError(f"{text!r} is more than a year")
+    return float(text)
+
+
+def connections(text: str) -> int:
+    """A number of connections, or "auto", which is 0."""
+    if text == "auto":
+        return 0
+    if not _COUNT.fullmatch(text) or int(text) > MAX_CONNECTIONS:
+        raise ValueError(f"{text!r} is neither auto nor a number from 1 to {MAX_CONNECTIONS}")
+    return int(text)
+
+
+def on_loss(text: str) -> float:
+    """How long requests wait for a server that is away, in seconds: "wait:SEC", "wait" for ever, "fail" not at all."""
+    word, colon, rest = text.partition(":")
+    if word == "wait" and colon:
+        return seconds(rest)
+    if colon or word not in ("wait", "fail"):
+        raise ValueError(f"{text!r} is none of wait, wait:SEC and fail")
+    return float("inf") if word == "wait" else 0.0
