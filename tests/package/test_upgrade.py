@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,23 +17,6 @@ from nbdattach import control
 
 pytestmark = pytest.mark.usefixtures("installed")
 MIB = 1 << 20
-
-
-@pytest.fixture
-def installed(guest: None, deb: Path) -> Iterator[None]:
-    """The package is there, and afterwards nothing is attached, and no monitor runs."""
-    if not Path(NBDATTACH).exists():
-        install(deb)
-    yield
-    if not Path(NBDATTACH).exists():
-        install(deb)
-    if Path("/mnt").is_mount():
-        run("umount", "/mnt")
-    run(NBDATTACH, "disconnect", "--force", "--all")
-    assert json.loads(run(NBDATTACH, "status", "--json").stdout) == []
-    if listener := control.listener():
-        run("kill", str(listener))
-    eventually(lambda: control.listener() is None)
 
 
 @dataclass
