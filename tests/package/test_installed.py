@@ -18,6 +18,7 @@ def test_shells_find_the_completions_by_themselves(name: str, tmp_path: Path) ->
         run(NBDATTACH, "connect", server.uri, "/dev/nbd5")
         with shell(name, tmp_path, CLEAN["PATH"], installed=True) as user:
             user.completes("nbdattach disconnect ", "nbdattach disconnect /dev/nbd5")
+        run(NBDATTACH, "disconnect", "/dev/nbd5")
 
 
 def test_man_pages_and_program_of_the_system(tmp_path: Path) -> None:

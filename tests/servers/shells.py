@@ -52,4 +52,4 @@ def _command(name: str, home: Path, setup: str) -> tuple[list[str], Mapping[str,
         return ["bash", "--noprofile", "--rcfile", str(file), "-i"], {}
     if name == "zsh":
         return ["zsh", "-i"], {"ZDOTDIR": str(home)}
-    return ["fish", "--no-config", "--interactive", "--init-command", f"source {file}"], {}
+    return ["fish", "--interactive", "--init-command", f"source {file}"], {}
