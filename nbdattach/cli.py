@@ -101,7 +101,7 @@ def _exports(ctx: click.Context, _param: click.Parameter, typed: str) -> list[Co
     from nbdattach import completion
 
     def place() -> Target:
-        given = {name: ctx.params.get(name) or "" for name in ("tls_ca", "tls_cert", "tls_key", "tls_hostname")}
+        given = {name: ctx.params.get(name) for name in ("tls_ca", "tls_cert", "tls_key", "tls_hostname")}
         trust = {name.removeprefix("tls_"): value for name, value in given.items()}
         target = ctx.params.get("target") or ctx.args[0]
         return _target(target, None, {**trust, "required": bool(ctx.params.get("tls"))})
