@@ -52,6 +52,7 @@ def telling(mebibytes: int, *options: str) -> list[str]:
 @pytest.fixture
 def servers() -> Iterator[None]:
     """At the only port that nbd-client takes from a table, and at a socket."""
+    Path(SOCKET).unlink(missing_ok=True)  # a server that was killed leaves it behind
     with (
         nbdkit(*telling(1), port=PORT),
         nbdkit(*telling(2), port=PORT, address="::1"),
