@@ -149,6 +149,7 @@ class Monitor:
             before.give_way()
         else:
             self._log(f"{device.name}: watching {record.target}")
+            watch.prepare()
         watch.check()
 
     # -- commands ------------------------------------------------------------------------------------------------------
@@ -246,9 +247,15 @@ def _subscription() -> netlink.DeadLinks:
 
 
 def to_stderr(line: str) -> None:
-    """One line, which systemd puts into the journal."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    """One line, which systemd puts into the journal. It is left out where that would have to be waited for.
+
+    The journal may be on a device whose server is away, and that waits for us.
+    """
+    writable = select.poll()
+    writable.register(2, select.POLLOUT)
+    if writable.poll(0):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def to_kernel_log(line: str) -> None:

@@ -73,6 +73,13 @@ def survive() -> None:
             wish()
 
 
+def stay_in_memory() -> None:
+    """All that this process has mapped is read now, and stays: the disk with its program may be away later."""
+    with contextlib.suppress(OSError):
+        ioctl.mlockall()
+        ioctl.mlockall_on_fault()  # what comes later is not filled before it is used: stacks of threads
+
+
 def raise_descriptor_limit() -> None:
     """As many open files as we may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

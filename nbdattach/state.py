@@ -64,6 +64,8 @@ class Record:
     relay_started: int | None = None
     trust: dict[str, str | bool] | None = None  # what a URI has no place for: ca, cert, key, verify
     table: str = ""  # the file that named it, where `up` attached it
+    address: str | None = None  # at which the target's host was found
+    root: bool = False  # the root file system is on it
 
     @property
     def living_relay(self) -> int | None:

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -202,3 +204,26 @@ def test_a_monitor_takes_over_what_asked_to_be_watched_and_nothing_else(
     monitor = Monitor(silent)
     monitor._adopt()
     assert (NBD0 in monitor._watches) is watched
+
+
+# -- its log -----------------------------------------------------------------------------------------------------------
+
+LOGS = """
+import os, sys, time
+from nbdattach.monitor import to_stderr
+began = time.monotonic()
+for _ in range(5000):
+    to_stderr("x" * 100)
+print(time.monotonic() - began < 20)
+"""
+
+
+def test_a_journal_that_reads_nothing_does_not_hang_it() -> None:
+    """Its disk may be the one that the monitor is to bring back."""
+    reader, writer = os.pipe()
+    done = subprocess.run([sys.executable, "-c", LOGS], stderr=writer, stdout=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    with open(reader) as journal:
+        lines = journal.read().splitlines()
+    assert done.stdout == "True\n"
+    assert lines and set(lines) == {"x" * 100}

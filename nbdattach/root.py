@@ -1,0 +1,111 @@
+"""Attaches the root file system, from an initramfs: what the kernel's command line asks for, once, and ends.
+
+No process of the initramfs stays. The kernel keeps the connection, what is known of it moves along in /run, and the
+monitor of the real system finds both there. Only this module and what it calls are in an initramfs.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+
+from nbdattach import attachment, bootline, state, stream
+from nbdattach.device import Device
+from nbdattach.errors import NbdattachError
+from nbdattach.target import Target
+
+# Copies of certificates and keys: the monitor reads them for each connection, and cannot read them from a root that is
+# away. They are in the initramfs anyway, and here as there only root may read them.
+KEPT = f"{state.RUN}/root-tls"
+# Where the hook has put them, when nothing else is said.
+TLS_FOLDER = "/etc/nbdattach/tls"
+_MAX_FILE = 1 << 20
+_KERNEL_LINE = "/proc/cmdline"
+
+
+def main() -> None:
+    """Prints what the initramfs has to know, as assignments of a shell. Nothing where the root is elsewhere."""
+    try:
+        with open(_KERNEL_LINE) as file:
+            root = bootline.parse(file.read(), os.environ)
+        if root:
+            sys.stdout.write(_assignments(root, attach(root)))
+    except NbdattachError as error:
+        _say(f"{error}\n({error.hint})")
+        sys.exit(error.exit_code)
+
+
+def attach(root: bootline.Root) -> Device:
+    """Raises `NbdattachError`; then nothing is attached."""
+    target = _with_own_files(root.target)
+    _say(f"attaching {target.uri}")
+    failures: set[str] = set()
+
+    def tell(step: str) -> None:
+        if "cannot" in step and step not in failures:  # it is tried for minutes, and somebody may look at the screen
+            failures.add(step)
+            _say(step)
+
+    done = attachment.attach(target, root.device, root.wishes, tell)
+    for note in done.notes:
+        _say(note)
+    return done.device
+
+
+def _with_own_files(target: Target) -> Target:
+    if not target.tls:
+        return target
+    named = target.tls_ca or target.tls_cert or target.tls_certificates or target.tls_psk_file
+    ca = target.tls_ca or ("" if named or not target.tls_verify else TLS_FOLDER)
+    return replace(
+        target,
+        tls_ca=_kept(ca),
+        tls_cert=_kept(target.tls_cert),
+        tls_key=_kept(target.tls_key),
+        tls_certificates=_kept(target.tls_certificates),
+        tls_psk_file=_kept(target.tls_psk_file),
+    )
+
+
+def _kept(path: str) -> str:
+    """Where the copy of that file is, or of that folder of files."""
+    if not path:
+        return ""
+    place = f"{KEPT}{path}"
+    try:
+        if os.path.isdir(path):
+            for name in os.listdir(path):
+                _copy(f"{path}/{name}", f"{place}/{name}")
+        else:
+            _copy(path, place)
+    except OSError as error:
+        hint = f"the hook copies {TLS_FOLDER}; update-initramfs -u does it anew"
+        raise NbdattachError(path, f"not to be had in this initramfs: {error.strerror}", hint) from error
+    return place
+
+
+def _copy(path: str, place: str) -> None:
+    with open(path, "rb") as file:
+        content = file.read(_MAX_FILE)
+    state.make_run()
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
+        copy.write(content)
+
+
+def _assignments(root: bootline.Root, device: Device) -> str:
+    told = {"ROOT": root.root, "ROOTFSTYPE": root.fstype, "ROOTFLAGS": root.flags and f"-o {root.flags}"}
+    told["NBDATTACH_DEVICE"] = device.path
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in told.items() if value)
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(f"nbdattach: {words}\n")
+    sys.stderr.flush()
+
+
+def see_all_is_there() -> None:
+    """For whoever made the initramfs: does in it what can be done without a kernel of its own."""
+    stream.warm_up()

@@ -1,0 +1,135 @@
+"""The root file system from an initramfs: files that outlive it, what it is told, and what has to be in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nbdattach import attachment, bootline, root, state
+from nbdattach.device import Device
+from nbdattach.errors import NbdattachError, NoConnection
+from nbdattach.stream import Trace
+from nbdattach.target import Target
+from nbdattach.wishes import Wishes
+
+
+class Kernel:
+    """Attaches whatever is asked for."""
+
+    def __init__(self) -> None:
+        self.targets: list[Target] = []
+
+    def attach(self, target: Target, device: Device, wishes: Wishes, trace: Trace) -> attachment.Attached:
+        assert wishes.root
+        self.targets.append(target)
+        trace("nbd://db1: cannot connect: Connection refused")
+        trace("nbd://db1: cannot connect: Connection refused")
+        return attachment.Attached(device, ["a note"], 1)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(attachment, "attach", made.attach)
+    monkeypatch.setattr(state, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(root, "KEPT", str(tmp_path / "run/root-tls"))
+    monkeypatch.setattr(root, "TLS_FOLDER", str(tmp_path / "tls"))
+    monkeypatch.setattr(root, "_KERNEL_LINE", str(tmp_path / "cmdline"))
+    return made
+
+
+def booted(tmp_path: Path, line: str) -> None:
+    (tmp_path / "cmdline").write_text(line)
+    root.main()
+
+
+def test_the_initramfs_is_told_what_to_mount(
+    kernel: Kernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    booted(tmp_path, "root=nbd:db1:disk:ext4:noatime,x=$(reboot)")
+    out, err = capsys.readouterr()
+    assert out == ("ROOT=/dev/nbd0\nROOTFSTYPE=ext4\nROOTFLAGS='-o noatime,x=$(reboot)'\nNBDATTACH_DEVICE=/dev/nbd0\n")
+    assert err.splitlines() == [
+        "nbdattach: attaching nbd://db1/disk",
+        "nbdattach: nbd://db1: cannot connect: Connection refused",
+        "nbdattach: a note",
+    ]
+
+
+def test_a_root_elsewhere_is_no_business_of_ours(
+    kernel: Kernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    booted(tmp_path, "root=/dev/sda1")
+    assert (kernel.targets, capsys.readouterr().out) == ([], "")
+
+
+def test_an_error_is_one_line_and_its_exit_code(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attach(*_: object) -> None:
+        raise NoConnection("nbd://db1", "cannot connect", "is it running?")
+
+    monkeypatch.setattr(attachment, "attach", attach)
+    with pytest.raises(SystemExit) as ended:
+        booted(tmp_path, "nbdroot=nbd://db1 root=/dev/nbd0")
+    assert ended.value.code == NoConnection.exit_code
+    said = "nbdattach: attaching nbd://db1\nnbdattach: nbd://db1: cannot connect\n(is it running?)\n"
+    assert capsys.readouterr() == ("", said)
+
+
+def test_certificates_outlive_the_initramfs(kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "tls").mkdir()
+    (tmp_path / "tls/ca-cert.pem").write_text("CA")
+    (tmp_path / "key").write_text("KEY")
+    booted(tmp_path, f"nbdroot=nbds://db1 nbdopts=tls-ca={tmp_path}/tls,tls-cert={tmp_path}/key,tls-key={tmp_path}/key")
+    (target,) = kernel.targets
+    assert target.tls_ca == f"{tmp_path}/run/root-tls{tmp_path}/tls"
+    assert Path(target.tls_ca, "ca-cert.pem").read_text() == "CA"
+    assert Path(target.tls_key).read_text() == "KEY"
+    assert os.stat(target.tls_key).st_mode & 0o777 == 0o600
+    assert os.stat(tmp_path / "run").st_mode & 0o077 == 0
+
+
+def test_whom_the_hook_has_copied_is_trusted_if_nothing_is_said(kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "tls").mkdir()
+    (tmp_path / "tls/ca-cert.pem").write_text("CA")
+    booted(tmp_path, "nbdroot=nbds://db1")
+    assert kernel.targets[0].tls_ca == f"{tmp_path}/run/root-tls{tmp_path}/tls"
+
+
+def test_without_anybody_to_trust_it_does_not_boot(kernel: Kernel, tmp_path: Path) -> None:
+    found = bootline.parse("nbdroot=nbds://db1", {})
+    assert found
+    with pytest.raises(NbdattachError) as caught:
+        root.attach(found)
+    assert str(caught.value) == f"{tmp_path}/tls: not to be had in this initramfs: No such file or directory"
+    assert kernel.targets == []
+
+
+def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:
+    """Byte code alone, beside an interpreter that finds nothing else."""
+    found = subprocess.run(
+        [sys.executable, "-I", "-m", "nbdattach.initramfs", str(tmp_path)], check=True, capture_output=True, text=True
+    ).stdout
+    interpreter, *libraries = [line.split() for line in found.splitlines()]
+    assert interpreter == [os.path.realpath(sys.executable), "/usr/bin/python3"]
+    assert all(file.endswith(".so") for file, _ in libraries)
+    modules = tmp_path / "usr/lib/nbdattach"
+    packages = {path.name for path in modules.iterdir()}
+    assert {"nbdattach", "pyroute2"} <= packages
+    assert not packages & {"click", "pytest", "hypothesis"}
+    stdlib = next(tmp_path.rglob("os.pyc")).parent
+    program = f"""
+import sys
+dynamic = [path for path in sys.path if path.endswith("lib-dynload")]
+sys.path[:] = [*dynamic, "{modules}", "{stdlib}"]
+from nbdattach import root
+root.see_all_is_there()
+print(root.__file__)
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{modules}/nbdattach/root.pyc\n"), done.stderr
