@@ -34,7 +34,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/mypy
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
 		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag \
-		initramfs/hooks/nbdattach initramfs/scripts/local-top/nbdattach tests/boot/image
+		initramfs/hooks/nbdattach initramfs/scripts/local-top/nbdattach tests/diskless/image
 
 unit: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/unit
@@ -62,7 +62,7 @@ kernel-6.12-netlink: $(VENV)/installed
 
 ## machines without a disk, whose root is on NBD: emulated, 10 minutes
 root: $(VENV)/installed
-	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/boot
+	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/diskless
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
 KERNEL := 6.1

@@ -1,7 +1,8 @@
-"""Attaches the root file system, from an initramfs: what the kernel's command line asks for, once, and ends.
+"""Attaches the root file system, from an initramfs: what the kernel's command line asks for.
 
-No process of the initramfs stays. The kernel keeps the connection, what is known of it moves along in /run, and the
-monitor of the real system finds both there. Only this module and what it calls are in an initramfs.
+The kernel keeps the connection, what is known of it moves along in /run, and the monitor of the real system finds both
+there. Until that one is loaded, from the very root that it is to watch over, another one stands in; no process of the
+initramfs stays for longer. Only this module and what it calls are in an initramfs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shlex
 import sys
 from dataclasses import replace
 
-from nbdattach import attachment, bootline, state, stream
+from nbdattach import attachment, bootline, monitor, state, stream
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError
 from nbdattach.target import Target
@@ -32,6 +33,10 @@ def main() -> None:
             root = bootline.parse(file.read(), os.environ)
         if root:
             sys.stdout.write(_assignments(root, attach(root)))
+            sys.stdout.flush()
+            missing = monitor.stand_in()
+            if missing:
+                _say(f"nobody connects again before the real monitor runs: {missing}")
     except NbdattachError as error:
         _say(f"{error}\n({error.hint})")
         sys.exit(error.exit_code)

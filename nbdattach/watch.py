@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from nbdattach import identity, netlink, process, state, stream, transmission
+from nbdattach import identity, netlink, state, transmission
 from nbdattach.backend import PATIENT_MS
 from nbdattach.carrier import Carrier, Relay
 from nbdattach.client import Connection, silent
@@ -35,6 +35,7 @@ from nbdattach.link import Link, Scout
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
 from nbdattach.node import Busy, Node
 from nbdattach.process import started
+from nbdattach.stream import remember
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target
 from nbdattach.users import users_of
@@ -67,7 +68,6 @@ _POLL = 0.005
 # How long a planned hand-over waits for a moment without requests in flight: none has to be sent again then.
 _QUIET = 1.0
 _QUICK_POLL = 0.0005
-_PREPARATION = 5.0
 
 
 class _Gone(Exception):
@@ -122,23 +122,11 @@ class Watch:
         self._last_trouble = -math.inf
         self._more_patient = False
         self._handed_over = (time.monotonic(), self._kernel.completed)
+        if record.address:
+            remember(record.place(), record.address)
         self._round_trip = max((link.round_trip or 0.0 for link in links), default=_UNKNOWN_ROUND_TRIP)
 
     # -- what the monitor calls ------------------------------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Where the root file system is on this device, nothing can be read when its server is away: so it is read now.
-
-        Waits for an answer of name servers.
-        """
-        if self._record.address:
-            stream.remember(self._target(), self._record.address)
-        if self._record.root:
-            try:
-                stream.prepare(self._target(), Deadline(_PREPARATION))
-            except NbdattachError as error:
-                self._log(f"{self.device.name}: {error}")
-            process.stay_in_memory()
 
     def check(self) -> None:
         """Something may have died."""

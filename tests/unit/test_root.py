@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import attachment, bootline, root, state
+from nbdattach import attachment, bootline, monitor, root, state
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.stream import Trace
@@ -22,6 +22,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.targets: list[Target] = []
+        self.stand_in = ""  # why there is none
 
     def attach(self, target: Target, device: Device, wishes: Wishes, trace: Trace) -> attachment.Attached:
         assert wishes.root
@@ -35,6 +36,7 @@ class Kernel:
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
     monkeypatch.setattr(attachment, "attach", made.attach)
+    monkeypatch.setattr(monitor, "stand_in", lambda: made.stand_in)
     monkeypatch.setattr(state, "RUN", str(tmp_path / "run"))
     monkeypatch.setattr(root, "KEPT", str(tmp_path / "run/root-tls"))
     monkeypatch.setattr(root, "TLS_FOLDER", str(tmp_path / "tls"))
@@ -58,6 +60,16 @@ def test_the_initramfs_is_told_what_to_mount(
         "nbdattach: nbd://db1: cannot connect: Connection refused",
         "nbdattach: a note",
     ]
+
+
+def test_it_boots_without_anybody_who_stands_in(
+    kernel: Kernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel.stand_in = "monitor: no memory"
+    booted(tmp_path, "root=nbd://db1")
+    out, err = capsys.readouterr()
+    assert out == "ROOT=/dev/nbd0\nNBDATTACH_DEVICE=/dev/nbd0\n"
+    assert "nobody connects again before the real monitor runs: monitor: no memory" in err
 
 
 def test_a_root_elsewhere_is_no_business_of_ours(

@@ -52,10 +52,16 @@ class Server:
             self._process.wait()
             self._process = None
 
-    def requests(self) -> list[str]:
-        """What was asked of it, in order: the names of the requests."""
-        lines = [line.split() for line in self.log.read_text().splitlines()]
-        return [word for line in lines for word in line if word in ("Write", "Flush", "Zero", "Trim")]
+    def unflushed(self) -> list[str]:
+        """Writes that nothing has asked to be kept: neither they themselves nor a flush after them."""
+        found: list[str] = []
+        for line in self.log.read_text().splitlines():
+            words = line.split()
+            if "Flush" in words:
+                found = []
+            elif {"Write", "Zero", "Trim"} & set(words) and "fua=1" not in words:
+                found.append(line)
+        return found
 
 
 class Machine:
