@@ -261,12 +261,19 @@ def _already_there(tag: str, target: Target, device: Device | None, wishes: Wish
 
 def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) -> None:
     """An attachment with the right tag but another export, or other properties, is not the one asked for."""
-    there = status_of(device)
+    there, record = status_of(device), state.load(device)
     hint = f"nbdattach disconnect {device.path}, or give another --tag"
     if there.target != target.uri:
         raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {there.target}", hint)
     if wishes.read_only and not there.read_only:
         raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
+    if record and record.trust != state.trust_of(target):
+        cause = f"{target.uri} is attached there by other options of TLS: whom it trusts, or who we are"
+        raise DeviceInUse(device.path, cause, hint)
+    transport = there.tls and there.tls["transport"]
+    if transport and wishes.tls_transport not in ("auto", transport):
+        cause = f"{target.uri} is attached there with TLS by {transport}, not by {wishes.tls_transport}"
+        raise DeviceInUse(device.path, cause, hint)
     for option, wanted, found in (
         ("--expect-size", wishes.expect_size, there.size),
         ("--block-size", wishes.block_size, there.block_size),

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from nbdattach import client
+from nbdattach import client, process
 from nbdattach.client import Connection, silent
 from nbdattach.deadline import Deadline
-from nbdattach.errors import DeadlinePassed, KernelRefused, NotInKernel, error_of
+from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NotInKernel, error_of
 from nbdattach.export import BlockSize, Export
 from nbdattach.interpreter import bare_python
 from nbdattach.link import watch_peer
@@ -33,6 +33,10 @@ from nbdattach.wiretext import plain
 START_SECONDS = 30
 # Over its own deadline, until it counts as stuck.
 _GRACE = 5.0
+# Tries in a row that a server only closes, after which it counts as one that does no TLS for the kernel any more.
+_CLOSED = 3
+# What is left for the relay of a try that the kernel's part has used up, in seconds.
+_LEAST = 1.0
 _MAX_MESSAGE = 1 << 16
 # As the worker; and where OpenSSL looks for the system's authorities.
 _SHEDS = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -41,9 +45,11 @@ _SHEDS = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 class Carrier:
     """May be used by several threads, which then dial one after the other where a relay does it."""
 
-    def __init__(self, wanted: str, relay: Relay | None = None) -> None:
-        """`wanted` as --tls-transport has it. `relay`: one that is there."""
+    def __init__(self, wanted: str, relay: Relay | None = None, was_in_kernel: bool = False) -> None:
+        """`wanted` as --tls-transport has it. `relay`: one that is there. `was_in_kernel`: it has carried this TLS."""
         self._wanted = wanted
+        self._was_in_kernel = was_in_kernel
+        self._closed_tries = 0
         self._relay = relay
         self._mutex = threading.Lock()  # around the relay's orders
         self._closed = False
@@ -58,14 +64,20 @@ class Carrier:
         raw_size: int | None = None,
     ) -> Connection:
         """A connection that the kernel can take. Times in seconds. Raises `NbdattachError`."""
-        if not target.tls or self._wanted != "relay":
+        deadline = Deadline(timeout)
+        if target.tls and target.socket and self._wanted == "kernel":
+            cause = "the kernel carries TLS over TCP only, and this is a Unix socket"
+            raise NotInKernel(target.uri, cause, "--tls-transport relay")
+        if not target.tls or (self._wanted != "relay" and not target.socket):
             try:
                 made = client.connect(target, timeout, trace, connect_within, raw_size, kernel_tls=True)
             except NotInKernel as error:
-                if self._wanted == "kernel":
+                if self._wanted == "kernel" or self._may_pass(error):
                     raise
+                timeout = max(_LEAST, deadline.remaining())
                 trace(f"{error}; so a relay carries TLS")
             else:
+                self._was_in_kernel, self._closed_tries = made.tls is not None, 0
                 watch_peer(made.stream.sock, dead_peer)
                 return made
         order = {
@@ -80,6 +92,22 @@ class Carrier:
             made = self._dialled(target, order, timeout, trace)
             self._wanted = "relay"  # from now on; a server that only went away meanwhile would not have answered
             return made
+
+    def get_ready(self, target: Target) -> None:
+        """The disk that this machine runs from may be away when it is dialled next. A relay has all that it needs."""
+        if target.tls and self._wanted != "relay":
+            from nbdattach import tls
+
+            tls.warm_up(target)
+            process.stay_in_memory()
+
+    def _may_pass(self, error: NotInKernel) -> bool:
+        """A server that is on its way down, or up, may do it again; a relay would be for the rest of the attachment.
+
+        And the disk that this machine runs from may be away with it, so that none can be started.
+        """
+        self._closed_tries += 1
+        return self._was_in_kernel and isinstance(error, MaybeNotInKernel) and self._closed_tries < _CLOSED
 
     def bury(self, deadline: Deadline) -> None:
         """Returns when what has ended can no longer write anything to the server. A relay that is stuck is killed."""

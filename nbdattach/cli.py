@@ -101,10 +101,7 @@ def _trust(options: dict[str, Any]) -> dict[str, Any]:
         "required": "tls", "ca": "tls_ca", "cert": "tls_cert", "key": "tls_key", "hostname": "tls_hostname",
         "psk": "tls_psk",
     }  # fmt: skip
-    for name in ("tls_ca", "tls_cert", "tls_key", "tls_hostname", "tls_psk"):
-        if options[name] == "":
-            raise Malformed("--" + name.replace("_", "-"), "empty", "give a name, or leave it out")
-    found = {name: options.pop(option) or ("" if name != "required" else False) for name, option in names.items()}
+    found = {name: options.pop(option) for name, option in names.items()}
     found["verify"] = not options.pop("tls_no_verify")
     if not found["verify"]:
         _warn_of_no_verify()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nbdattach import handshake, transmission
 from nbdattach.deadline import Deadline
-from nbdattach.errors import NbdattachError
+from nbdattach.errors import NbdattachError, TlsFailed
 from nbdattach.export import Export, Listed
 from nbdattach.proto import NBD_FLAG_HAS_FLAGS
 from nbdattach.stream import Stream, Trace, dial
@@ -90,11 +90,15 @@ def connect(
     `timeout` in seconds, for all of it; `connect_within`, for TCP alone. `raw_size`: the size in bytes of an export
     without a handshake. `kernel_tls`: TLS, where the target wants it, is in the kernel's hands.
     """
+    if raw_size is not None and target.tls:
+        raise TlsFailed(target.uri, "TLS begins in the handshake", "leave out either that, or --no-handshake")
     stream = dial(target, Deadline(timeout), trace, connect_within, kernel_tls)
     try:
         if raw_size is not None:
             return Connection(stream, Export(target.export, raw_size, NBD_FLAG_HAS_FLAGS, "none"))
-        return Connection(stream, stream.run(handshake.enter(target)))
+        export = stream.run(handshake.enter(target))
+        stream.see_nothing_is_left()
+        return Connection(stream, export)
     except BaseException:
         stream.close()
         raise

@@ -14,12 +14,13 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from nbdattach import state
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, error_of, facts_of
+from nbdattach.target import Target
 
 if TYPE_CHECKING:
     from nbdattach.carrier import Relay
@@ -42,12 +43,22 @@ class NoMonitor(NbdattachError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a command wants. `target` is a URI, for "reconnect"; `relay` the pid of a relay, for "watch"."""
+    """What a command wants.
+
+    `target` is a URI, and `trust` what `state.trust_of` tells of it, for "reconnect"; `relay` the pid of a relay, for
+    "watch".
+    """
 
     do: str  # "watch" | "hold" | "cut" | "reconnect" | "resize" | "ping"
     device: str = ""
     target: str | None = None
     relay: int = 0
+    trust: state.Trust | None = None
+
+    @property
+    def place(self) -> Target | None:
+        """Where to; None for where it went before. Raises `Malformed`."""
+        return state.place_of(self.target, self.trust) if self.target else None
 
 
 # -- the command's side --------------------------------------------------------------------------------------------
@@ -125,7 +136,7 @@ def _connected(patience: float | None) -> socket.socket:
 
 
 def _send(connection: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
-    message = {"do": request.do, "device": request.device, "target": request.target, "relay": request.relay}
+    message = asdict(request)
     try:
         socket.send_fds(connection, [json.dumps(message).encode()], list(descriptors))
     except OSError as error:

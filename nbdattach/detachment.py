@@ -104,7 +104,8 @@ def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> No
 
     With `force` what keeps it waiting is cut. Raises `KernelRefused`.
     """
-    opening = subprocess.Popen(["/bin/sh", "-c", ': <"$0"', device.path], stderr=subprocess.DEVNULL)
+    nothing = subprocess.DEVNULL  # should it outlive us, nobody who reads what we say waits for it
+    opening = subprocess.Popen(["/bin/sh", "-c", ': <"$0"', device.path], stdin=nothing, stdout=nothing, stderr=nothing)
     with contextlib.suppress(subprocess.TimeoutExpired):
         opening.wait(FORCE_SECONDS)
         return

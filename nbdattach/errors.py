@@ -105,6 +105,10 @@ class NotInKernel(TlsFailed):
     """The kernel cannot carry TLS with this server: it did not take it over, or the server does what it cannot."""
 
 
+class MaybeNotInKernel(NotInKernel):
+    """The server only closed the connection, which may be for that, or because it is about to end."""
+
+
 class KernelRefused(NbdattachError):
     """A system call failed at `step`, or this machine cannot do what was asked."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbdattach import control, driver, launch
+from nbdattach import control, driver, launch, state
 from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
@@ -31,4 +31,6 @@ def _asked(device: Device, do: str, target: Target | None = None) -> str:
     if not Kernel(device).attached:
         raise NotAttached(device.path)
     launch.ensure_monitor()
-    return control.ask(Request(do, device.name, target.uri if target else None))
+    if target is None:
+        return control.ask(Request(do, device.name))
+    return control.ask(Request(do, device.name, target.uri, trust=state.trust_of(target)))

@@ -98,6 +98,11 @@ def mlockall() -> None:
     _checked(_libc().mlockall(uapi.MCL_CURRENT | uapi.MCL_FUTURE))
 
 
+def mlockall_now() -> None:
+    """Reads all in that this process has mapped now, and locks it; nothing of what comes later."""
+    _checked(_libc().mlockall(uapi.MCL_CURRENT))
+
+
 def mlockall_on_fault() -> None:
     """As mlockall, but only what has been in use at some time, which is less."""
     _checked(_libc().mlockall(uapi.MCL_CURRENT | uapi.MCL_FUTURE | uapi.MCL_ONFAULT))

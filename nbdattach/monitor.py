@@ -24,7 +24,6 @@ from nbdattach.device import Device, parse_device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.link import Link
 from nbdattach.stream import prepare, warm_up
-from nbdattach.target import parse_target
 from nbdattach.watch import Log, Watch
 
 _TICK = 1.0
@@ -255,7 +254,7 @@ class Monitor:
             done.set()
 
         if request.do == "reconnect":
-            watch.reconnect(parse_target(request.target) if request.target else None, finish)
+            watch.reconnect(request.place, finish)
         elif request.do == "resize":
             watch.resize(finish)
         else:

@@ -176,6 +176,8 @@ _ALIASES = {
     "tlshostname": "tls-hostname",
     "preinit": "no-handshake",
 }
+NAMES_OF_CONNECT = {*_WISHES, *_TRUST, "no-handshake"}
+NAMES_OF_NBD_CLIENT = {*_ALIASES, *_NOTHING, "port", "unix", "swap", "tls"}
 
 
 class _Line:

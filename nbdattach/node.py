@@ -120,7 +120,10 @@ class Node:
         can be interrupted. With `patience` in seconds it is given up after that. `progress` is called with the seconds
         that it has taken, a few times in each.
         """
-        flushing = subprocess.Popen(bare_python("flush_main", self.device.path), stdin=subprocess.DEVNULL)
+        nothing = subprocess.DEVNULL  # given up, it lives on, and nobody who reads what we say waits for it
+        flushing = subprocess.Popen(
+            bare_python("flush_main", self.device.path), stdin=nothing, stdout=nothing, stderr=nothing
+        )
         began = time.monotonic()
         code = None
         while code is None:

@@ -74,10 +74,10 @@ def survive() -> None:
 
 
 def stay_in_memory() -> None:
-    """All that this process has mapped is read now, and stays: the disk with its program may be away later."""
-    with contextlib.suppress(OSError):
-        ioctl.mlockall()
-        ioctl.mlockall_on_fault()  # what comes later is not filled before it is used: stacks of threads
+    """After `survive`: also what has not been in use so far will not have to be read from disk."""
+    for wish in (ioctl.mlockall_now, ioctl.mlockall_on_fault):  # the second one is for what comes later
+        with contextlib.suppress(OSError):
+            wish()
 
 
 def raise_descriptor_limit() -> None:

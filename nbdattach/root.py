@@ -12,17 +12,13 @@ import shlex
 import sys
 from dataclasses import replace
 
-from nbdattach import attachment, bootline, monitor, state, stream
+from nbdattach import attachment, bootline, monitor, stream
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError
 from nbdattach.target import Target
 
-# Copies of certificates and keys: the monitor reads them for each connection, and cannot read them from a root that is
-# away. They are in the initramfs anyway, and here as there only root may read them.
-KEPT = f"{state.RUN}/root-tls"
-# Where the hook has put them, when nothing else is said.
+# Where the hook has put certificates and keys, when nothing else is said. The real root has them there, too.
 TLS_FOLDER = "/etc/nbdattach/tls"
-_MAX_FILE = 1 << 20
 _KERNEL_LINE = "/proc/cmdline"
 
 
@@ -44,7 +40,7 @@ def main() -> None:
 
 def attach(root: bootline.Root) -> Device:
     """Raises `NbdattachError`; then nothing is attached."""
-    target = _with_own_files(root.target)
+    target = _trusting(root.target)
     _say(f"attaching {target.uri}")
     failures: set[str] = set()
 
@@ -59,45 +55,10 @@ def attach(root: bootline.Root) -> Device:
     return done.device
 
 
-def _with_own_files(target: Target) -> Target:
-    if not target.tls:
-        return target
+def _trusting(target: Target) -> Target:
+    """There are no authorities of a machine in an initramfs: whom to trust is named, or in the folder."""
     named = target.tls_ca or target.tls_cert or target.tls_certificates or target.tls_psk_file
-    ca = target.tls_ca or ("" if named or not target.tls_verify else TLS_FOLDER)
-    return replace(
-        target,
-        tls_ca=_kept(ca),
-        tls_cert=_kept(target.tls_cert),
-        tls_key=_kept(target.tls_key),
-        tls_certificates=_kept(target.tls_certificates),
-        tls_psk_file=_kept(target.tls_psk_file),
-    )
-
-
-def _kept(path: str) -> str:
-    """Where the copy of that file is, or of that folder of files."""
-    if not path:
-        return ""
-    place = f"{KEPT}{path}"
-    try:
-        if os.path.isdir(path):
-            for name in os.listdir(path):
-                _copy(f"{path}/{name}", f"{place}/{name}")
-        else:
-            _copy(path, place)
-    except OSError as error:
-        hint = f"the hook copies {TLS_FOLDER}; update-initramfs -u does it anew"
-        raise NbdattachError(path, f"not to be had in this initramfs: {error.strerror}", hint) from error
-    return place
-
-
-def _copy(path: str, place: str) -> None:
-    with open(path, "rb") as file:
-        content = file.read(_MAX_FILE)
-    state.make_run()
-    os.makedirs(os.path.dirname(place), exist_ok=True)
-    with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
-        copy.write(content)
+    return target if named or not target.tls or not target.tls_verify else replace(target, tls_ca=TLS_FOLDER)
 
 
 def _assignments(root: bootline.Root, device: Device) -> str:

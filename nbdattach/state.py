@@ -1,7 +1,7 @@
 """What we remember of our attachments, in /run/nbdattach: a help, never the truth, which is the kernel's.
 
-One JSON file an attachment, and one more while it is in trouble; readable by root only, written atomically, without
-secrets.
+One JSON file an attachment, one more while it is in trouble, and one when a flush has failed; readable by root only,
+written atomically, without secrets.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from nbdattach.process import alive, started
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
+from nbdattach.worker import STATE_FILES
 
 RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
 _MONITOR = 1 << 33
 _START = _MONITOR + 1
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
+# What a URI has no place for: ca, cert, key, verify.
+Trust: TypeAlias = dict[str, str | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Record:
     tls_transport: str = "auto"  # as it was asked for
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
-    trust: dict[str, str | bool] | None = None  # what a URI has no place for: ca, cert, key, verify
+    trust: Trust | None = None
     table: str = ""  # the file that named it, where `up` attached it
     address: str | None = None  # at which the target's host was found
     root: bool = False  # the root file system is on it
@@ -75,12 +78,18 @@ class Record:
 
     def place(self) -> Target:
         """What to dial."""
-        target = parse_target(self.target)
-        return with_tls(target, required=target.tls, **self.trust) if self.trust else target  # type: ignore[arg-type]
+        return place_of(self.target, self.trust)
 
 
-def trust_of(target: Target) -> dict[str, str | bool] | None:
-    """For a record."""
+def place_of(uri: str, trust: Trust | None) -> Target:
+    """The target of which those were told. Raises `Malformed`."""
+    target = parse_target(uri)
+    given = {name: value for name, value in (trust or {}).items() if value != ""}
+    return with_tls(target, required=target.tls, **given) if trust else target  # type: ignore[arg-type]
+
+
+def trust_of(target: Target) -> Trust | None:
+    """With the URI, all that there is to know of a target."""
     if not target.tls:
         return None
     return {"ca": target.tls_ca, "cert": target.tls_cert, "key": target.tls_key, "verify": target.tls_verify}
@@ -195,7 +204,7 @@ def is_unflushed(device: Device) -> bool:
 
 
 def _unflushed_path(device: Device) -> str:
-    return f"{RUN}/{device.name}.unflushed"
+    return f"{path(device)}.unflushed"
 
 
 @contextlib.contextmanager
@@ -261,14 +270,18 @@ def _locks() -> Iterator[int]:
 
 def forget(device: Device) -> None:
     """Removes what is remembered of the device, half-written files included. The caller holds the claim on it."""
-    for name in (path(device), _trouble_path(device), _unflushed_path(device)):
+    for name in [*_kept(device), _trouble_path(device), f"{_trouble_path(device)}.new"]:
         _remove(name)
-        _remove(f"{name}.new")
 
 
 def remembers(device: Device) -> bool:
     """Whether there is a file of the device, be it stale."""
-    return os.path.exists(path(device)) or os.path.exists(f"{path(device)}.new")
+    return any(map(os.path.exists, _kept(device)))
+
+
+def _kept(device: Device) -> list[str]:
+    """The files that a worker removes, too, when it ends by itself."""
+    return [f"{path(device)}{end}" for end in STATE_FILES]
 
 
 def _remove(name: str) -> None:

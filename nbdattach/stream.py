@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nbdattach.deadline import Deadline
-from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
+from nbdattach.errors import BrokenProtocol, ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
 from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
 from nbdattach.target import Target
 from nbdattach.wiretext import plain
@@ -133,9 +133,10 @@ class Stream:
         """From here on inside TLS with a verified server; the plain socket is detached and cannot be used again."""
         from nbdattach import tls  # ssl costs 10 ms, and most connections do without
 
-        self._tls = tls.Handshake(self._target, self._kernel_tls)
-        self._see_nothing_is_there()
         try:
+            self._arm()
+            self._tls = tls.Handshake(self._target, self._kernel_tls, self._deadline.remaining())
+            self._see_nothing_is_there()
             self._arm()
             self.sock = self._tls.over(self.sock, hostname)
         except TimeoutError:
@@ -161,6 +162,11 @@ class Stream:
             "something was sent in the clear between the server's yes to TLS and its begin",
             "does somebody stand between us and the server?",
         )
+
+    def see_nothing_is_left(self) -> None:
+        """What OpenSSL has read already the kernel would never see; and it would take what follows for that."""
+        if self._kernel_tls and self.tls and self.sock.pending():  # type: ignore[attr-defined]
+            raise BrokenProtocol(self._target.uri, "the server sent more than it was asked for")
 
     @property
     def certificate(self) -> Certificate | None:
@@ -335,10 +341,10 @@ def warm_up() -> None:
 
 
 def prepare(target: Target, deadline: Deadline) -> None:
-    """Loads all that dialling this target takes. Raises `NbdattachError` where something cannot be had."""
+    """Loads all that dialling this target takes. Raises `NbdattachError` where its host cannot be found."""
     if target.tls:
-        from nbdattach import certificate, tls  # noqa: F401 - to be there
+        from nbdattach import tls
 
-        tls.Handshake(target, for_kernel=True)
+        tls.warm_up(target)
     if target.host:
         _resolve(target, deadline)

@@ -103,17 +103,20 @@ def with_tls(
     target: Target,
     *,
     required: bool = False,
-    ca: str = "",
-    cert: str = "",
-    key: str = "",
-    hostname: str = "",
-    psk: str = "",
+    ca: str | None = None,
+    cert: str | None = None,
+    key: str | None = None,
+    hostname: str | None = None,
+    psk: str | None = None,
     verify: bool = True,
 ) -> Target:
     """The target, with what --tls and its like say; each of them means that TLS is required. Raises `Malformed`.
 
     Paths are made absolute: whoever dials again later may stand elsewhere.
     """
+    for name, value in (("ca", ca), ("cert", cert), ("key", key), ("hostname", hostname), ("psk", psk)):
+        if value == "":  # of a variable that is not set, perhaps; it may not mean "in the clear"
+            raise Malformed(f"--tls-{name}", "empty", "give a name, or leave it out")
     if not (required or ca or cert or key or hostname or psk or not verify):
         return target
     if key and not cert:
@@ -132,8 +135,13 @@ def with_tls(
     )
 
 
-def _absolute(path: str) -> str:
-    return os.path.abspath(path) if path else ""
+def _absolute(path: str | None) -> str:
+    if not path:
+        return ""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise Malformed(quoted(path), "a relative path, and the working directory is gone", "name it whole") from None
 
 
 def _parse_address(text: str, address: str) -> tuple[str, int]:
@@ -206,8 +214,8 @@ def _parse_uri(text: str) -> Target:
         export=_checked_export(text, _decoded(text, path)),
         tls=tls,
         tls_hostname=given.get("tls-hostname", ""),
-        tls_certificates=given.get("tls-certificates", ""),
-        tls_psk_file=given.get("tls-psk-file", ""),
+        tls_certificates=_absolute(given.get("tls-certificates", "")),
+        tls_psk_file=_absolute(given.get("tls-psk-file", "")),
     )
 
 

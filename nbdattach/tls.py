@@ -8,17 +8,18 @@ driver cannot read; 1.2 has none of them, and OpenSSL before 3.2 does not hand o
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
 
-from nbdattach import certificate
-from nbdattach.errors import NotInKernel, TlsFailed
+from nbdattach import certificate, credentials
+from nbdattach.credentials import File
+from nbdattach.errors import MaybeNotInKernel, NotInKernel, TlsFailed
 from nbdattach.target import Target
 from nbdattach.wiretext import plain, quoted
+from nbdattach.wishes import DEFAULT_TIMEOUT
 
 # linux/tls.h, linux/socket.h
 SOL_TLS = 282
@@ -26,21 +27,24 @@ TLS_TX = 1
 TLS_RX = 2
 _OP_ENABLE_KTLS = 1 << 3  # the name came with Python 3.12
 # What the kernel's tls module takes of TLS 1.2, with forward secrecy; and the same with a pre-shared key.
-_KERNEL_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:@SECLEVEL=1"
+_AES = "ECDHE+AESGCM:DHE+AESGCM"
+_CHACHA = "ECDHE+CHACHA20:DHE+CHACHA20"
+_CRYPTO = "/proc/crypto"
+# How long files may take that are read for later, in seconds.
+_READING = 2.0
+# Drivers of the kernel that do AES in C; those that use the processor's instructions are several times faster.
+_AES_IN_C = ("aes-generic", "aes-fixed-time")
 _PSK_CIPHERS = (
     "ECDHE-PSK-CHACHA20-POLY1305:DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305"
 )
-# File names in a directory of certificates, as QEMU and nbdkit have them.
-_CA, _CRL, _CERT, _KEY = "ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem"
 _SERVER_HELLO, _CERTIFICATE, _CERTIFICATE_REQUEST = 2, 11, 13  # HandshakeType (RFC 5246, 7.4; RFC 8446, 4)
 # X509_V_ERR_ of openssl/x509_vfy.h
 _NO_CRL, _NOT_YET, _EXPIRED, _CRL_EXPIRED, _SELF_SIGNED, _REVOKED = 3, 9, 10, 12, 18, 23
 _UNTRUSTED = (2, 7, 19, 20, 21)  # no issuer known, or one of that name with another key
 _WRONG_NAME = (62, 64)
-# A line of a file of keys. OpenSSL takes no longer names or keys (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
-_PSK_LINE = re.compile(r"([^:]{1,128}):((?:[0-9A-Fa-f]{2}){1,256})")
-# More than all authorities of a machine in one file.
-_MAX_FILE = 16 << 20
+# A line of a file of keys; one that was commented out is none.
+# OpenSSL takes no longer names or keys (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
+_PSK_LINE = re.compile(r"([^:#][^:]{0,127}):((?:[0-9A-Fa-f]{2}){1,256})")
 # Reasons of OpenSSL: a server does not like who we are; it does not, and keys are all there is to dislike; there is
 # nothing that both can do; this is no TLS at all.
 _NOT_US = (
@@ -59,15 +63,15 @@ _MAX_NAMES = 8
 
 
 class Handshake:
-    """TLS with the server of one target. Files are read anew for each, so that renewed certificates are seen."""
+    """TLS with the server of one target. Its files may take so many seconds. Raises `TlsFailed`, TimeoutError."""
 
-    def __init__(self, target: Target, for_kernel: bool) -> None:
+    def __init__(self, target: Target, for_kernel: bool, seconds: float = DEFAULT_TIMEOUT) -> None:
         self._target = target
+        self._files = credentials.of(target, seconds)
         self._for_kernel = for_kernel
         self._certificate = b""  # the server's, DER
         self._answered = False  # the server chose a version and a cipher
         self._asked = False  # the server wants to see a certificate of ours
-        self._ours = ""  # the file with it
         self._user = ""  # whose pre-shared key it is
         self._context = self._made_context()
 
@@ -89,6 +93,12 @@ class Handshake:
         if self._for_kernel:
             self._see_it_in_kernel(inside)
         return inside
+
+    def rehearse(self) -> None:
+        """Up to our first word, which goes nowhere: what that needs has been read from disk then."""
+        name = self._target.verified_name or "localhost"
+        with contextlib.suppress(ssl.SSLWantReadError, ValueError):
+            self._context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name).do_handshake()
 
     def _see_name_is_possible(self, name: str) -> None:
         """Before the socket is given away: wrap_socket does not always close it when it refuses a name."""
@@ -117,12 +127,15 @@ class Handshake:
     def _made_context(self) -> ssl.SSLContext:
         target = self._target
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # The policy of the machine may be stricter (MinProtocol and SECLEVEL in openssl.cnf).
+        context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
         context.options |= ssl.OP_NO_RENEGOTIATION  # OpenSSL takes no data from the server in the middle of it
         if self._for_kernel:
+            self._see_policy_allows_1_2(context, NotInKernel, "kernel transport needs", "--tls-transport relay")
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             context.options |= _OP_ENABLE_KTLS
-            context.set_ciphers(_KERNEL_CIPHERS)
+            # Most servers take the first of them that they know.
+            context.set_ciphers(f"{_CHACHA}:{_AES}" if _kernel_is_slow_at_aes() else f"{_AES}:{_CHACHA}")
         if target.tls_psk_file:
             self._use_psk(context)
         elif target.tls_verify:
@@ -138,61 +151,58 @@ class Handshake:
             context._msg_callback = self._see_message  # type: ignore[attr-defined]
         return context
 
-    @property
-    def _ca_file(self) -> str:
-        """Whom we trust; "" for whom this machine trusts."""
-        ca = self._target.tls_ca or self._target.tls_certificates
-        return f"{ca}/{_CA}" if ca and os.path.isdir(ca) else ca
+    def _see_policy_allows_1_2(
+        self, context: ssl.SSLContext, kind: type[TlsFailed], who_needs: str, way_out: str
+    ) -> None:
+        if context.minimum_version > ssl.TLSVersion.TLSv1_2:
+            cause = f"the policy of this machine wants TLS 1.3, and {who_needs} 1.2"
+            raise kind(self._target.uri, cause, f"{way_out}; or see MinProtocol in openssl.cnf")
 
     def _trust(self, context: ssl.SSLContext) -> None:
-        file = self._ca_file
-        if not file:
+        ca, revoked = self._files.ca, self._files.revoked
+        if not ca:
             context.load_default_certs()
             return
-        _load(file, "CERTIFICATE", lambda: context.load_verify_locations(cafile=file))
-        revoked = self._revoked_file
-        if os.path.exists(revoked):
-            _load(revoked, "X509 CRL", lambda: context.load_verify_locations(cafile=revoked))
+        _load(ca, "CERTIFICATE", lambda path: context.load_verify_locations(cafile=path))
+        if revoked:
+            _load(revoked, "X509 CRL", lambda path: context.load_verify_locations(cafile=path))
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
     @property
-    def _revoked_file(self) -> str:
-        return f"{self._target.tls_ca or self._target.tls_certificates}/{_CRL}"
+    def _revoked_path(self) -> str:
+        return plain(self._files.revoked.path) if self._files.revoked else ""
 
     def _show_ourselves(self, context: ssl.SSLContext) -> None:
-        cert, key = self._target.tls_cert, self._target.tls_key
-        folder = self._target.tls_certificates or self._target.tls_ca
-        if not cert and os.path.isdir(folder) and os.path.exists(f"{folder}/{_CERT}"):
-            cert, key = f"{folder}/{_CERT}", f"{folder}/{_KEY}"
-        if not cert:
+        cert, key = self._files.cert, self._files.key
+        if not cert or not key:
             return
-        key = key or cert
         _see(cert, "CERTIFICATE")
         _see(key, "PRIVATE KEY")
 
         def password() -> str:
             hint = "write it without one: openssl pkey -in FILE -out NEW"
-            raise TlsFailed(plain(key), "the key has a password", hint)
+            raise TlsFailed(plain(key.path), "the key has a password", hint)
 
         try:
-            context.load_cert_chain(cert, key, password)
+            with cert.for_openssl() as certs, key.for_openssl() as keys:
+                context.load_cert_chain(certs, keys, password)
         except ssl.SSLError as error:
             if "MISMATCH" not in (error.reason or ""):
-                raise _damaged(f"{cert} or {key}" if key != cert else cert) from error
-            cause = f"this key does not belong to the certificate {plain(cert)}"
-            raise TlsFailed(plain(key), cause, "--tls-cert and --tls-key are made together") from error
-        self._ours = cert
+                raise _damaged(f"{cert.path} or {key.path}" if key != cert else cert.path) from error
+            cause = f"this key does not belong to the certificate {plain(cert.path)}"
+            raise TlsFailed(plain(key.path), cause, "--tls-cert and --tls-key are made together") from error
 
     def _use_psk(self, context: ssl.SSLContext) -> None:
         file = self._target.tls_psk_file
-        if not hasattr(context, "set_psk_client_callback"):
+        if not hasattr(context, "set_psk_client_callback") or not self._files.psk:
             cause = "pre-shared keys need Python 3.13 or later"
             raise TlsFailed(plain(file), cause, "certificates work here: --tls-ca FILE")
-        lines = _read(file).decode("utf-8", "replace").splitlines()
+        lines = self._files.psk.content.decode("utf-8", "replace").splitlines()
         found = next(filter(None, (_PSK_LINE.fullmatch(line.strip()) for line in lines)), None)
         if not found:
             hint = "openssl rand -hex 32 makes a key"
             raise TlsFailed(plain(file), "no line USER:KEY with a hexadecimal key", hint)
+        self._see_policy_allows_1_2(context, TlsFailed, "keys need", "certificates work: --tls-ca FILE")
         user, key = found[1], bytes.fromhex(found[2])
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -248,7 +258,7 @@ class Handshake:
         hint = "its log may tell why; does it want a key (--tls-psk)?" if self._answered else self._in_common()
         said = "the server closed the connection in the TLS handshake"
         # Servers do so, too, that find nothing in common (nbdkit, with GnuTLS).
-        return self._failed(said, hint) if self._answered else self._nothing_for_kernel(said, hint)
+        return self._failed(said, hint) if self._answered else self._nothing_for_kernel(said, hint, MaybeNotInKernel)
 
     @staticmethod
     def is_of_tls(error: OSError) -> bool:
@@ -266,9 +276,9 @@ class Handshake:
     def _failed(self, cause: str, hint: str) -> TlsFailed:
         return TlsFailed(self._target.uri, cause, hint)
 
-    def _nothing_for_kernel(self, cause: str, hint: str) -> TlsFailed:
+    def _nothing_for_kernel(self, cause: str, hint: str, kind: type[NotInKernel] = NotInKernel) -> TlsFailed:
         """`NotInKernel` where we offered only what the kernel takes: there is more to offer."""
-        return (NotInKernel if self._for_kernel and not self._user else TlsFailed)(self._target.uri, cause, hint)
+        return (kind if self._for_kernel and not self._user else TlsFailed)(self._target.uri, cause, hint)
 
     def _not_us(self, said: str) -> TlsFailed:
         """`said` is the server's reason; "" where it only closed the connection."""
@@ -277,7 +287,7 @@ class Handshake:
             whose = f"the key of {quoted(self._user)} from {plain(self._target.tls_psk_file)}"
             cause = "does not accept" if said else "closed the connection when it was to accept"
             return self._failed(f"the server {cause} {whose}{told}", "does it have the same line in its file?")
-        if not self._ours:
+        if not self._files.cert:
             cause = f"the server wants a certificate of ours, and we have none{told}"
             if not said:
                 cause = "the server asked for a certificate of ours, got none, and closed the connection"
@@ -289,11 +299,15 @@ class Handshake:
         return self._failed(f"{cause} {self._our_certificate()}", hint)
 
     def _our_certificate(self) -> str:
-        shown = certificate.describe_file(self._ours)
+        ours = self._files.cert
+        if not ours:
+            return ""
+        with ours.for_openssl() as path:
+            shown = certificate.describe_file(path)
         facts = [f"issued by {quoted(shown.issuer)}"] if shown.issuer else []
         if shown.until:
             facts.append(f"expired {shown.until}" if certificate.is_past(shown.until) else f"valid until {shown.until}")
-        return ", ".join([plain(self._ours), *facts])
+        return ", ".join([plain(ours.path), *facts])
 
     def _no_version(self) -> TlsFailed:
         if self._user:
@@ -304,7 +318,7 @@ class Handshake:
         return self._failed("the server does not do TLS 1.2 or later", "older ones are not safe: update the server")
 
     def _nothing_in_common(self) -> TlsFailed:
-        if self._asked and not self._ours:
+        if self._asked and not self._files.cert:
             return self._not_us("it ended the handshake")
         return self._nothing_for_kernel("the server found no way of TLS in common with us", self._in_common())
 
@@ -337,16 +351,16 @@ class Handshake:
             since = f" before {shown.since}" if shown.since else " yet"
             return f"its certificate is not valid{since}", "is the clock right here? see date"
         if code == _REVOKED:
-            return f"its certificate is revoked by {plain(self._revoked_file)}", "the server needs a new one"
+            return f"its certificate is revoked by {self._revoked_path}", "the server needs a new one"
         if code in (_NO_CRL, _CRL_EXPIRED):
             what = "is too old" if code == _CRL_EXPIRED else "is of another authority"
-            cause = f"the list of revoked certificates {plain(self._revoked_file)} {what}"
+            cause = f"the list of revoked certificates {self._revoked_path} {what}"
             return cause, "the authority that issued its certificate has a newer one"
         if code == _SELF_SIGNED:
             return "its certificate is self-signed", "--tls-ca FILE with this very certificate trusts it"
         if code in _UNTRUSTED:
             by = f"was issued by {quoted(shown.issuer)}, and" if shown.issuer else "is not trusted:"
-            where = f"in {plain(self._ca_file)}" if self._ca_file else "that this machine trusts"
+            where = f"in {plain(self._files.ca.path)}" if self._files.ca else "that this machine trusts"
             return f"its certificate {by} no authority {where} has signed it", "--tls-ca FILE names whom to trust"
         return f"its certificate is not good for it: {plain(message)}", "openssl x509 -text shows what is in one"
 
@@ -356,6 +370,27 @@ class Handshake:
             return f"its certificate is not for {wanted}"
         some = ", ".join(map(quoted, names[:_MAX_NAMES])) + (", ..." if len(names) > _MAX_NAMES else "")
         return f"its certificate is for {some}, not for {wanted}"
+
+
+def warm_up(target: Target) -> None:
+    """The files of the target are known then, also when their disk is away."""
+    with contextlib.suppress(TlsFailed, TimeoutError):
+        Handshake(target, True, _READING).rehearse()
+
+
+def _kernel_is_slow_at_aes() -> bool:
+    """Whether it has AES in C, and nothing better."""
+    try:
+        with open(_CRYPTO) as file:
+            blocks = file.read().split("\n\n")
+    except OSError:
+        return False
+    drivers = []
+    for block in blocks:
+        fields = dict(re.findall(r"^(name|driver) *: (.*)$", block, re.MULTILINE))
+        if re.search(r"\baes\b", fields.get("name", "")):
+            drivers.append(fields.get("driver", ""))
+    return bool(drivers) and all(any(slow in driver for slow in _AES_IN_C) for driver in drivers)
 
 
 def inside_cipher(sock: ssl.SSLSocket) -> str:
@@ -371,29 +406,21 @@ def _words(reason: str) -> str:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def _load(file: str, what: str, load: Callable[[], Any]) -> None:
+def _load(file: File, what: str, load: Callable[[str], Any]) -> None:
     _see(file, what)
     try:
-        load()
+        with file.for_openssl() as path:
+            load(path)
     except ssl.SSLError as error:
-        raise _damaged(file) from error
+        raise _damaged(file.path) from error
 
 
-def _see(file: str, what: str) -> None:
+def _see(file: File, what: str) -> None:
     """That the file has it in PEM: OpenSSL has one error for all that it may have instead. Raises `TlsFailed`."""
-    if not re.search(rb"^-----BEGIN [A-Z0-9 ]*" + what.encode() + rb"-----", _read(file), re.MULTILINE):
+    if not re.search(rb"^-----BEGIN [A-Z0-9 ]*" + what.encode() + rb"-----", file.content, re.MULTILINE):
         name = {"CERTIFICATE": "certificate", "PRIVATE KEY": "key"}.get(what, "list of revoked certificates")
-        raise TlsFailed(plain(file), f"no {name} in PEM in it", f"it has a line -----BEGIN {what}-----")
+        raise TlsFailed(plain(file.path), f"no {name} in PEM in it", f"it has a line -----BEGIN {what}-----")
 
 
-def _read(file: str) -> bytes:
-    try:
-        with open(file, "rb") as content:
-            return content.read(_MAX_FILE)
-    except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or str(error)
-        raise TlsFailed(plain(file), f"cannot be read: {words}", "is the name spelled right, and may you?") from error
-
-
-def _damaged(file: str) -> TlsFailed:
-    return TlsFailed(plain(file), "damaged: OpenSSL cannot use it", "openssl x509 -in FILE -text shows what it can")
+def _damaged(path: str) -> TlsFailed:
+    return TlsFailed(plain(path), "damaged: OpenSSL cannot use it", "openssl x509 -in FILE -text shows what it can")

@@ -30,7 +30,7 @@ from nbdattach.client import Connection, silent
 from nbdattach.clock import now, seconds_since
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused
+from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
 from nbdattach.link import Link, Scout
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
 from nbdattach.node import Busy, Node
@@ -98,8 +98,9 @@ class Watch:
         self._record = record
         self._links = links
         self._log = log
-        by_relay = record.tls is not None and record.tls.get("transport") == "relay"
-        self._carrier = Carrier("relay" if by_relay else record.tls_transport, relay)
+        transport = record.tls and record.tls.get("transport")
+        wanted = "relay" if transport == "relay" else record.tls_transport
+        self._carrier = Carrier(wanted, relay, was_in_kernel=transport == "kernel")
         self._kernel = Kernel(device)
         # What there is to do; held for moments only.
         self._news = threading.Condition()
@@ -119,6 +120,7 @@ class Watch:
         self._last_outage: _Outage | None = None
         # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request.
         self._timeout = math.ceil(record.io_timeout) or (RESEND_SECONDS if self._several else 0)
+        self._ready = False  # to dial without a disk
         self._last_trouble = -math.inf
         self._more_patient = False
         self._handed_over = (time.monotonic(), self._kernel.completed)
@@ -266,6 +268,9 @@ class Watch:
 
     def _mend(self) -> None:
         """Until the driver has no dead connection, and none is silent; or until there is an order to obey first."""
+        if not self._ready:
+            self._ready = True
+            self._carrier.get_ready(self._target())
         while outage := self._trouble_now():
             if outage.fruitless and not self._go_on(outage):
                 return
@@ -424,9 +429,12 @@ class Watch:
     def _carry_over(self, target: Target | None) -> str:
         self._see_we_can_replace()
         place = target or self._target()
+        if self._record.tls and not place.tls:
+            cause = "that is in the clear, and the device was attached over TLS"
+            raise TlsFailed(place.uri, cause, "nbds:// reaches it over TLS; else disconnect, and connect without")
         self._replace_all(self._dial_all(place, self._record.size))
         if target:
-            self._remember(target=target.uri)
+            self._remember(target=target.uri, trust=state.trust_of(target))
         self._log(f"{self.device.name}: handed over to {place.uri}")
         return place.uri
 

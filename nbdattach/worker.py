@@ -30,6 +30,8 @@ EBUSY = 16
 ENOTTY = 25
 EPIPE = 32
 NBD_FLAG_READ_ONLY = 2
+# What `state` keeps of an attachment: the ends of the names.
+STATE_FILES = ("", ".new", ".unflushed", ".unflushed.new")
 GO = b"G"
 COMMIT = b"C"
 UNDO = b"U"
@@ -130,8 +132,7 @@ def main(arguments: list[str]) -> None:
     _thread.start_new_thread(_watch, (path, node, sockets, orders, claim))
     errno = serve(ioctl, node, claim)
     if _is_free(path):  # else it is lost: somebody still uses it, and will want to know what it was
-        _remove(state_file)
-        _remove(f"{state_file}.new")  # of a parent that was killed while it wrote
+        _forget(state_file)
     _report(reports, f"ended {errno}")
 
 
@@ -269,8 +270,7 @@ def _tidied(path: str, state_file: str) -> bool:
         return False
     try:
         if not _attribute(os.path.basename(path), "pid"):
-            _remove(state_file)
-            _remove(f"{state_file}.new")
+            _forget(state_file)
             clear(ioctl, node)
         return _is_free(path) and not partitions(path)
     finally:
@@ -347,8 +347,10 @@ def _attribute(name: str, attribute: str) -> str:
         return ""
 
 
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
+def _forget(state_file: str) -> None:
+    """Removes what `state` keeps of an attachment, and what a parent that was killed has half written."""
+    for end in STATE_FILES:
+        try:
+            os.unlink(f"{state_file}{end}")
+        except OSError:
+            pass

@@ -27,6 +27,10 @@ class Device:
     def free(self) -> bool:
         return not (self._sys / "pid").exists()
 
+    @property
+    def mebibytes(self) -> int:
+        return int((self._sys / "size").read_text()) >> 11
+
     def limit(self, max_sectors_kb: int) -> None:
         (self._sys / "queue/max_sectors_kb").write_text(str(max_sectors_kb))
 

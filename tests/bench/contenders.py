@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from servers import Server
 
 # What is measured there.
-PARTS = ("attaching", "data", "restarts", "monitor", "at-once", "tls")
+PARTS = ("attaching", "data", "restarts", "monitor", "at-once", "tls", "tls-chacha20")
 SECTORS = (128, 256, 512, 1024, 4096)
 CONNECTIONS = (1, 2, 4, 8)
 

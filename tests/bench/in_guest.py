@@ -58,15 +58,21 @@ def all_attached(contenders: list[Contender], server: Server) -> Iterator[list[D
 def data_path(
     contenders: list[Contender], works: list[fio.Work], server: Server, options: argparse.Namespace
 ) -> list[Row]:
+    with all_attached(contenders, server) as devices:
+        return throughput(contenders, works, devices, options)
+
+
+def throughput(
+    contenders: list[Contender], works: list[fio.Work], devices: list[Device], options: argparse.Namespace
+) -> list[Row]:
     aims = {contender.name: contender.data_path_aim for contender in contenders}
     rows = {work.name: empty_row(work.name, work.unit, contenders, aims) for work in works}
-    with all_attached(contenders, server) as devices:
-        fio.fill(devices[0].path)
-        names = {device.path: contender.name for contender, device in zip(contenders, devices, strict=True)}
-        for number in range(options.rounds):
-            found = fio.round_of(works, in_turn(list(names), number), options.seconds)
-            for (work, path), figure in found.items():
-                rows[work].samples[names[path]].append(figure)
+    fio.fill(devices[0].path)
+    names = {device.path: contender.name for contender, device in zip(contenders, devices, strict=True)}
+    for number in range(options.rounds):
+        found = fio.round_of(works, in_turn(list(names), number), options.seconds)
+        for (work, path), figure in found.items():
+            rows[work].samples[names[path]].append(figure)
     return list(rows.values())
 
 
@@ -127,11 +133,11 @@ def memory(pids: set[int]) -> tuple[float, float]:
     return rss, unshared
 
 
-def over_tls(options: argparse.Namespace) -> list[Row]:
-    with tls.served(options.size) as (server, folder):
+def over_tls(cipher: str, options: argparse.Namespace) -> list[Row]:
+    with tls.served(options.size, cipher) as (server, folder):
         contenders = tls.contenders(options.nbdattach, folder)
-        rows = data_path(contenders, fio.WORKS[:2], server, options)
         with all_attached(contenders, server) as devices:
+            rows = throughput(contenders, fio.WORKS[:2], devices, options)
             names = [contender.name for contender in contenders]
             return [*rows, tls.processor_time(dict(zip(names, devices, strict=True)), options.rounds)]
 
@@ -164,8 +170,9 @@ def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -
         return "Server's return", restarts.measure(kinds, rounds)
     if part == "monitor":
         return "Monitor, resident", crowd.monitor_memory(netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
-    if part == "tls":
-        return "Data over TLS", over_tls(options)
+    if part in tls.CIPHERS:
+        cipher = tls.CIPHERS[part]
+        return f"TLS, {cipher}", over_tls(cipher, options)
     return "Attaching many", crowd.at_once(by_netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from certificates import make
+from certificates import PAST, Authority, make, self_signed
 from conftest import monitors, workers
-from load import Load
+from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbd_server, nbdkit, qemu_nbd
 from test_restart import nothing_goes_wrong, state_of
-from tls_server import record_server
-from tool import BACKEND, attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, sparse_file
+from tls_server import ClearServer, record_server
+from tool import BACKEND, attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, shell, sparse_file
 
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -92,6 +93,127 @@ def test_a_server_that_is_not_verified_is_not_attached(tmp_path: Path, certifica
         assert nbd("connect", server.uri, "nbd0").code in (4, 5)
 
 
+@dataclass
+class Wrong:
+    """A way to be refused: how nbdkit is started, how we connect, and what it comes to."""
+
+    serve: str  # options of nbdkit, with {} for the folder of certificates
+    connect: str
+    code: int
+    words: str
+    scheme: str = "nbds"
+
+
+TLS, CLIENTS = "--tls=require --tls-certificates={}", " --tls-verify-peer"
+SHOWN = " --tls-cert={}/{}/client-cert.pem --tls-key={}/{}/client-key.pem"
+OURS = "--tls-ca={}/good/ca-cert.pem"
+WRONG = {
+    "wrong CA": Wrong(TLS + "/good", "--tls-ca={}/other/ca-cert.pem", 5, "issued by 'test-ca', and no authority in"),
+    "system CAs": Wrong(TLS + "/good", "", 5, "no authority that this machine trusts"),
+    "wrong name": Wrong(TLS + "/good", OURS + " --tls-hostname=db1", 5, "not for 'db1'"),
+    "expired": Wrong(TLS + "/late", OURS, 5, "its certificate expired 2020-02-01"),
+    "self-signed": Wrong(TLS + "/self", OURS, 5, "its certificate is self-signed"),
+    "no certificate": Wrong(TLS + "/good" + CLIENTS, OURS, 5, "asked for a certificate of ours, got none"),
+    "stranger": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/other/c"), 5, "when it had our certif"),
+    "revoked": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/revoked/c"), 5, "when it had our certif"),
+    "no TLS": Wrong("--tls=off", OURS, 5, "no TLS there: the server's policy forbids NBD_OPT_STARTTLS"),
+    "unasked": Wrong(TLS + "/good", "", 5, "the server requires TLS", "nbd"),
+}
+
+
+@pytest.fixture(scope="module")
+def authorities(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pki")
+    ours, other = Authority(root / "ours"), Authority(root / "another")
+    ours.issue(root / "good", "server")
+    ours.issue(root / "late", "server", valid=PAST)
+    ours.issue(root / "revoked", "client", name="me", alternatives="")
+    (root / "good" / "ca-crl.pem").write_bytes(ours.revoke(root / "revoked" / "client-cert.pem").read_bytes())
+    other.issue(root / "other", "client", name="me", alternatives="")
+    other.issue(root / "other", "server")
+    self_signed(root / "self")
+    return root
+
+
+def refused(*arguments: str, seconds: float = 30) -> tuple[int, str]:
+    """What becomes of a connect that must attach nothing, leave nothing, and say so in a line and a hint, in time."""
+    began = time.monotonic()
+    done = nbd("connect", *arguments, "nbd0")
+    assert time.monotonic() - began < seconds
+    assert (done.out, FIRST.attached, FIRST.size) == ("", False, 0)
+    line, hint = done.err.splitlines()
+    assert hint.startswith("(") and hint.endswith(")")
+    return done.code, line
+
+
+@pytest.mark.ioctl
+@pytest.mark.parametrize("transport", ["auto", "kernel", "relay"])
+@pytest.mark.parametrize("which", WRONG)
+def test_a_server_that_is_wrong_attaches_nothing(authorities: Path, which: str, transport: str) -> None:
+    wrong = WRONG[which]
+    options = wrong.connect.replace("{}", str(authorities)).split()
+    with nbdkit(*wrong.serve.replace("{}", str(authorities)).split(), "memory", "1M") as server:
+        code, line = refused("--tls-transport", transport, *options, server.export(scheme=wrong.scheme))
+    assert code == wrong.code
+    assert wrong.words in line
+
+
+@pytest.mark.ioctl
+@pytest.mark.parametrize("transport", ["auto", "kernel", "relay"])
+def test_a_server_that_stalls_or_speaks_in_the_clear_attaches_nothing(certificates: Path, transport: str) -> None:
+    options = ("--tls-transport", transport, "--tls-ca", str(certificates), "--connect-timeout", "3")
+    with closing(ClearServer()) as server:
+        code, line = refused(*options, server.uri, seconds=10)
+    assert (code, line) == (3, f"nbdattach: {server.uri}: no answer within 3 s (TLS handshake)")
+    said = bytes.fromhex("0003e889045565a9 00000007 00000001 00000000")  # yes to NBD_OPT_GO
+    with closing(ClearServer(said)) as server:
+        code, line = refused(*options, server.uri)
+    assert code == 5
+    assert "something was sent in the clear between the server's yes to TLS and its begin" in line
+    assert server.heard == b""
+
+
+@pytest.mark.parametrize("transport", ["kernel", "relay"])
+def test_an_attachment_by_other_trust_is_another_one(certificates: Path, tmp_path: Path, transport: str) -> None:
+    with by_nbdkit(sparse_file(tmp_path / "image", MIB), certificates) as server:
+        target, ca = server.export(scheme="nbds"), ("--tls-ca", str(certificates))
+        nbd_ok("connect", "--tls-no-verify", "--tls-transport", transport, target, "nbd0")
+        other = "relay" if transport == "kernel" else "kernel"
+        for options, words in ((ca, "other options of TLS"), (("--tls-no-verify", "--tls-transport", other), "not by")):
+            done = nbd("connect", *options, target, "nbd0")
+            assert done.code == 7
+            assert words in done.err
+        assert "already attached" in nbd("connect", "--tls-no-verify", target, "nbd0").err
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.netlink
+@pytest.mark.parametrize("transport", ["kernel", "relay"])
+def test_a_hand_over_takes_its_own_trust_along(authorities: Path, tmp_path: Path, transport: str) -> None:
+    image, port = sparse_file(tmp_path / "image", 4 * MIB), free_port()
+    options = ["--tls=require", f"--tls-certificates={authorities}/other", "file", f"file={image}"]
+    with ExitStack() as servers, by_nbdkit(image, authorities / "good") as first:
+        second = servers.enter_context(nbdkit(*options, port=port))
+        target, ca = second.export(scheme="nbds"), str(authorities / "other" / "ca-cert.pem")
+        with attached(first.export(scheme="nbds"), "nbd0", tls_ca=str(authorities / "good"), tls_transport=transport):
+            load = Load("/dev/nbd0", writers=2)
+            with nothing_goes_wrong(load, image):
+                load.see_it_run()
+                done = nbd("reconnect", "nbd0", target)
+                assert done.code == 5
+                assert "no authority that this machine trusts" in done.err
+                done = nbd("reconnect", "nbd0", second.uri)
+                assert done.code == 5
+                assert "that is in the clear, and the device was attached over TLS" in done.err
+                nbd_ok("reconnect", "--tls-ca", ca, "nbd0", target)
+                load.see_it_run()
+                second.kill()
+                eventually(lambda: state_of("nbd0") == "reconnecting")
+                servers.enter_context(nbdkit(*options, port=port))
+                load.see_it_run()
+                eventually(lambda: state_of("nbd0") == "connected")
+
+
 @pytest.mark.netlink
 @pytest.mark.parametrize("connections", [1, 4])
 def test_a_killed_server_comes_back(tmp_path: Path, certificates: Path, connections: int) -> None:
@@ -124,11 +246,41 @@ RECORDS = {
 
 
 @pytest.mark.netlink
-@pytest.mark.parametrize("kind", RECORDS)
-def test_a_record_that_is_no_data_replaces_the_connection(tmp_path: Path, certificates: Path, kind: str) -> None:
+@pytest.mark.parametrize("transport", ["kernel", "relay"])
+def test_the_files_may_be_on_the_disk_that_is_away(authorities: Path, tmp_path: Path, transport: str) -> None:
+    """As on a machine that runs from it: whoever reads them before it is back waits for himself."""
+    image, port = sparse_file(tmp_path / "image", 32 * MIB), free_port()
+    options = ["--tls=require", f"--tls-certificates={authorities}/good", "file", f"file={image}"]
+    with ExitStack() as servers:
+        server = servers.enter_context(nbdkit(*options, port=port))
+        target = server.export(scheme="nbds")
+        with attached(target, "nbd0", tls_ca=str(authorities / "good"), tls_transport=transport):
+            shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+            shell(f"cp {authorities}/good/ca-cert.pem /mnt && sync")
+            nbd_ok("reconnect", "--tls-ca", "/mnt/ca-cert.pem", "nbd0", target)
+            server.kill()
+            eventually(lambda: state_of("nbd0") == "reconnecting")
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+            servers.enter_context(nbdkit(*options, port=port))
+            eventually(lambda: state_of("nbd0") == "connected")
+            shell("cmp /mnt/ca-cert.pem " + str(authorities / "good" / "ca-cert.pem"))
+            shell("umount /mnt")
+
+
+# A relay passes over the others, as TLS asks for.
+BY_RELAY = ("close_notify", "fatal alert", "key update", "ticket")
+
+
+@pytest.mark.netlink
+@pytest.mark.parametrize(
+    ("kind", "transport"), [*((kind, "kernel") for kind in RECORDS), *((kind, "relay") for kind in BY_RELAY)]
+)
+def test_a_record_that_is_no_data_replaces_the_connection(
+    tmp_path: Path, certificates: Path, kind: str, transport: str
+) -> None:
     image = sparse_file(tmp_path / "image", 4 * MIB)
-    ca = str(certificates / "ca-cert.pem")
-    with record_server(image, certificates) as server, attached(server.uri, "nbd0", tls_ca=ca):
+    trust = {"tls_ca": str(certificates / "ca-cert.pem"), "tls_transport": transport}
+    with record_server(image, certificates) as server, attached(server.uri, "nbd0", **trust):
         load = Load("/dev/nbd0", writers=2)
         with nothing_goes_wrong(load, image):
             load.see_it_run()
@@ -137,3 +289,20 @@ def test_a_record_that_is_no_data_replaces_the_connection(tmp_path: Path, certif
             eventually(lambda: server.connections > before)
             load.see_it_run()
             eventually(lambda: state_of("nbd0") == "connected")
+
+
+@pytest.mark.ioctl
+@pytest.mark.parametrize("kind", ["close_notify", "key update", "ticket"])
+def test_such_a_record_ends_an_attachment_by_ioctl_without_a_hang(
+    tmp_path: Path, certificates: Path, kind: str
+) -> None:
+    image = sparse_file(tmp_path / "image", 4 * MIB)
+    with record_server(image, certificates) as server:
+        nbd_ok("connect", "--tls-ca", str(certificates), server.uri, "nbd0")
+        assert seconds_for_a_new_read("/dev/nbd0") < 5
+        server.inject = RECORDS[kind]
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            seconds_for_a_new_read("/dev/nbd0")
+        assert time.monotonic() - began < 10
+        nbd_ok("disconnect", "--force", "nbd0")

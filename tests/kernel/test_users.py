@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from servers import nbdkit
 from tool import (
     attached,
+    command,
     connect,
     digest_of,
     eventually,
@@ -30,6 +32,7 @@ from tool import (
     sparse_file,
 )
 
+import nbdattach
 from nbdattach import status
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -101,9 +104,9 @@ def looped() -> str:
     return f"held by {loop[5:]} (a loop device): losetup -d {loop}"
 
 
-def opened(flags: int) -> Callable[[], str]:
+def opened(flags: int, path: str = "/dev/nbd0") -> Callable[[], str]:
     def begin() -> str:
-        opener = subprocess.Popen([sys.executable, "-c", OPENER, "/dev/nbd0", str(flags)], stdout=subprocess.PIPE)
+        opener = subprocess.Popen([sys.executable, "-c", OPENER, path, str(flags)], stdout=subprocess.PIPE)
         assert opener.stdout and opener.stdout.readline()
         with open(f"/proc/{opener.pid}/comm") as file:
             name = file.read().strip()
@@ -144,7 +147,7 @@ def nobody_is_left() -> Iterator[None]:
     subprocess.run(
         """exec 2>/dev/null
         umount -R /mnt "/run/other place"; swapoff -a; losetup -D; mdadm --stop --scan; dmsetup remove_all
-        pkill -f os.open; pkill sleep; rm -f /run/elsewhere; true""",
+        pkill -f "[o]s.open"; pkill sleep; rm -f /run/elsewhere; true""",
         shell=True,
         stdout=subprocess.DEVNULL,
     )
@@ -205,6 +208,89 @@ def test_who_opens_it_for_a_moment_is_no_user() -> None:
         assert not FIRST.attached
 
 
+def test_an_opener_by_another_name_than_that_in_dev_is_named(tmp_path: Path) -> None:
+    shell(f"mknod {tmp_path}/node b 43 0")
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0"):
+        line = opened(os.O_RDONLY, f"{tmp_path}/node")()
+        done = nbd("disconnect", "nbd0")
+        assert (done.code, done.err.splitlines()[1]) == (7, f"  {line}")
+        shell(line.rpartition(": ")[2])
+
+
+def test_a_node_of_another_device_is_refused_and_that_device_is_left_alone() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0"), attached(server.uri, "nbd1", tag="other"):
+        number = os.stat("/dev/nbd1").st_rdev
+        shell(f"mv /dev/nbd0 /dev/kept && mknod /dev/nbd0 b {os.major(number)} {os.minor(number)}")
+        try:
+            done = nbd("disconnect", "nbd0")
+        finally:
+            shell("mv /dev/kept /dev/nbd0")
+        assert (done.code, FIRST.attached, Kernel(Device(1)).attached) == (6, True, True)
+        wrong = f"{os.major(number)}:{os.minor(number)}, not 43:0"
+        assert done.err.splitlines() == [
+            f"nbdattach: /dev/nbd0: its node is of another device: {wrong}",
+            "(rm /dev/nbd0; udevadm trigger, or mknod makes it anew)",
+        ]
+
+
+def test_a_mount_is_found_though_its_namespace_begins_with_a_chrooted_process(tmp_path: Path) -> None:
+    """Whoever is in a chroot sees no mounts outside it."""
+    shutil.copy("/bin/busybox", tmp_path)
+    with attached_image(tmp_path, False):
+        shell("mkfs.ext4 -q /dev/nbd0")
+        inside = "mount --make-rprivate / && mount /dev/nbd0 /mnt && { sleep 600 & touch /run/elsewhere; }"
+        program = f"{inside} && exec chroot {tmp_path} /busybox sleep 600"
+        subprocess.Popen(["unshare", "-m", "sh", "-c", program])
+        eventually(lambda: Path("/run/elsewhere").exists() and "/busybox sleep" in shell("ps axww"))
+        (found,) = nbd("status", "--json").json()
+        assert found["mounts"] == ["/mnt"]
+        done = nbd("disconnect", "nbd0")
+        assert (done.code, "mounted at /mnt in the mount namespace of process" in done.err) == (7, True), done
+        shell("pkill sleep; pkill busybox")
+        eventually(lambda: nbd("disconnect", "nbd0").code == 0, 10)
+
+
+def test_who_opens_it_during_a_long_flush_is_a_user() -> None:
+    with _flusher("[ -e /run/quick ] || sleep 3") as server:
+        connect(server.uri, "nbd0")  # type: ignore[attr-defined]
+        fill_with_noise("/dev/nbd0", 1)
+        detaching = subprocess.Popen(command("disconnect", "nbd0"), stderr=subprocess.PIPE, text=True)
+        eventually(lambda: "flush_main" in shell("ps axww"))
+        line = opened(os.O_RDWR)()
+        assert line in detaching.communicate(timeout=60)[1]
+        assert (detaching.returncode, FIRST.attached) == (7, True)
+        shell(line.rpartition(": ")[2] + "; touch /run/quick")
+        eventually(lambda: nbd("disconnect", "nbd0").code == 0, 10)
+        os.unlink("/run/quick")
+
+
+def test_what_is_written_during_a_long_flush_is_on_the_server(tmp_path: Path) -> None:
+    image = sparse_file(tmp_path / "image", MIB)
+    write = f"dd of={image} oflag=seek_bytes seek=$4 conv=notrunc status=none"
+    answers = ["get_size=echo 1M", "pread=head -c $3 /dev/zero", f"pwrite={write}", "can_write=exit 0"]
+    with nbdkit("eval", *answers, "can_flush=exit 0", "flush=sleep 2") as server:
+        connect(server.uri, "nbd0")
+        fill_with_noise("/dev/nbd0", 1)
+        detaching = subprocess.Popen(command("disconnect", "nbd0"))
+        eventually(lambda: "flush_main" in shell("ps axww"))
+        written = fill_with_noise("/dev/nbd0", 1)
+        assert detaching.wait(60) == 0
+        assert digest_of(image) == written
+
+
+def test_what_was_found_by_its_tag_is_left_alone_once_something_else_is_there() -> None:
+    """By netlink both attachments have the pid of the same program."""
+    with nbdkit("memory", "1M") as first, nbdkit("memory", "2M") as second:
+        old = connect(first.uri, "nbd0", tag="mine")
+        (found,) = nbdattach.find(tag="mine")
+        nbd_ok("disconnect", "nbd0")
+        for tag in ("mine", "other"):
+            with attached(second.uri, "nbd0", tag=tag):
+                for handle in (old, found):
+                    assert handle.disconnect() == f"holds another attachment now ('{tag}')"
+                assert FIRST.size == 2 * MIB
+
+
 def test_force_tears_down_and_says_what(tmp_path: Path) -> None:
     with attached_image(tmp_path, False):
         mounted("/dev/nbd0")
@@ -239,6 +325,28 @@ def test_force_on_a_server_that_reads_nothing_any_more() -> None:
         finally:
             server.resume()
         assert done.code == 0, done
+        assert not FIRST.attached and not FIRST.size
+
+
+@pytest.mark.parametrize("options", ["", "-nonetlink"])
+def test_what_cannot_be_opened_for_its_silent_server_is_refused_and_force_cuts_it(options: str) -> None:
+    """The kernel looks for partitions at the first open, waits for the server, and cannot be interrupted in it."""
+    with nbdkit("memory", "1M") as server:
+        shell(f"nbd-client {options} 127.0.0.1 {server.place[1]} /dev/nbd0 >/dev/null 2>&1")
+        eventually(lambda: FIRST.attached and FIRST.size)
+        server.pause()
+        try:
+            shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")  # who waits holds up whoever comes
+            done = nbd("disconnect", "nbd0")
+            assert (done.code, FIRST.attached) == (6, True), done
+            assert done.err.splitlines() == [
+                "nbdattach: /dev/nbd0: its server does not answer: to open it takes more than 10 s",
+                "(is the server up? --force cuts its connections)",
+            ]
+            done = nbd("disconnect", "--force", "nbd0")
+            assert done.code == 0, done
+        finally:
+            server.resume()
         assert not FIRST.attached and not FIRST.size
 
 
@@ -287,8 +395,17 @@ def test_a_server_that_fails_flushes_keeps_the_device() -> None:
         done = nbd("disconnect", "nbd0")
         assert (done.code, FIRST.attached) == (6, True)
         assert done.err.splitlines()[0] == "nbdattach: /dev/nbd0: flushing to the server: Input/output error (EIO)"
+        again = nbd("disconnect", "nbd0")
+        assert (again.code, FIRST.attached) == (6, True)
+        assert again.err.splitlines() == [
+            "nbdattach: /dev/nbd0: what an earlier flush could not write is lost; the kernel tells that only once",
+            "(--force detaches all the same)",
+        ]
         nbd_ok("disconnect", "--force", "nbd0")
         assert not FIRST.attached
+        connect(server.uri, "nbd0")  # type: ignore[attr-defined]
+        shell("touch /run/good")
+        nbd_ok("disconnect", "nbd0")  # nothing is remembered of the one before
 
 
 def test_a_long_flush_shows_itself_on_a_terminal_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 LOCAL = "DNS:localhost,IP:127.0.0.1,IP:::1"
@@ -58,17 +59,18 @@ class Authority:
         alternatives: str = LOCAL,
         valid: tuple[str, str] | None = None,
         password: str = "",
+        key: Sequence[str] = _KEY,
     ) -> Path:
         """KIND-cert.pem and KIND-key.pem in the folder, with our ca-cert.pem where there is none; the folder."""
         folder.mkdir(exist_ok=True)
         if not (folder / "ca-cert.pem").exists():
             shutil.copy(self.cert, folder)
-        key, cert = (folder / f"{kind}-{what}.pem" for what in ("key", "cert"))
+        secret_key, cert = (folder / f"{kind}-{what}.pem" for what in ("key", "cert"))
         request = self.directory / "request"
         extensions = ["-addext", f"subjectAltName={alternatives}"] if alternatives else []
         secret = ["-passout", f"pass:{password}"] if password else ["-nodes"]
-        _openssl(self.directory, "req", *_KEY, *secret, "-utf8", "-subj", f"/CN={name}", *extensions,
-                 "-keyout", str(key), "-out", str(request))  # fmt: skip
+        _openssl(self.directory, "req", *key, *secret, "-utf8", "-subj", f"/CN={name}", *extensions,
+                 "-keyout", str(secret_key), "-out", str(request))  # fmt: skip
         self._ca("-in", str(request), "-out", str(cert), "-notext", *_dates(valid))
         return folder
 

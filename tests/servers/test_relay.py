@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from certificates import make
 from servers import Server, nbdkit
+from tls_server import record_server
 
 from nbdattach import transmission
 from nbdattach.carrier import Carrier
@@ -116,6 +120,75 @@ def test_its_errors_are_ours(target: Target, server: Server, authority: Path) ->
     with pytest.raises(NoConnection, match="cannot connect"):
         dial(carrier, target)
     carrier.close()
+
+
+@contextlib.contextmanager
+def mid_restart(tries: list[int]) -> Iterator[str]:
+    """Says yes to TLS and is gone, each time; `tries` gets an element then."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listening.accept()
+                with sock:
+                    sock.sendall(b"NBDMAGICIHAVEOPT\0\3")
+                    sock.recv(20, socket.MSG_WAITALL)
+                    sock.sendall(bytes.fromhex("0003e889045565a9 00000005 00000001 00000000"))
+                    sock.recv(4096)
+                    tries.append(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"nbds://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def test_a_server_that_goes_in_the_middle_of_it_does_not_turn_the_kernel_into_a_relay(authority: Path) -> None:
+    """Only where it does so again and again; and at once where the kernel has never carried it."""
+    tries: list[int] = []
+    with mid_restart(tries) as uri:
+        target = with_tls(parse_target(uri), ca=str(authority))
+        for was_in_kernel, expected in ((True, [1, 1, 2, 2]), (False, [2, 2])):
+            carrier = Carrier("auto", was_in_kernel=was_in_kernel)
+            for count in expected:
+                tries.clear()
+                with pytest.raises(TlsFailed, match="closed the connection in the TLS handshake"):
+                    carrier.dial(target, 30, 10)
+                assert len(tries) == count
+            carrier.close()
+
+
+def test_new_keys_and_tickets_of_tls_1_3_do_not_disturb_it(authority: Path, tmp_path: Path) -> None:
+    """Such records go to the relay and not to the kernel, which could not read them."""
+    image, carrier = tmp_path / "image", Carrier("relay")
+    image.write_bytes(os.urandom(1 << 20))
+    with record_server(image, authority, newest=True) as server:
+        target = with_tls(parse_target(server.uri), ca=str(authority))
+        made = dial(carrier, target)
+        assert made.tls and made.tls["version"] == "TLSv1.3"
+        server.renew_keys = True
+        for place in range(0, 1 << 20, 1 << 15):
+            data = made.stream.run(transmission.read(target.uri, place, 1 << 15, place))
+            assert data == image.read_bytes()[place : place + (1 << 15)]
+        assert (server.connections, server.renewed) == (1, 32)
+    made.stream.close()
+    carrier.close()
+
+
+def test_a_unix_socket_goes_to_the_relay_at_once(authority: Path, tmp_path: Path) -> None:
+    with nbdkit("--tls=require", f"--tls-certificates={authority}", "pattern", "1M", unix=f"{tmp_path}/s") as server:
+        there = with_tls(parse_target(server.export(scheme="nbds")), ca=str(authority), hostname="localhost")
+        with pytest.raises(TlsFailed, match="the kernel carries TLS over TCP only, and this is a Unix socket"):
+            dial(Carrier("kernel"), there)
+        told: list[str] = []
+        carrier = Carrier("auto")
+        made = carrier.dial(there, 30, 10, told.append)
+        assert answers(made, there)
+        assert sum("connecting to" in line for line in told) == 1
+        made.stream.close()
+        carrier.close()
 
 
 def test_its_steps_are_told(target: Target) -> None:

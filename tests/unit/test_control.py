@@ -84,7 +84,12 @@ def hangs_up(caller: Caller) -> None:
 
 @pytest.mark.parametrize(
     "request_",
-    [Request("ping"), Request("resize", "nbd0"), Request("reconnect", "nbd15", "nbd+unix:///%20?socket=/%C3%A4")],
+    [
+        Request("ping"),
+        Request("resize", "nbd0"),
+        Request("reconnect", "nbd15", "nbd+unix:///%20?socket=/%C3%A4"),
+        Request("reconnect", "nbd0", "nbds://db1", trust={"ca": "/ca", "cert": "", "key": "", "verify": False}),
+    ],
 )
 def test_a_request_arrives_whole_and_its_reply_comes_back(request_: Request) -> None:
     heard: list[Request | None] = []

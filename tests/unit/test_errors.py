@@ -33,6 +33,7 @@ EXIT_CODES: dict[type[NbdattachError], int] = {
     BrokenProtocol: 4,
     TlsFailed: 5,
     errors.NotInKernel: 5,
+    errors.MaybeNotInKernel: 5,
     KernelRefused: 6,
     DeviceInUse: 7,
     NotAttached: 8,

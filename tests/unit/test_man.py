@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from nbdattach import doctor, errors, render
+from nbdattach import doctor, errors, nbdtab, render
 from nbdattach.cli import cli
 from nbdattach.client import Checked, Inspected
 from nbdattach.export import Export
@@ -22,6 +22,7 @@ from nbdattach.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "man" / "nbdattach.8"
+TABLE_PAGE = ROOT / "man" / "nbdtab.5"
 README = ROOT / "README.md"
 COMMON = "Options of every command"
 TARGET = Target(host="h")
@@ -158,6 +159,36 @@ def test_example_is_understood(arguments: list[str]) -> None:
     name, command, rest = cli.resolve_command(click.Context(cli), arguments)
     assert command is not None
     command.make_context(name, rest)
+
+
+def tables_in(text: str) -> list[str]:
+    """Whatever stands under the head of a table, until what is no line of one."""
+    found: list[str] = re.findall(r"^ *# DEVICE .*\n((?: *nbd\d .*\n)+)", text, flags=re.MULTILINE)
+    return found
+
+
+@pytest.mark.parametrize("text", [TABLE_PAGE.read_text(), README.read_text()], ids=["man page", "README"])
+def test_example_of_a_table_has_no_mistake(text: str) -> None:
+    (table,) = tables_in(text)
+    found = nbdtab.parse(table, "nbdtab")
+    assert found.mistakes == ()
+    assert len(found.entries) >= 3
+
+
+def test_options_of_a_table_are_those_in_its_page() -> None:
+    text = parts(TABLE_PAGE.read_text(), "Sh")["OPTIONS"]
+    theirs, ours = text.split("nbdattach connect")
+    heads = " ".join(items(theirs))
+    assert {*re.findall(r"Cm (\S+)", heads)} == {*nbdtab.NAMES_OF_NBD_CLIENT, "_"}
+    named = [re.split(r" , ", line.removeprefix(".Cm ")) for line in ours.splitlines() if line.startswith(".Cm ")]
+    assert {name for names in named for name in names} == nbdtab.NAMES_OF_CONNECT
+
+
+def test_example_of_a_mistake_is_what_is_said() -> None:
+    page = parts(TABLE_PAGE.read_text(), "Sh")
+    (table,) = tables_in(page["EXAMPLES OF USE"])
+    (mistake,) = nbdtab.parse(f"#\n{table.replace('bs=4096', 'bs=4k')}", "/etc/nbdtab").mistakes
+    assert f"nbdattach: {mistake.error}\n({mistake.error.hint})\n" in page["MISTAKES"]
 
 
 def test_there_are_examples() -> None:

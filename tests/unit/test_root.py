@@ -1,4 +1,4 @@
-"""The root file system from an initramfs: files that outlive it, what it is told, and what has to be in it."""
+"""The root file system from an initramfs: what that is told, whom it trusts, and what has to be in it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import attachment, bootline, monitor, root, state
+from nbdattach import attachment, monitor, root
 from nbdattach.device import Device
-from nbdattach.errors import NbdattachError, NoConnection
+from nbdattach.errors import NoConnection
 from nbdattach.stream import Trace
 from nbdattach.target import Target
 from nbdattach.wishes import Wishes
@@ -37,9 +37,6 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
     monkeypatch.setattr(attachment, "attach", made.attach)
     monkeypatch.setattr(monitor, "stand_in", lambda: made.stand_in)
-    monkeypatch.setattr(state, "RUN", str(tmp_path / "run"))
-    monkeypatch.setattr(root, "KEPT", str(tmp_path / "run/root-tls"))
-    monkeypatch.setattr(root, "TLS_FOLDER", str(tmp_path / "tls"))
     monkeypatch.setattr(root, "_KERNEL_LINE", str(tmp_path / "cmdline"))
     return made
 
@@ -93,33 +90,20 @@ def test_an_error_is_one_line_and_its_exit_code(
     assert capsys.readouterr() == ("", said)
 
 
-def test_certificates_outlive_the_initramfs(kernel: Kernel, tmp_path: Path) -> None:
-    (tmp_path / "tls").mkdir()
-    (tmp_path / "tls/ca-cert.pem").write_text("CA")
-    (tmp_path / "key").write_text("KEY")
-    booted(tmp_path, f"nbdroot=nbds://db1 nbdopts=tls-ca={tmp_path}/tls,tls-cert={tmp_path}/key,tls-key={tmp_path}/key")
-    (target,) = kernel.targets
-    assert target.tls_ca == f"{tmp_path}/run/root-tls{tmp_path}/tls"
-    assert Path(target.tls_ca, "ca-cert.pem").read_text() == "CA"
-    assert Path(target.tls_key).read_text() == "KEY"
-    assert os.stat(target.tls_key).st_mode & 0o777 == 0o600
-    assert os.stat(tmp_path / "run").st_mode & 0o077 == 0
-
-
-def test_whom_the_hook_has_copied_is_trusted_if_nothing_is_said(kernel: Kernel, tmp_path: Path) -> None:
-    (tmp_path / "tls").mkdir()
-    (tmp_path / "tls/ca-cert.pem").write_text("CA")
-    booted(tmp_path, "nbdroot=nbds://db1")
-    assert kernel.targets[0].tls_ca == f"{tmp_path}/run/root-tls{tmp_path}/tls"
-
-
-def test_without_anybody_to_trust_it_does_not_boot(kernel: Kernel, tmp_path: Path) -> None:
-    found = bootline.parse("nbdroot=nbds://db1", {})
-    assert found
-    with pytest.raises(NbdattachError) as caught:
-        root.attach(found)
-    assert str(caught.value) == f"{tmp_path}/tls: not to be had in this initramfs: No such file or directory"
-    assert kernel.targets == []
+@pytest.mark.parametrize(
+    ("options", "ca"),
+    [
+        ("", root.TLS_FOLDER),
+        ("tls-ca=/etc/ca.pem", "/etc/ca.pem"),
+        ("tls-no-verify", ""),
+        ("tls-psk=/etc/psk", ""),
+    ],
+)
+def test_whom_the_hook_has_copied_is_trusted_if_nothing_is_said(
+    kernel: Kernel, tmp_path: Path, options: str, ca: str
+) -> None:
+    booted(tmp_path, f"nbdroot=nbds://db1 nbdopts={options}")
+    assert kernel.targets[0].tls_ca == ca
 
 
 def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:

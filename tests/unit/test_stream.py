@@ -275,9 +275,7 @@ def test_address_at_the_other_end(tmp_path: Path) -> None:
         assert stream.address_of(there.sock) is None
 
 
-def test_preparation_tells_what_cannot_be_had(resolver: Resolver, tmp_path: Path) -> None:
-    with pytest.raises(TlsFailed, match="No such file"):
-        stream.prepare(Target("db1", tls=True, tls_ca=f"{tmp_path}/none"), Deadline(5))
+def test_preparation_tells_which_host_cannot_be_found(resolver: Resolver) -> None:
     resolver.fails = True
     with pytest.raises(NoConnection, match="cannot find the host"):
         stream.prepare(Target("db1"), Deadline(5))

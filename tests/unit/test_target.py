@@ -301,7 +301,7 @@ paths = st.one_of(wire_text.map(lambda text: "/" + text.strip("./")), wire_text.
 sockets = paths.filter(lambda path: len(os.fsencode(path)) < 108 and (path[0] == "\0" or os.path.abspath(path) == path))
 secrets: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"tls": st.just(True)},
-    optional={"tls_hostname": wire_text.filter(bool), "tls_certificates": wire_text.filter(bool)},
+    optional={"tls_hostname": wire_text.filter(bool), "tls_certificates": st.sampled_from(["/c", "/\udcff/%"])},
 )
 places = st.one_of(
     st.fixed_dictionaries({"host": hosts, "port": st.integers(1, 65535)}),
@@ -361,6 +361,21 @@ def test_paths_of_options_are_absolute(tmp_path: Path, monkeypatch: pytest.Monke
     target = with_tls(parse_target("db1"), ca="a", cert="c", key="../k")
     assert (target.tls_ca, target.tls_cert) == (f"{tmp_path}/a", f"{tmp_path}/c")
     assert target.tls_key == f"{tmp_path.parent}/k"
+    uri = parse_target("nbds://db1?tls-certificates=a&tls-psk-file=../p")
+    assert (uri.tls_certificates, uri.tls_psk_file) == (f"{tmp_path}/a", f"{tmp_path.parent}/p")
+    tmp_path.rmdir()
+    with pytest.raises(Malformed, match="the working directory is gone"):
+        with_tls(parse_target("db1"), ca="a")
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("option", ["ca", "cert", "key", "hostname", "psk"])
+def test_empty_option_of_tls_is_no_way_into_the_clear(option: str) -> None:
+    """That of a script whose variable is not set."""
+    for required in (False, True):
+        with pytest.raises(Malformed) as caught:
+            with_tls(parse_target("db1"), required=required, **{option: ""})  # type: ignore[arg-type]
+        assert (str(caught.value), caught.value.exit_code) == (f"--tls-{option}: empty", 2)
 
 
 def test_options_go_before_the_uri() -> None:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from peer import Serve, drain, listening, says_and_hears
 from tlspeer import EXPORT, STARTTLS, after_yes, answers_hello, context, secure, trickles
 
 from nbdattach import certificate, cli, client, tls
-from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, TlsFailed
+from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NotInKernel, TlsFailed
 from nbdattach.target import Target, parse_target, with_tls
 
 Capture = pytest.CaptureFixture[str]
@@ -52,6 +53,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     old.issue(root / "outdated", "server")
     ours.issue(root / "revoked", "server")
     (root / "revoked" / "ca-crl.pem").write_bytes(ours.revoke(root / "revoked" / "server-cert.pem").read_bytes())
+    ours.issue(root / "weak", "server", key=["-newkey", "rsa:1024"])
     self_signed(root / "self")
     return root
 
@@ -90,6 +92,7 @@ UNVERIFIED = {
     "hostile": (r"is for '\\x1b[2J\\u202e\'', not for '127.0.0.1'", OTHER_NAME),
     "self": ("is self-signed", "--tls-ca FILE with this very certificate trusts it"),
     "unknown": ("was issued by 'other-ca', and no authority in PKI/good/ca-cert.pem has signed it", WHOM),
+    "weak": ("is not good for it: EE certificate key too weak", "openssl x509 -text shows what is in one"),
     "namesake": ("was issued by 'test-ca', and no authority in PKI/good/ca-cert.pem has signed it", WHOM),
 }
 
@@ -145,7 +148,7 @@ def test_list_of_another_authority_does_not_pass_for_one(pki: Path, tmp_path: Pa
 
 
 @pytest.mark.row(8)
-@pytest.mark.parametrize("options", [{}, {"ca": "client"}, {"ca": "", "required": True}])
+@pytest.mark.parametrize("options", [{}, {"ca": "client"}, {"ca": None, "required": True}])
 def test_no_verify_accepts_any_certificate(pki: Path, options: dict[str, Any]) -> None:
     options = {**options, **({"ca": str(pki / "client")} if options.get("ca") else {})}
     with listening(secure(context(pki / "self"))) as place:
@@ -475,6 +478,82 @@ def test_server_that_stalls_after_the_handshake_is_left_at_the_deadline(pki: Pat
     assert error.cause == "no answer within 0.5 s (NBD_OPT_GO, 12 bytes of data)"
 
 
+@pytest.fixture
+def as_if_in_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS as for the kernel, which this machine's may lack."""
+    monkeypatch.setattr(tls.Handshake, "_see_it_in_kernel", lambda *_: None)
+
+
+@pytest.mark.row(8)
+def test_word_too_many_inside_tls_is_not_lost_on_the_way_to_the_kernel(pki: Path, as_if_in_kernel: None) -> None:
+    """OpenSSL has it, and the kernel would take what comes next for the answer to its first request."""
+    with listening(secure(context(pki / "good"), EXPORT + b"x")) as place:
+        error = failure(trusting(pki, place), kernel=True)
+    assert (error.exit_code, error.cause) == (4, "the server sent more than it was asked for")
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("kernel", [False, True])
+def test_without_a_handshake_there_is_no_tls_and_nothing_is_sent(kernel: bool) -> None:
+    with pytest.raises(TlsFailed) as caught:
+        client.connect(Target("127.0.0.1", 1, tls=True), raw_size=4096, kernel_tls=kernel)
+    assert (caught.value.exit_code, caught.value.cause) == (5, "TLS begins in the handshake")
+
+
+# -- the policy of the machine, and its kernel -------------------------------------------------------------------------
+
+
+def strict(protocol: int) -> ssl.SSLContext:
+    """As where openssl.cnf says so."""
+    made = ssl.SSLContext(protocol)
+    made.minimum_version = V3
+    made.set_ciphers("DEFAULT@SECLEVEL=3")
+    return made
+
+
+@pytest.mark.row(8)
+def test_policy_of_the_machine_is_kept(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "ssl", SimpleNamespace(**{**vars(ssl), "SSLContext": strict}))
+    context = tls.Handshake(trusting(pki, Target("db1")), False)._context
+    assert (context.minimum_version, context.security_level) == (V3, 3)
+    with pytest.raises(NotInKernel) as caught:
+        tls.Handshake(trusting(pki, Target("db1")), True)
+    assert caught.value.cause == "the policy of this machine wants TLS 1.3, and kernel transport needs 1.2"
+
+
+@pytest.mark.row(8)
+def test_security_level_is_the_same_for_the_kernel(pki: Path) -> None:
+    relay, kernel = (tls.Handshake(trusting(pki, Target("db1")), one)._context for one in (False, True))
+    assert kernel.security_level == relay.security_level >= 1
+
+
+CRYPTO = {
+    "in C": ("aes-generic", "gcm_base(ctr(aes-generic),ghash-generic)", True),
+    "fixed time": ("aes-generic", "ctr(aes-fixed-time)", True),
+    "aesni": ("aes-generic", "generic-gcm-aesni", False),
+    "arm": ("aes-generic", "gcm-aes-ce", False),
+    "library": ("aes-lib", "gcm(aes-lib)", False),
+}
+
+
+@pytest.mark.parametrize("which", CRYPTO)
+def test_the_kernel_is_asked_for_what_it_is_fast_at(
+    pki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    aes, gcm, slow = CRYPTO[which]
+    blocks = [("gcm(aes)", gcm), ("stdrng", "drbg_nopr_ctr_aes256"), ("aes", aes), ("rfc7539(chacha20,poly1305)", "x")]
+    (tmp_path / "crypto").write_text(
+        "\n".join(f"name         : {name}\ndriver       : {driver}\nmodule       : kernel\n" for name, driver in blocks)
+    )
+    monkeypatch.setattr(tls, "_CRYPTO", str(tmp_path / "crypto"))
+    made = tls.Handshake(trusting(pki, Target("db1")), True)._context
+    first = next(one["name"] for one in made.get_ciphers() if one["protocol"] == "TLSv1.2")
+    assert ("CHACHA20" in first, "AES" in first) == (slow, not slow)
+    monkeypatch.setattr(tls, "_CRYPTO", str(tmp_path / "none"))
+    made = tls.Handshake(trusting(pki, Target("db1")), True)._context
+    assert "AES" in next(one["name"] for one in made.get_ciphers() if one["protocol"] == "TLSv1.2")
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 SPELLED = "is the name spelled right, and may you?"
@@ -611,6 +690,7 @@ def test_old_python_refuses_keys_in_plain_words(tmp_path: Path, monkeypatch: pyt
         "alice:abc",
         ":" + "ab" * 16,
         b"\xff\xfe\0",
+        "#alice:" + "ab" * 32,
         "a" * 129 + ":ab",
         "a:" + "ab" * 257,
     ],
@@ -642,7 +722,7 @@ def key_server(tmp_path: Path, keys: dict[str, str]) -> Serve:
 @pytest.mark.row(8)
 def test_right_key_is_enough(tmp_path: Path) -> None:
     with listening(key_server(tmp_path, {"alice": "ab" * 32})) as place:
-        keys = with_keys(tmp_path, "# a comment\n\n" + ALICE + "\nbob:cd").tls_psk_file
+        keys = with_keys(tmp_path, "# a comment\n\n#old:cdcd\n" + ALICE + "\nbob:cd").tls_psk_file
         found = client.inspect(with_tls(place, psk=keys))
     assert found.export.size == wire.SIZE
     assert found.tls is not None

@@ -21,9 +21,8 @@ def context(
 ) -> ssl.SSLContext:
     """A server's: of one version only, with these ciphers of TLS 1.2, and for `clients` with a certificate."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.set_ciphers((ciphers or "DEFAULT") + ":@SECLEVEL=0")
     made.load_cert_chain(folder / "server-cert.pem", folder / "server-key.pem")
-    if ciphers:
-        made.set_ciphers(ciphers + ":@SECLEVEL=0")
     if tls:
         made.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
         made.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED

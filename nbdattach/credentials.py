@@ -1,0 +1,135 @@
+"""The files of TLS with one target, whole. They are read anew for each connection, so that renewed ones are seen.
+
+The disk that they are on may be the very one that the connection is for, and cannot be read before that is back. So a
+thread reads them, which may hang; then what was read the last time has to do. What is kept is as secret as the files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nbdattach.errors import TlsFailed
+from nbdattach.target import Target
+from nbdattach.wiretext import plain
+
+# File names in a directory of certificates, as QEMU and nbdkit have them.
+_CA, _CRL, _CERT, _KEY = "ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem"
+# More than all authorities of a machine in one file.
+_MAX_FILE = 16 << 20
+# Seconds that a disk has, where there is something to fall back on.
+_PATIENCE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    path: str
+    content: bytes
+
+    @contextmanager
+    def for_openssl(self) -> Iterator[str]:
+        """A path that leads to just these bytes; OpenSSL and Python take most things from a file only."""
+        try:
+            number = os.memfd_create("tls")
+        except OSError:
+            yield self.path
+            return
+        with open(number, "wb", buffering=0) as memory:
+            memory.write(self.content)
+            place = f"/proc/self/fd/{number}"
+            yield place if os.path.exists(place) else self.path  # early in the boot there is no /proc
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """None for what the target does not name, and what its directory does not have. `cert` and `key` come together."""
+
+    ca: File | None = None
+    revoked: File | None = None
+    cert: File | None = None
+    key: File | None = None
+    psk: File | None = None
+
+
+def of(target: Target, seconds: float) -> Credentials:
+    """Raises `TlsFailed` that names the file, and TimeoutError."""
+    files = (target.tls_ca, target.tls_certificates, target.tls_cert, target.tls_key, target.tls_psk_file)
+    return _shelves.setdefault((*files, target.tls_verify), _Shelf()).read(target, seconds)
+
+
+class _Reading(threading.Thread):
+    """One time, of all files. `found` is None until it is over."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(daemon=True)
+        self._target = target
+        self.found: Credentials | TlsFailed | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.found = _read_all(self._target)
+        except TlsFailed as error:
+            self.found = error
+
+
+class _Shelf:
+    """What was read of a choice of files, and who reads them now."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._stuck: _Reading | None = None
+        self._known: Credentials | None = None
+
+    def read(self, target: Target, seconds: float) -> Credentials:
+        with self._mutex:
+            reading, patience = self._stuck, 0.0
+            if reading is None or not reading.is_alive():
+                reading, patience = _Reading(target), _PATIENCE
+        reading.join(min(patience, seconds) if self._known else seconds)
+        with self._mutex:
+            found = reading.found
+            self._stuck = reading if found is None else None
+            if isinstance(found, Credentials):
+                self._known = found
+            elif not self._known or (found and not _is_of_the_disk(found)):
+                raise found or TimeoutError
+            return self._known
+
+
+# One for each choice of files; those are few on a host.
+_shelves: dict[tuple[str | bool, ...], _Shelf] = {}
+
+
+def _is_of_the_disk(error: TlsFailed) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO
+
+
+def _read_all(target: Target) -> Credentials:
+    if target.tls_psk_file:
+        return Credentials(psk=_file(target.tls_psk_file))
+    ca = target.tls_ca or target.tls_certificates
+    revoked = f"{ca}/{_CRL}"
+    cert, key = target.tls_cert, target.tls_key or target.tls_cert
+    folder = target.tls_certificates or target.tls_ca
+    if not cert and os.path.exists(f"{folder}/{_CERT}"):
+        cert, key = f"{folder}/{_CERT}", f"{folder}/{_KEY}"
+    return Credentials(
+        ca=_file(f"{ca}/{_CA}" if os.path.isdir(ca) else ca) if ca and target.tls_verify else None,
+        revoked=_file(revoked) if ca and target.tls_verify and os.path.exists(revoked) else None,
+        cert=_file(cert) if cert else None,
+        key=_file(key) if cert else None,
+    )
+
+
+def _file(path: str) -> File:
+    try:
+        with open(path, "rb") as file:
+            return File(path, file.read(_MAX_FILE))
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise TlsFailed(plain(path), f"cannot be read: {words}", "is the name spelled right, and may you?") from error

@@ -1,0 +1,115 @@
+"""The files of TLS: read each time, and remembered for when their disk hangs or is broken."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdattach import credentials
+from nbdattach.credentials import Credentials, File
+from nbdattach.errors import TlsFailed
+from nbdattach.target import Target
+
+PLACE = Target("db1", tls=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(credentials, "_shelves", {})
+    monkeypatch.setattr(credentials, "_PATIENCE", 0.2)
+    for name in ("ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem"):
+        (tmp_path / name).write_text(f"first {name}")
+    return tmp_path
+
+
+def trusting(folder: Path) -> Target:
+    return Target("db1", tls=True, tls_ca=str(folder))
+
+
+@pytest.fixture
+def stuck(folder: Path) -> Iterator[Path]:
+    """The file of the authority is a pipe that nobody writes to: opening it hangs, as on a disk that is away."""
+    place = folder / "ca-cert.pem"
+    yield place
+    if place.is_fifo():
+        os.close(os.open(place, os.O_RDWR | os.O_NONBLOCK))
+
+
+def hang(place: Path) -> None:
+    place.unlink()
+    os.mkfifo(place)
+
+
+def test_a_directory_has_them_all(folder: Path) -> None:
+    found = credentials.of(trusting(folder), 5)
+    assert found == Credentials(*(
+        File(f"{folder}/{name}", f"first {name}".encode())
+        for name in ("ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem")
+    ))  # fmt: skip
+
+
+def test_they_are_read_anew(folder: Path) -> None:
+    credentials.of(trusting(folder), 5)
+    (folder / "ca-cert.pem").write_text("second")
+    (folder / "ca-crl.pem").unlink()
+    found = credentials.of(trusting(folder), 5)
+    assert found.ca and found.ca.content == b"second"
+    assert found.revoked is None
+
+
+def test_a_disk_that_hangs_is_waited_for_no_longer_than_told(stuck: Path) -> None:
+    hang(stuck)
+    with pytest.raises(TimeoutError):
+        credentials.of(trusting(stuck.parent), 0.1)
+
+
+def test_a_disk_that_hangs_leaves_what_was_read_before(stuck: Path) -> None:
+    before = credentials.of(trusting(stuck.parent), 5)
+    hang(stuck)
+    assert [credentials.of(trusting(stuck.parent), 5) for _ in range(5)] == [before] * 5
+    readers = [one for one in threading.enumerate() if isinstance(one, credentials._Reading)]
+    assert [one._target for one in readers].count(trusting(stuck.parent)) == 1
+
+
+def test_a_disk_that_is_back_is_read_again(stuck: Path) -> None:
+    credentials.of(trusting(stuck.parent), 5)
+    hang(stuck)
+    credentials.of(trusting(stuck.parent), 5)
+    writer = os.open(stuck, os.O_WRONLY)
+    stuck.unlink()
+    stuck.write_text("third")
+    os.close(writer)
+    ends = threading.Event()
+    while (found := credentials.of(trusting(stuck.parent), 5)).ca != File(str(stuck), b"third"):
+        assert not ends.wait(0.01)
+        assert found.ca
+
+
+def test_a_disk_that_fails_leaves_what_was_read_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = credentials.of(trusting(folder), 5)
+
+    def fail(path: str, *_: object) -> None:
+        raise OSError(5, "Input/output error", path)
+
+    monkeypatch.setattr("builtins.open", fail)
+    assert credentials.of(trusting(folder), 5) == before
+    with pytest.raises(TlsFailed, match="cannot be read: Input/output error"):
+        credentials.of(Target("db1", tls_ca="/other"), 5)
+
+
+def test_a_file_that_is_gone_is_an_error_all_the_same(folder: Path) -> None:
+    credentials.of(trusting(folder), 5)
+    (folder / "ca-cert.pem").unlink()
+    with pytest.raises(TlsFailed, match="cannot be read: No such file or directory"):
+        credentials.of(trusting(folder), 5)
+
+
+def test_openssl_gets_just_these_bytes(folder: Path) -> None:
+    file = File("/none", b"content")
+    with file.for_openssl() as path:
+        assert Path(path).read_bytes() == b"content"
+    assert not Path(path).exists()
