@@ -129,7 +129,7 @@ def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab) 
     machine = lab.boot(f"ro root=nbd:disks:{lab.server.port}::noatime")
     wait_for_console(machine, "cannot connect: Connection refused")
     lab.server.start()
-    for moment in ("EXT4-fs (nbd0): mounted filesystem", "Starting nbdattach-monitor.service"):
+    for moment in ("EXT4-fs (nbd0): mounted filesystem", "nbdattach-monitor"):
         wait_for_console(machine, moment)
         lab.server.kill()
         time.sleep(5)
