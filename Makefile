@@ -10,7 +10,7 @@ K :=
 LIMIT := --timeout 180
 
 .PHONY: test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
-	kernel-6.12-netlink root soak rounds shell demo bench clean
+	kernel-6.12-netlink root soak rounds shell demo bench deb package clean
 
 ## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
 test: provision $(VENV)/installed
@@ -75,8 +75,23 @@ demo:
 bench: provision $(VENV)/installed
 	$(PYTHON) tests/bench/bench.py
 
+## the Debian package, as dist/nbdattach_VERSION_all.deb; from what the source distribution holds
+deb: provision
+	rm -rf build/deb
+	mkdir -p build/deb dist
+	/usr/bin/python3 -m build --no-isolation --sdist --outdir build/deb . >build/deb/log 2>&1 || { cat build/deb/log; false; }
+	tar -xzf build/deb/nbdattach-*.tar.gz -C build/deb
+	cd build/deb/nbdattach-*/ && { dpkg-buildpackage -us -uc -b >../log 2>&1 || { cat ../log; false; }; }
+	cp build/deb/*.deb dist/
+
+## what the package does when it is installed, in a guest
+package: deb
+	lintian --allow-root --fail-on error,warning dist/nbdattach_*.deb
+	$(PYTEST) $(LIMIT) tests/package/test_distributions.py
+	$(GUEST) --timeout 900 -- $(PYTEST) $(LIMIT) $(if $(K),-k $(K)) --ignore=tests/package/test_distributions.py tests/package
+
 clean:
-	rm -rf .venv .venv-* build *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info
 
 ## a thousand server restarts under load, half an hour
 soak: $(VENV)/installed

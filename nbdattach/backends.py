@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,12 +44,17 @@ def choose(wishes: Wishes) -> Backend:
     return Backend("ioctl", ioctl_backend.attach, makes_devices=False)
 
 
+def how_to_install() -> str:
+    """The command that gives this very program pyroute2. Debian's Python takes no packages from pip."""
+    if "/dist-packages/" in __file__:
+        return "apt install python3-pyroute2"
+    return f"{sys.executable} -m pip install 'pyroute2>=0.7'"
+
+
 def why_no_netlink() -> NbdattachError | None:
     """None where netlink can be used, else the reason and the remedy."""
     if importlib.util.find_spec("pyroute2") is None:
-        return KernelRefused(
-            "netlink backend", "pyroute2 is not installed", "pip install 'nbdattach[netlink]', or --backend ioctl"
-        )
+        return KernelRefused("netlink backend", "pyroute2 is not installed", f"{how_to_install()}, or --backend ioctl")
     from nbdattach import netlink
 
     try:

@@ -18,7 +18,10 @@ from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachErr
 from nbdattach.wiretext import plain
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from nbdattach.api import Attachment
+    from nbdattach.completion import Offer
     from nbdattach.device import Device
     from nbdattach.status import Status
     from nbdattach.target import Target
@@ -29,11 +32,12 @@ _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: a 
 
 
 class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
-    """What one of the functions of `values` makes of the text."""
+    """What one of the functions of `values` makes of the text. `words` are what a shell can offer."""
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], Any], words: Sequence[str] = ()) -> None:
         self.name = name
         self._parse = parse
+        self._words = words
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -43,9 +47,78 @@ class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
+    def shell_complete(self, _ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
+
 
 def _seconds(least: float = 0.0) -> Value:
     return Value("SEC", functools.partial(values.seconds, least=least))
+
+
+# -- what a shell can offer, where the user presses Tab -----------------------------------------------------------
+
+
+def _free_devices(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach import completion
+
+    return _items(completion.free_devices(typed))
+
+
+def _attached_devices(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach import completion
+
+    return _items(completion.attached_devices(typed))
+
+
+def _table_devices(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach import completion
+
+    return _items(completion.table_devices(typed, ctx.params.get("path") or _TABLE))
+
+
+def _targets(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach import completion
+
+    return _files(ctx, param, typed) if typed.startswith("/") else _items(completion.targets(typed))
+
+
+def _attachments(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach import completion
+
+    return _items(completion.attached_devices(typed) or completion.targets(typed))
+
+
+def _tags(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach import completion
+
+    return _items(completion.tags(typed))
+
+
+def _exports(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Those of the server that the command line names; click leaves arguments before an open option in `args`."""
+    from nbdattach import completion
+
+    def place() -> Target:
+        given = {name: ctx.params.get(name) or "" for name in ("tls_ca", "tls_cert", "tls_key", "tls_hostname")}
+        trust = {name.removeprefix("tls_"): value for name, value in given.items()}
+        target = ctx.params.get("target") or ctx.args[0]
+        return _target(target, None, {**trust, "required": bool(ctx.params.get("tls"))})
+
+    return _items(completion.exports(typed, place))
+
+
+def _files(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(typed, type="file")]
+
+
+def _items(offers: Sequence[Offer]) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(offer.word, help=offer.help) for offer in offers]
 
 
 # -- what the commands share -------------------------------------------------------------------------------------
@@ -68,7 +141,10 @@ def _is_debug() -> bool:
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-_export_option = click.option("-N", "--export", metavar="NAME", help="Export, where TARGET is no URI.  [default: '']")
+_TABLE = "/etc/nbdtab"
+_export_option = click.option(
+    "-N", "--export", metavar="NAME", shell_complete=_exports, help="Export, where TARGET is no URI.  [default: '']"
+)
 _timeout_option = click.option(
     "--connect-timeout",
     type=_seconds(values.LEAST_CONNECT_TIMEOUT),
@@ -78,16 +154,20 @@ _timeout_option = click.option(
 )
 
 
+def _file_option(name: str, text: str) -> Callable[[_F], _F]:
+    return click.option(name, metavar="FILE", shell_complete=_files, help=text)
+
+
 def _tls_options(function: _F) -> _F:
     """What says that TLS is required, and whom to trust."""
     for option in reversed(
         (
             click.option("--tls", is_flag=True, help="Require TLS, as nbds:// does."),
-            click.option("--tls-ca", metavar="FILE", help="Whom to trust: PEM file, or a directory with certificates."),
-            click.option("--tls-cert", metavar="FILE", help="Our certificate for the server."),
-            click.option("--tls-key", metavar="FILE", help="Its key.  [default: in the same file]"),
+            _file_option("--tls-ca", "Whom to trust: PEM file, or a directory with certificates."),
+            _file_option("--tls-cert", "Our certificate for the server."),
+            _file_option("--tls-key", "Its key.  [default: in the same file]"),
             click.option("--tls-hostname", metavar="NAME", help="The server's name.  [default: TARGET's host]"),
-            click.option("--tls-psk", metavar="FILE", help="A pre-shared key, as psktool writes it."),
+            _file_option("--tls-psk", "A pre-shared key, as psktool writes it."),
             click.option("--tls-no-verify", is_flag=True, help="Accept any certificate."),
         )
     ):
@@ -157,15 +237,15 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("target")
-@click.argument("device", required=False)
+@click.argument("target", shell_complete=_targets)
+@click.argument("device", required=False, shell_complete=_free_devices)
 @_export_option
 @click.option("-r", "--read-only", is_flag=True, help="Attach read-only.")
 @click.option("-b", "--block-size", type=int, metavar="N", help="Logical block size in bytes.")
 @click.option(
     "-C",
     "--connections",
-    type=Value("N|auto", values.connections),
+    type=Value("N|auto", values.connections, ["auto"]),
     default="auto",
     show_default=True,
     help="Connections.",
@@ -183,7 +263,7 @@ def cli() -> None:
 )
 @click.option(
     "--on-loss",
-    type=Value("wait[:SEC]|fail", values.on_loss),
+    type=Value("wait[:SEC]|fail", values.on_loss, ["wait", "wait:300", "fail"]),
     metavar="wait[:SEC]|fail",
     help="What requests do while the server is away.  [default: wait:300]",
 )
@@ -269,11 +349,11 @@ def connect(
 
 
 @cli.command()
-@click.argument("attachments", nargs=-1, metavar="[DEVICE|TARGET]...")
+@click.argument("attachments", nargs=-1, metavar="[DEVICE|TARGET]...", shell_complete=_attachments)
 @_export_option
-@click.option("--tag", metavar="NAME", help="What has this tag, wherever it is.")
+@click.option("--tag", metavar="NAME", shell_complete=_tags, help="What has this tag, wherever it is.")
 @click.option("--all", "everything", is_flag=True, help="All that nbdattach has attached.")
-@click.option("--if-tag", metavar="NAME", help="Leave alone what has another tag.")
+@click.option("--if-tag", metavar="NAME", shell_complete=_tags, help="Leave alone what has another tag.")
 @click.option(
     "--timeout", type=_seconds(), default=60.0, show_default=True, help="How long to wait for the kernel to let go."
 )
@@ -387,7 +467,7 @@ def _say_over(line: str) -> None:
 
 
 @cli.command()
-@click.argument("devices", nargs=-1, metavar="[DEVICE...]")
+@click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=_attached_devices)
 @click.option("--watch", is_flag=True, help="Show it live, with what is read and written, until q is typed.")
 @_json_option
 @_debug_option
@@ -423,8 +503,8 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("device")
-@click.argument("target", required=False)
+@click.argument("device", shell_complete=_attached_devices)
+@click.argument("target", required=False, shell_complete=_targets)
 @_export_option
 @_tls_options
 @_debug_option
@@ -446,7 +526,7 @@ def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -
 
 
 @cli.command()
-@click.argument("device")
+@click.argument("device", shell_complete=_attached_devices)
 @_debug_option
 def resize(device: str) -> None:
     """Ask the server for the size of the export again, and give it to the device."""
@@ -475,7 +555,7 @@ def monitor(background: bool) -> None:
 
 
 @cli.command("list")
-@click.argument("target")
+@click.argument("target", shell_complete=_targets)
 @_timeout_option
 @_tls_options
 @_json_option
@@ -490,7 +570,7 @@ def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> Non
 
 
 @cli.command()
-@click.argument("target")
+@click.argument("target", shell_complete=_targets)
 @_export_option
 @_timeout_option
 @_tls_options
@@ -506,7 +586,7 @@ def info(target: str, export: str | None, connect_timeout: float, as_json: bool,
 
 
 @cli.command()
-@click.argument("target")
+@click.argument("target", shell_complete=_targets)
 @_export_option
 @_timeout_option
 @_tls_options
@@ -542,12 +622,18 @@ def doctor(as_json: bool) -> None:
 # -- the table for boot ------------------------------------------------------------------------------------------
 
 _table_option = click.option(
-    "--table", "path", metavar="FILE", default="/etc/nbdtab", show_default=True, help="What is attached where."
+    "--table",
+    "path",
+    metavar="FILE",
+    default=_TABLE,
+    show_default=True,
+    shell_complete=_files,
+    help="What is attached where.",
 )
 
 
 @cli.command()
-@click.argument("devices", nargs=-1, metavar="[DEVICE...]")
+@click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=_table_devices)
 @click.option("--all", "everything", is_flag=True, help="Every line, all at the same time.")
 @click.option("--check", "only_check", is_flag=True, help="Only look for mistakes, in the whole file.")
 @_table_option
@@ -601,7 +687,7 @@ def _killed_by_interrupt() -> Iterator[None]:
 
 
 @cli.command()
-@click.argument("devices", nargs=-1, metavar="[DEVICE...]")
+@click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=_table_devices)
 @click.option("--all", "everything", is_flag=True, help="Every line, from the last one to the first.")
 @_table_option
 @_debug_option

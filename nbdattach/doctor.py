@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -158,7 +157,7 @@ def _timeout(device: Device) -> Iterator[Finding]:
 
 
 def _netlink() -> Finding:
-    install = f"{sys.executable} -m pip install 'pyroute2>=0.7'"
+    install = backends.how_to_install()
     if importlib.util.find_spec("pyroute2") is None:
         return Finding("netlink", "pyroute2 is not installed: nobody connects again after a loss", remedy=install)
     if not sysfs.driver_loaded():

@@ -18,7 +18,7 @@ from nbdattach.client import silent
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, facts_of
 from nbdattach.nbdtab import Entry, Table
-from nbdattach.sysfs import Kernel
+from nbdattach.sysfs import Kernel, identifier
 from nbdattach.wiretext import from_wire, plain, quoted
 from nbdattach.wishes import Wishes
 
@@ -84,7 +84,7 @@ def up(entries: Sequence[Entry], trace: api.Say = silent) -> Iterator[tuple[Entr
 
 def _up(entry: Entry, trace: api.Say) -> api.Attachment | NbdattachError:
     try:
-        return api.attach(entry.target, entry.device, entry.wishes, trace)
+        return api.attach(entry.target, entry.device, entry.wishes, lambda line: trace(f"{entry.device.name}: {line}"))
     except NbdattachError as error:
         return error if error.thing == entry.device.path else _of_device(entry.device, error)
 
@@ -130,11 +130,18 @@ def down(
     state.refuse_hidden()
     meant, record = state.identity_of(device), state.load(device)
     line = _line_of(device, path)
-    if isinstance(line, Malformed) or not record or (record.tag, record.target) != (line.tag, line.target.uri):
+    if isinstance(line, Malformed) or not _is_what(line, device, record):
         if not record or not _is_of(record, path):
             raise line if isinstance(line, Malformed) else _holds_other(device, record, line, path)
         say(f"{device.path}: {record.target} is attached there; it was in {plain(path)}, which says something else now")
     return detachment.detach(device, only=meant, say=say, progress=progress, trace=trace)
+
+
+def _is_what(line: Entry, device: Device, record: state.Record | None) -> bool:
+    """Whether it is what the line says. Without a record, what the kernel calls it tells."""
+    if record:
+        return (record.tag, record.target) == (line.tag, line.target.uri)
+    return Kernel(device).backend == identifier(line.tag).strip()
 
 
 def _line_of(device: Device, path: str) -> Entry | Malformed:

@@ -297,7 +297,17 @@ def test_all_at_once_while_one_server_hangs_and_one_refuses(tmp_path: Path) -> N
         assert attached_sizes() == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_one_export_at_two_devices_at_once() -> None:
+    with nbdkit(*telling(1)) as server:
+        TABLE.write_text("".join(f"nbd{number} {server.uri} disk backend={BACKEND}\n" for number in range(2)))
+        done = nbd("up", "--all")
+        assert (done.code, sorted(done.out.split())) == (0, ["/dev/nbd0", "/dev/nbd1"])
+        assert attached_sizes() == {0: 1, 1: 1}
+        assert nbd("down", "--all").code == 0
+        assert attached_sizes() == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_up_that_is_killed_leaves_each_device_ready_or_free(tmp_path: Path, number: signal.Signals) -> None:
     with eight(tmp_path):
         process = subprocess.Popen(command("up", "--all"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -82,7 +82,12 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = backends.why_no_netlink()
     assert str(reason) == "netlink backend: pyroute2 is not installed"
     assert reason is not None
-    assert reason.hint == "pip install 'nbdattach[netlink]', or --backend ioctl"
+    assert reason.hint == f"{sys.executable} -m pip install 'pyroute2>=0.7', or --backend ioctl"
+
+
+def test_debian_has_pyroute2_as_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "__file__", "/usr/lib/python3/dist-packages/nbdattach/backends.py")
+    assert backends.how_to_install() == "apt install python3-pyroute2"
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,9 @@ def test_command_line_imports_nothing_heavy() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", [["-h"], ["connect", "-h"], ["--version"], ["frobnicate"], ["connect"]])
+@pytest.mark.parametrize(
+    "arguments", [["-h"], ["connect", "-h"], ["up", "-h"], ["--version"], ["frobnicate"], ["connect"]]
+)
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
     loaded = loaded_by(f"from nbdattach.cli import run; run({arguments!r})")
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess"} == set()

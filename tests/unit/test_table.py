@@ -75,6 +75,18 @@ def test_up_of_a_device_named_twice_is_one(
 
 
 @pytest.mark.usefixtures("host")
+def test_steps_are_told_with_their_device(capsys: Capture, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attach(_target: Target, device: Device, _wishes: Wishes, trace: Callable[[str], None]) -> Attached:
+        trace("connecting")
+        return Attached(device, [], 4711)
+
+    monkeypatch.setattr(attachment, "attach", attach)
+    code, _, err = ran(capsys, "up", "--debug", "--table", str(file), "nbd0", "nbd1")
+    assert code == 0
+    assert sorted(err.splitlines()) == [f"nbdattach: debug: nbd{number}: connecting" for number in (0, 1)]
+
+
+@pytest.mark.usefixtures("host")
 def test_up_all_attaches_every_line_at_the_same_time(
     capsys: Capture, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +286,14 @@ def test_down_leaves_alone_what_another_program_attached(
     code, _, err = ran(capsys, "down", "--table", str(file), "nbd0")
     said = f"/dev/nbd0: holds what another program attached, but {file}:1 says nbd://db1/disk"
     assert (code, err.splitlines()[0], detached) == (7, f"nbdattach: {said}", [])
+
+
+def test_down_without_our_record_believes_the_kernel(
+    capsys: Capture, host: Host, file: Path, detached: list[object]
+) -> None:
+    host.attach(Device(0), tag="nbd://db1/disk")
+    assert ran(capsys, "down", "--table", str(file), "nbd0") == (0, "", "")
+    assert detached == [(0, state.identity_of(Device(0)))]
 
 
 def test_down_without_a_line_leaves_alone_what_is_not_from_the_table(
