@@ -10,7 +10,7 @@ K :=
 LIMIT := --timeout 180
 
 .PHONY: test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
-	kernel-6.12-netlink soak rounds shell demo bench deb package clean
+	kernel-6.12-netlink root soak rounds shell demo bench deb package clean
 
 ## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
 test: provision $(VENV)/installed
@@ -33,7 +33,8 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
-		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag
+		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag \
+		initramfs/hooks/nbdattach initramfs/scripts/local-top/nbdattach tests/diskless/image
 
 unit: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/unit
@@ -58,6 +59,10 @@ kernel-6.12: $(VENV)/installed
 
 kernel-6.12-netlink: $(VENV)/installed
 	$(GUEST) --timeout 2400 --kernel 6.12 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "essential and netlink" $(if $(K),-k $(K)) tests/kernel
+
+## machines without a disk, whose root is on NBD: emulated, 10 minutes
+root: $(VENV)/installed
+	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/diskless
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
 KERNEL := 6.1
