@@ -140,7 +140,8 @@ class Monitor:
                 next_tick = time.monotonic() + _TICK
                 ticks += 1
                 with self._logged():
-                    if self._root and self._root.follow():
+                    if self._root:
+                        self._root.follow()
                         self._adopt()  # /sys may have been out of sight for a moment, and all that is attached with it
                     self._tick()
                 if sysfs.driver_instance() not in (0, driver_now):
@@ -302,14 +303,19 @@ class RealRoot:
     def __init__(self) -> None:
         self._run = os.open("/run", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def follow(self) -> bool:
-        """Goes there, once /run has moved; whether all is in sight."""
-        if os.path.isdir(state.RUN):
-            return True
-        os.fchdir(self._run)
-        os.chdir("..")
-        os.chroot(".")
-        return os.path.isdir(state.RUN)
+    def follow(self) -> None:
+        """Goes there, once /run has moved."""
+        if not self._is_in_place():
+            os.fchdir(self._run)
+            os.chdir("..")
+            os.chroot(".")
+
+    def _is_in_place(self) -> bool:
+        """By the folder itself: what it had in it may have been made anew, in the one that is left behind."""
+        try:
+            return os.path.samestat(os.stat("/run"), os.fstat(self._run))
+        except OSError:
+            return False
 
 
 # -- its start and its log -----------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ import sys
 from nbdattach import monitor, netlink, state, control
 state.RUN = sys.argv[1]
 control.PLACE = f"{state.RUN}/monitor"
-monitor.RealRoot.follow = lambda self: True
+monitor.RealRoot.follow = lambda self: None
 monitor.Monitor._listen = lambda self, door, woken: self._serve(door.accept()) or True
 with state.monitor_lock() as alone:
     root = monitor.RealRoot() if "stands in" in sys.argv else None
