@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from nbdattach import driver, netlink, process, state, sysfs, systemd
+from nbdattach import driver, netlink, process, shutdown, state, sysfs, systemd
 from nbdattach.carrier import Relay
 from nbdattach.control import Caller, Door, Request
 from nbdattach.deadline import Deadline
@@ -131,6 +131,7 @@ class Monitor:
         with self._mutex:
             if self._watches.get(device) is watch:
                 del self._watches[device]
+            shutdown.outlive(bool(self._watches))
 
     def _adopt(self) -> None:
         """Whatever is attached and asked to be watched, by commands that found no monitor or by one before us."""
@@ -144,6 +145,7 @@ class Monitor:
         with self._mutex:
             before = self._watches.get(device)
             self._watches[device] = watch
+            shutdown.outlive()
         if before:
             before.give_way()
         else:
