@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from nbdattach import client, process
+from nbdattach import client, process, systemd
 from nbdattach.client import Connection, silent
 from nbdattach.deadline import Deadline
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NotInKernel, error_of
@@ -218,6 +218,8 @@ class Relay:
                 relays.close()
             if "cause" in told:
                 raise error_of(told)
+            if not self.pid:
+                systemd.give_scope(told["pid"], "nbdattach-relay")
             self.pid = told["pid"]
             stream = _Relayed(kernels, target, Deadline(timeout), trace, told["tls"])
             return Connection(stream, _export_of(told["export"]), self)

@@ -636,9 +636,16 @@ _table_option = click.option(
 @click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=_table_devices)
 @click.option("--all", "everything", is_flag=True, help="Every line, all at the same time.")
 @click.option("--check", "only_check", is_flag=True, help="Only look for mistakes, in the whole file.")
+@click.option(
+    "--retry-for",
+    type=_seconds(),
+    default=0.0,
+    show_default=True,
+    help="For lines that have no retry-for of their own.",
+)
 @_table_option
 @_debug_option
-def up(devices: tuple[str, ...], everything: bool, only_check: bool, path: str) -> None:
+def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: float, path: str) -> None:
     """Attach what /etc/nbdtab names; print the devices.
 
     Attached already is done. Devices that do not come are reported; the others are attached all the same.
@@ -660,7 +667,7 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, path: str) 
         _say_error(failure)
     failed: dict[Device, NbdattachError] = {}
     with _killed_by_interrupt():
-        for entry, outcome in table.up(entries, _trace()):
+        for entry, outcome in table.up(table.patient(entries, retry_for), _trace()):
             if isinstance(outcome, NbdattachError):
                 failed[entry.device] = outcome
                 _say_error(outcome)
@@ -689,9 +696,10 @@ def _killed_by_interrupt() -> Iterator[None]:
 @cli.command()
 @click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=_table_devices)
 @click.option("--all", "everything", is_flag=True, help="Every line, from the last one to the first.")
+@click.option("--unit", metavar="NAME", help="This is ExecStop= of that systemd unit.")
 @_table_option
 @_debug_option
-def down(devices: tuple[str, ...], everything: bool, path: str) -> None:
+def down(devices: tuple[str, ...], everything: bool, unit: str | None, path: str) -> None:
     """Detach what /etc/nbdtab names, once it is safe.
 
     Not attached is done. What is neither from the table nor what it says is left alone.
@@ -700,6 +708,7 @@ def down(devices: tuple[str, ...], everything: bool, path: str) -> None:
         raise click.UsageError("Give devices, or --all.", click.get_current_context())
     wanted = list(dict.fromkeys(_device(text) for text in devices))
     from nbdattach import table
+    from nbdattach import unit as units
 
     failures: list[NbdattachError] = []
     if everything:
@@ -707,7 +716,8 @@ def down(devices: tuple[str, ...], everything: bool, path: str) -> None:
 
     def one(device: Device) -> None:
         try:
-            done = table.down(device, path, say=_say, progress=_progress(device.path), trace=_trace())
+            detach = functools.partial(units.down, unit=unit) if unit else table.down
+            done = detach(device, path=path, say=_say, progress=_progress(device.path), trace=_trace())
         finally:
             _say_over("")
         if done:

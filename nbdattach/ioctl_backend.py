@@ -12,7 +12,7 @@ import select
 import subprocess
 import sys
 
-from nbdattach import state, worker
+from nbdattach import state, systemd, worker
 from nbdattach.backend import PATIENT_MS, Job, Taken, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -138,6 +138,7 @@ class Worker:
 
     def commit(self) -> None:
         """From now on the attachment outlives us."""
+        systemd.give_scope(self.pid, "nbdattach-worker")
         os.write(self._orders, worker.COMMIT)
         self._close_orders()
 

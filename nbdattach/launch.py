@@ -53,6 +53,7 @@ def _ways() -> list[list[str]]:
     if in_charge():
         transient = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", "--property=Type=notify"]
         transient += ["--property=Restart=on-failure", "--property=OOMScoreAdjust=-1000", "--property=KillMode=process"]
+        transient += ["--property=DefaultDependencies=no", "--property=IgnoreOnIsolate=yes"]  # to the end of a shutdown
         ways[:0] = [["systemctl", "start", UNIT], [*transient, *python("monitor", "main")]]
     return ways
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from nbdattach import control, driver, netlink, process, state, sysfs, systemd
+from nbdattach import control, driver, netlink, process, shutdown, state, sysfs, systemd
 from nbdattach.carrier import Relay
 from nbdattach.control import Caller, Door, Request
 from nbdattach.deadline import Deadline
@@ -179,6 +179,7 @@ class Monitor:
         with self._mutex:
             if self._watches.get(device) is watch:
                 del self._watches[device]
+            shutdown.outlive(bool(self._watches))
 
     def _adopt(self) -> None:
         """Whatever is attached and asked to be watched, by commands that found no monitor or by one before us."""
@@ -192,6 +193,7 @@ class Monitor:
         with self._mutex:
             before = self._watches.get(device)
             self._watches[device] = watch
+            shutdown.outlive()
         if before:
             before.give_way()
         else:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nbdattach import client, process, tls  # noqa: F401 - tls: to have it in memory when the disk is away
+from nbdattach import client, process, shutdown, tls  # noqa: F401 - tls: to have it in memory when the disk is away
 from nbdattach.errors import NbdattachError, facts_of
 from nbdattach.link import watch_peer
 from nbdattach.pump import Pump, Pumps
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     if os.fork():
         os._exit(0)  # so that init, and not the command line or the monitor, is the one to reap us
     os.setsid()
+    shutdown.outlive()
     # It ends with its connections, and those end with the device.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

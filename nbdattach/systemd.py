@@ -1,11 +1,14 @@
-"""The one door to systemd: whether it is there, and sd_notify(3) without a library."""
+"""The one door to systemd: whether it is there, what it is about to do, and sd_notify(3) without a library."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
 
 _UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+_SECONDS = 10
+_MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
 
 def in_charge() -> bool:
@@ -16,6 +19,51 @@ def in_charge() -> bool:
 def installed(unit: str) -> bool:
     """Whether there is a file of that unit; a transient one goes when it is stopped."""
     return any(os.path.exists(f"{folder}/{unit}") for folder in _UNITS)
+
+
+def shutting_down() -> bool:
+    """Whether the machine is on its way down."""
+    return _systemctl("is-system-running").strip() == "stopping"
+
+
+def restarting(unit: str) -> bool:
+    """Whether the unit is stopped only to be started again at once."""
+    jobs = (line.split() for line in _systemctl("list-jobs", "--plain", "--no-legend", "--full").splitlines())
+    return any(job[1:3] == [unit, "restart"] for job in jobs)
+
+
+def give_scope(pid: int, name: str) -> None:
+    """Takes the process out of the session or unit that it was started from, so that it does not end with that.
+
+    A session would wait at shutdown for a process that lives as long as its device. Where there is no bus, there is no
+    session, and nothing is done.
+    """
+    if not in_charge():
+        return
+    properties = ["PIDs", "au", "1", str(pid), "DefaultDependencies", "b", "false"]
+    properties += ["CollectMode", "s", "inactive-or-failed", "Description", "s", f"Keeps an NBD device ({name})"]
+    call = ["call", *_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", f"{name}-{pid}.scope", "fail"]
+    _run("busctl", "--system", f"--timeout={_SECONDS}", *call, "4", *properties, "0")
+
+
+def _systemctl(*arguments: str) -> str:
+    return _run("systemctl", *arguments)
+
+
+def _run(*command: str) -> str:
+    """What it prints; nothing where it cannot be asked."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
 
 
 def notify(state: str) -> None:

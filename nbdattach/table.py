@@ -74,6 +74,11 @@ def chosen(
     return entries, failures
 
 
+def patient(entries: Sequence[Entry], seconds: float) -> list[Entry]:
+    """These lines; those that say nothing of it keep trying for so long."""
+    return [replace(one, wishes=replace(one.wishes, retry_for=one.wishes.retry_for or seconds)) for one in entries]
+
+
 def up(entries: Sequence[Entry], trace: api.Say = silent) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
     """Attaches them all at the same time; what became of each, as they come."""
     with ThreadPoolExecutor(max(1, min(len(entries), MAX_AT_ONCE))) as pool:

@@ -2,7 +2,7 @@
 
 It is run by a bare interpreter (`python -I -S`) as a process of its own, because one forked from a loaded
 command line keeps that memory for good. So it imports next to nothing, and nothing outside this package's
-`ioctl` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
+`ioctl`, `shutdown` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
 
     reports (worker -> parent)  "ready PID" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
     orders  (parent -> worker)  "G": go into NBD_DO_IT; "C": committed, live on without me; "U", or closed before: undo
@@ -18,7 +18,7 @@ import os
 import sys
 import time
 
-from nbdattach import ioctl
+from nbdattach import ioctl, shutdown
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def main(arguments: list[str]) -> None:
     if os.fork():
         os._exit(0)  # so that init, and not the command line, is the one to reap us
     os.setsid()
+    shutdown.outlive()
     # A signal in NBD_DO_IT makes the kernel shut the sockets down: none may reach this thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:

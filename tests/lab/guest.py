@@ -53,6 +53,10 @@ wait "$uml"
 """
 
 
+# What systemd and its services say goes to the console, which is outside before the end.
+SYSTEMD_LINE = ("systemd.journald.forward_to_console=1", "systemd.show_status=0", "printk.time=1")
+
+
 class LabError(Exception):
     """The guest cannot be started here."""
 
@@ -66,6 +70,8 @@ class Job:
     memory: str
     udev: bool
     environment: tuple[str, ...]
+    boot: Path | None  # what is put over the root before systemd boots from it
+    tap: str  # name of a tap device of this machine; the guest's eth0 is at its other end
 
     @property
     def shell(self) -> bool:
@@ -108,7 +114,7 @@ def settings(job: Job) -> str:
         "LAB_OUT": str(job.out),
         "LAB_CWD": os.getcwd(),
         "LAB_UDEV": "yes" if job.udev else "no",
-        "LAB_MODE": "shell" if job.shell else "job",
+        "LAB_MODE": "boot" if job.boot else "shell" if job.shell else "job",
         "LAB_TTY": job.tty,
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
@@ -125,6 +131,8 @@ def write_control(job: Job, control: Path) -> None:
     # Copies: the guest's fresh /tmp may hide the originals, and init= takes no spaces.
     for script in ("init", "init-job"):
         shutil.copy(HERE / script, control)
+    if job.boot:
+        shutil.copytree(job.boot, control / "boot", symlinks=True)
 
 
 # --- The two kinds of machine
@@ -141,6 +149,8 @@ def uml_command(job: Job, control: Path) -> list[str]:
         *("linux.uml", f"mem={job.memory}", f"uml_dir={control}", "umid=guest"),
         *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={control}/init"),
         *("con=null", "con0=null,fd:5", "ssl=null", f"ssl0={source},fd:4"),
+        *([f"eth0=tuntap,{job.tap}"] if job.tap else []),
+        *(SYSTEMD_LINE if job.boot else []),
         *kernel_line(control),
     ]
 
@@ -340,10 +350,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="writable in the guest, with its logs")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--shell", action="store_true", help="an interactive bash")
+    parser.add_argument("--boot", type=Path, metavar="DIR", help="boot systemd, with the files of DIR in the root")
+    parser.add_argument("--tap", default="", metavar="NAME", help="a tap device to which the guest's eth0 leads")
     parser.add_argument("command", nargs="*", metavar="-- COMMAND")
     options = parser.parse_args(arguments)
     if options.shell == bool(options.command):
         parser.error("either --shell or -- COMMAND")
+    if (options.boot or options.tap) and (options.kernel != "6.1" or options.shell):
+        parser.error("--boot and --tap go with kernel 6.1 and a COMMAND")
     return options
 
 
@@ -356,6 +370,8 @@ def make_job(options: argparse.Namespace, out: Path) -> Job:
         memory=options.memory,
         udev=options.udev,
         environment=tuple(options.env),
+        boot=options.boot,
+        tap=options.tap,
     )
 
 

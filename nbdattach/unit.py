@@ -1,0 +1,71 @@
+"""What stopping the systemd unit of a device means, which depends on why it is stopped.
+
+* Alone: the device is detached, or it is in use, and stays.
+* In order to be started again: a device in use stays attached, and gets a new connection. No user of it notices.
+* At shutdown: whoever uses it is about to stop, so that is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nbdattach import handover, systemd, table
+from nbdattach.client import silent
+from nbdattach.deadline import Deadline
+from nbdattach.device import Device
+from nbdattach.errors import DeviceInUse, NbdattachError
+from nbdattach.sysfs import Kernel
+from nbdattach.users import users_of
+
+# File systems and swap on it have stop jobs of their own, which may take that long by systemd's default.
+UNMOUNT_SECONDS = 90
+# For what else may let go by itself: volumes, processes that end. The rest stays until the machine is off.
+HOLDER_SECONDS = 5
+_POLL = 0.2
+
+
+def down(
+    device: Device,
+    unit: str,
+    path: str = table.PATH,
+    *,
+    say: Callable[[str], None] = silent,
+    progress: Callable[[float], None] = lambda _: None,
+    trace: Callable[[str], None] = silent,
+) -> str:
+    """`table.down`, as the unit's ExecStop."""
+
+    def detach() -> str:
+        return table.down(device, path, say=say, progress=progress, trace=trace)
+
+    try:
+        return detach()
+    except DeviceInUse:
+        if systemd.restarting(unit):
+            _hand_over(device, say)
+            return ""
+        if not systemd.shutting_down():
+            raise
+    say(f"{device.path}: in use: {users_of(device) or 'open'}; waiting")
+    return _when_unused(device, detach)
+
+
+def _hand_over(device: Device, say: Callable[[str], None]) -> None:
+    """A failure is no reason to let go of it: the attachment is as good as it was."""
+    kept = f"{device.path}: in use, so it stays attached"
+    try:
+        say(f"{kept}: handed over to a new connection of {handover.reconnect(device)}")
+    except NbdattachError as error:
+        say(f"{kept}, with the connection that it has: {error}")
+
+
+def _when_unused(device: Device, detach: Callable[[], str]) -> str:
+    unmount, holder = Deadline(UNMOUNT_SECONDS), Deadline(HOLDER_SECONDS)
+    while True:
+        try:
+            return detach()
+        except DeviceInUse:
+            if any(one.kind in ("mount", "swap") for one in users_of(device).all):
+                holder = Deadline(HOLDER_SECONDS)
+            if not (Kernel(device).attached and holder.sleep(_POLL) and not unmount.passed):
+                raise

@@ -1,0 +1,13 @@
+"""Boot tests: the real systemd in a guest, real servers on this machine, which judge what is left on the disks."""
+
+from __future__ import annotations
+
+import pytest
+from guest import make_network
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        make_network()
+    except RuntimeError as error:
+        pytest.exit(str(error), returncode=4)

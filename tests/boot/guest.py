@@ -1,0 +1,159 @@
+"""A guest that boots systemd with our units in it, and what is told of it afterwards. Knows nothing of single tests.
+
+The guest's root is this machine's, with some files put over it; its network leads to 10.9.0.1, where the tests serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[2]
+HOST = "10.9.0.1"
+TAP = "lab0"
+_NETWORK = "[Match]\nName=eth0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+# Where a package puts what is in systemd/.
+PLACES = {
+    "nbdattach@.service": "usr/lib/systemd/system",
+    "nbdattach-monitor.service": "usr/lib/systemd/system",
+    "nbdattach-generator": "usr/lib/systemd/system-generators",
+    "60-nbdattach.rules": "usr/lib/udev/rules.d",
+    "nbdattach-tag": "usr/lib/udev",
+}
+# A line of the console: the kernel's stamp, then who says it.
+_LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
+_SECONDS = 240.0
+# From the kernel's start to there, where nothing else runs on the machine.
+_SYSINIT_SECONDS = 9.0
+
+
+class Guest:
+    """It runs from the beginning of its context to the end of `wait`."""
+
+    def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
+        self._process = process
+        self._out = out
+
+    @property
+    def console(self) -> str:
+        """The kernel, systemd and the journal, so far."""
+        with contextlib.suppress(OSError):
+            return (self._out / "console.log").read_text(errors="replace")
+        return ""
+
+    @property
+    def lines(self) -> list[tuple[float, str]]:
+        """Of the console, with the seconds since boot."""
+        return [(float(found[1]), found[2]) for found in map(_LINE.match, self.console.splitlines()) if found]
+
+    def when(self, text: str) -> float:
+        """Seconds since boot of the first line with that text."""
+        return next((stamp for stamp, line in self.lines if text in line), float("nan"))
+
+    def wait_for(self, text: str, seconds: float = _SECONDS) -> None:
+        """Until the console has that text."""
+        deadline = time.monotonic() + seconds
+        while text not in self.console:
+            assert time.monotonic() < deadline and self._process.poll() is None, f"no {text!r}: {self.console[-3000:]}"
+            time.sleep(0.05)
+
+    def let_run(self, seconds: float) -> None:
+        """For that long; fails where it ends before."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, self.console[-3000:]
+            time.sleep(0.05)
+
+    def wait(self) -> str:
+        """What COMMAND has printed; it is off then. Fails where COMMAND did."""
+        output, errors = self._process.communicate()
+        tail = "\n".join(self.console.splitlines()[-40:])
+        assert self._process.returncode == 0, f"exit {self._process.returncode}\n{errors}\n{output}\n{tail}"
+        assert "Powering off." in self.console
+        return output
+
+    def see_quick_stops(self) -> None:
+        """No stop job waits for longer than 10 s; on a machine that is busy with other things, for so much longer."""
+        slowness = max(1.0, self.when("Reached target sysinit.target") / _SYSINIT_SECONDS)
+        seconds, unit = self._longest_stop()
+        assert seconds < 10 * slowness, f"{unit} took {seconds:.1f} s to stop, {slowness:.1f} times is allowed"
+
+    def _longest_stop(self) -> tuple[float, str]:
+        began: dict[str, float] = {}
+        took = [(0.0, "")]
+        for stamp, line in self.lines:
+            words = line.split()
+            if len(words) < 3 or not words[0].startswith("systemd[") or ".target" in words[2]:
+                continue
+            if words[1] in ("Stopping", "Unmounting", "Deactivating"):
+                began[words[2].removesuffix("...")] = stamp
+            elif words[1] in ("Stopped", "Unmounted", "Deactivated") and words[2] in began:
+                took.append((stamp - began.pop(words[2]), words[2]))
+        # The lab's own: from there come the modules of programs that are to the end. What else never ends, ends with
+        # the power.
+        began = {unit: stamp for unit, stamp in began.items() if not unit.startswith("usr-lib-modules")}
+        took += [(self.lines[-1][0] - stamp, unit) for unit, stamp in began.items()]
+        return max(took)
+
+
+@contextlib.contextmanager
+def booting(folder: Path, command: str, files: Mapping[str, str], seconds: float = _SECONDS) -> Iterator[Guest]:
+    """Boots to multi-user.target, runs the shell command there, powers off. `files` are put over the root."""
+    root, out = folder / "root", folder / "out"
+    _put_files(root, files)
+    lab = [sys.executable, str(TREE / "tests/lab/guest.py"), "--timeout", str(seconds), "--out", str(out)]
+    with subprocess.Popen(
+        [*lab, "--memory", "1G", "--tap", TAP, "--boot", str(root), "--", "sh", "-eux", "-c", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=TREE,
+    ) as process:
+        try:
+            yield Guest(process, out)
+        finally:
+            process.terminate()
+
+
+def _put_files(root: Path, files: Mapping[str, str]) -> None:
+    for name, place in PLACES.items():
+        _put(root / place / name, (TREE / "systemd" / name).read_text(), (TREE / "systemd" / name).stat().st_mode)
+    wrapper = f'#!/bin/sh\nexec {TREE}/.venv/bin/python -m nbdattach "$@"\n'
+    _put(root / "usr/bin/nbdattach", wrapper, 0o755)
+    _put(root / "etc/systemd/network/eth0.network", _NETWORK)
+    for name, content in files.items():
+        _put(root / name, content)
+
+
+def enabled(*units: str) -> dict[str, str]:
+    """For `files`: these instances of nbdattach@.service, by a unit that wants them as their [Install] says."""
+    wants = " ".join(units)
+    return {"etc/systemd/system/multi-user.target.d/wants.conf": f"[Unit]\nWants={wants}\n"}
+
+
+def _put(path: Path, content: str, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    path.chmod(mode)
+
+
+def make_network() -> None:
+    """The tap device, in a network namespace of our own: the machine's own network is not touched."""
+    links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout.split("\n")
+    if any(line and not line.startswith(("lo ", f"{TAP} ")) for line in links):
+        raise RuntimeError("boot tests run in a network namespace of their own: make boot")
+    if not any(line.startswith(f"{TAP} ") for line in links):
+        for command in (
+            f"ip tuntap add dev {TAP} mode tap",
+            f"ip address add {HOST}/24 dev {TAP}",
+            f"ip link set {TAP} up",
+            "ip link set lo up",
+        ):
+            subprocess.run(command.split(), check=True)
+    assert os.path.exists("/dev/net/tun")
