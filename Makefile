@@ -79,8 +79,8 @@ demo:
 bench: provision $(VENV)/installed
 	$(PYTHON) tests/bench/bench.py
 
-## the Debian package, as dist/nbdattach_VERSION_all.deb; from what the source distribution holds
-deb: provision
+## the Debian package, as dist/nbdattach_VERSION_all.deb; from what the source distribution holds (make provision first)
+deb:
 	rm -rf build/deb
 	mkdir -p build/deb dist
 	/usr/bin/python3 -m build --no-isolation --sdist --outdir build/deb . >build/deb/log 2>&1 || { cat build/deb/log; false; }
@@ -89,7 +89,7 @@ deb: provision
 	cp build/deb/*.deb dist/
 
 ## what the package does when it is installed, in a guest
-package: deb
+package: deb $(VENV)/installed
 	lintian --allow-root --fail-on error,warning dist/nbdattach_*.deb
 	$(PYTEST) $(LIMIT) tests/package/test_distributions.py
 	$(GUEST) --timeout 900 -- $(PYTEST) $(LIMIT) $(if $(K),-k $(K)) --ignore=tests/package/test_distributions.py tests/package

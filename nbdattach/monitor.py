@@ -98,6 +98,7 @@ class Monitor:
         self._root = root
         self._watches: dict[Device, Watch] = {}
         self._mutex = threading.Lock()  # around that dictionary
+        self._told = -1  # how many watches systemd knows of: it may log each word that it hears
 
     def run(self, ready: Callable[[], None]) -> None:
         process.raise_descriptor_limit()
@@ -173,7 +174,9 @@ class Monitor:
         for device, watch in watches:
             if not watch.tick():
                 self._drop(device, watch)
-        systemd.notify(f"STATUS=watching {len(watches)} device(s)")
+        if len(watches) != self._told:
+            self._told = len(watches)
+            systemd.notify(f"STATUS=watching {self._told} device(s)")
 
     def _drop(self, device: Device, watch: Watch) -> None:
         with self._mutex:
