@@ -162,11 +162,15 @@ def test_volumes_file_systems_by_uuid_and_mounts_by_hand(tmp_path: Path) -> None
         assert disks.content(place / name, "file", offset) == "by hand\nat boot\n"
 
 
+# It writes when the unit is being stopped: what shuts down syncs at its beginning.
 KEEP = """
-echo 0 >/proc/sys/vm/dirty_writeback_centisecs
 systemd-run --quiet --unit keeper --property DefaultDependencies=no sh -c '
-    exec 9<>/dev/nbd0; echo late >&9; touch /run/written; exec sleep 1000'
-until [ -e /run/written ]; do sleep 0.1; done
+    exec 9<>/dev/nbd0
+    touch /run/open
+    until systemctl is-active nbdattach@nbd0 | grep -q deactivating; do sleep 0.1; done
+    echo late >&9
+    exec sleep 1000'
+until [ -e /run/open ]; do sleep 0.1; done
 """
 
 
