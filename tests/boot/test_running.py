@@ -8,7 +8,7 @@ import certificates
 import disks
 from guest import HOST, booting, enabled
 from servers import nbdkit
-from test_boot import PORT, see_no_trouble
+from test_boot import FSTAB, NBDTAB, PORT, make_disks, see_all_clean, see_no_trouble
 
 # Into the file by one open descriptor, which keeps the file system busy; each line is on the disk before the next one.
 WRITER = """\
@@ -186,3 +186,35 @@ def test_what_stays_in_use_is_on_its_server_before_the_network_goes(tmp_path: Pa
         guest.wait()
     assert (tmp_path / "kept").read_bytes()[:5] == b"late\n"
     assert guest.when("still in use, so it stays attached") < guest.when("Stopped target network.target")
+
+
+REFUSED = """
+cp /etc/new-nbdtab /etc/nbdtab
+cp /etc/new-fstab /etc/fstab
+systemctl daemon-reload
+systemctl start remote-fs.target
+findmnt --noheadings /srv
+until findmnt --noheadings /mnt; do systemctl start mnt.mount; done
+swapon --show=NAME --noheadings | grep nbd2
+echo one >/srv/file
+echo two >/mnt/file
+for unit in nbdattach@nbd0 nbdattach@nbd1 nbdattach@nbd2; do systemctl stop $unit; systemctl is-failed $unit; done
+"""
+
+
+def test_written_on_a_running_machine_and_unmounted_before_the_network_goes_though_units_have_failed(
+    tmp_path: Path,
+) -> None:
+    """Nothing is ordered after a unit that has failed, be it for a stop that was refused."""
+    place = make_disks(tmp_path)
+    fstab = FSTAB.replace("/mnt ext4 _netdev", "/mnt ext4 nofail")
+    files = {"etc/fstab": "", "etc/new-fstab": fstab, "etc/new-nbdtab": NBDTAB}
+    with (
+        nbdkit("file", f"dir={place}", address=HOST, port=PORT),
+        booting(tmp_path, REFUSED, files) as guest,
+    ):
+        guest.wait()
+        see_all_clean(place)
+    before = ["EXT4-fs (nbd0): unmounting", "EXT4-fs (nbd1p2): unmounting", "Deactivated swap dev-nbd2.swap"]
+    assert all(guest.when(one) < guest.when("Stopped target network.target") for one in before)
+    see_no_trouble(guest)
