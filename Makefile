@@ -10,7 +10,7 @@ K :=
 LIMIT := --timeout 180
 
 .PHONY: test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
-	kernel-6.12-netlink boot soak rounds shell demo bench deb package clean
+	kernel-6.12-netlink boot root soak rounds shell demo bench deb package clean
 
 ## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
 test: provision $(VENV)/installed
@@ -33,7 +33,8 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
-		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag systemd/nbdattach-generator
+		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag systemd/nbdattach-generator \
+		initramfs/hooks/nbdattach initramfs/scripts/local-top/nbdattach tests/diskless/image
 
 unit: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/unit
@@ -62,6 +63,10 @@ kernel-6.12-netlink: $(VENV)/installed
 # Their network is one of their own, so that the machine's is not touched.
 boot: $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 400 $(if $(K),-k $(K)) tests/boot
+
+## machines without a disk, whose root is on NBD: emulated, 10 minutes
+root: $(VENV)/installed
+	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/diskless
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
 KERNEL := 6.1

@@ -33,7 +33,7 @@ from nbdattach.export import Export
 from nbdattach.node import Busy, Unanswered
 from nbdattach.process import alive, started
 from nbdattach.status import status_of
-from nbdattach.stream import Trace
+from nbdattach.stream import Trace, address_of
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
 from nbdattach.users import in_use, users_of
@@ -111,7 +111,8 @@ def _attach(
         sockets = [connection.stream.sock for connection in connections]
         tls, relay = connections[0].tls, connections[0].relay
         numbers = [sock.fileno() for sock in sockets]
-        job = Job(tag, target, export, shape, numbers, wishes, contested, tls, relay.pid if relay else None)
+        address = address_of(sockets[0])
+        job = Job(tag, target, export, shape, numbers, wishes, contested, tls, relay.pid if relay else None, address)
         for candidate in _candidates(device, export, backend):
             try:
                 hold = _taken(backend, candidate, job)
@@ -126,7 +127,7 @@ def _attach(
                 trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")
                 notes += _complete(hold, backend, job, Deadline(wishes.connect_timeout))
                 attached = Attached(candidate, notes, Kernel(candidate).pid)
-            if backend.name == "netlink" and wishes.reconnect:
+            if backend.name == "netlink" and wishes.reconnect and not wishes.root:
                 notes += _have_watched(candidate, sockets, relay)
             return attached
     raise _none_free(device)
@@ -238,6 +239,8 @@ def _record(hold: Hold, backend: backends.Backend, job: Job) -> state.Record:
         relay_started=job.relay and started(job.relay),
         trust=state.trust_of(job.target),
         table=wishes.table,
+        address=job.address,
+        root=wishes.root,
     )
 
 
@@ -248,7 +251,7 @@ def _already_there(tag: str, target: Target, device: Device | None, wishes: Wish
         if record and record.tag == tag and (record.pid is None or alive(record.pid)):
             _see_it_is_what_is_wanted(candidate, target, wishes)
             notes = [f"{candidate.path}: already attached to {target.uri}"]
-            if record.backend == "netlink" and record.reconnect:
+            if record.backend == "netlink" and record.reconnect and not wishes.root:
                 notes += _have_watched(candidate)  # whoever attached it may have been killed before it did that
             return Attached(candidate, notes, Kernel(candidate).pid, fresh=False)
     if device and Kernel(device).attached:

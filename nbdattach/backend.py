@@ -50,6 +50,7 @@ class Job:
     contested: bool = False
     tls: dict[str, str] | None = None
     relay: int | None = None  # its pid
+    address: str | None = None  # at which the target's host was found
 
 
 class Hold(Protocol):

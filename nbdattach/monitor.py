@@ -10,19 +10,20 @@ import contextlib
 import gc
 import os
 import select
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-from nbdattach import driver, netlink, process, shutdown, state, sysfs, systemd
+from nbdattach import control, driver, netlink, process, shutdown, state, sysfs, systemd
 from nbdattach.carrier import Relay
 from nbdattach.control import Caller, Door, Request
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.link import Link
-from nbdattach.stream import warm_up
+from nbdattach.stream import prepare, warm_up
 from nbdattach.watch import Log, Watch
 
 _TICK = 1.0
@@ -30,32 +31,76 @@ _TICK = 1.0
 _TICKS_BETWEEN_CHECKS = 30
 _LOADING = 10.0
 _BREATH = 0.2
+_PREPARATION = 5.0
+# For one that stands in to end its watches.
+_RELIEF = 15.0
 # Bytes; nothing here recurses.
 _STACK = 256 << 10
 
 
-def run(log: Log, ready: Callable[[], None] = lambda: None) -> None:
-    """Until SIGTERM. Calls `ready` when commands are answered. Raises `NbdattachError`; a second monitor ends so."""
+def run(log: Log, ready: Callable[[], None] = lambda: None, root: RealRoot | None = None) -> None:
+    """Until SIGTERM. Calls `ready` when commands are answered. Raises `NbdattachError`; a second monitor ends so.
+
+    With `root` it only stands in, until the monitor of that system is there.
+    """
     driver.ensure_loaded()
     if not process.is_root():
         raise KernelRefused("monitor", "no permission", "it needs root: try sudo")
-    with state.monitor_lock() as alone:
-        if not alone:
-            raise NbdattachError("monitor", "another one runs already on this host", "one is enough for all devices")
-        Monitor(log).run(ready)
+    warm_up()
+    _prepare(log)
+    with _one_place():
+        Monitor(log, root).run(ready)
+
+
+def _prepare(log: Log) -> None:
+    """Where the root file system is on a device, nothing can be read when its server is away: so it is read now.
+
+    Another one may still stand in meanwhile. Waits for an answer of name servers.
+    """
+    for device in sysfs.devices():
+        record = state.load(device)
+        if record and record.root:
+            try:
+                prepare(record.place(), Deadline(_PREPARATION))
+            except NbdattachError as error:
+                log(f"{device.name}: {error}")
+            process.stay_in_memory()
+
+
+@contextlib.contextmanager
+def _one_place() -> Iterator[None]:
+    """There is one for all devices; whoever stands in makes room."""
+    patience = Deadline(_RELIEF)
+    asked = False
+    while True:
+        with state.monitor_lock() as alone:
+            if alone:
+                yield
+                return
+        if not asked:
+            try:
+                control.ask(Request("leave"), _RELIEF)
+            except NbdattachError as error:
+                there = NbdattachError(
+                    "monitor", "another one runs already on this host", "one is enough for all devices"
+                )
+                raise there from error
+            asked = True
+        if not patience.sleep(_BREATH):
+            raise NbdattachError("monitor", "the one of the initramfs does not make room", "see dmesg for its log")
 
 
 class Monitor:
     """Its main thread only listens: to the kernel, to commands, to the clock."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, root: RealRoot | None = None) -> None:
         self._log = log
+        self._root = root
         self._watches: dict[Device, Watch] = {}
         self._mutex = threading.Lock()  # around that dictionary
 
     def run(self, ready: Callable[[], None]) -> None:
         process.raise_descriptor_limit()
-        warm_up()
         process.survive()
         threading.stack_size(_STACK)
         woken = process.end_signals()
@@ -95,6 +140,8 @@ class Monitor:
                 next_tick = time.monotonic() + _TICK
                 ticks += 1
                 with self._logged():
+                    if self._root and self._root.follow():
+                        self._adopt()  # /sys may have been out of sight for a moment, and all that is attached with it
                     self._tick()
                 if sysfs.driver_instance() not in (0, driver_now):
                     return False
@@ -174,6 +221,10 @@ class Monitor:
         if request.do == "ping":
             caller.reply(str(os.getpid()))
             return
+        if request.do == "leave" and self._root:
+            caller.reply("leaving")
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         device = parse_device(request.device)
         if request.do == "watch":
             record = state.load(device)
@@ -243,13 +294,39 @@ def _subscription() -> netlink.DeadLinks:
                 raise
 
 
+class RealRoot:
+    """What an initramfs has mounted, seen by a process that was started before it became the root of everybody else.
+
+    Such a process keeps the root of the initramfs, where nothing is left then. But /run has moved to the real root, and
+    what is above it there is that root.
+    """
+
+    def __init__(self) -> None:
+        self._run = os.open("/run", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def follow(self) -> bool:
+        """Goes there, once /run has moved; whether all is in sight."""
+        if os.path.isdir(state.RUN):
+            return True
+        os.fchdir(self._run)
+        os.chdir("..")
+        os.chroot(".")
+        return os.path.isdir(state.RUN)
+
+
 # -- its start and its log -----------------------------------------------------------------------------------------
 
 
 def to_stderr(line: str) -> None:
-    """One line, which systemd puts into the journal."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    """One line, which systemd puts into the journal. It is left out where that would have to be waited for.
+
+    The journal may be on a device whose server is away, and that waits for us.
+    """
+    writable = select.poll()
+    writable.register(2, select.POLLOUT)
+    if writable.poll(0):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def to_kernel_log(line: str) -> None:
@@ -269,15 +346,26 @@ def main() -> None:
 
 def main_in_background() -> None:
     """The monitor as a daemon. The command ends when it is ready, or with the error on stderr and exit code 1."""
+    said = _in_background(None)
+    if said:
+        sys.stderr.write(f"{said}\n")
+        sys.stderr.flush()
+    os._exit(1 if said else 0)
+
+
+def stand_in() -> str:
+    """One for the time from the initramfs to the real monitor, as a daemon; why there is none, else an empty text."""
+    return _in_background(RealRoot())
+
+
+def _in_background(root: RealRoot | None) -> str:
+    """Returns when it is ready, with an empty text, or with the error."""
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
         with open(reader) as words:
             said = words.read()
-        if said != "ready":
-            sys.stderr.write(f"{said}\n")
-            sys.stderr.flush()
-        os._exit(0 if said == "ready" else 1)
+        return "" if said == "ready" else said or "ended without a word"
     os.close(reader)
     os.setsid()
     os.chdir("/")
@@ -290,7 +378,8 @@ def main_in_background() -> None:
         os.close(writer)
 
     try:
-        run(to_kernel_log, lambda: say("ready"))
+        run(to_kernel_log, lambda: say("ready"), root)
     except Exception as error:
         with contextlib.suppress(OSError):  # it was ready before
             say(str(error))
+    os._exit(0)

@@ -67,6 +67,8 @@ class Record:
     relay_started: int | None = None
     trust: Trust | None = None
     table: str = ""  # the file that named it, where `up` attached it
+    address: str | None = None  # at which the target's host was found
+    root: bool = False  # the root file system is on it
 
     @property
     def living_relay(self) -> int | None:

@@ -10,6 +10,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nbdattach.deadline import Deadline
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 Trace: TypeAlias = Callable[[str], None]
 _Address: TypeAlias = tuple[int, Any]
+
+# What lookups have told, and which are under way, by host and port.
+_mutex = threading.Lock()
+_known: dict[tuple[str, int], list[_Address]] = {}
+_asked: dict[tuple[str, int], _Question] = {}
+# Seconds for a lookup whose answer is known from before; less than the shortest try of the monitor.
+_LOOKUP_PATIENCE = 1.0
 
 
 class Stream:
@@ -246,27 +254,73 @@ def _connect_hint(target: Target) -> str:
 
 
 def _resolve(target: Target, deadline: Deadline) -> list[_Address]:
-    """Addresses of the target's host. A name server that is silent must not outlast the deadline."""
-    try:
+    """Addresses of the target's host. A name server that is silent must not outlast the deadline.
+
+    Where they have been known before, a lookup that fails or hangs holds nobody up: the host may be one whose disk has
+    the files for it.
+    """
+    with contextlib.suppress(NoConnection):
         return _lookup(target, socket.AI_NUMERICHOST)
-    except NoConnection:
-        pass
-    result: list[list[_Address] | NoConnection] = []
+    place = (target.host, target.port)
+    with _mutex:
+        known, asked = _known.get(place), _asked.get(place)
+        patience = deadline.remaining()
+        if known:  # and who hangs has been waited for before
+            patience = 0.0 if asked else min(patience, _LOOKUP_PATIENCE)
+        if asked is None:
+            asked = _asked[place] = _Question(target)
+    outcome = asked.outcome(patience)
+    if isinstance(outcome, list):
+        return outcome
+    if known:
+        return known
+    raise outcome or DeadlinePassed(target.uri, deadline.seconds, f"looking up {target.host}")
 
-    def ask() -> None:
+
+class _Question:
+    """One lookup, in a thread; while it hangs, others who ask the same wait for it instead of asking again."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._answers: list[list[_Address] | NoConnection] = []
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        place = (self._target.host, self._target.port)
         try:
-            result.append(_lookup(target, 0))
+            found = _lookup(self._target, 0)
+            with _mutex:
+                _known[place] = found
+            self._answers.append(found)
         except NoConnection as error:
-            result.append(error)
+            self._answers.append(error)
+        finally:
+            with _mutex:
+                _asked.pop(place, None)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(deadline.remaining())
-    if not result:
-        raise DeadlinePassed(target.uri, deadline.seconds, f"looking up {target.host}")
-    if isinstance(result[0], NoConnection):
-        raise result[0]
-    return result[0]
+    def outcome(self, seconds: float) -> list[_Address] | NoConnection | None:
+        """None where there is none in that time."""
+        self._thread.join(seconds)
+        return self._answers[0] if self._answers else None
+
+
+def remember(target: Target, address: str) -> None:
+    """A numeric address at which the target was reached, for when nobody can say where its host is."""
+    with contextlib.suppress(NoConnection):
+        found = _lookup(replace(target, host=address), socket.AI_NUMERICHOST)
+        with _mutex:
+            _known.setdefault((target.host, target.port), found)
+
+
+def address_of(sock: socket.socket) -> str | None:
+    """The numeric address at its other end; None where it has none, or is gone."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        return socket.getnameinfo(sock.getpeername(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+    except OSError:
+        return None
 
 
 def _lookup(target: Target, flags: int) -> list[_Address]:
@@ -284,3 +338,13 @@ def warm_up() -> None:
     """Loads what the first lookup of a name loads: a process that cannot read its disk later has it then."""
     with contextlib.suppress(OSError):
         socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
+
+
+def prepare(target: Target, deadline: Deadline) -> None:
+    """Loads all that dialling this target takes. Raises `NbdattachError` where its host cannot be found."""
+    if target.tls:
+        from nbdattach import tls
+
+        tls.warm_up(target)
+    if target.host:
+        _resolve(target, deadline)

@@ -67,12 +67,15 @@ def _run(*command: str) -> str:
 
 
 def notify(state: str) -> None:
-    """Sends `state` to the service manager; nothing happens where none asked to be told."""
+    """Sends `state` to the service manager; nothing happens where none asked to be told.
+
+    It is not waited for: one that hangs, as on a disk whose server is away, shall not hang us.
+    """
     place = os.environ.get("NOTIFY_SOCKET", "")
     if not place.startswith(("/", "@")):
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         try:
-            sock.sendto(state.encode(), "\0" + place[1:] if place.startswith("@") else place)
+            sock.sendto(state.encode(), socket.MSG_DONTWAIT, "\0" + place[1:] if place.startswith("@") else place)
         except OSError:
             return

@@ -35,6 +35,7 @@ from nbdattach.link import Link, Scout
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
 from nbdattach.node import Busy, Node
 from nbdattach.process import started
+from nbdattach.stream import remember
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target
 from nbdattach.users import users_of
@@ -123,6 +124,8 @@ class Watch:
         self._last_trouble = -math.inf
         self._more_patient = False
         self._handed_over = (time.monotonic(), self._kernel.completed)
+        if record.address:
+            remember(record.place(), record.address)
         self._round_trip = max((link.round_trip or 0.0 for link in links), default=_UNKNOWN_ROUND_TRIP)
 
     # -- what the monitor calls ------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ class Wishes:
     """The options of connect. Sizes in bytes, times in seconds; `connections` 0 means auto.
 
     `on_loss` is how long I/O waits for a server that is away: 0 to fail at once, `FOREVER`, or None for what the
-    backend does by itself. `reconnect`: the monitor looks after the attachment.
+    backend does by itself. `reconnect`: the monitor looks after the attachment. `root`: the root file system is to be
+    on it, and the monitor will be started from there.
     """
 
     read_only: bool = False
@@ -40,6 +41,7 @@ class Wishes:
     reconnect: bool = True
     tls_transport: str = "auto"  # "auto" | "kernel" | "relay"
     table: str = ""  # the file that names it, where `up` attaches it
+    root: bool = False
 
     def __post_init__(self) -> None:
         """A tag becomes a line of text in /sys, and names in /dev. Raises `Malformed`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,6 +51,7 @@ def telling(mebibytes: int, *options: str) -> list[str]:
 @pytest.fixture
 def servers() -> Iterator[None]:
     """At the only port that nbd-client takes from a table, and at a socket."""
+    Path(SOCKET).unlink(missing_ok=True)  # a server that was killed leaves it behind
     with (
         nbdkit(*telling(1), port=PORT),
         nbdkit(*telling(2), port=PORT, address="::1"),
@@ -369,9 +369,10 @@ def test_what_somebody_else_has_attached_there_stays() -> None:
 def test_a_wait_for_a_server_that_comes_late() -> None:
     port = free_port()
     TABLE.write_text(f"nbd0 127.0.0.1 disk port={port},retry-for=60,backend={BACKEND}\n")
-    process = subprocess.Popen(command("up", "nbd0"), stdout=subprocess.PIPE, text=True)
-    time.sleep(1)
-    assert process.poll() is None
+    waiting = command("up", "--debug", "nbd0")
+    process = subprocess.Popen(waiting, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("Connection refused" in line for line in process.stderr), "it has tried, and nobody was there"
     with nbdkit(*telling(1), port=port):
         assert process.communicate(timeout=90)[0] == "/dev/nbd0\n"
         nbd_ok("down", "nbd0")

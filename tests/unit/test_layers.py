@@ -36,7 +36,7 @@ DOORS = {
 # These do no I/O at all: they know text, bytes and numbers.
 PURE = (
     "proto", "wiretext", "errors", "device", "target", "export", "steps", "transmission", "options", "handshake",
-    "geometry", "wishes", "identity", "render", "view", "values", "nbdtab",
+    "geometry", "wishes", "identity", "render", "view", "bootline", "values", "nbdtab",
 )  # fmt: skip
 IMPURE = {
     "socket", "ssl", "subprocess", "fcntl", "ctypes", "click", "pyroute2", "select", "selectors", "signal",

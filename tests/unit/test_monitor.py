@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +18,7 @@ from host import NBD0, Host, pretend
 
 pytest.importorskip("pyroute2")
 
-from nbdattach import control, netlink, state
+from nbdattach import control, monitor, netlink, state
 from nbdattach.control import Door, Request
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.monitor import Monitor
@@ -202,3 +204,63 @@ def test_a_monitor_takes_over_what_asked_to_be_watched_and_nothing_else(
     monitor = Monitor(silent)
     monitor._adopt()
     assert (NBD0 in monitor._watches) is watched
+
+
+# -- one for another ---------------------------------------------------------------------------------------------------
+
+STANDS_IN = """
+import sys
+from nbdattach import monitor, netlink, state, control
+state.RUN = sys.argv[1]
+control.PLACE = f"{state.RUN}/monitor"
+monitor.RealRoot.follow = lambda self: True
+monitor.Monitor._listen = lambda self, door, woken: self._serve(door.accept()) or True
+with state.monitor_lock() as alone:
+    root = monitor.RealRoot() if "stands in" in sys.argv else None
+    monitor.Monitor(print, root).run(lambda: print("ready", flush=True))
+"""
+
+
+def other_monitor(host: Host, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", STANDS_IN, str(host.run), *words]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout and other.stdout.readline() == "ready\n"
+    return other
+
+
+def test_who_stands_in_makes_room_for_the_real_one(host: Host) -> None:
+    with other_monitor(host, "stands in") as other, monitor._one_place():
+        assert other.wait(5) == 0
+        assert state.monitor_lives()
+    assert not state.monitor_lives()
+
+
+def test_the_real_one_makes_no_room_for_a_second(host: Host) -> None:
+    with other_monitor(host) as other:
+        with pytest.raises(NbdattachError) as caught, monitor._one_place():
+            pass
+        assert str(caught.value) == "monitor: another one runs already on this host"
+        other.kill()
+
+
+# -- its log -----------------------------------------------------------------------------------------------------------
+
+LOGS = """
+import os, sys, time
+from nbdattach.monitor import to_stderr
+began = time.monotonic()
+for _ in range(5000):
+    to_stderr("x" * 100)
+print(time.monotonic() - began < 20)
+"""
+
+
+def test_a_journal_that_reads_nothing_does_not_hang_it() -> None:
+    """Its disk may be the one that the monitor is to bring back."""
+    reader, writer = os.pipe()
+    done = subprocess.run([sys.executable, "-c", LOGS], stderr=writer, stdout=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    with open(reader) as journal:
+        lines = journal.read().splitlines()
+    assert done.stdout == "True\n"
+    assert lines and set(lines) == {"x" * 100}

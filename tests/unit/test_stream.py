@@ -16,7 +16,7 @@ import pytest
 import wire
 from peer import Serve, closed_port, deaf_port, drips, listening, says, says_and_hears, silence
 
-from nbdattach import client
+from nbdattach import client, stream
 from nbdattach.deadline import Deadline
 from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
 from nbdattach.export import Export
@@ -200,6 +200,85 @@ def test_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest.M
         client.inspect(Target("db1"), 0.2)
     release.set()
     assert str(caught.value) == "nbd://db1: no answer within 0.2 s (looking up db1)"
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
+    monkeypatch.setattr(stream, "_known", {})
+    monkeypatch.setattr(stream, "_asked", {})
+    made = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", made)
+    return made
+
+
+class Resolver:
+    """Finds every name at 127.0.0.1, until it fails or hangs; numeric addresses it knows always."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.fails = False
+        self.hangs = threading.Event()
+        self.hangs.set()
+
+    def __call__(self, host: str, port: int, *, type: int = 0, flags: int = 0) -> Any:
+        numeric = host == "127.0.0.1"
+        if not numeric and not flags:
+            self.asked += 1
+            self.hangs.wait(30)
+        if not numeric and (flags or self.fails):
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return [(socket.AF_INET, type, 6, "", ("127.0.0.1", port))]
+
+
+def test_name_that_was_found_once_needs_no_resolver_that_works(resolver: Resolver) -> None:
+    with listening(says_and_hears(GO, [])) as target, within(2):
+        named = Target("db1", target.port)
+        stream.prepare(named, Deadline(5))
+        resolver.fails = True
+        assert client.inspect(named).export.size == wire.SIZE
+
+
+def test_resolver_that_hangs_is_waited_for_once(resolver: Resolver) -> None:
+    """It may do so because its files are on the disk whose server is to be found."""
+    with listening(says_and_hears(GO, [])) as target:
+        named = Target("db1", target.port)
+        stream.prepare(named, Deadline(5))
+        resolver.hangs.clear()
+        with within(2):
+            client.inspect(named)
+        with within(0.5):
+            client.inspect(named)
+            client.inspect(named)
+        resolver.hangs.set()
+    assert resolver.asked == 2
+
+
+def test_remembered_address_serves_where_the_name_was_never_found(resolver: Resolver) -> None:
+    resolver.fails = True
+    with listening(says_and_hears(GO, [])) as target:
+        named = Target("db1", target.port)
+        stream.remember(named, "127.0.0.1")
+        assert client.inspect(named).export.size == wire.SIZE
+
+
+def test_the_name_counts_more_than_a_remembered_address(resolver: Resolver) -> None:
+    with listening(says_and_hears(GO, [])) as target:
+        named = Target("db1", target.port)
+        stream.remember(named, "192.0.2.1")
+        assert client.inspect(named).export.size == wire.SIZE
+
+
+def test_address_at_the_other_end(tmp_path: Path) -> None:
+    with listening(says_and_hears(GO, [])) as target, dial(target, Deadline(5), deaf_to) as there:
+        assert stream.address_of(there.sock) == "127.0.0.1"
+    with listening(says_and_hears(GO, []), tmp_path / "s") as target, dial(target, Deadline(5), deaf_to) as there:
+        assert stream.address_of(there.sock) is None
+
+
+def test_preparation_tells_which_host_cannot_be_found(resolver: Resolver) -> None:
+    resolver.fails = True
+    with pytest.raises(NoConnection, match="cannot find the host"):
+        stream.prepare(Target("db1"), Deadline(5))
 
 
 # -- no connection -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,142 @@
+"""The kernel's command line: which export is to be the root file system, and where. No I/O.
+
+It is read as others read it: nbdroot=, nbddev= and root=/dev/nbdN as Debian's nbd-client does, root=nbd:SERVER:EXPORT
+as dracut does. An NBD URI may stand in both. nbdopts= has the options of connect, as the fourth field of nbdtab(5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from nbdattach import nbdtab
+from nbdattach.device import Device
+from nbdattach.errors import Malformed
+from nbdattach.target import Target
+from nbdattach.wiretext import quoted
+from nbdattach.wishes import FOREVER, Wishes
+
+DEFAULT_DEVICE = "nbd0"
+# A server that comes up together with this machine has so long, in seconds.
+RETRY_FOR = 300
+_URI = re.compile(r"nbds?://")
+_FORMS = "nbdroot=nbd://HOST/EXPORT, nbdroot=HOST,EXPORT,nbd0 or root=nbd:HOST:EXPORT"
+_DEVICE = re.compile(r"(?:/dev/)?(nbd[0-9]+)(p[0-9]+)?", re.ASCII)
+# dracut.cmdline(7): nbd:SERVER:EXPORT[:FSTYPE[:ROOTFLAGS[:OPTIONS]]]; a server with colons is in brackets.
+_DRACUT = re.compile(r"nbd:(\[[^]]*\]|[^:]*):([^:]*)(?::([^:]*))?(?::([^:]*))?(?::(.*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What is to be attached where, and what the initramfs is to mount then; empty where that is said elsewhere."""
+
+    device: Device
+    target: Target
+    wishes: Wishes
+    root: str = ""  # the device node
+    fstype: str = ""
+    flags: str = ""
+
+
+@dataclass(slots=True)
+class _Words:
+    """The words that are of interest; of those given twice the last one counts, as for the kernel."""
+
+    root: str = ""
+    nbdroot: str = ""
+    nbddev: str = ""
+    nbdopts: str = ""
+
+
+def parse(line: str, dhcp: Mapping[str, str]) -> Root | None:
+    """None where no root on NBD is asked for. `dhcp` has ROOTSERVER and ROOTPATH, as far as they were told.
+
+    Raises `Malformed`.
+    """
+    words = _words(line)
+    if not (words.nbdroot or words.nbddev or _URI.match(words.root) or _DRACUT.fullmatch(words.root)):
+        return None
+    if _URI.match(words.root):
+        return _root(words, DEFAULT_DEVICE, f"{words.root} -", made=True)
+    dracut = _DRACUT.fullmatch(words.root)
+    if dracut:
+        server, export, fstype, flags, options = (part or "" for part in dracut.groups())
+        words.nbdopts = ",".join(filter(None, (options, words.nbdopts)))
+        place = _place_by_port(_server(server, dhcp), export)
+        return replace(_root(words, DEFAULT_DEVICE, place, made=True), fstype=fstype, flags=flags)
+    return _debian(words, dhcp)
+
+
+def _words(line: str) -> _Words:
+    words = _Words()
+    for word in line.split():
+        name, _, value = word.partition("=")
+        if name in ("root", "nbdroot", "nbddev", "nbdopts"):
+            setattr(words, name, value)
+    return words
+
+
+def _debian(words: _Words, dhcp: Mapping[str, str]) -> Root:
+    text = dhcp.get("ROOTPATH", "") if words.nbdroot in ("", "dhcp") else words.nbdroot
+    device = words.nbddev or (words.root if _DEVICE.fullmatch(words.root) else "")
+    if _URI.match(text):
+        return _root(words, device, f"{text} -")
+    fields = text.split(",")
+    if len(fields) > 3:
+        raise Malformed(f"nbdroot={text}", "more than HOST,EXPORT,DEVICE", "an export with a comma goes into a URI")
+    if len(fields) == 3:
+        return _root(words, device or fields[2], _place(_server(fields[0], dhcp), fields[1]), made=not words.root)
+    if len(fields) == 2:
+        return _root(words, device, _place_by_port(_server(fields[0], dhcp), fields[1]))
+    server, slash, export = _split_path(text)
+    return _root(words, device, _place(_server(server, dhcp), f"/{export}" if slash == ":/" else export))
+
+
+def _split_path(text: str) -> tuple[str, str, str]:
+    """HOST:/EXPORT, where the slash is part of the name as it is of NFS, or HOST:PORT/EXPORT."""
+    found = re.fullmatch(r"(\[[^]]*\][^/]*?|[^/]*?)(:?/)(.*)", text)
+    return (found[1], found[2], found[3]) if found else (text, "", "")
+
+
+def _server(host: str, dhcp: Mapping[str, str]) -> str:
+    server = dhcp.get("ROOTSERVER", "") if host in ("", "dhcp") else host
+    if not server:
+        raise Malformed("nbdroot", "no server in it, and DHCP named none", _FORMS)
+    return server
+
+
+def _place(server: str, export: str) -> str:
+    """Fields of nbdtab: host and export."""
+    return f"{server} {export}" if export else f"nbd://{server}/ -"
+
+
+def _place_by_port(server: str, export: str) -> str:
+    """Where a number is a port, and PORT/EXPORT is both."""
+    port, _, name = export.partition("/")
+    return _place(f"{server}:{port}", name) if port.isascii() and port.isdigit() else _place(server, export)
+
+
+def _root(words: _Words, device: str, place: str, made: bool = False) -> Root:
+    """`made`: the root has no other name than that of the device."""
+    found = _DEVICE.fullmatch(device or DEFAULT_DEVICE)
+    if not found:
+        raise Malformed(quoted(device), "not an nbd device", "such as nbd0 or /dev/nbd0")
+    options = [option for option in words.nbdopts.split(",") if option]
+    if not any(option.startswith("retry-for=") for option in options):
+        options.append(f"retry-for={RETRY_FOR}")
+    table = nbdtab.parse(f"{found[1]} {place} {','.join(options)}", "kernel command line")
+    if table.mistakes:
+        error = table.mistakes[0].error
+        raise Malformed(f"nbdroot or nbdopts: {place} {words.nbdopts}".rstrip(), error.cause, error.hint)
+    entry = table.entries[0]
+    return Root(entry.device, entry.target, _for_a_root(entry.wishes), f"/dev/{found[0].removeprefix('/dev/')}" * made)
+
+
+def _for_a_root(wishes: Wishes) -> Wishes:
+    """Who lives on it cannot bear an error, and no process of ours outlives the initramfs."""
+    if wishes.backend == "ioctl" or wishes.tls_transport == "relay":
+        what = "backend ioctl" if wishes.backend == "ioctl" else "tls-transport relay"
+        raise Malformed("nbdopts", f"{what} needs a process, and none of the initramfs stays", "leave it out")
+    on_loss = FOREVER if wishes.on_loss is None else wishes.on_loss
+    return replace(wishes, backend="netlink", tls_transport="kernel", on_loss=on_loss, root=True)

@@ -1,0 +1,77 @@
+"""Attaches the root file system, from an initramfs: what the kernel's command line asks for.
+
+The kernel keeps the connection, what is known of it moves along in /run, and the monitor of the real system finds both
+there. Until that one is loaded, from the very root that it is to watch over, another one stands in; no process of the
+initramfs stays for longer. Only this module and what it calls are in an initramfs.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+
+from nbdattach import attachment, bootline, monitor, stream
+from nbdattach.device import Device
+from nbdattach.errors import NbdattachError
+from nbdattach.target import Target
+
+# Where the hook has put certificates and keys, when nothing else is said. The real root has them there, too.
+TLS_FOLDER = "/etc/nbdattach/tls"
+_KERNEL_LINE = "/proc/cmdline"
+
+
+def main() -> None:
+    """Prints what the initramfs has to know, as assignments of a shell. Nothing where the root is elsewhere."""
+    try:
+        with open(_KERNEL_LINE) as file:
+            root = bootline.parse(file.read(), os.environ)
+        if root:
+            sys.stdout.write(_assignments(root, attach(root)))
+            sys.stdout.flush()
+            missing = monitor.stand_in()
+            if missing:
+                _say(f"nobody connects again before the real monitor runs: {missing}")
+    except NbdattachError as error:
+        _say(f"{error}\n({error.hint})")
+        sys.exit(error.exit_code)
+
+
+def attach(root: bootline.Root) -> Device:
+    """Raises `NbdattachError`; then nothing is attached."""
+    target = _trusting(root.target)
+    _say(f"attaching {target.uri}")
+    failures: set[str] = set()
+
+    def tell(step: str) -> None:
+        if "cannot" in step and step not in failures:  # it is tried for minutes, and somebody may look at the screen
+            failures.add(step)
+            _say(step)
+
+    done = attachment.attach(target, root.device, root.wishes, tell)
+    for note in done.notes:
+        _say(note)
+    return done.device
+
+
+def _trusting(target: Target) -> Target:
+    """There are no authorities of a machine in an initramfs: whom to trust is named, or in the folder."""
+    named = target.tls_ca or target.tls_cert or target.tls_certificates or target.tls_psk_file
+    return target if named or not target.tls or not target.tls_verify else replace(target, tls_ca=TLS_FOLDER)
+
+
+def _assignments(root: bootline.Root, device: Device) -> str:
+    told = {"ROOT": root.root, "ROOTFSTYPE": root.fstype, "ROOTFLAGS": root.flags and f"-o {root.flags}"}
+    told["NBDATTACH_DEVICE"] = device.path
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in told.items() if value)
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(f"nbdattach: {words}\n")
+    sys.stderr.flush()
+
+
+def see_all_is_there() -> None:
+    """For whoever made the initramfs: does in it what can be done without a kernel of its own."""
+    stream.warm_up()

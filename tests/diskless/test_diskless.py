@@ -1,0 +1,143 @@
+"""A machine whose root file system is on NBD: it boots, lives through restarts of the server, and powers off clean."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Lab
+from machine import Machine
+
+# systemd waits 90 s for a service that does not stop, and says so from 5 s on.
+STOP_JOB = 10.0
+# From the server's start to the next block written: the monitor tries every 5 s at most, the machine is slow.
+RECOVERY = 60.0
+WRITTEN = "/var/tmp/written"
+PROGRESS = "/run/progress"
+BLOCK = 16384
+
+
+def restarted(lab: Lab, machine: Machine, away: float) -> None:
+    """The server is gone for so long, with a writer at work, and nothing of the root in the machine's memory."""
+    before = blocks_written(machine)
+    lab.server.kill()
+    # Only the shell itself, which may hang in it: it is on the root, too.
+    forgotten = machine.ask("echo 3 >/proc/sys/vm/drop_caches")
+    time.sleep(away)
+    lab.server.start()
+    began = time.monotonic()
+    machine.answer(forgotten, RECOVERY)
+    while blocks_written(machine) < before + 10:
+        assert time.monotonic() - began < RECOVERY
+
+
+def blocks_written(machine: Machine) -> int:
+    return int(machine.do(f"cat {PROGRESS} || echo 0") or 0)
+
+
+def start_writer(machine: Machine) -> None:
+    machine.do(f"setsid writer {WRITTEN} {PROGRESS} >/dev/null 2>&1 & until [ -s {PROGRESS} ]; do sleep 0.2; done")
+
+
+def stop_writer(machine: Machine) -> int:
+    machine.do("pkill -TERM -f bin/writer; while pgrep -f bin/writer; do sleep 0.2; done")
+    return blocks_written(machine)
+
+
+def see_root_is_attached(machine: Machine, tls: bool = False) -> None:
+    assert machine.do("findmnt -n -o SOURCE /") == "/dev/nbd0"
+    (status,) = json.loads(machine.do("nbdattach status --json /dev/nbd0"))
+    assert (status["state"], status["backend"], status["mounts"]) == ("connected", "netlink", ["/"])
+    assert (status["tls"] or {}).get("transport") == ("kernel" if tls else None)
+
+
+def see_only_the_monitor_runs(machine: Machine) -> None:
+    monitor = machine.do("systemctl show -P MainPID nbdattach-monitor.service")
+    assert machine.do("pgrep -f '[p]ython.*nbdattach'") == monitor
+    # All but the kernel's threads run from the root, and none from the initramfs.
+    strangers = (
+        "for p in /proc/[0-9]*; do [ ! -e $p/exe ] || [ $(stat -Lc %d $p/exe) = $(stat -c %d /) ] || echo $p; done"
+    )
+    assert machine.do(strangers) == ""
+
+
+def see_no_error(machine: Machine) -> None:
+    assert machine.do("dmesg | grep -ciE 'i/o error|ext4-fs (error|warning)|hung task' || true") == "0"
+
+
+def powered_off(lab: Lab, machine: Machine) -> None:
+    """Clean: nothing was waited for, and the image needs no repair."""
+    seconds = machine.power_off()
+    assert "stop job" not in machine.console
+    assert seconds < 60
+    lab.server.kill()
+    checked = subprocess.run(["e2fsck", "-fn", lab.image], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    features = subprocess.run(["dumpe2fs", "-h", lab.image], capture_output=True, text=True, check=True).stdout
+    assert "needs_recovery" not in features
+    assert "clean" in features
+    assert lab.server.unflushed() == []
+
+
+def written(image: Path) -> bytes:
+    out = image.with_suffix(".written")
+    subprocess.run(["debugfs", "-R", f"dump {WRITTEN} {out}", image], check=True, capture_output=True)
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tls", "words"),
+    [
+        (False, "ro root=/dev/nbd0 nbdroot=nbd://disks:PORT/"),
+        (True, "ro root=nbds://disks:PORT/ nbdopts=dead-peer=20"),
+    ],
+    ids=["plain", "tls"],
+)
+def test_root_survives_restarts_of_its_server_and_powers_off_clean(lab: Lab, tls: bool, words: str) -> None:
+    if tls:
+        lab.over_tls()
+    lab.server.start()
+    machine = lab.boot(words.replace("PORT", str(lab.server.port)))
+    machine.wait_until_up()
+    machine.do("systemctl start nbdattach-monitor.service")  # it may still be at it
+    see_root_is_attached(machine, tls)
+    see_only_the_monitor_runs(machine)
+    start_writer(machine)
+    restarted(lab, machine, away=3)
+    restarted(lab, machine, away=30)
+    machine.do("systemctl restart nbdattach-monitor.service")
+    restarted(lab, machine, away=3)
+    see_root_is_attached(machine, tls)
+    count = stop_writer(machine)
+    see_no_error(machine)
+    powered_off(lab, machine)
+    assert written(lab.image) == b"".join(number.to_bytes(8, "big") * (BLOCK // 8) for number in range(count))
+
+
+def wait_for_console(machine: Machine, words: str) -> None:
+    deadline = time.monotonic() + 240
+    while words not in machine.console:
+        assert time.monotonic() < deadline, machine.console[-2000:]
+        time.sleep(0.2)
+
+
+def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab) -> None:
+    """Before the real monitor is there, which has to be read from this very root."""
+    machine = lab.boot(f"ro root=nbd:disks:{lab.server.port}::noatime")
+    wait_for_console(machine, "cannot connect: Connection refused")
+    lab.server.start()
+    for moment in ("EXT4-fs (nbd0): mounted filesystem", "nbdattach-monitor"):
+        wait_for_console(machine, moment)
+        lab.server.kill()
+        time.sleep(5)
+        lab.server.start()
+    machine.wait_until_up()
+    machine.do("systemctl start nbdattach-monitor.service")
+    see_root_is_attached(machine)
+    see_only_the_monitor_runs(machine)
+    see_no_error(machine)
+    assert "noatime" in machine.do("findmnt -n -o OPTIONS /")
+    powered_off(lab, machine)

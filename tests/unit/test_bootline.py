@@ -1,0 +1,121 @@
+"""The kernel's command line: what Debian's nbd-client and dracut read there, and what cannot be meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbdattach import bootline
+from nbdattach.errors import Malformed
+from nbdattach.wishes import FOREVER
+
+DHCP = {"ROOTSERVER": "10.0.0.1", "ROOTPATH": "boot,disk,nbd2"}
+
+
+def root(line: str, **dhcp: str) -> bootline.Root:
+    found = bootline.parse(f"BOOT_IMAGE=/vmlinuz quiet {line} ip=dhcp\n", dhcp)
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    "line", ["", "root=/dev/sda1", "root=/dev/nbd0", "root=UUID=1234 nbdopts=swap", "nbdroot=", "root=nbd"]
+)
+def test_a_root_elsewhere_is_left_alone(line: str) -> None:
+    assert bootline.parse(line, DHCP) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "uri", "device", "node"),
+    [
+        # A URI, with the root where the kernel is told, or on the device itself.
+        ("root=/dev/nbd0 nbdroot=nbd://db1/disk", "nbd://db1/disk", "nbd0", ""),
+        ("root=/dev/nbd3p2 nbdroot=nbd://db1/disk", "nbd://db1/disk", "nbd3", ""),
+        ("root=UUID=12-34 nbdroot=nbds://db1:10810/a,b", "nbds://db1:10810/a,b", "nbd0", ""),
+        ("root=LABEL=root nbddev=/dev/nbd1 nbdroot=nbd://db1", "nbd://db1", "nbd1", ""),
+        ("root=nbd://db1/disk", "nbd://db1/disk", "nbd0", "/dev/nbd0"),
+        ("root=nbds://[2001:db8::1]:10810/disk", "nbds://[2001:db8::1]:10810/disk", "nbd0", "/dev/nbd0"),
+        # nbd-client of Debian: HOST,EXPORT,DEVICE; HOST,PORT; HOST:PORT/EXPORT; and the slash of NFS.
+        ("nbdroot=db1,disk,nbd2", "nbd://db1/disk", "nbd2", "/dev/nbd2"),
+        ("nbdroot=db1,10810,nbd0", "nbd://db1/10810", "nbd0", "/dev/nbd0"),
+        ("nbdroot=db1,disk,nbd2p1", "nbd://db1/disk", "nbd2", "/dev/nbd2p1"),
+        ("root=/dev/nbd5 nbdroot=db1,disk,nbd2", "nbd://db1/disk", "nbd5", ""),
+        ("root=/dev/nbd0 nbdroot=db1,10810", "nbd://db1:10810", "nbd0", ""),
+        ("root=/dev/nbd0 nbdroot=10.0.0.7:10810/disk", "nbd://10.0.0.7:10810/disk", "nbd0", ""),
+        ("root=/dev/nbd0 nbdroot=10.0.0.7:10810/123", "nbd://10.0.0.7:10810/123", "nbd0", ""),
+        ("root=/dev/nbd0 nbdroot=10.0.0.7:/srv/disk", "nbd://10.0.0.7//srv/disk", "nbd0", ""),
+        ("root=/dev/nbd0 nbdroot=[2001:db8::1]:10810/disk", "nbd://[2001:db8::1]:10810/disk", "nbd0", ""),
+        ("root=/dev/nbd0 nbdroot=[2001:db8::1]:/disk", "nbd://[2001:db8::1]//disk", "nbd0", ""),
+        ("root=/dev/nbd0 nbdroot=db1", "nbd://db1", "nbd0", ""),
+        # dracut: nbd:SERVER:EXPORT, nbd:SERVER:PORT, nbd:SERVER:PORT/EXPORT
+        ("root=nbd:db1:disk", "nbd://db1/disk", "nbd0", "/dev/nbd0"),
+        ("root=nbd:db1:10810", "nbd://db1:10810", "nbd0", "/dev/nbd0"),
+        ("root=nbd:db1:10810/disk:ext4", "nbd://db1:10810/disk", "nbd0", "/dev/nbd0"),
+        ("root=nbd:[2001:db8::1]:disk", "nbd://[2001:db8::1]/disk", "nbd0", "/dev/nbd0"),
+    ],
+)  # fmt: skip
+def test_forms(line: str, uri: str, device: str, node: str) -> None:
+    found = root(line)
+    assert (found.target.uri, found.device.name, found.root) == (uri, device, node)
+
+
+@pytest.mark.parametrize(
+    ("line", "uri", "device"),
+    [
+        ("nbdroot=dhcp", "nbd://boot/disk", "nbd2"),
+        ("root=/dev/nbd0 nbdroot=dhcp,disk,nbd0", "nbd://10.0.0.1/disk", "nbd0"),
+        ("root=/dev/nbd0 nbdroot=,disk,nbd0", "nbd://10.0.0.1/disk", "nbd0"),
+        ("nbddev=/dev/nbd0", "nbd://boot/disk", "nbd0"),
+        ("root=nbd:dhcp:disk", "nbd://10.0.0.1/disk", "nbd0"),
+    ],
+)
+def test_what_dhcp_says(line: str, uri: str, device: str) -> None:
+    found = root(line, **DHCP)
+    assert (found.target.uri, found.device.name) == (uri, device)
+
+
+def test_file_system_and_options_of_dracut() -> None:
+    found = root("root=nbd:db1:disk:ext4:noatime,data=journal:bs=4096,dead-peer=9")
+    assert (found.fstype, found.flags) == ("ext4", "noatime,data=journal")
+    assert (found.wishes.block_size, found.wishes.dead_peer) == (4096, 9)
+
+
+def test_a_root_waits_for_its_server_for_ever() -> None:
+    wishes = root("nbdroot=nbd://db1/disk").wishes
+    assert (wishes.root, wishes.on_loss, wishes.retry_for) == (True, FOREVER, 300)
+    assert (wishes.backend, wishes.tls_transport, wishes.reconnect) == ("netlink", "kernel", True)
+
+
+def test_options() -> None:
+    found = root("nbdroot=nbds://db1/disk nbdopts=tls-ca=/etc/ca.pem,retry-for=0,on-loss=wait:60,read-only,tag=root")
+    assert (found.target.tls, found.target.tls_ca) == (True, "/etc/ca.pem")
+    wishes = found.wishes
+    assert (wishes.retry_for, wishes.on_loss, wishes.read_only, wishes.tag) == (0, 60, True, "root")
+
+
+def test_of_two_the_last_one_counts() -> None:
+    assert root("nbdroot=nbd://db1 nbdroot=nbd://db2").target.uri == "nbd://db2"
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("nbdroot=db1,disk,sda", "'sda': not an nbd device"),
+        ("nbdroot=db1,a,b,nbd0", "nbdroot=db1,a,b,nbd0: more than HOST,EXPORT,DEVICE"),
+        ("nbdroot=,disk,nbd0", "nbdroot: no server in it, and DHCP named none"),
+        ("nbdroot=dhcp", "nbdroot: no server in it, and DHCP named none"),
+        (
+            "nbdroot=nbd://db1 nbdopts=backend=ioctl",
+            "nbdopts: backend ioctl needs a process, and none of the initramfs stays",
+        ),
+        (
+            "nbdroot=nbds://db1 nbdopts=tls-transport=relay",
+            "nbdopts: tls-transport relay needs a process, and none of the initramfs stays",
+        ),
+        ("nbdroot=nbd://db1 nbdopts=no-such", "nbdroot or nbdopts: nbd://db1 - no-such: unknown option 'no-such'"),
+        ("nbdroot=nbd://db1:0", "nbdroot or nbdopts: nbd://db1:0 -: 'nbd://db1:0': not a port: '0'"),
+    ],
+)  # fmt: skip
+def test_mistakes(line: str, error: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        bootline.parse(line, {})
+    assert str(caught.value) == error

@@ -1,0 +1,131 @@
+"""The root file system from an initramfs: what that is told, whom it trusts, and what has to be in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nbdattach import attachment, monitor, root
+from nbdattach.device import Device
+from nbdattach.errors import NoConnection
+from nbdattach.stream import Trace
+from nbdattach.target import Target
+from nbdattach.wishes import Wishes
+
+
+class Kernel:
+    """Attaches whatever is asked for."""
+
+    def __init__(self) -> None:
+        self.targets: list[Target] = []
+        self.stand_in = ""  # why there is none
+
+    def attach(self, target: Target, device: Device, wishes: Wishes, trace: Trace) -> attachment.Attached:
+        assert wishes.root
+        self.targets.append(target)
+        trace("nbd://db1: cannot connect: Connection refused")
+        trace("nbd://db1: cannot connect: Connection refused")
+        return attachment.Attached(device, ["a note"], 1)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(attachment, "attach", made.attach)
+    monkeypatch.setattr(monitor, "stand_in", lambda: made.stand_in)
+    monkeypatch.setattr(root, "_KERNEL_LINE", str(tmp_path / "cmdline"))
+    return made
+
+
+def booted(tmp_path: Path, line: str) -> None:
+    (tmp_path / "cmdline").write_text(line)
+    root.main()
+
+
+def test_the_initramfs_is_told_what_to_mount(
+    kernel: Kernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    booted(tmp_path, "root=nbd:db1:disk:ext4:noatime,x=$(reboot)")
+    out, err = capsys.readouterr()
+    assert out == ("ROOT=/dev/nbd0\nROOTFSTYPE=ext4\nROOTFLAGS='-o noatime,x=$(reboot)'\nNBDATTACH_DEVICE=/dev/nbd0\n")
+    assert err.splitlines() == [
+        "nbdattach: attaching nbd://db1/disk",
+        "nbdattach: nbd://db1: cannot connect: Connection refused",
+        "nbdattach: a note",
+    ]
+
+
+def test_it_boots_without_anybody_who_stands_in(
+    kernel: Kernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel.stand_in = "monitor: no memory"
+    booted(tmp_path, "root=nbd://db1")
+    out, err = capsys.readouterr()
+    assert out == "ROOT=/dev/nbd0\nNBDATTACH_DEVICE=/dev/nbd0\n"
+    assert "nobody connects again before the real monitor runs: monitor: no memory" in err
+
+
+def test_a_root_elsewhere_is_no_business_of_ours(
+    kernel: Kernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    booted(tmp_path, "root=/dev/sda1")
+    assert (kernel.targets, capsys.readouterr().out) == ([], "")
+
+
+def test_an_error_is_one_line_and_its_exit_code(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attach(*_: object) -> None:
+        raise NoConnection("nbd://db1", "cannot connect", "is it running?")
+
+    monkeypatch.setattr(attachment, "attach", attach)
+    with pytest.raises(SystemExit) as ended:
+        booted(tmp_path, "nbdroot=nbd://db1 root=/dev/nbd0")
+    assert ended.value.code == NoConnection.exit_code
+    said = "nbdattach: attaching nbd://db1\nnbdattach: nbd://db1: cannot connect\n(is it running?)\n"
+    assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "ca"),
+    [
+        ("", root.TLS_FOLDER),
+        ("tls-ca=/etc/ca.pem", "/etc/ca.pem"),
+        ("tls-no-verify", ""),
+        ("tls-psk=/etc/psk", ""),
+    ],
+)
+def test_whom_the_hook_has_copied_is_trusted_if_nothing_is_said(
+    kernel: Kernel, tmp_path: Path, options: str, ca: str
+) -> None:
+    booted(tmp_path, f"nbdroot=nbds://db1 nbdopts={options}")
+    assert kernel.targets[0].tls_ca == ca
+
+
+def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:
+    """Byte code alone, beside an interpreter that finds nothing else."""
+    found = subprocess.run(
+        [sys.executable, "-I", "-m", "nbdattach.initramfs", str(tmp_path)], check=True, capture_output=True, text=True
+    ).stdout
+    interpreter, *libraries = [line.split() for line in found.splitlines()]
+    assert interpreter == [os.path.realpath(sys.executable), "/usr/bin/python3"]
+    assert all(file.endswith(".so") for file, _ in libraries)
+    modules = tmp_path / "usr/lib/nbdattach"
+    packages = {path.name for path in modules.iterdir()}
+    assert {"nbdattach", "pyroute2"} <= packages
+    assert not packages & {"click", "pytest", "hypothesis"}
+    stdlib = next(tmp_path.rglob("os.pyc")).parent
+    program = f"""
+import sys
+dynamic = [path for path in sys.path if path.endswith("lib-dynload")]
+sys.path[:] = [*dynamic, "{modules}", "{stdlib}"]
+from nbdattach import root
+root.see_all_is_there()
+print(root.__file__)
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{modules}/nbdattach/root.pyc\n"), done.stderr

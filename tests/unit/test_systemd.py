@@ -1,0 +1,34 @@
+"""What the service manager is told, and that it is never waited for."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from nbdattach import systemd
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    heard.bind(f"{tmp_path}/notify")
+    heard.settimeout(5)
+    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
+    return heard
+
+
+def test_it_hears(manager: socket.socket) -> None:
+    systemd.notify("READY=1")
+    assert manager.recv(100) == b"READY=1"
+
+
+def test_one_that_hears_nothing_does_not_hang_us(manager: socket.socket) -> None:
+    """Far more messages than any queue of the kernel takes (net.unix.max_dgram_qlen)."""
+    began = time.monotonic()
+    for _ in range(20000):
+        systemd.notify("STATUS=watching 1 device(s)")
+    assert time.monotonic() - began < 20
+    manager.close()
