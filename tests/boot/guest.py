@@ -92,9 +92,9 @@ class Guest:
             if len(words) < 3 or not words[0].startswith("systemd[") or ".target" in words[2]:
                 continue
             if words[1] in ("Stopping", "Unmounting", "Deactivating"):
-                began[words[2].removesuffix("...")] = stamp
-            elif words[1] in ("Stopped", "Unmounted", "Deactivated") and words[2] in began:
-                took.append((stamp - began.pop(words[2]), words[2]))
+                began[words[2].rstrip(".")] = stamp
+            elif words[1] in ("Stopped", "Unmounted", "Deactivated") and words[2].rstrip(".") in began:
+                took.append((stamp - began.pop(words[2].rstrip(".")), words[2]))
         # The lab's own: from there come the modules of programs that are to the end. What else never ends, ends with
         # the power.
         began = {unit: stamp for unit, stamp in began.items() if not unit.startswith("usr-lib-modules")}
