@@ -65,7 +65,7 @@ root: $(VENV)/installed
 	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/diskless
 
 # Their network is one of their own, so that the machine's is not touched.
-boot: $(VENV)/installed
+boot: deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 400 $(if $(K),-k $(K)) tests/boot
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
