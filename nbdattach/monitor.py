@@ -333,10 +333,21 @@ def to_stderr(line: str) -> None:
         sys.stderr.flush()
 
 
-def to_kernel_log(line: str) -> None:
-    """One line among those of the nbd driver, for a monitor without a terminal and without a journal of its own."""
-    with contextlib.suppress(OSError), open("/dev/kmsg", "w") as log:
-        log.write(f"<5>nbdattach: {line}\n")
+def kernel_log() -> Log:
+    """Lines among those of the nbd driver, for a monitor without a terminal and without a journal of its own.
+
+    It is opened once: later the way to it may lead over a disk that is away, as it does at the end of an initramfs.
+    """
+    try:
+        log = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return lambda _: None
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(log, f"<5>nbdattach: {line}\n".encode(errors="replace"))
+
+    return tell
 
 
 def main() -> None:
@@ -382,7 +393,7 @@ def _in_background(root: RealRoot | None) -> str:
         os.close(writer)
 
     try:
-        run(to_kernel_log, lambda: say("ready"), root)
+        run(kernel_log(), lambda: say("ready"), root)
     except Exception as error:
         with contextlib.suppress(OSError):  # it was ready before
             say(str(error))
