@@ -304,8 +304,11 @@ class RealRoot:
         self._run = os.open("/run", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def follow(self) -> None:
-        """Goes there, once /run has moved."""
-        if not self._is_in_place():
+        """Goes there, once all that we look at has moved.
+
+        Not sooner: to look for /sys where it is not yet is to read the root's own folder, from a disk that may be away.
+        """
+        if not self._is_in_place() and not sysfs.is_there():
             os.fchdir(self._run)
             os.chdir("..")
             os.chroot(".")
