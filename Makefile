@@ -18,7 +18,7 @@ test: provision $(VENV)/installed
 	@echo "make test: all passed"
 
 # Two lanes of about the same length, one a core; the slow guests begin first.
-lanes: kernel kernel-6.12 kernel-netlink kernel-6.12-netlink boot lint unit-all servers kernel-udev
+lanes: kernel-netlink kernel root kernel-6.12 kernel-6.12-netlink boot package lint unit-all servers kernel-udev
 
 provision:
 	tests/lab/provision
