@@ -26,7 +26,7 @@ from nbdattach.stream import Trace
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.users import in_use, numbers_of, open_by, opened, serving_pid, users_of
 from nbdattach.wiretext import quoted
-from nbdattach.worker import GOODBYE_SECONDS
+from nbdattach.worker import GOODBYE_SECONDS, mark_unflushed
 
 DETACH_SECONDS = 60
 # What a server that is there needs at most for a flush, when its data may be given up.
@@ -68,14 +68,20 @@ def detach(
         return "not attached"
     if other := _other_than(device, only, only_tag):
         return other
-    _see_it_opens(device, force, say)
+    cut = _see_it_opens(device, force, say)
     with _taken(device, force, say) as node:
+        if cut and not Kernel(device).attached:
+            node.clear(deadline)
+            state.forget(device)
+            return ""
         if other := _other_than(device, only, only_tag):
             return other
         trace(f"{device.path}: claimed, flushing")
         _bring_to_rest(node, force, say, progress)
         record, pid = state.load(device), Kernel(device).pid
         with control.hands_off(device, insist=not force):
+            if not force and _has_written(node):  # the monitor may have taken its time
+                raise _is_written(device)
             _disconnect(node, force, say)
             trace(f"{device.path}: disconnected")
             if users_of(device):  # they do not go by themselves, as a process may that gets an error
@@ -99,16 +105,16 @@ def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> 
     return ""
 
 
-def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> None:
+def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> bool:
     """To open it may wait for its server without end, and nothing can interrupt that; so another process tries first.
 
-    With `force` what keeps it waiting is cut. Raises `KernelRefused`.
+    With `force` what keeps it waiting is cut; whether it was. Raises `KernelRefused`.
     """
     nothing = subprocess.DEVNULL  # should it outlive us, nobody who reads what we say waits for it
     opening = subprocess.Popen(["/bin/sh", "-c", ': <"$0"', device.path], stdin=nothing, stdout=nothing, stderr=nothing)
     with contextlib.suppress(subprocess.TimeoutExpired):
         opening.wait(FORCE_SECONDS)
-        return
+        return False
     cause = f"its server does not answer: to open it takes more than {FORCE_SECONDS} s"
     if not force:
         raise KernelRefused(device.path, cause, "is the server up? --force cuts its connections")
@@ -118,7 +124,7 @@ def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> No
     with contextlib.suppress(subprocess.TimeoutExpired):
         if cut:
             opening.wait(FORCE_SECONDS)
-            return
+            return True
     raise KernelRefused(device.path, "its connections cannot be cut", "end the process that serves it, or its server")
 
 
@@ -137,12 +143,27 @@ def _bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress
     for _ in range(_FLUSHES):
         _flush(node, None, say, progress)
         _refuse_what_claims_nothing(device, node.fd)
-        try:
-            if not node.write_back(Deadline(FORCE_SECONDS)):
-                return
-        except (OSError, Unanswered):
-            continue  # the flush will tell
-    raise DeviceInUse(device.path, "somebody keeps writing to it", "fuser -v may tell who")
+        if not _has_written(node):
+            return
+    raise _is_written(device)
+
+
+def _has_written(node: Node) -> bool:
+    """Whether anything had to be written since the last flush; in doubt: yes. Raises `KernelRefused`."""
+    try:
+        return node.write_back(Deadline(FORCE_SECONDS))
+    except Unanswered:
+        return True
+    except OSError as error:  # the kernel has told it now, and will not tell it to a flush
+        if Kernel(node.device).attached:
+            with contextlib.suppress(OSError):
+                mark_unflushed(*state.mark_of(node.device))
+        hint = "nothing was detached; --force gives up what the server does not have"
+        raise KernelRefused.at(node.device.path, "writing to the server", error.errno or 0, hint) from error
+
+
+def _is_written(device: Device) -> DeviceInUse:
+    return DeviceInUse(device.path, "somebody keeps writing to it", "fuser -v may tell who")
 
 
 def tag_of(device: Device) -> str | None:
@@ -210,12 +231,14 @@ def _refuse_what_claims_nothing(device: Device, own_fd: int) -> None:
 
 def _flush(node: Node, patience: float | None, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
     """With `patience`, in seconds, what is not there by then is given up."""
+    mark: tuple[str, ...] = ()
+    if patience is None:
+        with contextlib.suppress(OSError):
+            mark = state.mark_of(node.device)
     try:
-        node.flush(patience, progress)
+        node.flush(patience, progress, mark)
     except KernelRefused as error:
         if patience is None:
-            with contextlib.suppress(OSError):
-                state.mark_unflushed(node.device)
             raise
         say(f"{error}: what was written and is not there is lost")
 
