@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 from collections.abc import Callable
@@ -24,17 +23,13 @@ from nbdattach.node import Busy, Node, Unanswered
 from nbdattach.state import Identity
 from nbdattach.stream import Trace
 from nbdattach.sysfs import Kernel, identifier
-from nbdattach.users import in_use, numbers_of, open_by, opened, serving_pid, users_of
+from nbdattach.users import A_LOOK, in_use, kept_open_by, numbers_of, open_by, opened, serving_pid, users_of
 from nbdattach.wiretext import quoted
 from nbdattach.worker import GOODBYE_SECONDS, mark_unflushed
 
 DETACH_SECONDS = 60
 # What a server that is there needs at most for a flush, when its data may be given up.
 FORCE_SECONDS = 10
-# How long somebody must have the device open to count as a user; who only looks at it has closed it by then.
-_A_LOOK = 2.0
-# Between looks. They must not keep step with a program that opens and closes the device in a loop.
-_LOOKS = (0.001, 0.02)
 # Of a device to which somebody writes again and again.
 _FLUSHES = 5
 _POLL = 0.01
@@ -206,7 +201,7 @@ def _taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
 
 def _claimed(device: Device) -> Node:
     """Raises `DeviceInUse`, at once where users are known, else when nothing changes for a while."""
-    patience = Deadline(_A_LOOK)
+    patience = Deadline(A_LOOK)
     while True:
         try:
             return Node.claim(device)
@@ -221,10 +216,7 @@ def _refuse_what_claims_nothing(device: Device, own_fd: int) -> None:
     users = users_of(device)
     if users:
         raise in_use(device, users)
-    numbers = numbers_of(device)
-    there, patience = open_by(device, own_fd), Deadline(_A_LOOK)
-    while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
-        there = [one for one in there if process.still_open(one.pid, one.fd, numbers)]
+    there = kept_open_by(device, own_fd)
     if there:
         raise in_use(device, opened(there))
 
