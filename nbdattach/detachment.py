@@ -95,7 +95,7 @@ def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> 
     """Why it is not what is meant; empty where it is."""
     if not Kernel(device).attached:
         return "not attached"
-    if only not in (None, state.identity_of(device)) or only_tag not in (None, tag_of(device)):
+    if only not in (None, state.identity_of(device)) or not (only_tag is None or _has_tag(device, only_tag)):
         return f"holds another attachment now ({quoted(tag_of(device) or '?')})"
     return ""
 
@@ -167,6 +167,12 @@ def tag_of(device: Device) -> str | None:
     return record.tag if record else Kernel(device).backend
 
 
+def _has_tag(device: Device, tag: str) -> bool:
+    """Where we have no record of it, by what the kernel keeps of a tag."""
+    record = state.load(device)
+    return record.tag == tag if record else Kernel(device).backend == identifier(tag).strip()
+
+
 def attached_as(*, tag: str | None = None, target: str | None = None) -> list[Device]:
     """Where something of this tag, or of this target's URI, is attached. Raises `KernelRefused` without permission."""
     state.refuse_hidden()
@@ -174,8 +180,9 @@ def attached_as(*, tag: str | None = None, target: str | None = None) -> list[De
     for device in sysfs.devices():
         if Kernel(device).attached:
             record = state.load(device)
-            same_tag = tag is not None and (record.tag == tag if record else Kernel(device).backend == identifier(tag))
-            if same_tag or (target is not None and record is not None and record.target == target):
+            if (tag is not None and _has_tag(device, tag)) or (
+                target is not None and record is not None and record.target == target
+            ):
                 found.append(device)
     return found
 
