@@ -396,13 +396,21 @@ def _in_background(root: RealRoot | None) -> str:
     for number in (0, 1, 2):
         os.dup2(null, number)
 
-    def say(word: str) -> None:
-        os.write(writer, word.encode())
-        os.close(writer)
-
+    say = _once(writer)
     try:
         run(kernel_log(), lambda: say("ready"), root)
     except Exception as error:
-        with contextlib.suppress(OSError):  # it was ready before
-            say(str(error))
+        say(str(error))
     os._exit(0)
+
+
+def _once(writer: int) -> Callable[[str], None]:
+    """Writes the first word, and no other: that number may be of another file by then, and that a server's."""
+    left = [writer]
+
+    def say(word: str) -> None:
+        while left:
+            with open(left.pop(), "wb", buffering=0) as file, contextlib.suppress(OSError):
+                file.write(word.encode())
+
+    return say
