@@ -658,8 +658,10 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: 
     found = table.read(path)
     entries, failures = table.chosen(found, wanted, path)
     if only_check:
-        _raise_all(list(dict.fromkeys([*(mistake.error for mistake in found.mistakes), *failures])))
-        return
+        failures = list(dict.fromkeys([*(mistake.error for mistake in found.mistakes), *failures]))
+        for failure in failures:  # in the order of the lines
+            _say_error(failure)
+        click.get_current_context().exit(failures[0].exit_code if failures else 0)
     for entry in entries:
         if not entry.target.tls_verify:
             _warn_of_no_verify(f"{entry.device.path}: ")

@@ -32,12 +32,13 @@ _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line: what is to be attached at the device."""
+    """One line: what is to be attached at the device. `says_retry`: it has retry-for, be it 0."""
 
     line: int
     device: Device
     target: Target
     wishes: Wishes
+    says_retry: bool = False
 
     @property
     def tag(self) -> str:
@@ -216,7 +217,7 @@ class _Line:
                 wishes = self._wishes(taken)
         if self.mistakes or not (self.device and target and wishes):
             return None
-        return Entry(self.number, self.device, target, wishes)
+        return Entry(self.number, self.device, target, wishes, "retry-for" in self._given)
 
     @contextmanager
     def _noted(self) -> Iterator[None]:

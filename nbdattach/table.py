@@ -76,7 +76,7 @@ def chosen(
 
 def patient(entries: Sequence[Entry], seconds: float) -> list[Entry]:
     """These lines; those that say nothing of it keep trying for so long."""
-    return [replace(one, wishes=replace(one.wishes, retry_for=one.wishes.retry_for or seconds)) for one in entries]
+    return [one if one.says_retry else replace(one, wishes=replace(one.wishes, retry_for=seconds)) for one in entries]
 
 
 def up(entries: Sequence[Entry], trace: api.Say = silent) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:

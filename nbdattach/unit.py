@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
-from nbdattach import handover, systemd, table
+from nbdattach import handover, process, systemd, table
 from nbdattach.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -21,6 +22,8 @@ from nbdattach.users import users_of
 UNMOUNT_SECONDS = 90
 # For what else may let go by itself: volumes, processes that end. The rest stays until the machine is off.
 HOLDER_SECONDS = 5
+# For what has been written to what stays; together with these, less than the TimeoutStopSec of the unit.
+SYNC_SECONDS = 120
 _POLL = 0.2
 
 
@@ -47,7 +50,11 @@ def down(
         if not systemd.shutting_down():
             raise
     say(f"{device.path}: in use: {users_of(device) or 'open'}; waiting")
-    return _when_unused(device, detach)
+    try:
+        return _when_unused(device, detach)
+    except DeviceInUse:
+        _save(device, say)
+        raise
 
 
 def _hand_over(device: Device, say: Callable[[str], None]) -> None:
@@ -57,6 +64,18 @@ def _hand_over(device: Device, say: Callable[[str], None]) -> None:
         say(f"{kept}: handed over to a new connection of {handover.reconnect(device)}")
     except NbdattachError as error:
         say(f"{kept}, with the connection that it has: {error}")
+
+
+def _save(device: Device, say: Callable[[str], None]) -> None:
+    """The network goes next, and what its users have written may still be in memory."""
+
+    def sync() -> str:
+        os.sync()
+        return "done"
+
+    done = process.answer_within(SYNC_SECONDS, sync)
+    where = "what was written so far is on its server" if done else "not all that was written is on its server"
+    say(f"{device.path}: still in use, so it stays attached; {where}")
 
 
 def _when_unused(device: Device, detach: Callable[[], str]) -> str:

@@ -169,3 +169,29 @@ def test_volumes_file_systems_by_uuid_and_mounts_by_hand(tmp_path: Path) -> None
             assert guest.console.count("NBD_DISCONNECT") == 2
     for name, offset in (("volumes", _FIRST_EXTENT), ("plain", 0)):
         assert disks.content(place / name, "file", offset) == "by hand\nat boot\n"
+
+
+# It writes when the unit is being stopped: what shuts down syncs at its beginning.
+KEEP = """
+systemd-run --quiet --unit keeper --property DefaultDependencies=no sh -c '
+    exec 9<>/dev/nbd0
+    touch /run/open
+    until systemctl is-active nbdattach@nbd0 | grep -q deactivating; do sleep 0.1; done
+    echo late >&9
+    exec sleep 1000'
+until [ -e /run/open ]; do sleep 0.1; done
+"""
+
+
+def test_what_stays_in_use_is_on_its_server_before_the_network_goes(tmp_path: Path) -> None:
+    disks.empty(tmp_path / "kept")
+    files = {"etc/nbdtab": f"nbd0 {HOST} kept on-loss=fail\n"} | enabled("nbdattach@nbd0.service")
+    with (
+        nbdkit("file", f"dir={tmp_path}", address=HOST, port=PORT) as server,
+        booting(tmp_path, KEEP, files) as guest,
+    ):
+        guest.wait_for("still in use, so it stays attached")
+        server.kill()
+        guest.wait()
+    assert (tmp_path / "kept").read_bytes()[:5] == b"late\n"
+    assert guest.when("still in use, so it stays attached") < guest.when("Stopped target network.target")

@@ -67,6 +67,14 @@ def test_up_attaches_what_the_line_says_and_prints_the_device(
     assert attached == [(1, "nbd://db2:2000/root", Wishes(on_loss=float("inf"), table=str(file)))]
 
 
+def test_a_line_that_says_how_long_to_try_is_taken_at_its_word(
+    capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
+) -> None:
+    file.write_text("nbd0 h e retry-for=0\nnbd1 h e retry-for=7\nnbd2 h e\n")
+    assert ran(capsys, "up", "--all", "--retry-for", "90", "--table", str(file))[0] == 0
+    assert sorted((index, wishes.retry_for) for index, _, wishes in attached) == [(0, 0), (1, 7), (2, 90)]
+
+
 def test_up_of_a_device_named_twice_is_one(
     capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
 ) -> None:
@@ -171,7 +179,7 @@ def test_check_tells_all_mistakes_and_attaches_nothing(
     code, out, err = ran(capsys, "up", "--check", "--table", str(file), "nbd0", "nbd9")
     assert (code, out, attached) == (2, "", [])
     said = [line.removeprefix(f"nbdattach: {file}:") for line in err.splitlines() if not line.startswith("(")]
-    assert sorted(said) == [
+    assert said == [
         "1:15: unknown option 'frob'",
         "1:20: option bs: '7' is none of 512, 1024, 2048, 4096",
         "2:5: no host",

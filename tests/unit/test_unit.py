@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,12 @@ UNIT = "nbdattach@nbd0.service"
 NBD0 = Device(0)
 MOUNTED = User("mount", "/srv", "mounted at /srv", "umount /srv")
 HELD = User("holder", "dm-0", "held by dm-0", "dmsetup remove x")
+
+
+def stuck() -> None:
+    """As in the kernel."""
+    while True:
+        signal.pause()
 
 
 class Host:
@@ -100,9 +108,33 @@ def test_at_shutdown_a_mount_is_waited_for(host: Host) -> None:
 def test_at_shutdown_the_wait_ends(host: Host, monkeypatch: pytest.MonkeyPatch, user: User, limit: str) -> None:
     monkeypatch.setattr(unit, limit, 0.05)
     host.shutting_down, host.busy, host.users = True, 1_000_000, Users([user])
+    monkeypatch.setattr(os, "sync", lambda: None)
     with pytest.raises(DeviceInUse):
         host.down()
     assert host.tries > 2
+
+
+@pytest.mark.parametrize(
+    ("synced", "said"),
+    [(lambda: None, "what was written so far is on its server"), (stuck, "not all that was written is on its server")],
+)
+def test_at_shutdown_what_stays_in_use_is_synced(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, synced: Callable[[], None], said: str
+) -> None:
+    """Before the network goes. A device whose server is away does not hold that up for ever."""
+
+    def sync() -> None:
+        (tmp_path / "synced").touch()
+        synced()
+
+    monkeypatch.setattr(unit, "HOLDER_SECONDS", 0.05)
+    monkeypatch.setattr(unit, "SYNC_SECONDS", 2.0)
+    monkeypatch.setattr(os, "sync", sync)
+    host.shutting_down, host.busy, host.users = True, 1_000_000, Users([HELD])
+    with pytest.raises(DeviceInUse):
+        host.down()
+    assert (tmp_path / "synced").exists()
+    assert host.said[-1] == f"/dev/nbd0: still in use, so it stays attached; {said}"
 
 
 def test_at_shutdown_a_device_that_goes_by_itself_ends_the_wait(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

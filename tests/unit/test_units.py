@@ -35,7 +35,7 @@ def test_systemd_finds_nothing_to_say_of_the_unit(tmp_path: Path, unit: str) -> 
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def generated(tmp_path: Path, nbdtab: str | None, fstab: str | None) -> dict[str, str]:
+def generated(tmp_path: Path, nbdtab: str | None, fstab: str | None, crypttab: str | None = None) -> dict[str, str]:
     """Files below the generator's folder, without their heads; what a link leads to."""
     place = tmp_path / "units"
     place.mkdir()
@@ -43,8 +43,9 @@ def generated(tmp_path: Path, nbdtab: str | None, fstab: str | None) -> dict[str
         "PATH": "/usr/bin:/bin",
         "NBDATTACH_TABLE": f"{tmp_path}/nbdtab",
         "SYSTEMD_FSTAB": f"{tmp_path}/fstab",
+        "SYSTEMD_CRYPTTAB": f"{tmp_path}/crypttab",
     }
-    for name, text in (("nbdtab", nbdtab), ("fstab", fstab)):
+    for name, text in (("nbdtab", nbdtab), ("fstab", fstab), ("crypttab", crypttab)):
         if text is not None:
             (tmp_path / name).write_text(text)
     command = [str(SYSTEMD / "nbdattach-generator"), str(place), str(place / "early"), str(place / "late")]
@@ -85,7 +86,7 @@ def test_a_mount_of_a_partition_is_ordered_after_the_unit(tmp_path: Path) -> Non
     assert found == {
         "dev-nbd1.device.d": ATTACH.format("nbd1"),
         "dev-nbd1p2.device.d": ATTACH.format("nbd1"),
-        "srv-my\\x20disk.mount.d": "After=nbdattach@nbd1.service\n",
+        "srv-my\\x20disk.mount.d": "After=network.target nbdattach@nbd1.service\n",
         "nbdattach@nbd1.service.d": BEFORE_REMOTE,
     }
 
@@ -95,11 +96,12 @@ def test_nobody_waits_for_what_may_fail(tmp_path: Path) -> None:
         tmp_path, "nbd0 h e\n", "/dev/nbd0 /srv ext4 noatime,nofail 0 0\n/dev/nbd0p1 /a ext4 noauto 0 0\n"
     )
     assert "nbdattach@nbd0.service.d" not in found
-    assert found["srv.mount.d"] == "After=nbdattach@nbd0.service\n"
+    assert found["srv.mount.d"] == "After=network.target nbdattach@nbd0.service\n"
 
 
 def test_swap_is_out_of_the_early_boot_and_in_time_for_remote_file_systems(tmp_path: Path) -> None:
-    late = "DefaultDependencies=no\nConflicts=umount.target\nBefore=umount.target\nAfter=nbdattach@nbd{}.service\n"
+    late = "DefaultDependencies=no\nConflicts=umount.target\nBefore=umount.target\n"
+    late += "After=network.target nbdattach@nbd{}.service\n"
     found = generated(tmp_path, "nbd0 h e\nnbd1 h e\n", "/dev/nbd0 none swap sw 0 0\n/dev/nbd1 none swap nofail 0 0\n")
     assert found["dev-nbd0.swap.d"] == late.format(0) + "Before=remote-fs.target\n"
     assert found["remote-fs.target.wants/dev-nbd0.swap"] == "../dev-nbd0.swap"
@@ -111,6 +113,27 @@ def test_what_is_needed_early_is_not_ordered_after_a_network(tmp_path: Path) -> 
     found = generated(tmp_path, "nbd0 h e\n", "/dev/nbd0 /srv ext4 defaults 0 2\n")
     assert found["dev-nbd0.device.d"] == "Wants=nbdattach@nbd0.service\n"
     assert "srv.mount.d" not in found
+
+
+def test_what_is_encrypted_waits_for_the_network_only_where_it_may(tmp_path: Path) -> None:
+    late = generated(tmp_path, "nbd0 h e\n", "", "#a /dev/nbd1\nx\t/dev/nbd0p1 - luks,_netdev\ny /dev/nbd00 -\n")
+    assert late == {
+        "dev-nbd0.device.d": ATTACH.format("nbd0"),
+        "dev-nbd0p1.device.d": ATTACH.format("nbd0"),
+        "nbdattach@nbd0.service.d": BEFORE_REMOTE,
+    }
+
+
+def test_what_is_decrypted_early_is_not_ordered_after_a_network(tmp_path: Path) -> None:
+    found = generated(tmp_path, "nbd0 h e\n", None, "x /dev/nbd0 /etc/key luks")
+    assert found["dev-nbd0.device.d"] == "Wants=nbdattach@nbd0.service\n"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_unit_may_do_without_the_folder_of_block_devices(unit: str) -> None:
+    """Without a driver there may be no virtual block device at all; systemd would not even start the command."""
+    (line,) = [line for line in (SYSTEMD / unit).read_text().splitlines() if line.startswith("ReadWritePaths=")]
+    assert line == "ReadWritePaths=-/sys/devices/virtual/block"
 
 
 @pytest.mark.parametrize("unit", UNITS)
