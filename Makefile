@@ -18,7 +18,7 @@ test: provision $(VENV)/installed
 	@echo "make test: all passed"
 
 # Two lanes of about the same length, one a core; the slow guests begin first.
-lanes: kernel kernel-6.12 kernel-netlink kernel-6.12-netlink boot lint unit-all servers kernel-udev
+lanes: kernel-netlink kernel root kernel-6.12 kernel-6.12-netlink boot package lint unit-all servers kernel-udev
 
 provision:
 	tests/lab/provision
@@ -65,7 +65,7 @@ root: $(VENV)/installed
 	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/diskless
 
 # Their network is one of their own, so that the machine's is not touched.
-boot: $(VENV)/installed
+boot: deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 400 $(if $(K),-k $(K)) tests/boot
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12

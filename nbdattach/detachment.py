@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 from collections.abc import Callable
@@ -24,17 +23,13 @@ from nbdattach.node import Busy, Node, Unanswered
 from nbdattach.state import Identity
 from nbdattach.stream import Trace
 from nbdattach.sysfs import Kernel, identifier
-from nbdattach.users import in_use, numbers_of, open_by, opened, serving_pid, users_of
+from nbdattach.users import A_LOOK, in_use, kept_open_by, numbers_of, open_by, opened, serving_pid, users_of
 from nbdattach.wiretext import quoted
-from nbdattach.worker import GOODBYE_SECONDS
+from nbdattach.worker import GOODBYE_SECONDS, mark_unflushed
 
 DETACH_SECONDS = 60
 # What a server that is there needs at most for a flush, when its data may be given up.
 FORCE_SECONDS = 10
-# How long somebody must have the device open to count as a user; who only looks at it has closed it by then.
-_A_LOOK = 2.0
-# Between looks. They must not keep step with a program that opens and closes the device in a loop.
-_LOOKS = (0.001, 0.02)
 # Of a device to which somebody writes again and again.
 _FLUSHES = 5
 _POLL = 0.01
@@ -68,14 +63,20 @@ def detach(
         return "not attached"
     if other := _other_than(device, only, only_tag):
         return other
-    _see_it_opens(device, force, say)
+    cut = _see_it_opens(device, force, say)
     with _taken(device, force, say) as node:
+        if cut and not Kernel(device).attached:
+            node.clear(deadline)
+            state.forget(device)
+            return ""
         if other := _other_than(device, only, only_tag):
             return other
         trace(f"{device.path}: claimed, flushing")
         _bring_to_rest(node, force, say, progress)
         record, pid = state.load(device), Kernel(device).pid
         with control.hands_off(device, insist=not force):
+            if not force and _has_written(node):  # the monitor may have taken its time
+                raise _is_written(device)
             _disconnect(node, force, say)
             trace(f"{device.path}: disconnected")
             if users_of(device):  # they do not go by themselves, as a process may that gets an error
@@ -94,21 +95,21 @@ def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> 
     """Why it is not what is meant; empty where it is."""
     if not Kernel(device).attached:
         return "not attached"
-    if only not in (None, state.identity_of(device)) or only_tag not in (None, tag_of(device)):
+    if only not in (None, state.identity_of(device)) or not (only_tag is None or _has_tag(device, only_tag)):
         return f"holds another attachment now ({quoted(tag_of(device) or '?')})"
     return ""
 
 
-def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> None:
+def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> bool:
     """To open it may wait for its server without end, and nothing can interrupt that; so another process tries first.
 
-    With `force` what keeps it waiting is cut. Raises `KernelRefused`.
+    With `force` what keeps it waiting is cut; whether it was. Raises `KernelRefused`.
     """
     nothing = subprocess.DEVNULL  # should it outlive us, nobody who reads what we say waits for it
     opening = subprocess.Popen(["/bin/sh", "-c", ': <"$0"', device.path], stdin=nothing, stdout=nothing, stderr=nothing)
     with contextlib.suppress(subprocess.TimeoutExpired):
         opening.wait(FORCE_SECONDS)
-        return
+        return False
     cause = f"its server does not answer: to open it takes more than {FORCE_SECONDS} s"
     if not force:
         raise KernelRefused(device.path, cause, "is the server up? --force cuts its connections")
@@ -118,7 +119,7 @@ def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> No
     with contextlib.suppress(subprocess.TimeoutExpired):
         if cut:
             opening.wait(FORCE_SECONDS)
-            return
+            return True
     raise KernelRefused(device.path, "its connections cannot be cut", "end the process that serves it, or its server")
 
 
@@ -137,18 +138,39 @@ def _bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress
     for _ in range(_FLUSHES):
         _flush(node, None, say, progress)
         _refuse_what_claims_nothing(device, node.fd)
-        try:
-            if not node.write_back(Deadline(FORCE_SECONDS)):
-                return
-        except (OSError, Unanswered):
-            continue  # the flush will tell
-    raise DeviceInUse(device.path, "somebody keeps writing to it", "fuser -v may tell who")
+        if not _has_written(node):
+            return
+    raise _is_written(device)
+
+
+def _has_written(node: Node) -> bool:
+    """Whether anything had to be written since the last flush; in doubt: yes. Raises `KernelRefused`."""
+    try:
+        return node.write_back(Deadline(FORCE_SECONDS))
+    except Unanswered:
+        return True
+    except OSError as error:  # the kernel has told it now, and will not tell it to a flush
+        if Kernel(node.device).attached:
+            with contextlib.suppress(OSError):
+                mark_unflushed(*state.mark_of(node.device))
+        hint = "nothing was detached; --force gives up what the server does not have"
+        raise KernelRefused.at(node.device.path, "writing to the server", error.errno or 0, hint) from error
+
+
+def _is_written(device: Device) -> DeviceInUse:
+    return DeviceInUse(device.path, "somebody keeps writing to it", "fuser -v may tell who")
 
 
 def tag_of(device: Device) -> str | None:
     """The identity of what is attached there; None where nobody gave it one."""
     record = state.load(device)
     return record.tag if record else Kernel(device).backend
+
+
+def _has_tag(device: Device, tag: str) -> bool:
+    """Where we have no record of it, by what the kernel keeps of a tag."""
+    record = state.load(device)
+    return record.tag == tag if record else Kernel(device).backend == identifier(tag).strip()
 
 
 def attached_as(*, tag: str | None = None, target: str | None = None) -> list[Device]:
@@ -158,8 +180,9 @@ def attached_as(*, tag: str | None = None, target: str | None = None) -> list[De
     for device in sysfs.devices():
         if Kernel(device).attached:
             record = state.load(device)
-            same_tag = tag is not None and (record.tag == tag if record else Kernel(device).backend == identifier(tag))
-            if same_tag or (target is not None and record is not None and record.target == target):
+            if (tag is not None and _has_tag(device, tag)) or (
+                target is not None and record is not None and record.target == target
+            ):
                 found.append(device)
     return found
 
@@ -185,7 +208,7 @@ def _taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
 
 def _claimed(device: Device) -> Node:
     """Raises `DeviceInUse`, at once where users are known, else when nothing changes for a while."""
-    patience = Deadline(_A_LOOK)
+    patience = Deadline(A_LOOK)
     while True:
         try:
             return Node.claim(device)
@@ -200,22 +223,21 @@ def _refuse_what_claims_nothing(device: Device, own_fd: int) -> None:
     users = users_of(device)
     if users:
         raise in_use(device, users)
-    numbers = numbers_of(device)
-    there, patience = open_by(device, own_fd), Deadline(_A_LOOK)
-    while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
-        there = [one for one in there if process.still_open(one.pid, one.fd, numbers)]
+    there = kept_open_by(device, own_fd)
     if there:
         raise in_use(device, opened(there))
 
 
 def _flush(node: Node, patience: float | None, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
     """With `patience`, in seconds, what is not there by then is given up."""
+    mark: tuple[str, ...] = ()
+    if patience is None:
+        with contextlib.suppress(OSError):
+            mark = state.mark_of(node.device)
     try:
-        node.flush(patience, progress)
+        node.flush(patience, progress, mark)
     except KernelRefused as error:
         if patience is None:
-            with contextlib.suppress(OSError):
-                state.mark_unflushed(node.device)
             raise
         say(f"{error}: what was written and is not there is lost")
 

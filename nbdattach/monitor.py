@@ -309,8 +309,11 @@ class RealRoot:
         self._run = os.open("/run", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def follow(self) -> None:
-        """Goes there, once /run has moved."""
-        if not self._is_in_place():
+        """Goes there, once all that we look at has moved.
+
+        Not sooner: to look for /sys where it is not yet is to read the root's own folder, from a disk that may be away.
+        """
+        if not self._is_in_place() and not sysfs.is_there():
             os.fchdir(self._run)
             os.chdir("..")
             os.chroot(".")
@@ -338,10 +341,21 @@ def to_stderr(line: str) -> None:
         sys.stderr.flush()
 
 
-def to_kernel_log(line: str) -> None:
-    """One line among those of the nbd driver, for a monitor without a terminal and without a journal of its own."""
-    with contextlib.suppress(OSError), open("/dev/kmsg", "w") as log:
-        log.write(f"<5>nbdattach: {line}\n")
+def kernel_log() -> Log:
+    """Lines among those of the nbd driver, for a monitor without a terminal and without a journal of its own.
+
+    It is opened once: later the way to it may lead over a disk that is away, as it does at the end of an initramfs.
+    """
+    try:
+        log = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return lambda _: None
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(log, f"<5>nbdattach: {line}\n".encode(errors="replace"))
+
+    return tell
 
 
 def main() -> None:
@@ -382,13 +396,21 @@ def _in_background(root: RealRoot | None) -> str:
     for number in (0, 1, 2):
         os.dup2(null, number)
 
-    def say(word: str) -> None:
-        os.write(writer, word.encode())
-        os.close(writer)
-
+    say = _once(writer)
     try:
-        run(to_kernel_log, lambda: say("ready"), root)
+        run(kernel_log(), lambda: say("ready"), root)
     except Exception as error:
-        with contextlib.suppress(OSError):  # it was ready before
-            say(str(error))
+        say(str(error))
     os._exit(0)
+
+
+def _once(writer: int) -> Callable[[str], None]:
+    """Writes the first word, and no other: that number may be of another file by then, and that a server's."""
+    left = [writer]
+
+    def say(word: str) -> None:
+        while left:
+            with open(left.pop(), "wb", buffering=0) as file, contextlib.suppress(OSError):
+                file.write(word.encode())
+
+    return say

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from nbdattach import ioctl
@@ -113,16 +113,21 @@ class Node:
             if not deadline.sleep(_POLL):
                 raise DeviceInUse(self.device.path, f"locked by another process for {LOCK_SECONDS} s", "see lslocks")
 
-    def flush(self, patience: float | None = None, progress: Callable[[float], None] = lambda _: None) -> None:
+    def flush(
+        self,
+        patience: float | None = None,
+        progress: Callable[[float], None] = lambda _: None,
+        mark: Sequence[str] = (),
+    ) -> None:
         """All that was written through this machine's page caches is on the server. Raises `KernelRefused`.
 
         A silent server makes that wait endless, and nothing can interrupt it; so a process of its own waits, and ours
         can be interrupted. With `patience` in seconds it is given up after that. `progress` is called with the seconds
-        that it has taken, a few times in each.
+        that it has taken, a few times in each. `mark` is what `worker.mark_unflushed` is told where it fails.
         """
         nothing = subprocess.DEVNULL  # given up, it lives on, and nobody who reads what we say waits for it
         flushing = subprocess.Popen(
-            bare_python("flush_main", self.device.path), stdin=nothing, stdout=nothing, stderr=nothing
+            bare_python("flush_main", self.device.path, *mark), stdin=nothing, stdout=nothing, stderr=nothing
         )
         began = time.monotonic()
         code = None
@@ -138,14 +143,15 @@ class Node:
             raise KernelRefused.at(
                 self.device.path,
                 "flushing to the server",
-                max(code, 1),
+                code if code > 0 else errno.EINTR,  # a signal has ended it
                 "nothing was detached; is the server up? --force gives up what it does not have",
             )
 
     def write_back(self, deadline: Deadline) -> bool:
-        """Sends what is dirty in the page caches to the server; whether there was anything. Raises `Unanswered`.
+        """Sends what is dirty in the page caches to the server; whether there was anything.
 
-        It makes the server keep nothing: that is for `flush`. Where there is nothing to send, it takes no time.
+        Raises `Unanswered`, and OSError for what could not be written: no flush is told that once more. The server is
+        not made to keep it: that is for `flush`. Where there is nothing to send, it takes no time.
         """
         kernel = Kernel(self.device)
         before = kernel.written

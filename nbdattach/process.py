@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
+import re
 import resource
 import select
 import signal
@@ -19,6 +19,9 @@ PROC = "/proc"
 # File systems whose server may be away (proc_filesystems(5)).
 _REMOTE = ("nfs", "cifs", "smb3", "fuse", "ceph", "9p", "afs", "glusterfs", "lustre", "gfs2", "ocfs2")
 _CAP_SYS_ADMIN = 1 << 21
+_OCTAL = re.compile(r"\\([0-7]{3})")
+# Mount points of theirs, by mount namespace.
+_remote: dict[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +132,19 @@ def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
         path = os.readlink(place)
     except OSError:
         return False
-    if block_number(place, path) not in numbers:
+    if block_number(place, path, str(pid)) not in numbers:
         return False
     flags = [line.split()[1] for line in lines(f"{pid}/{_task(pid)}fdinfo/{fd}") if line.startswith("flags:")]
     return not (flags and int(flags[0], 8) & os.O_PATH)
 
 
-def block_number(place: str, path: str = "") -> str | None:
-    """major:minor of a block device; `path` is where it is known to lead to. None for anything else.
+def block_number(place: str, path: str = "", pid: str = "self") -> str | None:
+    """major:minor of a block device; `path` is where it is known to lead to, for `pid`. None for anything else.
 
     Not all are looked at: stat() of a file on a server that is away would hang.
     """
     path = path or place
-    if not path.startswith("/") or path.startswith(_remote_places()):
+    if not path.startswith("/") or path.startswith(_remote_places("self") + _remote_places(pid)):
         return None
     try:
         found = os.stat(place)
@@ -159,15 +162,25 @@ def _task(pid: int) -> str:
     return f"task/{others[0]}/" if others else ""
 
 
-@functools.cache
-def _remote_places() -> tuple[str, ...]:
-    """Mount points of file systems that may have no answer for us."""
-    found = []
-    for line in lines("self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        if after.startswith(_REMOTE):
-            found.append(before.split(" ")[4] + "/")
-    return tuple(found)
+def _remote_places(pid: str) -> tuple[str, ...]:
+    """Mount points of file systems that may have no answer for us, in the mount namespace of that process.
+
+    Anybody may make a namespace, and mount a file system there that never answers.
+    """
+    namespace = _namespace(pid)
+    if namespace not in _remote:
+        found = []
+        for line in lines(f"{pid}/mountinfo"):
+            before, _, after = line.partition(" - ")
+            if after.startswith(_REMOTE):
+                found.append(unescaped(before.split(" ")[4]) + "/")
+        _remote[namespace] = tuple(found)
+    return _remote[namespace]
+
+
+def unescaped(text: str) -> str:
+    """A path as mountinfo writes it (proc_pid_mountinfo(5))."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def mount_tables() -> Iterator[tuple[Opener | None, list[str]]]:
@@ -255,6 +268,9 @@ def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
     child = os.fork()
     if child == 0:
         try:
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in (0, 1, 2):  # left behind, it keeps nobody waiting who reads what we say
+                os.dup2(null, number)
             os.write(into, question().encode())
         finally:
             os._exit(0)

@@ -22,7 +22,7 @@ from nbdattach.process import alive, started
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
-from nbdattach.worker import STATE_FILES
+from nbdattach.worker import STATE_FILES, UNFLUSHED
 
 RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
@@ -189,22 +189,21 @@ def refuse_hidden() -> None:
         raise KernelRefused(RUN, "no permission to see what is attached", "as root: try sudo")
 
 
-def mark_unflushed(device: Device) -> None:
-    """What was written to it may be lost: the kernel tells that once only. Raises OSError."""
-    _write(_unflushed_path(device), {"identity": identity_of(device)})
+def mark_of(device: Device) -> tuple[str, str]:
+    """By what `worker.mark_unflushed` remembers that a flush of this very attachment has failed. Raises OSError."""
+    make_run()
+    return path(device), json.dumps({"identity": identity_of(device)})
 
 
 def is_unflushed(device: Device) -> bool:
     """Whether a flush of this very attachment has failed before."""
     try:
-        with open(_unflushed_path(device)) as file:
-            return tuple(json.load(file)["identity"]) == identity_of(device)
+        with open(f"{path(device)}{UNFLUSHED}") as file:
+            pid, backend, since = json.load(file)["identity"]
+        there = identity_of(device)
+        return (pid, backend) == there[:2] and since in (None, there[2])  # a worker does not know when it was made
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def _unflushed_path(device: Device) -> str:
-    return f"{path(device)}.unflushed"
 
 
 @contextlib.contextmanager

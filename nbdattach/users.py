@@ -6,20 +6,24 @@ opens a device: one that is dead would hang.
 
 from __future__ import annotations
 
-import re
+import random
 import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from nbdattach import process, state, sysfs
+from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.process import Opener
 from nbdattach.sysfs import Block, Kernel
 from nbdattach.wiretext import plain
 
-_OCTAL = re.compile(r"\\([0-7]{3})")
+# How long somebody must have the device open to count as a user; who only looks at it has closed it by then.
+A_LOOK = 2.0
+# Between looks. They must not keep step with a program that opens and closes the device in a loop.
+_LOOKS = (0.001, 0.02)
 # Users named in the one line of an error; the list below it has all.
 _MAX_SAID = 3
 # How the device mapper names who made a mapping: the beginning of its uuid, what it is, and what takes it down.
@@ -162,6 +166,15 @@ def open_by(device: Device, own_fd: int = -1) -> list[Opener]:
     return process.openers(numbers_of(device), {process.group_of(serving)} if serving else (), own_fd)
 
 
+def kept_open_by(device: Device, own_fd: int) -> list[Opener]:
+    """As `open_by`, of those who have it open for longer than a look at it."""
+    numbers = numbers_of(device)
+    there, patience = open_by(device, own_fd), Deadline(A_LOOK)
+    while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
+        there = [one for one in there if process.still_open(one.pid, one.fd, numbers)]
+    return there
+
+
 def serving_pid(device: Device) -> int | None:
     """The process in NBD_DO_IT, as far as its number means something here."""
     if Kernel(device).by_netlink:
@@ -228,8 +241,4 @@ def _mount(line: str, owner: Opener | None) -> Mount:
     """One line of mountinfo (proc_pid_mountinfo(5))."""
     before, _, after = line.partition(" - ")
     fields, kind, source = before.split(" "), *after.split(" ")[:2]
-    return Mount(_unescaped(fields[4]), fields[2], _unescaped(source), kind, owner)
-
-
-def _unescaped(text: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+    return Mount(process.unescaped(fields[4]), fields[2], process.unescaped(source), kind, owner)

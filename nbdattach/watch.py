@@ -38,7 +38,7 @@ from nbdattach.process import started
 from nbdattach.stream import remember
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target
-from nbdattach.users import users_of
+from nbdattach.users import kept_open_by, opened, users_of
 
 Log: TypeAlias = Callable[[str], None]
 Done: TypeAlias = Callable[[str | NbdattachError], None]
@@ -456,14 +456,19 @@ class Watch:
 
     def _nobody_uses_it(self) -> contextlib.AbstractContextManager[object]:
         """Nobody may use what goes, and nobody may begin to."""
-        users = str(users_of(self.device))
+        users = users_of(self.device)
         if not users:
             with contextlib.suppress(Busy):
-                return Node.claim(self.device)
+                node = Node.claim(self.device)
+                users = opened(kept_open_by(self.device, node.fd))
+                if not users:
+                    return node
+                node.close()
         raise DeviceInUse(
             self.device.path,
             f"the export has shrunk, and the device is {users or 'open exclusively'}",
             "release the device before it is made smaller",
+            users.lines,
         )
 
     def _see_we_can_replace(self) -> None:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 ENOENT = 2
+EIO = 5
 EBUSY = 16
 ENOTTY = 25
 EPIPE = 32
 NBD_FLAG_READ_ONLY = 2
 # What `state` keeps of an attachment: the ends of the names.
-STATE_FILES = ("", ".new", ".unflushed", ".unflushed.new")
+UNFLUSHED = ".unflushed"
+STATE_FILES = ("", ".new", UNFLUSHED, f"{UNFLUSHED}.new")
 GO = b"G"
 COMMIT = b"C"
 UNDO = b"U"
@@ -130,19 +132,19 @@ def main(arguments: list[str]) -> None:
         clear(ioctl, node)
         return
     claim: list[int] = []
-    _thread.start_new_thread(_watch, (path, node, sockets, orders, claim))
+    _thread.start_new_thread(_watch, (path, state_file, node, sockets, orders, claim))
     errno = serve(ioctl, node, claim)
     if _is_free(path):  # else it is lost: somebody still uses it, and will want to know what it was
         _forget(state_file)
     _report(reports, f"ended {errno}")
 
 
-def _watch(path: str, node: int, sockets: list[int], orders: int, claim: list[int]) -> None:
+def _watch(path: str, state_file: str, node: int, sockets: list[int], orders: int, claim: list[int]) -> None:
     """Second thread: detaches when the parent died or gave up before it was done, and on SIGTERM."""
     committed = os.read(orders, 1) == COMMIT
     while committed:
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
-        if _claim_unused(path, claim):
+        if _claim_unused(path, state_file, claim):
             break
     try:
         if committed:
@@ -165,19 +167,24 @@ def hang_up(sockets: Iterable[int]) -> None:
             pass
 
 
-def _claim_unused(path: str, claim: list[int]) -> bool:
+def _claim_unused(path: str, state_file: str, claim: list[int]) -> bool:
     """Takes the device for us alone, when nobody uses it and all that was written is on the server.
 
     The claim is kept to the end, so nobody can begin to use what is about to go. Says why not in the kernel's log.
     """
     try:
         claim.append(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        if os.path.exists(f"{state_file}{UNFLUSHED}"):
+            raise OSError(EIO, "")
         for _ in range(2):  # a flush may take long, and the second one has little to do
             if _loop_on(path):
                 raise OSError(EBUSY, "")
             flush(path)
     except OSError as error:
         why = "it is in use" if error.errno == EBUSY else f"flushing: {os.strerror(error.errno or 0)}"
+        if claim and error.errno != EBUSY:
+            pid = _attribute(os.path.basename(path), "pid")
+            mark_unflushed(state_file, f'{{"identity": [{pid or "null"}, null, null]}}')
         _log(f"{path}: not detached on SIGTERM: {why}")
         while claim:
             os.close(claim.pop())
@@ -216,11 +223,29 @@ def write_back(path: str) -> None:
 
 
 def flush_main(arguments: list[str]) -> None:
-    """`flush` as a process of its own: who waits for the server there cannot be interrupted. Exits with the errno."""
+    """`flush` as a process of its own: who waits for the server there cannot be interrupted. Exits with the errno.
+
+    The arguments after the device are those of `mark_unflushed`. Nobody else may be there any more to remember it.
+    """
+    path, *mark = arguments
     try:
-        flush(arguments[0])
+        os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # to our end: who forgets it all waits for whoever has it open
+        flush(path)
     except OSError as error:
+        if mark:
+            mark_unflushed(*mark)
         sys.exit(error.errno or 1)
+
+
+def mark_unflushed(state_file: str, identity: str) -> None:
+    """What was written may be lost, and the kernel tells that only once. `identity`: of the attachment, as JSON."""
+    name = f"{state_file}{UNFLUSHED}"
+    try:
+        with open(os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(identity)
+        os.replace(f"{name}.new", name)
+    except OSError:
+        pass
 
 
 def guard_main(arguments: list[str]) -> None:

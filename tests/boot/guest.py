@@ -1,4 +1,4 @@
-"""A guest that boots systemd with our units in it, and what is told of it afterwards. Knows nothing of single tests.
+"""A guest that boots systemd with our package in it, and what is told of it afterwards. Knows nothing of single tests.
 
 The guest's root is this machine's, with some files put over it; its network leads to 10.9.0.1, where the tests serve.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,14 +19,6 @@ TREE = Path(__file__).resolve().parents[2]
 HOST = "10.9.0.1"
 TAP = "lab0"
 _NETWORK = "[Match]\nName=eth0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
-# Where a package puts what is in systemd/.
-PLACES = {
-    "nbdattach@.service": "usr/lib/systemd/system",
-    "nbdattach-monitor.service": "usr/lib/systemd/system",
-    "nbdattach-generator": "usr/lib/systemd/system-generators",
-    "60-nbdattach.rules": "usr/lib/udev/rules.d",
-    "nbdattach-tag": "usr/lib/udev",
-}
 # A line of the console: the kernel's stamp, then who says it.
 _LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
 _SECONDS = 240.0
@@ -92,9 +85,9 @@ class Guest:
             if len(words) < 3 or not words[0].startswith("systemd[") or ".target" in words[2]:
                 continue
             if words[1] in ("Stopping", "Unmounting", "Deactivating"):
-                began[words[2].removesuffix("...")] = stamp
-            elif words[1] in ("Stopped", "Unmounted", "Deactivated") and words[2] in began:
-                took.append((stamp - began.pop(words[2]), words[2]))
+                began[words[2].rstrip(".")] = stamp
+            elif words[1] in ("Stopped", "Unmounted", "Deactivated") and words[2].rstrip(".") in began:
+                took.append((stamp - began.pop(words[2].rstrip(".")), words[2]))
         # The lab's own: from there come the modules of programs that are to the end. What else never ends, ends with
         # the power.
         began = {unit: stamp for unit, stamp in began.items() if not unit.startswith("usr-lib-modules")}
@@ -121,11 +114,18 @@ def booting(folder: Path, command: str, files: Mapping[str, str], seconds: float
             process.terminate()
 
 
+def package() -> Path:
+    """What `make deb` has made."""
+    (found,) = (TREE / "dist").glob("nbdattach_*_all.deb")
+    return found
+
+
 def _put_files(root: Path, files: Mapping[str, str]) -> None:
-    for name, place in PLACES.items():
-        _put(root / place / name, (TREE / "systemd" / name).read_text(), (TREE / "systemd" / name).stat().st_mode)
-    wrapper = f'#!/bin/sh\nexec {TREE}/.venv/bin/python -m nbdattach "$@"\n'
-    _put(root / "usr/bin/nbdattach", wrapper, 0o755)
+    root.mkdir()
+    subprocess.run(["dpkg-deb", "--extract", str(package()), str(root)], check=True)
+    # The root that this is put over has a link there.
+    shutil.copytree(root / "lib", root / "usr/lib", dirs_exist_ok=True)
+    shutil.rmtree(root / "lib")
     _put(root / "etc/systemd/network/eth0.network", _NETWORK)
     for name, content in files.items():
         _put(root / name, content)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import certificates
 import disks
-from guest import HOST, booting, enabled
+from guest import HOST, booting, enabled, package
 from servers import nbdkit
 from test_boot import FSTAB, NBDTAB, PORT, make_disks, see_all_clean, see_no_trouble
 
@@ -44,6 +44,15 @@ systemctl is-active nbdattach@nbd0
 ! systemctl stop nbdattach@nbd1
 systemctl is-failed nbdattach@nbd1
 """
+# The guest has the machine's rule that nothing is to be started or stopped.
+REINSTALL = f"""
+rm -f /usr/sbin/policy-rc.d
+before=$(systemctl show -P MainPID nbdattach-monitor)
+dpkg -i {package()}
+dpkg -i {package()}
+[ "$(systemctl show -P MainPID nbdattach-monitor)" != "$before" ]
+systemctl is-active nbdattach@nbd0 nbdattach-monitor
+"""
 ENOUGH = """
 touch /run/enough
 wait $srv
@@ -65,7 +74,7 @@ def test_a_writer_notices_no_restart_and_a_stop_is_refused(tmp_path: Path) -> No
     }
     with (
         nbdkit("file", f"dir={place}", address=HOST, port=PORT),
-        booting(tmp_path, WRITING + RESTARTS + STOPS + ENOUGH, files) as guest,
+        booting(tmp_path, WRITING + RESTARTS + REINSTALL + STOPS + ENOUGH, files) as guest,
     ):
         guest.wait()
         for name in ("one", "two"):

@@ -245,6 +245,24 @@ def test_a_failing_flush_of_a_partition_detaches_nothing(tmp_path: Path) -> None
         nbd_ok("disconnect", "--force", "nbd0")
 
 
+def test_sigterm_loses_nothing_that_could_not_be_written(tmp_path: Path) -> None:
+    """Not at first, nor the second time, when the kernel does not tell it any more; nor does a disconnect after it."""
+    broken = tmp_path / "broken"
+    with nbdkit("--filter=error", "memory", "1M", "error-pwrite-rate=100%", f"error-file={broken}") as server:
+        connect(server.uri, "nbd0")
+        broken.touch()
+        shell("dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 status=none")
+        line = "/dev/nbd0: not detached on SIGTERM: flushing: Input/output error"
+        for _ in range(2):
+            shell("dmesg -C")
+            os.kill(worker_pid(), signal.SIGTERM)
+            eventually(lambda: line in shell("dmesg") or not FIRST.attached)
+            assert FIRST.attached
+            broken.unlink(missing_ok=True)
+        assert (nbd("disconnect", "nbd0").code, FIRST.attached) == (6, True)
+        nbd_ok("disconnect", "--force", "nbd0")
+
+
 def test_nobody_can_begin_to_use_what_sigterm_is_detaching() -> None:
     """The server does not answer NBD_CMD_DISC, so the detach takes its 5 s; meanwhile the device is claimed."""
     with nbdkit("memory", "32M") as server:

@@ -243,6 +243,19 @@ def test_a_mounted_device_does_not_shrink(tmp_path: Path) -> None:
             shell("umount /mnt")
 
 
+def test_a_device_that_is_open_does_not_shrink(tmp_path: Path) -> None:
+    """What was written beyond its new end would be lost, though nobody has claimed it."""
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0"):
+        os.truncate(there.image, 8 * MIB)
+        with open("/dev/nbd0", "r+b", buffering=0):
+            done = nbd("resize", "nbd0")
+            assert (done.code, FIRST.size) == (7, 16 * MIB)
+            assert f"open in process {os.getpid()} " in done.err
+        nbd_ok("resize", "nbd0")
+        assert FIRST.size == 8 * MIB
+
+
 def test_16_connects_at_once_get_16_devices() -> None:
     count = 16
     with nbdkit("memory", "1M") as server:

@@ -33,7 +33,7 @@ from tool import (
 )
 
 import nbdattach
-from nbdattach import status
+from nbdattach import control, detachment, state, status
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
@@ -406,6 +406,80 @@ def test_a_server_that_fails_flushes_keeps_the_device() -> None:
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         shell("touch /run/good")
         nbd_ok("disconnect", "nbd0")  # nothing is remembered of the one before
+
+
+def _breaking(broken: Path) -> AbstractContextManager[object]:
+    """A server that takes no writes while that file is there."""
+    return nbdkit("--filter=error", "memory", "1M", "error-pwrite-rate=100%", f"error-file={broken}")
+
+
+def test_what_cannot_be_written_after_a_flush_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells it once, to whoever asks first; a flush after that is a success."""
+    broken, look, looks = tmp_path / "broken", detachment._refuse_what_claims_nothing, iter(range(9))
+
+    def look_and_write(device: Device, own_fd: int) -> None:
+        look(device, own_fd)
+        if next(looks) == 1:  # the first one is before the flush
+            broken.touch()
+            shell("dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 status=none")
+
+    monkeypatch.setattr(detachment, "_refuse_what_claims_nothing", look_and_write)
+    with _breaking(broken) as server:
+        connect(server.uri, "nbd0")  # type: ignore[attr-defined]
+        with pytest.raises(nbdattach.KernelRefused, match="writing to the server: Input/output error"):
+            nbdattach.disconnect("nbd0")
+        assert FIRST.attached
+        broken.unlink()
+        assert nbd("disconnect", "nbd0").code == 6
+        nbd_ok("disconnect", "--force", "nbd0")
+
+
+def test_what_is_written_while_the_monitor_lets_go_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, hands_off, written = sparse_file(tmp_path / "image", MIB), control.hands_off, []
+
+    @contextlib.contextmanager
+    def slowly(device: Device, insist: bool = True) -> Iterator[None]:
+        with hands_off(device, insist):
+            written.append(fill_with_noise("/dev/nbd0", 1))
+            yield
+
+    with nbdkit("file", f"file={image}") as server:
+        connect(server.uri, "nbd0")
+        monkeypatch.setattr(control, "hands_off", slowly)
+        with pytest.raises(nbdattach.DeviceInUse, match="somebody keeps writing to it"):
+            nbdattach.disconnect("nbd0")
+        assert FIRST.attached
+        nbd_ok("disconnect", "nbd0")
+        assert digest_of(image) == written.pop()
+
+
+def test_a_flush_that_fails_after_its_command_was_killed_is_not_forgotten(tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    with _flusher(f"[ -e {good} ] || {{ sleep 2; echo EIO no >&2; exit 1; }}") as server:
+        connect(server.uri, "nbd0")  # type: ignore[attr-defined]
+        fill_with_noise("/dev/nbd0", 1)
+        detaching = subprocess.Popen(command("disconnect", "nbd0"))
+        eventually(lambda: "flush_main" in shell("ps axww"))
+        detaching.kill()
+        detaching.wait()
+        eventually(lambda: "flush_main" not in shell("ps axww | grep -v grep"))
+        good.touch()
+        done = nbd("disconnect", "nbd0")
+        assert (done.code, FIRST.attached) == (6, True), done
+        nbd_ok("disconnect", "--force", "nbd0")
+
+
+def test_what_force_cuts_because_it_cannot_be_opened_leaves_nothing() -> None:
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0")
+        server.pause()
+        try:
+            shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")
+            done = nbd("disconnect", "--force", "nbd0")
+        finally:
+            server.resume()
+        assert (done.code, "its connections are cut" in done.err, "nothing to do" in done.err) == (0, True, False), done
+        assert not FIRST.attached and not FIRST.size and not state.remembers(FIRST.device)
 
 
 def test_a_long_flush_shows_itself_on_a_terminal_only() -> None:

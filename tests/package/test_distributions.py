@@ -22,6 +22,8 @@ PLACES = {
     "completions/bash/*": "share/bash-completion/completions",
     "completions/zsh/*": "share/zsh/site-functions",
     "completions/fish/*": "share/fish/vendor_completions.d",
+    "initramfs/hooks/*": "share/initramfs-tools/hooks",
+    "initramfs/scripts/local-top/*": "share/initramfs-tools/scripts/local-top",
     "systemd/*.service": "lib/systemd/system",
     "systemd/*.target": "lib/systemd/system",
     "systemd/*-generator": "lib/systemd/system-generators",
@@ -94,13 +96,14 @@ def test_wheel_of_the_source_distribution_is_that_of_the_tree(wheel: Path, tmp_p
 def test_wheel_has_what_belongs_below_a_prefix(wheel: Path) -> None:
     wanted = {f"{place}/{Path(name).name}" for pattern, place in PLACES.items() for name in tracked(pattern)}
     assert set(data(wheel)) == wanted
-    everything = tracked("man", "completions", "systemd")
+    everything = tracked("man", "completions", "systemd", "initramfs")
     assert {Path(name).name for name in everything} == {Path(name).name for name in wanted}
 
 
 def test_what_is_run_may_be_run(wheel: Path) -> None:
     runnable = {name for name, mode in data(wheel).items() if mode & 0o111}
-    assert runnable == {f"lib/{where}" for where in programs(wheel)}
+    of_initramfs = {name for name in data(wheel) if "/initramfs-tools/" in name}
+    assert runnable == {f"lib/{where}" for where in programs(wheel)} | of_initramfs
 
 
 def programs(wheel: Path) -> set[str]:

@@ -264,3 +264,18 @@ def test_a_journal_that_reads_nothing_does_not_hang_it() -> None:
         lines = journal.read().splitlines()
     assert done.stdout == "True\n"
     assert lines and set(lines) == {"x" * 100}
+
+
+def test_it_says_one_word_to_its_command_and_nothing_to_who_has_that_number_later(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    say = monitor._once(writer)
+    say("ready")
+    later = os.open(tmp_path / "later", os.O_WRONLY | os.O_CREAT)
+    try:
+        assert later == writer
+        say("an error")
+        assert os.read(reader, 99) == b"ready"
+        assert os.fstat(later).st_size == 0
+    finally:
+        os.close(later)
+        os.close(reader)

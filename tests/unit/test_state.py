@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import process, state
+from nbdattach import detachment, process, state, sysfs, worker
 from nbdattach.state import Record, Trouble
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
@@ -228,3 +228,34 @@ def test_a_monitor_lives_for_whoever_asks(host: Host) -> None:
 def test_no_other_lock_is_taken_for_a_monitor(host: Host, held: str) -> None:
     with LOCKS[held]():
         assert not state.monitor_lives()
+
+
+# -- what a flush could not write --------------------------------------------------------------------------------------
+
+
+def test_a_flush_that_failed_is_remembered_for_that_attachment_only(host: Host) -> None:
+    host.attach()
+    state.save(NBD0, BARE)
+    assert not state.is_unflushed(NBD0)
+    worker.mark_unflushed(*state.mark_of(NBD0))
+    assert state.is_unflushed(NBD0)
+    state.save(NBD0, replace(BARE, since="2026-01-02T03:04:06Z"))
+    assert not state.is_unflushed(NBD0)
+    state.forget(NBD0)
+    assert host.files == []
+
+
+def test_a_worker_remembers_it_by_its_pid(host: Host) -> None:
+    host.attach(netlink=False)
+    state.save(NBD0, replace(BARE, backend="ioctl"))
+    for pid, believed in ((4711, True), (4712, False)):
+        worker.mark_unflushed(state.path(NBD0), f'{{"identity": [{pid}, null, null]}}')
+        assert state.is_unflushed(NBD0) == believed
+
+
+@pytest.mark.parametrize("tag", ["mine", " mine ", "x" * 2000])
+def test_without_a_record_a_tag_is_known_by_what_the_kernel_keeps_of_it(host: Host, tag: str) -> None:
+    host.attach(tag=sysfs.identifier(tag))
+    assert detachment.attached_as(tag=tag) == [NBD0]
+    assert detachment._other_than(NBD0, None, tag) == ""
+    assert "another attachment" in detachment._other_than(NBD0, None, "other")
