@@ -46,19 +46,19 @@ servers: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/servers
 
 kernel: $(VENV)/installed
-	$(GUEST) --timeout 2400 --env NBDATTACH_DEVICE=/dev/nbd3 -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not netlink" $(if $(K),-k $(K)) tests/kernel $(if $(K),,tests/unit/test_fake_kernel.py)
+	$(GUEST) --timeout 3600 --env NBDATTACH_DEVICE=/dev/nbd3 -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not netlink" $(if $(K),-k $(K)) tests/kernel $(if $(K),,tests/unit/test_fake_kernel.py)
 
 kernel-netlink: $(VENV)/installed
-	$(GUEST) --timeout 3000 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not ioctl" $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 3600 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not ioctl" $(if $(K),-k $(K)) tests/kernel
 
 kernel-udev: $(VENV)/installed
 	$(GUEST) --timeout 900 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
 
 kernel-6.12: $(VENV)/installed
-	$(GUEST) --timeout 1800 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m "(essential or stock) and not netlink" $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 3600 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m "(essential or stock) and not netlink" $(if $(K),-k $(K)) tests/kernel
 
 kernel-6.12-netlink: $(VENV)/installed
-	$(GUEST) --timeout 2400 --kernel 6.12 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "essential and netlink" $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 3600 --kernel 6.12 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "essential and netlink" $(if $(K),-k $(K)) tests/kernel
 
 ## machines without a disk, whose root is on NBD: emulated, 10 minutes
 root: $(VENV)/installed
