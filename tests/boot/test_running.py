@@ -37,11 +37,11 @@ systemctl restart nbdattach@nbd1
 systemctl is-active nbdattach@nbd1
 """
 STOPS = """
-! systemctl stop nbdattach@nbd0
+systemctl stop nbdattach@nbd0
 systemctl is-failed nbdattach@nbd0
 systemctl start nbdattach@nbd0
 systemctl is-active nbdattach@nbd0
-! systemctl stop nbdattach@nbd1
+systemctl stop nbdattach@nbd1
 systemctl is-failed nbdattach@nbd1
 """
 # The guest has the machine's rule that nothing is to be started or stopped.
