@@ -121,7 +121,7 @@ def package() -> Path:
 
 
 def _put_files(root: Path, files: Mapping[str, str]) -> None:
-    root.mkdir()
+    root.mkdir(parents=True)
     subprocess.run(["dpkg-deb", "--extract", str(package()), str(root)], check=True)
     # The root that this is put over has a link there.
     shutil.copytree(root / "lib", root / "usr/lib", dirs_exist_ok=True)
