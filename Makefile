@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 GUEST := tests/lab/guest.py
-PYTEST := $(PYTHON) -m pytest -q
+PYTEST := $(PYTHON) -m pytest -q --durations 15 --durations-min 5
 # One kernel test by name: make kernel K=test_exact_size
 K :=
 # No test waits longer than this for one thing; emulated machines are slow.
@@ -34,7 +34,8 @@ lint: $(VENV)/installed
 	$(VENV)/bin/mypy
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
 		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag systemd/nbdattach-generator \
-		initramfs/hooks/nbdattach initramfs/scripts/local-top/nbdattach tests/diskless/image
+		initramfs/initramfs-tools/hooks/nbdattach initramfs/initramfs-tools/scripts/local-top/nbdattach \
+		initramfs/dracut/90nbdattach/*.sh tests/diskless/image
 
 unit: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/unit

@@ -1,9 +1,12 @@
-"""Copies what `root` needs into the tree of an initramfs: Python's byte code, and which programs and libraries besides.
+"""Copies what `root` needs into the tree of an initramfs, for the hooks of initramfs-tools and dracut.
 
-Nothing is listed by hand. What our modules import, be it in a function, is read from their source and really imported;
-what that brings along is in `sys.modules` then.
+    python3 -m nbdattach.initramfs TREE KERNEL_VERSION
 
-    python3 -m nbdattach.initramfs DESTDIR     prints "FILE PLACE" for each ELF file, whose libraries belong there, too
+Copied are Python's byte code and whom to trust. Printed is what the hook's own tools do better, with all that belongs
+to it: "copy FILE PLACE" for each ELF file, "module NAME" for each kernel module.
+
+No file of Python is listed by hand. What our modules import, be it in a function, is read from their source and really
+imported; what that brings along is in `sys.modules` then.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import importlib
 import importlib.util
 import os
 import py_compile
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -23,21 +28,33 @@ PACKAGES = "/usr/lib/nbdattach"
 PYTHON = "/usr/bin/python3"
 # root: the way in. worker: the guard of an attachment under way, and the flush before a detach.
 ENTRIES = ("nbdattach.root", "nbdattach.worker")
+# The driver, and TLS in the kernel with the ciphers that it may be asked for, by the names the kernel knows them by.
+_DRIVERS = ("nbd", "tls", "af_packet")
+_CIPHERS = ("gcm", "gcm(aes)", "rfc7539", "rfc7539(chacha20,poly1305)", "aes", "ctr", "ghash", "chacha20", "poly1305")
+# Names of servers that no name server knows, and what says whom to trust.
+_HOSTS = "/etc/hosts"
 _STDLIB = os.path.dirname(os.__file__)
 
 
 def main() -> None:
     """The command."""
-    (tree,) = sys.argv[1:]
+    tree, version = sys.argv[1:]
     for name in ENTRIES:
         _load(name, set())
-    from nbdattach import root
+    from nbdattach import root, stream
 
-    root.see_all_is_there()
-    print(os.path.realpath(sys.executable), PYTHON)  # noqa: T201 - its result
+    stream.warm_up()
+    _print("copy", os.path.realpath(sys.executable), PYTHON)
     for name, module in sorted(sys.modules.items()):
         if module is not sys.modules["__main__"]:
             _place(name, module, tree)
+    _trust(root.TLS_FOLDER, tree)
+    for name in [*_DRIVERS, *_modules_of_ciphers(version)]:
+        _print("module", name)
+
+
+def _print(*words: str) -> None:
+    print(*words)  # noqa: T201 - its result
 
 
 def _load(name: str, seen: set[str]) -> None:
@@ -83,11 +100,32 @@ def _place(name: str, module: ModuleType, tree: str) -> None:
         code = name.replace(".", "/") + ("/__init__" if hasattr(module, "__path__") else "")
         py_compile.compile(file, f"{tree}{folder}/{code}.pyc", dfile=f"{folder}/{code}.py", doraise=True)
     else:
-        print(file, file if folder == _STDLIB else f"{folder}/{name.replace('.', '/')}.so")  # noqa: T201
+        _print("copy", file, file if folder == _STDLIB else f"{folder}/{name.replace('.', '/')}.so")
 
 
 def _is_of_python(file: str) -> bool:
     return file.startswith(f"{_STDLIB}/") and not file.startswith((f"{_STDLIB}/site-packages", f"{_STDLIB}/dist-"))
+
+
+def _trust(folder: str, tree: str) -> None:
+    """Certificates and keys, and names of servers where none are there yet."""
+    if os.path.exists(_HOSTS) and not os.path.exists(f"{tree}{_HOSTS}"):
+        os.makedirs(os.path.dirname(f"{tree}{_HOSTS}"), exist_ok=True)
+        shutil.copyfile(_HOSTS, f"{tree}{_HOSTS}")
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        if os.path.isfile(f"{folder}/{name}"):
+            os.makedirs(f"{tree}{folder}", exist_ok=True)
+            shutil.copyfile(f"{folder}/{name}", f"{tree}{folder}/{name}")
+            os.chmod(f"{tree}{folder}/{name}", 0o600)
+
+
+def _modules_of_ciphers(version: str) -> list[str]:
+    """Those of that kernel; one that is built in has none."""
+    found: list[str] = []
+    for cipher in _CIPHERS:
+        ask = ["modprobe", "--set-version", version, "--resolve-alias", f"crypto-{cipher}"]
+        found += subprocess.run(ask, capture_output=True, text=True).stdout.split()
+    return sorted(set(found))
 
 
 if __name__ == "__main__":

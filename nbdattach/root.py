@@ -7,6 +7,7 @@ initramfs stays for longer. Only this module and what it calls are in an initram
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import sys
@@ -73,5 +74,8 @@ def _say(words: str) -> None:
 
 
 def see_all_is_there() -> None:
-    """For whoever made the initramfs: does in it what can be done without a kernel of its own."""
+    """For whoever made the initramfs, and in it: does there what can be done without a kernel of its own."""
+    for name in os.listdir(os.path.dirname(__file__)):
+        if not name.startswith("_"):
+            importlib.import_module(f"{__package__}.{name.partition('.')[0]}")
     stream.warm_up()

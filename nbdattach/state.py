@@ -81,6 +81,9 @@ class Record:
         return place_of(self.target, self.trust)
 
 
+_FIELDS = tuple(field.name for field in fields(Record))
+
+
 def place_of(uri: str, trust: Trust | None) -> Target:
     """The target of which those were told. Raises `Malformed`."""
     target = parse_target(uri)
@@ -161,13 +164,14 @@ def load(device: Device) -> Record | None:
     try:
         with open(path(device)) as file:
             known = json.load(file)
-        record = Record(**{field.name: known[field.name] for field in fields(Record) if field.name in known})
+        record = Record(**{name: known[name] for name in _FIELDS if name in known})
     except (OSError, ValueError, TypeError):
         return None
     # A worker's pid may have been given to another process.
     same_process = record.pid is None or started(record.pid) in (None, record.started)
     kernel = Kernel(device)
-    same_attachment = kernel.pid is not None and kernel.pid == record.kernel_pid
+    pid = kernel.pid
+    same_attachment = pid is not None and pid == record.kernel_pid
     same_backend = kernel.by_netlink == (record.backend == "netlink")
     # Whoever attaches by netlink twice has the same pid both times.
     same_tag = record.backend != "netlink" or kernel.backend == identifier(record.tag).strip()

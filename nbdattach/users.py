@@ -132,19 +132,18 @@ class Census:
             if part.name in seen:
                 continue
             seen.add(part.name)
-            for name in [*part.holders, *self.loops.get(part.number or part.name, [])]:
+            number = part.number or part.name
+            for name in [*part.holders, *self.loops.get(number, [])]:
                 yield from self._users(Block(name), seen)
                 yield _holder(Block(name), direct)
             for mount in self.mounts:
-                if self._is_on(mount, part):
+                if mount.number == number or self._is_btrfs_on(mount, part):
                     yield _mounted(mount, direct)
             if part.name in self.swaps:
                 what = "swapped on" if direct else f"{part.name} swapped on"
                 yield User("swap", "swap", what, f"swapoff /dev/{part.name}", direct)
 
-    def _is_on(self, mount: Mount, block: Block) -> bool:
-        if mount.number == block.number:
-            return True
+    def _is_btrfs_on(self, mount: Mount, block: Block) -> bool:
         if mount.kind != "btrfs":
             return False
         source = mount.source.removeprefix("/dev/")

@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """root.img, initrd and vmlinuz; in tls what the server shows, whose authority the image knows."""
+    """root.img, vmlinuz, and two kinds of initramfs; in tls what the server shows, whose authority the image knows."""
     out = tmp_path_factory.mktemp("boot")
     Authority(out / "authority").issue(out / "tls", "server", "disks", "DNS:disks")
     subprocess.run([HERE / "image", out], check=True)
@@ -42,8 +42,8 @@ class Lab:
         self.server = Server(self.image, tls=self._files / "tls")
         return self.server
 
-    def boot(self, words: str) -> Machine:
-        self._machines.append(Machine(self.image.parent, self._files, words))
+    def boot(self, words: str, initramfs: str = "initrd") -> Machine:
+        self._machines.append(Machine(self.image.parent, self._files, words, initramfs))
         return self._machines[-1]
 
     def end(self) -> None:

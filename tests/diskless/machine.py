@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -67,7 +68,7 @@ class Server:
 class Machine:
     """Boots when it is made, from the kernel and the initramfs in that folder."""
 
-    def __init__(self, folder: Path, files: Path, words: str) -> None:
+    def __init__(self, folder: Path, files: Path, words: str, initramfs: str) -> None:
         self._console = folder / "console.log"
         self._console.unlink(missing_ok=True)
         place = folder / "shell"
@@ -78,7 +79,7 @@ class Machine:
             [
                 *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *_accelerator(), "-smp", "2", "-m", "1G"),
                 *("-M", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-                *("-kernel", str(files / "vmlinuz"), "-initrd", str(files / "initrd")),
+                *("-kernel", str(files / "vmlinuz"), "-initrd", str(files / initramfs)),
                 *("-append", f"console=ttyS0 panic=-1 ip=dhcp {words}"),
                 *("-chardev", f"file,id=console,path={self._console}", "-serial", "chardev:console"),
                 *("-chardev", f"socket,id=shell,path={place},server=on,wait=off", "-serial", "chardev:shell"),
@@ -139,7 +140,7 @@ class Machine:
     def _see_it_lives(self, deadline: float, what: str) -> None:
         tail = "\n".join(self.console.splitlines()[-40:])
         assert self._process.poll() is None, f"the machine has ended:\n{tail}"
-        assert "ALERT!" not in tail and "Kernel panic" not in tail, tail
+        assert not re.search("ALERT!|Kernel panic|System halted", tail), tail
         assert time.monotonic() < deadline, f"the machine has not {what}\n{tail}"
 
     def power_off(self) -> float:

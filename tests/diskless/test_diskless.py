@@ -89,18 +89,21 @@ def written(image: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("tls", "words"),
+    ("initramfs", "tls", "words"),
     [
-        (False, "ro root=/dev/nbd0 nbdroot=nbd://disks:PORT/"),
-        (True, "ro root=nbds://disks:PORT/ nbdopts=dead-peer=20"),
+        ("initrd", False, "ro root=/dev/nbd0 nbdroot=nbd://disks:PORT/"),
+        ("initrd", True, "ro root=nbds://disks:PORT/ nbdopts=dead-peer=20"),
+        ("dracut", True, "ro root=nbds://disks:PORT/"),
     ],
-    ids=["plain", "tls"],
+    ids=["plain", "tls", "dracut"],
 )
-def test_root_survives_restarts_of_its_server_and_powers_off_clean(lab: Lab, tls: bool, words: str) -> None:
+def test_root_survives_restarts_of_its_server_and_powers_off_clean(
+    lab: Lab, initramfs: str, tls: bool, words: str
+) -> None:
     if tls:
         lab.over_tls()
     lab.server.start()
-    machine = lab.boot(words.replace("PORT", str(lab.server.port)))
+    machine = lab.boot(words.replace("PORT", str(lab.server.port)), initramfs)
     machine.wait_until_up()
     machine.do("systemctl start nbdattach-monitor.service")  # it may still be at it
     see_root_is_attached(machine, tls)

@@ -21,6 +21,17 @@ def pytest_configure(config: pytest.Config) -> None:
     subprocess.run(["modprobe", "nbd"], check=True)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A failure shows what the driver and the monitor have said; the guest is gone when somebody reads of it."""
+    report = yield
+    if report.failed:
+        log = subprocess.run(["dmesg"], capture_output=True, text=True).stdout.splitlines()
+        said = [line for line in log if "nbd" in line][-60:]
+        report.sections.append(("kernel log", "\n".join([*said, "the last lines of all:", *log[-20:]])))
+    return report
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """After each test: no device attached, none with a size, no process, no file of ours."""

@@ -36,9 +36,9 @@ class Place:
     ) -> AbstractContextManager[Server]:
         if self.unix:
             Path(self.unix).unlink(missing_ok=True)  # of one that was killed
-        return nbdkit(
-            *filters, "file", f"file={image or self.image}", *options, port=self.port, unix=self.unix, **where
-        )
+        # With more threads a connection, nbdkit 1.32.5 aborts at times when one is reset (raw_send_socket, sock >= 0).
+        words = ("--threads=1", *filters, "file", f"file={image or self.image}", *options)
+        return nbdkit(*words, port=self.port, unix=self.unix, **where)
 
 
 def place(folder: Path, name: str, transport: str = "tcp", mebibytes: int = 16) -> Place:

@@ -22,8 +22,9 @@ PLACES = {
     "completions/bash/*": "share/bash-completion/completions",
     "completions/zsh/*": "share/zsh/site-functions",
     "completions/fish/*": "share/fish/vendor_completions.d",
-    "initramfs/hooks/*": "share/initramfs-tools/hooks",
-    "initramfs/scripts/local-top/*": "share/initramfs-tools/scripts/local-top",
+    "initramfs/initramfs-tools/hooks/*": "share/initramfs-tools/hooks",
+    "initramfs/initramfs-tools/scripts/local-top/*": "share/initramfs-tools/scripts/local-top",
+    "initramfs/dracut/90nbdattach/*": "lib/dracut/modules.d/90nbdattach",
     "systemd/*.service": "lib/systemd/system",
     "systemd/*.target": "lib/systemd/system",
     "systemd/*-generator": "lib/systemd/system-generators",
@@ -102,7 +103,7 @@ def test_wheel_has_what_belongs_below_a_prefix(wheel: Path) -> None:
 
 def test_what_is_run_may_be_run(wheel: Path) -> None:
     runnable = {name for name, mode in data(wheel).items() if mode & 0o111}
-    of_initramfs = {name for name in data(wheel) if "/initramfs-tools/" in name}
+    of_initramfs = {name for name in data(wheel) if "/initramfs-tools/" in name or "/dracut/" in name}
     assert runnable == {f"lib/{where}" for where in programs(wheel)} | of_initramfs
 
 

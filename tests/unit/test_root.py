@@ -109,11 +109,16 @@ def test_whom_the_hook_has_copied_is_trusted_if_nothing_is_said(
 def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:
     """Byte code alone, beside an interpreter that finds nothing else."""
     found = subprocess.run(
-        [sys.executable, "-I", "-m", "nbdattach.initramfs", str(tmp_path)], check=True, capture_output=True, text=True
+        [sys.executable, "-I", "-m", "nbdattach.initramfs", str(tmp_path), "1.2.3"],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
-    interpreter, *libraries = [line.split() for line in found.splitlines()]
-    assert interpreter == [os.path.realpath(sys.executable), "/usr/bin/python3"]
-    assert all(file.endswith(".so") for file, _ in libraries)
+    interpreter, *others = [line.split() for line in found.splitlines()]
+    assert interpreter == ["copy", os.path.realpath(sys.executable), "/usr/bin/python3"]
+    assert {line[0] for line in others} == {"copy", "module"}
+    assert all(line[1].endswith(".so") for line in others if line[0] == "copy")
+    assert {line[1] for line in others if line[0] == "module"} >= {"nbd", "tls"}
     modules = tmp_path / "usr/lib/nbdattach"
     packages = {path.name for path in modules.iterdir()}
     assert {"nbdattach", "pyroute2"} <= packages

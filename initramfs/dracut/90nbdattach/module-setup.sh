@@ -1,0 +1,55 @@
+#!/bin/bash
+# Module of dracut: puts into an initramfs what it takes to attach a root file system over NBD.
+# Installed as 90nbdattach in /usr/lib/dracut/modules.d; nbdattach-root(7) tells what it reads when the machine boots.
+
+# Most machines that have nbdattach boot from another disk: they are to be spared this, and what could go wrong in it.
+check() {
+    require_binaries nbdattach modprobe || return 1
+    [[ -e /etc/nbdattach/initramfs ]] || grep -qs '"root": true' /run/nbdattach/nbd*.json || return 255
+}
+
+depends() {
+    echo network
+}
+
+install() {
+    local command python libraries=/usr/lib/nbdattach listing what name place library start
+
+    # The Python that nbdattach runs with; it may be one of a virtual environment.
+    command=$(type -P nbdattach)
+    python=$(sed -n '1s/^#! *\([^ ]*\).*/\1/p' "$command")
+    if ! listing=$("$python" -I -m nbdattach.initramfs "${initdir:?}" "${kernel:?}"); then
+        dfatal "nbdattach: the Python of $command cannot load what it takes"
+        exit 1
+    fi
+    nbdattach_modules=()
+    while read -r what name place; do
+        case $what in
+        copy)
+            inst "$name" "$place"
+            # Of libraries dracut finds only those of files that may be executed, which Python's extensions may not.
+            while read -r library; do inst "$library"; done < <(ldd "$name" | grep -o '/[^ ]*')
+            ;;
+        module) nbdattach_modules+=("$name") ;;
+        esac
+    done <<<"$listing"
+    # A module that is missing shall be missed now, and not when the machine boots.
+    start="import sys; sys.path.append('$libraries'); from nbdattach import root; root.see_all_is_there()"
+    if ! chroot "$initdir" /usr/bin/python3 -I -S -c "$start"; then
+        dfatal 'nbdattach: what was copied does not run'
+        exit 1
+    fi
+
+    inst_multiple modprobe mount
+    # Before that of 95nbd, which would take the same words for itself.
+    inst_hook cmdline 89 "${moddir:?}/parse-nbdattach.sh"
+    inst_hook mount 98 "$moddir/mount-nbdattach.sh"
+    inst_script "$moddir/nbdattachroot.sh" /sbin/nbdattachroot
+    dracut_need_initqueue
+}
+
+# Called after `install`.
+installkernel() {
+    # Also those that this machine does not need just now, which it would leave out.
+    hostonly='' instmods "${nbdattach_modules[@]}"
+}

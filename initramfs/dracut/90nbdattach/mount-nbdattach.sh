@@ -1,0 +1,9 @@
+#!/bin/sh
+# Sourced with the other hooks of mount: mounts what was attached, where root= names no device and nothing else did.
+# shellcheck disable=SC2154 # NEWROOT, of dracut
+
+if [ "$root" = nbdattach ] && [ -s /tmp/nbdattach.root ] && ! ismounted "$NEWROOT"; then
+    # shellcheck disable=SC1091
+    . /tmp/nbdattach.root
+    mount -t "${ROOTFSTYPE:-$(getarg rootfstype= || echo auto)}" -o "$OPTIONS" "${ROOT:-$NBDATTACH_DEVICE}" "$NEWROOT"
+fi
