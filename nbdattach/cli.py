@@ -549,9 +549,9 @@ def monitor(background: bool) -> None:
     if background:
         launch.in_background()
         return
-    from nbdattach import monitor
+    from nbdattach import log, monitor
 
-    monitor.run(monitor.to_stderr)
+    monitor.run(log.to_stderr)
 
 
 @cli.command("list")

@@ -23,8 +23,10 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.link import Link
+from nbdattach.log import Log, kernel_log, to_stderr
+from nbdattach.realroot import RealRoot
 from nbdattach.stream import prepare, warm_up
-from nbdattach.watch import Log, Watch
+from nbdattach.watch import Watch
 
 _TICK = 1.0
 # Should an announcement of the kernel have been lost.
@@ -298,64 +300,7 @@ def _subscription() -> netlink.DeadLinks:
                 raise
 
 
-class RealRoot:
-    """What an initramfs has mounted, seen by a process that was started before it became the root of everybody else.
-
-    Such a process keeps the root of the initramfs, where nothing is left then. But /run has moved to the real root, and
-    what is above it there is that root.
-    """
-
-    def __init__(self) -> None:
-        self._run = os.open("/run", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def follow(self) -> None:
-        """Goes there, once all that we look at has moved.
-
-        Not sooner: to look for /sys where it is not yet is to read the root's own folder, from a disk that may be away.
-        """
-        if not self._is_in_place() and not sysfs.is_there():
-            os.fchdir(self._run)
-            os.chdir("..")
-            os.chroot(".")
-
-    def _is_in_place(self) -> bool:
-        """By the folder itself: what it had in it may have been made anew, in the one that is left behind."""
-        try:
-            return os.path.samestat(os.stat("/run"), os.fstat(self._run))
-        except OSError:
-            return False
-
-
-# -- its start and its log -----------------------------------------------------------------------------------------
-
-
-def to_stderr(line: str) -> None:
-    """One line, which systemd puts into the journal. It is left out where that would have to be waited for.
-
-    The journal may be on a device whose server is away, and that waits for us.
-    """
-    writable = select.poll()
-    writable.register(2, select.POLLOUT)
-    if writable.poll(0):
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
-
-
-def kernel_log() -> Log:
-    """Lines among those of the nbd driver, for a monitor without a terminal and without a journal of its own.
-
-    It is opened once: later the way to it may lead over a disk that is away, as it does at the end of an initramfs.
-    """
-    try:
-        log = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return lambda _: None
-
-    def tell(line: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(log, f"<5>nbdattach: {line}\n".encode(errors="replace"))
-
-    return tell
+# -- its start ------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ class User:
     says: str
     release: str  # a command
     direct: bool = True  # of the device or a partition of it, not of something on top
+    elsewhere: bool = False  # a mount of another mount namespace alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,13 @@ class Users:
 
     @property
     def mounts(self) -> list[str]:
-        return list(dict.fromkeys(one.name for one in self.all if one.kind == "mount" and one.direct))
+        """Paths as they are here; as they are elsewhere only where it is mounted nowhere here.
+
+        Each service with a private /tmp has mounts of its own of the disk that /tmp is on.
+        """
+        found = [one for one in self.all if one.kind == "mount" and one.direct]
+        here = [one for one in found if not one.elsewhere]
+        return list(dict.fromkeys(one.name for one in here or found))
 
     @property
     def holders(self) -> list[str]:
@@ -213,7 +220,7 @@ def _mounted(mount: Mount, direct: bool) -> User:
     if mount.owner:
         where += f" in the mount namespace of process {mount.owner}"
         command = f"nsenter -m -t {mount.owner.pid} {command}"
-    return User("mount", mount.path, where, command, direct)
+    return User("mount", mount.path, where, command, direct, elsewhere=mount.owner is not None)
 
 
 def _holder(block: Block, direct: bool) -> User:

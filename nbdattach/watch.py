@@ -32,6 +32,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
 from nbdattach.link import Link, Scout
+from nbdattach.log import Log
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout, resend_ms
 from nbdattach.node import Busy, Node
 from nbdattach.process import started
@@ -40,7 +41,6 @@ from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target
 from nbdattach.users import kept_open_by, opened, users_of
 
-Log: TypeAlias = Callable[[str], None]
 Done: TypeAlias = Callable[[str | NbdattachError], None]
 
 # Between tries: at once, then a share of the time that the server has been away, and never longer than MAX_PAUSE.

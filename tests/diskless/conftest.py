@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """root.img, vmlinuz, and two kinds of initramfs; in tls what the server shows, whose authority the image knows."""
+    """root.img, vmlinuz, and each initramfs; in tls what the server shows, whose authority the image knows."""
     out = tmp_path_factory.mktemp("boot")
     Authority(out / "authority").issue(out / "tls", "server", "disks", "DNS:disks")
     subprocess.run([HERE / "image", out], check=True)

@@ -94,8 +94,9 @@ def written(image: Path) -> bytes:
         ("initrd", False, "ro root=/dev/nbd0 nbdroot=nbd://disks:PORT/"),
         ("initrd", True, "ro root=nbds://disks:PORT/ nbdopts=dead-peer=20"),
         ("dracut", True, "ro root=nbds://disks:PORT/"),
+        ("dracut-legacy", False, "ro root=nbd:disks:PORT:ext4:noatime"),
     ],
-    ids=["plain", "tls", "dracut"],
+    ids=["plain", "tls", "dracut", "dracut-legacy"],
 )
 def test_root_survives_restarts_of_its_server_and_powers_off_clean(
     lab: Lab, initramfs: str, tls: bool, words: str
@@ -105,6 +106,7 @@ def test_root_survives_restarts_of_its_server_and_powers_off_clean(
     lab.server.start()
     machine = lab.boot(words.replace("PORT", str(lab.server.port)), initramfs)
     machine.wait_until_up()
+    assert ("noatime" in words) == ("noatime" in machine.do("findmnt -n -o OPTIONS /"))
     machine.do("systemctl start nbdattach-monitor.service")  # it may still be at it
     see_root_is_attached(machine, tls)
     see_only_the_monitor_runs(machine)
@@ -129,7 +131,7 @@ def wait_for_console(machine: Machine, words: str) -> None:
 
 def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab) -> None:
     """Before the real monitor is there, which has to be read from this very root."""
-    machine = lab.boot(f"ro root=nbd:disks:{lab.server.port}::noatime")
+    machine = lab.boot(f"ro root=nbd:disks:{lab.server.port}")
     wait_for_console(machine, "cannot connect: Connection refused")
     lab.server.start()
     for moment in ("EXT4-fs (nbd0): mounted filesystem", "nbdattach-monitor"):
@@ -142,5 +144,4 @@ def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab) 
     see_root_is_attached(machine)
     see_only_the_monitor_runs(machine)
     see_no_error(machine)
-    assert "noatime" in machine.do("findmnt -n -o OPTIONS /")
     powered_off(lab, machine)

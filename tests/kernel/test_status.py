@@ -47,6 +47,21 @@ def test_ours(tmp_path: Path) -> None:
         assert attachment.status().mounts == []
 
 
+def test_mounts_of_other_namespaces_are_told_where_there_are_none_here() -> None:
+    """As services with a private /tmp have them of the disk that /tmp is on."""
+    program = "mount --make-rprivate / && mount --bind /mnt /srv && echo ready && exec sleep 600"
+    with nbdkit("memory", "32M") as server, attached(server.uri, "nbd0") as attachment:
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        service = subprocess.Popen(["unshare", "-m", "sh", "-c", program], stdout=subprocess.PIPE)
+        assert service.stdout and service.stdout.readline()
+        assert attachment.status().mounts == ["/mnt"]
+        shell("umount /mnt")
+        assert attachment.status().mounts == ["/mnt", "/srv"]
+        service.kill()
+        service.wait()
+        eventually(lambda: not attachment.status().mounts)
+
+
 def test_a_foreign_one() -> None:
     with nbdkit("memory", "1M") as server:
         shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
@@ -110,15 +125,18 @@ def test_64_devices_cost_little() -> None:
     with nbdkit("memory", "1M") as server, contextlib.ExitStack() as stack:
         for number in range(64):
             stack.enter_context(attached(server.uri, f"nbd{number}", tag=f"tag{number}", reconnect=False))
-        spent = CPU_SECONDS
-        for _ in range(10):  # the best: a guest's clock counts what other programs on the machine take from it
+        spent: list[float] = []
+
+        def is_cheap() -> bool:
+            """The best so far: a guest's clock counts what other programs on the machine take from it."""
             began = time.process_time()
             table = render.status_table(status.all_attached())
-            spent = min(spent, time.process_time() - began)
-        print(f"status of 64 devices: {spent * 1000:.0f} ms of CPU")
-        assert len(table.splitlines()) == 65
+            spent.append(time.process_time() - began)
+            return len(table.splitlines()) == 65 and min(spent) < CPU_SECONDS
+
+        eventually(is_cheap)
+        print(f"status of 64 devices: {min(spent) * 1000:.0f} ms of CPU")
         assert [one["tag"] for one in nbd("status", "--json").json()] == [f"tag{number}" for number in range(64)]
-        assert spent < CPU_SECONDS
     shell("modprobe -r nbd && modprobe nbd")
     assert len(sysfs.devices()) == 16
 

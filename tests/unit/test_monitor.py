@@ -210,13 +210,13 @@ def test_a_monitor_takes_over_what_asked_to_be_watched_and_nothing_else(
 
 STANDS_IN = """
 import sys
-from nbdattach import monitor, netlink, state, control
+from nbdattach import monitor, netlink, realroot, state, control
 state.RUN = sys.argv[1]
 control.PLACE = f"{state.RUN}/monitor"
-monitor.RealRoot.follow = lambda self: None
+realroot.RealRoot.follow = lambda self: None
 monitor.Monitor._listen = lambda self, door, woken: self._serve(door.accept()) or True
 with state.monitor_lock() as alone:
-    root = monitor.RealRoot() if "stands in" in sys.argv else None
+    root = realroot.RealRoot() if "stands in" in sys.argv else None
     monitor.Monitor(print, root).run(lambda: print("ready", flush=True))
 """
 
@@ -247,7 +247,7 @@ def test_the_real_one_makes_no_room_for_a_second(host: Host) -> None:
 
 LOGS = """
 import os, sys, time
-from nbdattach.monitor import to_stderr
+from nbdattach.log import to_stderr
 began = time.monotonic()
 for _ in range(5000):
     to_stderr("x" * 100)

@@ -40,9 +40,10 @@ install() {
         exit 1
     fi
 
-    inst_multiple modprobe mount
+    inst_multiple modprobe mount grep sed tr
     # Before that of 95nbd, which would take the same words for itself.
     inst_hook cmdline 89 "${moddir:?}/parse-nbdattach.sh"
+    inst_hook initqueue/settled 90 "$moddir/networkd-nbdattach.sh"
     inst_hook mount 98 "$moddir/mount-nbdattach.sh"
     inst_script "$moddir/nbdattachroot.sh" /sbin/nbdattachroot
     dracut_need_initqueue
