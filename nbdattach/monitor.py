@@ -100,6 +100,7 @@ class Monitor:
         self._root = root
         self._watches: dict[Device, Watch] = {}
         self._mutex = threading.Lock()  # around that dictionary
+        self._outdated = False
         self._told = -1  # how many watches systemd knows of: it may log each word that it hears
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -153,6 +154,7 @@ class Monitor:
                     with self._logged():
                         self._adopt()
                         self._check(None)
+                        self._outlive()
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
@@ -184,7 +186,19 @@ class Monitor:
         with self._mutex:
             if self._watches.get(device) is watch:
                 del self._watches[device]
-            shutdown.outlive(bool(self._watches))
+            self._outlive()
+
+    def _outlive(self) -> None:
+        """Not killed at shutdown where there is something to watch.
+
+        Files that we were loaded from and that are deleted are kept by us until the end, though, and a file system with
+        such files cannot be made read-only: then it is the better end to be killed.
+        """
+        outdated = process.runs_from_deleted_files()
+        if outdated and not self._outdated and not self._root:
+            self._log("monitor: what it runs from has been replaced; systemctl restart nbdattach-monitor.service")
+        self._outdated = outdated
+        shutdown.outlive(bool(self._watches) and not outdated)
 
     def _adopt(self) -> None:
         """Whatever is attached and asked to be watched, by commands that found no monitor or by one before us."""
@@ -198,7 +212,7 @@ class Monitor:
         with self._mutex:
             before = self._watches.get(device)
             self._watches[device] = watch
-            shutdown.outlive()
+            self._outlive()
         if before:
             before.give_way()
         else:

@@ -19,6 +19,8 @@ PROC = "/proc"
 # File systems whose server may be away (proc_filesystems(5)).
 _REMOTE = ("nfs", "cifs", "smb3", "fuse", "ceph", "9p", "afs", "glusterfs", "lustre", "gfs2", "ocfs2")
 _CAP_SYS_ADMIN = 1 << 21
+# What looks like a deleted file in a process's maps, and is shared memory.
+_NO_FILES = ("/dev/zero", "/memfd:", "/SYSV")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 # Mount points of theirs, by mount namespace.
 _remote: dict[str, tuple[str, ...]] = {}
@@ -81,6 +83,12 @@ def stay_in_memory() -> None:
     for wish in (ioctl.mlockall_now, ioctl.mlockall_on_fault):  # the second one is for what comes later
         with contextlib.suppress(OSError):
             wish()
+
+
+def runs_from_deleted_files() -> bool:
+    """Whether a file that this process was loaded from is gone by now, as after an upgrade (proc_pid_maps(5))."""
+    names = (line.split(maxsplit=5)[5] for line in lines("self/maps") if line.endswith(" (deleted)"))
+    return any(name.startswith("/") and not name.startswith(_NO_FILES) for name in names)
 
 
 def raise_descriptor_limit() -> None:

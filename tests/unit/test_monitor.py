@@ -18,7 +18,7 @@ from host import NBD0, Host, pretend
 
 pytest.importorskip("pyroute2")
 
-from nbdattach import control, monitor, netlink, state
+from nbdattach import control, monitor, netlink, process, shutdown, state
 from nbdattach.control import Door, Request
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.monitor import Monitor
@@ -204,6 +204,22 @@ def test_a_monitor_takes_over_what_asked_to_be_watched_and_nothing_else(
     monitor = Monitor(silent)
     monitor._adopt()
     assert (NBD0 in monitor._watches) is watched
+
+
+def test_one_that_was_replaced_gives_up_its_place_at_shutdown_and_says_so_once(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    marks: list[bool] = []
+    monkeypatch.setattr(shutdown, "outlive", marks.append)
+    monitor = Monitor(said.append)
+    monitor._watches[NBD0] = Watch(NBD0, WATCHED, [], said.append)
+    monitor._outlive()
+    monkeypatch.setattr(process, "runs_from_deleted_files", lambda: True)
+    monitor._outlive()
+    monitor._outlive()
+    assert (marks, len(said)) == ([True, False, False], 1)
+    assert "systemctl restart nbdattach-monitor.service" in said[0]
 
 
 # -- one for another ---------------------------------------------------------------------------------------------------

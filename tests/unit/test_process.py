@@ -44,3 +44,22 @@ def test_nothing_is_asked_of_a_file_system_that_may_never_answer(
         for fd in (3, 4):
             assert not process.still_open(7, fd, {"43:0"})
     assert asked == [f"{tmp_path}/7/fd/4"]
+
+
+@pytest.mark.parametrize(
+    ("line", "deleted"),
+    [
+        ("7f0-7f1 r-xp 00000000 fe:01 17    /usr/bin/python3.11 (deleted)", True),
+        ("7f0-7f1 r--p 00000000 fe:01 17    /usr/lib/x.so.1", False),
+        ("7f0-7f1 rw-s 00000000 00:01 17    /dev/zero (deleted)", False),
+        ("7f0-7f1 rw-s 00000000 00:01 17    /memfd:x (deleted)", False),
+        ("7f0-7f1 rw-p 00000000 00:00 0", False),
+    ],
+)
+def test_files_that_were_replaced_under_a_process_are_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, deleted: bool
+) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/maps").write_text(f"7f0-7f1 rw-p 00000000 00:00 0    [heap]\n{line}\n")
+    monkeypatch.setattr(process, "PROC", str(tmp_path))
+    assert process.runs_from_deleted_files() == deleted
