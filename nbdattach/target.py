@@ -160,7 +160,8 @@ def _parse_address(text: str, address: str) -> tuple[str, int]:
         raise Malformed(quoted(text), "neither a host nor the absolute path of a socket", _slash_hint(address))
     host, colon, port = address.partition(":")
     if not _HOST.fullmatch(host):
-        raise Malformed(quoted(text), f"not a host name: {quoted(host)}", _FORMS)
+        which = "" if host == text else f": {quoted(host)}"
+        raise Malformed(quoted(text), f"not a host name{which}", _FORMS)
     return host.lower(), _checked_port(text, port if colon else None)
 
 

@@ -275,7 +275,7 @@ def test_malformed_argument_is_one_line_and_one_hint(
 
 def test_target_cannot_write_on_the_terminal(capsys: Capture) -> None:
     line, _ = said_error(capsys, 2, "info", "db\x1b[2J\n1\udcff")
-    assert line == r"nbdattach: 'db\x1b[2J\n1\udcff': not a host name: 'db\x1b[2J\n1\udcff'"
+    assert line == r"nbdattach: 'db\x1b[2J\n1\udcff': not a host name"
 
 
 @pytest.mark.parametrize("value", ["1_0", "٣", " 5 "])

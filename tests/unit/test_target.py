@@ -178,11 +178,11 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("nbd://", "no host in it", FORMS),
     ("nbd:///disk", "no host in it", FORMS),
     (":10809", "not a host name: ''", FORMS),
-    ("-db1", "not a host name: '-db1'", FORMS),
-    ("db 1", "not a host name: 'db 1'", FORMS),
+    ("-db1", "not a host name", FORMS),
+    ("db 1", "not a host name", FORMS),
     ("db1/disk", NO_HOST_NO_PATH, "write nbd://db1/disk, or nbd+unix:///EXPORT?socket=PATH for a socket"),
     ("./nbd.sock", NO_HOST_NO_PATH, "the path of a socket begins with /"),
-    ("dé", "not a host name: 'dé'", FORMS),
+    ("dé", "not a host name", FORMS),
     ("nbd://d%C3%A9", "not a host name: 'dé'", FORMS),
     ("db1:", "not a port: ''", "a port is a number from 1 to 65535"),
     ("db1:0", "not a port: '0'", "a port is a number from 1 to 65535"),
@@ -284,7 +284,7 @@ def test_impossible_export_name_is_malformed(name: str, cause: str) -> None:
 def test_malformed_target_cannot_write_on_the_terminal() -> None:
     with pytest.raises(Malformed) as caught:
         parse_target("db\x1b[2J\n'1")
-    assert str(caught.value) == r"'db\x1b[2J\n\'1': not a host name: 'db\x1b[2J\n\'1'"
+    assert str(caught.value) == r"'db\x1b[2J\n\'1': not a host name"
 
 
 # -- by chance -----------------------------------------------------------------------------------------------------
