@@ -55,6 +55,8 @@ def parse(line: str, dhcp: Mapping[str, str]) -> Root | None:
     Raises `Malformed`.
     """
     words = _words(line)
+    if words.root.startswith(("nbd:", "nbds:")) and not (_URI.match(words.root) or _DRACUT.fullmatch(words.root)):
+        raise Malformed(f"root={words.root}", "neither a URI nor nbd:HOST:EXPORT", _FORMS)
     if not (words.nbdroot or words.nbddev or _URI.match(words.root) or _DRACUT.fullmatch(words.root)):
         return None
     if _URI.match(words.root):
@@ -71,7 +73,8 @@ def parse(line: str, dhcp: Mapping[str, str]) -> Root | None:
 def _words(line: str) -> _Words:
     words = _Words()
     for word in line.split():
-        name, _, value = word.partition("=")
+        name, _, value = word.strip('"').partition("=")  # as the kernel has them, and nothing of ours has a blank in it
+        value = value.lstrip('"')
         if name in ("root", "nbdroot", "nbddev", "nbdopts"):
             setattr(words, name, value)
     return words

@@ -39,6 +39,8 @@ _STDLIB = os.path.dirname(os.__file__)
 def main() -> None:
     """The command."""
     tree, version = sys.argv[1:]
+    if not _modprobe(version, "--show-depends", "nbd"):
+        sys.exit(f"nbdattach: the kernel {version} has no driver nbd")
     for name in ENTRIES:
         _load(name, set())
     from nbdattach import root, stream
@@ -121,11 +123,15 @@ def _trust(folder: str, tree: str) -> None:
 
 def _modules_of_ciphers(version: str) -> list[str]:
     """Those of that kernel; one that is built in has none."""
-    found: list[str] = []
-    for cipher in _CIPHERS:
-        ask = ["modprobe", "--set-version", version, "--resolve-alias", f"crypto-{cipher}"]
-        found += subprocess.run(ask, capture_output=True, text=True).stdout.split()
-    return sorted(set(found))
+    aliases = (f"crypto-{cipher}" for cipher in _CIPHERS)
+    return sorted({name for alias in aliases for name in _modprobe(version, "--resolve-alias", alias)})
+
+
+def _modprobe(version: str, *question: str) -> list[str]:
+    """Words of the answer, which is about the modules of that kernel; none where there is nothing of it."""
+    return subprocess.run(
+        ["modprobe", "--set-version", version, *question], capture_output=True, text=True
+    ).stdout.split()
 
 
 if __name__ == "__main__":

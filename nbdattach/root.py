@@ -11,25 +11,33 @@ import importlib
 import os
 import shlex
 import sys
+import time
 from dataclasses import replace
 
 from nbdattach import attachment, bootline, monitor, stream
 from nbdattach.device import Device
-from nbdattach.errors import NbdattachError
+from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.target import Target
 
 # Where the hook has put certificates and keys, when nothing else is said. The real root has them there, too.
 TLS_FOLDER = "/etc/nbdattach/tls"
 _KERNEL_LINE = "/proc/cmdline"
+# In the environment, of an initramfs that reads words from elsewhere, too: all of them.
+_ALL_WORDS = "NBDATTACH_CMDLINE"
+# In the environment, of one that calls us again and again: the uptime, in seconds, of the first time.
+_FIRST_TURN = "NBDATTACH_SINCE"
+# Seconds of such a turn. Others want to do something, too: the next network card may be the right one.
+_TURN = 10.0
+# The exit code that asks for another turn (EX_TEMPFAIL of sysexits.h).
+_ANOTHER_TURN = 75
 
 
 def main() -> None:
     """Prints what the initramfs has to know, as assignments of a shell. Nothing where the root is elsewhere."""
     try:
-        with open(_KERNEL_LINE) as file:
-            root = bootline.parse(file.read(), os.environ)
+        root = bootline.parse(_words(), os.environ)
         if root:
-            sys.stdout.write(_assignments(root, attach(root)))
+            sys.stdout.write(_assignments(root, _attach_in_turns(root)))
             sys.stdout.flush()
             missing = monitor.stand_in()
             if missing:
@@ -37,6 +45,26 @@ def main() -> None:
     except NbdattachError as error:
         _say(f"{error}\n({error.hint})")
         sys.exit(error.exit_code)
+
+
+def _words() -> str:
+    if _ALL_WORDS in os.environ:
+        return os.environ[_ALL_WORDS]
+    with open(_KERNEL_LINE) as file:
+        return file.read()
+
+
+def _attach_in_turns(root: bootline.Root) -> Device:
+    """`attach`, or its beginning: exits where another turn may do what this one did not."""
+    if _FIRST_TURN not in os.environ:
+        return attach(root)
+    left = root.wishes.retry_for - (time.monotonic() - float(os.environ[_FIRST_TURN]))
+    try:
+        return attach(replace(root, wishes=replace(root.wishes, retry_for=max(0.0, min(left, _TURN)))))
+    except NoConnection:
+        if left <= _TURN:
+            raise
+        sys.exit(_ANOTHER_TURN)
 
 
 def attach(root: bootline.Root) -> Device:

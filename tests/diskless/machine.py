@@ -110,6 +110,9 @@ class Machine:
         self._hear_until(b"READY\n", BOOT, "booted")
         self._heard = b""
 
+    def wait_until_off(self) -> None:
+        self._process.wait(BOOT)
+
     def do(self, command: str, seconds: float = ANSWER) -> str:
         """What the command prints; it has to succeed."""
         return self.answer(self.ask(command), seconds)

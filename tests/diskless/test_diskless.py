@@ -52,6 +52,7 @@ def see_root_is_attached(machine: Machine, tls: bool = False) -> None:
     (status,) = json.loads(machine.do("nbdattach status --json /dev/nbd0"))
     assert (status["state"], status["backend"], status["mounts"]) == ("connected", "netlink", ["/"])
     assert (status["tls"] or {}).get("transport") == ("kernel" if tls else None)
+    assert "dynamic" not in machine.do("ip addr show scope global"), "the root is lost with the address"
 
 
 def see_only_the_monitor_runs(machine: Machine) -> None:
@@ -105,9 +106,8 @@ def written(image: Path) -> bytes:
         ("initrd", False, "ro root=/dev/nbd0 nbdroot=nbd://disks:PORT/"),
         ("initrd", True, "ro root=nbds://disks:PORT/ nbdopts=dead-peer=20"),
         ("dracut", True, "ro root=nbds://disks:PORT/"),
-        ("dracut-legacy", False, "ro root=nbd:disks:PORT:ext4:noatime"),
     ],
-    ids=["plain", "tls", "dracut", "dracut-legacy"],
+    ids=["plain", "tls", "dracut"],
 )
 def test_root_survives_restarts_of_its_server_and_powers_off_clean(
     lab: Lab, initramfs: str, tls: bool, words: str
@@ -117,7 +117,6 @@ def test_root_survives_restarts_of_its_server_and_powers_off_clean(
     lab.server.start()
     machine = lab.boot(words.replace("PORT", str(lab.server.port)), initramfs)
     machine.wait_until_up()
-    assert ("noatime" in words) == ("noatime" in machine.do("findmnt -n -o OPTIONS /"))
     machine.do("systemctl start nbdattach-monitor.service")  # it may still be at it
     see_root_is_attached(machine, tls)
     see_only_the_monitor_runs(machine)
@@ -140,9 +139,10 @@ def wait_for_console(machine: Machine, words: str) -> None:
         time.sleep(0.2)
 
 
-def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab) -> None:
+@pytest.mark.parametrize("initramfs", ["initrd", "dracut-legacy"])
+def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab, initramfs: str) -> None:
     """Before the real monitor is there, which has to be read from this very root."""
-    machine = lab.boot(f"ro root=nbd:disks:{lab.server.port}")
+    machine = lab.boot(f"ro root=nbd:disks:{lab.server.port}::noatime", initramfs)
     wait_for_console(machine, "cannot connect: Connection refused")
     lab.server.start()
     for moment in ("EXT4-fs (nbd0): mounted filesystem", "nbdattach-monitor"):
@@ -155,5 +155,14 @@ def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab) 
     see_root_is_attached(machine)
     see_only_the_monitor_runs(machine)
     see_no_error(machine)
+    assert "noatime" in machine.do("findmnt -n -o OPTIONS /")
     upgrade_python(machine)
     powered_off(lab, machine)
+
+
+def test_without_a_server_dracut_does_what_it_does_without_a_root(lab: Lab) -> None:
+    words = "nbdopts=retry-for=15 rd.shell=0 rd.emergency=reboot"
+    machine = lab.boot(f"ro root=nbd://disks:{lab.server.port}/ {words}", "dracut")
+    machine.wait_until_off()
+    assert "nbdattach: the root file system cannot be attached" in machine.console
+    assert "reboot: Restarting system" in machine.console

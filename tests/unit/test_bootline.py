@@ -33,6 +33,8 @@ def test_a_root_elsewhere_is_left_alone(line: str) -> None:
         ("root=UUID=12-34 nbdroot=nbds://db1:10810/a,b", "nbds://db1:10810/a,b", "nbd0", ""),
         ("root=LABEL=root nbddev=/dev/nbd1 nbdroot=nbd://db1", "nbd://db1", "nbd1", ""),
         ("root=nbd://db1/disk", "nbd://db1/disk", "nbd0", "/dev/nbd0"),
+        ('root="nbd://db1/disk"', "nbd://db1/disk", "nbd0", "/dev/nbd0"),
+        ('"root=nbd://db1/disk"', "nbd://db1/disk", "nbd0", "/dev/nbd0"),
         ("root=nbds://[2001:db8::1]:10810/disk", "nbds://[2001:db8::1]:10810/disk", "nbd0", "/dev/nbd0"),
         # nbd-client of Debian: HOST,EXPORT,DEVICE; HOST,PORT; HOST:PORT/EXPORT; and the slash of NFS.
         ("nbdroot=db1,disk,nbd2", "nbd://db1/disk", "nbd2", "/dev/nbd2"),
@@ -111,6 +113,8 @@ def test_of_two_the_last_one_counts() -> None:
             "nbdroot=nbds://db1 nbdopts=tls-transport=relay",
             "nbdopts: tls-transport relay needs a process, and none of the initramfs stays",
         ),
+        ("root=nbd:db1", "root=nbd:db1: neither a URI nor nbd:HOST:EXPORT"),
+        ("root=nbds:db1:disk", "root=nbds:db1:disk: neither a URI nor nbd:HOST:EXPORT"),
         ("nbdroot=nbd://db1 nbdopts=no-such", "nbdroot or nbdopts: nbd://db1 - no-such: unknown option 'no-such'"),
         ("nbdroot=nbd://db1:0", "nbdroot or nbdopts: nbd://db1:0 -: 'nbd://db1:0': not a port: '0'"),
     ],

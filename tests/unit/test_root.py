@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,13 @@ class Kernel:
 
     def __init__(self) -> None:
         self.targets: list[Target] = []
+        self.patience = 0.0
         self.stand_in = ""  # why there is none
 
     def attach(self, target: Target, device: Device, wishes: Wishes, trace: Trace) -> attachment.Attached:
         assert wishes.root
         self.targets.append(target)
+        self.patience = wishes.retry_for
         trace("nbd://db1: cannot connect: Connection refused")
         trace("nbd://db1: cannot connect: Connection refused")
         return attachment.Attached(device, ["a note"], 1)
@@ -39,6 +42,10 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(monitor, "stand_in", lambda: made.stand_in)
     monkeypatch.setattr(root, "_KERNEL_LINE", str(tmp_path / "cmdline"))
     return made
+
+
+def no_server(*_: object) -> None:
+    raise NoConnection("nbd://db1", "cannot connect", "is it running?")
 
 
 def booted(tmp_path: Path, line: str) -> None:
@@ -79,10 +86,7 @@ def test_a_root_elsewhere_is_no_business_of_ours(
 def test_an_error_is_one_line_and_its_exit_code(
     kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def attach(*_: object) -> None:
-        raise NoConnection("nbd://db1", "cannot connect", "is it running?")
-
-    monkeypatch.setattr(attachment, "attach", attach)
+    monkeypatch.setattr(attachment, "attach", no_server)
     with pytest.raises(SystemExit) as ended:
         booted(tmp_path, "nbdroot=nbd://db1 root=/dev/nbd0")
     assert ended.value.code == NoConnection.exit_code
@@ -106,6 +110,58 @@ def test_whom_the_hook_has_copied_is_trusted_if_nothing_is_said(
     assert kernel.targets[0].tls_ca == ca
 
 
+@pytest.mark.parametrize(("line", "since"), [("root=nbd://db1", 0.0), ("root=nbd://db1 nbdopts=retry-for=30", 15.0)])
+def test_who_calls_again_and_again_is_asked_for_another_turn(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, since: float
+) -> None:
+    monkeypatch.setattr(attachment, "attach", no_server)
+    monkeypatch.setenv("NBDATTACH_SINCE", str(time.monotonic() - since))
+    with pytest.raises(SystemExit) as ended:
+        booted(tmp_path, line)
+    assert ended.value.code == 75
+
+
+@pytest.mark.parametrize("since", [25.0, 300.0])
+def test_the_last_turn_ends_with_the_error(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: float
+) -> None:
+    monkeypatch.setattr(attachment, "attach", no_server)
+    monkeypatch.setenv("NBDATTACH_SINCE", str(time.monotonic() - since))
+    with pytest.raises(SystemExit) as ended:
+        booted(tmp_path, "root=nbd://db1 nbdopts=retry-for=30")
+    assert ended.value.code == NoConnection.exit_code
+
+
+@pytest.mark.parametrize(("since", "patience"), [(0.0, 10.0), (25.0, 5.0), (300.0, 0.0)])
+def test_a_turn_is_short_and_all_together_are_as_long_as_was_asked_for(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: float, patience: float
+) -> None:
+    monkeypatch.setenv("NBDATTACH_SINCE", str(time.monotonic() - since))
+    booted(tmp_path, "root=nbd://db1 nbdopts=retry-for=30")
+    assert kernel.patience == pytest.approx(patience, abs=1.0)
+
+
+def test_an_initramfs_may_have_words_that_the_kernel_was_not_given(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBDATTACH_CMDLINE", "quiet root=nbd://db2/x")
+    booted(tmp_path, "quiet")
+    assert kernel.targets[0].uri == "nbd://db2/x"
+
+
+def kernels(folder: Path, answer: str) -> dict[str, str]:
+    """An environment with a modprobe that says so to everything."""
+    (folder / "modprobe").write_text(f"#!/bin/sh\necho {answer}\n")
+    (folder / "modprobe").chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_a_kernel_without_the_driver_makes_no_initramfs(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-m", "nbdattach.initramfs", str(tmp_path), "1.2.3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=kernels(tmp_path, ""))
+    assert (done.returncode, done.stderr) == (1, "nbdattach: the kernel 1.2.3 has no driver nbd\n")
+
+
 def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:
     """Byte code alone, beside an interpreter that finds nothing else."""
     found = subprocess.run(
@@ -113,12 +169,13 @@ def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
         text=True,
+        env=kernels(tmp_path, "aesni"),
     ).stdout
     interpreter, *others = [line.split() for line in found.splitlines()]
     assert interpreter == ["copy", os.path.realpath(sys.executable), "/usr/bin/python3"]
     assert {line[0] for line in others} == {"copy", "module"}
     assert all(line[1].endswith(".so") for line in others if line[0] == "copy")
-    assert {line[1] for line in others if line[0] == "module"} >= {"nbd", "tls"}
+    assert {line[1] for line in others if line[0] == "module"} >= {"nbd", "tls", "aesni"}
     modules = tmp_path / "usr/lib/nbdattach"
     packages = {path.name for path in modules.iterdir()}
     assert {"nbdattach", "pyroute2"} <= packages

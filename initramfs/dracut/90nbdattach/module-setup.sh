@@ -40,17 +40,29 @@ install() {
         exit 1
     fi
 
-    inst_multiple modprobe mount grep sed tr
+    inst_multiple modprobe mount ip cat cut grep sed tr
     # Before that of 95nbd, which would take the same words for itself.
     inst_hook cmdline 89 "${moddir:?}/parse-nbdattach.sh"
-    inst_hook initqueue/settled 90 "$moddir/networkd-nbdattach.sh"
+    inst_hook initqueue/settled 90 "$moddir/retry-nbdattach.sh"
+    inst_hook pre-pivot 90 "$moddir/keep-nbdattach.sh"
     inst_hook mount 98 "$moddir/mount-nbdattach.sh"
     inst_script "$moddir/nbdattachroot.sh" /sbin/nbdattachroot
     dracut_need_initqueue
+
+    # An image of this name that is there is written over, and keeps its mode.
+    if [[ -e ${outfile-} ]] && grep -qs 'PRIVATE KEY' /etc/nbdattach/tls/*; then
+        chmod go= "$outfile"
+    fi
 }
 
-# Called after `install`.
+# Called after `install`, if that was called.
 installkernel() {
     # Also those that this machine does not need just now, which it would leave out.
-    hostonly='' instmods "${nbdattach_modules[@]}"
+    hostonly='' instmods nbd tls af_packet "${nbdattach_modules[@]}"
+    # Nothing is told of one that is left out; a driver that is built in is none.
+    if modprobe --set-version "$kernel" --show-depends nbd | grep -q '^insmod' &&
+        [[ -z $(find "$initdir/lib/modules/$kernel/" -name 'nbd.ko*') ]]; then
+        dfatal "nbdattach: the driver nbd is missing in $kernel, or left out"
+        exit 1
+    fi
 }

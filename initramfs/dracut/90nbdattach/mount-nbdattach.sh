@@ -5,5 +5,6 @@
 if [ "$root" = nbdattach ] && [ -s /tmp/nbdattach.root ] && ! ismounted "$NEWROOT"; then
     # shellcheck disable=SC1091
     . /tmp/nbdattach.root
-    mount -t "${ROOTFSTYPE:-$(getarg rootfstype= || echo auto)}" -o "$OPTIONS" "${ROOT:-$NBDATTACH_DEVICE}" "$NEWROOT"
+    mount -t "${ROOTFSTYPE:-$(getarg rootfstype= || echo auto)}" -o "$(cat /tmp/nbdattach.options)" \
+        "${ROOT:-$NBDATTACH_DEVICE}" "$NEWROOT"
 fi

@@ -19,5 +19,8 @@ if [ -n "$wanted" ]; then
     [ -n "$root" ] || root=nbdattach
     # shellcheck disable=SC2154 # of dracut
     echo '[ -s /tmp/nbdattach.root ]' >"$hookdir/initqueue/finished/nbdattach.sh"
+    # The others configure an interface by DHCP when nothing is said.
+    [ ! -e /usr/lib/systemd/systemd-networkd ] || getarg ip= >/dev/null ||
+        warn 'nbdattach: no ip= on the command line, so systemd-networkd configures no network for the root'
 fi
 unset wanted
