@@ -6,8 +6,9 @@ GUEST := tests/lab/guest.py
 PYTEST := $(PYTHON) -m pytest -q --durations 15 --durations-min 5
 # One kernel test by name: make kernel K=test_exact_size
 K :=
-# No test waits longer than this for one thing; emulated machines are slow.
+# What hangs is ended then; emulated machines are slow.
 LIMIT := --timeout 180
+EMULATED := --timeout 400
 
 .PHONY: test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
 	kernel-6.12-netlink boot root soak rounds shell demo bench deb package clean
@@ -56,10 +57,10 @@ kernel-udev: $(VENV)/installed
 	$(GUEST) --timeout 900 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
 
 kernel-6.12: $(VENV)/installed
-	$(GUEST) --timeout 3600 --kernel 6.12 -- $(PYTEST) $(LIMIT) -m "(essential or stock) and not netlink" $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 3600 --kernel 6.12 -- $(PYTEST) $(EMULATED) -m "(essential or stock) and not netlink" $(if $(K),-k $(K)) tests/kernel
 
 kernel-6.12-netlink: $(VENV)/installed
-	$(GUEST) --timeout 3600 --kernel 6.12 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "essential and netlink" $(if $(K),-k $(K)) tests/kernel
+	$(GUEST) --timeout 3600 --kernel 6.12 --env LAB_BACKEND=netlink -- $(PYTEST) $(EMULATED) -m "essential and netlink" $(if $(K),-k $(K)) tests/kernel
 
 ## machines without a disk, whose root is on NBD: emulated, 10 minutes
 root: $(VENV)/installed

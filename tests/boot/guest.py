@@ -75,6 +75,7 @@ class Guest:
         """No stop job waits for longer than 10 s; on a machine that is busy with other things, for so much longer."""
         slowness = max(1.0, self.when("Reached target sysinit.target") / _SYSINIT_SECONDS)
         seconds, unit = self._longest_stop()
+        print(f"the longest stop: {seconds:.1f} s, {unit}; {slowness:.1f} times as slow as an idle machine")
         assert seconds < 10 * slowness, f"{unit} took {seconds:.1f} s to stop, {slowness:.1f} times is allowed"
 
     def _longest_stop(self) -> tuple[float, str]:

@@ -79,7 +79,7 @@ def test_a_connect_killed_at_any_moment_leaves_nothing() -> None:
 
 
 @pytest.mark.essential
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("connections", [1, 4])
 def test_killed_at_ten_random_moments_it_loses_nothing(tmp_path: Path, connections: int) -> None:
     """While the server goes and comes, too."""

@@ -66,7 +66,7 @@ def nothing_goes_wrong(load: Load, image: Path) -> Iterator[None]:
     assert load.is_on(image)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("away", [3, 40])
 def test_a_killed_server_comes_back(tmp_path: Path, away: int) -> None:
     """kill -9, with 1 and 4 connections, over TCP and Unix sockets, all four at once."""
