@@ -42,23 +42,23 @@ def status_of(device: Device, census: Census | None = None) -> Status:
     pid = kernel.pid
     if pid is None:
         raise NotAttached(device.path)
-    record = load(device)
+    record, size, by_netlink = load(device), kernel.size, kernel.by_netlink
     users = (census or Census()).users_of(device)
     trouble = _trouble(device) if record and record.reconnect else None
     return Status(
         device=device.path,
         index=device.index,
-        state=trouble.state if trouble else "connected" if kernel.size and _is_served(kernel, record) else "lost",
+        state=trouble.state if trouble else "connected" if size and _is_served(kernel, record) else "lost",
         tag=record.tag if record else kernel.backend,
         target=record.target if record else None,
         export=record.export if record else None,
-        size=kernel.size,
+        size=size,
         block_size=kernel.block_size,
         read_only=kernel.read_only,
-        backend=record.backend if record else "netlink" if kernel.by_netlink else None,
+        backend=record.backend if record else "netlink" if by_netlink else None,
         connections=record.connections if record else kernel.connections,
         tls=record.tls if record else None,
-        pid=record.pid or record.living_relay if record else None if kernel.by_netlink else pid,
+        pid=record.pid or record.living_relay if record else None if by_netlink else pid,
         since=record.since if record else None,
         mounts=users.mounts,
         holders=users.holders,

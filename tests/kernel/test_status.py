@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from nbdattach.sysfs import Kernel
 
 README = Path(__file__).parents[2] / "README.md"
 FIRST = Kernel(Device(0))
-CPU_SECONDS = 0.1
+# 64 devices are to cost less than 100 ms of CPU; reading an attribute of /sys costs a machine some 10 us, in Python.
+# A guest's clock tells nothing of that: system calls cost 20 times as much here, and other programs are counted in.
+READS_A_DEVICE = 60
+READS = 1000
 
 
 def told(device: str = "nbd0") -> Any:
@@ -119,23 +123,25 @@ def test_the_state_file_of_a_dead_attachment_is_not_believed() -> None:
         nbd_ok("disconnect", "nbd0")
 
 
+def cpu_seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
 @pytest.mark.netlink
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_64_devices_cost_little() -> None:
     with nbdkit("memory", "1M") as server, contextlib.ExitStack() as stack:
         for number in range(64):
             stack.enter_context(attached(server.uri, f"nbd{number}", tag=f"tag{number}", reconnect=False))
-        spent: list[float] = []
-
-        def is_cheap() -> bool:
-            """The best so far: a guest's clock counts what other programs on the machine take from it."""
-            began = time.process_time()
-            table = render.status_table(status.all_attached())
-            spent.append(time.process_time() - began)
-            return len(table.splitlines()) == 65 and min(spent) < CPU_SECONDS
-
-        eventually(is_cheap)
-        print(f"status of 64 devices: {min(spent) * 1000:.0f} ms of CPU")
+        table, reading = 0.0, 0.0
+        for _ in range(10):  # side by side: other programs on the machine take as much from the one as from the other
+            table += cpu_seconds(lambda: render.status_table(status.all_attached()))
+            reading += cpu_seconds(lambda: [sysfs.Kernel(Device(0)).size for _ in range(READS)]) / READS
+        print(f"status of 64 devices: {table * 100:.0f} ms of CPU, {table / reading / 64:.0f} reads a device")
+        assert len(render.status_table(status.all_attached()).splitlines()) == 65
+        assert table < 64 * READS_A_DEVICE * reading
         assert [one["tag"] for one in nbd("status", "--json").json()] == [f"tag{number}" for number in range(64)]
     shell("modprobe -r nbd && modprobe nbd")
     assert len(sysfs.devices()) == 16
