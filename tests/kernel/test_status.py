@@ -100,7 +100,7 @@ def test_a_killed_worker_and_a_pid_that_another_program_has_now(monkeypatch: pyt
 @pytest.mark.netlink
 def test_reconnecting() -> None:
     with nbdkit("memory", "1M") as server:
-        connect(server.uri, "nbd0", on_loss=4.0)
+        connect(server.uri, "nbd0", on_loss=15.0)
         server.kill()
         eventually(lambda: told()["state"] == "reconnecting")
         found = told()
