@@ -55,13 +55,13 @@ def parse(line: str, dhcp: Mapping[str, str]) -> Root | None:
     Raises `Malformed`.
     """
     words = _words(line)
-    if words.root.startswith(("nbd:", "nbds:")) and not (_URI.match(words.root) or _DRACUT.fullmatch(words.root)):
+    uri, dracut = _URI.match(words.root), _DRACUT.fullmatch(words.root)
+    if words.root.startswith(("nbd:", "nbds:")) and not (uri or dracut):
         raise Malformed(f"root={words.root}", "neither a URI nor nbd:HOST:EXPORT", _FORMS)
-    if not (words.nbdroot or words.nbddev or _URI.match(words.root) or _DRACUT.fullmatch(words.root)):
+    if not (words.nbdroot or words.nbddev or uri or dracut):
         return None
-    if _URI.match(words.root):
+    if uri:
         return _root(words, DEFAULT_DEVICE, f"{words.root} -", made=True)
-    dracut = _DRACUT.fullmatch(words.root)
     if dracut:
         server, export, fstype, flags, options = (part or "" for part in dracut.groups())
         words.nbdopts = ",".join(filter(None, (options, words.nbdopts)))

@@ -117,8 +117,14 @@ def _trust(folder: str, tree: str) -> None:
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         if os.path.isfile(f"{folder}/{name}"):
             os.makedirs(f"{tree}{folder}", exist_ok=True)
-            shutil.copyfile(f"{folder}/{name}", f"{tree}{folder}/{name}")
-            os.chmod(f"{tree}{folder}/{name}", 0o600)
+            _copy_secretly(f"{folder}/{name}", f"{tree}{folder}/{name}")
+
+
+def _copy_secretly(file: str, place: str) -> None:
+    """The tree may be open to everybody, and the copy of a key is at no moment."""
+    with open(file, "rb") as key, open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
+        os.fchmod(copy.fileno(), 0o600)  # one that another hook has put there
+        shutil.copyfileobj(key, copy)
 
 
 def _modules_of_ciphers(version: str) -> list[str]:
