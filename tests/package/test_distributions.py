@@ -14,6 +14,7 @@ import pytest
 from nbdattach import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
+LICENSE = (ROOT / "LICENSE").read_bytes()
 # Where each kind of file goes, below the prefix.
 PLACES = {
     "man/*.5": "share/man/man5",
@@ -87,7 +88,20 @@ def test_source_distribution_has_everything(unpacked: Path) -> None:
     missing = {name for name in tracked() if not (unpacked / name).exists()}
     assert missing == set()
     extra = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()} - tracked()
-    assert {name for name in extra if not name.startswith("nbdattach.egg-info/")} == {"PKG-INFO", "setup.cfg"}
+    assert {name for name in extra if not name.startswith("nbdattach.egg-info/")} == {"PKG-INFO"}
+
+
+def test_licence_and_its_text_are_in_the_source_distribution(unpacked: Path) -> None:
+    assert (unpacked / "LICENSE").read_bytes() == LICENSE
+    assert "\nLicense: GPL-2.0-or-later\n" in (unpacked / "PKG-INFO").read_text()
+
+
+def test_licence_and_its_text_are_in_the_wheel(wheel: Path) -> None:
+    """Where setuptools puts the text differs: in `licenses` since 77."""
+    files = {name: read for name, (_, read) in content(wheel).items() if ".dist-info/" in name}
+    assert [read for name, read in files.items() if name.endswith("/LICENSE")] == [LICENSE]
+    (metadata,) = (read for name, read in files.items() if name.endswith("/METADATA"))
+    assert b"\nLicense: GPL-2.0-or-later\n" in metadata
 
 
 def test_wheel_of_the_source_distribution_is_that_of_the_tree(wheel: Path, tmp_path: Path) -> None:
