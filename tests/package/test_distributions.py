@@ -144,8 +144,13 @@ def test_changelog_of_the_package_is_of_this_version() -> None:
     assert (ROOT / "debian/changelog").read_text().startswith(f"nbdattach ({__version__}) ")
 
 
+def test_newest_changes_are_of_this_version() -> None:
+    versions = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == __version__
+
+
 def test_version_is_in_one_place() -> None:
-    """But for the changelog, which Debian's tools read."""
+    """But for the changelogs, which Debian's tools and people read."""
     pattern = rf"(^|[^0-9.]){re.escape(__version__)}($|[^0-9.])"
     found = subprocess.run(["git", "grep", "-lE", pattern], cwd=ROOT, capture_output=True, text=True).stdout
-    assert set(found.split()) == {"nbdattach/__init__.py", "debian/changelog"}
+    assert set(found.split()) == {"nbdattach/__init__.py", "debian/changelog", "CHANGELOG.md"}
