@@ -10,7 +10,7 @@ K :=
 LIMIT := --timeout 180
 EMULATED := --timeout 400
 
-.PHONY: test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
+.PHONY: help test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
 	kernel-6.12-netlink boot root soak rounds shell demo bench deb package clean
 
 ## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
@@ -18,9 +18,16 @@ test: provision $(VENV)/installed
 	$(MAKE) --no-print-directory -j2 -Otarget lanes
 	@echo "make test: all passed"
 
+## this list
+help:
+	@awk '/^## / { text = substr($$0, 4) } \
+		/^[a-z][^ :=]*:/ && text != "" { sub(/:.*/, ""); printf "make %-19s  %s\n", $$0, text; text = "" }' $(MAKEFILE_LIST)
+
+## what make test runs once the tools are installed
 # Two lanes of about the same length, one a core; the slow guests begin first.
 lanes: kernel-netlink kernel root kernel-6.12 kernel-6.12-netlink boot package lint unit-all servers kernel-udev
 
+## install the Debian packages that the tests need
 provision:
 	tests/lab/provision
 
@@ -29,6 +36,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+## ruff, mypy and shellcheck
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -38,27 +46,35 @@ lint: $(VENV)/installed
 		initramfs/initramfs-tools/hooks/nbdattach initramfs/initramfs-tools/scripts/local-top/nbdattach \
 		initramfs/dracut/90nbdattach/*.sh tests/diskless/image
 
+## unit tests, in seconds, without root and without a server
 unit: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/unit
 
+## the unit tests on every Python from 3.11 up that is installed
 unit-all: $(VENV)/installed
 	tests/unit/on_each_python
 
+## the protocol against real NBD servers, without a kernel
 servers: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/servers
 
+## kernel tests of the ioctl backend in a 6.1 guest; one by name: make kernel K=test_exact_size
 kernel: $(VENV)/installed
 	$(GUEST) --timeout 3600 --env NBDATTACH_DEVICE=/dev/nbd3 -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not netlink" $(if $(K),-k $(K)) tests/kernel $(if $(K),,tests/unit/test_fake_kernel.py)
 
+## kernel tests of the netlink backend in a 6.1 guest; K=NAME as above
 kernel-netlink: $(VENV)/installed
 	$(GUEST) --timeout 3600 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not ioctl" $(if $(K),-k $(K)) tests/kernel
 
+## kernel tests that need udevd, in a 6.1 guest
 kernel-udev: $(VENV)/installed
 	$(GUEST) --timeout 900 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
 
+## the essential kernel tests of the ioctl backend in a 6.12 guest
 kernel-6.12: $(VENV)/installed
 	$(GUEST) --timeout 3600 --kernel 6.12 -- $(PYTEST) $(EMULATED) -m "(essential or stock) and not netlink" $(if $(K),-k $(K)) tests/kernel
 
+## the essential kernel tests of the netlink backend in a 6.12 guest
 kernel-6.12-netlink: $(VENV)/installed
 	$(GUEST) --timeout 3600 --kernel 6.12 --env LAB_BACKEND=netlink -- $(PYTEST) $(EMULATED) -m "essential and netlink" $(if $(K),-k $(K)) tests/kernel
 
@@ -66,6 +82,7 @@ kernel-6.12-netlink: $(VENV)/installed
 root: $(VENV)/installed
 	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/diskless
 
+## guests that boot systemd, with servers outside of them
 # Their network is one of their own, so that the machine's is not touched.
 boot: deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 400 $(if $(K),-k $(K)) tests/boot
@@ -75,9 +92,11 @@ KERNEL := 6.1
 shell: $(VENV)/installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(GUEST) --kernel $(KERNEL) --shell
 
+## the main job, step by step, in a guest that is thrown away
 demo:
 	tests/demo/demo
 
+## measure the ratios to nbd-client and qemu-nbd
 bench: provision $(VENV)/installed
 	$(PYTHON) tests/bench/bench.py
 
@@ -96,6 +115,7 @@ package: deb $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/package/test_distributions.py
 	$(GUEST) --timeout 900 -- $(PYTEST) $(LIMIT) $(if $(K),-k $(K)) --ignore=tests/package/test_distributions.py tests/package
 
+## remove everything that make has made here
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info
 

@@ -1,0 +1,44 @@
+"""What README.md, CONTRIBUTING.md and the files beside them say of the tree is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import nbdattach
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(path.name for path in ROOT.glob("*.md"))
+
+
+def map_of_the_source() -> list[str]:
+    rows = re.findall(r"^\| (`\w+\.py`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
+
+
+def test_map_of_the_source_has_each_module_once() -> None:
+    assert sorted(map_of_the_source()) == sorted(path.name for path in Path(nbdattach.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_link_leads_to_a_file_of_the_tree(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_path_in_a_page_is_in_the_tree(page: str) -> None:
+    """`tests/…`, `man/…` and the like are files or folders of this tree."""
+    named = re.findall(
+        r"`((?:tests|man|systemd|initramfs|completions|debian|nbdattach)/[\w./@-]*)`", (ROOT / page).read_text()
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_hooks_of_pre_commit_fetch_nothing() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"repo: (.*)", text) == ["local"]
+    hooks = re.findall(r"entry: \.venv/bin/(\w+).*\n +language: (\w+)", text)
+    assert hooks == [("ruff", "system"), ("ruff", "system"), ("mypy", "system")]
