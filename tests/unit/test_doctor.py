@@ -97,6 +97,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(status, "has_open", lambda pid, numbers: process.alive(pid))
     monkeypatch.setattr(process, "may_administer", lambda: True)
     monkeypatch.setattr(process, "sees_all", lambda: True)
+    monkeypatch.setattr(status, "sees_all", lambda: True)
     monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(systemd, "in_charge", lambda: False)
