@@ -62,25 +62,18 @@ unit-all: $(VENV)/installed
 servers: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/servers
 
-## kernel tests of the ioctl backend in a 6.1 guest; one by name: make kernel K=test_exact_size
+# One suite on one kernel, on this machine's root; see tests/matrix.py for the suites and for other roots.
+KERNEL := 7.2
+in_guest = $(PYTHON) tests/matrix.py --root here $(if $(K),-k $(K))
+
+## kernel tests of both backends; one by name on one kernel: make kernel K=test_exact_size KERNEL=6.1
 kernel: $(VENV)/installed
-	$(GUEST) --timeout 3600 --env NBDATTACH_DEVICE=/dev/nbd3 -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not netlink" $(if $(K),-k $(K)) tests/kernel $(if $(K),,tests/unit/test_fake_kernel.py)
+	$(in_guest) --kernel $(KERNEL) --suite netlink
+	$(in_guest) --kernel $(KERNEL) --suite ioctl
 
-## kernel tests of the netlink backend in a 6.1 guest; K=NAME as above
+# The lanes of make test: the guests of one lane run one after the other.
 kernel-netlink: $(VENV)/installed
-	$(GUEST) --timeout 3600 --env LAB_BACKEND=netlink -- $(PYTEST) $(LIMIT) -m "not udev and not stock and not ioctl" $(if $(K),-k $(K)) tests/kernel
-
-## kernel tests that need udevd, in a 6.1 guest
-kernel-udev: $(VENV)/installed
-	$(GUEST) --timeout 900 --udev -- $(PYTEST) $(LIMIT) -m udev $(if $(K),-k $(K)) tests/kernel
-
-## the essential kernel tests of the ioctl backend in a 6.12 guest
-kernel-6.12: $(VENV)/installed
-	$(GUEST) --timeout 3600 --kernel 6.12 -- $(PYTEST) $(EMULATED) -m "(essential or stock) and not netlink" $(if $(K),-k $(K)) tests/kernel
-
-## the essential kernel tests of the netlink backend in a 6.12 guest
-kernel-6.12-netlink: $(VENV)/installed
-	$(GUEST) --timeout 3600 --kernel 6.12 --env LAB_BACKEND=netlink -- $(PYTEST) $(EMULATED) -m "essential and netlink" $(if $(K),-k $(K)) tests/kernel
+	$(in_guest) --kernel 7.2 --suite netlink --share $(SHARE)
 
 ## machines without a disk, whose root is on NBD: emulated, 10 minutes
 root: $(VENV)/installed

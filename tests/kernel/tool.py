@@ -20,6 +20,8 @@ import nbdattach
 CHUNK = 1 << 20
 # The backend that these tests attach by; each lane of the Makefile names one.
 BACKEND = os.environ.get("LAB_BACKEND", "ioctl")
+# make test-all: each step and many rounds; make test takes samples.
+ALL = os.environ.get("NBDATTACH_EXAMPLES") == "all"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The kernels of the lab, from Debian's packages: fetched, unpacked and kept, the same on each host.
 
-For user-mode Linux: a newer linux.uml wants a newer C library than an older host has. Running it through ld.so does not do: UML takes the
-end of its brk for the end of its memory, and 7.2 executes /proc/self/exe anew. So the interpreter's path in the
-program is replaced by a relative one, and the program is started in its own folder, with its own C library.
+For user-mode Linux: a newer linux.uml wants a newer C library than an older host has. Running it through ld.so does not
+do: UML takes the end of its brk for the end of its memory, and 7.2 executes /proc/self/exe anew. So the interpreter's
+path in the program is replaced by a relative one, and the program is started in its own folder, with its own C library.
 
     kernels.py [KERNEL...]    fetches those that are missing (without KERNEL: user-mode Linux), prints their folders
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Root file systems of Debian releases, with that release's own Python, libraries and servers. Made as root, once.
 
-    roots.py [RELEASE...]    makes those that are missing, and prints their folders
+roots.py [RELEASE...]    makes those that are missing, and prints their folders
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from job import HERE, LabError
 ROOTS = ("bookworm", "trixie", "sid")
 
 # What the tests use: interpreter and libraries, servers, clients to compare with, and programs for devices.
-_PACKAGES = """
-    python3 python3-click python3-pyroute2
-    nbdkit nbdkit-plugin-python qemu-utils nbd-server nbd-client libnbd-bin
-    fio udev dmsetup lvm2 mdadm e2fsprogs fdisk kmod iproute2 procps systemd systemd-sysv
-    openssl bash-completion zsh fish perl man-db mandoc gnutls-bin git make ca-certificates
-""".split()
+_PACKAGES = [
+    *("python3", "python3-click", "python3-pyroute2"),
+    *("nbdkit", "nbdkit-plugin-python", "qemu-utils", "nbd-server", "nbd-client", "libnbd-bin"),
+    *("fio", "udev", "dmsetup", "lvm2", "mdadm", "e2fsprogs", "fdisk", "kmod", "iproute2", "procps", "systemd-sysv"),
+    *("openssl", "gnutls-bin", "bash-completion", "zsh", "fish", "perl", "man-db", "mandoc"),
+    *("git", "make", "ca-certificates"),
+]
 _OF_RELEASE = {
     "bookworm": [],
     "trixie": ["python3-pytest", "python3-pytest-timeout", "python3-hypothesis"],

@@ -264,6 +264,19 @@ def test_without_a_connection_it_is_away_not_wedged(machine: Machine, how: str, 
         assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
 
 
+def test_write_zeroes_that_another_program_left_switched_on_is_told_of_a_free_device(machine: Machine) -> None:
+    machine.file("sys/block/nbd0/queue/write_zeroes_max_bytes", "4294966784\n")
+    says = "free, but another program left it sending NBD_CMD_WRITE_ZEROES; servers without it are refused here"
+    remedy = "leave the device out of connect, or load the driver anew: modprobe -r nbd; modprobe nbd"
+    assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
+
+
+def test_write_zeroes_of_an_attachment_is_its_own_business(machine: Machine) -> None:
+    machine.attach(pid=os.getpid())
+    machine.file("sys/block/nbd0/queue/write_zeroes_max_bytes", "4294966784\n")
+    assert machine.says("/dev/nbd0") is None
+
+
 def timed(machine: Machine, milliseconds: int, debugfs: str | None, connections: int = 1, netlink: bool = True) -> None:
     machine.attach(pid=os.getpid(), netlink=netlink)
     machine.file("sys/block/nbd0/queue/io_timeout", f"{milliseconds}\n")
