@@ -143,7 +143,11 @@ def said(line: str) -> str:
             code: Any = cli.run(arguments)
         except SystemExit as end:
             code = end.code
-    texts = [f"{number}> {text.replace(__version__, 'VERSION')}" for number, file in ((1, out), (2, err)) for text in lines(file)]
+    texts = [
+        f"{number}> {text.replace(__version__, 'VERSION')}"
+        for number, file in ((1, out), (2, err))
+        for text in lines(file)
+    ]
     return "\n".join([f"$ nbdattach {line}".rstrip(), *texts, f"exit {code}", ""])
 
 
