@@ -10,8 +10,8 @@ K :=
 LIMIT := --timeout 180
 EMULATED := --timeout 400
 
-.PHONY: help test lanes provision lint unit unit-all servers kernel kernel-netlink kernel-udev kernel-6.12 \
-	kernel-6.12-netlink boot root soak rounds shell demo bench deb package clean
+.PHONY: help test lanes provision lint unit unit-all libraries servers kernel boot root soak rounds shell demo bench \
+	deb package clean
 
 ## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
 test: provision $(VENV)/installed
@@ -46,7 +46,7 @@ lint: provision-lint $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
-		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag systemd/nbdattach-generator \
+		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python tests/unit/on_each_library tests/unit/on_this_system .ci/run systemd/nbdattach-tag systemd/nbdattach-generator \
 		initramfs/initramfs-tools/hooks/nbdattach initramfs/initramfs-tools/scripts/local-top/nbdattach \
 		initramfs/dracut/90nbdattach/*.sh tests/diskless/image
 
@@ -57,6 +57,11 @@ unit: provision-unit $(VENV)/installed
 ## the unit tests on every Python from 3.11 up that is installed
 unit-all: $(VENV)/installed
 	tests/unit/on_each_python
+
+## what depends on click and pyroute2, with each version of them; and everything with those of this system
+libraries: $(VENV)/installed
+	tests/unit/on_each_library
+	tests/unit/on_this_system
 
 ## the protocol against real NBD servers, without a kernel
 servers: $(VENV)/installed

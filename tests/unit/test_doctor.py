@@ -343,7 +343,9 @@ def test_without_root_nobody_can_tell_whose_time_out_it_is(machine: Machine) -> 
 def test_missing_pyroute2(machine: Machine) -> None:
     machine.patch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyroute2" else object())
     says = "pyroute2 is not installed: nobody connects again after a loss"
-    assert machine.says("netlink") == worth_knowing("netlink", says, f"{sys.executable} -m pip install 'pyroute2>=0.7'")
+    assert machine.says("netlink") == worth_knowing(
+        "netlink", says, f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
+    )
 
 
 def test_an_interpreter_without_pyroute2_says_so() -> None:
@@ -372,7 +374,7 @@ def test_a_kernel_that_does_not_answer_is_not_waited_for(machine: Machine) -> No
 def test_pyroute2_that_cannot_be_used_is_told(machine: Machine) -> None:
     """Such as one that is too old: the import fails, whatever it is that fails."""
     machine.patch.setattr(backends, "why_no_netlink", lambda: 1 // 0)
-    remedy = f"{sys.executable} -m pip install 'pyroute2>=0.7'"
+    remedy = f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
     says = "pyroute2 fails: nobody connects again after a loss"
     assert machine.says("netlink") == worth_knowing("netlink", says, remedy)
 
