@@ -36,7 +36,7 @@ lint: $(VENV)/installed
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
 		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python .ci/run systemd/nbdattach-tag systemd/nbdattach-generator \
 		initramfs/initramfs-tools/hooks/nbdattach initramfs/initramfs-tools/scripts/local-top/nbdattach \
-		initramfs/dracut/90nbdattach/*.sh tests/diskless/image
+		initramfs/dracut/90nbdattach/*.sh tests/diskless/image tests/lab/archive
 
 unit: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/unit
