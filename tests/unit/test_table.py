@@ -21,7 +21,7 @@ from nbdattach.wishes import Wishes
 Capture = pytest.CaptureFixture[str]
 Attach = Callable[[Target, Device, Wishes, object], Attached]
 LINES = "nbd0 db1 disk\nnbd1 db2 root port=2000,on-loss=wait\n/dev/nbd2 /run/s a unix\n"
-PARALLEL_SECONDS = 20
+PARALLEL_SECONDS = 60
 
 
 def ran(capsys: Capture, *arguments: str) -> tuple[int, str, str]:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 SCRIPT = Path(__file__).resolve().parents[2] / "systemd" / "nbdattach-tag"
@@ -71,7 +71,6 @@ def test_name(tag: bytes, name: bytes) -> None:
     assert name_of(tag) == name
 
 
-@settings(max_examples=150, deadline=None)
 @given(IDENTIFIERS | WICKED)
 @example(bytes(range(1, 256)))
 @example(b"a" * 190)
