@@ -42,7 +42,7 @@ unit: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/unit
 
 unit-all: $(VENV)/installed
-	tests/unit/on_each_python
+	tests/unit/on_each_python --durations 15 --durations-min 5 $(LIMIT)
 
 servers: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/servers

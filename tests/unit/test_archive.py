@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 TREE = Path(__file__).resolve().parents[2]
 RELEASE = subprocess.run(["sh", "-c", ". /etc/os-release; echo $VERSION_CODENAME"], capture_output=True, text=True)
 CODENAME = RELEASE.stdout.strip()

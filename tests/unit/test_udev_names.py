@@ -13,6 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.once
+
 SCRIPT = Path(__file__).resolve().parents[2] / "systemd" / "nbdattach-tag"
 PLAIN = rb"[A-Za-z0-9#+.:=@_-]"
 ESCAPE = rb"\\x[0-9a-f]{2}"
