@@ -48,7 +48,7 @@ lint: provision-lint $(VENV)/installed
 	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
 		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python tests/unit/on_each_library tests/unit/on_this_system .ci/run systemd/nbdattach-tag systemd/nbdattach-generator \
 		initramfs/initramfs-tools/hooks/nbdattach initramfs/initramfs-tools/scripts/local-top/nbdattach \
-		initramfs/dracut/90nbdattach/*.sh tests/diskless/image
+		initramfs/dracut/90nbdattach/*.sh tests/diskless/image tests/lab/archive
 
 ## unit tests, in seconds, without root and without a server
 unit: provision-unit $(VENV)/installed
@@ -56,7 +56,7 @@ unit: provision-unit $(VENV)/installed
 
 ## the unit tests on every Python from 3.11 up that is installed
 unit-all: $(VENV)/installed
-	tests/unit/on_each_python
+	tests/unit/on_each_python --durations 15 --durations-min 5 $(LIMIT)
 
 ## what depends on click and pyroute2, with each version of them; and everything with those of this system
 libraries: $(VENV)/installed

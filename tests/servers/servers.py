@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,21 +15,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
 from urllib.parse import quote
+
+from listening import Place, listens
 
 READY_SECONDS = 60.0  # an emulated machine starts qemu-nbd in 10
 POLL_SECONDS = 0.01
 
-_Place: TypeAlias = "tuple[str, int] | str"
-
 
 class Server:
-    """A running server. `group` is its process group; `place` is host and port, or the path of its Unix socket."""
+    """A running server. `pid` is its process that listens; `place` is host and port, or the path of its Unix socket."""
 
-    def __init__(self, group: int, place: _Place, log: Path) -> None:
-        self.group = group
+    def __init__(self, process: subprocess.Popen[bytes], pid: int, place: Place, log: Path) -> None:
+        self.pid = pid
         self.place = place
+        # A daemon leads no group of its own when it forks once more after setsid (nbd-server 3.27).
+        self._group = os.getpgid(pid)
+        self._process = process
         self._log = log
 
     @property
@@ -51,7 +54,7 @@ class Server:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """The signal to all of its processes; on return they are gone."""
         self._signal(number)
-        poll(lambda: not self._lives(), f"signal {number} to end process group {self.group}")
+        poll(lambda: not self._lives(), f"signal {number} to end process group {self._group}")
 
     def pause(self) -> None:
         """It holds its connections and answers nothing, until `resume`."""
@@ -60,28 +63,31 @@ class Server:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.group, number)
+    def _signal(self, number: int) -> bool:
+        """Whether there was anybody to get it, be it a zombie; `number` 0 just asks."""
+        try:
+            os.killpg(self._group, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     def _lives(self) -> bool:
         """Whether any thread of the group is left that is no zombie; a zombie's parent may leave it for good."""
-        return any(
+        self._process.poll()
+        return self._signal(0) and any(
             state not in "ZX"
             for process in Path("/proc").glob("[0-9]*")
-            if _state_and_group(process)[1] == self.group
+            if _state_and_group(process)[1] == self._group
             for state, _ in map(_state_and_group, _threads(process))
         )
 
     def is_up(self) -> bool:
-        """Whether it takes connections. Raises `RuntimeError` with its log when it has ended."""
-        family = socket.AF_UNIX if isinstance(self.place, str) else socket.AF_INET
-        if ":" in self.place[0]:
-            family = socket.AF_INET6
-        with socket.socket(family) as probe:
-            probe.settimeout(READY_SECONDS)
-            if probe.connect_ex(self.place) == 0:
-                return True
+        """Whether it takes connections. Raises `RuntimeError` with its log when it has ended.
+
+        Nobody connects for that: a client that says nothing is an error in a server's log, and one more of its clients.
+        """
+        if listens(self.pid, self.place):
+            return True
         if not self._lives():
             raise RuntimeError(f"the server ended: {self.log}")
         return False
@@ -149,34 +155,48 @@ def nbd_server(
             yield server
 
 
-def _place(port: int, unix: str) -> _Place:
+def _place(port: int, unix: str) -> Place:
     return unix or ("127.0.0.1", port or free_port())
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that the kernel gives to nobody who asks for just any.
+
+    So no other connection of this machine takes it while a test's server is away, not even one to itself.
+    """
+    while True:
+        port = random.randrange(10240, 32768)  # below net.ipv4.ip_local_port_range
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextlib.contextmanager
-def _running(command: list[str], place: _Place, daemon: Path | None = None) -> Iterator[Server]:
+def _running(command: list[str], place: Place, daemon: Path | None = None) -> Iterator[Server]:
     """`command` until the end of the context. A daemon writes the file `daemon` with its process id."""
     with tempfile.NamedTemporaryFile(prefix="server-", suffix=".log") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-        group = process.pid
-        if daemon:
-            poll(lambda: daemon.exists() and daemon.read_text().endswith("\n"), f"{command} to write {daemon}")
-            group = int(daemon.read_text())
-        server = Server(group, place, Path(log.name))
+        pid = _daemon(process, daemon, Path(log.name)) if daemon else process.pid
+        server = Server(process, pid, place, Path(log.name))
         try:
             poll(server.is_up, f"{command} to take connections")
             yield server
         finally:
             server.kill()
             process.wait(READY_SECONDS)
+
+
+def _daemon(starter: subprocess.Popen[bytes], file: Path, log: Path) -> int:
+    """The process that `starter` leaves behind, from the file that one writes."""
+
+    def written() -> bool:
+        if starter.poll():
+            raise RuntimeError(f"the server did not start: {log.read_text(errors='replace')}")
+        return file.exists() and file.read_text().endswith("\n")
+
+    poll(written, f"{starter.args!r} to write {file}")
+    return int(file.read_text())
 
 
 def poll(done: Callable[[], bool], what: str) -> None:

@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -37,7 +38,7 @@ class Terminal:
             stdout=self._slave,
             stderr=self._slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_as_a_shell_starts_it,
             env={**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8", **environment},
         )
 
@@ -95,6 +96,13 @@ class Terminal:
         for fd in (self._master, self._slave):
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def _as_a_shell_starts_it() -> None:
+    """On its terminal, and not deaf to what ends it, as whoever runs the tests may be (nohup, a job of a script)."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

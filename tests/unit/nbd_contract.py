@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-SOON = 10.0
+SOON = 60.0
 SIZE, BLOCK = 1 << 20, 512
 HAS_FLAGS = 1
 

@@ -6,13 +6,19 @@ import contextlib
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+from nbdattach.errors import DeadlinePassed
 from nbdattach.target import Target
 
 Serve = Callable[[socket.socket], None]
-PATIENCE = 10.0
+PATIENCE = 60.0
+# Less than anything that hangs in a test does so for.
+SOON = 20.0
 
 
 @contextlib.contextmanager
@@ -108,3 +114,25 @@ def deaf_port() -> Iterator[int]:
             client.setblocking(False)
             client.connect_ex(server.getsockname())
         yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def soon(seconds: float = 0.0) -> Iterator[None]:
+    """After so many seconds; long before what else is waited for, and late enough for a machine that is busy."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds + SOON
+
+
+def left_waiting_for(step: str, ask: Callable[[float], object]) -> str:
+    """`ask` gets a short deadline, and what it raises there tells that step; all of that is returned.
+
+    On a busy machine a deadline may pass at an earlier step, which is then what is told, and right.
+    """
+    for seconds in (0.2, 1.0, 5.0, 25.0):
+        with soon(seconds), pytest.raises(DeadlinePassed) as caught:
+            ask(seconds)
+        if caught.value.cause.endswith(f"({step})"):
+            break
+    assert caught.value.cause == f"no answer within {seconds:g} s ({step})"
+    return str(caught.value)

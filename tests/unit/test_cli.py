@@ -518,7 +518,8 @@ def test_failure_has_its_exit_code_line_and_hint(capsys: Capture, what: str, com
     _, serve, place, code, cause = FAILURES[what]
     with listening(serve) as target:
         uri = uri_of(place, target.port)
-        got, out, err = ran(capsys, command, *flags, "--connect-timeout", "0.3", uri)
+        patience = "0.3" if what == "silent" else "60"
+        got, out, err = ran(capsys, command, *flags, "--connect-timeout", patience, uri)
     line, hint = err.removesuffix("\n").split("\n")
     assert got == code
     assert line.startswith(f"nbdattach: {uri}: {cause}")

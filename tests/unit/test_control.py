@@ -28,7 +28,7 @@ from nbdattach.errors import (
 )
 
 NBD0 = Device(0)
-PATIENCE = 5.0
+PATIENCE = 60.0
 Serve = Callable[[Caller], None]
 
 

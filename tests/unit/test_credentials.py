@@ -20,7 +20,7 @@ PLACE = Target("db1", tls=True)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(credentials, "_shelves", {})
-    monkeypatch.setattr(credentials, "_PATIENCE", 0.2)
+    monkeypatch.setattr(credentials, "_PATIENCE", 60.0)
     for name in ("ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem"):
         (tmp_path / name).write_text(f"first {name}")
     return tmp_path
@@ -31,8 +31,9 @@ def trusting(folder: Path) -> Target:
 
 
 @pytest.fixture
-def stuck(folder: Path) -> Iterator[Path]:
+def stuck(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The file of the authority is a pipe that nobody writes to: opening it hangs, as on a disk that is away."""
+    monkeypatch.setattr(credentials, "_PATIENCE", 0.2)
     place = folder / "ca-cert.pem"
     yield place
     if place.is_fifo():
@@ -45,7 +46,7 @@ def hang(place: Path) -> None:
 
 
 def test_a_directory_has_them_all(folder: Path) -> None:
-    found = credentials.of(trusting(folder), 5)
+    found = credentials.of(trusting(folder), 60)
     assert found == Credentials(*(
         File(f"{folder}/{name}", f"first {name}".encode())
         for name in ("ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem")
@@ -53,10 +54,10 @@ def test_a_directory_has_them_all(folder: Path) -> None:
 
 
 def test_they_are_read_anew(folder: Path) -> None:
-    credentials.of(trusting(folder), 5)
+    credentials.of(trusting(folder), 60)
     (folder / "ca-cert.pem").write_text("second")
     (folder / "ca-crl.pem").unlink()
-    found = credentials.of(trusting(folder), 5)
+    found = credentials.of(trusting(folder), 60)
     assert found.ca and found.ca.content == b"second"
     assert found.revoked is None
 
@@ -90,22 +91,22 @@ def test_a_disk_that_is_back_is_read_again(stuck: Path) -> None:
 
 
 def test_a_disk_that_fails_leaves_what_was_read_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = credentials.of(trusting(folder), 5)
+    before = credentials.of(trusting(folder), 60)
 
     def fail(path: str, *_: object) -> None:
         raise OSError(5, "Input/output error", path)
 
     monkeypatch.setattr("builtins.open", fail)
-    assert credentials.of(trusting(folder), 5) == before
+    assert credentials.of(trusting(folder), 60) == before
     with pytest.raises(TlsFailed, match="cannot be read: Input/output error"):
         credentials.of(Target("db1", tls_ca="/other"), 5)
 
 
 def test_a_file_that_is_gone_is_an_error_all_the_same(folder: Path) -> None:
-    credentials.of(trusting(folder), 5)
+    credentials.of(trusting(folder), 60)
     (folder / "ca-cert.pem").unlink()
     with pytest.raises(TlsFailed, match="cannot be read: No such file or directory"):
-        credentials.of(trusting(folder), 5)
+        credentials.of(trusting(folder), 60)
 
 
 def test_openssl_gets_just_these_bytes(folder: Path) -> None:

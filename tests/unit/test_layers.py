@@ -11,6 +11,8 @@ import pytest
 
 import nbdattach
 
+pytestmark = pytest.mark.once
+
 PACKAGE = Path(nbdattach.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
 

@@ -22,7 +22,7 @@ from nbdattach.link import Link, Scout, watch_peer
 
 Pair = tuple[Link, socket.socket, socket.socket]
 SO_ATTACH_FILTER = 26
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 @contextlib.contextmanager
@@ -122,12 +122,23 @@ def test_a_reset_connection_is_over() -> None:
 def fill(sock: socket.socket) -> int:
     """Sends until neither end takes more; how much that was."""
     sock.setblocking(False)
-    sent = 0
-    deadline = Deadline(0.1)  # the window opens in steps
-    while not deadline.passed:
-        with contextlib.suppress(BlockingIOError):
+    sent = refusals = 0
+    while refusals < 20:  # in a row, as the window opens in steps
+        try:
             sent += sock.send(bytes(1 << 16))
+            refusals = 0
+        except BlockingIOError:
+            refusals += 1
+            time.sleep(0.005)
     return sent
+
+
+@contextlib.contextmanager
+def before_the_deadline(least: float = 0.0) -> Iterator[None]:
+    """Which is PATIENCE away, so that a busy machine is not taken for one that waits."""
+    began = time.monotonic()
+    yield
+    assert least <= time.monotonic() - began < PATIENCE / 2
 
 
 def test_nothing_comes_late_from_a_buried_connection() -> None:
@@ -143,26 +154,23 @@ def test_nothing_comes_late_from_a_buried_connection() -> None:
 def test_the_farewell_of_a_buried_connection_is_short_when_its_data_cannot_go() -> None:
     with tcp() as (ours, kernels, _):
         fill(kernels)
-        began = time.monotonic()
-        ours.bury(Deadline(PATIENCE))
-        assert time.monotonic() - began < 0.5
+        with before_the_deadline():
+            ours.bury(Deadline(PATIENCE))
 
 
 def test_a_peer_that_ends_its_side_is_left_without_a_reset_and_not_waited_for_longer() -> None:
     with tcp() as (ours, kernels, theirs):
         kernels.sendall(b"request")
         theirs.shutdown(socket.SHUT_WR)
-        began = time.monotonic()
-        ours.bury(Deadline(PATIENCE))
-        assert time.monotonic() - began < 1
+        with before_the_deadline():
+            ours.bury(Deadline(PATIENCE))
         assert told(theirs) == (b"request", None)
 
 
 def test_a_peer_that_does_not_end_its_side_is_reset_at_the_deadline() -> None:
     with tcp() as (ours, _, theirs):
-        began = time.monotonic()
-        ours.bury(Deadline(0.1))
-        assert 0.1 <= time.monotonic() - began < 1
+        with before_the_deadline(least=0.1):
+            ours.bury(Deadline(0.1))
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             theirs.sendall(b"late reply")
 
@@ -170,9 +178,8 @@ def test_a_peer_that_does_not_end_its_side_is_reset_at_the_deadline() -> None:
 def test_a_unix_socket_is_buried_when_the_peer_has_taken_what_was_sent() -> None:
     with unix() as (ours, kernels, theirs):
         kernels.sendall(b"request")
-        began = time.monotonic()
-        ours.bury(Deadline(0.2))
-        assert 0.2 <= time.monotonic() - began < 0.4
+        with before_the_deadline(least=0.2):
+            ours.bury(Deadline(0.2))
         assert told(theirs) == (b"request", None)
 
 
@@ -207,8 +214,9 @@ def test_a_peer_behind_a_cut_link_is_silent_and_a_slow_one_is_not(monkeypatch: p
 
 
 def test_a_peer_that_has_just_been_asked_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long nothing has come before: nothing was to come."""
+    """However long nothing has come before: nothing was to come. The fourth retransmission takes 3 seconds."""
     monkeypatch.setattr(link, "SILENT_MS", 0)
+    monkeypatch.setattr(link, "_RETRANSMITS", 4)
     with tcp() as (ours, kernels, theirs):
         cut_off(theirs)
         kernels.sendall(b"request")
@@ -218,13 +226,18 @@ def test_a_peer_that_has_just_been_asked_is_not_silent(monkeypatch: pytest.Monke
 def test_an_acknowledgement_is_a_sign_of_life_though_no_reply_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "SILENT_MS", 200)
     monkeypatch.setattr(link, "_RETRANSMITS", 0)
-    with tcp() as (ours, kernels, theirs):
-        Deadline(0.25).sleep(0.25)
-        kernels.sendall(b"request")
-        eventually(lambda: waiting(theirs) > 0)
-        cut_off(theirs)
-        kernels.sendall(b"request")
-        assert not ours.silent
+    for _ in range(100):  # a busy machine may need more time for it than that
+        with tcp() as (ours, kernels, theirs):
+            time.sleep(0.25)
+            acknowledged = time.monotonic()
+            kernels.sendall(b"request")
+            eventually(lambda theirs=theirs: waiting(theirs) > 0)
+            cut_off(theirs)
+            kernels.sendall(b"request")
+            silent = ours.silent
+            if time.monotonic() - acknowledged < 0.2:
+                break
+    assert not silent
 
 
 @each_kind
@@ -249,7 +262,7 @@ def test_what_is_over_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_round_trip_is_measured_on_tcp_only() -> None:
     with tcp() as (ours, _, _theirs):
         assert ours.round_trip is not None
-        assert 0 < ours.round_trip < 0.05
+        assert 0 < ours.round_trip < 10
     with unix() as (ours, _, _theirs):
         assert ours.round_trip is None
 
@@ -307,7 +320,8 @@ def test_a_scout_that_is_dropped_was_not_taken() -> None:
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_scout_that_is_kept_was_taken(ended: bool) -> None:
+def test_a_scout_that_is_kept_was_taken(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "_BURIAL", 0.1)
     with Scout() as scout, socket.socket(fileno=os.dup(scout.fileno())) as kept:
         if ended:
             kept.shutdown(socket.SHUT_RDWR)  # the driver has tried to use it meanwhile
@@ -320,12 +334,13 @@ class Driver:
     def __init__(self, number: int, slow: float = 0.0) -> None:
         self._sock = socket.socket(fileno=os.dup(number))
         self._slow = slow
+        self._awake = threading.Event()
         self.marked_dead = False
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
     def _receive(self) -> None:
-        time.sleep(self._slow)
+        self._awake.wait(self._slow)
         while self._sock.recv(16):
             pass
         self.marked_dead = True
@@ -333,12 +348,17 @@ class Driver:
 
     def replace(self) -> None:
         """By another connection; the old one is given back."""
+        self._awake.set()
         self._thread.join(PATIENCE)
         self._sock.close()
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.05, 0.3])
-def test_the_driver_counts_a_scout_as_dead_before_anything_comes_in_its_place(slow: float) -> None:
+def test_the_driver_counts_a_scout_as_dead_before_anything_comes_in_its_place(
+    slow: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_BURIAL", PATIENCE)
+    monkeypatch.setattr(link, "_SCOUT_ENDS", 0.3)  # a thread of Python is slower than a work item of the kernel
     with Scout() as scout:
         driver = Driver(scout.fileno(), slow)
         assert scout.was_taken()
@@ -346,12 +366,12 @@ def test_the_driver_counts_a_scout_as_dead_before_anything_comes_in_its_place(sl
     driver.replace()
 
 
-def test_a_scout_does_not_wait_for_a_driver_that_does_not_read_for_ever() -> None:
+def test_a_scout_does_not_wait_for_a_driver_that_does_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "_BURIAL", 0.2)
     with Scout() as scout:
-        driver = Driver(scout.fileno(), slow=1.2)
-        began = time.monotonic()
-        assert scout.was_taken()
-        assert time.monotonic() - began < 1.2
+        driver = Driver(scout.fileno(), slow=PATIENCE)
+        with before_the_deadline():
+            assert scout.was_taken()
     driver.replace()
 
 

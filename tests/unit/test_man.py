@@ -21,6 +21,8 @@ from nbdattach.export import Export
 from nbdattach.status import Status
 from nbdattach.target import Target
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "man" / "nbdattach.8"
 PAGES = sorted((ROOT / "man").iterdir())

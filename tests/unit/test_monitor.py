@@ -25,7 +25,7 @@ from nbdattach.monitor import Monitor
 from nbdattach.state import Record
 from nbdattach.watch import Watch
 
-PATIENCE = 5.0
+PATIENCE = 60.0
 WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, reconnect=True)
 SAME_VERSION = "is it of the same version?"
 
@@ -246,7 +246,7 @@ def other_monitor(host: Host, *words: str) -> subprocess.Popen[str]:
 
 def test_who_stands_in_makes_room_for_the_real_one(host: Host) -> None:
     with other_monitor(host, "stands in") as other, monitor._one_place():
-        assert other.wait(5) == 0
+        assert other.wait(PATIENCE) == 0
         assert state.monitor_lives()
     assert not state.monitor_lives()
 

@@ -22,7 +22,7 @@ from nbdattach.pump import BUFFER, Pump, Pumps
 DISCONNECT = struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0)
 REQUEST = struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 0, 4096)
 LARGE = 24 << 20
-SOON = 10.0
+SOON = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,26 @@ import contextlib
 import gc
 import socket
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import wire
-from peer import Serve, closed_port, deaf_port, drips, listening, says, says_and_hears, silence
+from peer import (
+    Serve,
+    closed_port,
+    deaf_port,
+    drips,
+    left_waiting_for,
+    listening,
+    says,
+    says_and_hears,
+    silence,
+    soon,
+)
 
 from nbdattach import client, stream
 from nbdattach.deadline import Deadline
@@ -42,13 +53,6 @@ ASKERS: dict[str, tuple[Callable[[Target], Any], bytes]] = {
     "old style": (client.inspect, wire.oldstyle()),
     "new style": (client.inspect, wire.greeting(0) + wire.exported(zeroes=wire.ZEROES)),
 }
-
-
-@contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < seconds
 
 
 def deaf_to(_: str) -> None:
@@ -140,15 +144,14 @@ def test_only_a_tcp_connection_is_acknowledged_at_once() -> None:
 
 @pytest.mark.parametrize("ask", [client.connect, client.inspect, client.list_exports])
 def test_silent_server_is_left_at_the_deadline(ask: Callable[..., Any]) -> None:
-    with listening(silence) as target, within(2), pytest.raises(DeadlinePassed) as caught:
-        ask(target, 0.2)
-    assert str(caught.value) == f"{target.uri}: no answer within 0.2 s (waiting for the server's greeting)"
+    with listening(silence) as target:
+        told = left_waiting_for("waiting for the server's greeting", lambda seconds: ask(target, seconds))
+    assert told.startswith(f"{target.uri}: no answer within ")
 
 
 def test_deadline_tells_the_step_that_was_waited_for() -> None:
-    with listening(says_and_hears(wire.greeting(), [])) as target, pytest.raises(DeadlinePassed) as caught:
-        client.inspect(target, 0.2)
-    assert caught.value.cause == "no answer within 0.2 s (NBD_OPT_GO, 12 bytes of data)"
+    with listening(says_and_hears(wire.greeting(), [])) as target:
+        left_waiting_for("NBD_OPT_GO, 12 bytes of data", lambda seconds: client.inspect(target, seconds))
 
 
 TRICKLES = {
@@ -161,7 +164,7 @@ TRICKLES = {
 @pytest.mark.parametrize(("ask", "said"), TRICKLES.values(), ids=TRICKLES)
 def test_server_that_trickles_for_ever_is_left_at_the_deadline(ask: Callable[..., Any], said: bytes) -> None:
     """Each byte comes in good time, the whole never does."""
-    with listening(drips(wire.greeting() + said)) as target, within(2), pytest.raises(DeadlinePassed):
+    with listening(drips(wire.greeting() + said)) as target, soon(0.5), pytest.raises(DeadlinePassed):
         ask(target, 0.5)
 
 
@@ -171,20 +174,20 @@ def test_deadline_holds_for_sending_too() -> None:
             yield Send(bytes(1 << 20))
 
     ours, theirs = socket.socketpair()
-    with ours, theirs, within(2), pytest.raises(DeadlinePassed):
+    with ours, theirs, soon(0.2), pytest.raises(DeadlinePassed):
         Stream(ours, Target("db1"), Deadline(0.2), deaf_to).run(endless())
 
 
 def test_passed_deadline_is_noticed_before_waiting() -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs, within(1), pytest.raises(DeadlinePassed):
+    with ours, theirs, soon(), pytest.raises(DeadlinePassed):
         Stream(ours, Target("db1"), Deadline(0), deaf_to).run(three_and_two())
 
 
 def test_connect_that_nobody_answers_is_left_at_the_deadline() -> None:
-    with deaf_port() as port, within(2), pytest.raises(DeadlinePassed) as caught:
-        client.inspect(Target("127.0.0.1", port), 0.3)
-    assert str(caught.value) == f"nbd://127.0.0.1:{port}: no answer within 0.3 s (connecting)"
+    with deaf_port() as port:
+        told = left_waiting_for("connecting", lambda seconds: client.inspect(Target("127.0.0.1", port), seconds))
+    assert told.startswith(f"nbd://127.0.0.1:{port}: no answer within ")
 
 
 def test_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,14 +195,13 @@ def test_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest.M
 
     def hang(*_: object, flags: int = 0, **__: object) -> None:
         if not flags:
-            release.wait(30)
+            release.wait(60)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    with within(2), pytest.raises(DeadlinePassed) as caught:
-        client.inspect(Target("db1"), 0.2)
+    told = left_waiting_for("looking up db1", lambda seconds: client.inspect(Target("db1"), seconds))
     release.set()
-    assert str(caught.value) == "nbd://db1: no answer within 0.2 s (looking up db1)"
+    assert told.startswith("nbd://db1: no answer within ")
 
 
 @pytest.fixture
@@ -224,29 +226,30 @@ class Resolver:
         numeric = host == "127.0.0.1"
         if not numeric and not flags:
             self.asked += 1
-            self.hangs.wait(30)
+            self.hangs.wait(60)
         if not numeric and (flags or self.fails):
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return [(socket.AF_INET, type, 6, "", ("127.0.0.1", port))]
 
 
 def test_name_that_was_found_once_needs_no_resolver_that_works(resolver: Resolver) -> None:
-    with listening(says_and_hears(GO, [])) as target, within(2):
+    with listening(says_and_hears(GO, [])) as target, soon():
         named = Target("db1", target.port)
         stream.prepare(named, Deadline(5))
         resolver.fails = True
         assert client.inspect(named).export.size == wire.SIZE
 
 
-def test_resolver_that_hangs_is_waited_for_once(resolver: Resolver) -> None:
+def test_resolver_that_hangs_is_waited_for_once(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may do so because its files are on the disk whose server is to be found."""
     with listening(says_and_hears(GO, [])) as target:
         named = Target("db1", target.port)
         stream.prepare(named, Deadline(5))
         resolver.hangs.clear()
-        with within(2):
+        with soon(1.0):
             client.inspect(named)
-        with within(0.5):
+        monkeypatch.setattr(stream, "_LOOKUP_PATIENCE", 60.0)
+        with soon():
             client.inspect(named)
             client.inspect(named)
         resolver.hangs.set()
@@ -350,7 +353,7 @@ def test_second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.Monk
 def test_dead_first_address_does_not_eat_all_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(says_and_hears(GO, [])) as target, deaf_port() as deaf:
         resolving(monkeypatch, (socket.AF_INET, deaf), (socket.AF_INET, target.port))
-        assert client.inspect(Target("db1"), 1).export.size == wire.SIZE
+        assert client.inspect(Target("db1"), 2).export.size == wire.SIZE
 
 
 def test_address_of_a_family_the_kernel_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +367,7 @@ def test_when_all_addresses_fail_the_first_failure_is_told(monkeypatch: pytest.M
     with deaf_port() as deaf:
         resolving(monkeypatch, (socket.AF_INET, closed_port()), (socket.AF_INET, deaf))
         with pytest.raises(NoConnection, match="nbd://db1: cannot connect: Connection refused"):
-            client.inspect(Target("db1"), 0.3)
+            client.inspect(Target("db1"), 1)
 
 
 # -- a server that dies ------------------------------------------------------------------------------------------------
@@ -424,9 +427,9 @@ STARTTLS = wire.greeting() + wire.ack(wire.STARTTLS)
 
 
 def test_server_that_is_silent_in_tls_is_left_at_the_deadline() -> None:
-    with listening(says_and_hears(STARTTLS, [])) as target, within(2), pytest.raises(DeadlinePassed) as caught:
-        client.inspect(Target(target.host, target.port, tls=True), 0.3)
-    assert caught.value.cause == "no answer within 0.3 s (TLS handshake)"
+    with listening(says_and_hears(STARTTLS, [])) as target:
+        secure = replace(target, tls=True)
+        left_waiting_for("TLS handshake", lambda seconds: client.inspect(secure, seconds))
 
 
 def test_server_that_closes_in_tls_is_an_error_of_ours() -> None:

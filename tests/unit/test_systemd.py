@@ -15,7 +15,7 @@ from nbdattach import systemd
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
     heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     heard.bind(f"{tmp_path}/notify")
-    heard.settimeout(5)
+    heard.settimeout(60)
     monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
     return heard
 

@@ -21,7 +21,7 @@ from nbdattach.wishes import Wishes
 Capture = pytest.CaptureFixture[str]
 Attach = Callable[[Target, Device, Wishes, object], Attached]
 LINES = "nbd0 db1 disk\nnbd1 db2 root port=2000,on-loss=wait\n/dev/nbd2 /run/s a unix\n"
-PARALLEL_SECONDS = 20
+PARALLEL_SECONDS = 60
 
 
 def ran(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
@@ -217,11 +217,13 @@ def test_ctrl_c_kills_during_the_work_only(
         return Attached(device, [], 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
-    before = signal.getsignal(signal.SIGINT)
-    assert before is signal.default_int_handler
-    assert ran(capsys, "up", "--table", str(file), "nbd0")[0] == 0
-    assert during == [signal.SIG_DFL]
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+    try:
+        assert ran(capsys, "up", "--table", str(file), "nbd0")[0] == 0
+        assert during == [signal.SIG_DFL]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # -- down --------------------------------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import wire
 from certificates import FUTURE, PAST, Authority, self_signed
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from peer import Serve, drain, listening, says_and_hears
+from peer import Serve, drain, left_waiting_for, listening, says_and_hears
 from tlspeer import EXPORT, STARTTLS, after_yes, answers_hello, context, secure, trickles
 
 from nbdattach import certificate, cli, client, tls
-from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NotInKernel, TlsFailed
+from nbdattach.errors import ConnectionLost, NbdattachError, NotInKernel, TlsFailed
 from nbdattach.target import Target, parse_target, with_tls
 
 Capture = pytest.CaptureFixture[str]
@@ -62,7 +62,7 @@ def trusting(pki: Path, place: Target, **tls: Any) -> Target:
     return with_tls(place, **{"ca": str(pki / "good" / "ca-cert.pem"), **tls})
 
 
-def failure(target: Target, kernel: bool = False, seconds: float = 5) -> NbdattachError:
+def failure(target: Target, kernel: bool = False, seconds: float = 60) -> NbdattachError:
     with pytest.raises(NbdattachError) as caught:
         client.connect(target, seconds, kernel_tls=kernel).stream.close()
     error = caught.value
@@ -387,7 +387,6 @@ def test_junk_in_answer_to_our_first_word(pki: Path, junk: bytes, told: tuple[st
 
 
 @pytest.mark.row(8)
-@settings(deadline=None)
 @given(junk=st.binary(min_size=1, max_size=200), alert=st.booleans())
 def test_any_junk_is_an_error_of_ours(junk: bytes, alert: bool) -> None:
     """Through a pair of sockets, as fast as can be."""
@@ -395,7 +394,7 @@ def test_any_junk_is_an_error_of_ours(junk: bytes, alert: bool) -> None:
     with ours, theirs:
         theirs.sendall(b"\x15\x03\x03\x00\x02" + junk if alert else junk)
         theirs.shutdown(socket.SHUT_WR)
-        ours.settimeout(5)
+        ours.settimeout(60)
         with pytest.raises(TlsFailed) as caught:
             tls.Handshake(Target("db1", tls=True, tls_verify=False), False).over(ours, "db1")
         assert str(caught.value).isprintable()
@@ -466,9 +465,8 @@ def test_server_that_closes_with_its_yes_is_a_lost_connection(pki: Path) -> None
 @pytest.mark.parametrize("stall", [after_yes(lambda sock: drain(sock) and None), after_yes(trickles)])
 def test_server_that_stalls_in_tls_is_left_at_the_deadline(pki: Path, stall: Serve, kernel: bool) -> None:
     with listening(stall) as place:
-        error = failure(trusting(pki, place), kernel, 0.3)
-    assert type(error) is DeadlinePassed
-    assert error.cause == "no answer within 0.3 s (TLS handshake)"
+        target = trusting(pki, place)
+        left_waiting_for("TLS handshake", lambda seconds: client.connect(target, seconds, kernel_tls=kernel))
 
 
 @pytest.mark.row(8)
@@ -833,13 +831,11 @@ def test_without_the_messages_a_missing_certificate_is_an_error_still(
         assert failure(trusting(pki, place)).exit_code == 5
 
 
-@settings(deadline=None)
 @given(data=st.binary())
 def test_any_bytes_for_a_certificate_are_described(data: bytes) -> None:
     assert certificate.describe(data).names == []
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, 2000), bits=st.integers(1, 255), end=st.integers(0, 2000))
 def test_broken_certificate_is_described(pki: Path, place: int, bits: int, end: int) -> None:
     der = bytearray(ssl.PEM_cert_to_DER_cert((pki / "elsewhere" / "server-cert.pem").read_text()))
@@ -852,7 +848,6 @@ def test_broken_certificate_is_described(pki: Path, place: int, bits: int, end: 
 ODD = st.sampled_from([None, "", "Jan 32 0:0:0 99999 GMT", 7, ((),), ("DNS",), (("DNS", 7),), ((("commonName", 7),),)])
 
 
-@settings(deadline=None)
 @given(fields=st.dictionaries(st.sampled_from(["subject", "issuer", "notAfter", "subjectAltName"]), ODD))
 def test_whatever_python_gives_is_described(fields: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -863,7 +858,6 @@ def test_whatever_python_gives_is_described(fields: dict[str, Any]) -> None:
 MESSAGES = st.sampled_from([0, 2, 11, 13, None, "x"])
 
 
-@settings(deadline=None)
 @given(direction=st.sampled_from(["read", "write", ""]), message=MESSAGES, data=st.binary())
 def test_any_message_is_seen(direction: str, message: Any, data: bytes) -> None:
     handshake = tls.Handshake(Target("db1", tls=True, tls_verify=False), False)

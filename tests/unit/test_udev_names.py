@@ -10,8 +10,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+
+pytestmark = pytest.mark.once
 
 SCRIPT = Path(__file__).resolve().parents[2] / "systemd" / "nbdattach-tag"
 PLAIN = rb"[A-Za-z0-9#+.:=@_-]"
@@ -71,7 +73,6 @@ def test_name(tag: bytes, name: bytes) -> None:
     assert name_of(tag) == name
 
 
-@settings(max_examples=150, deadline=None)
 @given(IDENTIFIERS | WICKED)
 @example(bytes(range(1, 256)))
 @example(b"a" * 190)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 UNITS = ("nbdattach@.service", "nbdattach-monitor.service")
 ATTACH = "Wants=nbdattach@{0}.service\nAfter=nbdattach@{0}.service\nJobRunningTimeoutSec=10\n"
