@@ -1,4 +1,4 @@
-# What a developer types; `make test` is the one that decides. Needs Debian 12 with root or sudo.
+# What a developer types; `make test` is the one that decides. Needs Debian 12 or 13, with root or sudo.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -6,30 +6,37 @@ GUEST := tests/lab/guest.py
 PYTEST := $(PYTHON) -m pytest -q --durations 15 --durations-min 5
 # One kernel test by name: make kernel K=test_exact_size
 K :=
-# What hangs is ended then; emulated machines are slow.
+# What hangs is ended then.
 LIMIT := --timeout 180
-EMULATED := --timeout 400
+# Jobs at once. Most of them wait more than they compute.
+JOBS := $(shell expr 2 '*' $$(nproc))
 
-.PHONY: help test lanes provision lint unit unit-all libraries servers kernel boot root soak rounds shell demo bench \
-	deb package clean
+.PHONY: help test lanes test-all provision lint unit unit-all libraries servers kernel matrix boot root soak rounds shell \
+	demo bench deb package clean
 
-## everything: linters and types, unit tests on every Python here, real servers, both kernels in guests
+## what is merged has passed it: linters, unit tests, real servers, three kernels, boots, the package
 test: provision $(VENV)/installed
-	$(MAKE) --no-print-directory -j2 -Otarget lanes
+	$(MAKE) --no-print-directory -j$(JOBS) -Otarget lanes
 	@echo "make test: all passed"
+
+# The longest first. Both backends are tested whole on one kernel, and by what is essential on the others.
+GUESTS := 7.2+netlink+1of2 7.2+netlink+2of2 6.12+ioctl+1of2 6.12+ioctl+2of2 6.1+essential-netlink 6.1+essential-ioctl \
+	6.12+essential-netlink 7.2+essential-ioctl 6.1+udev
+lanes: $(GUESTS:%=guest+%) boot package unit-all servers lint
+
+## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
+test-all: test
+	$(MAKE) --no-print-directory libraries boot-all root matrix rounds soak
 
 ## this list
 help:
 	@awk '/^## / { text = substr($$0, 4) } \
 		/^[a-z][^ :=]*:/ && text != "" { sub(/:.*/, ""); printf "make %-19s  %s\n", $$0, text; text = "" }' $(MAKEFILE_LIST)
 
-## what make test runs once the tools are installed
-# Two lanes of about the same length, one a core; the slow guests begin first.
-lanes: kernel-netlink kernel root kernel-6.12 kernel-6.12-netlink boot package lint unit-all servers kernel-udev
-
 ## install the Debian packages that the tests need
 provision:
 	tests/lab/provision
+	tests/lab/kernels.py >/dev/null
 
 # What one target needs of Debian, and no more: see the sets there.
 provision-%:
@@ -40,15 +47,18 @@ $(VENV)/installed: pyproject.toml | provision-venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+SCRIPTS := .ci/run systemd/nbdattach-tag systemd/nbdattach-generator initramfs/initramfs-tools/hooks/nbdattach \
+	initramfs/initramfs-tools/scripts/local-top/nbdattach $(wildcard initramfs/dracut/90nbdattach/*.sh) \
+	tests/lab/archive tests/lab/fetch tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init \
+	tests/lab/selftest.sh tests/demo/demo tests/demo/demo.sh tests/diskless/image \
+	tests/unit/on_each_python tests/unit/on_each_library tests/unit/on_this_system
+
 ## ruff, mypy and shellcheck
 lint: provision-lint $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	shellcheck tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init tests/lab/selftest.sh \
-		tests/demo/demo tests/demo/demo.sh tests/unit/on_each_python tests/unit/on_each_library tests/unit/on_this_system .ci/run systemd/nbdattach-tag systemd/nbdattach-generator \
-		initramfs/initramfs-tools/hooks/nbdattach initramfs/initramfs-tools/scripts/local-top/nbdattach \
-		initramfs/dracut/90nbdattach/*.sh tests/diskless/image tests/lab/archive
+	shellcheck $(SCRIPTS)
 
 ## unit tests, in seconds, without root and without a server
 unit: provision-unit $(VENV)/installed
@@ -76,9 +86,14 @@ kernel: $(VENV)/installed
 	$(in_guest) --kernel $(KERNEL) --suite netlink
 	$(in_guest) --kernel $(KERNEL) --suite ioctl
 
-# The lanes of make test: the guests of one lane run one after the other.
-kernel-netlink: $(VENV)/installed
-	$(in_guest) --kernel 7.2 --suite netlink --share $(SHARE)
+# guest+KERNEL+SUITE, or guest+KERNEL+SUITE+KofN for a share of the suite
+guest+%: $(VENV)/installed
+	$(in_guest) --kernel $(word 1,$(subst +, ,$*)) --suite $(word 2,$(subst +, ,$*)) \
+		--share $(or $(word 3,$(subst +, ,$*)),1of1)
+
+## suites on kernels and on the roots of Debian 12, 13 and sid, with rare tests; two hours: see tests/matrix.py
+matrix: provision $(VENV)/installed
+	$(PYTHON) tests/matrix.py --rare
 
 ## machines without a disk, whose root is on NBD: emulated, 10 minutes
 root: $(VENV)/installed
@@ -90,7 +105,6 @@ boot: deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 400 $(if $(K),-k $(K)) tests/boot
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
-KERNEL := 6.1
 shell: $(VENV)/installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(GUEST) --kernel $(KERNEL) --shell
 

@@ -63,10 +63,10 @@ class Cell:
     kernel: str
     root: str
     suite: str
-    share: str = "1/1"
+    share: str = "1of1"
 
     def __str__(self) -> str:
-        share = "" if self.share == "1/1" else f"-{self.share.replace('/', 'of')}"
+        share = "" if self.share == "1of1" else f"-{self.share}"
         return f"{self.kernel}-{self.root}-{self.suite}{share}"
 
     @property
@@ -152,7 +152,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kernel", choices=KERNELS + EMULATED)
     parser.add_argument("--root", choices=(HERE, *roots.ROOTS))
     parser.add_argument("--suite", choices=SUITES)
-    parser.add_argument("--share", default="1/1", metavar="K/N", help="of one cell: only the K-th of N shares")
+    parser.add_argument("--share", default="1of1", metavar="KofN", help="of one cell: only the K-th of N shares")
     parser.add_argument("--rare", action="store_true", help="also the tests and examples that `make test` leaves out")
     parser.add_argument("-j", type=int, default=3, metavar="N", help="guests at once; they wait more than they compute")
     parser.add_argument("-k", metavar="EXPRESSION", help="as pytest's")

@@ -25,8 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """LAB_SHARE=K/N: the K-th of N shares; most tests wait more than they compute, so several guests run one suite."""
-    share, _, shares = os.environ.get("LAB_SHARE", "1/1").partition("/")
+    """LAB_SHARE=KofN: the K-th of N shares; most tests wait more than they compute, so several guests run one suite."""
+    share, _, shares = os.environ.get("LAB_SHARE", "1of1").partition("of")
     config.hook.pytest_deselected(items=[item for at, item in enumerate(items) if at % int(shares) != int(share) - 1])
     items[:] = items[int(share) - 1 :: int(shares)]
 

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import cache
-from job import HERE, UML
+from job import HERE, UML, LabError
 
 SUITES = {
     "6.1": "bookworm",
@@ -51,7 +51,7 @@ def _make(kernel: str, place: Path) -> None:
 
 
 def _make_uml(suite: str, scratch: Path, place: Path) -> None:
-    subprocess.run([HERE / "fetch", suite, scratch, "user-mode-linux", "libc6"], check=True)
+    _fetch(suite, scratch, "user-mode-linux", "libc6")
     _write_program(scratch / "usr/bin/linux.uml", place / "linux.uml")
     shutil.copy(_one(scratch, "libc.so.6"), place / "libc.so.6")
     shutil.copy(_one(scratch, "ld-linux-x86-64.so.2"), place / "ld.so")
@@ -59,7 +59,7 @@ def _make_uml(suite: str, scratch: Path, place: Path) -> None:
 
 
 def _make_stock(suite: str, scratch: Path, place: Path) -> None:
-    subprocess.run([HERE / "fetch", suite, scratch, "linux-image-amd64"], check=True)
+    _fetch(suite, scratch, "linux-image-amd64")
     modules = next(path for path in (scratch / "usr/lib/modules", scratch / "lib/modules") if path.is_dir())
     shutil.copytree(modules, place / "lib/modules", symlinks=True)
     for name in ("vmlinuz", "config"):
@@ -67,6 +67,13 @@ def _make_stock(suite: str, scratch: Path, place: Path) -> None:
         found = [*(scratch / "boot").glob(f"{name}-*"), *modules.glob(f"*/{name}")]
         shutil.copy(found[0], place / name)
     subprocess.run(["/sbin/depmod", "--basedir", place, kernel_version(place)], check=True)
+
+
+def _fetch(suite: str, scratch: Path, *packages: str) -> None:
+    done = subprocess.run([HERE / "fetch", suite, scratch, *packages], capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip() or "it says nothing").splitlines()[-1]
+        raise LabError(f"cannot fetch {' and '.join(packages)} of {suite}: {last}")
 
 
 def _write_program(original: Path, program: Path) -> None:
