@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,27 @@ def test_hooks_of_pre_commit_fetch_nothing() -> None:
     assert re.findall(r"repo: (.*)", text) == ["local"]
     hooks = re.findall(r"entry: \.venv/bin/(\w+).*\n +language: (\w+)", text)
     assert hooks == [("ruff", "system"), ("ruff", "system"), ("mypy", "system")]
+
+
+def settings_of_editors() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read_string("[top]\n" + (ROOT / ".editorconfig").read_text())
+    return parser
+
+
+def test_editors_and_ruff_agree_on_the_length_of_lines() -> None:
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]
+    assert settings_of_editors().getint("*.py", "max_line_length") == ruff["line-length"]
+
+
+def test_editors_keep_the_tabs_that_make_needs() -> None:
+    assert settings_of_editors()["{Makefile,rules}"]["indent_style"] == "tab"
+    for name in ("Makefile", "debian/rules"):
+        assert re.search(r"^\t", (ROOT / name).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_of_a_page_but_a_row_is_longer_than_editors_allow(page: str) -> None:
+    longest = settings_of_editors().getint("*.md", "max_line_length")
+    lines = (ROOT / page).read_text().splitlines()
+    assert [line for line in lines if len(line) > longest and not line.startswith("|")] == []
