@@ -4,7 +4,8 @@ Decisions that matter:
 * We hold duplicates of the kernel's sockets, which show what is dead. A monitor that was restarted holds none; it asks
   the kernel: a scout (`link.Scout`) is taken where a connection is dead, and dropped where all live.
 * That the kernel took a connection is seen, not believed: RECONFIGURE says nothing of it. Where the device has a
-  timeout, the driver sets it on the socket; where it has none, a scout that is dropped afterwards shows it.
+  timeout, the driver sets it on the socket; where it has none, a scout that is taken before and one that is dropped
+  afterwards show it. The second alone does not: the driver drops both while it has not seen the old connection end.
 * Each attachment has a thread of its own while something is to be done, and none else: a hanging server delays nobody.
 * The limits of the queue are never written here: on newer kernels that waits for all requests in flight, for ever when
   their server is gone. With one connection queue/io_timeout stays as connect has set it; with several, the driver's own
@@ -62,8 +63,10 @@ _FRUITLESS = 10.0
 _OWN_TROUBLE = 1.0
 # Many devices may lose one server at once, so status is told no more often than anybody looks at it.
 _SAY_AGAIN = 1.0
-# A connection that we have shut down is dead to the driver in no time; so is a FIN that was acknowledged.
+# What the peer has for reading what was sent to it, before a connection is reset.
 _BURIAL = 2.0
+# The driver notices a connection that was shut down almost at once; a busy machine may need this many seconds.
+_NOTICED = 10.0
 _POLL = 0.005
 # How long a planned hand-over waits for a moment without requests in flight: none has to be sent again then.
 _QUIET = 1.0
@@ -574,9 +577,8 @@ class Watch:
             self._links.remove(link)
         self._carrier.bury(burial)
         link = Link(fresh.stream.sock)
-        waiting = Deadline(_BURIAL)
+        waiting = Deadline(_NOTICED)
         while not self._take(link):
-            # It takes the driver a moment to see what we have seen, but not so long.
             if link.over or not waiting.sleep(_POLL):
                 self._say_goodbye(fresh)
                 return False
@@ -591,12 +593,18 @@ class Watch:
             self._remember(tls=fresh.tls, relay=relay, relay_started=relay and started(relay))
 
     def _take(self, link: Link) -> bool:
-        self._reconfigure(sockets=[link.fileno()])
+        """Whether the driver took it. While it has not seen the old connection end, it drops any other in silence."""
         if self._timeout:
+            self._reconfigure(sockets=[link.fileno()])
             taken = link.limited
             link.unlimited()
             return taken
-        return not self._scout()  # there is but one place: what it finds dead is this one
+        # There is one place only. A scout that is taken shows that it is dead; only after that does a scout that is
+        # dropped show that the place has been filled.
+        if not self._scout():
+            return False
+        self._reconfigure(sockets=[link.fileno()])
+        return not self._scout()
 
     def _say_goodbye(self, connection: Connection) -> None:
         with contextlib.suppress(NbdattachError):

@@ -209,7 +209,7 @@ def test_a_mounted_device_is_not_detached(tmp_path: Path) -> None:
 
 
 def test_a_failing_flush_detaches_nothing() -> None:
-    answers = ["get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=exit 0", "can_write=exit 0"]
+    answers = ["get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null", "can_write=exit 0"]
     with nbdkit("eval", *answers, "can_flush=exit 0", "flush=echo EIO no >&2; exit 1") as server:
         nbd_ok("connect", server.uri, "nbd0")
         fill_with_noise("/dev/nbd0", 1)

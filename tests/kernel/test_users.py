@@ -384,7 +384,7 @@ def test_64_mib_through_the_page_cache_and_disconnect_at_once(tmp_path: Path) ->
 
 
 def _flusher(answer: str) -> AbstractContextManager[object]:
-    answers = ["get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=exit 0", "can_write=exit 0"]
+    answers = ["get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null", "can_write=exit 0"]
     return nbdkit("eval", *answers, "can_flush=exit 0", f"flush={answer}")
 
 

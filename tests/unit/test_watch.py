@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 pytest.importorskip("pyroute2")
 
 from nbdattach import netlink, sysfs
+from nbdattach.client import Connection
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError
 from nbdattach.state import Record
@@ -76,3 +81,51 @@ def test_an_order_to_a_watch_that_ends_is_answered(
         order(watch, done)
     assert answered.wait(60)
     assert [isinstance(outcome, NbdattachError) for outcome in outcomes] == [True]
+
+
+class LateDriver:
+    """The driver with one connection, which it sees end only after so many calls, as on a busy machine.
+
+    Takes a socket where its connection is dead, and drops it in silence otherwise (nbd.c, nbd_reconnect_socket).
+    """
+
+    def __init__(self, calls: int) -> None:
+        self._calls = calls
+        self._dead = False
+        self._mine: socket.socket | None = None
+
+    def reconfigure(self, _index: int, _backend: str, *, sockets: Sequence[int], **_: Any) -> None:
+        self._calls -= 1
+        self._dead = self._dead or self._calls == 0
+        for number in sockets:
+            if self._dead:
+                self._dead = False
+                self._mine = socket.socket(fileno=os.dup(number))
+                threading.Thread(target=self._receive, args=[self._mine], daemon=True).start()
+
+    def _receive(self, sock: socket.socket) -> None:
+        while sock.recv(1):
+            pass
+        self._dead = True
+        sock.close()
+
+    def has(self, sock: socket.socket) -> bool:
+        """Whether this is its connection."""
+        mine = self._mine
+        return mine is not None and mine.fileno() >= 0 and os.fstat(mine.fileno()) == os.fstat(sock.fileno())
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 7])
+def test_a_connection_is_handed_over_only_to_a_driver_that_has_seen_the_old_one_end(
+    calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
+    watch = Watch(Device(0), RECORD, [], lambda _: None)
+    driver = LateDriver(calls)
+    watch._family = cast(netlink.Family, driver)
+    ours, server = socket.socketpair()
+    with server:
+        fresh = cast(Connection, SimpleNamespace(stream=SimpleNamespace(sock=ours), relay=None, tls=None))
+        assert watch._hand_over(fresh)
+        assert driver.has(ours)
+    watch.stop()
