@@ -11,18 +11,19 @@ LIMIT := --timeout 180
 # Jobs at once. Most of them wait more than they compute.
 JOBS := $(shell expr 2 '*' $$(nproc))
 
-.PHONY: help test lanes test-all provision lint unit unit-all libraries servers kernel matrix boot root soak rounds shell \
+# What make test runs, the longest first. Both backends are tested whole on one kernel, and by what is essential on the
+# others.
+GUESTS := 7.2+netlink+1of2 7.2+netlink+2of2 6.12+ioctl+1of2 6.12+ioctl+2of2 6.1+essential-netlink 6.1+essential-ioctl \
+	6.12+essential-netlink 7.2+essential-ioctl 6.1+udev
+LANES := $(GUESTS:%=guest+%) boot package unit-all servers lint
+
+.PHONY: help test test-all provision lint unit unit-all libraries servers kernel matrix boot root soak rounds shell \
 	demo bench deb package clean
 
 ## what is merged has passed it: linters, unit tests, real servers, three kernels, boots, the package
 test: provision $(VENV)/installed
-	$(MAKE) --no-print-directory -j$(JOBS) -Otarget lanes
+	$(MAKE) --no-print-directory -j$(JOBS) -Otarget $(LANES)
 	@echo "make test: all passed"
-
-# The longest first. Both backends are tested whole on one kernel, and by what is essential on the others.
-GUESTS := 7.2+netlink+1of2 7.2+netlink+2of2 6.12+ioctl+1of2 6.12+ioctl+2of2 6.1+essential-netlink 6.1+essential-ioctl \
-	6.12+essential-netlink 7.2+essential-ioctl 6.1+udev
-lanes: $(GUESTS:%=guest+%) boot package unit-all servers lint
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
 test-all: test

@@ -1,8 +1,8 @@
 """The one door to pyroute2: the kernel's generic netlink family "nbd".
 
 Commands, attributes and their types are those of include/uapi/linux/nbd-netlink.h; what each does is in
-drivers/block/nbd.c (nbd_genl_connect, nbd_genl_reconfigure, nbd_genl_disconnect). Importing pyroute2 costs a tenth of
-a second and 20 MB, so this module is imported only where netlink is really used.
+drivers/block/nbd.c (nbd_genl_connect, nbd_genl_reconfigure, nbd_genl_disconnect). Importing pyroute2 costs time and
+memory, so three of its modules are imported without the rest, and this module only where netlink is really used.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, SOL_NETLINK, genlmsg, nla
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic import GenericNetlinkSocket
+from nbdattach import lazy_package
+
+lazy_package.defer("pyroute2")
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, SOL_NETLINK, genlmsg, nla  # noqa: E402
+from pyroute2.netlink.exceptions import NetlinkError  # noqa: E402
+from pyroute2.netlink.generic import GenericNetlinkSocket  # noqa: E402
 
 FAMILY = "nbd"
 VERSION = 1
