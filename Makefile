@@ -8,6 +8,8 @@ PYTEST := $(PYTHON) -m pytest -q --durations 15 --durations-min 5
 K :=
 # What hangs is ended then.
 LIMIT := --timeout 180
+# By a path, which each start of Python in a guest reads sooner than it runs a finder.
+EDITABLE := --config-settings editable_mode=compat --editable
 # Jobs at once. Most of them wait more than they compute.
 JOBS := $(shell expr 2 '*' $$(nproc))
 
@@ -45,7 +47,7 @@ provision-%:
 
 $(VENV)/installed: pyproject.toml | provision-venv
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(EDITABLE) '.[test]'
 	touch $@
 
 SCRIPTS := .ci/run systemd/nbdattach-tag systemd/nbdattach-generator initramfs/initramfs-tools/hooks/nbdattach \

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from importlib.abc import Loader
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader  # which would import all of importlib.resources
 
 
 def defer(name: str) -> None:
