@@ -22,6 +22,7 @@ from collections.abc import Callable
 from nbdattach.deadline import Deadline
 from nbdattach.link import Link
 from nbdattach.proto import NBD_CMD_DISC, NBD_REQUEST_MAGIC
+from nbdattach.tls import has_ended
 
 # Bytes on their way in one direction; in use only as far as the traffic needs it.
 BUFFER = 128 << 10
@@ -293,7 +294,7 @@ def _is_disconnect(sent: bytes) -> bool:
 
 
 def _words(error: OSError | None) -> str:
-    if error is None:
+    if error is None or has_ended(error):
         return "the server closed it"
     return str(getattr(error, "reason", None) or error.strerror or error)
 

@@ -121,7 +121,8 @@ class Stream:
         except OSError as error:
             if self._tls and self._tls.is_of_tls(error):
                 raise self._tls.failure(error) from error
-            raise self._lost(f": {error.strerror or error}") from error
+            words = self._tls.words(error) if self._tls else error.strerror or str(error)
+            raise self._lost(f": {words}" if words else "") from error
 
     def _lost(self, why: str) -> NbdattachError:
         """Who asked for our certificate and leaves without a word inside TLS does so for what it was shown."""
@@ -274,7 +275,9 @@ def _resolve(target: Target, deadline: Deadline) -> list[_Address]:
         return outcome
     if known:
         return known
-    raise outcome or DeadlinePassed(target.uri, deadline.seconds, f"looking up {target.host}")
+    if outcome:  # the error names the target that asked first
+        raise NoConnection(target.uri, outcome.cause, outcome.hint)
+    raise DeadlinePassed(target.uri, deadline.seconds, f"looking up {target.host}")
 
 
 class _Question:

@@ -16,7 +16,7 @@ from typing import Any
 
 from nbdattach import certificate, credentials
 from nbdattach.credentials import File
-from nbdattach.errors import MaybeNotInKernel, NotInKernel, TlsFailed
+from nbdattach.errors import ConnectionLost, MaybeNotInKernel, NotInKernel, TlsFailed
 from nbdattach.target import Target
 from nbdattach.wiretext import plain, quoted
 from nbdattach.wishes import DEFAULT_TIMEOUT
@@ -57,6 +57,7 @@ _NOTHING_IN_COMMON = ("HANDSHAKE_FAILURE", "INSUFFICIENT_SECURITY", "NO_SHARED_C
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD", "PACKET_LENGTH", "UNEXPECTED_MESSAGE", "HTTP_REQUEST", "INVALID_ALERT")
 # The connection ended, politely or not.
 _ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
+_UNEXPECTED_END = "UNEXPECTED_EOF"
 _IN_PYTHON = re.compile(r" \(_ssl\.c:\d+\)$")
 # A certificate may be for hundreds of names; so many are shown where none is the one that was wanted.
 _MAX_NAMES = 8
@@ -78,7 +79,7 @@ class Handshake:
     def over(self, sock: socket.socket, name: str) -> ssl.SSLSocket:
         """The socket inside TLS with a server whose certificate has this name; the plain one is detached.
 
-        Raises `TlsFailed`, TimeoutError.
+        Raises `TlsFailed`, `ConnectionLost`, TimeoutError.
         """
         if not name and self._context.check_hostname:
             cause = "which name must the certificate have? a Unix socket has none"
@@ -88,8 +89,10 @@ class Handshake:
             inside = self._context.wrap_socket(sock, server_hostname=name or None)
         except TimeoutError:
             raise
-        except OSError as error:
+        except (ssl.SSLError, ConnectionError) as error:
             raise self.failure(error) from error
+        except OSError as error:  # of the network
+            raise ConnectionLost(self._target.uri, f"TLS handshake: {error.strerror or error}") from error
         if self._for_kernel:
             self._see_it_in_kernel(inside)
         return inside
@@ -231,10 +234,9 @@ class Handshake:
         """The error in words that say what to do."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return self._not_verified(error)
-        if isinstance(error, _ENDED):
+        if has_ended(error):
             return self.closed()
-        # Python has no name for reasons that are newer than it, and shows OpenSSL's words instead.
-        reason = (getattr(error, "reason", None) or _IN_PYTHON.sub("", str(error))).upper().replace(" ", "_")
+        reason = _reason(error)
 
         def is_one_of(reasons: tuple[str, ...]) -> bool:
             return any(one in reason for one in reasons)
@@ -263,7 +265,12 @@ class Handshake:
     @staticmethod
     def is_of_tls(error: OSError) -> bool:
         """Not of the connection below."""
-        return isinstance(error, ssl.SSLError) and not isinstance(error, _ENDED)
+        return isinstance(error, ssl.SSLError) and not has_ended(error)
+
+    @staticmethod
+    def words(error: OSError) -> str:
+        """Of an error of the connection below. That it ended is all there is to say: how OpenSSL says so, depends."""
+        return "" if has_ended(error) else error.strerror or str(error)
 
     @property
     def may_dislike_us(self) -> bool:
@@ -396,6 +403,25 @@ def _kernel_is_slow_at_aes() -> bool:
 def inside_cipher(sock: ssl.SSLSocket) -> str:
     cipher = sock.cipher()
     return f" with {cipher[0]}" if cipher else ""
+
+
+def has_ended(error: OSError) -> bool:
+    """Whether the server or the network ended the connection; not TLS, which may have told why.
+
+    OpenSSL 3.0 and Python have classes for it. OpenSSL 3.5 lets the system's own errors through, and what is read after
+    a send that failed is a plain SSLError with SSL_ERROR_SYSCALL: of the unexpected end, or of an alert that was there.
+    """
+    if isinstance(error, _ENDED):
+        return True
+    if not isinstance(error, ssl.SSLError):
+        return False
+    told = getattr(error, "reason", None)
+    return _UNEXPECTED_END in _reason(error) or (error.errno == ssl.SSL_ERROR_SYSCALL and not told)
+
+
+def _reason(error: OSError) -> str:
+    """As TLSV1_ALERT_UNKNOWN_CA. Python has no name for those that are newer than it, and shows OpenSSL's words."""
+    return (getattr(error, "reason", None) or _IN_PYTHON.sub("", str(error))).upper().replace(" ", "_")
 
 
 def _words(reason: str) -> str:

@@ -10,6 +10,8 @@ import pytest
 from servers import nbdkit
 from shells import SHELLS, shell
 
+import nbdattach
+
 SERVER = """
 case "$1" in
 list_exports) printf '%s\\n' NAMES disk-one 'disk-$(id)' other ;;
@@ -18,7 +20,16 @@ pread) head -c "$3" /dev/zero ;;
 *) exit 2 ;;
 esac
 """
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def command(folder: Path) -> str:
+    """A PATH on which nbdattach is this code, installed or not."""
+    (folder / "bin").mkdir()
+    program = folder / "bin/nbdattach"
+    here = Path(nbdattach.__file__).parents[1]
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={here} exec {sys.executable} -P -m nbdattach "$@"\n')
+    program.chmod(0o755)
+    return f"{program.parent}:{os.environ['PATH']}"
 
 
 @pytest.mark.parametrize("name", SHELLS)
@@ -26,7 +37,7 @@ def test_commands_options_values_and_exports(name: str, tmp_path: Path) -> None:
     script = tmp_path / "server"
     script.write_text(f"#!/bin/sh{SERVER}")
     script.chmod(0o755)
-    with nbdkit("sh", str(script)) as server, shell(name, tmp_path, PATH) as user:
+    with nbdkit("sh", str(script)) as server, shell(name, tmp_path, command(tmp_path)) as user:
         where = f"localhost:{server.place[1]}"
         user.completes("nbdattach disc", "nbdattach disconnect")
         user.completes("nbdattach connect --read", "nbdattach connect --read-only")

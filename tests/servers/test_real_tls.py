@@ -182,11 +182,11 @@ def test_our_certificate_is_accepted(pki: Path, kind: str, kernel: bool) -> None
         ("NORMAL:-VERS-ALL:+VERS-TLS1.2:-CIPHER-ALL:+AES-256-CBC", True),
     ],
 )
-def test_server_with_nothing_in_common_only_closes(pki: Path, priority: str, kernel: bool) -> None:
+def test_server_with_nothing_in_common_closes_and_may_say_so(pki: Path, priority: str, kernel: bool) -> None:
     creds = f"tls-creds-x509,id=tls0,endpoint=server,dir={pki}/good,verify-peer=no,priority={priority}"
     with qemu_nbd(str(pki / "disk.img"), "--object", creds, "--tls-creds", "tls0") as server:
         told = error_of(server, "qemu-nbd", pki, kernel, ca=ca(pki))
-    assert told == (
+    closed = (
         5,
         "the server closed the connection in the TLS handshake",
         "does it do TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it want a key (--tls-psk)? "
@@ -194,6 +194,9 @@ def test_server_with_nothing_in_common_only_closes(pki: Path, priority: str, ker
         if kernel
         else "does it do TLS 1.2 or later? does it want a key (--tls-psk)?",
     )
+    # qemu-nbd from 10 on sends the alert of its TLS where there is one: of a client whose versions are all too new.
+    alerted = (5, "the server does not do TLS 1.2 or later", "older ones are not safe: update the server")
+    assert told == closed or (not kernel and told == alerted)
 
 
 @pytest.mark.row(8)

@@ -256,6 +256,37 @@ def test_resolver_that_hangs_is_waited_for_once(resolver: Resolver, monkeypatch:
     assert resolver.asked == 2
 
 
+def test_who_waits_for_the_lookup_of_another_is_told_of_its_own_target(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver.fails = True
+    resolver.hangs.clear()
+    causes: list[str] = []
+    both_wait, outcome = threading.Barrier(3), stream._Question.outcome
+
+    def wait(question: Any, seconds: float) -> Any:
+        both_wait.wait(10)
+        return outcome(question, seconds)
+
+    monkeypatch.setattr(stream._Question, "outcome", wait)
+
+    def ask(export: str) -> None:
+        with pytest.raises(NoConnection) as caught:
+            client.inspect(Target("db1", export=export))
+        causes.append(str(caught.value))
+
+    threads = [threading.Thread(target=ask, args=[export]) for export in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    both_wait.wait(10)
+    resolver.hangs.set()
+    for thread in threads:
+        thread.join(10)
+    assert resolver.asked == 1
+    words = "cannot find the host db1: Temporary failure in name resolution"
+    assert sorted(causes) == [f"nbd://db1/a: {words}", f"nbd://db1/b: {words}"]
+
+
 def test_remembered_address_serves_where_the_name_was_never_found(resolver: Resolver) -> None:
     resolver.fails = True
     with listening(says_and_hears(GO, [])) as target:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import socket
 import ssl
+import struct
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +24,8 @@ from hypothesis import strategies as st
 from peer import Serve, drain, left_waiting_for, listening, says_and_hears
 from tlspeer import EXPORT, STARTTLS, after_yes, answers_hello, context, secure, trickles
 
-from nbdattach import certificate, cli, client, tls
-from nbdattach.errors import ConnectionLost, NbdattachError, NotInKernel, TlsFailed
+from nbdattach import certificate, cli, client, stream, tls
+from nbdattach.errors import ConnectionLost, DeadlinePassed, MaybeNotInKernel, NbdattachError, NotInKernel, TlsFailed
 from nbdattach.target import Target, parse_target, with_tls
 
 Capture = pytest.CaptureFixture[str]
@@ -313,6 +319,174 @@ def test_server_that_leaves_later_is_a_lost_connection(pki: Path) -> None:
     made = context(pki / "good", clients=True)
     with listening(after_yes(leave)) as place:
         assert type(failure(trusting(pki, place, **ours_from(pki, "client")))) is ConnectionLost
+
+
+# -- how a connection ends: the same words, however OpenSSL tells it ---------------------------------------------------
+
+
+def ssl_error(kind: type[ssl.SSLError], number: int, reason: str | None) -> ssl.SSLError:
+    """As _ssl makes it; `reason` is None where OpenSSL has none."""
+    made = kind(number, f"[SSL: {reason}] words (_ssl.c:1006)" if reason else "words (_ssl.c:1006)")
+    if reason:
+        made.reason = reason
+    return made
+
+
+EOF = "UNEXPECTED_EOF_WHILE_READING"
+ENDED: list[OSError] = [
+    ssl_error(ssl.SSLEOFError, ssl.SSL_ERROR_EOF, None),
+    ssl_error(ssl.SSLEOFError, ssl.SSL_ERROR_EOF, EOF),
+    ssl_error(ssl.SSLZeroReturnError, ssl.SSL_ERROR_ZERO_RETURN, None),
+    ssl_error(ssl.SSLError, ssl.SSL_ERROR_SYSCALL, EOF),  # OpenSSL 3.5, after a send that failed
+    ssl_error(ssl.SSLError, ssl.SSL_ERROR_SSL, EOF),
+    ssl_error(ssl.SSLError, ssl.SSL_ERROR_SYSCALL, None),  # "Some I/O error occurred"
+    ssl_error(ssl.SSLSyscallError, ssl.SSL_ERROR_SYSCALL, None),
+    ssl.SSLError(ssl.SSL_ERROR_SYSCALL, "unexpected eof while reading (_ssl.c:1006)"),  # of which Python knows no name
+    BrokenPipeError(32, "Broken pipe"),
+    ConnectionResetError(104, "Connection reset by peer"),
+]
+NOT_ENDED: list[tuple[OSError, str]] = [
+    (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SSL, "TLSV1_ALERT_UNKNOWN_CA"), "(unknown ca)"),
+    (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SYSCALL, "TLSV1_ALERT_UNKNOWN_CA"), "(unknown ca)"),  # OpenSSL 3.5
+    (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SYSCALL, "TLSV1_ALERT_INTERNAL_ERROR"), "ended TLS: internal error"),
+    (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SSL, "WRONG_VERSION_NUMBER"), "is no TLS"),
+]
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("error", ENDED, ids=repr)
+def test_end_of_the_connection_in_the_handshake_is_told_in_our_words(error: OSError, kernel: bool) -> None:
+    handshake = tls.Handshake(Target("db1", tls=True), kernel)
+    told = handshake.failure(error)
+    assert (type(told), told.cause) == (
+        MaybeNotInKernel if kernel else TlsFailed,
+        "the server closed the connection in the TLS handshake",
+    )
+    assert not handshake.is_of_tls(error)
+    assert handshake.words(error) == ""
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize(("error", "words"), NOT_ENDED, ids=repr)
+def test_what_the_server_said_before_it_left_is_no_mere_end(error: OSError, words: str) -> None:
+    handshake = tls.Handshake(Target("db1", tls=True), False)
+    assert words in handshake.failure(error).cause
+    assert handshake.is_of_tls(error)
+
+
+@pytest.mark.row(8)
+def test_network_that_breaks_in_the_handshake_is_a_lost_connection(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", breaks)
+    with listening(answers_hello(b"")) as place:
+        error = failure(trusting(pki, place))
+    assert (type(error), error.cause) == (
+        ConnectionLost,
+        "the server closed the connection (TLS handshake: No route to host)",
+    )
+
+
+def resets(inside: ssl.SSLSocket) -> None:
+    inside.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    inside.close()
+
+
+def says_goodbye(inside: ssl.SSLSocket) -> None:
+    inside.setblocking(False)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        inside.unwrap()
+    inside.close()
+
+
+class Leaver:
+    """A server that has left before the client says its first word in TLS."""
+
+    def __init__(self, made: ssl.SSLContext, leave: Callable[[ssl.SSLSocket], None]) -> None:
+        self._made, self._leave = made, leave
+        self.gone = threading.Event()
+
+    def serve(self, sock: socket.socket) -> None:
+        with contextlib.suppress(ssl.SSLError):  # it has refused our certificate, and said so
+            self._leave(self._made.wrap_socket(sock, server_side=True))
+        sock.close()
+        self.gone.set()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def place_of(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "socket" if request.param == "unix" else None
+
+
+@pytest.fixture(params=["at once", "in two pieces"])
+def after(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Leaver], None]:
+    """Has the client wait until the server has left. Of two pieces that it sends then, the second may fail alone."""
+
+    def wait_for(server: Leaver) -> None:
+        send = stream.Stream._send
+
+        def late(self: stream.Stream, data: bytes) -> None:
+            if self._tls:
+                assert server.gone.wait(5)
+                if request.param == "in two pieces":
+                    send(self, data[:1])
+                    time.sleep(0.02)  # for the answer to that, which is a reset
+                    data = data[1:]
+            send(self, data)
+
+        monkeypatch.setattr(stream.Stream, "_send", late)
+
+    return wait_for
+
+
+LEAVES = {"closes": ssl.SSLSocket.close, "resets": resets, "says goodbye": says_goodbye}
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("leave", LEAVES)
+@pytest.mark.parametrize("version", [V2, V3])
+@pytest.mark.parametrize("which", ["", "client", "not asked"])
+def test_server_that_has_left_before_our_first_word_is_told_in_our_words(
+    pki: Path,
+    place_of: Path | None,
+    after: Callable[[Leaver], None],
+    version: ssl.TLSVersion,
+    leave: str,
+    which: str,
+) -> None:
+    made = context(pki / "good", version, clients=which != "not asked")
+    if which != "not asked":
+        made.verify_mode = ssl.CERT_OPTIONAL
+    server = Leaver(made, LEAVES[leave])
+    after(server)
+    ours = ours_from(pki, "client") if which == "client" else {}
+    with listening(after_yes(server.serve), place_of) as place:
+        error = failure(trusting(pki, place, hostname="localhost", **ours))
+    ours_is = f"PKI/client/client-cert.pem, issued by 'test-ca', valid until {until(pki, 'client')}"
+    assert (
+        told(error, pki)[:2]
+        == {
+            "": (5, "the server asked for a certificate of ours, got none, and closed the connection"),
+            "client": (5, f"the server closed the connection when it had our certificate {ours_is}"),
+            "not asked": (3, "the server closed the connection (NBD_OPT_GO, 12 bytes of data)"),
+        }[which]
+    )
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("version", [V2, V3])
+@pytest.mark.parametrize("which", ["stranger", "late"])
+def test_reason_of_a_server_that_has_left_before_our_first_word_is_told(
+    pki: Path, place_of: Path | None, after: Callable[[Leaver], None], version: ssl.TLSVersion, which: str
+) -> None:
+    server = Leaver(context(pki / "good", version, clients=True), ssl.SSLSocket.close)
+    after(server)
+    with listening(after_yes(server.serve), place_of) as place:
+        error = failure(trusting(pki, place, hostname="localhost", **ours_from(pki, which)))
+    assert error.cause.startswith("the server does not accept our certificate ")
+    assert error.cause.endswith({"stranger": "(unknown ca)", "late": "(certificate expired)"}[which])
 
 
 # -- what can be had ---------------------------------------------------------------------------------------------------
