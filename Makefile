@@ -20,7 +20,7 @@ GUESTS := 7.2+netlink+1of2 7.2+netlink+2of2 6.12+ioctl+1of2 6.12+ioctl+2of2 6.1+
 LANES := $(GUESTS:%=guest+%) boot package unit-all servers lint
 
 .PHONY: help test test-all provision lint unit unit-all libraries servers kernel matrix boot root soak rounds shell \
-	demo bench deb package clean
+	demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, three kernels, boots, the package
 test: provision $(VENV)/installed
@@ -121,12 +121,34 @@ bench: provision $(VENV)/installed
 
 ## the Debian package, as dist/nbdattach_VERSION_all.deb; from what the source distribution holds
 deb: provision-deb
+	@for made in build dist *.egg-info; do [ ! -e $$made ] || [ -w $$made ] || \
+		{ echo "make deb: $$made is not yours, as sudo pip leaves it: sudo rm -r $$made"; exit 1; }; done
 	rm -rf build/deb
 	mkdir -p build/deb dist
 	/usr/bin/python3 -m build --no-isolation --sdist --outdir build/deb . >build/deb/log 2>&1 || { cat build/deb/log; false; }
 	tar -xzf build/deb/nbdattach-*.tar.gz -C build/deb
 	cd build/deb/nbdattach-*/ && { dpkg-buildpackage --ignore-builtin-builddeps -us -uc -b >../log 2>&1 || { cat ../log; false; }; }
 	cp build/deb/*.deb dist/
+
+# The man pages and the completions, for an installation by pipx or in a venv: below the prefix of the environment, where
+# both put them, no program looks.
+PREFIX := /usr/local
+EXTRAS := $(foreach page,$(wildcard man/*.[578]),$(page):share/man/man$(subst .,,$(suffix $(page)))) \
+	completions/bash/nbdattach:share/bash-completion/completions \
+	completions/zsh/_nbdattach:share/zsh/site-functions \
+	completions/fish/nbdattach.fish:share/fish/vendor_completions.d
+
+## man pages and completions below PREFIX (/usr/local)
+extras:
+	@$(foreach one,$(EXTRAS),install -D -m 644 $(subst :, -t $(PREFIX)/,$(one)) &&) :
+
+## away with them
+remove-extras:
+	rm -f $(foreach one,$(EXTRAS),$(PREFIX)/$(lastword $(subst :, ,$(one)))/$(notdir $(firstword $(subst :, ,$(one)))))
+
+## README's commands to install, to run the demo and the linters and to uninstall, and lintian, on fresh systems; 15 minutes
+fresh: provision $(VENV)/installed
+	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/fresh
 
 ## what the package does when it is installed, in a guest
 package: deb $(VENV)/installed

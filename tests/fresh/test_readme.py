@@ -1,0 +1,56 @@
+"""What README tells a new user to type works on a fresh Debian 12 and 13, word for word, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+from readme import tells, way
+from root import Root
+
+from nbdattach import __version__
+
+pytestmark = pytest.mark.parametrize("release", ["bookworm", "trixie"])
+CHECKOUT = "/home/user/nbdattach"
+WAYS = ["As a Debian package", "With pipx 1.0 or later", "With a venv"]
+# By name, but in the checkout and in what never stays on a disk. A package that was removed stays in dpkg's log.
+LEFT = "find / -xdev -iname '*nbdattach*' -not -path '/home/user/nbdattach*' -not -path '/proc/*' -not -path '/sys/*'"
+# The machine's kernel may lack nbd: doctor says so and ends with 6.
+DOCTOR = "sudo nbdattach doctor || [ $? = 6 ]"
+
+
+@pytest.mark.parametrize("heading", WAYS)
+def test_it_installs_works_and_leaves_nothing(root: Root, heading: str) -> None:
+    commands = way(heading)
+    root.run(commands.install, folder=CHECKOUT)
+    works(root)
+    root.run(commands.remove, folder=CHECKOUT)
+    assert root.run(LEFT, "root") == ""
+
+
+def works(root: Root) -> None:
+    assert root.run("nbdattach --version") == f"nbdattach {__version__}\n"
+    said = root.run("nbdattach connect", code=2)
+    assert said == "nbdattach connect: Missing argument 'TARGET'.\n(see nbdattach connect --help)\n"
+    said = root.run(DOCTOR)
+    assert "ok  permission: running as root\n" in said
+    assert "ok  netlink: pyroute2 is installed\n" in said
+    assert "Traceback" not in said
+    root.install("man-db")
+    for page in ("8 nbdattach", "5 nbdtab", "7 nbdattach-root"):
+        assert root.run(f"man --where {page}").count("\n") == 1
+
+
+def test_the_demo_runs(root: Root) -> None:
+    assert tells("make demo")
+    assert root.run("make demo", folder=CHECKOUT).endswith("compared on the server.\n")
+
+
+@pytest.mark.parametrize("target", ["lint", "unit"])
+def test_what_a_developer_types_first(root: Root, target: str) -> None:
+    assert tells(f"make {target}")
+    root.run(f"make {target}", folder=CHECKOUT)
+
+
+def test_without_root_and_sudo_the_command_that_helps_is_told(root: Root) -> None:
+    root.run("SUDO_FORCE_REMOVE=yes dpkg --purge sudo", "root")
+    said = root.run("make deb", folder=CHECKOUT, code=2)
+    assert "\nprovision: only root can install packages, and there is no sudo; as root: apt-get install " in said
