@@ -48,7 +48,7 @@ def how_to_install() -> str:
     """The command that gives this very program pyroute2. Debian's Python takes no packages from pip."""
     if "/dist-packages/" in __file__:
         return "apt install python3-pyroute2"
-    return f"{sys.executable} -m pip install 'pyroute2>=0.7'"
+    return f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
 
 
 def why_no_netlink() -> NbdattachError | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from nbdattach import __version__, values
+from nbdattach import __version__, usage, values
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.wiretext import plain
 
@@ -55,6 +55,14 @@ class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 
 def _seconds(least: float = 0.0) -> Value:
     return Value("SEC", functools.partial(values.seconds, least=least))
+
+
+def _number(least: int) -> Value:
+    return Value("N", functools.partial(values.number, least=least))
+
+
+def _one_of(words: Sequence[str]) -> Value:
+    return Value("WORD", functools.partial(values.one_of, words=words), words)
 
 
 # -- what a shell can offer, where the user presses Tab -----------------------------------------------------------
@@ -225,15 +233,17 @@ def _device(text: str) -> Device:
 # -- commands ----------------------------------------------------------------------------------------------------
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=usage.Group)
 @click.version_option(__version__, message="nbdattach %(version)s")
 @_debug_option
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Attach exports of NBD servers to /dev/nbdX, and detach them safely.
 
     TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, the path of a Unix socket, or an NBD URI such as nbd://db1/disk.
     DEVICE is /dev/nbd0 or nbd0.
     """
+    usage.require_command(ctx)
 
 
 @cli.command()
@@ -241,11 +251,12 @@ def cli() -> None:
 @click.argument("device", required=False, shell_complete=_free_devices)
 @_export_option
 @click.option("-r", "--read-only", is_flag=True, help="Attach read-only.")
-@click.option("-b", "--block-size", type=int, metavar="N", help="Logical block size in bytes.")
+@click.option("-b", "--block-size", type=_number(1), metavar="N", help="Logical block size in bytes.")
 @click.option(
     "-C",
     "--connections",
     type=Value("N|auto", values.connections, ["auto"]),
+    metavar="N|auto",
     default="auto",
     show_default=True,
     help="Connections.",
@@ -256,7 +267,8 @@ def cli() -> None:
 )
 @click.option(
     "--backend",
-    type=click.Choice(values.BACKENDS),
+    type=_one_of(values.BACKENDS),
+    metavar=f"[{'|'.join(values.BACKENDS)}]",
     default="auto",
     show_default=True,
     help="How the kernel is given the connection.",
@@ -280,14 +292,15 @@ def cli() -> None:
 @_tls_options
 @click.option(
     "--tls-transport",
-    type=click.Choice(values.TRANSPORTS),
+    type=_one_of(values.TRANSPORTS),
+    metavar=f"[{'|'.join(values.TRANSPORTS)}]",
     default="auto",
     show_default=True,
     help="Who encrypts once attached.",
 )
 @click.option("--tag", metavar="NAME", help="Identity of the attachment.  [default: the target's URI]")
-@click.option("--expect-size", type=click.IntRange(0), metavar="BYTES", help="Refuse an export of another size.")
-@click.option("--size", "raw_size", type=click.IntRange(1), metavar="BYTES", help="Size, with --no-handshake.")
+@click.option("--expect-size", type=_number(0), metavar="BYTES", help="Refuse an export of another size.")
+@click.option("--size", "raw_size", type=_number(1), metavar="BYTES", help="Size, with --no-handshake.")
 @click.option("--no-handshake", is_flag=True, help="The server sends no greeting; needs --size.")
 @click.option("--swap", is_flag=True, help="Make it safe to swap on the device.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay; detach safely on SIGTERM.")
@@ -763,6 +776,10 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """The exit code of the command."""
     debug = "--debug" in arguments
+    if os.environ.get("_NBDATTACH_COMPLETE", "").endswith("_complete"):
+        from nbdattach import shell
+
+        shell.speak_ours()
     try:
         code = cli.main(arguments, prog_name="nbdattach", standalone_mode=False)
         sys.stdout.flush()
@@ -792,10 +809,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _say_usage(error: click.UsageError) -> int:
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
+    if isinstance(error, usage.NoCommand):
+        click.echo(error.message, err=True)
     else:
-        path = error.ctx.command_path if error.ctx else "nbdattach"
-        click.echo(f"{path}: {plain(error.format_message())}", err=True)
-        click.echo(f"(see {path} --help)", err=True)
-    return 2
+        click.echo(f"{usage.path(error)}: {plain(error.message)}", err=True)
+        click.echo(f"({usage.hint(error)})", err=True)
+    return error.exit_code

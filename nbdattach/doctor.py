@@ -113,6 +113,7 @@ def _devices() -> Iterator[Finding]:
     for device in sysfs.devices():
         yield from _wedged(device)
         yield from _timeout(device)
+        yield from _write_zeroes(device)
 
 
 def _wedged(device: Device) -> Iterator[Finding]:
@@ -153,6 +154,17 @@ def _timeout(device: Device) -> Iterator[Finding]:
             device.path,
             f"attached by another program, which gives a server up that takes {seconds:g} s for an answer{doubt}",
             remedy=f"echo {WEEK * 1000} >/sys/block/{device.name}/queue/io_timeout",
+        )
+
+
+def _write_zeroes(device: Device) -> Iterator[Finding]:
+    """Left behind by another program: from 6.12 to 7.2 the driver cannot switch it off (nbd.c, __nbd_set_size)."""
+    kernel = Kernel(device)
+    if kernel.sends_write_zeroes and not kernel.attached:
+        yield Finding(
+            device.path,
+            "free, but another program left it sending NBD_CMD_WRITE_ZEROES; servers without it are refused here",
+            remedy="leave the device out of connect, or load the driver anew: modprobe -r nbd; modprobe nbd",
         )
 
 

@@ -1,22 +1,50 @@
-"""How a function of this package is run in a process of its own, whatever the environment and the folder."""
+"""How a function of this very package is run in a process of its own, whatever the environment and the folder.
+
+A checkout may be used beside an installed nbdattach, so the process is given the folder of the code to run. It puts the
+folder at the front of sys.path, imports the package, and removes the folder again: modules of ours are found through
+the package then, and no other module is looked for next to it, where one may have the name of one of Python's own.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import nbdattach
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(nbdattach.__file__)))
+PACKAGE = os.path.dirname(os.path.abspath(nbdattach.__file__))
+_PLACE = os.path.dirname(PACKAGE)
+_SECONDS = 10
 
 
 def bare_python(function: str, *arguments: str, module: str = "worker") -> list[str]:
     """The command for a function of that module: isolated (-I) and without site-packages (-S), about 9 MB."""
-    boot = f"import sys; sys.path.insert(0, sys.argv.pop(1)); from nbdattach import {module}; "
-    return [sys.executable, "-I", "-S", "-c", f"{boot}{module}.{function}(sys.argv[1:])", _PACKAGE, *arguments]
+    boot = "import sys; sys.path.insert(0, sys.argv.pop(1)); import nbdattach; del sys.path[0]; "
+    boot += f"from nbdattach import {module}; {module}.{function}(sys.argv[1:])"
+    return [sys.executable, "-I", "-S", "-c", boot, _PLACE, *arguments]
 
 
 def python(module: str, function: str) -> list[str]:
-    """The command for a function without arguments of a module that needs the libraries, too."""
-    boot = f"import sys; sys.path.append(sys.argv[1]); from nbdattach import {module}; {module}.{function}()"
-    return [sys.executable, "-I", "-c", boot, _PACKAGE]
+    """The command for a function without arguments of a module that needs the libraries, too: those that we see."""
+    boot = "import sys; sys.path.insert(0, sys.argv[1]); import nbdattach; sys.path[:] = sys.argv[2:]; "
+    boot += f"from nbdattach import {module}; {module}.{function}()"
+    # The first one is the folder of the script or the current one, unless it is told otherwise.
+    seen = sys.path if sys.flags.safe_path else sys.path[1:]
+    libraries = [*(os.path.abspath(place) for place in seen if place), _PLACE]
+    return [sys.executable, "-I", "-c", boot, _PLACE, *dict.fromkeys(libraries)]
+
+
+def package_of(program: str) -> str | None:
+    """The folder of the nbdattach that this Python script runs, None where that cannot be told."""
+    tell = "import nbdattach, os; print(os.path.realpath(os.path.dirname(nbdattach.__file__)))"
+    try:
+        with open(program, errors="replace") as script:
+            first = script.readline(4096)
+        if not first.startswith("#!"):
+            return None
+        command = [*first[2:].split(), "-I", "-c", tell]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

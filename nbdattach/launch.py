@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
-from nbdattach import control, state
+from nbdattach import control, interpreter, state, systemd
 from nbdattach.control import NoMonitor
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
 from nbdattach.interpreter import python
-from nbdattach.systemd import in_charge
 from nbdattach.wiretext import plain
 
 UNIT = "nbdattach-monitor.service"
+# Of the monitor of a checkout, or another installation, beside one that has UNIT.
+UNIT_BESIDE = "nbdattach-monitor-beside.service"
 START_SECONDS = 30
 _POLL = 0.05
 
@@ -48,14 +50,28 @@ def in_background() -> None:
 
 
 def _ways() -> list[list[str]]:
-    """To be tried in this order. A transient unit where ours is not installed; so it outlives our own unit's end."""
-    ways = [python("monitor", "main_in_background")]
-    if in_charge():
-        transient = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", "--property=Type=notify"]
-        transient += ["--property=Restart=on-failure", "--property=OOMScoreAdjust=-1000", "--property=KillMode=process"]
-        transient += ["--property=DefaultDependencies=no", "--property=IgnoreOnIsolate=yes"]  # to the end of a shutdown
-        ways[:0] = [["systemctl", "start", UNIT], [*transient, *python("monitor", "main")]]
-    return ways
+    """To be tried in this order: each starts a monitor of the same code as this command."""
+    daemon = python("monitor", "main_in_background")
+    if not systemd.in_charge():
+        return [daemon]
+    if _is_of_other_code(UNIT):
+        return [_transient(UNIT_BESIDE), daemon]
+    return [["systemctl", "start", UNIT], _transient(UNIT), daemon]
+
+
+def _is_of_other_code(unit: str) -> bool:
+    """Whether the unit is installed and runs another nbdattach. If that cannot be told, its admin knows better."""
+    program = systemd.program(unit)
+    package = interpreter.package_of(program) if program else None
+    return package is not None and package != os.path.realpath(interpreter.PACKAGE)
+
+
+def _transient(unit: str) -> list[str]:
+    """Where no unit is installed; so the monitor outlives the end of the unit that connect runs in."""
+    command = ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--property=Type=notify"]
+    command += ["--property=Restart=on-failure", "--property=OOMScoreAdjust=-1000", "--property=KillMode=process"]
+    command += ["--property=DefaultDependencies=no", "--property=IgnoreOnIsolate=yes"]  # to the end of a shutdown
+    return [*command, *python("monitor", "main")]
 
 
 def _failure_of(command: list[str]) -> str | None:

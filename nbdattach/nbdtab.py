@@ -7,7 +7,7 @@ options may be those of connect by their long names. A mistake is an error with 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +25,6 @@ _FIELDS = "a line is DEVICE HOST EXPORT [OPTION,...]"
 _LEFT_TO_URI = "-"
 # Who attaches at boot stands elsewhere than who tries it out. A NUL begins the name of an abstract socket.
 _RELATIVE = re.compile(r"[?&](socket|tls-certificates|tls-psk-file)=(?!/|%2[Ff]|%00)")
-_NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
 _OPTIONS = "nbdtab(5) tells the options"
 _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
 
@@ -95,26 +94,16 @@ class _Kind:
     flag: object = True
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"{text!r} is none of {', '.join(words)}")
-        return text
-
-    return read
+def _one_of(words: Sequence[str]) -> Callable[[str], str]:
+    return lambda text: values.one_of(text, words)
 
 
 def _number(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not _NUMBER.fullmatch(text) or int(text) < least:
-            raise ValueError(f"{text!r} is not a number from {least} up")
-        return int(text)
-
-    return read
+    return lambda text: values.number(text, least)
 
 
 def _block_size(text: str) -> int:
-    if _number(1)(text) not in BLOCK_SIZES:
+    if values.number(text, 1) not in BLOCK_SIZES:
         raise ValueError(f"{text!r} is none of {', '.join(map(str, BLOCK_SIZES))}")
     return int(text)
 
@@ -136,11 +125,11 @@ _WISHES = {
     "connections": _Kind("connections", values.connections),
     "connect-timeout": _Kind("connect_timeout", _seconds(values.LEAST_CONNECT_TIMEOUT)),
     "retry-for": _Kind("retry_for", _seconds()),
-    "backend": _Kind("backend", _one_of(*values.BACKENDS)),
+    "backend": _Kind("backend", _one_of(values.BACKENDS)),
     "on-loss": _Kind("on_loss", values.on_loss),
     "dead-peer": _Kind("dead_peer", _seconds(values.LEAST_DEAD_PEER)),
     "io-timeout": _Kind("io_timeout", _seconds()),
-    "tls-transport": _Kind("tls_transport", _one_of(*values.TRANSPORTS)),
+    "tls-transport": _Kind("tls_transport", _one_of(values.TRANSPORTS)),
     "tag": _Kind("tag", str),
     "expect-size": _Kind("expect_size", _number(0)),
     "size": _Kind("raw_size", _number(1)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 
@@ -19,6 +20,12 @@ def in_charge() -> bool:
 def installed(unit: str) -> bool:
     """Whether there is a file of that unit; a transient one goes when it is stopped."""
     return any(os.path.exists(f"{folder}/{unit}") for folder in _UNITS)
+
+
+def program(unit: str) -> str:
+    """The path of the program that the unit runs; empty where there is no such unit."""
+    found = re.match(r"\{ path=(.*?) ; ", _systemctl("show", "--property=ExecStart", "--value", unit))
+    return found.group(1) if found else ""
 
 
 def shutting_down() -> bool:

@@ -6,6 +6,7 @@ Each function raises ValueError with what is wrong with the text.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 BACKENDS = ("auto", "netlink", "ioctl")
 TRANSPORTS = ("auto", "kernel", "relay")
@@ -14,6 +15,7 @@ MAX_SECONDS = 365 * 24 * 3600  # more is a slip of the finger, and the kernel's 
 LEAST_CONNECT_TIMEOUT = 0.001
 LEAST_DEAD_PEER = 1.0
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)  # up to 2^63, the largest size that the kernel has
 _COUNT = re.compile(r"[1-9][0-9]?", re.ASCII)
 
 
@@ -24,6 +26,20 @@ def seconds(text: str, least: float = 0.0) -> float:
     if float(text) > MAX_SECONDS:
         raise ValueError(f"{text!r} is more than a year")
     return float(text)
+
+
+def number(text: str, least: int) -> int:
+    """A plain decimal number, `least` or more."""
+    if not _NUMBER.fullmatch(text) or int(text) < least:
+        raise ValueError(f"{text!r} is not a number from {least} up")
+    return int(text)
+
+
+def one_of(text: str, words: Sequence[str]) -> str:
+    """One of these words."""
+    if text not in words:
+        raise ValueError(f"{text!r} is none of {', '.join(words)}")
+    return text
 
 
 def connections(text: str) -> int:

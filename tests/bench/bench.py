@@ -55,7 +55,12 @@ def guest_command(options: argparse.Namespace, result: Path) -> list[str]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel", choices=("6.1", "6.1-qemu", "6.12"), default="6.1", help="of the guest")
+    parser.add_argument(
+        "--kernel",
+        choices=("6.1", "6.12", "7.2", "6.1-qemu", "6.12-qemu", "7.3-qemu"),
+        default="6.1",
+        help="of the guest",
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cpu-rounds", type=int, default=21, help="of the commands that need no guest")
     parser.add_argument("--seconds", type=float, default=1.5, help="for each piece of work of fio")

@@ -18,7 +18,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parents[2]
 HOST = "10.9.0.1"
 TAP = "lab0"
-_NETWORK = "[Match]\nName=eth0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+_NETWORK = "[Match]\nName=vec0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
 # A line of the console: the kernel's stamp, then who says it.
 _LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
 _SECONDS = 240.0
@@ -127,7 +127,7 @@ def _put_files(root: Path, files: Mapping[str, str]) -> None:
     # The root that this is put over has a link there.
     shutil.copytree(root / "lib", root / "usr/lib", dirs_exist_ok=True)
     shutil.rmtree(root / "lib")
-    _put(root / "etc/systemd/network/eth0.network", _NETWORK)
+    _put(root / "etc/systemd/network/vec0.network", _NETWORK)
     for name, content in files.items():
         _put(root / name, content)
 

@@ -24,13 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """For `uml` or `qemu`: root.img, each initramfs, and the certificate of the server (tls)."""
+    """For a kernel: root.img, each initramfs, and the certificate of the server (tls)."""
 
     @cache
-    def make(emulator: str) -> Path:
-        out = tmp_path_factory.mktemp(emulator)
+    def make(kernel: str) -> Path:
+        out = tmp_path_factory.mktemp(kernel)
         Authority(out / "authority").issue(out / "tls", "server", "disks", "DNS:disks")
-        subprocess.run([HERE / "image", emulator, out], check=True)
+        subprocess.run([HERE / "image", kernel, out], check=True)
         return out
 
     return make
@@ -39,8 +39,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 class Lab:
     """Servers and machines of one test, which go when it ends."""
 
-    def __init__(self, emulator: str, files: Path, image: Path) -> None:
-        self._emulator, self._files = emulator, files
+    def __init__(self, kernel: str, files: Path, image: Path) -> None:
+        self._kernel, self._files = kernel, files
         self.image = image
         self.server = Server(image)
         self._machines: list[Machine] = []
@@ -50,7 +50,7 @@ class Lab:
         return self.server
 
     def boot(self, words: str, initramfs: str = "initrd") -> Machine:
-        self._machines.append(Machine(self._emulator, self.image.parent, self._files, words, initramfs))
+        self._machines.append(Machine(self._kernel, self.image.parent, self._files, words, initramfs))
         return self._machines[-1]
 
     def end(self) -> None:
@@ -60,10 +60,10 @@ class Lab:
 
 
 @pytest.fixture
-def lab(emulator: str, files: Callable[[str], Path], tmp_path: Path) -> Iterator[Lab]:
-    made_from, image = files(emulator), tmp_path / "root.img"
+def lab(kernel: str, files: Callable[[str], Path], tmp_path: Path) -> Iterator[Lab]:
+    made_from, image = files(kernel), tmp_path / "root.img"
     subprocess.run(["cp", "--sparse=always", made_from / "root.img", image], check=True)
-    made = Lab(emulator, made_from, image)
+    made = Lab(kernel, made_from, image)
     try:
         yield made
     finally:

@@ -1,7 +1,7 @@
 """A machine without a disk of its own, and the server that has its root file system. Knows no test.
 
-It is User-mode Linux, or the stock kernel in QEMU, which is emulated: it has two CPUs, and takes ten times as long. For
-either, this machine is 10.0.2.2: for QEMU by its user-mode network, for UML on a tap device.
+It is user-mode Linux, or a stock kernel in QEMU, which is emulated: it has two CPUs, and takes ten times as long. For
+either, this machine is 10.0.2.2: for QEMU by its user-mode network, else on a tap device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ANSWER = 120.0
 POWER_OFF = 120.0
 _POLL = 0.1
 _HOST, _TAP = "10.0.2.2", "root0"
-_ADDRESS = f"10.0.2.15::{_HOST}:255.255.255.0::eth0:off"
+_ADDRESS = f"10.0.2.15::{_HOST}:255.255.255.0::vec0:off"
 
 
 class Server:
@@ -69,18 +69,20 @@ class Server:
 class Machine:
     """Boots when it is made, from the kernel and the initramfs in that folder."""
 
-    def __init__(self, emulator: str, folder: Path, files: Path, words: str, initramfs: str) -> None:
+    def __init__(self, kernel: str, folder: Path, files: Path, words: str, initramfs: str) -> None:
         self._console = folder / "console.log"
         self._count = 0
         self._heard = b""
         self._shell, theirs = socket.socketpair()
-        start = {"uml": _uml, "qemu": _qemu}[emulator]
+        start = _qemu if kernel.endswith("-qemu") else _uml
         with theirs, self._console.open("wb") as console:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *start(files, words, initramfs, theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
+                cwd=files / "kernel",
+                env={**os.environ, "LD_LIBRARY_PATH": "."} if start is _uml else None,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -147,7 +149,7 @@ class Machine:
 
 def _uml(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
     return [
-        *("linux.uml", "mem=1G", f"initrd={files / initramfs}", f"eth0=tuntap,{_TAP}"),
+        *("./linux.uml", "mem=1G", "seccomp=on", f"initrd={files / initramfs}", f"vec0:transport=tap,ifname={_TAP}"),
         *("con=null", "ssl=null", "ssl0=null,fd:1", f"ssl1=fd:{shell}"),
         *("console=ttyS0", "panic=-1", f"ip={_ADDRESS}", *words.split()),
     ]
@@ -157,7 +159,7 @@ def _qemu(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
     return [
         *("qemu-system-x86_64", *_accelerator(), "-smp", "2", "-m", "1G"),
         *("-M", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", str(files / "vmlinuz"), "-initrd", str(files / initramfs)),
+        *("-kernel", "vmlinuz", "-initrd", str(files / initramfs)),
         *("-append", f"console=ttyS0 panic=-1 ip=dhcp {words}"),
         *("-serial", "stdio", "-chardev", f"socket,id=shell,fd={shell}", "-serial", "chardev:shell"),
         *("-nic", "user,model=virtio-net-pci"),

@@ -1,7 +1,7 @@
 """connect and disconnect, killed (-9) at each of their steps: nothing half done is left, and both go on working.
 
-What a step is, and how a command dies at one, is in `crash`. Each round takes two seconds, so one run does every fourth
-step, and another day's run others, so that four days do all; CRASH_EVERY=1 does all at once.
+What a step is, and how a command dies at one, is in `crash`. Each round takes two seconds, so a run of `make test` does
+every twelfth step, and another day's run others. `make test-all`, or CRASH_EVERY=1, does all of them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import pytest
 from conftest import beside_the_monitor, clear_away, leftovers, monitors
 from crash import Ended, helpers, run
 from servers import nbdkit
-from tool import BACKEND, eventually, partitioned_image
+from tool import ALL, BACKEND, eventually, partitioned_image
 
 # Else each round would import them for itself.
 from nbdattach import api, attachment, detachment, ioctl_backend, launch, netlink_backend, state, status  # noqa: F401
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
-EVERY = int(os.environ.get("CRASH_EVERY", "4"))
+EVERY = int(os.environ.get("CRASH_EVERY") or (1 if ALL else 12))
 START = int(os.environ.get("CRASH_START", int(time.time()) // 86400))
 FIRST = Kernel(Device(0))
 SECONDS = 10

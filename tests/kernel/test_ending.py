@@ -16,6 +16,7 @@ import pytest
 from conftest import leftovers, workers
 from servers import nbdkit
 from tool import (
+    ALL,
     attached,
     command,
     connect,
@@ -47,10 +48,10 @@ def worker_pid() -> int:
 
 @pytest.mark.row(11)
 @pytest.mark.timeout(400)
-def test_200_rounds_leave_no_process_no_file_no_device_behind() -> None:
+def test_many_rounds_leave_no_process_no_file_no_device_behind() -> None:
     before = len(os.listdir("/proc/self/fd"))
     with nbdkit("memory", "4M") as server:
-        for _ in range(200):
+        for _ in range(200 if ALL else 20):
             with attached(server.uri):
                 assert FIRST.size == 4 << 20
             assert not FIRST.attached and not FIRST.size
@@ -111,7 +112,7 @@ def test_a_server_that_dies_under_a_mount_leaves_a_lost_device_that_says_what_it
         nbd_ok("disconnect", "nbd0")
 
 
-@pytest.mark.stock
+@pytest.mark.loop
 def test_a_loop_device_on_it_is_a_user() -> None:
     shell("modprobe loop")
     with nbdkit("memory", "4M") as server, attached(server.uri) as attachment:
@@ -346,7 +347,7 @@ def test_in_a_pid_namespace_of_its_own() -> None:
         assert not leftovers()
 
 
-@pytest.mark.stock
+@pytest.mark.rare  # 75 s of waiting
 @pytest.mark.timeout(300)
 def test_slow_is_not_dead_with_several_connections() -> None:
     """At its default the driver takes a request of 30 s for a dead connection, and fails it after the second one."""
@@ -359,7 +360,7 @@ def test_slow_is_not_dead_with_several_connections() -> None:
         assert reader.wait(60) == 0
 
 
-@pytest.mark.stock
+@pytest.mark.essential
 def test_a_server_without_write_zeroes_is_never_sent_any() -> None:
     """The driver of 6.12 cannot switch it off once an attachment had it on."""
     with nbdkit("memory", "1M") as server, attached(server.uri):

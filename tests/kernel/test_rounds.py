@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from servers import nbdkit
-from tool import attached, partitioned_image
+from tool import ALL, attached, partitioned_image
 
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
 pytestmark = pytest.mark.udev
-ROUNDS = int(os.environ.get("ROUNDS", "25"))
+ROUNDS = int(os.environ.get("ROUNDS") or (25 if ALL else 8))
 FIRST = Kernel(Device(0))
 LOOKER = """
 import os, sys

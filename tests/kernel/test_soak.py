@@ -15,11 +15,11 @@ import pytest
 from load import Load
 from test_monitor import monitor_pid, resident_kb
 from test_restart import nothing_goes_wrong, place, state_of
-from tool import attached, eventually
+from tool import ALL, attached, eventually
 
 pytestmark = pytest.mark.netlink
-ROUNDS = int(os.environ.get("SOAK_ROUNDS", "40"))
-WARM_UP = 10
+ROUNDS = int(os.environ.get("SOAK_ROUNDS") or (40 if ALL else 12))
+WARM_UP = 10 if ROUNDS > 20 else 4
 GROWTH_KB = 2 << 10
 
 

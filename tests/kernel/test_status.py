@@ -23,7 +23,7 @@ from nbdattach import render, state, status, sysfs
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
-README = Path(__file__).parents[2] / "README.md"
+PYTHON_PAGE = Path(__file__).parents[2] / "man/nbdattach-python.7"
 FIRST = Kernel(Device(0))
 # 64 devices are to cost less than 100 ms of CPU; reading an attribute of /sys costs a machine some 10 us, in Python.
 # A guest's clock tells nothing of that: system calls cost 20 times as much here, and other programs are counted in.
@@ -147,9 +147,10 @@ def test_64_devices_cost_little() -> None:
     assert len(sysfs.devices()) == 16
 
 
-def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_its_man_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands there; by this lane's backend."""
-    (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (program,) = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", PYTHON_PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    program = program.replace(r"\e", "\\")
     monkeypatch.setattr(nbdattach, "connect", functools.partial(nbdattach.connect, backend=BACKEND), raising=False)
     if BACKEND == "ioctl":
         program = program.replace(', on_loss=float("inf")', "")

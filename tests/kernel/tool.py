@@ -20,6 +20,8 @@ import nbdattach
 CHUNK = 1 << 20
 # The backend that these tests attach by; each lane of the Makefile names one.
 BACKEND = os.environ.get("LAB_BACKEND", "ioctl")
+# make test-all: each step and many rounds; make test takes samples.
+ALL = os.environ.get("NBDATTACH_EXAMPLES") == "all"
 # What is promised in seconds is so on a machine that does nothing else (LAB_ALONE=1). One that is busy gets so many
 # times as long, which is still less than what is broken takes: the driver's 30 s and more, or for ever.
 _SLOWNESS = 1 if os.environ.get("LAB_ALONE") == "1" else 4

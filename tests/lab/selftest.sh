@@ -1,5 +1,5 @@
 #!/bin/sh
-# Proves the promises of guest.py on one or more kernels: selftest.sh [6.1|6.1-qemu|6.12 ...]
+# Proves the promises of guest.py on one or more kernels: selftest.sh [6.1|6.12|7.2|6.12-qemu ...]
 # shellcheck disable=SC2016 # what is in single quotes is for the shell in the guest
 set -u
 here=$(dirname "$(readlink -f "$0")")

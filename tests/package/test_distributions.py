@@ -14,6 +14,7 @@ import pytest
 from nbdattach import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
+LICENSE = (ROOT / "LICENSE").read_bytes()
 # Where each kind of file goes, below the prefix.
 PLACES = {
     "man/*.5": "share/man/man5",
@@ -87,7 +88,20 @@ def test_source_distribution_has_everything(unpacked: Path) -> None:
     missing = {name for name in tracked() if not (unpacked / name).exists()}
     assert missing == set()
     extra = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()} - tracked()
-    assert {name for name in extra if not name.startswith("nbdattach.egg-info/")} == {"PKG-INFO", "setup.cfg"}
+    assert {name for name in extra if not name.startswith("nbdattach.egg-info/")} == {"PKG-INFO"}
+
+
+def test_licence_and_its_text_are_in_the_source_distribution(unpacked: Path) -> None:
+    assert (unpacked / "LICENSE").read_bytes() == LICENSE
+    assert "\nLicense: GPL-2.0-or-later\n" in (unpacked / "PKG-INFO").read_text()
+
+
+def test_licence_and_its_text_are_in_the_wheel(wheel: Path) -> None:
+    """Where setuptools puts the text differs: in `licenses` since 77."""
+    files = {name: read for name, (_, read) in content(wheel).items() if ".dist-info/" in name}
+    assert [read for name, read in files.items() if name.endswith("/LICENSE")] == [LICENSE]
+    (metadata,) = (read for name, read in files.items() if name.endswith("/METADATA"))
+    assert b"\nLicense: GPL-2.0-or-later\n" in metadata
 
 
 def test_wheel_of_the_source_distribution_is_that_of_the_tree(wheel: Path, tmp_path: Path) -> None:
@@ -130,8 +144,13 @@ def test_changelog_of_the_package_is_of_this_version() -> None:
     assert (ROOT / "debian/changelog").read_text().startswith(f"nbdattach ({__version__}) ")
 
 
+def test_newest_changes_are_of_this_version() -> None:
+    versions = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == __version__
+
+
 def test_version_is_in_one_place() -> None:
-    """But for the changelog, which Debian's tools read."""
+    """But for the changelogs, which Debian's tools and people read."""
     pattern = rf"(^|[^0-9.]){re.escape(__version__)}($|[^0-9.])"
     found = subprocess.run(["git", "grep", "-lE", pattern], cwd=ROOT, capture_output=True, text=True).stdout
-    assert set(found.split()) == {"nbdattach/__init__.py", "debian/changelog"}
+    assert set(found.split()) == {"nbdattach/__init__.py", "debian/changelog", "CHANGELOG.md"}

@@ -82,7 +82,7 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = backends.why_no_netlink()
     assert str(reason) == "netlink backend: pyroute2 is not installed"
     assert reason is not None
-    assert reason.hint == f"{sys.executable} -m pip install 'pyroute2>=0.7', or --backend ioctl"
+    assert reason.hint == f"{sys.executable} -m pip install 'pyroute2>=0.7.2', or --backend ioctl"
 
 
 def test_debian_has_pyroute2_as_a_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from nbdattach.cli import cli
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
 from nbdattach.export import Listed
+from nbdattach.shell import speak_ours
 from nbdattach.target import Target
 
 Ask = Callable[[str], list[str]]
@@ -45,6 +46,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, host: Host) -> Ask:
     def ask(line: str, shell: str = "bash") -> list[str]:
         monkeypatch.setenv("COMP_WORDS", line)
         monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        speak_ours()
         made = get_completion_class(shell)
         assert made
         return made(cli, {}, "nbdattach", "_NBDATTACH_COMPLETE").complete().splitlines()

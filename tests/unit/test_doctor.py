@@ -97,6 +97,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(status, "has_open", lambda pid, numbers: process.alive(pid))
     monkeypatch.setattr(process, "may_administer", lambda: True)
     monkeypatch.setattr(process, "sees_all", lambda: True)
+    monkeypatch.setattr(status, "sees_all", lambda: True)
     monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(systemd, "in_charge", lambda: False)
@@ -263,6 +264,19 @@ def test_without_a_connection_it_is_away_not_wedged(machine: Machine, how: str, 
         assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
 
 
+def test_write_zeroes_that_another_program_left_switched_on_is_told_of_a_free_device(machine: Machine) -> None:
+    machine.file("sys/block/nbd0/queue/write_zeroes_max_bytes", "4294966784\n")
+    says = "free, but another program left it sending NBD_CMD_WRITE_ZEROES; servers without it are refused here"
+    remedy = "leave the device out of connect, or load the driver anew: modprobe -r nbd; modprobe nbd"
+    assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
+
+
+def test_write_zeroes_of_an_attachment_is_its_own_business(machine: Machine) -> None:
+    machine.attach(pid=os.getpid())
+    machine.file("sys/block/nbd0/queue/write_zeroes_max_bytes", "4294966784\n")
+    assert machine.says("/dev/nbd0") is None
+
+
 def timed(machine: Machine, milliseconds: int, debugfs: str | None, connections: int = 1, netlink: bool = True) -> None:
     machine.attach(pid=os.getpid(), netlink=netlink)
     machine.file("sys/block/nbd0/queue/io_timeout", f"{milliseconds}\n")
@@ -329,7 +343,9 @@ def test_without_root_nobody_can_tell_whose_time_out_it_is(machine: Machine) -> 
 def test_missing_pyroute2(machine: Machine) -> None:
     machine.patch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyroute2" else object())
     says = "pyroute2 is not installed: nobody connects again after a loss"
-    assert machine.says("netlink") == worth_knowing("netlink", says, f"{sys.executable} -m pip install 'pyroute2>=0.7'")
+    assert machine.says("netlink") == worth_knowing(
+        "netlink", says, f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
+    )
 
 
 def test_an_interpreter_without_pyroute2_says_so() -> None:
@@ -358,7 +374,7 @@ def test_a_kernel_that_does_not_answer_is_not_waited_for(machine: Machine) -> No
 def test_pyroute2_that_cannot_be_used_is_told(machine: Machine) -> None:
     """Such as one that is too old: the import fails, whatever it is that fails."""
     machine.patch.setattr(backends, "why_no_netlink", lambda: 1 // 0)
-    remedy = f"{sys.executable} -m pip install 'pyroute2>=0.7'"
+    remedy = f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
     says = "pyroute2 fails: nobody connects again after a loss"
     assert machine.says("netlink") == worth_knowing("netlink", says, remedy)
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from nbdattach import control, launch, state
+from nbdattach import control, interpreter, launch, state
 from nbdattach.control import NoMonitor
+
+PROGRAM = "/usr/bin/nbdattach"
 
 
 class Host:
@@ -20,18 +22,23 @@ class Host:
         self.works = works
         self.others = others
         self.up = False
+        self.program, self.package = PROGRAM, interpreter.PACKAGE  # of the unit, if it is installed
         self.tried: list[str] = []
+        self.commands: list[list[str]] = []
 
     def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         way = {"systemctl": "unit", "systemd-run": "transient"}.get(command[0], "daemon")
         self.tried.append(way)
+        self.commands.append(command)
         self.up = self.up or self.others or way in self.works
         code = 0 if way in self.works else 5
         return subprocess.CompletedProcess(command, code, "", "" if code == 0 else f"no {way}\x1b\n")
 
 
 def hosted(monkeypatch: pytest.MonkeyPatch, host: Host, systemd: bool = True) -> Host:
-    monkeypatch.setattr(launch, "in_charge", lambda: systemd)
+    monkeypatch.setattr(launch.systemd, "in_charge", lambda: systemd)
+    monkeypatch.setattr(launch.systemd, "program", lambda _: host.program)
+    monkeypatch.setattr(launch.interpreter, "package_of", {PROGRAM: host.package}.get)
     monkeypatch.setattr(state, "RUN", tempfile.mkdtemp())
     monkeypatch.setattr(control, "answers", lambda: host.up)
     monkeypatch.setattr(launch.subprocess, "run", host.run)
@@ -60,6 +67,31 @@ def test_systemd_comes_first_where_it_is_in_charge(
     host = hosted(monkeypatch, Host([works]), systemd)
     launch.ensure_monitor()
     assert host.tried == tried
+
+
+@pytest.mark.parametrize("package", [interpreter.PACKAGE, None])
+@pytest.mark.parametrize("program", [PROGRAM, ""])
+def test_a_unit_of_the_same_code_or_of_its_admin_is_started(
+    monkeypatch: pytest.MonkeyPatch, program: str, package: str
+) -> None:
+    host = Host(["transient"])
+    host.program, host.package = program, package
+    hosted(monkeypatch, host)
+    launch.ensure_monitor()
+    assert host.tried == ["unit", "transient"]
+    assert "--unit=nbdattach-monitor.service" in host.commands[1]
+
+
+@pytest.mark.parametrize("way", ["transient", "daemon"])
+def test_a_unit_of_another_code_is_not_started(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """A checkout beside a package; systemd-run refuses the name of a unit that is installed."""
+    host = Host(["unit", way])
+    host.package = "/usr/lib/python3/dist-packages/nbdattach"
+    hosted(monkeypatch, host)
+    launch.ensure_monitor()
+    assert "unit" not in host.tried
+    assert host.tried[-1] == way
+    assert "--unit=nbdattach-monitor-beside.service" in host.commands[0]
 
 
 def test_when_no_way_works_the_last_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

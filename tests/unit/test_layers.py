@@ -26,7 +26,7 @@ DOORS = {
     "ssl": {"tls", "certificate", "pump"},
     "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"ioctl"},
-    "click": {"cli"},
+    "click": {"cli", "usage", "shell"},
     "pyroute2": {"netlink"},
     "curses": {"screen"},
     "http": set(),

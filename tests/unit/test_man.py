@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+import nbdattach
 from nbdattach import doctor, errors, nbdtab, render
 from nbdattach.cli import cli
 from nbdattach.client import Checked, Inspected
@@ -24,7 +25,10 @@ pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "man" / "nbdattach.8"
+PAGES = sorted((ROOT / "man").iterdir())
 TABLE_PAGE = ROOT / "man" / "nbdtab.5"
+UNIT_PAGE = ROOT / "man" / "nbdattach@.service.8"
+PYTHON_PAGE = ROOT / "man" / "nbdattach-python.7"
 README = ROOT / "README.md"
 COMMON = "Options of every command"
 TARGET = Target(host="h")
@@ -91,16 +95,24 @@ FIELDS = {
 }
 
 
+def literal(page: Path) -> str:
+    """What a man page shows as typed or printed, one command a line: its displays, and what the macro Li marks."""
+    text = page.read_text()
+    shown = re.findall(r"^\.Bd -literal.*\n((?:.*\n)*?)\.Ed$", text, flags=re.MULTILINE)
+    marked = re.findall(r"^\.Li (.*?)(?: [.,])?$", text, flags=re.MULTILINE)
+    return re.sub(r"\\\n *", "", "\n".join([*shown, *marked]).replace(r"\e", "\\"))
+
+
 def commands_in(text: str) -> list[list[str]]:
     """The arguments of each nbdattach that stands at the beginning of a line or of a $(...)."""
-    lines = re.findall(r"^(?: {4})?(?:[$#] )?(?:sudo )?(?:\w+=\$\()?nbdattach (.*)", text, flags=re.MULTILINE)
+    lines = re.findall(r"^(?:[$#] )?(?:sudo )?(?:\w+=\$\()?nbdattach (.*)", text, flags=re.MULTILINE)
     return [shlex.split(line.removesuffix(")"), comments=True) for line in lines]
 
 
+# What nbdattach prints begins with its name, too, but with a colon after it.
 EXAMPLES = [
-    *commands_in(SECTIONS["EXAMPLES OF USE"]),
-    *commands_in(SECTIONS["TLS"]),
-    *commands_in(README.read_text()),
+    *(arguments for page in PAGES for arguments in commands_in(literal(page))),
+    *commands_in("\n".join(re.findall(r"^ {4}(.*)", README.read_text(), re.MULTILINE))),
 ]
 
 
@@ -164,17 +176,22 @@ def test_example_is_understood(arguments: list[str]) -> None:
 
 
 def tables_in(text: str) -> list[str]:
-    """Whatever stands under the head of a table, until what is no line of one."""
-    found: list[str] = re.findall(r"^ *# DEVICE .*\n((?: *nbd\d .*\n)+)", text, flags=re.MULTILINE)
+    """The lines of each table that is shown: under its head, or as cat prints it."""
+    heads = r"(?:# DEVICE .*|(?:#|.*\$) cat /etc/nbdtab)"
+    found: list[str] = re.findall(rf"^ *{heads}\n((?: *nbd\d .*\n)+)", text, flags=re.MULTILINE)
     return found
 
 
-@pytest.mark.parametrize("text", [TABLE_PAGE.read_text(), README.read_text()], ids=["man page", "README"])
-def test_example_of_a_table_has_no_mistake(text: str) -> None:
-    (table,) = tables_in(text)
-    found = nbdtab.parse(table, "nbdtab")
-    assert found.mistakes == ()
-    assert len(found.entries) >= 3
+@pytest.mark.parametrize(
+    ("page", "tables"), [(TABLE_PAGE, 1), (UNIT_PAGE, 2), (README, 1)], ids=["nbdtab", "unit", "README"]
+)
+def test_example_of_a_table_has_no_mistake(page: Path, tables: int) -> None:
+    shown = tables_in(page.read_text())
+    assert len(shown) == tables
+    for table in shown:
+        parsed = nbdtab.parse(table, "nbdtab")
+        assert parsed.mistakes == ()
+        assert parsed.entries
 
 
 def test_options_of_a_table_are_those_in_its_page() -> None:
@@ -194,10 +211,28 @@ def test_example_of_a_mistake_is_what_is_said() -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) > 10
+    assert len(EXAMPLES) > 50
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "man").iterdir()), ids=lambda page: page.name)
+def test_page_of_the_python_package_names_all_that_it_offers() -> None:
+    """Functions with their parentheses, classes by an item or in the text: each in the macro Li."""
+    named = re.findall(r"^\.(?:It )?Li (?:nbdattach\.)?(\w+)", PYTHON_PAGE.read_text(), re.MULTILINE)
+    assert set(nbdattach._HOMES) <= set(named)
+
+
+def test_exit_codes_in_the_page_of_the_python_package_are_those_of_the_classes() -> None:
+    told = items(parts(PYTHON_PAGE.read_text(), "Sh")["EXCEPTIONS"])
+    assert {head.removeprefix("Li "): int(text[0]) for head, text in told.items()} == {
+        head.removeprefix("Li "): getattr(nbdattach, head.removeprefix("Li ")).exit_code for head in told
+    }
+
+
+def test_every_page_is_referred_to_by_the_main_one() -> None:
+    referred = re.findall(r"^\.Xr (\S+) (\d)", SECTIONS["SEE ALSO"], re.MULTILINE)
+    assert {page.name for page in PAGES} - {PAGE.name} <= {f"{name}.{section}" for name, section in referred}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_mandoc_has_nothing_to_say(page: Path) -> None:
     """But for references: which manuals are installed is a fact of the machine, not of the page."""
     done = subprocess.run(["mandoc", "-T", "lint", "-W", "style", page], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -147,6 +148,38 @@ def test_missing_family_is_enoent_and_leaves_nothing_open(kernel: Socket) -> Non
     with pytest.raises(FileNotFoundError):
         netlink.Family()
     assert kernel.closed
+
+
+# -- pyroute2 itself, with a family that every kernel has ------------------------------------------------------------
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_pyroute2_knows_no_family_that_the_kernel_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_files()
+    monkeypatch.setattr(netlink, "FAMILY", "nbd_nowhere")
+    with pytest.raises(FileNotFoundError):
+        netlink.Family()
+    assert open_files() == before
+
+
+def test_pyroute2_sends_and_tells_what_the_kernel_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nlctrl, generic netlink's own family, does not know a command of that number."""
+    before = open_files()
+    monkeypatch.setattr(netlink, "FAMILY", "nlctrl")
+    monkeypatch.setattr(netlink, "MULTICAST_GROUP", "notify")
+    monkeypatch.setattr(netlink, "NBD_CMD_DISCONNECT", 99)
+    with netlink.Family() as family:
+        for _ in range(2):
+            with pytest.raises(OSError, match="netlink") as caught:
+                family.disconnect(0)
+            assert caught.value.errno == errno.EOPNOTSUPP
+        links = family.dead_links()
+        assert links.read() == []
+        links.close()
+    assert open_files() == before
 
 
 # -- announcements -----------------------------------------------------------------------------------------------------

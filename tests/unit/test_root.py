@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import nbdattach
 from nbdattach import attachment, monitor, root
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
@@ -150,14 +151,15 @@ def test_an_initramfs_may_have_words_that_the_kernel_was_not_given(
 
 
 def kernels(folder: Path, answer: str) -> dict[str, str]:
-    """An environment with a modprobe that says so to everything."""
+    """An environment with this code, installed or not, and with a modprobe that says so to everything."""
     (folder / "modprobe").write_text(f"#!/bin/sh\necho {answer}\n")
     (folder / "modprobe").chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    here = str(Path(nbdattach.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": here, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 def test_a_kernel_without_the_driver_makes_no_initramfs(tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-m", "nbdattach.initramfs", str(tmp_path), "1.2.3"]
+    command = [sys.executable, "-P", "-m", "nbdattach.initramfs", str(tmp_path), "1.2.3"]
     done = subprocess.run(command, capture_output=True, text=True, env=kernels(tmp_path, ""))
     assert (done.returncode, done.stderr) == (1, "nbdattach: the kernel 1.2.3 has no driver nbd\n")
 
@@ -165,7 +167,7 @@ def test_a_kernel_without_the_driver_makes_no_initramfs(tmp_path: Path) -> None:
 def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:
     """Byte code alone, beside an interpreter that finds nothing else."""
     found = subprocess.run(
-        [sys.executable, "-I", "-m", "nbdattach.initramfs", str(tmp_path), "1.2.3"],
+        [sys.executable, "-P", "-m", "nbdattach.initramfs", str(tmp_path), "1.2.3"],
         check=True,
         capture_output=True,
         text=True,

@@ -32,3 +32,23 @@ def test_one_that_hears_nothing_does_not_hang_us(manager: socket.socket) -> None
         systemd.notify("STATUS=watching 1 device(s)")
     assert time.monotonic() - began < 20
     manager.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "program"),
+    [
+        (
+            "{ path=/usr/bin/nbdattach ; argv[]=/usr/bin/nbdattach monitor ; ignore_errors=no ; start_time=[n/a] ; "
+            "stop_time=[n/a] ; pid=0 ; code=(null) ; status=0/0 }\n",
+            "/usr/bin/nbdattach",
+        ),
+        ("{ path=/opt/a b/nbdattach ; argv[]=/opt/a b/nbdattach monitor ; }\n", "/opt/a b/nbdattach"),
+        ("\n", ""),  # no such unit
+        ("", ""),  # no systemctl
+    ],
+)
+def test_program_of_a_unit_is_what_it_starts(monkeypatch: pytest.MonkeyPatch, said: str, program: str) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(systemd, "_run", lambda *command: asked.append(command) or said)
+    assert systemd.program("nbdattach-monitor.service") == program
+    assert asked == [("systemctl", "show", "--property=ExecStart", "--value", "nbdattach-monitor.service")]

@@ -1,0 +1,109 @@
+"""Usage errors in our own words: those of click differ from one version to the next.
+
+`Command` and `Group` read a command line as click does, and say what is wrong with it. Each error names its command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+
+class NoCommand(click.UsageError):
+    """No command was named. The message is the help: it lists the commands."""
+
+    def __init__(self, ctx: click.Context) -> None:
+        super().__init__(ctx.get_help(), ctx)
+
+
+class NoSuchName(click.UsageError):
+    """A command or option that does not exist. `similar` are existing names that may be meant."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], ctx: click.Context) -> None:
+        from difflib import get_close_matches
+
+        super().__init__(f"No such {kind} {name!r}.", ctx)
+        self.similar = get_close_matches(name, known)
+
+
+class _OwnWords(click.Command):
+    """What commands and the group have in common."""
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click has it
+        """In this order; before 8.5, click keeps them in a set."""
+        return ["-h", "--help"]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        may_have_more, ctx.allow_extra_args = ctx.allow_extra_args, True
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise NoSuchName("option", error.option_name, self._long_options(ctx), ctx) from None
+        except click.BadOptionUsage as error:
+            raise click.UsageError(self._wrong_use(ctx, error.option_name), ctx) from None
+        except click.BadParameter as error:  # click.MissingParameter, too
+            raise click.UsageError(_wrong_value(error), ctx) from None
+        if rest and not may_have_more and not ctx.resilient_parsing:
+            raise click.UsageError(f"Got unexpected extra argument{'s'[: len(rest) > 1]} ({' '.join(rest)})", ctx)
+        return rest
+
+    def _long_options(self, ctx: click.Context) -> list[str]:
+        return [name for param in self.get_params(ctx) for name in param.opts if name.startswith("--")]
+
+    def _wrong_use(self, ctx: click.Context, name: str) -> str:
+        flags = {flag for param in self.get_params(ctx) if getattr(param, "is_flag", False) for flag in param.opts}
+        return f"Option {name!r} " + ("does not take a value." if name in flags else "requires an argument.")
+
+
+class Command(_OwnWords):
+    """One command."""
+
+
+class Group(_OwnWords, click.Group):
+    """All commands."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Called without a command, too: click would answer by itself, to stdout or stderr, with exit code 0 or 2.
+        ours = {"invoke_without_command": True, "subcommand_metavar": "COMMAND [ARGS]..."}
+        super().__init__(*args, **{**options, **ours})
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            raise NoSuchName("command", args[0], self.commands, ctx)
+        return super().resolve_command(ctx, args)
+
+
+def require_command(ctx: click.Context) -> None:
+    """Raises `NoCommand` if the command line names none. For the group's function: click calls it before a command."""
+    if ctx.invoked_subcommand is None:
+        raise NoCommand(ctx)
+
+
+def _wrong_value(error: click.BadParameter) -> str:
+    param = error.param
+    if param is None:
+        return error.message
+    names = param.opts if isinstance(param, click.Option) else [param.human_readable_name]
+    if isinstance(error, click.MissingParameter):
+        return f"Missing {param.param_type_name} {names[-1]!r}."
+    return f"Invalid value for {' / '.join(map(repr, names))}: {error.message}"
+
+
+def hint(error: click.UsageError) -> str:
+    """What to do about it: a command that works as it is printed."""
+    see = f"see {path(error)} --help"
+    if not isinstance(error, NoSuchName) or not error.similar:
+        return see
+    *more, last = error.similar
+    return f"did you mean {', '.join(more) + ' or ' if more else ''}{last}? {see}"
+
+
+def path(error: click.UsageError) -> str:
+    """The command that was used wrongly: "nbdattach connect"."""
+    return error.ctx.command_path if error.ctx else "nbdattach"

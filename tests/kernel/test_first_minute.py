@@ -1,0 +1,45 @@
+"""The first minute of README.md, word for word: from nothing to a disk that was used and is detached."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tool import eventually, shell
+
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def first_minute() -> str:
+    section = README.read_text().split("## The first minute\n")[1].split("\n## ")[0]
+    return "".join(f"{line}\n" for line in re.findall(r"^ {4}(.*)", section, re.MULTILINE))
+
+
+def path_with_sudo(folder: Path) -> str:
+    """Root needs no sudo, so a machine may have none: here it runs the command."""
+    sudo = folder / "sudo"
+    sudo.write_text('#!/bin/sh\nexec "$@"\n')
+    sudo.chmod(0o755)
+    return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.netlink
+def test_first_minute_of_the_readme_works_as_it_is_printed(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    environment = {**os.environ, "PATH": path_with_sudo(tmp_path / "bin")}
+    command = ["sh", "-eu", "-c", first_minute()]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    device, head, line = done.stdout.splitlines()
+    assert (device, head.split()[0]) == ("/dev/nbd0", "DEVICE")
+    assert line.split() == ["/dev/nbd0", "connected", "1", "GiB", "no", "no", "nbd://localhost", "/mnt"]
+    assert not Kernel(Device(0)).attached
+    shell(f"e2fsck -fn {tmp_path}/disk.img")
+    eventually(lambda: not shell("ss -Hltn sport = :10809"))

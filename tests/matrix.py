@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Runs suites of tests on kernels and releases of Debian, each in a guest, and prints a table of how they ended.
+
+    tests/matrix.py --kernel 7.2 --root here --suite netlink -k test_restart    one cell, or one test of it
+    tests/matrix.py --rare                                                      all cells of the plan, with rare tests
+
+`--root here` is this machine's own root with the checkout's .venv. Without an option each cell of the plan that matches
+the others is run. Output of each cell: build/matrix/KERNEL-ROOT-SUITE.log
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TREE / "tests/lab"))
+
+import roots  # noqa: E402 # tests/lab is no package
+
+LOGS = TREE / "build/matrix"
+HERE = "here"
+KERNELS = ("6.1", "6.12", "7.2")
+EMULATED = ("6.12-qemu", "7.3-qemu")
+_SECONDS = 5400  # for one cell, on a machine that runs several
+_TAIL = 150  # lines of a failed cell's output
+# The last line of pytest; "=" frames it where pytest is not quiet.
+_SUMMARY = re.compile(r"^=* ?(.*\d (?:passed|failed|errors?).*) in [\d.]+s", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Suite:
+    marks: str
+    paths: tuple[str, ...]
+    guest: tuple[str, ...] = ()  # options of guest.py
+    python: str = "python3"
+
+
+_KERNEL = ("tests/kernel",)
+_IOCTL = ("--env", "LAB_BACKEND=ioctl", "--env", "NBDATTACH_DEVICE=/dev/nbd3")
+_NETLINK = ("--env", "LAB_BACKEND=netlink")
+SUITES = {
+    # The second path holds the fake kernel of the unit tests against the real one.
+    "ioctl": Suite("not udev and not netlink", (*_KERNEL, "tests/unit/test_fake_kernel.py"), _IOCTL),
+    "netlink": Suite("not udev and not ioctl", _KERNEL, _NETLINK),
+    "essential-ioctl": Suite("essential and not netlink", _KERNEL, _IOCTL),
+    "essential-netlink": Suite("essential and not ioctl", _KERNEL, _NETLINK),
+    "udev": Suite("udev", _KERNEL, ("--udev",)),
+    "servers": Suite("", ("tests/servers",)),
+    "unit": Suite("", ("tests/unit",)),
+    "unit-3.15": Suite("", ("tests/unit",), python="python3.15"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    kernel: str
+    root: str
+    suite: str
+    share: str = "1of1"
+
+    def __str__(self) -> str:
+        share = "" if self.share == "1of1" else f"-{self.share}"
+        return f"{self.kernel}-{self.root}-{self.suite}{share}"
+
+    @property
+    def log(self) -> Path:
+        return LOGS / f"{self}.log"
+
+
+@dataclass(frozen=True)
+class Result:
+    good: bool
+    summary: str
+
+
+def plan() -> list[Cell]:
+    """Each release on the kernel that it has, whole; every other pair by what is essential."""
+    own = dict(zip(roots.ROOTS, KERNELS, strict=True))
+    whole = [Cell(own[root], root, suite) for root in roots.ROOTS for suite in ("netlink", "ioctl", "udev")]
+    # These depend on the release alone: the quickest kernel runs them.
+    plain = [Cell("7.2", root, suite) for root in roots.ROOTS for suite in ("servers", "unit")]
+    plain.append(Cell("7.2", "sid", "unit-3.15"))
+    essential = ("essential-netlink", "essential-ioctl")
+    pairs = [(kernel, root) for kernel in KERNELS for root in roots.ROOTS if own[root] != kernel]
+    mixed = [Cell(kernel, root, suite) for kernel, root in pairs for suite in essential]
+    stock = [Cell(kernel, HERE, suite) for kernel in EMULATED for suite in essential]
+    return stock + whole + plain + mixed
+
+
+def run(cell: Cell, rare: bool, extra: list[str]) -> Result:
+    began = time.monotonic()
+    with cell.log.open("wb") as log:
+        code = subprocess.run(_command(cell, rare, extra), cwd=TREE, stdout=log, stderr=log).returncode
+    output = cell.log.read_text(errors="replace")
+    found = _SUMMARY.findall(output)
+    result = Result(code == 0 and bool(found), found[-1] if found else f"no result, exit status {code}")
+    if not result.good:
+        print(*output.splitlines()[-_TAIL:], sep="\n")
+    verdict = "ok" if result.good else "FAILED"
+    print(f"{verdict}: {cell}: {result.summary} in {time.monotonic() - began:.0f} s", flush=True)
+    return result
+
+
+def _command(cell: Cell, rare: bool, extra: list[str]) -> list[str]:
+    suite = SUITES[cell.suite]
+    lab = [sys.executable, "tests/lab/guest.py", "--kernel", cell.kernel, "--timeout", str(_SECONDS), *suite.guest]
+    lab += ["--env", f"LAB_SHARE={cell.share}", *(["--env", "NBDATTACH_EXAMPLES=all"] if rare else [])]
+    if cell.root == HERE:
+        python = ".venv/bin/python"
+    else:
+        lab += ["--root", cell.root, "--env", f"PYTHONPATH={TREE}:{roots.SITE}"]
+        python = f"/usr/bin/{suite.python}"
+    marks = [suite.marks, "" if rare else "not rare", "not loop" if cell.kernel == "6.1" else ""]
+    expression = " and ".join(f"({mark})" for mark in marks if mark)
+    limit = "400" if cell.kernel in EMULATED else "180"
+    pytest = [python, "-m", "pytest", "-q", "--timeout", limit, "--durations", "30", "--durations-min", "5"]
+    return [*lab, "--", *pytest, *(["-m", expression] if expression else []), *extra, *suite.paths]
+
+
+def table(results: dict[Cell, Result]) -> str:
+    """In Markdown: a line for each kernel and root, a column for each suite."""
+    suites = list(dict.fromkeys(cell.suite for cell in results))
+    lines = ["| kernel | root | " + " | ".join(suites) + " |", "|---" * (len(suites) + 2) + "|"]
+    for kernel, root in sorted({(cell.kernel, cell.root) for cell in results}):
+        row = [results.get(Cell(kernel, root, suite)) for suite in suites]
+        shown = [(one.summary if one.good else f"**{one.summary}**") if one else "" for one in row]
+        lines.append(f"| {kernel} | {root} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def chosen(options: argparse.Namespace) -> list[Cell]:
+    """One cell where all is said, the matching ones of the plan otherwise."""
+    if options.kernel and options.root and options.suite:
+        return [Cell(options.kernel, options.root, options.suite, options.share)]
+    wanted = (options.kernel, options.root, options.suite)
+    return [
+        cell
+        for cell in plan()
+        if all(want in (None, have) for want, have in zip(wanted, (cell.kernel, cell.root, cell.suite), strict=True))
+    ]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernel", choices=KERNELS + EMULATED)
+    parser.add_argument("--root", choices=(HERE, *roots.ROOTS))
+    parser.add_argument("--suite", choices=SUITES)
+    parser.add_argument("--share", default="1of1", metavar="KofN", help="of one cell: only the K-th of N shares")
+    parser.add_argument("--rare", action="store_true", help="also the tests and examples that `make test` leaves out")
+    parser.add_argument("-j", type=int, default=3, metavar="N", help="guests at once; they wait more than they compute")
+    parser.add_argument("-k", metavar="EXPRESSION", help="as pytest's")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    cells = chosen(options)
+    for root in dict.fromkeys(cell.root for cell in cells if cell.root != HERE):
+        roots.root_folder(root)
+    LOGS.mkdir(parents=True, exist_ok=True)
+    extra = ["-k", options.k] if options.k else []
+    with ThreadPoolExecutor(options.j) as pool:
+        results = dict(zip(cells, pool.map(lambda cell: run(cell, options.rare, extra), cells), strict=True))
+    if len(cells) > 1:
+        print(table(results))
+    return 0 if results and all(result.good for result in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

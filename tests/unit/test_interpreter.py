@@ -1,0 +1,106 @@
+"""Worker, relay and monitor are of the same code as the command that starts them, wherever else a nbdattach is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nbdattach
+from nbdattach import interpreter
+
+# What is run: it tells where it and a library come from, and imports a module of Python that it has not seen yet.
+PROBE = """
+import os, sys
+import nbdattach
+
+def main(arguments=()):
+    import colorsys
+    places = [os.path.dirname(os.path.dirname(nbdattach.__file__))]
+    places.append(os.path.dirname(colorsys.__file__) == os.path.dirname(os.__file__))
+    if not sys.flags.no_site:
+        import pyroute2
+        places.append(os.path.dirname(os.path.dirname(pyroute2.__file__)))
+    print(*places, *arguments)
+"""
+DECOY = "raise ImportError('not the one of Python')"
+
+
+class Machine:
+    """An interpreter with a nbdattach and a pyroute2 in its site-packages, and a checkout and a library elsewhere."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+        (self.site,) = (folder / "venv/lib").glob("python3.*/site-packages")
+        self.python = folder / "venv/bin/python"
+        self.checkout, self.libraries = folder / "check out", folder / "libraries"
+        for place in (self.site, self.checkout):
+            package = place / "nbdattach"
+            package.mkdir(parents=True)
+            for module in ("__init__", "interpreter"):
+                shutil.copy(f"{Path(nbdattach.__file__).parent}/{module}.py", package)
+            (package / "probe.py").write_text(PROBE)
+        (self.site / "colorsys.py").write_text(DECOY)
+        for place in (self.site, self.libraries):
+            (place / "pyroute2").mkdir(parents=True)
+            (place / "pyroute2/__init__.py").write_text("")
+
+    def runs(self, call: str, *path: Path, options: str = "") -> str:
+        """What the command that `interpreter` makes prints, where `path` is the PYTHONPATH of the one that makes it."""
+        code = f"import subprocess; from nbdattach import interpreter; subprocess.run(interpreter.{call}, check=True)"
+        command = [self.python, *options.split(), "-c", code]
+        environment = {"PYTHONPATH": ":".join(map(str, path))}
+        done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+        return done.stdout.strip() or done.stderr
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(tmp_path_factory.mktemp("machine"))
+
+
+PYTHON, BARE = "python('probe', 'main')", "bare_python('main', 'an', 'argument', module='probe')"
+
+
+def test_a_checkout_starts_its_own_code_with_the_libraries_that_it_sees(machine: Machine) -> None:
+    seen = f"{machine.checkout} True {machine.libraries}"
+    assert machine.runs(PYTHON, machine.checkout, machine.libraries) == seen
+    assert machine.runs(PYTHON, machine.libraries, machine.checkout) == seen
+
+
+def test_a_checkout_starts_its_own_code_with_libraries_that_are_installed(machine: Machine) -> None:
+    assert machine.runs(PYTHON, machine.checkout) == f"{machine.checkout} True {machine.site}"
+
+
+@pytest.mark.parametrize("options", ["", "-P", "-I"])
+def test_what_is_installed_starts_itself_and_nothing_next_to_it(machine: Machine, options: str) -> None:
+    assert machine.runs(PYTHON, options=options) == f"{machine.site} True {machine.site}"
+    assert machine.runs(BARE, options=options) == f"{machine.site} True an argument"
+
+
+def test_a_bare_interpreter_runs_the_code_of_the_checkout(machine: Machine) -> None:
+    decoy = machine.checkout / "colorsys.py"
+    decoy.write_text(DECOY)
+    assert machine.runs(BARE, machine.checkout) == f"{machine.checkout} True an argument"
+    decoy.unlink()
+
+
+def script(folder: Path, shebang: str) -> str:
+    """As pip and Debian's tools write it."""
+    (folder / "nbdattach").write_text(f"{shebang}\nfrom nbdattach.cli import main\n")
+    return str(folder / "nbdattach")
+
+
+def test_package_of_a_script_is_that_of_its_interpreter(machine: Machine, tmp_path: Path) -> None:
+    assert interpreter.package_of(script(tmp_path, f"#!{machine.python}")) == str(machine.site / "nbdattach")
+    assert interpreter.package_of(script(tmp_path, f"#! {machine.python} -s")) == str(machine.site / "nbdattach")
+
+
+@pytest.mark.parametrize("shebang", ["", "#!", "#!/bin/sh", "#!/nonexistent", "\x7fELF\udcff", "#!/bin/false"])
+def test_package_of_another_program_is_not_known(tmp_path: Path, shebang: str) -> None:
+    (tmp_path / "nbdattach").write_bytes(f"{shebang}\n".encode("utf-8", "surrogateescape"))
+    assert interpreter.package_of(str(tmp_path / "nbdattach")) is None
+    assert interpreter.package_of(str(tmp_path / "missing")) is None

@@ -1,0 +1,42 @@
+"""`make help` lists every target, and the documents name only targets that exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text()
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "tests/lab/README.md")
+
+
+def phony() -> set[str]:
+    (names,) = re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)
+    return set(names.replace("\\\n", " ").split())
+
+
+def listed() -> dict[str, str]:
+    said = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"^make (\S+) +(.+)$", said, re.MULTILINE))
+
+
+def test_every_target_is_listed_with_its_text() -> None:
+    assert set(listed()) == phony()
+
+
+def test_every_rule_without_a_file_is_phony() -> None:
+    assert set(re.findall(r"^([a-z][\w.-]*):(?!=)", MAKEFILE, re.MULTILINE)) == phony()
+
+
+def test_a_bare_make_still_runs_the_tests() -> None:
+    (first,) = re.findall(r"\A(?:.*\n)*?([a-z][\w.-]*):(?!=)", MAKEFILE)
+    assert first == "test"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_document_names_only_targets_that_exist(document: str) -> None:
+    named = re.findall(r"(?:`|^    (?:\$ )?)make ([a-z][\w.-]*)", (ROOT / document).read_text(), re.MULTILINE)
+    assert set(named) <= phony()
