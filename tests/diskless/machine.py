@@ -82,7 +82,6 @@ class Machine:
                 stdout=console,
                 stderr=console,
                 cwd=files / "kernel",
-                env={**os.environ, "LD_LIBRARY_PATH": "."} if start is _uml else None,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -149,7 +148,8 @@ class Machine:
 
 def _uml(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
     return [
-        *("./linux.uml", "mem=1G", "seccomp=on", f"initrd={files / initramfs}", f"vec0:transport=tap,ifname={_TAP}"),
+        *("env", "LD_LIBRARY_PATH=.", "./linux.uml", "mem=1G", "seccomp=on"),
+        *(f"initrd={files / initramfs}", f"vec0:transport=tap,ifname={_TAP}"),
         *("con=null", "ssl=null", "ssl0=null,fd:1", f"ssl1=fd:{shell}"),
         *("console=ttyS0", "panic=-1", f"ip={_ADDRESS}", *words.split()),
     ]
