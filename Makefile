@@ -17,10 +17,10 @@ JOBS := $(shell expr 2 '*' $$(nproc))
 # others.
 GUESTS := 7.2+netlink+1of2 7.2+netlink+2of2 6.12+ioctl+1of2 6.12+ioctl+2of2 6.1+essential-netlink 6.1+essential-ioctl \
 	6.12+essential-netlink 7.2+essential-ioctl 6.1+udev
-LANES := $(GUESTS:%=guest+%) boot package unit-all servers lint
+LANES := $(GUESTS:%=guest+%) boot root package unit-all servers lint
 
-.PHONY: help test test-all provision lint unit unit-all libraries servers kernel matrix boot root soak rounds shell \
-	demo bench deb package extras remove-extras fresh clean
+.PHONY: help test test-all provision lint unit unit-all libraries servers kernel matrix boot boot-all root root-all \
+	soak rounds shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, three kernels, boots, the package
 test: provision $(VENV)/installed
@@ -29,7 +29,7 @@ test: provision $(VENV)/installed
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
 test-all: test
-	$(MAKE) --no-print-directory libraries boot-all root matrix rounds soak
+	$(MAKE) --no-print-directory libraries fresh boot-all root-all matrix rounds soak
 
 ## this list
 help:
@@ -98,14 +98,28 @@ guest+%: $(VENV)/installed
 matrix: provision $(VENV)/installed
 	$(PYTHON) tests/matrix.py --rare
 
-## machines without a disk, whose root is on NBD: emulated, 10 minutes
+# By its name, a test runs in any case.
+NOT_RARE = $(if $(K),-k $(K),-m "not rare")
+
+## machines without a disk, whose root is on NBD
+# In a network of their own, so that the machine's is not touched; what they are made of is fetched before.
 root: $(VENV)/installed
-	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/diskless
+	tests/diskless/image 7.2
+	unshare --net $(PYTEST) --timeout 900 $(NOT_RARE) tests/diskless
+
+## the same with emulated ones, half an hour
+root-all: $(VENV)/installed
+	tests/diskless/image 7.2
+	tests/diskless/image 6.12-qemu
+	unshare --net $(PYTEST) --timeout 1500 tests/diskless
 
 ## guests that boot systemd, with servers outside of them
-# Their network is one of their own, so that the machine's is not touched.
 boot: deb $(VENV)/installed
-	unshare --net $(PYTEST) --timeout 400 $(if $(K),-k $(K)) tests/boot
+	unshare --net $(PYTEST) --timeout 900 $(NOT_RARE) tests/boot
+
+## all of them
+boot-all: deb $(VENV)/installed
+	unshare --net $(PYTEST) --timeout 900 tests/boot
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
 shell: $(VENV)/installed

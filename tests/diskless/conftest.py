@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from certificates import Authority
-from machine import Machine, Server
+from machine import Machine, Server, make_network
 
 HERE = Path(__file__).resolve().parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        make_network()
+    except RuntimeError as error:
+        pytest.exit(str(error), returncode=4)
+
+
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """root.img, vmlinuz, and each initramfs; in tls what the server shows, whose authority the image knows."""
-    out = tmp_path_factory.mktemp("boot")
-    Authority(out / "authority").issue(out / "tls", "server", "disks", "DNS:disks")
-    subprocess.run([HERE / "image", out], check=True)
-    return out
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """For a kernel: root.img, each initramfs, and the certificate of the server (tls)."""
 
+    @cache
+    def make(kernel: str) -> Path:
+        out = tmp_path_factory.mktemp(kernel)
+        Authority(out / "authority").issue(out / "tls", "server", "disks", "DNS:disks")
+        subprocess.run([HERE / "image", kernel, out], check=True)
+        return out
 
-@pytest.fixture
-def image(files: Path, tmp_path: Path) -> Path:
-    subprocess.run(["cp", "--sparse=always", files / "root.img", tmp_path / "root.img"], check=True)
-    return tmp_path / "root.img"
+    return make
 
 
 class Lab:
     """Servers and machines of one test, which go when it ends."""
 
-    def __init__(self, files: Path, image: Path) -> None:
-        self._files = files
+    def __init__(self, kernel: str, files: Path, image: Path) -> None:
+        self._kernel, self._files = kernel, files
         self.image = image
         self.server = Server(image)
         self._machines: list[Machine] = []
@@ -43,7 +50,7 @@ class Lab:
         return self.server
 
     def boot(self, words: str, initramfs: str = "initrd") -> Machine:
-        self._machines.append(Machine(self.image.parent, self._files, words, initramfs))
+        self._machines.append(Machine(self._kernel, self.image.parent, self._files, words, initramfs))
         return self._machines[-1]
 
     def end(self) -> None:
@@ -53,11 +60,13 @@ class Lab:
 
 
 @pytest.fixture
-def lab(files: Path, image: Path) -> Iterator[Lab]:
-    made = Lab(files, image)
+def lab(kernel: str, files: Callable[[str], Path], tmp_path: Path) -> Iterator[Lab]:
+    made_from, image = files(kernel), tmp_path / "root.img"
+    subprocess.run(["cp", "--sparse=always", made_from / "root.img", image], check=True)
+    made = Lab(kernel, made_from, image)
     try:
         yield made
     finally:
         made.end()
-        shutil.copy(image.parent / "console.log", HERE.parents[1] / "build")
+        shutil.copy(tmp_path / "console.log", HERE.parents[1] / "build")
         image.unlink()

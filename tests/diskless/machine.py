@@ -1,4 +1,8 @@
-"""A machine without a disk of its own, in QEMU, and the server that has its root file system. Knows no test."""
+"""A machine without a disk of its own, and the server that has its root file system. Knows no test.
+
+It is user-mode Linux, or a stock kernel in QEMU, which is emulated: it has two CPUs, and takes ten times as long. For
+either, this machine is 10.0.2.2: for QEMU by its user-mode network, else on a tap device.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,16 @@ import subprocess
 import time
 from pathlib import Path
 
+from listening import listens
+from servers import free_port, poll
+
 # Pure emulation, on a machine that has other work: seconds.
 BOOT = 400.0
 ANSWER = 120.0
 POWER_OFF = 120.0
 _POLL = 0.1
+_HOST, _TAP = "10.0.2.2", "root0"
+_ADDRESS = f"10.0.2.15::{_HOST}:255.255.255.0::vec0:off"
 
 
 class Server:
@@ -26,9 +35,7 @@ class Server:
         self.log = image.with_suffix(".requests")
         self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
 
     def start(self) -> None:
         words = ["nbdkit", "-f", "-p", str(self.port), "--filter=log"]
@@ -36,15 +43,9 @@ class Server:
             words += ["--tls=require", f"--tls-certificates={self._tls}"]
         words += ["file", str(self.image), f"logfile={self.log}", "logappend=true"]
         self._process = subprocess.Popen(words)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                assert time.monotonic() < deadline, "nbdkit does not listen"
-                time.sleep(_POLL)
-            else:
-                return
+        process = self._process
+        poll(lambda: process.poll() is not None or listens(process.pid, ("", self.port)), "nbdkit to listen")
+        assert process.poll() is None, "nbdkit has ended"
 
     def kill(self) -> None:
         """In the hardest way: nothing is said to anybody."""
@@ -68,38 +69,22 @@ class Server:
 class Machine:
     """Boots when it is made, from the kernel and the initramfs in that folder."""
 
-    def __init__(self, folder: Path, files: Path, words: str, initramfs: str) -> None:
+    def __init__(self, kernel: str, folder: Path, files: Path, words: str, initramfs: str) -> None:
         self._console = folder / "console.log"
-        self._console.unlink(missing_ok=True)
-        place = folder / "shell"
-        place.unlink(missing_ok=True)
         self._count = 0
         self._heard = b""
-        self._process = subprocess.Popen(
-            [
-                *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *_accelerator(), "-smp", "2", "-m", "1G"),
-                *("-M", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-                *("-kernel", str(files / "vmlinuz"), "-initrd", str(files / initramfs)),
-                *("-append", f"console=ttyS0 panic=-1 ip=dhcp {words}"),
-                *("-chardev", f"file,id=console,path={self._console}", "-serial", "chardev:console"),
-                *("-chardev", f"socket,id=shell,path={place},server=on,wait=off", "-serial", "chardev:shell"),
-                *("-nic", "user,model=virtio-net-pci"),
-            ],
-            stdin=subprocess.DEVNULL,
-        )
-        self._shell = socket.socket(socket.AF_UNIX)
-        self._connect(str(place))
-
-    def _connect(self, place: str) -> None:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                self._shell.connect(place)
-            except OSError:
-                assert time.monotonic() < deadline, "QEMU does not start"
-                time.sleep(_POLL)
-            else:
-                return
+        self._shell, theirs = socket.socketpair()
+        start = _qemu if kernel.endswith("-qemu") else _uml
+        with theirs, self._console.open("wb") as console:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *start(files, words, initramfs, theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                cwd=files / "kernel",
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
 
     @property
     def console(self) -> str:
@@ -154,9 +139,46 @@ class Machine:
         return time.monotonic() - began
 
     def end(self) -> None:
-        self._process.kill()
+        # UML has helpers, which are of its group.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._shell.close()
+
+
+def _uml(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
+    return [
+        *("env", "LD_LIBRARY_PATH=.", "./linux.uml", "mem=1G", "seccomp=on"),
+        *(f"initrd={files / initramfs}", f"vec0:transport=tap,ifname={_TAP}"),
+        *("con=null", "ssl=null", "ssl0=null,fd:1", f"ssl1=fd:{shell}"),
+        *("console=ttyS0", "panic=-1", f"ip={_ADDRESS}", *words.split()),
+    ]
+
+
+def _qemu(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
+    return [
+        *("qemu-system-x86_64", *_accelerator(), "-smp", "2", "-m", "1G"),
+        *("-M", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-kernel", "vmlinuz", "-initrd", str(files / initramfs)),
+        *("-append", f"console=ttyS0 panic=-1 ip=dhcp {words}"),
+        *("-serial", "stdio", "-chardev", f"socket,id=shell,fd={shell}", "-serial", "chardev:shell"),
+        *("-nic", "user,model=virtio-net-pci"),
+    ]
+
+
+def make_network() -> None:
+    """The tap device, in a network namespace of our own: the machine's own network is not touched."""
+    links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout.split("\n")
+    if any(line and not line.startswith(("lo ", f"{_TAP} ")) for line in links):
+        raise RuntimeError("these tests run in a network namespace of their own: make root")
+    if not any(line.startswith(f"{_TAP} ") for line in links):
+        for command in (
+            f"ip tuntap add dev {_TAP} mode tap",
+            f"ip address add {_HOST}/24 dev {_TAP}",
+            f"ip link set {_TAP} up",
+            "ip link set lo up",
+        ):
+            subprocess.run(command.split(), check=True)
 
 
 def _accelerator() -> tuple[str, ...]:

@@ -100,17 +100,24 @@ def written(image: Path) -> bytes:
     return out.read_bytes()
 
 
+# Emulated, a test takes three to five minutes: see tests/README.md.
+UML, STOCK = "7.2", "6.12-qemu"
+RARE = pytest.mark.rare
+PLAIN = "ro root=/dev/nbd0 nbdroot=nbd://disks:PORT/"
+
+
 @pytest.mark.parametrize(
-    ("initramfs", "tls", "words"),
+    ("kernel", "initramfs", "tls", "words"),
     [
-        ("initrd", False, "ro root=/dev/nbd0 nbdroot=nbd://disks:PORT/"),
-        ("initrd", True, "ro root=nbds://disks:PORT/ nbdopts=dead-peer=20"),
-        ("dracut", True, "ro root=nbds://disks:PORT/"),
+        pytest.param(UML, "initrd", False, PLAIN, id="uml-plain"),
+        pytest.param(UML, "dracut", True, "ro root=nbds://disks:PORT/", id="uml-dracut-tls"),
+        pytest.param(STOCK, "initrd", False, PLAIN, id="plain", marks=RARE),
+        pytest.param(STOCK, "initrd", True, "ro root=nbds://disks:PORT/ nbdopts=dead-peer=20", id="tls", marks=RARE),
+        pytest.param(STOCK, "dracut", True, "ro root=nbds://disks:PORT/", id="dracut", marks=RARE),
     ],
-    ids=["plain", "tls", "dracut"],
 )
 def test_root_survives_restarts_of_its_server_and_powers_off_clean(
-    lab: Lab, initramfs: str, tls: bool, words: str
+    lab: Lab, kernel: str, initramfs: str, tls: bool, words: str
 ) -> None:
     if tls:
         lab.over_tls()
@@ -122,7 +129,7 @@ def test_root_survives_restarts_of_its_server_and_powers_off_clean(
     see_only_the_monitor_runs(machine)
     start_writer(machine)
     restarted(lab, machine, away=3)
-    restarted(lab, machine, away=30)
+    restarted(lab, machine, away=30 if kernel == STOCK else 8)
     machine.do("systemctl restart nbdattach-monitor.service")
     restarted(lab, machine, away=3)
     see_root_is_attached(machine, tls)
@@ -139,6 +146,8 @@ def wait_for_console(machine: Machine, words: str) -> None:
         time.sleep(0.2)
 
 
+@RARE
+@pytest.mark.parametrize("kernel", [STOCK])
 @pytest.mark.parametrize("initramfs", ["initrd", "dracut-legacy"])
 def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab, initramfs: str) -> None:
     """Before the real monitor is there, which has to be read from this very root."""
@@ -160,6 +169,8 @@ def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab, 
     powered_off(lab, machine)
 
 
+@RARE
+@pytest.mark.parametrize("kernel", [STOCK])
 def test_without_a_server_dracut_does_what_it_does_without_a_root(lab: Lab) -> None:
     words = "nbdopts=retry-for=15 rd.shell=0 rd.emergency=reboot"
     machine = lab.boot(f"ro root=nbd://disks:{lab.server.port}/ {words}", "dracut")

@@ -36,6 +36,7 @@ class Load:
         self._blocks = blocks
         self._pause = pause
         self._over = threading.Event()
+        self._under_way: dict[int, float] = {}  # of each thread, since when
         self._threads = [threading.Thread(target=self._write, args=[number], daemon=True) for number in range(writers)]
 
     def _write(self, number: int) -> None:
@@ -60,11 +61,12 @@ class Load:
             os.close(node)
 
     def _timed(self, call: object) -> None:
-        began = time.monotonic()
+        began = self._under_way[threading.get_ident()] = time.monotonic()
         assert callable(call)
         done = call()
         assert done == BLOCK, f"{done} bytes of {BLOCK}"
         self.requests.append(Request(began, time.monotonic()))
+        del self._under_way[threading.get_ident()]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -89,7 +91,12 @@ class Load:
             time.sleep(0.01)
 
     def caught(self, moment: float) -> list[Request]:
-        """The requests that were under way at that moment."""
+        """The requests that were under way at that moment, when all of them are done."""
+        end = time.monotonic() + 60
+        while any(began < moment for began in list(self._under_way.values())):
+            assert not self.errors, self.errors
+            assert time.monotonic() < end, f"{self.device}: a request from before that hangs"
+            time.sleep(0.01)
         return [one for one in list(self.requests) if one.began < moment < one.ended]
 
     def is_on(self, image: Path) -> bool:

@@ -286,7 +286,7 @@ def test_a_disconnect_that_waits_for_a_silent_server_can_be_interrupted() -> Non
             process = subprocess.Popen(command("disconnect", "nbd0"))
             eventually(lambda: "flush_main" in shell("ps axww"))
             process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 1
+            assert process.wait(60) == 1
             assert FIRST.attached
         finally:
             server.resume()

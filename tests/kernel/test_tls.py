@@ -15,7 +15,7 @@ from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbd_server, nbdkit, qemu_nbd
 from test_restart import nothing_goes_wrong, state_of
 from tls_server import ClearServer, record_server
-from tool import BACKEND, attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, shell, sparse_file
+from tool import BACKEND, attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, promised, shell, sparse_file
 
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -139,7 +139,7 @@ def refused(*arguments: str, seconds: float = 30) -> tuple[int, str]:
     """What becomes of a connect that must attach nothing, leave nothing, and say so in a line and a hint, in time."""
     began = time.monotonic()
     done = nbd("connect", *arguments, "nbd0")
-    assert time.monotonic() - began < seconds
+    assert time.monotonic() - began < promised(seconds)
     assert (done.out, FIRST.attached, FIRST.size) == ("", False, 0)
     line, hint = done.err.splitlines()
     assert hint.startswith("(") and hint.endswith(")")
@@ -299,10 +299,10 @@ def test_such_a_record_ends_an_attachment_by_ioctl_without_a_hang(
     image = sparse_file(tmp_path / "image", 4 * MIB)
     with record_server(image, certificates) as server:
         nbd_ok("connect", "--tls-ca", str(certificates), server.uri, "nbd0")
-        assert seconds_for_a_new_read("/dev/nbd0") < 5
+        assert seconds_for_a_new_read("/dev/nbd0") < promised(5)
         server.inject = RECORDS[kind]
         began = time.monotonic()
         with pytest.raises(OSError):
             seconds_for_a_new_read("/dev/nbd0")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < promised(10)
         nbd_ok("disconnect", "--force", "nbd0")

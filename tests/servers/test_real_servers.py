@@ -29,7 +29,7 @@ from nbdattach.target import Target, parse_target
 
 SIZE = 1 << 20
 # What a test of an honest server may take, in seconds.
-SOON = 20.0
+SOON = 60.0
 Start = Callable[[str], AbstractContextManager[Server]]
 
 

@@ -21,7 +21,7 @@ from nbdattach.errors import NbdattachError
 from nbdattach.target import parse_target, with_tls
 
 SIZE = 1 << 20
-SOON = 20.0
+SOON = 60.0
 Capture = pytest.CaptureFixture[str]
 EXPORTS = {"nbdkit": "", "qemu-nbd": "", "nbd-server": "disk"}
 

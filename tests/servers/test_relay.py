@@ -51,7 +51,7 @@ def answers(connection: Connection, target: Target) -> bool:
 
 
 def is_gone(pid: int) -> bool:
-    deadline = Deadline(6)
+    deadline = Deadline(60)
     while alive(pid) and deadline.sleep(0.02):
         pass
     return not alive(pid)

@@ -25,7 +25,7 @@ from peer import Serve, drain, left_waiting_for, listening, says_and_hears
 from tlspeer import EXPORT, STARTTLS, after_yes, answers_hello, context, secure, trickles
 
 from nbdattach import certificate, cli, client, stream, tls
-from nbdattach.errors import ConnectionLost, DeadlinePassed, MaybeNotInKernel, NbdattachError, NotInKernel, TlsFailed
+from nbdattach.errors import ConnectionLost, MaybeNotInKernel, NbdattachError, NotInKernel, TlsFailed
 from nbdattach.target import Target, parse_target, with_tls
 
 Capture = pytest.CaptureFixture[str]
