@@ -1,4 +1,4 @@
-# What a developer types; `make test` is the one that decides. Needs Debian 12 with root or sudo.
+# What a developer types; `make test` is the one that decides. Needs Debian 12 or 13, with root or sudo.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
