@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+TREE = Path(__file__).resolve().parents[2]
+README = TREE / "README.md"
 
 
 @dataclass(frozen=True)
@@ -26,4 +27,6 @@ def way(heading: str) -> Way:
 
 
 def tells(command: str) -> bool:
-    return f"`{command}`" in README.read_text()
+    """It, or what it leads a developer to."""
+    pages = [page for page in (README, TREE / "CONTRIBUTING.md") if page.exists()]
+    return any(f"`{command}`" in page.read_text() for page in pages)

@@ -50,6 +50,12 @@ def test_what_a_developer_types_first(root: Root, target: str) -> None:
     root.run(f"make {target}", folder=CHECKOUT)
 
 
+def test_a_build_that_sudo_pip_has_left_is_told_with_the_command_that_helps(root: Root) -> None:
+    root.run("mkdir build", "root", CHECKOUT)
+    said = root.run("make --old-file=provision-deb deb", folder=CHECKOUT, code=2)
+    assert said.startswith("make deb: build is not yours, as sudo pip leaves it: sudo rm -r build\n")
+
+
 def test_without_root_and_sudo_the_command_that_helps_is_told(root: Root) -> None:
     root.run("SUDO_FORCE_REMOVE=yes dpkg --purge sudo", "root")
     said = root.run("make deb", folder=CHECKOUT, code=2)
