@@ -274,7 +274,9 @@ def _resolve(target: Target, deadline: Deadline) -> list[_Address]:
         return outcome
     if known:
         return known
-    raise outcome or DeadlinePassed(target.uri, deadline.seconds, f"looking up {target.host}")
+    if outcome:  # of whoever asked first, who may have named another export there
+        raise NoConnection(target.uri, outcome.cause, outcome.hint)
+    raise DeadlinePassed(target.uri, deadline.seconds, f"looking up {target.host}")
 
 
 class _Question:

@@ -256,6 +256,17 @@ def test_resolver_that_hangs_is_waited_for_once(resolver: Resolver, monkeypatch:
     assert resolver.asked == 2
 
 
+def test_who_waits_for_the_lookup_of_another_is_told_of_his_own_target(resolver: Resolver) -> None:
+    resolver.fails = True
+    resolver.hangs.clear()
+    with pytest.raises(DeadlinePassed):
+        stream.prepare(Target("db1", export="one"), Deadline(0.05))
+    threading.Timer(0.2, resolver.hangs.set).start()
+    with pytest.raises(NoConnection, match=r"^nbd://db1/other: cannot find the host"):
+        stream.prepare(Target("db1", export="other"), Deadline(60))
+    assert resolver.asked == 1
+
+
 def test_remembered_address_serves_where_the_name_was_never_found(resolver: Resolver) -> None:
     resolver.fails = True
     with listening(says_and_hears(GO, [])) as target:
