@@ -17,6 +17,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parents[2]
 HOST = "10.9.0.1"
 TAP = "lab0"
+KERNEL = "7.2"  # the quickest
 _NETWORK = "[Match]\nName=vec0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
 # A line of the console: the kernel's stamp, then who says it.
 _LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
@@ -101,8 +102,9 @@ def booting(folder: Path, command: str, files: Mapping[str, str], seconds: float
     root, out = folder / "root", folder / "out"
     _put_files(root, files)
     lab = [sys.executable, str(TREE / "tests/lab/guest.py"), "--timeout", str(seconds), "--out", str(out)]
+    lab += ["--kernel", KERNEL, "--memory", "1G"]
     with subprocess.Popen(
-        [*lab, "--memory", "1G", "--tap", TAP, "--boot", str(root), "--", "sh", "-eux", "-c", command],
+        [*lab, "--tap", TAP, "--boot", str(root), "--", "sh", "-eux", "-c", command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
