@@ -6,6 +6,7 @@ from pathlib import Path
 
 import certificates
 import disks
+import pytest
 from guest import HOST, booting, enabled, package
 from servers import nbdkit
 from test_boot import FSTAB, NBDTAB, PORT, make_disks, see_all_clean, see_no_trouble
@@ -108,6 +109,7 @@ BUS = {
 }
 
 
+@pytest.mark.rare  # as the others here but the first: each boot is 10 to 30 CPU seconds
 def test_a_session_that_ends_takes_no_device_with_it(tmp_path: Path) -> None:
     """Attached by hand, with a worker and with a relay: they are no longer of the session from which that was done."""
     place = tmp_path / "disks"
@@ -148,6 +150,7 @@ echo by hand >/mnt/file
 _FIRST_EXTENT = 1 << 20
 
 
+@pytest.mark.rare  # as the others here but the first: each boot is 10 to 30 CPU seconds
 def test_volumes_file_systems_by_uuid_and_mounts_by_hand(tmp_path: Path) -> None:
     place = tmp_path / "disks"
     place.mkdir()
@@ -183,6 +186,7 @@ until [ -e /run/open ]; do sleep 0.1; done
 """
 
 
+@pytest.mark.rare  # as the others here but the first: each boot is 10 to 30 CPU seconds
 def test_what_stays_in_use_is_on_its_server_before_the_network_goes(tmp_path: Path) -> None:
     disks.empty(tmp_path / "kept")
     files = {"etc/nbdtab": f"nbd0 {HOST} kept on-loss=fail\n"} | enabled("nbdattach@nbd0.service")
@@ -211,6 +215,7 @@ for unit in nbdattach@nbd0 nbdattach@nbd1 nbdattach@nbd2; do systemctl stop $uni
 """
 
 
+@pytest.mark.rare  # as the others here but the first: each boot is 10 to 30 CPU seconds
 def test_written_on_a_running_machine_and_unmounted_before_the_network_goes_though_units_have_failed(
     tmp_path: Path,
 ) -> None:

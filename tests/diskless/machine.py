@@ -149,7 +149,7 @@ class Machine:
 def _uml(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
     return [
         *("env", "LD_LIBRARY_PATH=.", "./linux.uml", "mem=1G", "seccomp=on"),
-        *(f"initrd={files / initramfs}", f"vec0:transport=tap,ifname={_TAP}"),
+        *(f"initrd={files / initramfs}", f"vec0:transport=tap,ifname={_TAP},gro=1"),
         *("con=null", "ssl=null", "ssl0=null,fd:1", f"ssl1=fd:{shell}"),
         *("console=ttyS0", "panic=-1", f"ip={_ADDRESS}", *words.split()),
     ]

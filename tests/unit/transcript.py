@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import shlex
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from unittest import mock
 import wire
 from peer import listening, says, says_and_hears
 
-from nbdattach import __version__, cli
+from nbdattach import __version__, cli, stream
 from nbdattach.errors import DeviceInUse, KernelRefused, NotAttached
 
 COMMANDS = sorted(cli.cli.commands)
@@ -194,9 +195,17 @@ def parts() -> Iterator[str]:
     yield from (_completed(shell, line) for shell in ("bash", "zsh", "fish") for line in COMPLETIONS)
 
 
+def _no_such_name(*_: object, **__: object) -> NoReturn:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
 def transcript() -> str:
-    # The width of the terminal is no concern of the texts here.
-    with mock.patch.dict(os.environ, {"COLUMNS": "80", "LC_ALL": "C.UTF-8"}):
+    # The width of the terminal is no concern of the texts here, nor is how this machine finds names.
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": "80", "LC_ALL": "C.UTF-8"}),
+        mock.patch("socket.getaddrinfo", _no_such_name),
+        mock.patch.object(stream, "_asked", {}),
+    ):
         return "\n".join(parts())
 
 
