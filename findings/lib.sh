@@ -38,10 +38,10 @@ in_guest() {
         echo 'mount --bind "/usr/lib/uml/modules" /lib/modules; modprobe nbd'
         cat
     } >"$root/script"
-    printf '#!/bin/sh\nsh -eu /script >/dev/ttyS0 2>&1\necho "exit $?" >/dev/ttyS0\npoweroff -f\n' >"$root/first"
+    printf '#!/bin/sh\nsh -eu /script >/dev/ttyS0 2>&1\necho "exit $?" >/dev/ttyS0\necho o >/proc/sysrq-trigger; sleep 60\n' >"$root/first"
     chmod 755 "$root/first"
     mkdir -p "$root/lib/modules"
-    timeout 120 unshare --mount --pid --fork --kill-child sh -euc '
+    timeout -k 5 120 unshare --mount --pid --fork --kill-child sh -euc '
         mount -t proc proc "$1/proc"
         mount --rbind /dev "$1/dev"
         mount -t tmpfs tmpfs "$1/tmp"

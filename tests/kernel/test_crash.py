@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import beside_the_monitor, clear_away, leftovers, monitors
 from crash import Ended, helpers, run
+from leftovers import beside_the_monitor, clear_away, leftovers, monitors
 from servers import nbdkit
 from tool import ALL, BACKEND, eventually, partitioned_image
 

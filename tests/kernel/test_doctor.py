@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import monitors, workers
+from leftovers import monitors, workers
 from servers import nbdkit
 from test_restart import place, state_of
 from tool import attached, command, connect, eventually, nbd, nbd_ok, shell

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import leftovers, workers
+from leftovers import leftovers, workers
 from servers import nbdkit
 from tool import (
     ALL,

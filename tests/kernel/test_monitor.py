@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import monitors, workers
+from leftovers import monitors, workers
 from load import Load, seconds_for_a_new_read
 from servers import nbdkit
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of

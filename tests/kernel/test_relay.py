@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from certificates import make
-from conftest import is_relay, workers
+from leftovers import is_relay, workers
 from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbdkit
 from tool import (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import workers
+from leftovers import workers
 from servers import nbdkit
 from tool import BACKEND, attached, connect, eventually, nbd, nbd_ok, shell
 

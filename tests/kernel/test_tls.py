@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from certificates import PAST, Authority, make, self_signed
-from conftest import monitors, workers
+from leftovers import monitors, workers
 from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbd_server, nbdkit, qemu_nbd
 from test_restart import nothing_goes_wrong, state_of

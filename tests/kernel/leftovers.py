@@ -1,0 +1,89 @@
+"""What a test leaves behind: devices, processes and files of ours; and how to clear it away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from nbdattach import netlink, status, sysfs
+
+
+def spoilt() -> list[str]:
+    """Devices that still promise WRITE_ZEROES: from 6.12 to 7.2 the driver keeps it from what another tool attached."""
+    limits = Path("/sys/block").glob("nbd*/queue/write_zeroes_max_bytes")
+    return [str(limit.parents[1]) for limit in limits if int(limit.read_text())]
+
+
+def clear_away() -> None:
+    """So that one failure is one failure."""
+    subprocess.run(["umount", "/mnt"], capture_output=True)
+    for pid, _ in workers():
+        os.kill(pid, signal.SIGKILL)
+    with netlink.Family() as family:
+        for one in status.all_attached():
+            family.disconnect(one.index)
+    subprocess.run("rm -f /run/nbdattach/*", shell=True)
+
+
+def leftovers() -> list[str]:
+    _stop_monitor()
+    left = beside_the_monitor()
+    left += [f"process {pid}: monitor" for pid in monitors()]
+    return left + [f"file {name}" for name in _files() if name == "monitor"]
+
+
+def beside_the_monitor() -> list[str]:
+    """What is there that would not be if nothing were attached and nobody at work; the monitor may run on."""
+    left = [str(one) for one in status.all_attached()]
+    left += [f"{device.path} has a size" for device in sysfs.devices() if sysfs.Kernel(device).size]
+    left += [f"{device.path} has partitions" for device in sysfs.devices() if sysfs.Kernel(device).partitions]
+    left += [f"process {pid}: {line}" for pid, line in workers() if not _is_monitor(line)]
+    return left + [f"file {name}" for name in _files() if name not in ("lock", "monitor")]
+
+
+def _stop_monitor() -> None:
+    """It outlives attachments; the next test shall find none."""
+    for pid in monitors():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _files() -> list[str]:
+    return os.listdir("/run/nbdattach") if os.path.isdir("/run/nbdattach") else []
+
+
+def workers() -> list[tuple[int, str]]:
+    """Worker processes of ours, with guards and flushes, relays, and monitors."""
+    return [
+        (pid, line) for pid, line in _processes() if "import worker; " in line or is_relay(line) or _is_monitor(line)
+    ]
+
+
+def is_relay(line: str) -> bool:
+    """By its command line."""
+    return "relay.main" in line
+
+
+def monitors() -> list[int]:
+    """Process ids of our monitors."""
+    return [pid for pid, line in _processes() if _is_monitor(line)]
+
+
+def _is_monitor(line: str) -> bool:
+    return "monitor.main" in line or "nbdattach monitor" in line
+
+
+def _processes() -> list[tuple[int, str]]:
+    """Those of nbdattach, by their command lines."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "nbdattach" in line:
+            found.append((int(name), line))
+    return found
