@@ -194,14 +194,12 @@ class Watch:
 
     def stop(self) -> None:
         """The monitor ends; the attachment stays, in a state that needs no monitor."""
-        if self._at_kernel.acquire(timeout=_BURIAL):
-            try:
-                if self._several and not self._record.io_timeout and not self._ended and self._is_there():
-                    with contextlib.suppress(OSError, _Gone), netlink.Family() as self._family:
-                        self._reconfigure(timeout=PATIENT_MS // 1000)
-            finally:
-                self._at_kernel.release()
-        self._end(None)
+        with self._at_kernel:
+            if self._several and not self._record.io_timeout and not self._ended and self._is_there():
+                with contextlib.suppress(OSError, _Gone), netlink.Family() as self._family:
+                    self._reconfigure(timeout=PATIENT_MS // 1000)
+            # Before anything else is told to the kernel: the thread may just be about to set the short timeout.
+            self._end(None)
 
     # -- the thread ------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("pyroute2")
 
-from nbdattach import netlink, sysfs
+from nbdattach import netlink, state, sysfs
+from nbdattach.backend import PATIENT_MS
 from nbdattach.client import Connection
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError
@@ -129,3 +131,34 @@ def test_a_connection_is_handed_over_only_to_a_driver_that_has_seen_the_old_one_
         assert watch._hand_over(fresh)
         assert driver.has(ours)
     watch.stop()
+
+
+def test_the_last_word_of_a_monitor_that_ends_is_the_long_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the driver drops the connection of a slow server, and there is nobody to make another one."""
+    timeouts: list[int | None] = []
+    monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
+    monkeypatch.setattr(Watch, "_is_there", lambda _: True)
+    family = SimpleNamespace(reconfigure=lambda *_, timeout=None, **__: timeouts.append(timeout))
+    monkeypatch.setattr(netlink, "Family", lambda: contextlib.nullcontext(family))
+    monkeypatch.setattr(state, "save_trouble", lambda *_: None)
+    watch = Watch(Device(0), dataclasses.replace(RECORD, connections=2), [], lambda _: None)
+    watch._family = cast(netlink.Family, family)
+    end = watch._end
+
+    def recover() -> None:
+        with contextlib.suppress(Exception):  # the attachment is no longer watched
+            watch._recovered()
+
+    recovering = threading.Thread(target=recover, daemon=True)
+
+    def end_while_the_thread_recovers(why: str | None) -> None:
+        recovering.start()
+        recovering.join(0.5)
+        end(why)
+
+    monkeypatch.setattr(watch, "_end", end_while_the_thread_recovers)
+    watch.stop()
+    recovering.join(60)
+    assert timeouts[-1] == PATIENT_MS // 1000
