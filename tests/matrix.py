@@ -43,11 +43,14 @@ class Suite:
 
 
 _KERNEL = ("tests/kernel",)
+# The second path holds the fake kernel of the unit tests against the real one.
+_CONTRACT = (*_KERNEL, "tests/unit/test_fake_kernel.py")
 _IOCTL = ("--env", "LAB_BACKEND=ioctl", "--env", "NBDATTACH_DEVICE=/dev/nbd3")
 _NETLINK = ("--env", "LAB_BACKEND=netlink")
 SUITES = {
-    # The second path holds the fake kernel of the unit tests against the real one.
-    "ioctl": Suite("not udev and not netlink", (*_KERNEL, "tests/unit/test_fake_kernel.py"), _IOCTL),
+    "ioctl": Suite("not udev and not netlink", _CONTRACT, _IOCTL),
+    # Without those that the netlink suite has run already, by the other backend.
+    "ioctl-only": Suite("(ioctl or essential) and not udev and not netlink", _CONTRACT, _IOCTL),
     "netlink": Suite("not udev and not ioctl", _KERNEL, _NETLINK),
     "essential-ioctl": Suite("essential and not netlink", _KERNEL, _IOCTL),
     "essential-netlink": Suite("essential and not ioctl", _KERNEL, _NETLINK),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from guest import make_network
+from guest import make_network, root_of_guest
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -11,3 +11,4 @@ def pytest_configure(config: pytest.Config) -> None:
         make_network()
     except RuntimeError as error:
         pytest.exit(str(error), returncode=4)
+    root_of_guest()  # made here where it is missing, and not within the time of a test

@@ -1,11 +1,13 @@
 """A guest that boots systemd with our package in it, and what is told of it afterwards. Knows nothing of single tests.
 
-The guest's root is this machine's, with some files put over it; its network leads to 10.9.0.1, where the tests serve.
+The guest's root is this machine's, or the one of the Debian release that LAB_ROOT names, with some files put over it;
+LAB_KERNEL names its kernel. Its network leads to 10.9.0.1, where the tests serve.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import subprocess
@@ -17,7 +19,8 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parents[2]
 HOST = "10.9.0.1"
 TAP = "lab0"
-KERNEL = "7.2"  # the quickest
+_RELEASE = os.environ.get("LAB_ROOT", "")  # empty: this machine's root
+_KERNEL = os.environ.get("LAB_KERNEL") or "7.2"  # the quickest
 _NETWORK = "[Match]\nName=vec0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
 # A line of the console: the kernel's stamp, then who says it.
 _LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
@@ -101,8 +104,8 @@ def booting(folder: Path, command: str, files: Mapping[str, str], seconds: float
     """Boots to multi-user.target, runs the shell command there, powers off. `files` are put over the root."""
     root, out = folder / "root", folder / "out"
     _put_files(root, files)
-    lab = [sys.executable, str(TREE / "tests/lab/guest.py"), "--timeout", str(seconds), "--out", str(out)]
-    lab += ["--kernel", KERNEL, "--memory", "1G"]
+    lab = [sys.executable, str(TREE / "tests/lab/guest.py"), "--kernel", _KERNEL, "--memory", "1G"]
+    lab += [*(["--root", _RELEASE] if _RELEASE else []), "--timeout", str(seconds), "--out", str(out)]
     with subprocess.Popen(
         [*lab, "--tap", TAP, "--boot", str(root), "--", "sh", "-eux", "-c", command],
         stdout=subprocess.PIPE,
@@ -114,6 +117,15 @@ def booting(folder: Path, command: str, files: Mapping[str, str], seconds: float
             yield Guest(process, out)
         finally:
             process.terminate()
+
+
+@functools.cache
+def root_of_guest() -> Path:
+    """The folder that its root is made from; another release's is made where it is missing."""
+    if not _RELEASE:
+        return Path("/")
+    lab = [sys.executable, TREE / "tests/lab/roots.py", _RELEASE]
+    return Path(subprocess.run(lab, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
 def package() -> Path:
@@ -152,6 +164,9 @@ def make_network() -> None:
         for command in (
             f"ip tuntap add dev {TAP} mode tap",
             f"ip address add {HOST}/24 dev {TAP}",
+            # UML promises to take packets that were put together from several, and cuts them off at 1500 bytes, so
+            # that each arrives when TCP has sent it a second time: 40 kB a second.
+            f"ip link set {TAP} gso_max_segs 1",
             f"ip link set {TAP} up",
             "ip link set lo up",
         ):

@@ -7,7 +7,7 @@ from pathlib import Path
 import certificates
 import disks
 import pytest
-from guest import HOST, booting, enabled, package
+from guest import HOST, booting, enabled, package, root_of_guest
 from servers import nbdkit
 from test_boot import FSTAB, NBDTAB, PORT, make_disks, see_all_clean, see_no_trouble
 
@@ -104,7 +104,7 @@ echo two >/mnt/file
 systemctl --no-legend --plain list-units --type scope
 """
 BUS = {
-    f"etc/systemd/system/{name}": Path("/usr/lib/systemd/system", name).read_text()
+    f"etc/systemd/system/{name}": (root_of_guest() / "usr/lib/systemd/system" / name).read_text()
     for name in ("dbus.service", "dbus.socket")
 }
 
