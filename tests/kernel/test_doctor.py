@@ -128,11 +128,10 @@ def test_without_reconnect_nobody_misses_the_monitor() -> None:
         assert lines_about("monitor", code=0) == []
 
 
-@pytest.mark.essential
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param("-nonetlink -t 5", marks=pytest.mark.ioctl),
+        pytest.param("-nonetlink -t 5", marks=[pytest.mark.ioctl, pytest.mark.essential]),
         pytest.param("-t 5", marks=pytest.mark.netlink),
     ],
 )

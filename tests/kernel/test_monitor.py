@@ -17,7 +17,7 @@ from leftovers import monitors, workers
 from load import Load, seconds_for_a_new_read
 from servers import nbdkit
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
-from tool import attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, shell, sparse_file
+from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, shell, sparse_file
 
 from nbdattach import control, launch, status, sysfs
 from nbdattach.control import Request
@@ -81,7 +81,7 @@ def test_a_connect_killed_at_any_moment_leaves_nothing() -> None:
 @pytest.mark.essential
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("connections", [1, 4])
-def test_killed_at_ten_random_moments_it_loses_nothing(tmp_path: Path, connections: int) -> None:
+def test_killed_at_random_moments_it_loses_nothing(tmp_path: Path, connections: int) -> None:
     """While the server goes and comes, too."""
     chance = random.Random(connections)
     there = place(tmp_path, "image")
@@ -90,7 +90,7 @@ def test_killed_at_ten_random_moments_it_loses_nothing(tmp_path: Path, connectio
         stack.enter_context(attached(server.uri, "nbd0", connections=connections))
         load = Load("/dev/nbd0", writers=2)
         stack.enter_context(nothing_goes_wrong(load, there.image))
-        for _ in range(10):
+        for _ in range(10 if ALL else 4):
             load.see_it_run(4)
             server.kill()
             time.sleep(chance.random() * 0.5)
@@ -256,8 +256,8 @@ def test_a_device_that_is_open_does_not_shrink(tmp_path: Path) -> None:
         assert FIRST.size == 8 * MIB
 
 
-def test_16_connects_at_once_get_16_devices() -> None:
-    count = 16
+def test_connects_at_once_get_a_device_each() -> None:
+    count = 16 if ALL else 8
     with nbdkit("memory", "1M") as server:
         lines = [command("connect", "--tag", f"number {number}", server.uri) for number in range(count)]
         pipe = subprocess.PIPE
@@ -271,10 +271,10 @@ def test_16_connects_at_once_get_16_devices() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_64_devices_at_once_and_the_memory_of_the_monitor(tmp_path: Path) -> None:
+def test_many_devices_at_once_and_the_memory_of_the_monitor(tmp_path: Path) -> None:
     """More than the module made; all lose their server at once, and are back."""
     there = place(tmp_path, "image", mebibytes=1)
-    count = 64
+    count = 64 if ALL else 20
     names = []
     with ExitStack() as servers:
         server = servers.enter_context(there.serve())
@@ -289,7 +289,7 @@ def test_64_devices_at_once_and_the_memory_of_the_monitor(tmp_path: Path) -> Non
         began = time.monotonic()
         for name in names:
             seconds_for_a_new_read(name) if sysfs.Kernel(Device(0)).size > 1 << 20 else Path(name).read_bytes()
-        print(f"all 64 read after {time.monotonic() - began:.1f} s")
+        print(f"all read after {time.monotonic() - began:.1f} s")
         eventually(lambda: {one.state for one in status.all_attached()} == {"connected"})
         last = resident_kb(monitor_pid())
         print(f"monitor: {first} kB at 1 device, {last} kB at {count}")

@@ -67,7 +67,7 @@ def nothing_goes_wrong(load: Load, image: Path) -> Iterator[None]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("away", [3, 40])
+@pytest.mark.parametrize("away", [3, pytest.param(40, marks=pytest.mark.rare)])  # 60 s of waiting
 def test_a_killed_server_comes_back(tmp_path: Path, away: int) -> None:
     """kill -9, with 1 and 4 connections, over TCP and Unix sockets, all four at once."""
     kinds = [(connections, transport) for connections in (1, 4) for transport in ("tcp", "unix")]

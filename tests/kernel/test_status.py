@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from leftovers import workers
 from servers import nbdkit
-from tool import BACKEND, attached, connect, eventually, nbd, nbd_ok, shell
+from tool import ALL, BACKEND, attached, connect, eventually, nbd, nbd_ok, shell
 
 import nbdattach
 from nbdattach import render, state, status, sysfs
@@ -131,18 +131,19 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 @pytest.mark.netlink
 @pytest.mark.timeout(600)
-def test_64_devices_cost_little() -> None:
+def test_many_devices_cost_little() -> None:
+    count = 64 if ALL else 20
     with nbdkit("memory", "1M") as server, contextlib.ExitStack() as stack:
-        for number in range(64):
+        for number in range(count):
             stack.enter_context(attached(server.uri, f"nbd{number}", tag=f"tag{number}", reconnect=False))
         table, reading = 0.0, 0.0
         for _ in range(10):  # side by side: other programs on the machine take as much from the one as from the other
             table += cpu_seconds(lambda: render.status_table(status.all_attached()))
             reading += cpu_seconds(lambda: [sysfs.Kernel(Device(0)).size for _ in range(READS)]) / READS
-        print(f"status of 64 devices: {table * 100:.0f} ms of CPU, {table / reading / 64:.0f} reads a device")
-        assert len(render.status_table(status.all_attached()).splitlines()) == 65
-        assert table < 64 * READS_A_DEVICE * reading
-        assert [one["tag"] for one in nbd("status", "--json").json()] == [f"tag{number}" for number in range(64)]
+        print(f"status of {count} devices: {table * 100:.0f} ms of CPU, {table / reading / count:.0f} reads a device")
+        assert len(render.status_table(status.all_attached()).splitlines()) == count + 1
+        assert table < count * READS_A_DEVICE * reading
+        assert [one["tag"] for one in nbd("status", "--json").json()] == [f"tag{number}" for number in range(count)]
     shell("modprobe -r nbd && modprobe nbd")
     assert len(sysfs.devices()) == 16
 

@@ -337,6 +337,7 @@ def test_what_cannot_be_opened_for_its_silent_server_is_refused_and_force_cuts_i
         server.pause()
         try:
             shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")  # who waits holds up whoever comes
+            eventually(lambda: subprocess.run(["pgrep", "--runstates", "D", "blockdev"], capture_output=True).stdout)
             done = nbd("disconnect", "nbd0")
             assert (done.code, FIRST.attached) == (6, True), done
             assert done.err.splitlines() == [
