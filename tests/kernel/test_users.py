@@ -328,6 +328,12 @@ def test_force_on_a_server_that_reads_nothing_any_more() -> None:
         assert not FIRST.attached and not FIRST.size
 
 
+def hold_up() -> None:
+    """A program looks for partitions, which waits for the silent server, and holds up others that open nbd0."""
+    shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")
+    eventually(lambda: subprocess.run(["pgrep", "--runstates", "D", "blockdev"], capture_output=True).stdout)
+
+
 @pytest.mark.parametrize("options", ["", "-nonetlink"])
 def test_what_cannot_be_opened_for_its_silent_server_is_refused_and_force_cuts_it(options: str) -> None:
     """The kernel looks for partitions at the first open, waits for the server, and cannot be interrupted in it."""
@@ -336,8 +342,7 @@ def test_what_cannot_be_opened_for_its_silent_server_is_refused_and_force_cuts_i
         eventually(lambda: FIRST.attached and FIRST.size)
         server.pause()
         try:
-            shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")  # who waits holds up whoever comes
-            eventually(lambda: subprocess.run(["pgrep", "--runstates", "D", "blockdev"], capture_output=True).stdout)
+            hold_up()
             done = nbd("disconnect", "nbd0")
             assert (done.code, FIRST.attached) == (6, True), done
             assert done.err.splitlines() == [
@@ -475,7 +480,7 @@ def test_what_force_cuts_because_it_cannot_be_opened_leaves_nothing() -> None:
         connect(server.uri, "nbd0")
         server.pause()
         try:
-            shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")
+            hold_up()
             done = nbd("disconnect", "--force", "nbd0")
         finally:
             server.resume()
