@@ -39,6 +39,8 @@ COMMIT = b"C"
 UNDO = b"U"
 # A server that got NBD_CMD_DISC closes its end at once; one that does not is cut off after so many seconds.
 GOODBYE_SECONDS = 5
+# What a program that only looks at a device needs for that.
+GLANCE_SECONDS = 2.0
 _POLL = 0.01
 
 
@@ -134,9 +136,29 @@ def main(arguments: list[str]) -> None:
     claim: list[int] = []
     _thread.start_new_thread(_watch, (path, state_file, node, sockets, orders, claim))
     errno = serve(ioctl, node, claim)
-    if _is_free(path):  # else it is lost: somebody still uses it, and will want to know what it was
+    free = _is_free(path)
+    if free:
         _forget(state_file)
     _report(reports, f"ended {errno}")
+    if not free:
+        os.close(claim[0] if claim else node)
+        _forget_once_free(path, state_file)
+
+
+def _forget_once_free(path: str, state_file: str) -> None:
+    """A program that has the device open may only be looking, as udev and mount do.
+
+    If it stays, the device is lost, and the file says what it was.
+    """
+    name, end = os.path.basename(path), time.monotonic() + GLANCE_SECONDS
+    ours = _attribute(name, "pid")  # it stays as long as the program
+    try:
+        while time.monotonic() < end and _attribute(name, "pid") in ("", ours):
+            if _is_free(path) and _tidied(path, state_file):
+                break
+            time.sleep(_POLL)
+    except OSError:
+        pass  # the device itself has gone
 
 
 def _watch(path: str, state_file: str, node: int, sockets: list[int], orders: int, claim: list[int]) -> None:

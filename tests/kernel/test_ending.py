@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import random
 import shlex
@@ -275,6 +276,25 @@ def test_nobody_can_begin_to_use_what_sigterm_is_detaching() -> None:
         server.resume()
         eventually(lambda: not FIRST.attached or subprocess.run(["mount", "/dev/nbd0", "/mnt"]).returncode)
         eventually(lambda: not leftovers())
+
+
+def test_a_program_that_looks_at_the_device_as_it_goes_leaves_no_file_behind() -> None:
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0")
+        looking = os.open("/dev/nbd0", os.O_RDONLY | os.O_DIRECT)
+        os.kill(worker_pid(), signal.SIGTERM)
+        eventually(lambda: not can_read(looking))
+        os.close(looking)
+        eventually(lambda: not leftovers())
+
+
+def can_read(fd: int) -> bool:
+    """From a device that is open with O_DIRECT; not once it is detached."""
+    try:
+        os.preadv(fd, [mmap.mmap(-1, 4096)], 0)
+    except OSError:
+        return False
+    return True
 
 
 def test_a_disconnect_that_waits_for_a_silent_server_can_be_interrupted() -> None:

@@ -352,7 +352,8 @@ def test_its_log_has_one_line_an_event(tmp_path: Path) -> None:
     eventually(lambda: "no longer attached" in log.read_text())
     process.terminate()
     assert process.wait(60) == 0
-    lines = log.read_text().splitlines()
+    # A try that meets the server as it dies has another end.
+    lines = [line for line in log.read_text().splitlines() if "the server closed the connection" not in line]
     assert [line.removeprefix("nbd0: ").replace(server.uri, "URI").split(" after ")[0] for line in lines] == [
         "watching URI",
         "connection to URI lost; requests wait 300 s",
