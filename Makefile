@@ -95,11 +95,11 @@ guest+%: $(VENV)/installed
 matrix: provision $(VENV)/installed
 	$(PYTHON) tests/matrix.py --rare
 
-## machines without a disk, whose root is on NBD: emulated, 10 minutes
+## machines without a disk, whose root is on NBD: emulated, 10 minutes; of another release: make root LAB_RELEASE=trixie
 root: $(VENV)/installed
 	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/diskless
 
-## guests that boot systemd, with servers outside of them
+## guests that boot systemd, with servers outside of them; of another release: make boot LAB_ROOT=trixie LAB_KERNEL=6.12
 # Their network is one of their own, so that the machine's is not touched.
 boot: deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 400 $(if $(K),-k $(K)) tests/boot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from certificates import Authority
 from machine import Machine, Server
 
 HERE = Path(__file__).resolve().parent
+RELEASE = os.environ.get("LAB_RELEASE") or "bookworm"  # as `image` has it
 
 
 @pytest.fixture(scope="session")
