@@ -101,7 +101,7 @@ matrix: provision $(VENV)/installed
 # By its name, a test runs in any case.
 NOT_RARE = $(if $(K),-k $(K),-m "not rare")
 
-## machines without a disk, whose root is on NBD
+## machines without a disk, whose root is on NBD; of another release: make root-all LAB_RELEASE=trixie
 # In a network of their own, so that the machine's is not touched; what they are made of is fetched before.
 root: $(VENV)/installed
 	tests/diskless/image 7.2
@@ -110,10 +110,10 @@ root: $(VENV)/installed
 ## the same with emulated ones, half an hour
 root-all: $(VENV)/installed
 	tests/diskless/image 7.2
-	tests/diskless/image 6.12-qemu
+	tests/diskless/image $(or $(LAB_KERNEL),6.12)-qemu
 	unshare --net $(PYTEST) --timeout 1500 tests/diskless
 
-## guests that boot systemd, with servers outside of them
+## guests that boot systemd, with servers outside of them; of another release: make boot LAB_ROOT=trixie LAB_KERNEL=6.12
 boot: deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 900 $(NOT_RARE) tests/boot
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from certificates import Authority
 from machine import Machine, Server, make_network
 
 HERE = Path(__file__).resolve().parent
+RELEASE = os.environ.get("LAB_RELEASE") or "bookworm"  # as `image` has it
 
 
 def pytest_configure(config: pytest.Config) -> None:
