@@ -4,8 +4,9 @@ Decisions that matter:
 * We hold duplicates of the kernel's sockets, which show what is dead. A monitor that was restarted holds none; it asks
   the kernel: a scout (`link.Scout`) is taken where a connection is dead, and dropped where all live.
 * That the kernel took a connection is seen, not believed: RECONFIGURE says nothing of it. Where the device has a
-  timeout, the driver sets it on the socket; where it has none, a scout that is taken before and one that is dropped
-  afterwards show it. The second alone does not: the driver drops both while it has not seen the old connection end.
+  timeout, the driver sets it on the socket; where it has none, a scout that is taken before and others that are dropped
+  afterwards show it. The latter alone do not: the driver drops all while it has not seen the connection before end, and
+  on a busy machine it may be late. So until a request is done, it is asked again.
 * Each attachment has a thread of its own while something is to be done, and none else: a hanging server delays nobody.
 * The limits of the queue are never written here: on newer kernels that waits for all requests in flight, for ever when
   their server is gone. With one connection queue/io_timeout stays as connect has set it; with several, the driver's own
@@ -67,6 +68,9 @@ _SAY_AGAIN = 1.0
 _BURIAL = 2.0
 # The driver notices a connection that was shut down almost at once; a busy machine may need this many seconds.
 _NOTICED = 10.0
+# How late it may be to see a scout end; and how long, once a second, it is asked whether it uses a new connection.
+_LATE = 0.1
+_DOUBT = 10.0
 _POLL = 0.005
 # How long a planned hand-over waits for a moment without requests in flight: none has to be sent again then.
 _QUIET = 1.0
@@ -119,6 +123,8 @@ class Watch:
         self._outage: _Outage | None = None
         # Else the monitor before us has taken its duplicates with it, perhaps in the middle of something.
         self._complete = len(links) == record.connections
+        # Whether there is no doubt that the driver uses the connection that it was given last.
+        self._proven = True
         self._settled = False
         self._last_outage: _Outage | None = None
         # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request.
@@ -148,7 +154,7 @@ class Watch:
                 self._end("no longer attached")
             if self._ended or self._held:
                 return not self._ended
-            if any(link.silent for link in self._links):
+            if any(link.silent for link in self._links) or not self._is_proven():
                 self.check()
             elif self._more_patient and time.monotonic() - self._last_trouble > _CALM:
                 self._more_patient = self._settled = False
@@ -293,9 +299,18 @@ class Watch:
     def _has_dead(self) -> bool:
         """Whether the driver counts a connection as dead, or will in a moment."""
         with self._kernel_calls():
-            if self._complete:
-                return len(self._links) < self._record.connections or any(link.over for link in self._links)
-            return self._scout()
+            if not self._complete:
+                return self._scout()
+            if not self._proven and self._scout():
+                for link in self._links:
+                    link.cut()  # the driver has dropped it
+            return len(self._links) < self._record.connections or any(link.over for link in self._links)
+
+    def _is_proven(self) -> bool:
+        """A request that was done since, or a driver that has wanted no other connection for long, proves it."""
+        moment, completed = self._handed_over
+        self._proven = self._proven or completed != self._kernel.completed or time.monotonic() - moment > _DOUBT
+        return self._proven
 
     def _scout(self) -> bool:
         """Asks the driver. Requests that wait for a connection wake up, find this one dead, and wait again."""
@@ -575,12 +590,14 @@ class Watch:
             self._links.remove(link)
         self._carrier.bury(burial)
         link = Link(fresh.stream.sock)
-        waiting = Deadline(_NOTICED)
-        while not self._take(link):
+        waiting, late = Deadline(_NOTICED), _POLL
+        while not self._take(link, late):
+            late = min(2 * late, _LATE)
             if link.over or not waiting.sleep(_POLL):
                 self._say_goodbye(fresh)
                 return False
         self._links.append(link)
+        self._proven = bool(self._timeout)
         self._remember_carrier(fresh)
         self._handed_over = (time.monotonic(), self._kernel.completed)
         return True
@@ -590,8 +607,11 @@ class Watch:
         if (fresh.tls, relay) != (self._record.tls, self._record.relay):
             self._remember(tls=fresh.tls, relay=relay, relay_started=relay and started(relay))
 
-    def _take(self, link: Link) -> bool:
-        """Whether the driver took it. While it has not seen the old connection end, it drops any other in silence."""
+    def _take(self, link: Link, late: float) -> bool:
+        """Whether the driver took it. While it has not seen the old connection end, it drops any other in silence.
+
+        `late` is how many seconds it has to see a scout end.
+        """
         if self._timeout:
             self._reconfigure(sockets=[link.fileno()])
             taken = link.limited
@@ -601,7 +621,12 @@ class Watch:
         # dropped show that the place has been filled.
         if not self._scout():
             return False
+        time.sleep(late)
         self._reconfigure(sockets=[link.fileno()])
+        if self._scout():
+            return False
+        # A driver that was late to see the first scout end has dropped both others, and sees it about now.
+        time.sleep(_LATE)
         return not self._scout()
 
     def _say_goodbye(self, connection: Connection) -> None:

@@ -9,7 +9,8 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,6 +26,7 @@ from nbdattach.backend import PATIENT_MS
 from nbdattach.client import Connection
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError
+from nbdattach.link import Link
 from nbdattach.state import Record
 from nbdattach.target import Target
 from nbdattach.watch import FIRST_PAUSE, MAX_PAUSE, Done, Watch, pause_after
@@ -91,8 +93,9 @@ class LateDriver:
     Takes a socket where its connection is dead, and drops it in silence otherwise (nbd.c, nbd_reconnect_socket).
     """
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self, calls: int, late: float = 0.0) -> None:
         self._calls = calls
+        self._late = late  # seconds from the end of a connection until it is seen
         self._dead = False
         self._mine: socket.socket | None = None
 
@@ -108,6 +111,7 @@ class LateDriver:
     def _receive(self, sock: socket.socket) -> None:
         while sock.recv(1):
             pass
+        time.sleep(self._late)
         self._dead = True
         sock.close()
 
@@ -117,20 +121,52 @@ class LateDriver:
         return mine is not None and mine.fileno() >= 0 and os.fstat(mine.fileno()) == os.fstat(sock.fileno())
 
 
-@pytest.mark.parametrize("calls", [1, 2, 3, 4, 7])
-def test_a_connection_is_handed_over_only_to_a_driver_that_has_seen_the_old_one_end(
-    calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
-    watch = Watch(Device(0), RECORD, [], lambda _: None)
-    driver = LateDriver(calls)
+@contextlib.contextmanager
+def handed_over(driver: LateDriver) -> Iterator[tuple[Watch, socket.socket, bool]]:
+    """A watch that has given the driver a new connection; that; and whether the watch thinks so."""
+    watch = Watch(Device(0), RECORD, [Link(socket.socketpair()[0])], lambda _: None)
+    watch.cut()
     watch._family = cast(netlink.Family, driver)
     ours, server = socket.socketpair()
     with server:
         fresh = cast(Connection, SimpleNamespace(stream=SimpleNamespace(sock=ours), relay=None, tls=None))
-        assert watch._hand_over(fresh)
-        assert driver.has(ours)
+        yield watch, ours, watch._hand_over(fresh)
     watch.stop()
+
+
+@pytest.fixture
+def attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
+    monkeypatch.setattr(Watch, "_is_there", lambda _: True)
+
+
+@pytest.mark.usefixtures("attached")
+@pytest.mark.parametrize("late", [0, 0.05])
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 7])
+def test_a_connection_is_handed_over_only_to_a_driver_that_has_seen_the_old_one_end(calls: int, late: float) -> None:
+    driver = LateDriver(calls, late)
+    with handed_over(driver) as (_, connection, taken):
+        assert taken
+        assert driver.has(connection)
+
+
+@pytest.mark.usefixtures("attached")
+def test_a_connection_that_a_very_late_driver_has_dropped_is_found_out() -> None:
+    driver = LateDriver(1, late=0.5)
+    with handed_over(driver) as (watch, connection, taken):
+        assert taken and not driver.has(connection)
+        time.sleep(1)
+        assert watch._has_dead()
+
+
+@pytest.mark.usefixtures("attached")
+def test_a_connection_that_the_driver_uses_is_asked_about_and_left_alone() -> None:
+    driver = LateDriver(1)
+    with handed_over(driver) as (watch, connection, taken):
+        assert taken
+        assert not watch._is_proven()
+        assert not watch._has_dead()
+        assert driver.has(connection)
 
 
 def test_the_last_word_of_a_monitor_that_ends_is_the_long_timeout(
