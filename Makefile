@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # What a developer types; `make test` is the one that decides. Needs Debian 12 or 13, with root or sudo.
 
 VENV := .venv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Attach exports of NBD servers to /dev/nbdX.
 
     with nbdattach.connect("nbd://db1/disk", "/dev/nbd0", read_only=True) as attachment:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Python API. The command line is a thin layer on it.
 
     import nbdattach

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Attaching: the order of things, and the way back from each step.
 
 Decisions that matter:

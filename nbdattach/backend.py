@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is common to both ways into the kernel: the job, its queue limits, and how a backend holds a device.
 
     hold = ioctl_backend.attach(device, job)      # or netlink_backend.attach

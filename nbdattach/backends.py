@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which backend attaches, and in plain words why another one cannot."""
 
 from __future__ import annotations

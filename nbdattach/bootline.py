@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel's command line: which export is to be the root file system, and where. No I/O.
 
 It is read as others read it: nbdroot=, nbddev= and root=/dev/nbdN as Debian's nbd-client does, root=nbd:SERVER:EXPORT

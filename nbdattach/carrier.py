@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who carries the TLS of one attachment: the kernel, or a relay process of ours. Dials for either.
 
 The relay is told to dial (`relay` tells why it must do that by itself); it gets one end of a pair of Unix sockets, and

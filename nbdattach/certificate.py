@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a certificate tells of itself, as far as it can be read; never an error, and nothing to trust by."""
 
 from __future__ import annotations

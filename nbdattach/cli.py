@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: parses, calls, prints. All that does the work is imported where it is used: --help is fast."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What can be asked of a server without a kernel driver: its list, one export, a check; and a connection to attach."""
 
 from __future__ import annotations

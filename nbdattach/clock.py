@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The time of day as our JSON tells it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What could stand at a place of a command line that is being typed: devices, targets, tags, exports. For shells.
 
 It asks for no rights, waits for nobody for long, and has nothing to say where something goes wrong. What it offers goes

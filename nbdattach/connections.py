@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The connections of one attachment: the first, tried for as long as asked, and the others, which must be its like."""
 
 from __future__ import annotations

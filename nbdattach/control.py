@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How commands speak with the monitor: one request and one reply over /run/nbdattach/monitor, as JSON.
 
 A request names what to do and the device; with "watch" go the descriptors of the kernel's connections, and at last that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The files of TLS with one target, whole. They are read anew for each connection, so that renewed ones are seen.
 
 The disk that they are on may be the very one that the connection is for, and cannot be read before that is back. So a

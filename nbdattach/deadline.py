@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A moment until which something must be done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Detaching: only what nobody uses, only after its data is on the server, and done only when the device is free.
 
 Decisions that matter:

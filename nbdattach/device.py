@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """DEVICE: the name of an nbd block device, as users type it. No I/O."""
 
 from __future__ import annotations

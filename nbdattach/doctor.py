@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What stands in the way on this machine, each with its remedy as a command. Changes nothing, and opens no device."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel's nbd driver: loads it when it is missing, and says which case it is when it cannot be had."""
 
 from __future__ import annotations

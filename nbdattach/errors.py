@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What can go wrong, as classes: each takes the facts, makes the sentence and carries its exit code.
 
 `str(error)` is one line, "thing: cause"; `error.hint` is what to do about it.

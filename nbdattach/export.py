@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the handshake learns about an export. Facts only, no I/O."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """connect --foreground: stays while the device is attached, speaks sd_notify(3), detaches safely on SIGTERM."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From what the server offers and the user wants to what the kernel is told. Arithmetic only, no I/O."""
 
 from __future__ import annotations

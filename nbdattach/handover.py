@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Planned changes of a living attachment: another connection, another server, another size. The monitor does them."""
 
 from __future__ import annotations

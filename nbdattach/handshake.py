@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The handshake phase, client side, as generators that do no I/O (see `steps`).
 
 Source: NBD specification, "Handshake", "Option types", "Option reply types". It reads in that order.

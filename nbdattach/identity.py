@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether the export that a server shows now is the one that is attached. No I/O.
 
 Promise 7 of the contract: the same size, no fewer rights, limits that the kernel already keeps to.

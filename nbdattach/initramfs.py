@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Copies what `root` needs into the tree of an initramfs, for the hooks of initramfs-tools and dracut.
 
     python3 -m nbdattach.initramfs TREE KERNEL_VERSION

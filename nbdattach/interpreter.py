@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How a function of this very package is run in a process of its own, whatever the environment and the folder.
 
 A checkout may be used beside an installed nbdattach, so the process is given the folder of the code to run. It puts the

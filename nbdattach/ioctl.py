@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to ioctl(2) and its kin: thin functions named as the calls of linux/nbd.h and linux/fs.h.
 
 `fd` is an open /dev/nbdN. Each raises OSError with the kernel's errno. CAP_SYS_ADMIN is needed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The ioctl backend: starts the worker process that keeps the device, and sees it through until it serves.
 
 What the worker does, and the words the two exchange, is in `worker`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Starts the monitor where none runs: through systemd where that is in charge, else by itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Makes the modules of a large package importable without running its `__init__`, which imports all of them.
 
 pyroute2's takes a fifth of a second and 15 MB, and we need three of its modules. The package that we put in its place

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A connection that the kernel uses, as our duplicate of its socket shows it; and how to end it for good.
 
 The numbers are those of struct tcp_info and the TCP states in linux/tcp.h and net/tcp_states.h.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where the monitor writes its lines: to the journal, or among those of the kernel. Neither is ever waited for."""
 
 from __future__ import annotations

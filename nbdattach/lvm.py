@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to LVM: whether it would activate the volumes that it finds on an nbd device. Opens no device."""
 
 from __future__ import annotations

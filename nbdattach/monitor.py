@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The monitor: one process a host, which sees to it that attachments get their connections back.
 
 It keeps what it knows in memory, and may be killed at any time: started again it takes over whatever is attached, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The text of /etc/nbdtab: what is to be attached where. No I/O.
 
 A line is DEVICE HOST EXPORT [OPTION[,OPTION...]], as nbdtab(5) of nbd-client has it. HOST may be an NBD URI, and the

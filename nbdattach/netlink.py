@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to pyroute2: the kernel's generic netlink family "nbd".
 
 Commands, attributes and their types are those of include/uapi/linux/nbd-netlink.h; what each does is in

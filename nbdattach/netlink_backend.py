@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The netlink backend: one message attaches, and no process stays behind.
 
 Decisions that matter:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The device node /dev/nbdN, opened: claimed for us alone, kept from udev, flushed, scanned for partitions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Option haggling: sending an option and reading its replies, one at a time. No I/O (see `steps`).
 
 Source: NBD specification, "Fixed newstyle negotiation" and "Option reply types". `handshake` builds on this.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Processes: whether one is still the one we knew, what it has open, what ours asks for itself. The door to /proc."""
 
 from __future__ import annotations

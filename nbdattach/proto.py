@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Constants of the NBD protocol, with the names and in the order of its specification.
 
 Source: the NBD specification, doc/proto.md, sections "Values" and "Protocol phases".

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The bytes of a relay: between the kernel's connection and the TLS connection to the server, in both directions.
 
 Decisions that matter:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The real root file system, as a process of the initramfs finds it.
 
 The monitor that stands in until the real one is loaded needs /sys and /run where everybody has them then.

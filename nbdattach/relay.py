@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The process that carries TLS where the kernel cannot: dials, does the handshake, and pumps while connections live.
 
 A TLS connection cannot move from one process to another, so whoever pumps must dial. And a fork of whoever attaches

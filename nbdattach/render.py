@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Results as people and programs read them: tables, lines, JSON. Takes our dataclasses, gives text."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Attaches the root file system, from an initramfs: what the kernel's command line asks for.
 
 The kernel keeps the connection, what is known of it moves along in /run, and the monitor of the real system finds both

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The terminal of `status --watch`: takes samples, shows the view, and leaves everything as it was.
 
 curses knows terminals; what it does about signals and keys is done here instead. It would exit in the middle of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to SELinux: whether its rules meet the driver's own use of its sockets.
 
 The driver sends from within the system call of whoever reads or writes. Kernels from 6.10 on do so for nearly all

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The protocol of our completion scripts (completions/): what a shell sends, and the lines that it reads.
 
 It began as that of click, whose versions do not agree: 8.4.0 answers fish in another form than 8.3 and 8.4.2 do.

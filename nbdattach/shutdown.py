@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The mark by which systemd knows, at the very end of a shutdown, a process that a disk depends on.
 
 What is left then is killed, before the last file systems are unmounted; but not what root runs with a command line that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What we remember of our attachments, in /run/nbdattach: a help, never the truth, which is the kernel's.
 
 One JSON file an attachment, one more while it is in trouble, and one when a flush has failed; readable by root only,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is attached where: the kernel's truth, with what our state files add to it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The alphabet in which protocol code speaks: a generator yields these steps and is handed what it asked for.
 
 The kernel takes the socket over right after the handshake, so a byte read too many would be lost:

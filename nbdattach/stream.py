@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to sockets and TLS: dials a server and drives protocol steps over the connection.
 
 Foreign exceptions (OSError, ssl.SSLError, timeouts) become ours here and nowhere else.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to /sys (and the device numbers in it): what the kernel says of its nbd devices.
 
 Source of the attributes: drivers/block/nbd.c (pid, backend), Documentation/ABI/stable/sysfs-block.

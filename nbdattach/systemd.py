@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to systemd: whether it is there, what it is about to do, and sd_notify(3) without a library."""
 
 from __future__ import annotations

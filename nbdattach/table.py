@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The table for boot: reads /etc/nbdtab, attaches what it names, and detaches that again.
 
 Decisions that matter:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TARGET: where a server and its export are, as users type it.
 
 `HOST`, `HOST:PORT`, `[V6ADDR]:PORT`, `/unix/socket`, or an NBD URI (NBD specification, doc/uri.md).

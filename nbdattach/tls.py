@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to `ssl`: contexts with what a target asks for, the TLS handshake, and its failures in plain words.
 
 Kernel transport (Documentation/networking/tls.rst): OpenSSL hands the keys to the kernel as soon as the handshake is

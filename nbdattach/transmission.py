@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The transmission phase in userspace: as much of it as `check` needs. No I/O (see `steps`).
 
 Source: NBD specification, "Transmission phase", with simple replies only: we never ask for structured ones.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Numbers of the kernel's user API, with their names, from the headers named. No imports: the worker loads this too."""
 
 # linux/nbd.h: _IO(0xab, n)

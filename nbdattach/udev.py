@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one door to udev: waits until it has done its part, where it runs at all."""
 
 from __future__ import annotations

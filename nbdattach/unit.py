@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What stopping the systemd unit of a device means, which depends on why it is stopped.
 
 * Alone: the device is detached, or it is in use, and stays.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Usage errors in our own words: those of click differ from one version to the next.
 
 `Command` and `Group` read a command line as click does, and say what is wrong with it. Each error names its command.

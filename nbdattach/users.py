@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who uses a block device: file systems, swap, devices built on top of it, and processes that have it open.
 
 What has users of its own is followed to them, so that the list says in which order to release what. Nothing here

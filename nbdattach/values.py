@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Values of options, from the text that users type on the command line and in /etc/nbdtab. No I/O.
 
 Each function raises ValueError with what is wrong with the text.

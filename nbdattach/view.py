@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The live view as text: samples of the devices become rates, and these the lines of a page. No I/O, no terminal.
 
 Times are in seconds on one and the same monotonic clock, widths in columns of a terminal.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One attachment under the monitor's eyes: notices what died, dials again, and hands the kernel what fits.
 
 Decisions that matter:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Text that came over the wire: kept whole for the way back, made safe and short where a person reads it."""
 
 from __future__ import annotations

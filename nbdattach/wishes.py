@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a user wants of an attachment, as one value that crosses the layers. No I/O."""
 
 from __future__ import annotations

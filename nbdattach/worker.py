@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The process that stays behind an ioctl attachment: sets the device up and blocks in NBD_DO_IT.
 
 It is run by a bare interpreter (`python -I -S`) as a process of its own, because one forked from a loaded

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs suites of tests on kernels and releases of Debian, each in a guest, and prints a table of how they ended.
 
     tests/matrix.py --kernel 7.2 --root here --suite netlink -k test_restart    one cell, or one test of it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # The program itself knows what fits, by click's protocol: "type,word<Tab>help" a line. click's own function is not
 # used: it leaves out what begins with --option=.
 function __nbdattach_offers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The device that a contender attaches, and commands and states that are waited for. Must not know the contenders."""
 
 from __future__ import annotations

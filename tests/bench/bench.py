@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Compare nbdattach with nbd-client, qemu-nbd and libnbd on this machine, side by side.
 
 Prints ratios and their spread, with the aims beside them. Judges nothing: a shared machine is no place for that.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is compared in the guest: how each contender attaches a server's export at a device, and detaches it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """CPU time of the commands that need no kernel driver, beside that of the tools that do the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Figures of a bench: samples in rounds, compared round by round. Must not know what was measured.
 
 A figure alone says more about the machine than about the tool. The tools of a row are measured in turn within each

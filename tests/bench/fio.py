@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The data path: fio on several attached devices, section by section in one process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The half of the bench that needs the kernel's driver. Runs in a guest; leaves rows of figures as JSON.
 
 Must not be run on the machine itself: it takes /dev/nbd0 and up for its own.

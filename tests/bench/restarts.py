@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How long a server's restart is felt: killed (-9) with requests in flight, away for a while, and back.
 
 The server is back when it takes connections. Its return is seen some milliseconds late, so a figure may be that much

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Boot tests: the real systemd in a guest, real servers on this machine, which judge what is left on the disks."""
 
 from __future__ import annotations

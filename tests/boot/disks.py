@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Images that a guest gets as disks, and what is in them after it is off."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A guest that boots systemd with our package in it, and what is told of it afterwards. Knows nothing of single tests.
 
 The guest's root is this machine's, or the one of the Debian release that LAB_ROOT names, with some files put over it;

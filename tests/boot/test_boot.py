@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From /etc/nbdtab and /etc/fstab to mounted, and back to clean images when the machine is off."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The units while the machine runs: restarts that no writer notices, stops that are refused, volumes on top."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # The show itself, as root: demo.sh [DEVICE]
 # Serves an image, attaches it (at DEVICE, else at a free one), uses it, detaches it, looks at the image. Each step is
 # printed as the command a user types. Ends at the first step that fails, and takes everything away however it ends.

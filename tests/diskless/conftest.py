@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The image that the machines boot from, made once, and a machine with its server for each test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A machine without a disk of its own, and the server that has its root file system. Knows no test.
 
 It is user-mode Linux, or a stock kernel in QEMU, which is emulated: it has two CPUs, and takes ten times as long. For

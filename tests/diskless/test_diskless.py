@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A machine whose root file system is on NBD: it boots, lives through restarts of the server, and powers off clean."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where this machine gets Debian's packages, said for another release: no name of a host is in this tree."""
 
 from __future__ import annotations

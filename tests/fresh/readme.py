@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The commands of README.md, as they stand there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A root of a Debian release as after its installation, used in a chroot with /proc, /sys and /dev.
 
 Its base is minbase with git, make, ca-certificates and sudo, made once and kept in build/roots. It reaches the archive

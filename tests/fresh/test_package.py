@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Debian package is the same good one whatever release builds it, and each release takes it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What README tells a new user to type works on a fresh Debian 12 and 13, word for word, and leaves nothing behind."""
 
 from __future__ import annotations

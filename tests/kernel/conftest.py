@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel tests: run inside a guest only (tests/lab/guest.py), never against the machine's own devices."""
 
 from __future__ import annotations

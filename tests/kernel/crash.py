@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line in a fork of this process, killed (-9) at one of its steps, or its helper (worker, guard) at one.
 
 A step is the moment right before or right after a system call of the package that changes something, such as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a test leaves behind: devices, processes and files of ours; and how to clear it away."""
 
 from __future__ import annotations

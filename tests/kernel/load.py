@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Work on a device that knows what must be on it: writers that compare what they read, and note when it ran."""
 
 from __future__ import annotations

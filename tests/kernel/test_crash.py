@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """connect and disconnect, killed (-9) at each of their steps: nothing half done is left, and both go on working.
 
 What a step is, and how a command dies at one, is in `crash`. Each round takes two seconds, so a run of `make test` does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`doctor` against what is really wrong with devices: found, and gone once the remedy was typed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How attachments end: disconnect, signals, kill -9, a server that dies; and what is left afterwards: nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The first minute of README.md, word for word: from nothing to a disk that was used and is detached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The server's limits hold, and what the kernel cannot honour is said before anything is attached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Attach, write, compare on the server's side, detach: with each server, over TCP and Unix sockets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The monitor: started when needed, one a host, killed and back again; and what can be asked of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Lines of /etc/nbdtab, each attached once by nbd-client and once by `nbdattach up`: the same attachment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The monitor of an initramfs finds the real root, whichever way the root is changed. No device is needed for that."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TLS that a relay carries: the same promises as without, and no process left behind."""
 
 from __future__ import annotations

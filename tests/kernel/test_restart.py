@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A server that restarts, and no application notices: no error, no wrong byte, and soon it goes on."""
 
 from __future__ import annotations

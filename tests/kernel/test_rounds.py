@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Many rounds while others look at the device all the time: udev, and a program that opens and closes the node.
 
 No false "in use", nothing wedged, nothing left. ROUNDS sets how many; `make rounds` makes 500. (Who opens it for

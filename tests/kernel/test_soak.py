@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Many server restarts under load: no error, no wrong byte, and the monitor does not grow.
 
 As many as SOAK_ROUNDS says; `make soak` runs a thousand.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TLS that the kernel carries: data right, both directions in the kernel, no process of ours in between."""
 
 from __future__ import annotations

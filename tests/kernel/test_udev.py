@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """With the real udevd: it is neither in the way of connect and disconnect, nor are they in its."""
 
 from __future__ import annotations

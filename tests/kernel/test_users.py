@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whoever uses a device keeps it: refused, named with the command that releases it, unharmed; and then it goes.
 
 The command is taken at its word: what a line of the list says is run, and releases that user.

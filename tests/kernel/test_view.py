@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`status --watch` on a real device: what a writer does is seen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line as a user runs it, and small looks at devices."""
 
 from __future__ import annotations

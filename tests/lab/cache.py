@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where kernels and roots are kept from one run to the next, beside all checkouts."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Run a command as root in a throw-away guest, on top of this machine's own root file system, or another release's.
 
 Knows how guests start and end. Must not know nbdattach.

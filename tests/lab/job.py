@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a guest is to do, and the control folder in which it reads so. Must not know how a guest is started."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The kernels of the lab, from Debian's packages: fetched, unpacked and kept, the same on each host.
 
 For user-mode Linux: a newer linux.uml wants a newer C library than an older host has. Running it through ld.so does not

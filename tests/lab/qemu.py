@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A guest of QEMU with a stock kernel: two CPUs, debugfs, an initramfs. Slow unless /dev/kvm works."""
 
 from __future__ import annotations

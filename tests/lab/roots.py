@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Root file systems of Debian releases, with that release's own Python, libraries and servers. Made as root, once.
 
 roots.py [RELEASE...]    makes those that are missing, and prints their folders

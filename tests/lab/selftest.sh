@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Proves the promises of guest.py on one or more kernels: selftest.sh [6.1|6.12|7.2|6.12-qemu ...]
 # shellcheck disable=SC2016 # what is in single quotes is for the shell in the guest
 set -u

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A guest of user-mode Linux: the command that starts it. One CPU, no emulation, boots in about two seconds."""
 
 from __future__ import annotations

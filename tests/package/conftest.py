@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tests of what is built from the tree. Those of the installed package run in a guest, which they may fill."""
 
 from __future__ import annotations

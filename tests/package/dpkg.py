@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Debian package as an administrator handles it, and the installed command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The wheel and the source distribution: complete, the same from both places, and good for an installation."""
 
 from __future__ import annotations

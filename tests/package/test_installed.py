@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is where it is looked for, once the package is installed."""
 
 from __future__ import annotations

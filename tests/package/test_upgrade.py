@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Installing, reinstalling and removing the package under a writer on a mounted device: nobody notices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Certificates of every kind that tests need, made with openssl: good ones, and those that must be refused."""
 
 from __future__ import annotations

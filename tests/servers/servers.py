@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Real NBD servers for tests: nbdkit, qemu-nbd, nbd-server; each is ready when its context is entered, gone after it.
 
 Standard library only, and nothing of nbdattach: guests without either use it too.

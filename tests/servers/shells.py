@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Interactive shells on a terminal, where a user presses Tab. They load our completions, and no configuration."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A terminal with a command on it, as script(1) makes one: what the command says, and what a user does to it.
 
 Lives here because this folder is on the path of all tests.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Completions in real shells, with a real server whose exports they offer."""
 
 from __future__ import annotations

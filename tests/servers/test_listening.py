@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The harness itself: a server is found ready without a client, and gone with all of its processes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The servers that people run: nbdkit, qemu-nbd, nbd-server. No kernel driver, no root."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TLS with the servers that people run. They all have GnuTLS, and close the connection where they could say why."""
 
 from __future__ import annotations

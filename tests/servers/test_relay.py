@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The relay process against a real server: dialled, asked, killed; without a kernel."""
 
 from __future__ import annotations

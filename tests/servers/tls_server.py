@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An NBD server over TLS in this process that sends a record of a kind of our choice, in between its replies.
 
 Its own TLS is in the kernel, too: there any type of record can be sent (TLS_SET_RECORD_TYPE in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How many generated examples there are: a fixed budget in `make test`, which decides, and more in `make test-all`.
 
 `make test` takes the same examples each time. Random ones would find more in the long run, but at some moment that has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The ioctl half of the kernel's nbd driver, in this process: behaves as `nbdattach.ioctl` does on /dev/nbdN.
 
 Source: drivers/block/nbd.c of Linux 6.1 (names of functions there are in brackets); BLKROSET and BLKRRPART are of

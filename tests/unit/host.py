@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A /run and a /sys of our own, for `state` and `sysfs` to take for the machine's."""
 
 from __future__ import annotations

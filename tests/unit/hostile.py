@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Servers that mean harm: conversations a valid server might have, and what is done to them. Seeded; no sockets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the ioctls of an nbd device do, as tests that are the same for the real driver and for the fake.
 
 A test module takes them in with `from nbd_contract import *` and says by a fixture `machine` which of the two it is:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The other end of a real socket: a thread on the loopback that serves each connection in the way it is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A server that plays a script: it drives a protocol generator with bytes fixed beforehand. No sockets, no TLS."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """tests/lab/archive: the tests fetch packages from where this machine's apt does; no host's name is in the tree."""
 
 import os

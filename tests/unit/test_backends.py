@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which backend attaches: every combination of what is asked for and what this machine has."""
 
 from __future__ import annotations

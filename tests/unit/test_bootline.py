@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel's command line: what Debian's nbd-client and dracut read there, and what cannot be meant."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is asked of a server without a kernel driver: `check` most of all. Over the loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a shell can offer: through click's protocol, as the completion scripts speak it."""
 
 from __future__ import annotations

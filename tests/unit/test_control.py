@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How commands speak with the monitor: a `Door` in a thread here, the command's side in the test itself."""
 
 from __future__ import annotations

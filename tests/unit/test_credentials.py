@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The files of TLS: read each time, and remembered for when their disk hangs or is broken."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the demo says in a line where it cannot be shown: tests/demo/demo with a guest that is a script."""
 
 from __future__ import annotations

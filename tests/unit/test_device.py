@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """DEVICE as users type it."""
 
 from __future__ import annotations

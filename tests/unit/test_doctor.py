@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What stands in the way, one thing at a time, on a machine that is made of files: what is said, and the remedy."""
 
 from __future__ import annotations

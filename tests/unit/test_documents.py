@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What README.md, CONTRIBUTING.md and the files beside them say of the tree is so."""
 
 from __future__ import annotations

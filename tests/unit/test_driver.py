@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The missing driver, case by case, on a file system of our own: what is said, and what to do about it."""
 
 from __future__ import annotations

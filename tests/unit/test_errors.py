@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Errors made of facts: exit codes are the contract's, a text is one line whatever the peer called itself."""
 
 from __future__ import annotations

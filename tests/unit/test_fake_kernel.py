@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The worker's ioctls: their order, what each failure undoes, and that the fake they are tried on is like the driver.
 
 The tests of `nbd_contract` run here on the fake; with NBDATTACH_DEVICE=/dev/nbdN, as root, on the real driver.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From an export and the user's wishes to what the kernel is told: every branch of the arithmetic. No I/O."""
 
 from __future__ import annotations

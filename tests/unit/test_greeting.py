@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The first bytes of a server: new style, old style, or something else. No sockets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Choosing an export: NBD_OPT_GO and NBD_OPT_INFO, what they are answered, and the way round them. No sockets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A peer is not trusted: whatever it sends, an error of ours or a result comes out, soon and in little memory.
 
 `make test` holds the same few thousand conversations each time, NBDATTACH_EXAMPLES=all a hundred thousand others.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether a server still shows what is attached: every reason to refuse it, and what makes no difference. No I/O."""
 
 from __future__ import annotations

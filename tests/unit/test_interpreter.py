@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Worker, relay and monitor are of the same code as the command that starts them, wherever else a nbdattach is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How the monitor is started where none runs: each way in its turn, and what is said when all fail."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Imports go one way, and each outside thing has one door. This reads the imports of every module and holds that."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """pyroute2 is imported in part, and whole as soon as anybody asks for more of it."""
 
 from __future__ import annotations

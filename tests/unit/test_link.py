@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Connections in the kernel's hands, over the loopback: what shows that they live, and how they are ended for good."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a server offers: NBD_OPT_LIST, and a size for each name. No sockets."""
 
 from __future__ import annotations

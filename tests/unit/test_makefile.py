@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`make help` lists every target, and the documents name only targets that exist."""
 
 from __future__ import annotations

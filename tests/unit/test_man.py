@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The man page and the command line say the same: commands, options, defaults, JSON fields, exit codes, examples."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the monitor answers to commands, as far as that needs no kernel: one request through the real door."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The text of a table: what its lines mean, and where its mistakes are."""
 
 from __future__ import annotations

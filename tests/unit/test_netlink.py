@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The messages to the kernel, byte by byte as include/uapi/linux/nbd-netlink.h has them; and its announcements."""
 
 from __future__ import annotations

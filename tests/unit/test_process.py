@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Processes: what is asked in one of its own, and what is not asked of others."""
 
 from __future__ import annotations

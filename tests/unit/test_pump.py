@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The pump of a relay: socketpairs as the kernel's connection, TLS servers in this process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Results as people and programs read them: JSON is the contract's to the key, a table fits the terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The root file system from an initramfs: what that is told, whom it trusts, and what has to be in it."""
 
 from __future__ import annotations

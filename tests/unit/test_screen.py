@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`status --watch` on a terminal of its own, a /sys and a /run of our own: it shows, it ends, it leaves no trace."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """NBD_OPT_STARTTLS: TLS asked for is TLS or nothing. No sockets, no TLS."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is remembered in /run/nbdattach, on a /run and a /sys of our own: a help where it fits, nothing where not."""
 
 from __future__ import annotations

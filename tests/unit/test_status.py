@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is attached where: the kernel's word, and what the monitor adds to it. On a /run and a /sys of our own."""
 
 from __future__ import annotations

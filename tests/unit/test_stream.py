@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The door to sockets: deadlines that hold, and every way a connection can fail. Over the loopback and socket pairs."""
 
 from __future__ import annotations

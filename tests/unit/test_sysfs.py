@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the kernel says in /sys, on one of our own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the service manager is told, and that it is never waited for."""
 
 from __future__ import annotations

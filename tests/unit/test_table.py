@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`up` and `down` through the front door of the command line, with a fake kernel side."""
 
 from __future__ import annotations

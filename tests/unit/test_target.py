@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TARGET as users type it: every form of the contract, one canonical URI each, and errors that name the wrong part."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TLS to servers that are not what they should be: each failure has its exit code, its line and its hint, whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the command line says is what transcript.txt says, whatever version of click is installed here."""
 
 from __future__ import annotations

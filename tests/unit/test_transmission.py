@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The transmission phase in userspace, as much of it as `check` needs. No sockets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """systemd/nbdattach-tag: any identifier becomes one safe file name, and no two the same one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What stopping a unit means, by why it is stopped; and the mark that lets a process outlive the last kill."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What systemd itself says of the units, and what the generator makes of tables: no unit of this machine is touched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The live view as text: rates, histories, and pages that fit whatever terminal there is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What of a watch needs no kernel: its pauses, and that nobody who orders something waits for ever."""
 
 from __future__ import annotations

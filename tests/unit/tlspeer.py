@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The other end of TLS: NBD servers in this process that say yes to NBD_OPT_STARTTLS, and mean it or not."""
 
 from __future__ import annotations

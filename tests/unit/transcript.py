@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the command line answers, as one text: usage errors, help, completions, and each exit code that needs no root.
 
 transcript.txt holds it. `on_each_library` compares it with what each version of click makes of it. To write it anew:

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Sourced before the real root takes over. Nobody renews a lease of the initramfs then, and without its address the root is
 # lost; so it is kept for good.
 

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Module of dracut: puts into an initramfs what it takes to attach a root file system over NBD.
 # Installed as 90nbdattach in /usr/lib/dracut/modules.d; nbdattach-root(7) tells what it reads when the machine boots.
 

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Sourced with the other hooks of mount: mounts what was attached, where root= names no device and nothing else did.
 # shellcheck disable=SC2154 # NEWROOT, of dracut
 

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Called by dracut as `nbdattachroot INTERFACE NETROOT NEWROOT` when an interface is up, and by retry-nbdattach.sh as long as
 # it has not succeeded: tries for some seconds to attach the root file system.
 # Leaves /tmp/nbdattach.root when that is done, /tmp/nbdattach.failed when it cannot be.

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Sourced again and again while the initramfs waits for the root, when it has nothing else to do.
 # shellcheck disable=SC2154 # netroot, of dracut
 
