@@ -23,6 +23,7 @@ from tool import ALL, BACKEND, eventually, partitioned_image
 # Else each round would import them for itself.
 from nbdattach import api, attachment, detachment, ioctl_backend, launch, netlink_backend, state, status  # noqa: F401
 from nbdattach.device import Device
+from nbdattach.errors import NotAttached
 from nbdattach.sysfs import Kernel
 
 EVERY = int(os.environ.get("CRASH_EVERY") or (1 if ALL else 12))
@@ -106,7 +107,10 @@ def is_complete(uri: str) -> bool:
     """Attached, ready to use, and only those at work who stay."""
     if not FIRST.attached or FIRST.partitions != ["nbd0p1", "nbd0p2"]:
         return False
-    there = status.status_of(Device(0))
+    try:
+        there = status.status_of(Device(0))
+    except NotAttached:  # it goes just now
+        return False
     return (there.state, there.target, helpers()) == ("connected", uri, [there.pid] if there.pid else [])
 
 
