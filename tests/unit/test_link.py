@@ -170,7 +170,7 @@ def test_a_peer_that_ends_its_side_is_left_without_a_reset_and_not_waited_for_lo
 
 def test_a_peer_that_does_not_end_its_side_is_reset_at_the_deadline() -> None:
     with tcp() as (ours, _, theirs):
-        with before_the_deadline(least=0.1):
+        with before_the_deadline(least=0.05):  # on a busy machine the FIN itself may be late, which gets no longer
             ours.bury(Deadline(0.1))
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             theirs.sendall(b"late reply")
