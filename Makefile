@@ -17,7 +17,7 @@ JOBS := $(shell expr 3 '*' $$(nproc))
 # What make test runs, the longest first. Both backends are tested on one kernel, a test that holds for both by netlink;
 # on each of the others one backend, by what is essential.
 GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.2+ioctl-only \
-	6.12+essential-netlink 6.1+essential-ioctl 6.1+udev
+	6.12+essential-netlink 6.1+essential-ioctl 7.2+udev
 LANES := $(GUESTS:%=guest+%) package boot unit-all root servers lint
 
 .PHONY: help test test-all provision lint unit unit-all libraries servers kernel matrix boot boot-all root root-all \
