@@ -30,6 +30,7 @@ HERE = "here"
 KERNELS = ("6.1", "6.12", "7.2")
 EMULATED = ("6.12-qemu", "7.3-qemu")
 _SECONDS = 5400  # for one cell, on a machine that runs several
+_GUEST_DIED = 125  # as guest.py has it
 _TAIL = 150  # lines of a failed cell's output
 # The last line of pytest; "=" frames it where pytest is not quiet.
 _SUMMARY = re.compile(r"^=* ?(.*\d (?:passed|failed|errors?).*) in [\d.]+s", re.MULTILINE)
@@ -100,9 +101,11 @@ def plan() -> list[Cell]:
 
 def run(cell: Cell, rare: bool, extra: list[str]) -> Result:
     began = time.monotonic()
-    with cell.log.open("wb") as log:
-        code = subprocess.run(_command(cell, rare, extra), cwd=TREE, stdout=log, stderr=log).returncode
-    output = cell.log.read_text(errors="replace")
+    code, output = _attempt(cell, rare, extra)
+    # Seen once in a hundred guests of 6.12: the kernel dies in fork (flush_tlb_mm), which says nothing of the driver.
+    if code == _GUEST_DIED and "Kernel panic" in output and "nbd_" not in output.partition("Kernel panic")[2]:
+        print(f"once more: {cell}: the guest's kernel died, outside of the nbd driver", flush=True)
+        code, output = _attempt(cell, rare, extra)
     found = _SUMMARY.findall(output)
     result = Result(code == 0 and bool(found), found[-1] if found else f"no result, exit status {code}")
     if not result.good:
@@ -110,6 +113,13 @@ def run(cell: Cell, rare: bool, extra: list[str]) -> Result:
     verdict = "ok" if result.good else "FAILED"
     print(f"{verdict}: {cell}: {result.summary} in {time.monotonic() - began:.0f} s", flush=True)
     return result
+
+
+def _attempt(cell: Cell, rare: bool, extra: list[str]) -> tuple[int, str]:
+    """Exit status and output."""
+    with cell.log.open("wb") as log:
+        code = subprocess.run(_command(cell, rare, extra), cwd=TREE, stdout=log, stderr=log).returncode
+    return code, cell.log.read_text(errors="replace")
 
 
 def _command(cell: Cell, rare: bool, extra: list[str]) -> list[str]:
