@@ -15,15 +15,15 @@ EDITABLE := --config-settings editable_mode=compat --editable
 JOBS := $(shell expr 3 '*' $$(nproc))
 
 # What make test runs, the longest first. Both backends are tested on one kernel, a test that holds for both by netlink;
-# on each of the others one backend, by what is essential.
+# on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
 GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.2+ioctl-only \
-	6.12+essential-netlink 6.1+essential-ioctl 7.2+udev
+	6.1+essential-netlink 6.1+essential-ioctl 7.2+udev
 LANES := $(GUESTS:%=guest+%) package boot unit-all root servers lint
 
 .PHONY: help test test-all provision lint unit unit-all libraries servers kernel matrix boot boot-all root root-all \
 	soak rounds shell demo bench deb package extras remove-extras fresh clean
 
-## what is merged has passed it: linters, unit tests, real servers, three kernels, boots, the package
+## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
 test: provision $(VENV)/installed
 	$(MAKE) --no-print-directory -j$(JOBS) -Otarget $(LANES)
 	@echo "make test: all passed"

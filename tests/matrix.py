@@ -102,7 +102,7 @@ def plan() -> list[Cell]:
 def run(cell: Cell, rare: bool, extra: list[str]) -> Result:
     began = time.monotonic()
     code, output = _attempt(cell, rare, extra)
-    # Seen once in a hundred guests of 6.12: the kernel dies in fork (flush_tlb_mm), which says nothing of the driver.
+    # User-mode Linux 6.12.113 dies in fork at times (flush_tlb_mm), on a busy machine. That says nothing of the driver.
     if code == _GUEST_DIED and "Kernel panic" in output and "nbd_" not in output.partition("Kernel panic")[2]:
         print(f"once more: {cell}: the guest's kernel died, outside of the nbd driver", flush=True)
         code, output = _attempt(cell, rare, extra)
