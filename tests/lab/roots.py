@@ -24,7 +24,7 @@ _PACKAGES = [
     *("nbdkit", "nbdkit-plugin-python", "qemu-utils", "nbd-server", "nbd-client", "libnbd-bin"),
     *("fio", "udev", "dmsetup", "lvm2", "mdadm", "e2fsprogs", "fdisk", "kmod", "iproute2", "procps", "systemd-sysv"),
     *("dbus", "openssl", "gnutls-bin", "bash-completion", "zsh", "fish", "perl", "man-db", "mandoc"),
-    *("git", "make", "ca-certificates"),
+    *("git", "make", "ca-certificates", "busybox-static"),
 ]
 _OF_RELEASE = {
     "bookworm": [],
