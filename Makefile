@@ -63,6 +63,7 @@ lint: provision-lint $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	shellcheck $(SCRIPTS)
+	shellcheck --external-sources findings/lib $(wildcard findings/*.sh)
 
 ## unit tests, in seconds, without root and without a server
 unit: provision-unit $(VENV)/installed

@@ -4,7 +4,8 @@
 # and gives each connection a disk of its own: what one connection has written and flushed, another one does not read.
 # The specification promises of that flag that a flush over one connection covers all writes, seen over any other. A
 # client that spreads its requests over several connections, as the kernel's driver does, reads old data.
-. "$(dirname "$0")/lib.sh"
+# shellcheck source=findings/lib
+. "$(dirname "$0")/lib"
 
 make_root trixie nbd-server=1:3.26.1-6.1 nbdkit=1.42.3-1 libnbd-bin=1.22.2-1+b1 python3-libnbd=1.22.2-1+b1 iproute2
 in_root >"$scratch/found" <<'END'

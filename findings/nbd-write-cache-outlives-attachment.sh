@@ -3,7 +3,8 @@
 # Linux 6.12.113, nbd: queue/write_cache set to "write through" stays after a detach, for the next server at that device.
 # That server offers FLUSH, fsync succeeds, and no NBD_CMD_FLUSH is sent: what the server has in its cache is not safe.
 # Nobody who attaches the device with nbd-client can see it. Linux 6.1 sets the attribute anew at each attach.
-. "$(dirname "$0")/lib.sh"
+# shellcheck source=findings/lib
+. "$(dirname "$0")/lib"
 
 make_root trixie user-mode-linux=6.12um1+b22 nbdkit=1.42.3-1 nbd-client=1:3.26.1-6.1 kmod iproute2
 in_guest >"$scratch/found" <<'END'

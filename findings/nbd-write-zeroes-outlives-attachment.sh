@@ -3,7 +3,8 @@
 # Linux 6.12.113, nbd: a device that was once attached from a server with NBD_FLAG_SEND_WRITE_ZEROES keeps sending
 # NBD_CMD_WRITE_ZEROES to each later server, until the module is loaded anew. One that has not offered the command
 # refuses it, and the kernel does not fall back to writing zeroes: fallocate and blkdiscard -z give EIO on a good disk.
-. "$(dirname "$0")/lib.sh"
+# shellcheck source=findings/lib
+. "$(dirname "$0")/lib"
 
 make_root trixie user-mode-linux=6.12um1+b22 nbdkit=1.42.3-1 nbd-client=1:3.26.1-6.1 kmod iproute2
 in_guest >"$scratch/found" <<'END'
