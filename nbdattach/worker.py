@@ -141,8 +141,8 @@ def main(arguments: list[str]) -> None:
     if free:
         _forget(state_file)
     _report(reports, f"ended {errno}")
-    if not free:
-        os.close(claim[0] if claim else node)
+    if claim and not free:  # a command that detaches tidies up itself
+        os.close(claim[0])
         _forget_once_free(path, state_file)
 
 
