@@ -8,29 +8,18 @@
 
 make_root trixie user-mode-linux=6.12um1+b22 nbdkit=1.42.3-1 nbd-client=1:3.26.1-6.1 kmod iproute2
 in_guest >"$scratch/found" <<'END'
-attach() {
-    rm -f /run/sock /run/pid
-    nbdkit --unix /run/sock --pidfile /run/pid --filter=log memory 1M logfile=/run/log
-    nbd-client -unix /run/sock /dev/nbd0 >/dev/null 2>&1
-    until [ "$(cat /sys/block/nbd0/size)" = 2048 ]; do sleep 0.1; done
-}
-detach() {
-    nbd-client -d /dev/nbd0 >/dev/null 2>&1
-    until [ "$(cat /sys/block/nbd0/size)" = 0 ]; do sleep 0.1; done
-    kill "$(cat /run/pid)"
-}
 write_and_sync() {
     : >/run/log
     dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 conv=fsync 2>/dev/null && echo "$1: fsync succeeds"
     echo "$1: flushes $(grep -c ' Flush ' /run/log)"
 }
 uname -r
-attach
+attach --filter=log memory 1M logfile=/run/log
 echo "first: $(cat /sys/block/nbd0/queue/write_cache)"
 write_and_sync first
 echo 'write through' >/sys/block/nbd0/queue/write_cache
 detach
-attach
+attach --filter=log memory 1M logfile=/run/log
 echo "second: $(cat /sys/block/nbd0/queue/write_cache)"
 write_and_sync second
 END

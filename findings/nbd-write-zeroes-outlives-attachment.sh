@@ -8,28 +8,17 @@
 
 make_root trixie user-mode-linux=6.12um1+b22 nbdkit=1.42.3-1 nbd-client=1:3.26.1-6.1 kmod iproute2
 in_guest >"$scratch/found" <<'END'
-attach() { # FILTER...
-    rm -f /run/sock /run/pid
-    nbdkit --unix /run/sock --pidfile /run/pid "$@" memory 1M
-    nbd-client -unix /run/sock /dev/nbd0 >/dev/null 2>&1
-    until [ "$(cat /sys/block/nbd0/size)" = 2048 ]; do sleep 0.1; done
-}
-detach() {
-    nbd-client -d /dev/nbd0 >/dev/null 2>&1
-    until [ "$(cat /sys/block/nbd0/size)" = 0 ]; do sleep 0.1; done
-    kill "$(cat /run/pid)"
-}
 zero() {
     blkdiscard -z /dev/nbd0 2>/run/error && echo "$1: zeroed" || echo "$1: $(sed 's/.*: //' /run/error)"
 }
 uname -r
-attach --filter=nozero
+attach --filter=nozero memory 1M
 zero 'never offered'
 detach
-attach
+attach memory 1M
 zero 'offered'
 detach
-attach --filter=nozero
+attach --filter=nozero memory 1M
 zero 'offered by the last server only'
 END
 cat "$scratch/found"
