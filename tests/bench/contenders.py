@@ -80,7 +80,7 @@ def nbd_client(server: Server, device: str, *options: str) -> list[str]:
 
 
 def nbd_client_ioctl(server: Server, device: str) -> list[str]:
-    return nbd_client(server, device, "-nonetlink")
+    return nbd_client(server, device, "-nonetlink", "-N", "")  # without a name, 3.27.1 takes nothing beside it
 
 
 def nbd_client_off(device: str) -> list[str]:

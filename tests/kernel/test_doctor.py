@@ -12,7 +12,7 @@ import pytest
 from leftovers import monitors, workers
 from servers import nbdkit
 from test_restart import place, state_of
-from tool import attached, command, connect, eventually, nbd, nbd_ok, shell
+from tool import BY_IOCTL, attached, command, connect, eventually, nbd, nbd_ok, shell
 
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -132,7 +132,7 @@ def test_without_reconnect_nobody_misses_the_monitor() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param("-nonetlink -t 5", marks=[pytest.mark.ioctl, pytest.mark.essential]),
+        pytest.param(f"{BY_IOCTL} -t 5", marks=[pytest.mark.ioctl, pytest.mark.essential]),
         pytest.param("-t 5", marks=pytest.mark.netlink),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_time_out_of_another_program_is_found_and_can_be_lifted(tmp_path: Path
 def test_a_foreign_device_without_a_time_out_is_well() -> None:
     shell("modprobe -r nbd; modprobe nbd")  # what the last one set outlives it
     with nbdkit("memory", "1M") as server:
-        shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
+        shell(f"nbd-client {BY_IOCTL} 127.0.0.1 {server.place[1]} /dev/nbd0")
         assert lines_about("/dev/nbd0", code=0) == []
         nbd_ok("disconnect", "nbd0")
 

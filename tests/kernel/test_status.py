@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from leftovers import workers
 from servers import nbdkit
-from tool import ALL, BACKEND, attached, connect, eventually, nbd, nbd_ok, shell
+from tool import ALL, BACKEND, BY_IOCTL, attached, connect, eventually, nbd, nbd_ok, shell
 
 import nbdattach
 from nbdattach import render, state, status, sysfs
@@ -69,7 +69,7 @@ def test_mounts_of_other_namespaces_are_told_where_there_are_none_here() -> None
 
 def test_a_foreign_one() -> None:
     with nbdkit("memory", "1M") as server:
-        shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
+        shell(f"nbd-client {BY_IOCTL} 127.0.0.1 {server.place[1]} /dev/nbd0")
         found = told()
         assert (found["state"], found["target"], found["tag"], found["backend"]) == ("connected", None, None, None)
         assert Path(f"/proc/{found['pid']}/comm").read_text() == "nbd-client\n"
@@ -119,7 +119,7 @@ def test_the_state_file_of_a_dead_attachment_is_not_believed() -> None:
         Path(state.path(Device(0))).write_text(record)
         assert nbd("status", "nbd0").code == 8
         assert nbd_ok("status", "--json") == "[]"
-        shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
+        shell(f"nbd-client {BY_IOCTL} 127.0.0.1 {server.place[1]} /dev/nbd0")
         assert (told()["target"], told()["tag"]) == (None, None)
         nbd_ok("disconnect", "nbd0")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from servers import free_port, nbdkit
-from tool import command, connect, eventually, nbd, nbd_ok, shell
+from tool import BY_IOCTL, command, connect, eventually, nbd, nbd_ok, shell
 
 import nbdattach
 from nbdattach.device import Device
@@ -142,7 +142,7 @@ def test_an_export_whose_first_block_cannot_be_read_is_attached_and_said() -> No
 
 def test_a_device_of_another_tool_is_left_alone_shown_and_can_be_detached() -> None:
     with nbdkit("memory", "1M") as server:
-        shell(f"nbd-client -nonetlink 127.0.0.1 {server.place[1]} /dev/nbd0")
+        shell(f"nbd-client {BY_IOCTL} 127.0.0.1 {server.place[1]} /dev/nbd0")
         assert nbd("connect", server.uri, "/dev/nbd0").code == 7
         assert nbd_ok("connect", server.uri) == "/dev/nbd1"
         foreign, ours = nbd("status", "--json").json()

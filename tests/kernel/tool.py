@@ -21,6 +21,8 @@ import nbdattach
 CHUNK = 1 << 20
 # The backend that these tests attach by; each lane of the Makefile names one.
 BACKEND = os.environ.get("LAB_BACKEND", "ioctl")
+# To nbd-client, so that it does not attach by netlink. Without a name, 3.27.1 takes none of its arguments beside it.
+BY_IOCTL = "-nonetlink -N ''"
 # make test-all: each step and many rounds; make test takes samples.
 ALL = os.environ.get("NBDATTACH_EXAMPLES") == "all"
 # What is promised in seconds is so on a machine that does nothing else (LAB_ALONE=1). One that is busy gets so many
