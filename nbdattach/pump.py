@@ -23,7 +23,7 @@ from collections.abc import Callable
 from nbdattach.deadline import Deadline
 from nbdattach.link import Link
 from nbdattach.proto import NBD_CMD_DISC, NBD_REQUEST_MAGIC
-from nbdattach.tls import has_ended
+from nbdattach.tls import forget_errors, has_ended
 
 # Bytes on their way in one direction; in use only as far as the traffic needs it.
 BUFFER = 128 << 10
@@ -261,13 +261,14 @@ class Pump:
             self._server_takes, self._writing_waits = False, select.POLLOUT
             return False
         except (OSError, ValueError):
-            pass  # sent; its answer need not be TLS any more
+            forget_errors()  # it is sent; its answer need not be TLS any more
         self._farewell = self._server_has = True
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_WR)  # from here on it is a plain socket
         return True
 
     def _server_is_lost(self, error: OSError | None) -> None:
+        forget_errors()
         if self._leaving:
             if self._farewell and error is None and self._server.family != socket.AF_UNIX:
                 self._server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

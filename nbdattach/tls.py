@@ -420,6 +420,21 @@ def has_ended(error: OSError) -> bool:
     return _UNEXPECTED_END in _reason(error) or (error.errno == ssl.SSL_ERROR_SYSCALL and not told)
 
 
+def forget_errors() -> None:
+    """After an error of one connection, so that it is not taken for one of the next connection of this thread.
+
+    OpenSSL keeps errors in a queue for each thread, and looks there when a call has nothing to read yet. Python leaves
+    a system's error in it (seen with Python 3.13 and OpenSSL 3.5, 3.14 and 3.15 and OpenSSL 3.6). From then on each
+    read of any connection in the thread fails so. A handshake begins with an empty queue (state_machine in
+    ssl/statem/statem.c), be it one with nobody.
+    """
+    nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
+        ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="nobody"
+    )
+    with contextlib.suppress(ssl.SSLWantReadError):
+        nobody.do_handshake()
+
+
 def _reason(error: OSError) -> str:
     """As TLSV1_ALERT_UNKNOWN_CA. Python has no name for those that are newer than it, and shows OpenSSL's words."""
     return (getattr(error, "reason", None) or _IN_PYTHON.sub("", str(error))).upper().replace(" ", "_")

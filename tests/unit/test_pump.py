@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import random
+import select
 import socket
 import ssl
 import struct
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from certificates import make
@@ -299,3 +301,34 @@ def test_a_full_direction_costs_no_time_while_it_waits(pumped: Pumped) -> None:
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.1
+
+
+class ByHand:
+    """Takes pumps, and leaves it to the test to move them, in this thread."""
+
+    def add(self, pump: Pump) -> None:
+        pump.step()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_end_of_one_connection_is_none_of_another(authority: Path, version: ssl.TLSVersion, reset: bool) -> None:
+    """Python leaves the error of a send where OpenSSL finds it at the next read of any connection of that thread."""
+    by_hand = cast(Pumps, ByHand())
+    living, ended = Pumped(by_hand, authority, version), Pumped(by_hand, authority, version)
+    ended.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+    ended.server.close()
+    for _ in range(2):  # what is sent into a closed connection brings the reset
+        with contextlib.suppress(BrokenPipeError):
+            ended.kernel.sendall(REQUEST)
+        ended.pump.kernel_is_ready(select.POLLIN)
+        ended.pump.step()
+    eventually(lambda: ended.pump.step() or ended.pump.lost)
+    assert ended.said == CLOSED
+    for _ in range(3):
+        living.kernel.sendall(REQUEST)
+        living.pump.kernel_is_ready(select.POLLIN)
+        living.pump.server_is_ready()
+        living.pump.step()
+        assert living.said == []
+        assert living.server.recv(len(REQUEST)) == REQUEST
+    living.pump.abort()
