@@ -82,13 +82,13 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
     if there:
         return there
     backend = backends.choose(wishes)
-    if backend.name == "netlink" and not wishes.connections:
-        # With several, the driver sends a request that is slow a second time, while the server may still be at the
-        # first. Nobody gets that without having asked for it (nbdattach(8), LIMITS).
-        wishes = replace(wishes, connections=1)
+    notes: list[str] = []
+    if backend.name == "netlink":
+        wishes, notes = backends.no_less_safe_than_one(wishes)
     for attempt in range(_ATTEMPTS):
         with suppress(Spent):
-            return _attach(target, device, wishes, tag, backend, trace, contested=attempt > 0)
+            attached = _attach(target, device, wishes, tag, backend, trace, contested=attempt > 0)
+            return replace(attached, notes=[f"{target.uri}: {note}" for note in notes] + attached.notes)
         trace("another program opened and closed the device, which took it down; once more")
     raise _none_free(device)
 

@@ -7,7 +7,7 @@ import errno
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nbdattach.backend import Hold, Job
 from nbdattach.device import Device
@@ -43,6 +43,24 @@ def choose(wishes: Wishes) -> Backend:
     from nbdattach import ioctl_backend
 
     return Backend("ioctl", ioctl_backend.attach, makes_devices=False)
+
+
+def no_less_safe_than_one(wishes: Wishes) -> tuple[Wishes, list[str]]:
+    """The wishes with as many connections as are safe by netlink, and what to say where that is fewer than asked for.
+
+    With several, the driver has no way to send a request again but its age: it takes the connection of one that is too
+    old for dead, and sends it over another, though the server may still be at it (nbd_xmit_timeout in nbd.c). No
+    default is right: a short one starves a slow server, and its late write lands on newer data; a long one makes
+    requests wait for as long after each restart of the server. So the user says it, or has one connection. Where no
+    monitor is asked for nothing is sent again.
+    """
+    if wishes.connections == 1 or (wishes.connections and (wishes.io_timeout or not wishes.reconnect)):
+        return wishes, []
+    notes = []
+    if wishes.connections:
+        cause = "with several, the kernel sends a request again after a fixed time, be the server dead or only slow"
+        notes.append(f"one connection is what you get: {cause} (--io-timeout SEC says after how long)")
+    return replace(wishes, connections=1), notes
 
 
 def how_to_install() -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The time of day as our JSON tells it."""
+"""The time of day as our JSON tells it, and the clock by which ages are told."""
 
 from __future__ import annotations
 
 import datetime
+import time
 
 
 def now(ahead: float = 0.0) -> str:
@@ -12,10 +13,8 @@ def now(ahead: float = 0.0) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def seconds_since(moment: str) -> float:
-    """How long ago `now` said that; 0.0 for what it never said."""
-    try:
-        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)
-    except (ValueError, TypeError):
-        return 0.0
-    return max(0.0, age.total_seconds())
+def boot_time() -> float:
+    """Seconds since this machine was started. Nobody sets this clock, it is the same for all processes, and it goes on
+    while the machine sleeps (CLOCK_BOOTTIME, clock_gettime(2)).
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

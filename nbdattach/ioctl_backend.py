@@ -80,6 +80,7 @@ class Worker:
             job.wishes.whole_io_timeout,
             their_orders,
             their_reports,
+            job.wishes.dead_peer,
             *job.sockets,
         )
         words = [device.path, state.path(device), "swap" if job.wishes.swap else "", *map(str, numbers)]

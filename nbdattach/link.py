@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A connection that the kernel uses, as our duplicate of its socket shows it; and how to end it for good.
-
-The numbers are those of struct tcp_info and the TCP states in linux/tcp.h and net/tcp_states.h.
-"""
+"""A connection that the kernel uses, as our duplicate of its socket shows it; and how to end it for good."""
 
 from __future__ import annotations
 
@@ -12,27 +9,21 @@ import select
 import socket
 import struct
 
-from nbdattach import ioctl
+from nbdattach import ioctl, tcp
 from nbdattach.deadline import Deadline
 
-# Three of the eight bytes, which begin with the state; then those of the 32-bit numbers that we want, by their place.
-_TCP_INFO = struct.Struct("=BBB5x16I")
 _TIMEVAL = struct.Struct("ll")
-_UNACKED, _LAST_ACK_RECV, _RTT = 4, 12, 15
-_ESTABLISHED, _FIN_WAIT1, _CLOSE = 1, 4, 7
 # How long a peer may leave data without any sign of life before it is asked by another connection. Two retransmissions
 # have gone out by then; a peer that only takes its time over the requests acknowledges at once.
-SILENT_MS = 1000
-_RETRANSMITS = 2
+SILENT = 1.0
 _POLL = 0.005
 # A FIN on its way gets so long to arrive before the connection is reset.
 _FAREWELL = 0.05
 # What a work item of the kernel needs from reading the last byte to its end, many times over.
 _SCOUT_ENDS = 0.01
 _BURIAL = 1.0
-# What the kernel takes (MAX_TCP_KEEPIDLE in net/tcp.h; the user timeout is an int of milliseconds).
+# What the kernel takes (MAX_TCP_KEEPIDLE in net/tcp.h).
 _MAX_KEEPALIVE = 32767
-_MAX_INT = 2**31 - 1
 
 
 class Link:
@@ -41,6 +32,7 @@ class Link:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._tcp = sock.family != socket.AF_UNIX
+        self._silence = tcp.Silence()
 
     @classmethod
     def of(cls, number: int) -> Link:
@@ -53,17 +45,23 @@ class Link:
         return _ends(self._sock) != 0
 
     @property
-    def silent(self) -> bool:
-        """Data is under way and nothing at all comes back: the link is cut, or the peer's machine gone."""
+    def silence(self) -> float:
+        """Seconds for which the peer has owed an answer; to be asked every second. 0.0 for one that only is slow."""
         if not self._tcp or self.over:
-            return False
-        _, _, retransmits, *rest = self._info()
-        return retransmits >= _RETRANSMITS and rest[_UNACKED] > 0 and rest[_LAST_ACK_RECV] >= SILENT_MS
+            return 0.0
+        info = tcp.Info(self._sock)
+        seconds = self._silence.seconds(info)
+        return seconds if info.insists else 0.0
+
+    @property
+    def silent(self) -> bool:
+        """The link is cut, or the peer's machine gone, as far as anybody can tell from here."""
+        return self.silence >= SILENT
 
     @property
     def round_trip(self) -> float | None:
         """Seconds, as TCP measured it; None for Unix sockets."""
-        return self._info()[3 + _RTT] / 1e6 if self._tcp else None
+        return tcp.Info(self._sock).round_trip if self._tcp else None
 
     @property
     def limited(self) -> bool:
@@ -94,15 +92,12 @@ class Link:
             _await_read(self._sock, deadline)
         else:
             farewell = Deadline(max(_FAREWELL, 3 * (self.round_trip or 0)))
-            while (state := self._info()[0]) != _CLOSE:
-                if not (farewell if state == _FIN_WAIT1 else deadline).sleep(_POLL) or state == _ESTABLISHED:
+            while (state := tcp.Info(self._sock).state) != tcp.CLOSE:
+                if not (farewell if state == tcp.FIN_WAIT1 else deadline).sleep(_POLL) or state == tcp.ESTABLISHED:
                     with contextlib.suppress(OSError):
                         ioctl.reset_connection(self._sock.fileno())
                     break
         self.close()
-
-    def _info(self) -> tuple[int, ...]:
-        return _TCP_INFO.unpack(self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
 
     def close(self) -> None:
         self._sock.close()
@@ -128,9 +123,10 @@ def unlimited(number: int) -> None:
 
 
 def watch_peer(sock: socket.socket, seconds: float) -> None:
-    """A TCP peer that is silent for so long counts as gone: keepalive while idle, the user timeout (RFC 5482) else.
+    """An idle TCP peer that answers nothing for so long counts as gone (keepalive).
 
-    A server that is merely slow acknowledges what it gets, so it is never gone by this.
+    TCP says the same of one that owes an answer only after a quarter of an hour or so (net.ipv4.tcp_retries2). Sooner
+    is for whoever looks at `Link.silence`: see `tcp` for the reason.
     """
     if sock.family == socket.AF_UNIX:
         return
@@ -138,7 +134,6 @@ def watch_peer(sock: socket.socket, seconds: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _within(seconds / 2, _MAX_KEEPALIVE))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _within(seconds / 6, _MAX_KEEPALIVE))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _within(seconds * 1000, _MAX_INT))
 
 
 def _within(value: float, limit: int) -> int:

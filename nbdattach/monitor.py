@@ -22,6 +22,7 @@ from nbdattach.carrier import Relay
 from nbdattach.control import Caller, Door, Request
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
+from nbdattach.driverlog import DriverLog
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.link import Link
 from nbdattach.log import Log, kernel_log, to_stderr
@@ -124,12 +125,14 @@ class Monitor:
     def _listen(self, door: Door, woken: int) -> bool:
         """True when a signal ends it, False when the driver is another one."""
         driver_now = sysfs.driver_instance()
-        with contextlib.closing(_subscription()) as dead_links:
-            return self._listen_to(dead_links, door, woken, driver_now)
+        with contextlib.closing(_subscription()) as dead_links, contextlib.closing(DriverLog()) as told:
+            return self._listen_to(dead_links, told, door, woken, driver_now)
 
-    def _listen_to(self, dead_links: netlink.DeadLinks, door: Door, woken: int, driver_now: int) -> bool:
+    def _listen_to(
+        self, dead_links: netlink.DeadLinks, told: DriverLog, door: Door, woken: int, driver_now: int
+    ) -> bool:
         poll = select.poll()
-        for one in (dead_links.fileno(), door.fileno(), woken):
+        for one in (dead_links.fileno(), told.fileno(), door.fileno(), woken):
             poll.register(one, select.POLLIN)
         ticks, next_tick = 0, time.monotonic()
         while True:
@@ -139,6 +142,8 @@ class Monitor:
             with self._logged():
                 if dead_links.fileno() in ready:
                     self._check(dead_links.read())
+                if told.fileno() in ready:
+                    self._cut_off(told.read())
                 if door.fileno() in ready:
                     threading.Thread(target=self._serve, args=[door.accept()], daemon=True).start()
             if time.monotonic() >= next_tick:
@@ -172,6 +177,13 @@ class Monitor:
             watches = [one for device, one in self._watches.items() if indices is None or device.index in indices]
         for watch in watches:
             watch.check()
+
+    def _cut_off(self, indices: list[int]) -> None:
+        """From servers that are being shut down: what comes next shall wait for their successors."""
+        with self._mutex:
+            watches = [one for device, one in self._watches.items() if device.index in indices]
+        for watch in watches:
+            watch.cut_off()
 
     def _tick(self) -> None:
         with self._mutex:

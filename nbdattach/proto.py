@@ -110,6 +110,7 @@ NBD_CMD_DISC: Final = 2
 
 # Error values of the transmission phase; any other one counts as NBD_EINVAL
 NBD_EINVAL: Final = 22
+NBD_ESHUTDOWN: Final = 108
 NBD_ERRORS: Final = {
     1: "operation not permitted",
     5: "input/output error",
@@ -118,7 +119,7 @@ NBD_ERRORS: Final = {
     28: "no space left on device",
     75: "value too large",
     95: "operation not supported",
-    108: "server is shutting down",
+    NBD_ESHUTDOWN: "server is shutting down",
 }
 
 # Limit of every string in bytes (section "Conventions").

@@ -12,14 +12,18 @@ Decisions that matter:
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import select
 import socket
 import ssl
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 
+from nbdattach import tcp
 from nbdattach.deadline import Deadline
 from nbdattach.link import Link
 from nbdattach.proto import NBD_CMD_DISC, NBD_REQUEST_MAGIC
@@ -33,6 +37,8 @@ _REQUEST = struct.Struct(">IHHQQI")
 # How long a server that was told goodbye may take to end the connection.
 GOODBYE_SECONDS = 5.0
 _BURIAL = 1.0
+# At each server within --dead-peer.
+_LOOKS = 4
 # Of one connection, before the others have their turn.
 _ROUNDS = 16
 _PEEK = 1 << 20
@@ -72,15 +78,21 @@ class _Buffer:
 
 
 class Pump:
-    """One connection. `kernel` is the other end of the kernel's socket; both are taken over."""
+    """One connection. `kernel` is the other end of the kernel's socket; both are taken over.
 
-    def __init__(self, kernel: socket.socket, server: ssl.SSLSocket, say: Callable[[str], None]) -> None:
+    `dead_peer`: after so many seconds without an answer that TCP owes us the server counts as gone.
+    """
+
+    def __init__(
+        self, kernel: socket.socket, server: ssl.SSLSocket, say: Callable[[str], None], dead_peer: float = math.inf
+    ) -> None:
         kernel.setblocking(False)
         server.setblocking(False)
         if server.family != socket.AF_UNIX:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.kernel_number, self.server_number = kernel.fileno(), server.fileno()
         self._kernel, self._server, self._say = kernel, server, say
+        self._dead_peer, self._silence = dead_peer, tcp.Silence()
         self._up, self._down = _Buffer(), _Buffer()  # to the server, to the kernel
         # Whether a read or write is worth a try; if not, what TLS waits for before the next.
         self._kernel_has = self._kernel_takes = self._server_has = self._server_takes = True
@@ -132,6 +144,21 @@ class Pump:
 
     def server_is_ready(self) -> None:
         self._server_has = self._server_takes = True
+
+    @property
+    def look_again(self) -> float:
+        """Seconds until the next `look`; infinite where there is nothing to see."""
+        if self.over or self.lost or self._server.family == socket.AF_UNIX:
+            return math.inf
+        return self._dead_peer / _LOOKS
+
+    def look(self) -> None:
+        """Whether the server still answers; to be asked again and again (`tcp` says why TCP does not end it)."""
+        if math.isinf(self.look_again):
+            return
+        info = tcp.Info(self._server)
+        if self._silence.seconds(info) >= self._dead_peer and info.insists:
+            self._server_is_lost(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def step(self) -> bool:
         """Moves what can be moved without waiting. True where there may be more of it."""
@@ -312,6 +339,7 @@ class Pumps:
         self._pumps: dict[int, Pump] = {}  # by both numbers
         self._busy: set[Pump] = set()  # with more to do at once
         self._finishing = False
+        self._next_look = 0.0
 
     def call(self, function: Callable[[], None]) -> None:
         """In the loop's thread, when it has seen all that has happened by now."""
@@ -349,6 +377,7 @@ class Pumps:
                     pump.server_is_ready()
                 touched.add(pump)
             touched |= {pump for pump in self._pumps.values() if pump.seconds_left == 0}
+            touched |= self._look()
             for pump in touched:
                 self._see_to(pump)
             if call:
@@ -357,7 +386,19 @@ class Pumps:
     def _patience(self) -> float | None:
         """Milliseconds."""
         left = [pump.seconds_left for pump in self._pumps.values()]
-        return min((seconds * 1000 + 1 for seconds in left if seconds is not None), default=None)
+        left += [pump.look_again for pump in self._pumps.values()]
+        seconds = min((one for one in left if one is not None), default=math.inf)
+        return None if math.isinf(seconds) else seconds * 1000 + 1
+
+    def _look(self) -> set[Pump]:
+        """At each server, when it is time; the pumps that may have something to do after that."""
+        pumps = set(self._pumps.values())
+        if time.monotonic() < self._next_look:
+            return set()
+        for pump in pumps:
+            pump.look()
+        self._next_look = time.monotonic() + min((pump.look_again for pump in pumps), default=0.0)
+        return pumps
 
     def _see_to(self, pump: Pump) -> None:
         if pump.step():

@@ -111,7 +111,8 @@ class _Clerk:
         )
         server: Any = made.stream.sock
         watch_peer(server, order["dead_peer"])
-        self._pumps.add(Pump(kernel.dup(), server, lambda why: _log(f"{target.uri}: {why}")))
+        pump = Pump(kernel.dup(), server, lambda why: _log(f"{target.uri}: {why}"), order["dead_peer"])
+        self._pumps.add(pump)
         return {"export": asdict(made.export), "tls": made.stream.tls, "pid": os.getpid()}
 
     def _reply(self, reply: dict[str, object]) -> None:

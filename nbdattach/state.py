@@ -70,6 +70,9 @@ class Record:
     table: str = ""  # the file that named it, where `up` attached it
     address: str | None = None  # at which the target's host was found
     root: bool = False  # the root file system is on it
+    moving_to: str = ""  # the URI of a target to which a hand-over has begun
+    moving_trust: Trust | None = None
+    new_size: int | None = None  # to which a resize has begun
 
     @property
     def living_relay(self) -> int | None:
@@ -78,7 +81,9 @@ class Record:
         return self.relay if there else None
 
     def place(self) -> Target:
-        """What to dial."""
+        """What to dial. A hand-over that has begun goes on, as the device may be there already."""
+        if self.moving_to:
+            return place_of(self.moving_to, self.moving_trust)
         return place_of(self.target, self.trust)
 
 
@@ -101,12 +106,16 @@ def trust_of(target: Target) -> Trust | None:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What the monitor says of an attachment that is not connected. `next_try` is None while a try is under way."""
+    """What the monitor says of an attachment that is not connected. `next_try` is None while a try is under way.
+
+    `since` tells people when it began, `began` the monitor, in seconds of `clock.boot_time`: nobody sets that one.
+    """
 
     state: str  # "reconnecting" | "lost"
     since: str
     next_try: str | None
     error: str
+    began: float | None = None
 
 
 def path(device: Device) -> str:

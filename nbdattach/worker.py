@@ -3,7 +3,7 @@
 
 It is run by a bare interpreter (`python -I -S`) as a process of its own, because one forked from a loaded
 command line keeps that memory for good. So it imports next to nothing, and nothing outside this package's
-`ioctl`, `shutdown` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
+`ioctl`, `lifeline`, `shutdown`, `tcp` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
 
     reports (worker -> parent)  "ready PID" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
     orders  (parent -> worker)  "G": go into NBD_DO_IT; "C": committed, live on without me; "U", or closed before: undo
@@ -20,6 +20,7 @@ import sys
 import time
 
 from nbdattach import ioctl, shutdown
+from nbdattach.lifeline import Lifeline
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def clear(kernel: Any, node: int) -> None:
 def main(arguments: list[str]) -> None:
     path, state_file, options = arguments[:3]
     block_size, blocks, flags, timeout, orders, reports = map(int, arguments[3:9])
-    sockets = list(map(int, arguments[9:]))
+    dead_peer = float(arguments[9])
+    sockets = list(map(int, arguments[10:]))
     if os.fork():
         os._exit(0)  # so that init, and not the command line, is the one to reap us
     os.setsid()
@@ -135,7 +137,7 @@ def main(arguments: list[str]) -> None:
         clear(ioctl, node)
         return
     claim: list[int] = []
-    _thread.start_new_thread(_watch, (path, state_file, node, sockets, orders, claim))
+    _thread.start_new_thread(_watch, (path, state_file, node, sockets, orders, dead_peer, claim))
     errno = serve(ioctl, node, claim)
     free = _is_free(path)
     if free:
@@ -162,12 +164,22 @@ def _forget_once_free(path: str, state_file: str) -> None:
         pass  # the device itself has gone
 
 
-def _watch(path: str, state_file: str, node: int, sockets: list[int], orders: int, claim: list[int]) -> None:
-    """Second thread: detaches when the parent died or gave up before it was done, and on SIGTERM."""
+def _watch(
+    path: str, state_file: str, node: int, sockets: list[int], orders: int, dead_peer: float, claim: list[int]
+) -> None:
+    """Second thread: detaches when the parent died or gave up before it was done, and on SIGTERM.
+
+    And hangs up where the server is gone, which the other thread, in the kernel, then finds out.
+    """
     committed = os.read(orders, 1) == COMMIT
+    lifeline = Lifeline(sockets, dead_peer)
     while committed:
-        signal.sigwait({signal.SIGTERM, signal.SIGINT})
-        if _claim_unused(path, state_file, claim):
+        if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, lifeline.pause) is None:
+            if why := lifeline.why_broken():
+                _log(f"{path}: {why}; its connections are cut")
+                hang_up(sockets)
+                return
+        elif _claim_unused(path, state_file, claim):
             break
     try:
         if committed:

@@ -167,7 +167,7 @@ def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -
     if part == "data":
         return f"Data over {path}", data_path(tools(ours), fio.WORKS, server, options)
     if part == "restarts":
-        kinds = {connections: netlink(ours, "-C", str(connections)) for connections in (1, 4)}
+        kinds = {connections: netlink(ours, "-C", str(connections), "--io-timeout", "3") for connections in (1, 4)}
         return "Server's return", restarts.measure(kinds, rounds)
     if part == "monitor":
         return "Monitor, resident", crowd.monitor_memory(netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))

@@ -113,10 +113,23 @@ def test_several_connections_where_the_server_allows_them(tmp_path: Path) -> Non
 
 def test_one_connection_where_the_server_allows_one(tmp_path: Path) -> None:
     with nbdkit("--filter=multi-conn", "memory", "1M", "multi-conn-mode=disable") as server:
-        done = nbd("connect", "-C", "4", server.uri, "/dev/nbd0")
+        done = nbd("connect", "-C", "4", "--io-timeout", "60", server.uri, "/dev/nbd0")
         assert done.code == 0
         assert "the server allows one connection only" in done.err
         assert nbd("status", "--json", "nbd0").json()[0]["connections"] == 1
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.netlink
+def test_a_slow_server_is_served_though_several_connections_were_asked_for() -> None:
+    """With several, and no time that is the user's, the driver gives a slow request up, and again and again."""
+    with nbdkit("--filter=delay", "memory", "1M", "delay-write=8") as server:
+        done = nbd("connect", "-C", "2", server.uri, "/dev/nbd0")
+        assert done.code == 0
+        assert "one connection is what you get" in done.err
+        assert nbd("status", "--json", "nbd0").json()[0]["connections"] == 1
+        shell("dd if=/dev/zero of=/dev/nbd0 bs=4k count=1 oflag=direct status=none")
+        assert "Connection timed out" not in shell("dmesg | tail -20")
         nbd_ok("disconnect", "nbd0")
 
 

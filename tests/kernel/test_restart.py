@@ -260,6 +260,23 @@ def test_io_fails_when_on_loss_says_so(
         seconds_for_a_new_read("/dev/nbd0")
 
 
+def test_a_server_that_is_stopped_politely_fails_no_more_than_what_it_refused_first(tmp_path: Path) -> None:
+    """nbdkit refuses each request then, for as long as its client stays; and it stays for as long as that does."""
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve("--threads=4"))
+        with attached(server.uri, "nbd0"):
+            server.stop()
+            with pytest.raises(OSError, match="Input/output"):
+                eventually(lambda: seconds_for_a_new_read("/dev/nbd0") < 0)
+            eventually(lambda: state_of("nbd0") == "reconnecting")
+            eventually(lambda: server.has_ended)
+            servers.enter_context(there.serve())
+            for _ in range(5):
+                seconds_for_a_new_read("/dev/nbd0")
+            eventually(lambda: state_of("nbd0") == "connected")
+
+
 def test_slow_is_not_dead(tmp_path: Path) -> None:
     """With one connection. With several the driver never lets a request have more than 3 s: nbdattach(8), LIMITS."""
     slow, seconds = tmp_path / "slow", 40

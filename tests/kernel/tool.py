@@ -85,7 +85,9 @@ def attached(target: str, device: str | None = "/dev/nbd0", **options: Any) -> I
 
 
 def connect(target: str, device: str | None = None, **options: Any) -> nbdattach.Attachment:
-    """The API, by the lane's backend."""
+    """The API, by the lane's backend. With several connections that a monitor mends, it wants to be told a time."""
+    if options.get("connections", 1) > 1 and options.get("reconnect", True):
+        options = {"io_timeout": 3, **options}
     return nbdattach.connect(target, device, **{"backend": BACKEND, **options})
 
 

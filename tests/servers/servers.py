@@ -57,6 +57,14 @@ class Server:
         self._signal(number)
         poll(lambda: not self._lives(), f"signal {number} to end process group {self._group}")
 
+    def stop(self) -> None:
+        """Politely, as systemctl(1) does; it may stay for as long as a client does."""
+        self._signal(signal.SIGTERM)
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._lives()
+
     def pause(self) -> None:
         """It holds its connections and answers nothing, until `resume`."""
         self._signal(signal.SIGSTOP)

@@ -123,3 +123,20 @@ def pretend(monkeypatch: pytest.MonkeyPatch, family: object) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setitem(sys.modules, "nbdattach.netlink", module)
     monkeypatch.setattr(nbdattach, "netlink", module, raising=False)
+
+
+@pytest.mark.parametrize("wishes", [Wishes(connections=4, io_timeout=60), Wishes(connections=4, reconnect=False)])
+def test_several_connections_are_had_where_nothing_is_sent_again_unasked(wishes: Wishes) -> None:
+    assert backends.no_less_safe_than_one(wishes) == (wishes, [])
+
+
+def test_several_connections_without_a_time_for_requests_are_one_and_the_reason_is_said() -> None:
+    """The driver would send what is slow a second time, over another connection, and the first may still be done."""
+    wishes, (note,) = backends.no_less_safe_than_one(Wishes(connections=4))
+    assert wishes == Wishes(connections=1)
+    assert note.startswith("one connection is what you get") and "--io-timeout SEC" in note
+
+
+@pytest.mark.parametrize("connections", [0, 1])
+def test_one_connection_is_nothing_to_speak_of(connections: int) -> None:
+    assert backends.no_less_safe_than_one(Wishes(connections=connections)) == (Wishes(connections=1), [])

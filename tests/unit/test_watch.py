@@ -1,58 +1,117 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of a watch needs no kernel: its pauses, and that nobody who orders something waits for ever."""
+"""What of a watch needs no kernel: orders, what is written down before anything moves, and how an outage goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import math
+import errno
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("pyroute2")
 
-from nbdattach import netlink, state, sysfs
-from nbdattach.backend import PATIENT_MS
+from late_driver import LateDriver
+from test_links import Sys
+
+from nbdattach import netlink, state, sysfs, watch
 from nbdattach.client import Connection
+from nbdattach.clock import boot_time
 from nbdattach.device import Device
-from nbdattach.errors import NbdattachError
+from nbdattach.errors import KernelRefused, NbdattachError
+from nbdattach.export import Export
 from nbdattach.link import Link
-from nbdattach.state import Record
+from nbdattach.links import Links
+from nbdattach.state import Record, Trouble
 from nbdattach.target import Target
-from nbdattach.watch import FIRST_PAUSE, MAX_PAUSE, Done, Watch, pause_after
+from nbdattach.watch import Done, Watch
 
-RECORD = Record("tag", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42)
-ages = st.floats(0, allow_nan=False)
-
-
-@pytest.mark.parametrize(
-    ("age", "pause"), [(0, 0.25), (1, 0.25), (20, 0.25), (80, 1), (240, 3), (400, 5), (1e9, 5), (math.inf, 5)]
+NBD0 = Device(0)
+OLD, NEW = "nbd://db1/disk", "nbd://db2/disk"
+MIB = 1 << 20
+RECORD = Record(
+    "tag", OLD, "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42, size=MIB, reconnect=True, address="192.0.2.1"
 )
-def test_the_longer_a_server_is_away_the_longer_is_the_pause(age: float, pause: float) -> None:
-    assert pause_after(age) == pytest.approx(pause)
 
 
-@given(ages, ages)
-def test_pauses_grow_within_their_limits(one: float, other: float) -> None:
-    shorter, longer = sorted((one, other))
-    assert 0 < FIRST_PAUSE <= pause_after(shorter) <= pause_after(longer) <= MAX_PAUSE
+class Attachment:
+    """A device with one connection: a watch of it, the driver that has it, and what is written down of it."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sysfs, "SYS", f"{tmp_path}/sys")
+        monkeypatch.setattr(state, "RUN", f"{tmp_path}/run")
+        monkeypatch.setattr(Links, "is_there", lambda _: True)
+        monkeypatch.setattr(watch, "_QUIET_FOR_SIZE", 0.05)
+        monkeypatch.setattr(watch, "_QUIET", 0.0)
+        self.sys = Sys(tmp_path / "sys")
+        self.driver = LateDriver()
+        self.log: list[str] = []
+        self.dialled: list[str] = []
+        self.size = MIB  # of the server's export
+        state.save(NBD0, RECORD)
+        self._monkeypatch = monkeypatch
+        self.watch = self.watched()
+
+    def watched(self, record: Record = RECORD) -> Watch:
+        ours, self.server = socket.socketpair()
+        made = Watch(NBD0, record, [Link(ours)], self.log.append)
+        made._links.family = cast(netlink.Family, self.driver)
+        self._monkeypatch.setattr(made._carrier, "dial", self._dial)
+        self._monkeypatch.setattr(made, "check", lambda: None)
+        return made
+
+    def _dial(self, target: Target, *_: object, **__: object) -> Connection:
+        self.dialled.append(target.uri)
+        ours, _ = pair = socket.socketpair()
+        self._kept = pair
+        stream = SimpleNamespace(sock=ours, run=lambda _: None, close=ours.close)
+        export = Export("disk", self.size, 1, "newstyle-fixed")
+        return cast(Connection, SimpleNamespace(stream=stream, export=export, relay=None, tls=None))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its first connection is."""
+        try:
+            return self.server.recv(1, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+
+    def full(self, *, from_save: int = 1) -> None:
+        """From that save on /run has no space."""
+        saves, save = [0], state._write
+
+        def fails(name: str, content: dict[str, object]) -> None:
+            saves[0] += 1
+            if saves[0] >= from_save:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+            save(name, content)
+
+        self._monkeypatch.setattr(state, "_write", fails)
+        self.empty_it = lambda: self._monkeypatch.setattr(state, "_write", save)
+
+    @property
+    def written(self) -> Record:
+        """What is on the disk, whatever the kernel has."""
+        return Record(**__import__("json").loads(Path(state.path(NBD0)).read_text()))
 
 
-def test_a_server_that_is_back_is_found_within_a_small_share_of_the_time_it_was_away() -> None:
-    for age, later in itertools.pairwise(range(0, 3600, 5)):
-        assert pause_after(age) <= max(0.25, later / 50)
+@pytest.fixture
+def attachment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attachment:
+    return Attachment(tmp_path, monkeypatch)
 
+
+def sizes(driver: LateDriver) -> list[int]:
+    return [message["size"] for message in driver.messages if "size" in message]
+
+
+# -- orders ------------------------------------------------------------------------------------------------------------
 
 ORDERS: dict[str, Callable[[Watch, Done], None]] = {
     "reconnect": lambda watch, done: watch.reconnect(None, done),
@@ -69,7 +128,7 @@ def test_an_order_to_a_watch_that_ends_is_answered(
     """A command at the other end of the monitor's socket waits for it without a limit."""
     monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
     monkeypatch.setattr(netlink, "Family", contextlib.nullcontext)
-    watch = Watch(Device(0), RECORD, [], lambda _: None)
+    watch = Watch(NBD0, RECORD, [], lambda _: None)
     outcomes: list[str | NbdattachError] = []
     answered = threading.Event()
 
@@ -88,114 +147,132 @@ def test_an_order_to_a_watch_that_ends_is_answered(
     assert [isinstance(outcome, NbdattachError) for outcome in outcomes] == [True]
 
 
-class LateDriver:
-    """The driver with one connection, which it sees end only after so many calls, as on a busy machine.
-
-    Takes a socket where its connection is dead, and drops it in silence otherwise (nbd.c, nbd_reconnect_socket).
-    """
-
-    def __init__(self, calls: int, late: float = 0.0) -> None:
-        self._calls = calls
-        self._late = late  # seconds from the end of a connection until it is seen
-        self._dead = False
-        self._mine: socket.socket | None = None
-
-    def reconfigure(self, _index: int, _backend: str, *, sockets: Sequence[int], **_: Any) -> None:
-        self._calls -= 1
-        self._dead = self._dead or self._calls == 0
-        for number in sockets:
-            if self._dead:
-                self._dead = False
-                self._mine = socket.socket(fileno=os.dup(number))
-                threading.Thread(target=self._receive, args=[self._mine], daemon=True).start()
-
-    def _receive(self, sock: socket.socket) -> None:
-        while sock.recv(1):
-            pass
-        time.sleep(self._late)
-        self._dead = True
-        sock.close()
-
-    def has(self, sock: socket.socket) -> bool:
-        """Whether this is its connection."""
-        mine = self._mine
-        return mine is not None and mine.fileno() >= 0 and os.fstat(mine.fileno()) == os.fstat(sock.fileno())
+# -- another server ----------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def handed_over(driver: LateDriver) -> Iterator[tuple[Watch, socket.socket, bool]]:
-    """A watch that has given the driver a new connection; that; and whether the watch thinks so."""
-    watch = Watch(Device(0), RECORD, [Link(socket.socketpair()[0])], lambda _: None)
-    watch.cut()
-    watch._family = cast(netlink.Family, driver)
-    ours, server = socket.socketpair()
-    with server:
-        fresh = cast(Connection, SimpleNamespace(stream=SimpleNamespace(sock=ours), relay=None, tls=None))
-        yield watch, ours, watch._hand_over(fresh)
-    watch.stop()
+def test_nothing_moves_to_another_server_that_cannot_be_written_down(attachment: Attachment) -> None:
+    """The next monitor would go back to the old server, whose data is old by then."""
+    attachment.full()
+    with pytest.raises(OSError, match="No space"):
+        attachment.watch._carry_over(Target("db2", export="disk"))
+    assert (attachment.driver.messages, attachment.is_cut) == ([], False)
+    assert attachment.watch._target().uri == OLD
 
 
-@pytest.fixture
-def attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
-    monkeypatch.setattr(Watch, "_is_there", lambda _: True)
-
-
-@pytest.mark.usefixtures("attached")
-@pytest.mark.parametrize("late", [0, 0.05])
-@pytest.mark.parametrize("calls", [1, 2, 3, 4, 7])
-def test_a_connection_is_handed_over_only_to_a_driver_that_has_seen_the_old_one_end(calls: int, late: float) -> None:
-    driver = LateDriver(calls, late)
-    with handed_over(driver) as (_, connection, taken):
-        assert taken
-        assert driver.has(connection)
-
-
-@pytest.mark.usefixtures("attached")
-def test_a_connection_that_a_very_late_driver_has_dropped_is_found_out() -> None:
-    driver = LateDriver(1, late=0.5)
-    with handed_over(driver) as (watch, connection, taken):
-        assert taken and not driver.has(connection)
-        time.sleep(1)
-        assert watch._has_dead()
-
-
-@pytest.mark.usefixtures("attached")
-def test_a_connection_that_the_driver_uses_is_asked_about_and_left_alone() -> None:
-    driver = LateDriver(1)
-    with handed_over(driver) as (watch, connection, taken):
-        assert taken
-        assert not watch._is_proven()
-        assert not watch._has_dead()
-        assert driver.has(connection)
-
-
-def test_the_last_word_of_a_monitor_that_ends_is_the_long_timeout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_monitor_after_one_that_was_killed_in_between_goes_to_the_new_server(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the driver drops the connection of a slow server, and there is nobody to make another one."""
-    timeouts: list[int | None] = []
-    monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
-    monkeypatch.setattr(Watch, "_is_there", lambda _: True)
-    family = SimpleNamespace(reconfigure=lambda *_, timeout=None, **__: timeouts.append(timeout))
-    monkeypatch.setattr(netlink, "Family", lambda: contextlib.nullcontext(family))
-    monkeypatch.setattr(state, "save_trouble", lambda *_: None)
-    watch = Watch(Device(0), dataclasses.replace(RECORD, connections=2), [], lambda _: None)
-    watch._family = cast(netlink.Family, family)
-    end = watch._end
+    class Killed(BaseException):
+        pass
 
-    def recover() -> None:
-        with contextlib.suppress(Exception):  # the attachment is no longer watched
-            watch._recovered()
+    def dies(_: Link) -> bool:
+        raise Killed
 
-    recovering = threading.Thread(target=recover, daemon=True)
+    monkeypatch.setattr(attachment.watch._links, "hand_over", dies)
+    with pytest.raises(Killed):
+        attachment.watch._carry_over(Target("db2", export="disk"))
+    assert attachment.written.target == OLD
+    assert attachment.watched(attachment.written)._target().uri == NEW
 
-    def end_while_the_thread_recovers(why: str | None) -> None:
-        recovering.start()
-        recovering.join(0.5)
-        end(why)
 
-    monkeypatch.setattr(watch, "_end", end_while_the_thread_recovers)
-    watch.stop()
-    recovering.join(60)
-    assert timeouts[-1] == PATIENT_MS // 1000
+def test_the_old_server_is_forgotten_when_the_new_one_has_the_device(attachment: Attachment) -> None:
+    assert attachment.watch._carry_over(Target("db2", export="disk")) == NEW
+    assert attachment.is_cut
+    written = attachment.written
+    assert (written.target, written.moving_to, written.place().uri) == (NEW, "", NEW)
+
+
+def test_the_address_of_the_old_server_is_not_taken_for_that_of_the_new_one(attachment: Attachment) -> None:
+    attachment.watch._carry_over(Target("db2", export="disk"))
+    assert attachment.written.address != RECORD.address
+
+
+def test_a_move_that_is_done_is_a_success_though_it_cannot_be_written_down_at_once(attachment: Attachment) -> None:
+    attachment.full(from_save=2)
+    assert attachment.watch._carry_over(Target("db2", export="disk")) == NEW
+    assert attachment.written.place().uri == NEW
+    attachment.empty_it()
+    attachment.watch.tick()
+    assert (attachment.written.target, attachment.written.moving_to) == (NEW, "")
+
+
+def test_a_monitor_that_comes_upon_a_move_ends_it_when_all_is_connected(attachment: Attachment) -> None:
+    moving = dataclasses.replace(RECORD, moving_to=NEW)
+    watch = attachment.watched(moving)
+    watch._recovered()
+    assert (attachment.written.target, attachment.written.moving_to) == (NEW, "")
+
+
+# -- another size ------------------------------------------------------------------------------------------------------
+
+
+def test_no_size_is_sent_while_requests_are_under_way(attachment: Attachment) -> None:
+    """The kernel would wait for them, and hold up every message for every device meanwhile."""
+    attachment.size = 2 * MIB
+    attachment.sys.say(completed=0, inflight=1)
+    with pytest.raises(KernelRefused, match="requests under way"):
+        attachment.watch._take_new_size()
+    assert (attachment.driver.messages, attachment.is_cut) == ([], False)
+    assert attachment.written == RECORD
+
+
+def test_no_size_is_sent_while_requests_came_during_the_hand_over(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attachment.size = 2 * MIB
+    hand_over = Links.hand_over
+
+    def busy(self: Links, link: Link) -> bool:
+        attachment.sys.say(completed=0, inflight=1)
+        return hand_over(self, link)
+
+    monkeypatch.setattr(Links, "hand_over", busy)
+    with pytest.raises(KernelRefused, match="connected anew"):
+        attachment.watch._take_new_size()
+    assert sizes(attachment.driver) == []
+
+
+def test_a_new_size_is_sent_in_a_moment_without_requests_and_no_timeout_is_touched(attachment: Attachment) -> None:
+    attachment.size = 2 * MIB
+    assert attachment.watch._take_new_size() == f"{2 * MIB} bytes now, 0 before"
+    assert sizes(attachment.driver) == [2 * MIB]
+    assert not any("timeout" in message for message in attachment.driver.messages)
+    assert (attachment.written.size, attachment.written.new_size) == (2 * MIB, None)
+
+
+def test_a_server_of_either_size_is_taken_while_a_resize_has_begun_and_is_not_done(attachment: Attachment) -> None:
+    """Killed in between, the monitor cannot know which of both the device has."""
+    watch = attachment.watched(dataclasses.replace(RECORD, new_size=2 * MIB))
+    for attachment.size in (MIB, 2 * MIB):
+        assert watch._dial(Target("db1", export="disk")).export.size == attachment.size
+    attachment.size = 3 * MIB
+    with pytest.raises(NbdattachError, match=f"{3 * MIB} bytes now"):
+        watch._dial(Target("db1", export="disk"))
+
+
+# -- outages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [-86_400, 0, 86_400])
+def test_a_step_of_the_clock_makes_no_request_fail_sooner_or_later(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """The outage began 100 s ago, the monitor was killed meanwhile, and somebody has set the clock."""
+    state.save_trouble(NBD0, Trouble("reconnecting", "2026-01-02T03:04:05Z", None, "", boot_time() - 100))
+    monkeypatch.setattr("time.time", lambda: 1_767_323_145.0 + step)
+    outage = attachment.watched()._in_outage(dead=True)
+    assert outage.until_failing(boot_time()) == pytest.approx(200, abs=30)
+
+
+def test_an_outage_is_told_with_the_moment_when_requests_began_to_wait(attachment: Attachment) -> None:
+    outage = attachment.watch._in_outage(dead=True)
+    trouble = state.trouble_of(NBD0)
+    assert trouble and (trouble.state, trouble.began) == ("reconnecting", outage.died)
+
+
+def test_a_full_run_keeps_no_server_from_being_dialled(attachment: Attachment) -> None:
+    attachment.full()
+    outage = attachment.watch._in_outage(dead=True)
+    attachment.watch._links.cut()
+    assert attachment.watch._try_once(outage)
+    assert attachment.dialled == [OLD]

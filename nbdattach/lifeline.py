@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The connections of an attachment that no monitor looks after, watched by its worker.
+
+The kernel would notice a cut link late (see `tcp` for why TCP is not told to), and the end of one connection among
+several not at all: the requests that it had would wait for a week (`backend.PATIENT_MS`), as with this backend the
+kernel takes no other in its place. So the end of one is the end of all.
+
+The worker imports this module, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import _socket  # the module socket costs 1 MB
+import os
+import select
+
+from nbdattach import tcp
+
+TYPE_CHECKING = False  # the module typing costs 1 MB
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_LOOKS = 4  # within --dead-peer
+_LEAST, _MOST = 0.25, 10.0
+
+
+class Lifeline:
+    """`numbers` are descriptors of the connections, which stay the caller's; `dead_peer` as --dead-peer has it."""
+
+    def __init__(self, numbers: Iterable[int], dead_peer: float) -> None:
+        self._peers = [(_socket.socket(fileno=os.dup(number)), tcp.Silence()) for number in numbers]
+        self._dead_peer = dead_peer
+        self.pause = max(_LEAST, min(_MOST, dead_peer / _LOOKS))  # seconds from one look to the next
+
+    def why_broken(self) -> str:
+        """Why the attachment cannot go on; empty while it can."""
+        for sock, silence in self._peers:
+            if _is_over(sock):
+                return "one of its connections has ended"
+            if sock.family != _socket.AF_UNIX:
+                info = tcp.Info(sock)
+                if silence.seconds(info) >= self._dead_peer and info.insists:
+                    return f"its server has not answered for {self._dead_peer:g} s"
+        return ""
+
+
+def _is_over(sock: _socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)
+    return bool(poll.poll(0))

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All connections that the driver has of one device, as far as we hold them; and how one takes the place of another.
+
+Decisions that matter:
+* We hold duplicates of the kernel's sockets, which show what is dead. A monitor that was restarted holds none; it asks
+  the kernel: a scout (`link.Scout`) is taken where a connection is dead, and dropped where all live.
+* That the kernel took a connection is seen, not believed: RECONFIGURE says nothing of it. Where the device has a
+  timeout, the driver sets it on the socket; where it has none, a scout that is taken before and others that are dropped
+  afterwards show it. The latter alone do not: the driver drops all while it has not seen the connection before end, and
+  on a busy machine it may be late. So until a request is done, it is asked again.
+* The limits of the queue are never written here, and a size only while no request is in flight: newer kernels wait for
+  all of them, for ever when their server is gone, and hold the lock meanwhile that each message for each device needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+
+from nbdattach import netlink
+from nbdattach.deadline import Deadline
+from nbdattach.device import Device
+from nbdattach.link import Link, Scout
+from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout
+from nbdattach.state import Record
+from nbdattach.sysfs import Kernel, identifier
+
+# The driver notices a connection that was shut down almost at once; a busy machine may need this many seconds.
+_NOTICED = 10.0
+# How late it may be to see a scout end; and how long, once a second, it is asked whether it uses a new connection.
+_LATE = 0.1
+_DOUBT = 10.0
+_POLL = 0.005
+_QUICK_POLL = 0.0005
+
+
+class Gone(Exception):
+    """The attachment is no longer there."""
+
+
+class Links:
+    """For one caller at a time. What speaks to the kernel needs `family`, and raises `Gone` or OSError."""
+
+    family: netlink.Family
+
+    def __init__(self, device: Device, record: Record, links: list[Link]) -> None:
+        self._device = device
+        self._wanted = record.connections
+        self._identifier = identifier(record.tag)
+        self._links = links
+        self._kernel = Kernel(device)
+        self._pid = record.kernel_pid
+        # Else the monitor before us has taken its duplicates with it, perhaps in the middle of something.
+        self.complete = len(links) == self._wanted
+        # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request.
+        self._timeout = math.ceil(record.io_timeout) or (RESEND_SECONDS if self._wanted > 1 else 0)
+        # Whether there is no doubt that the driver uses the connection that it was given last.
+        self._proven = True
+        self._failing = record.on_loss == 0
+        self._handed_over = (time.monotonic(), self._kernel.completed)
+
+    # -- what they are like ----------------------------------------------------------------------------------------
+
+    def is_there(self) -> bool:
+        return self._kernel.by_netlink and self._kernel.pid == self._pid
+
+    def has_dead(self) -> bool:
+        """Whether the driver counts a connection as dead, or will in a moment."""
+        if not self.complete:
+            return self._scout()
+        if not self._proven and self._scout():
+            self.cut()  # the driver has dropped it
+        return len(self._links) < self._wanted or any(link.over for link in self._links)
+
+    @property
+    def alive(self) -> bool:
+        """Whether any of those that we hold lives."""
+        return any(not link.over for link in list(self._links))
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which the most silent peer has owed an answer."""
+        return max((link.silence for link in self._links), default=0.0)
+
+    @property
+    def silent(self) -> list[Link]:
+        return [link for link in self._links if link.silent]
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds, None where none is known."""
+        return max((link.round_trip or 0.0 for link in self._links), default=None)
+
+    def is_proven(self) -> bool:
+        """A request that was done since, or a driver without any that has wanted no other for long, proves it."""
+        if self._has_served() or (not self._kernel.inflight and self._since_hand_over() > _DOUBT):
+            self._proven = True
+        return self._proven
+
+    def has_served_nothing(self, seconds: float) -> bool:
+        """Whether the last hand-over was less than so long ago, and no request is known to be done since."""
+        return not self._has_served() and self._since_hand_over() < seconds
+
+    def _has_served(self) -> bool:
+        """A request that failed counts as done, too, and where they may fail for that very reason it says nothing."""
+        return not self._failing and self._handed_over[1] != self._kernel.completed
+
+    def _since_hand_over(self) -> float:
+        return time.monotonic() - self._handed_over[0]
+
+    def await_quiet(self, seconds: float) -> bool:
+        """Until no request is in flight; False where one still is after so long."""
+        quiet = Deadline(seconds)
+        while self._kernel.inflight:
+            if not quiet.sleep(_QUICK_POLL):
+                return False
+        return True
+
+    # -- what is done to them --------------------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        for link in list(self._links):
+            link.cut()
+
+    def close(self) -> None:
+        for link in self._links:
+            link.close()
+
+    def bury_dead(self, deadline: Deadline) -> None:
+        """Returns when nothing that was sent over them can still come to the server."""
+        for link in [link for link in self._links if link.over]:
+            link.bury(deadline)
+            self._links.remove(link)
+
+    def hand_over(self, link: Link) -> bool:
+        """Gives the driver the connection in the place of a dead one; whether it took it."""
+        waiting, late = Deadline(_NOTICED), _POLL
+        while not self._take(link, late):
+            late = min(2 * late, _LATE)
+            if link.over or not waiting.sleep(_POLL):
+                return False
+        self._links.append(link)
+        self._proven = bool(self._timeout)
+        self._handed_over = (time.monotonic(), self._kernel.completed)
+        return True
+
+    def settle(self, on_loss: float | None) -> None:
+        """The driver waits for a lost server by itself for so long, while no monitor is there to know better."""
+        self.complete = len(self._links) == self._wanted
+        self._failing = on_loss == 0
+        patience = math.inf if on_loss is None else on_loss
+        # With one connection and no timeout nothing may be said of it: the driver would set queue/io_timeout, too.
+        self._reconfigure(dead_conn_timeout=dead_conn_timeout(patience), timeout=self._timeout or None)
+        self._handed_over = (self._handed_over[0], self._kernel.completed)  # those before may have failed
+
+    def fail_requests(self) -> None:
+        """What waits for a connection fails, and what comes fails at once."""
+        self._failing = True
+        self._reconfigure(dead_conn_timeout=0)
+        self._scout()  # so that what waits finds out
+
+    def set_size(self, size: int) -> None:
+        """In bytes. Only while no request is in flight."""
+        self._reconfigure(size=size)
+
+    # -- what the kernel is told -----------------------------------------------------------------------------------
+
+    def _scout(self) -> bool:
+        """Asks the driver. Requests that wait for a connection wake up, find this one dead, and wait again."""
+        with Scout() as scout:
+            self._reconfigure(sockets=[scout.fileno()])
+            return scout.was_taken()
+
+    def _take(self, link: Link, late: float) -> bool:
+        """Whether the driver took it. While it has not seen the old connection end, it drops any other in silence.
+
+        `late` is how many seconds it has to see a scout end.
+        """
+        if self._timeout:
+            self._reconfigure(sockets=[link.fileno()])
+            taken = link.limited
+            link.unlimited()
+            return taken
+        # There is one place only. A scout that is taken shows that it is dead; only after that does a scout that is
+        # dropped show that the place has been filled.
+        if not self._scout():
+            return False
+        time.sleep(late)
+        self._reconfigure(sockets=[link.fileno()])
+        if self._scout():
+            return False
+        # A driver that was late to see the first scout end has dropped both others, and sees it about now.
+        time.sleep(_LATE)
+        return not self._scout()
+
+    def _reconfigure(
+        self,
+        sockets: list[int] | None = None,
+        size: int | None = None,
+        timeout: int | None = None,
+        dead_conn_timeout: int | None = None,
+    ) -> None:
+        try:
+            self.family.reconfigure(
+                self._device.index,
+                self._identifier,
+                sockets=sockets or (),
+                size=size,
+                timeout=timeout,
+                dead_conn_timeout=dead_conn_timeout,
+            )
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # another program has ended it, though somebody still uses the device
+                raise Gone from error
+            raise

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What TCP knows of a peer, from struct tcp_info (linux/tcp.h; the states are in net/tcp_states.h).
+
+Decision that matters: a peer is silent while it owes an answer and none comes: it does not acknowledge data, or does
+not answer a question about its closed window. A peer that acknowledges everything and keeps its window closed is slow,
+for as long as it likes. So TCP_USER_TIMEOUT is not set: since Linux 5.11 it ends a connection, too, whose window has
+been closed for that long, though the peer answers every probe (tcp_probe_timer in net/ipv4/tcp_timer.c).
+
+The worker imports this module, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+
+TYPE_CHECKING = False  # the module typing costs 1 MB
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Socket(Protocol):
+        def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
+
+IPPROTO_TCP, TCP_INFO = 6, 11
+ESTABLISHED, FIN_WAIT1, CLOSE = 1, 4, 7
+# Four of the eight bytes, which begin with the state; then the 32-bit numbers. By their place:
+_INFO = struct.Struct("=BBBB4x16I")
+_UNACKED, _LAST_DATA_SENT, _LAST_ACK_RECV, _RTT = 8, 13, 16, 19
+# How often data was sent again, or a question about a closed window asked, before it is a sign that no answer came: one
+# loss is no rare thing, and a peer answers no more than one such question in half a second (tcp_invalid_ratelimit).
+_RETRANSMITS = _PROBES = 2
+
+
+class Info:
+    """One look at a connection."""
+
+    def __init__(self, sock: Socket) -> None:
+        numbers: tuple[int, ...] = _INFO.unpack(sock.getsockopt(IPPROTO_TCP, TCP_INFO, _INFO.size))
+        self.state, _, self.retransmits, self.probes = numbers[:4]
+        self.unacked = numbers[_UNACKED]  # segments
+        self.since_sent = numbers[_LAST_DATA_SENT] / 1000  # seconds, as all times here
+        self.since_ack = numbers[_LAST_ACK_RECV] / 1000
+        self.round_trip = numbers[_RTT] / 1e6
+
+    @property
+    def insists(self) -> bool:
+        """Whether TCP has asked more than once, so that one lost packet is not the reason."""
+        return self.retransmits >= _RETRANSMITS or self.probes >= _PROBES
+
+
+class Silence:
+    """How long one peer has owed an answer. To be asked every few seconds, as TCP does not tell when it asked first."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def seconds(self, info: Info, now: float | None = None) -> float:
+        """0.0 for a peer that owes nothing. `now` is a moment on the monotonic clock."""
+        now = time.monotonic() if now is None else now
+        asked, answered = now - info.since_sent, now - info.since_ack
+        if info.probes:
+            asked = now  # TCP does not tell when; this is late by no more than the time between two looks
+        elif not info.unacked or asked <= answered:
+            self._since = None
+            return 0.0
+        if self._since is None or answered > self._since:
+            self._since = asked
+        return now - self._since

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is silence, and what is only slow: one ends a connection, the other never does."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from servers import nbdkit
+from test_restart import cut_link, network  # noqa: F401 - a fixture
+from tool import attached, connect, eventually, nbd, shell, sparse_file
+
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+MIB = 1 << 20
+FIRST = Kernel(Device(0))
+DEAD_PEER = 3
+# More than the buffers of both ends take.
+WRITES = 24
+
+
+def clients(port: int) -> list[str]:
+    """The ports at this end of all living connections to that one."""
+    lines = shell(f"ss -Htn state established dport = :{port}").splitlines()
+    return [line.split()[2].rpartition(":")[2] for line in lines]
+
+
+def write(number: int, failures: list[OSError]) -> None:
+    node = os.open("/dev/nbd0", os.O_WRONLY | os.O_DIRECT)
+    try:
+        os.pwritev(node, [mmap.mmap(-1, MIB)], number * MIB)  # aligned, as O_DIRECT wants it
+    except OSError as error:
+        failures.append(error)
+    finally:
+        os.close(node)
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("backend", ["netlink", "ioctl"])
+def test_a_server_at_one_slow_write_is_not_lost_and_not_asked_a_second_time(tmp_path: Path, backend: str) -> None:
+    """It reads nothing meanwhile, so its window is closed for longer than --dead-peer; a second connection would send
+    the requests again, and what it does of the first ones then lands on newer data.
+    """
+    slow, failures = tmp_path / "slow", list[OSError]()
+    pwrite = f"if [ -e {slow} ]; then rm {slow}; sleep {6 * DEAD_PEER}; fi; cat >/dev/null"
+    script = ("get_size=echo 64M", "pread=head -c $3 /dev/zero", f"pwrite={pwrite}", "can_write=exit 0")
+    with (
+        nbdkit("--threads=1", "eval", *script) as server,
+        attached(server.uri, "nbd0", dead_peer=DEAD_PEER, backend=backend),
+    ):
+        port = int(server.place[1])
+        before = clients(port)
+        slow.touch()
+        threads = [threading.Thread(target=write, args=[number, failures]) for number in range(WRITES)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert failures == []
+        assert (clients(port), len(before)) == (before, 1)
+
+
+@pytest.mark.ioctl
+def test_a_cut_link_ends_an_attachment_by_ioctl_within_dead_peer(tmp_path: Path, network: str) -> None:  # noqa: F811
+    image = sparse_file(tmp_path / "image", 16 * MIB)
+    with nbdkit("file", f"file={image}", address="10.9.0.2", namespace=network) as server:
+        connect(server.uri, "nbd0", backend="ioctl", dead_peer=DEAD_PEER)
+        cut_link()
+        failures: list[OSError] = []
+        writer = threading.Thread(target=write, args=[0, failures])
+        writer.start()
+        writer.join(60)
+        assert len(failures) == 1
+        eventually(lambda: not FIRST.attached)
+        nbd("disconnect", "nbd0")  # tidies up what the worker leaves of a device that was in use at the end

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The driver's side of one device: when a connection counts as handed over, against a model of the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+from unittest import mock
+
+import pytest
+from late_driver import LateDriver
+
+from nbdattach import deadline, links, netlink, sysfs
+from nbdattach.device import Device
+from nbdattach.link import Link
+from nbdattach.links import Links
+from nbdattach.state import Record
+
+RECORD = Record("tag", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42)
+FAIL = dataclasses.replace(RECORD, on_loss=0.0)
+
+
+class Sys:
+    """What /sys tells of the device."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "block/nbd0"
+        self._folder.mkdir(parents=True)
+        self.say(completed=0, inflight=0)
+
+    def say(self, completed: int, inflight: int) -> None:
+        (self._folder / "stat").write_text(f"{completed} 0 0 0 0 0 0 0 {inflight} 0 0\n")
+        (self._folder / "inflight").write_text(f"{inflight} 0\n")
+
+
+@pytest.fixture
+def sys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sys:
+    monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
+    return Sys(tmp_path)
+
+
+@contextlib.contextmanager
+def handed_over(driver: LateDriver, record: Record = RECORD) -> Iterator[tuple[Links, socket.socket, bool]]:
+    """The links, which have given the driver a new connection; that; and whether they think so."""
+    with mock.patch.object(links, "time", driver.clock), mock.patch.object(deadline, "time", driver.clock):
+        yield from _handed_over(driver, record)
+
+
+def _handed_over(driver: LateDriver, record: Record) -> Iterator[tuple[Links, socket.socket, bool]]:
+    made = Links(Device(0), record, [Link(socket.socketpair()[0])])
+    made.family = cast(netlink.Family, driver)
+    made.cut()
+    made.bury_dead(deadline.Deadline(0))
+    ours, server = socket.socketpair()
+    with server, ours:
+        yield made, ours, made.hand_over(Link(socket.socket(fileno=os.dup(ours.fileno()))))
+    made.close()
+
+
+@pytest.mark.usefixtures("sys")
+@pytest.mark.parametrize("late", [0, 0.05, 0.09])
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 7])
+def test_a_connection_is_handed_over_only_to_a_driver_that_has_seen_the_old_one_end(first: int, late: int) -> None:
+    driver = LateDriver(first, late)
+    with handed_over(driver) as (_, connection, taken):
+        assert taken
+        assert driver.has(connection)
+
+
+@pytest.mark.usefixtures("sys")
+def test_a_connection_that_a_very_late_driver_has_dropped_is_found_out() -> None:
+    driver = LateDriver(late=3600)
+    with handed_over(driver) as (made, connection, taken):
+        assert taken and not driver.has(connection)
+        assert not made.is_proven()
+        driver.notice()
+        assert made.has_dead()
+
+
+def test_a_request_that_failed_is_no_proof_that_the_driver_has_the_connection(sys: Sys) -> None:
+    """With --on-loss fail the driver fails what comes while it has no connection, and counts that as done."""
+    driver = LateDriver(late=3600)
+    with handed_over(driver, FAIL) as (made, _, taken):
+        assert taken
+        sys.say(completed=1, inflight=0)
+        assert not made.is_proven()
+        driver.notice()
+        assert made.has_dead()
+
+
+def test_requests_that_failed_before_all_was_well_again_are_no_proof(sys: Sys) -> None:
+    with handed_over(LateDriver()) as (made, _, _taken):
+        made.fail_requests()
+        sys.say(completed=7, inflight=0)
+        assert not made.is_proven()
+        made.settle(on_loss=300)
+        assert not made.is_proven()
+        sys.say(completed=8, inflight=0)
+        assert made.is_proven()
+
+
+@pytest.mark.usefixtures("sys")
+def test_a_connection_that_the_driver_uses_is_asked_about_and_left_alone() -> None:
+    driver = LateDriver()
+    with handed_over(driver) as (made, connection, taken):
+        assert taken
+        assert not made.is_proven()
+        assert not made.has_dead()
+        assert driver.has(connection)
+
+
+def test_a_request_that_is_done_is_proof(sys: Sys) -> None:
+    with handed_over(LateDriver()) as (made, _, _taken):
+        assert made.has_served_nothing(60)
+        sys.say(completed=1, inflight=3)
+        assert made.is_proven()
+        assert not made.has_served_nothing(60)
+
+
+def test_requests_that_stand_still_are_a_doubt_however_long_they_do(sys: Sys) -> None:
+    driver = LateDriver()
+    with handed_over(driver) as (made, _, _taken):
+        driver.clock.sleep(3600)
+        sys.say(completed=0, inflight=1)
+        assert not made.is_proven()
+        sys.say(completed=0, inflight=0)
+        assert made.is_proven()
+
+
+def test_quiet_is_a_moment_without_requests(sys: Sys) -> None:
+    made = Links(Device(0), RECORD, [])
+    sys.say(completed=5, inflight=1)
+    assert not made.await_quiet(0.01)
+    sys.say(completed=6, inflight=0)
+    assert made.await_quiet(0)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is decided about an outage: nothing but times and facts go in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbdattach.outage import FIRST_PAUSE, MAX_PAUSE, Outage, Terms, pause_after
+
+pytestmark = pytest.mark.once
+ages = st.floats(0, allow_nan=False)
+moments = st.floats(0, 1e9)
+DEFAULT = Terms(on_loss=300, dead_peer=30, connect_timeout=30)
+FOREVER = Terms(on_loss=None, dead_peer=30, connect_timeout=30)
+FAIL = Terms(on_loss=0, dead_peer=30, connect_timeout=30)
+
+
+def outage(terms: Terms = DEFAULT, began: float = 1000.0) -> Outage:
+    return Outage(terms, began, "2026-01-02T03:04:05Z")
+
+
+@pytest.mark.parametrize(
+    ("age", "pause"), [(0, 0.25), (1, 0.25), (20, 0.25), (80, 1), (240, 3), (400, 5), (1e9, 5), (math.inf, 5)]
+)
+def test_the_longer_a_server_is_away_the_longer_is_the_pause(age: float, pause: float) -> None:
+    assert pause_after(age) == pytest.approx(pause)
+
+
+@given(ages, ages)
+def test_pauses_grow_within_their_limits(one: float, other: float) -> None:
+    shorter, longer = sorted((one, other))
+    assert 0 < FIRST_PAUSE <= pause_after(shorter) <= pause_after(longer) <= MAX_PAUSE
+
+
+def test_a_server_that_is_back_is_found_within_a_small_share_of_the_time_it_was_away() -> None:
+    for age, later in itertools.pairwise(range(0, 3600, 5)):
+        assert pause_after(age) <= max(0.25, later / 50)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_pauses_of_many_devices_differ_a_little(chance: float) -> None:
+    assert outage(FOREVER).pause(1080, chance) == pytest.approx(0.8 + 0.4 * chance)
+
+
+@given(moments, st.floats(0, 1))
+def test_no_try_begins_after_requests_were_to_fail(later: float, chance: float) -> None:
+    one = outage()
+    one.lose(1000)
+    assert one.pause(1000 + later, chance) <= one.until_failing(1000 + later)
+    assert one.dial_within(1000 + later) <= max(0.01, one.until_failing(1000 + later))
+
+
+# -- when requests fail ------------------------------------------------------------------------------------------------
+
+
+@given(moments)
+def test_requests_never_fail_before_a_connection_is_dead(later: float) -> None:
+    assert outage(FAIL).until_failing(1000 + later) == math.inf
+
+
+@given(moments)
+def test_requests_that_wait_for_ever_never_fail(later: float) -> None:
+    one = outage(FOREVER)
+    one.lose(1000)
+    assert one.until_failing(1000 + later) == math.inf
+
+
+def test_requests_fail_when_on_loss_has_passed_since_the_connection_died() -> None:
+    one = outage()
+    one.lose(1010)
+    one.lose(1200)  # the next one does not prolong it
+    assert [one.until_failing(now) for now in (1010, 1100, 1310, 2000)] == [300, 210, 0, 0]
+    one.failing = True
+    assert one.until_failing(1310) == math.inf
+
+
+# -- silence -----------------------------------------------------------------------------------------------------------
+
+
+def test_silent_connections_are_cut_when_the_server_answers_no_other_and_on_loss_begins_with_dead_peer() -> None:
+    one = outage()
+    assert one.give_up_silent(silence=2, now=1002)
+    assert one.died == 1030
+
+
+def test_where_requests_are_to_fail_a_silent_connection_is_not_lost_before_dead_peer() -> None:
+    one = outage(FAIL)
+    assert not one.give_up_silent(silence=29, now=1029)
+    assert one.until_failing(1029) == math.inf
+    assert one.give_up_silent(silence=30, now=1030)
+    assert one.until_failing(1030) == 0
+
+
+def test_connections_are_given_up_once() -> None:
+    one = outage()
+    one.lose(1000)
+    assert not one.give_up_silent(silence=100, now=1100)
+
+
+# -- how long a try takes ----------------------------------------------------------------------------------------------
+
+
+def test_a_try_has_more_time_the_longer_the_server_is_away_and_never_more_than_connect_timeout() -> None:
+    one = outage(FOREVER)
+    assert [one.dial_within(now) for now in (1000, 1020, 1060, 5000)] == [3, 10, 30, 30]
+
+
+def test_tcp_has_several_round_trips_for_a_try() -> None:
+    one = outage()
+    assert [one.connect_within(trip, 1000) for trip in (0.001, 0.4)] == [0.5, 2.0]
+    assert one.connect_within(0.001, 1400) == 5
+
+
+def test_an_outage_that_only_seemed_to_be_over_goes_on_and_is_told_again() -> None:
+    one = outage()
+    one.lose(1000)
+    one.told = one.failing = True
+    again = one.again()
+    assert (again.began, again.died, again.failing) == (1000, 1000, True)
+    assert (again.fruitless, again.told) == (True, False)
+
+
+def test_status_is_told_no_more_than_once_a_second() -> None:
+    one = outage()
+    assert one.may_say(1000)
+    one.said = 1000
+    assert not one.may_say(1000.9)
+    assert one.may_say(1001)
