@@ -18,9 +18,9 @@ JOBS := $(shell expr 3 '*' $$(nproc))
 # on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
 GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.2+ioctl-only \
 	6.1+essential-netlink 6.1+essential-ioctl 7.2+udev
-LANES := $(GUESTS:%=guest+%) package boot unit-all root servers lint
+LANES := $(GUESTS:%=guest+%) package boot unit-all root servers libraries-oldest lint
 
-.PHONY: help test test-all provision lint unit unit-all libraries servers kernel matrix boot boot-all root root-all \
+.PHONY: help test test-all provision lint unit unit-all libraries libraries-oldest servers kernel matrix boot boot-all root root-all \
 	soak rounds shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
@@ -77,6 +77,10 @@ unit-all: $(VENV)/installed
 libraries: $(VENV)/installed
 	tests/unit/on_each_library
 	tests/unit/on_this_system
+
+## the same with the lowest versions that pyproject.toml allows, in a quarter of a minute
+libraries-oldest: $(VENV)/installed
+	tests/unit/on_each_library --oldest
 
 ## the protocol against real NBD servers, without a kernel
 servers: $(VENV)/installed

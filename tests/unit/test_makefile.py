@@ -37,6 +37,15 @@ def test_a_bare_make_still_runs_the_tests() -> None:
     assert first == "test"
 
 
+@pytest.mark.parametrize("library", ["click", "pyroute2"])
+def test_lowest_version_that_is_allowed_is_run_by_make_test(library: str) -> None:
+    (lanes,) = re.findall(r"^LANES := (.*)", MAKEFILE, re.MULTILINE)
+    assert "libraries-oldest" in lanes.split()
+    (allowed,) = re.findall(rf'"{library}>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    (first,) = re.findall(rf"^{library}s='(\S+) ", (ROOT / "tests/unit/on_each_library").read_text(), re.MULTILINE)
+    assert first == allowed
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_document_names_only_targets_that_exist(document: str) -> None:
     named = re.findall(r"(?:`|^    (?:\$ )?)make ([a-z][\w.-]*)", (ROOT / document).read_text(), re.MULTILINE)

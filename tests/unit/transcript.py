@@ -30,6 +30,7 @@ COMMANDS = sorted(cli.cli.commands)
 NO_COMMAND = ["", "--debug"]
 USAGE = r"""
 frobnicate
+ls
 conect db1
 --frob
 -N
