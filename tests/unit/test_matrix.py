@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""tests/matrix.py: what it counts as passed, and what it runs a second time."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = pytest.mark.once
+
+TESTS = Path(__file__).resolve().parents[1]
+# The end of a console of 6.12.113, shortened.
+DIED_IN_FORK = """\
+.............lab: the guest ended without a status; the end of its console:
+block nbd0: shutting down sockets
+nbdattach: nbd0: no longer attached
+
+Modules linked in: ipv6 crc_ccitt nbd overlay
+Pid: 1681, comm: nbdkit Not tainted 6.12.113
+RIP: 0033:flush_tlb_mm+0x4b/0x87
+RSP: 000000007320ba40  EFLAGS: 00010206
+R13: 000000007320bb88 R14: 000000006015bf11 R15: 0000000000000000
+Kernel panic - not syncing: Kernel mode fault at addr 0x40e, ip 0x6002fc13
+Call Trace:
+ [<6015f18a>] tlb_flush+0x19/0x5e
+ [<6004c3a4>] mmput+0x15/0x18
+ [<6004d97d>] copy_process+0x123f/0x1e61
+ [<6004e683>] kernel_clone+0x98/0x237
+"""
+PASSED = ".... [100%]\n4 passed, 11 deselected in 6.65s\n"
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Iterator[ModuleType]:
+    before = list(sys.path)
+    sys.path.insert(0, str(TESTS))
+    yield importlib.import_module("matrix")
+    sys.path[:] = before
+
+
+class Guests:
+    """Answers in place of the guests: one exit status and output for each attempt."""
+
+    def __init__(self, *answers: tuple[int, str]):
+        self.answers = list(answers)
+
+    def attempt(self, cell: object, rare: bool, extra: list[str]) -> tuple[int, str]:
+        return self.answers.pop(0)
+
+
+def ended(matrix: ModuleType, monkeypatch: pytest.MonkeyPatch, guests: Guests, kernel: str = "7.2") -> tuple[bool, str]:
+    """Verdict and text of a cell; each guest was asked."""
+    monkeypatch.setattr(matrix, "_attempt", guests.attempt)
+    result = matrix.run(matrix.Cell(kernel, "here", "netlink"), False, [])
+    assert guests.answers == []
+    return result.good, result.summary
+
+
+def test_death_in_fork_of_612_gets_a_second_try_and_the_table_says_so(
+    matrix: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guests = Guests((125, DIED_IN_FORK), (0, PASSED))
+    assert ended(matrix, monkeypatch, guests, "6.12") == (True, "4 passed, 11 deselected (second try)")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "console"),
+    [
+        ("7.2", DIED_IN_FORK),
+        ("6.1", DIED_IN_FORK),
+        ("6.12", DIED_IN_FORK.replace("flush_tlb_mm", "blk_mq_free_request")),
+        ("6.12", DIED_IN_FORK.replace("copy_process", "nbd_queue_rq")),
+        ("6.12", DIED_IN_FORK.replace("Kernel panic", "nbd0: lost\n" * 20 + "Kernel panic")),
+        ("6.12", "Kernel panic - not syncing: Fatal exception in interrupt\n"),
+    ],
+)
+def test_other_panic_is_a_failure_at_once(
+    matrix: ModuleType, monkeypatch: pytest.MonkeyPatch, kernel: str, console: str
+) -> None:
+    assert ended(matrix, monkeypatch, Guests((125, console)), kernel) == (False, "no result, exit status 125")
