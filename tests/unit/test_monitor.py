@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 from host import NBD0, Host, pretend
 
-pytest.importorskip("pyroute2")
-
 from nbdattach import control, monitor, netlink, process, shutdown, state
 from nbdattach.control import Door, Request
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
