@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def nothing_left_behind() -> Iterator[None]:
     """After each test: no device attached, none with a size, no process, no file of ours."""
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := leftovers():
         if time.monotonic() > deadline:
             clear_away()

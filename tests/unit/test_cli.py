@@ -385,7 +385,7 @@ def test_error_of_ours_has_its_exit_code(
 
 def test_reader_that_goes_away_is_no_traceback() -> None:
     command = f"{sys.executable} -m nbdattach doctor --help | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode in (0, 1)
     assert done.stderr == ""
 
@@ -397,7 +397,7 @@ def loaded_by(code: str) -> set[str]:
     """Names of the modules that a fresh interpreter has after `code`."""
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, file=sys.stderr)"],
-        capture_output=True, text=True, check=True, timeout=30,
+        capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     return set(done.stderr.split())
 

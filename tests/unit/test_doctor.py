@@ -393,7 +393,7 @@ def monitor(answer: Callable[[control.Caller], None]) -> Iterator[None]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield
-    thread.join(10)
+    thread.join(60)
     door.close()
 
 
