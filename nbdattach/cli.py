@@ -252,7 +252,13 @@ def cli(ctx: click.Context) -> None:
 @click.argument("device", required=False, shell_complete=_free_devices)
 @_export_option
 @click.option("-r", "--read-only", is_flag=True, help="Attach read-only.")
-@click.option("-b", "--block-size", type=_number(1), metavar="N", help="Logical block size in bytes.")
+@click.option(
+    "-b",
+    "--block-size",
+    type=Value("N", values.block_size, [*map(str, values.BLOCK_SIZES)]),
+    metavar="N",
+    help="Logical block size in bytes.",
+)
 @click.option(
     "-C",
     "--connections",

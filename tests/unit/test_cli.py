@@ -171,6 +171,11 @@ USAGE += [
         "connect ",
     ),
     (
+        ["connect", "-b", "1000", "db1"],
+        "nbdattach connect: Invalid value for '-b' / '--block-size': '1000' is none of 512, 1024, 2048, 4096",
+        "connect ",
+    ),
+    (
         ["connect", "--size", "0", "--no-handshake", "db1"],
         "nbdattach connect: Invalid value for '--size': '0' is not a number from 1 up",
         "connect ",
