@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import pytest
@@ -861,3 +862,21 @@ def test_monitor_in_the_background_is_a_process_of_its_own(monkeypatch: pytest.M
     monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
     monkeypatch.setattr(launch, "in_background", lambda: started.append(True))
     assert (cli.run(["monitor", flag]), started) == (0, [True])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "No space left on device"), (errno.EBADF, "Bad file descriptor")]
+)
+def test_result_that_cannot_be_written_is_one_line_and_one_hint(
+    number: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise OSError(number, words)
+
+    monkeypatch.setattr(client, "inspect", fails)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which run() replaces
+    assert cli.run(["info", "db1"]) == 1
+    assert capsys.readouterr().err == (
+        f"nbdattach: cannot write the result: {words}\n"
+        "(run it again with an output that can be written; nbdattach status shows what is attached)\n"
+    )
