@@ -162,11 +162,11 @@ def _write_zeroes(device: Device) -> Iterator[Finding]:
     """Left behind by another program: from 6.12 to 7.2 the driver cannot switch it off (nbd.c, __nbd_set_size)."""
     kernel = Kernel(device)
     if kernel.sends_write_zeroes and not kernel.attached:
-        yield Finding(
-            device.path,
-            "free, but another program left it sending NBD_CMD_WRITE_ZEROES; servers without it are refused here",
-            remedy="leave the device out of connect, or load the driver anew: modprobe -r nbd; modprobe nbd",
-        )
+        # The driver cannot be unloaded while it serves a device. Without DEVICE, connect takes another one by itself.
+        in_use = any(Kernel(other).attached for other in sysfs.devices())
+        remedy = "nbdattach connect TARGET" if in_use else "modprobe -r nbd; modprobe nbd"
+        sends = "free, but another program left it sending NBD_CMD_WRITE_ZEROES"
+        yield Finding(device.path, f"{sends}; connect refuses it for a server without that", remedy=remedy)
 
 
 def _netlink() -> Finding:

@@ -265,11 +265,20 @@ def test_without_a_connection_it_is_away_not_wedged(machine: Machine, how: str, 
         assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
 
 
+LEFT_ON = "free, but another program left it sending NBD_CMD_WRITE_ZEROES; connect refuses it for a server without that"
+
+
 def test_write_zeroes_that_another_program_left_switched_on_is_told_of_a_free_device(machine: Machine) -> None:
     machine.file("sys/block/nbd0/queue/write_zeroes_max_bytes", "4294966784\n")
-    says = "free, but another program left it sending NBD_CMD_WRITE_ZEROES; servers without it are refused here"
-    remedy = "leave the device out of connect, or load the driver anew: modprobe -r nbd; modprobe nbd"
-    assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
+    assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", LEFT_ON, "modprobe -r nbd; modprobe nbd")
+
+
+def test_driver_is_not_to_be_loaded_anew_while_it_is_in_use(machine: Machine) -> None:
+    """It could not be; connect without a device takes another one."""
+    machine.file("sys/block/nbd1/queue/write_zeroes_max_bytes", "4294966784\n")
+    machine.file("sys/block/nbd1/size", "0\n")
+    machine.attach(pid=os.getpid())
+    assert machine.says("/dev/nbd1") == worth_knowing("/dev/nbd1", LEFT_ON, "nbdattach connect TARGET")
 
 
 def test_write_zeroes_of_an_attachment_is_its_own_business(machine: Machine) -> None:
