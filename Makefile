@@ -21,7 +21,7 @@ GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.
 LANES := $(GUESTS:%=guest+%) package boot unit-all root servers libraries-oldest lint
 
 .PHONY: help test test-all provision lint unit unit-all libraries libraries-oldest servers kernel matrix boot boot-all root root-all \
-	soak rounds shell demo bench deb package extras remove-extras fresh clean
+	selftest soak rounds shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
 test: provision $(VENV)/installed
@@ -30,7 +30,7 @@ test: provision $(VENV)/installed
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
 test-all: test
-	$(MAKE) --no-print-directory libraries fresh boot-all root-all matrix rounds soak
+	$(MAKE) --no-print-directory libraries selftest fresh boot-all root-all matrix rounds soak
 
 ## this list
 help:
@@ -126,6 +126,10 @@ boot: deb $(VENV)/installed
 ## all of them
 boot-all: deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 900 tests/boot
+
+## what tests/lab/README.md promises of guests, on each kernel of user-mode Linux; five minutes
+selftest: provision
+	tests/lab/selftest.sh 6.1 6.12 7.2
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
 shell: $(VENV)/installed
