@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,14 @@ def matrix() -> Iterator[ModuleType]:
     sys.path.insert(0, str(TESTS))
     yield importlib.import_module("matrix")
     sys.path[:] = before
+
+
+def test_release_is_said_to_be_tested_only_with_kernels_that_it_is_tested_with(matrix: ModuleType) -> None:
+    rows = re.findall(r"^\| (12|13|sid) \| ([^|]+) \|", (TESTS.parent / "README.md").read_text(), re.MULTILINE)
+    roots = {"12": "bookworm", "13": "trixie", "sid": "sid"}
+    said = {(kernel, roots[release]) for release, kernels in rows for kernel in re.findall(r"\d\.\d+", kernels)}
+    assert len(said) >= 3
+    assert said <= {(cell.kernel.removesuffix("-qemu"), cell.root) for cell in matrix.plan()}
 
 
 class Guests:
