@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ Call Trace:
  [<6004d97d>] copy_process+0x123f/0x1e61
  [<6004e683>] kernel_clone+0x98/0x237
 """
-PASSED = ".... [100%]\n4 passed, 11 deselected in 6.65s\n"
+PASSED = "uname -r: 7.2.13\n.... [100%]\n4 passed, 11 deselected in 6.65s\n"
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,23 @@ def test_death_in_fork_of_612_gets_a_second_try_and_the_table_says_so(
 ) -> None:
     guests = Guests((125, DIED_IN_FORK), (0, PASSED))
     assert ended(matrix, monkeypatch, guests, "6.12") == (True, "4 passed, 11 deselected (second try)")
+
+
+def test_table_shows_the_kernel_that_ran_and_not_only_the_one_that_was_asked_for(
+    matrix: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The suite of Debian that a kernel comes from may have moved on."""
+    cell = matrix.Cell("7.2", "sid", "netlink")
+    monkeypatch.setattr(matrix, "_attempt", Guests((0, PASSED.replace("7.2.13", "7.3.1"))).attempt)
+    assert "| 7.2 (7.3.1) | sid | 4 passed, 11 deselected |" in matrix.table({cell: matrix.run(cell, False, [])})
+
+
+def test_guest_tells_its_kernel_before_it_runs_the_tests(matrix: ModuleType) -> None:
+    command = matrix._command(matrix.Cell("7.2", "here", "netlink"), False, [])
+    words = command[command.index("--") + 1 :]
+    words[4:] = ["echo", "the tests"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert said == f"uname -r: {platform.release()}\nthe tests\n"
 
 
 @pytest.mark.parametrize(
