@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# What a developer types; `make test` is the one that decides. Needs Debian 12 or 13, with root or sudo.
+# What a developer types; `sudo make test` is the one that decides. Needs Debian 12 or 13. The targets that need root say so.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -24,13 +24,19 @@ LANES := $(GUESTS:%=guest+%) package boot unit-all root servers libraries-oldest
 	selftest soak rounds shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
-test: provision $(VENV)/installed
+test: .needs-root provision $(VENV)/installed
 	$(MAKE) --no-print-directory -j$(JOBS) -Otarget $(LANES)
 	@echo "make test: all passed"
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
-test-all: test
+test-all: .needs-root test
 	$(MAKE) --no-print-directory libraries selftest fresh boot-all root-all matrix rounds soak
+
+# The first thing that such a target does.
+ASKED = $(or $(MAKECMDGOALS),test)
+.needs-root:
+	@[ "$$(id -u)" -eq 0 ] || \
+		{ echo "make $(ASKED): needs root, for its networks and file systems: sudo make $(ASKED)"; exit 1; }
 
 ## this list
 help:
@@ -101,7 +107,7 @@ guest+%: $(VENV)/installed
 		--share $(or $(word 3,$(subst +, ,$*)),1of1)
 
 ## suites on kernels and on the roots of Debian 12, 13 and sid, with rare tests; two hours: see tests/matrix.py
-matrix: provision $(VENV)/installed
+matrix: .needs-root provision $(VENV)/installed
 	$(PYTHON) tests/matrix.py --rare
 
 # By its name, a test runs in any case.
@@ -109,22 +115,22 @@ NOT_RARE = $(if $(K),-k $(K),-m "not rare")
 
 ## machines without a disk, whose root is on NBD; of another release: make root-all LAB_RELEASE=trixie
 # In a network of their own, so that the machine's is not touched; what they are made of is fetched before.
-root: $(VENV)/installed
+root: .needs-root $(VENV)/installed
 	tests/diskless/image 7.2
 	unshare --net $(PYTEST) --timeout 900 $(NOT_RARE) tests/diskless
 
 ## the same with emulated ones, half an hour
-root-all: $(VENV)/installed
+root-all: .needs-root $(VENV)/installed
 	tests/diskless/image 7.2
 	tests/diskless/image $(or $(LAB_KERNEL),6.12)-qemu
 	unshare --net $(PYTEST) --timeout 1500 tests/diskless
 
 ## guests that boot systemd, with servers outside of them; of another release: make boot LAB_ROOT=trixie LAB_KERNEL=6.12
-boot: deb $(VENV)/installed
+boot: .needs-root deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 900 $(NOT_RARE) tests/boot
 
 ## all of them
-boot-all: deb $(VENV)/installed
+boot-all: .needs-root deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 900 tests/boot
 
 ## what tests/lab/README.md promises of guests, on each kernel of user-mode Linux; five minutes
@@ -171,7 +177,7 @@ remove-extras:
 	rm -f $(foreach one,$(EXTRAS),$(PREFIX)/$(lastword $(subst :, ,$(one)))/$(notdir $(firstword $(subst :, ,$(one)))))
 
 ## README's commands to install, to run the demo and the linters and to uninstall, and lintian, on fresh systems; 15 minutes
-fresh: provision $(VENV)/installed
+fresh: .needs-root provision $(VENV)/installed
 	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/fresh
 
 ## what the package does when it is installed, in a guest
