@@ -67,6 +67,7 @@ def test_mounts_of_other_namespaces_are_told_where_there_are_none_here() -> None
         eventually(lambda: not attachment.status().mounts)
 
 
+@pytest.mark.spoils
 def test_a_foreign_one() -> None:
     with nbdkit("memory", "1M") as server:
         shell(f"nbd-client {BY_IOCTL} 127.0.0.1 {server.place[1]} /dev/nbd0")
@@ -113,6 +114,7 @@ def test_reconnecting() -> None:
     nbd_ok("disconnect", "--force", "nbd0")
 
 
+@pytest.mark.spoils
 def test_the_state_file_of_a_dead_attachment_is_not_believed() -> None:
     with nbdkit("memory", "1M") as server:
         with attached(server.uri, "nbd0"):
