@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import backends, control, driver, launch, lvm, process, selinux, state, sysfs, systemd, udev
+from nbdattach import backends, control, driver, interpreter, launch, lvm, process, selinux, state, sysfs, systemd, udev
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.status import Status, status_of
@@ -200,13 +200,23 @@ def _monitor() -> Iterator[Finding]:
     if not relying:
         return
     try:
-        control.ask(control.Request("ping"), MONITOR_SECONDS)
-    except NbdattachError as error:
-        silent = isinstance(error, control.NoMonitor) and error.silent
+        package = control.ask(control.Request("package"), MONITOR_SECONDS)
+    except control.NoMonitor as error:
         says = f"{error.cause}: nobody connects {_names(relying)} again"
-        yield Finding("monitor", says, True, _start_of_monitor(silent))
-    else:
+        yield Finding("monitor", says, True, _start_of_monitor(error.silent))
+    except NbdattachError:  # an older release does not know the request, but it answers
         yield Finding("monitor", "running")
+    else:
+        yield _running_monitor(package)
+
+
+def _running_monitor(package: str) -> Finding:
+    """connect uses any monitor that runs, and that may be of another installation than this command."""
+    pid = control.listener()
+    if package == interpreter.own_package() or not pid:
+        return Finding("monitor", "running")
+    says = f"running, with the code of another nbdattach: {plain(package)}"
+    return Finding("monitor", says, remedy=f"kill {pid}; tail --pid={pid} -f /dev/null; nbdattach monitor -b")
 
 
 def _relies_on_monitor(record: state.Record | None) -> bool:

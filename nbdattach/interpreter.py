@@ -64,6 +64,11 @@ def _has_modules_of_python(place: str) -> bool:
     return place == os.path.dirname(os.__file__) or os.path.basename(place) == "lib-dynload"
 
 
+def own_package() -> str:
+    """As `package_of`, of this very process."""
+    return os.path.realpath(PACKAGE)
+
+
 def package_of(program: str) -> str | None:
     """The folder of the nbdattach that this Python script runs, None where that cannot be told."""
     tell = "import nbdattach, os; print(os.path.realpath(os.path.dirname(nbdattach.__file__)))"
