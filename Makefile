@@ -149,10 +149,12 @@ demo:
 bench: provision $(VENV)/installed
 	$(PYTHON) tests/bench/bench.py
 
+require_ours = for made in build dist *.egg-info; do [ ! -e $$made ] || [ -w $$made ] || \
+	{ echo "make $@: $$made is not yours, as sudo pip leaves it: sudo rm -r $$made"; exit 1; }; done
+
 ## the Debian package, as dist/nbdattach_VERSION_all.deb; from what the source distribution holds
 deb: provision-deb
-	@for made in build dist *.egg-info; do [ ! -e $$made ] || [ -w $$made ] || \
-		{ echo "make deb: $$made is not yours, as sudo pip leaves it: sudo rm -r $$made"; exit 1; }; done
+	@$(require_ours)
 	rm -rf build/deb
 	mkdir -p build/deb dist
 	/usr/bin/python3 -m build --no-isolation --sdist --outdir build/deb . >build/deb/log 2>&1 || { cat build/deb/log; false; }
@@ -168,9 +170,13 @@ EXTRAS := $(foreach page,$(wildcard man/*.[578]),$(page):share/man/man$(subst .,
 	completions/zsh/_nbdattach:share/zsh/site-functions \
 	completions/fish/nbdattach.fish:share/fish/vendor_completions.d
 
-## man pages and completions below PREFIX (/usr/local)
+# What pip leaves in a checkout that it installs from. After sudo it is root's, and the user's next build fails.
+OF_PIP := build/lib $(wildcard build/bdist.*) nbdattach.egg-info
+
+## man pages and completions below PREFIX (/usr/local); what pip has left in the checkout is removed
 extras:
 	@$(foreach one,$(EXTRAS),install -D -m 644 $(subst :, -t $(PREFIX)/,$(one)) &&) :
+	@rm -rf $(OF_PIP); [ ! -d build ] || rmdir --ignore-fail-on-non-empty build
 
 ## away with them
 remove-extras:
@@ -188,6 +194,7 @@ package: deb $(VENV)/installed
 
 ## remove everything that make has made here
 clean:
+	@$(require_ours)
 	rm -rf .venv .venv-* build dist *.egg-info
 
 ## a thousand server restarts under load, half an hour

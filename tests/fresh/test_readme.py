@@ -14,6 +14,8 @@ CHECKOUT = "/home/user/nbdattach"
 WAYS = ["As a Debian package", "With pipx 1.0 or later", "With a venv"]
 # By name, but in the checkout and in what never stays on a disk. A package that was removed stays in dpkg's log.
 LEFT = "find / -xdev -iname '*nbdattach*' -not -path '/home/user/nbdattach*' -not -path '/proc/*' -not -path '/sys/*'"
+# In the checkout: what its user could not remove.
+OF_OTHERS = "find . ! -user user"
 # The machine's kernel may lack nbd: doctor says so and ends with 6.
 DOCTOR = "sudo nbdattach doctor || [ $? = 6 ]"
 
@@ -25,6 +27,8 @@ def test_it_installs_works_and_leaves_nothing(root: Root, heading: str) -> None:
     works(root)
     root.run(commands.remove, folder=CHECKOUT)
     assert root.run(LEFT, "root") == ""
+    assert root.run(OF_OTHERS, folder=CHECKOUT) == ""
+    root.run("make clean", folder=CHECKOUT)
 
 
 def works(root: Root) -> None:
