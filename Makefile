@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# What a developer types; `make test` is the one that decides. Needs Debian 12 or 13, with root or sudo.
+# What a developer types; `sudo make test` is the one that decides. Needs Debian 12 or 13. The targets that need root say so.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -18,19 +18,25 @@ JOBS := $(shell expr 3 '*' $$(nproc))
 # on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
 GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.2+ioctl-only \
 	6.1+essential-netlink 6.1+essential-ioctl 7.2+udev
-LANES := $(GUESTS:%=guest+%) package boot unit-all root servers lint
+LANES := $(GUESTS:%=guest+%) package boot unit-all root servers libraries-oldest lint
 
-.PHONY: help test test-all provision lint unit unit-all libraries servers kernel matrix boot boot-all root root-all \
-	soak rounds shell demo bench deb package extras remove-extras fresh clean
+.PHONY: help test test-all provision lint unit unit-all libraries libraries-oldest servers kernel matrix boot boot-all root root-all \
+	selftest soak rounds shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
-test: provision $(VENV)/installed
+test: .needs-root provision $(VENV)/installed
 	$(MAKE) --no-print-directory -j$(JOBS) -Otarget $(LANES)
 	@echo "make test: all passed"
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
-test-all: test
-	$(MAKE) --no-print-directory libraries fresh boot-all root-all matrix rounds soak
+test-all: .needs-root test
+	$(MAKE) --no-print-directory libraries selftest fresh boot-all root-all matrix rounds soak
+
+# The first thing that such a target does.
+ASKED = $(or $(MAKECMDGOALS),test)
+.needs-root:
+	@[ "$$(id -u)" -eq 0 ] || \
+		{ echo "make $(ASKED): needs root, for its networks and file systems: sudo make $(ASKED)"; exit 1; }
 
 ## this list
 help:
@@ -78,6 +84,10 @@ libraries: $(VENV)/installed
 	tests/unit/on_each_library
 	tests/unit/on_this_system
 
+## the same with the lowest versions that pyproject.toml allows, in a quarter of a minute
+libraries-oldest: $(VENV)/installed
+	tests/unit/on_each_library --oldest
+
 ## the protocol against real NBD servers, without a kernel
 servers: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/servers
@@ -97,7 +107,7 @@ guest+%: $(VENV)/installed
 		--share $(or $(word 3,$(subst +, ,$*)),1of1)
 
 ## suites on kernels and on the roots of Debian 12, 13 and sid, with rare tests; two hours: see tests/matrix.py
-matrix: provision $(VENV)/installed
+matrix: .needs-root provision $(VENV)/installed
 	$(PYTHON) tests/matrix.py --rare
 
 # By its name, a test runs in any case.
@@ -105,23 +115,27 @@ NOT_RARE = $(if $(K),-k $(K),-m "not rare")
 
 ## machines without a disk, whose root is on NBD; of another release: make root-all LAB_RELEASE=trixie
 # In a network of their own, so that the machine's is not touched; what they are made of is fetched before.
-root: $(VENV)/installed
+root: .needs-root $(VENV)/installed
 	tests/diskless/image 7.2
 	unshare --net $(PYTEST) --timeout 900 $(NOT_RARE) tests/diskless
 
 ## the same with emulated ones, half an hour
-root-all: $(VENV)/installed
+root-all: .needs-root $(VENV)/installed
 	tests/diskless/image 7.2
 	tests/diskless/image $(or $(LAB_KERNEL),6.12)-qemu
 	unshare --net $(PYTEST) --timeout 1500 tests/diskless
 
 ## guests that boot systemd, with servers outside of them; of another release: make boot LAB_ROOT=trixie LAB_KERNEL=6.12
-boot: deb $(VENV)/installed
+boot: .needs-root deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 900 $(NOT_RARE) tests/boot
 
 ## all of them
-boot-all: deb $(VENV)/installed
+boot-all: .needs-root deb $(VENV)/installed
 	unshare --net $(PYTEST) --timeout 900 tests/boot
+
+## what tests/lab/README.md promises of guests, on each kernel of user-mode Linux; five minutes
+selftest: provision
+	tests/lab/selftest.sh 6.1 6.12 7.2
 
 ## a shell in a guest, with nbdattach on its PATH: make shell KERNEL=6.12
 shell: $(VENV)/installed
@@ -135,10 +149,12 @@ demo:
 bench: provision $(VENV)/installed
 	$(PYTHON) tests/bench/bench.py
 
+require_ours = for made in build dist *.egg-info; do [ ! -e $$made ] || [ -w $$made ] || \
+	{ echo "make $@: $$made is not yours, as sudo pip leaves it: sudo rm -r $$made"; exit 1; }; done
+
 ## the Debian package, as dist/nbdattach_VERSION_all.deb; from what the source distribution holds
 deb: provision-deb
-	@for made in build dist *.egg-info; do [ ! -e $$made ] || [ -w $$made ] || \
-		{ echo "make deb: $$made is not yours, as sudo pip leaves it: sudo rm -r $$made"; exit 1; }; done
+	@$(require_ours)
 	rm -rf build/deb
 	mkdir -p build/deb dist
 	/usr/bin/python3 -m build --no-isolation --sdist --outdir build/deb . >build/deb/log 2>&1 || { cat build/deb/log; false; }
@@ -154,16 +170,20 @@ EXTRAS := $(foreach page,$(wildcard man/*.[578]),$(page):share/man/man$(subst .,
 	completions/zsh/_nbdattach:share/zsh/site-functions \
 	completions/fish/nbdattach.fish:share/fish/vendor_completions.d
 
-## man pages and completions below PREFIX (/usr/local)
+# What pip leaves in a checkout that it installs from. After sudo it is root's, and the user's next build fails.
+OF_PIP := build/lib $(wildcard build/bdist.*) nbdattach.egg-info
+
+## man pages and completions below PREFIX (/usr/local); what pip has left in the checkout is removed
 extras:
 	@$(foreach one,$(EXTRAS),install -D -m 644 $(subst :, -t $(PREFIX)/,$(one)) &&) :
+	@rm -rf $(OF_PIP); [ ! -d build ] || rmdir --ignore-fail-on-non-empty build
 
 ## away with them
 remove-extras:
 	rm -f $(foreach one,$(EXTRAS),$(PREFIX)/$(lastword $(subst :, ,$(one)))/$(notdir $(firstword $(subst :, ,$(one)))))
 
 ## README's commands to install, to run the demo and the linters and to uninstall, and lintian, on fresh systems; 15 minutes
-fresh: provision $(VENV)/installed
+fresh: .needs-root provision $(VENV)/installed
 	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/fresh
 
 ## what the package does when it is installed, in a guest
@@ -174,6 +194,7 @@ package: deb $(VENV)/installed
 
 ## remove everything that make has made here
 clean:
+	@$(require_ours)
 	rm -rf .venv .venv-* build dist *.egg-info
 
 ## a thousand server restarts under load, half an hour

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,10 +65,18 @@ def no_less_safe_than_one(wishes: Wishes) -> tuple[Wishes, list[str]]:
 
 
 def how_to_install() -> str:
-    """The command that gives this very program pyroute2. Debian's Python takes no packages from pip."""
-    if "/dist-packages/" in __file__:
+    """The command that installs pyroute2 for the Python that runs this program."""
+    if _refuses_pip():
         return "apt install python3-pyroute2"
     return f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
+
+
+def _refuses_pip() -> bool:
+    """Whether pip installs nothing because this Python is Debian's own, and not that of a venv (PEP 668)."""
+    import sysconfig
+
+    mark = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    return sys.prefix == sys.base_prefix and os.path.exists(mark)
 
 
 def why_no_netlink() -> NbdattachError | None:

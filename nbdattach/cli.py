@@ -252,7 +252,13 @@ def cli(ctx: click.Context) -> None:
 @click.argument("device", required=False, shell_complete=_free_devices)
 @_export_option
 @click.option("-r", "--read-only", is_flag=True, help="Attach read-only.")
-@click.option("-b", "--block-size", type=_number(1), metavar="N", help="Logical block size in bytes.")
+@click.option(
+    "-b",
+    "--block-size",
+    type=Value("N", values.block_size, [*map(str, values.BLOCK_SIZES)]),
+    metavar="N",
+    help="Logical block size in bytes.",
+)
 @click.option(
     "-C",
     "--connections",
@@ -802,6 +808,8 @@ def run(arguments: list[str]) -> int:
         code = 1
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             _say(f"cannot write the result: {error.strerror}")
+            hint = "run it again with an output that can be written; nbdattach status shows what is attached"
+            click.echo(f"({hint})", err=True)
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - at exit Python would flush the old one once more
             return code
         _say(f"internal error: {type(error).__name__}: {error}")

@@ -50,7 +50,7 @@ class Request:
     "watch".
     """
 
-    do: str  # "watch" | "hold" | "cut" | "reconnect" | "resize" | "ping"
+    do: str  # "watch" | "hold" | "cut" | "reconnect" | "resize" | "ping" | "package"
     device: str = ""
     target: str | None = None
     relay: int = 0

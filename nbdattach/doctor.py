@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import backends, control, driver, launch, lvm, process, selinux, state, sysfs, systemd, udev
+from nbdattach import backends, control, driver, interpreter, launch, lvm, process, selinux, state, sysfs, systemd, udev
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.status import Status, status_of
@@ -162,11 +162,11 @@ def _write_zeroes(device: Device) -> Iterator[Finding]:
     """Left behind by another program: from 6.12 to 7.2 the driver cannot switch it off (nbd.c, __nbd_set_size)."""
     kernel = Kernel(device)
     if kernel.sends_write_zeroes and not kernel.attached:
-        yield Finding(
-            device.path,
-            "free, but another program left it sending NBD_CMD_WRITE_ZEROES; servers without it are refused here",
-            remedy="leave the device out of connect, or load the driver anew: modprobe -r nbd; modprobe nbd",
-        )
+        # The driver cannot be unloaded while it serves a device. Without DEVICE, connect takes another one by itself.
+        in_use = any(Kernel(other).attached for other in sysfs.devices())
+        remedy = "nbdattach connect TARGET" if in_use else "modprobe -r nbd; modprobe nbd"
+        sends = "free, but another program left it sending NBD_CMD_WRITE_ZEROES"
+        yield Finding(device.path, f"{sends}; connect refuses it for a server without that", remedy=remedy)
 
 
 def _netlink() -> Finding:
@@ -200,13 +200,23 @@ def _monitor() -> Iterator[Finding]:
     if not relying:
         return
     try:
-        control.ask(control.Request("ping"), MONITOR_SECONDS)
-    except NbdattachError as error:
-        silent = isinstance(error, control.NoMonitor) and error.silent
+        package = control.ask(control.Request("package"), MONITOR_SECONDS)
+    except control.NoMonitor as error:
         says = f"{error.cause}: nobody connects {_names(relying)} again"
-        yield Finding("monitor", says, True, _start_of_monitor(silent))
-    else:
+        yield Finding("monitor", says, True, _start_of_monitor(error.silent))
+    except NbdattachError:  # an older release does not know the request, but it answers
         yield Finding("monitor", "running")
+    else:
+        yield _running_monitor(package)
+
+
+def _running_monitor(package: str) -> Finding:
+    """connect uses any monitor that runs, and that may be of another installation than this command."""
+    pid = control.listener()
+    if package == interpreter.own_package() or not pid:
+        return Finding("monitor", "running")
+    says = f"running, with the code of another nbdattach: {plain(package)}"
+    return Finding("monitor", says, remedy=f"kill {pid}; tail --pid={pid} -f /dev/null; nbdattach monitor -b")
 
 
 def _relies_on_monitor(record: state.Record | None) -> bool:

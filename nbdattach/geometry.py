@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from nbdattach.errors import KernelRefused, Malformed, Refused
 from nbdattach.export import Export
 from nbdattach.proto import NBD_FLAG_READ_ONLY, NBD_FLAG_ROTATIONAL, NBD_FLAG_SEND_WRITE_ZEROES
+from nbdattach.values import BLOCK_SIZES
 
 SECTOR = 512
-# The nbd driver takes logical blocks up to a page (blk_validate_block_size, linux/blkdev.h), and the smallest page
-# of a Linux machine is this; what holds here holds on machines with larger pages.
+# The smallest page of a Linux machine; what holds here holds on machines with larger pages.
 PAGE = 4096
-BLOCK_SIZES = (512, 1024, 2048, 4096)
 # loff_t: a signed 64-bit number of bytes.
 MAX_SIZE = 2**63 - 1
 # What the driver of 6.12 switches on and can never switch off again: the next server at the same device would be sent

@@ -30,10 +30,43 @@ def python(module: str, function: str) -> list[str]:
     """The command for a function without arguments of a module that needs the libraries, too: those that we see."""
     boot = "import sys; sys.path.insert(0, sys.argv[1]); import nbdattach; sys.path[:] = sys.argv[2:]; "
     boot += f"from nbdattach import {module}; {module}.{function}()"
-    # The first one is the folder of the script or the current one, unless it is told otherwise.
-    seen = sys.path if sys.flags.safe_path else sys.path[1:]
-    libraries = [*(os.path.abspath(place) for place in seen if place), _PLACE]
-    return [sys.executable, "-I", "-c", boot, _PLACE, *dict.fromkeys(libraries)]
+    return [sys.executable, "-I", "-c", boot, _PLACE, *dict.fromkeys([*_libraries(), _PLACE])]
+
+
+def _libraries() -> list[str]:
+    """The folders of sys.path, those of Python's own modules first, without the one that Python adds for the script."""
+    places = list(sys.path)
+    added = None if sys.flags.safe_path else _added_folder()
+    for at, place in enumerate(places):
+        # By its name: a program may have put another folder before it. Once: PYTHONPATH may name it, too.
+        if place == added or (place and os.path.realpath(place) == added):
+            del places[at]
+            break
+    found = [os.path.abspath(place) for place in places if place]
+    return sorted(found, key=lambda place: not _has_modules_of_python(place))
+
+
+def _added_folder() -> str:
+    """That of the script, or the current one, which is "" with -c and has its full name with -m."""
+    main = sys.modules["__main__"]
+    script: str | None = getattr(main, "__file__", None)
+    if script is None:
+        return ""
+    if main.__spec__ is None:
+        return os.path.dirname(os.path.realpath(script))
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # somebody has removed it
+        return ""
+
+
+def _has_modules_of_python(place: str) -> bool:
+    return place == os.path.dirname(os.__file__) or os.path.basename(place) == "lib-dynload"
+
+
+def own_package() -> str:
+    """As `package_of`, of this very process."""
+    return os.path.realpath(PACKAGE)
 
 
 def package_of(program: str) -> str | None:

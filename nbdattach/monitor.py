@@ -24,6 +24,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.driverlog import DriverLog
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
+from nbdattach.interpreter import own_package
 from nbdattach.link import Link
 from nbdattach.log import Log, kernel_log, to_stderr
 from nbdattach.realroot import RealRoot
@@ -253,6 +254,9 @@ class Monitor:
     def _carry_out(self, request: Request, links: list[Link], relay: Relay | None, caller: Caller) -> None:
         if request.do == "ping":
             caller.reply(str(os.getpid()))
+            return
+        if request.do == "package":
+            caller.reply(own_package())
             return
         if request.do == "leave" and self._root:
             caller.reply("leaving")

@@ -16,7 +16,6 @@ from typing import Any
 from nbdattach import values
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
-from nbdattach.geometry import BLOCK_SIZES
 from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.wiretext import plain, quoted
 from nbdattach.wishes import Wishes
@@ -103,12 +102,6 @@ def _number(least: int) -> Callable[[str], int]:
     return lambda text: values.number(text, least)
 
 
-def _block_size(text: str) -> int:
-    if values.number(text, 1) not in BLOCK_SIZES:
-        raise ValueError(f"{text!r} is none of {', '.join(map(str, BLOCK_SIZES))}")
-    return int(text)
-
-
 def _seconds(least: float = 0.0) -> Callable[[str], float]:
     return lambda text: values.seconds(text, least)
 
@@ -122,7 +115,7 @@ def _path(text: str) -> str:
 # By their long names at connect. What is missing is no property of an attachment: -f, --json, -N.
 _WISHES = {
     "read-only": _Kind("read_only"),
-    "block-size": _Kind("block_size", _block_size),
+    "block-size": _Kind("block_size", values.block_size),
     "connections": _Kind("connections", values.connections),
     "connect-timeout": _Kind("connect_timeout", _seconds(values.LEAST_CONNECT_TIMEOUT)),
     "retry-for": _Kind("retry_for", _seconds()),

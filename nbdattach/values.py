@@ -12,6 +12,8 @@ from collections.abc import Sequence
 BACKENDS = ("auto", "netlink", "ioctl")
 TRANSPORTS = ("auto", "kernel", "relay")
 MAX_CONNECTIONS = 64
+# The nbd driver takes logical blocks up to a page (blk_validate_block_size, linux/blkdev.h), which is 4096 at least.
+BLOCK_SIZES = (512, 1024, 2048, 4096)
 MAX_SECONDS = 365 * 24 * 3600  # more is a slip of the finger, and the kernel's clocks end somewhere
 LEAST_CONNECT_TIMEOUT = 0.001
 LEAST_DEAD_PEER = 1.0
@@ -33,6 +35,13 @@ def number(text: str, least: int) -> int:
     """A plain decimal number, `least` or more."""
     if not _NUMBER.fullmatch(text) or int(text) < least:
         raise ValueError(f"{text!r} is not a number from {least} up")
+    return int(text)
+
+
+def block_size(text: str) -> int:
+    """A number of bytes that every kernel takes."""
+    if number(text, 1) not in BLOCK_SIZES:
+        raise ValueError(f"{text!r} is none of {', '.join(map(str, BLOCK_SIZES))}")
     return int(text)
 
 

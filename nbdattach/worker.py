@@ -258,13 +258,13 @@ def write_back(path: str) -> None:
 
 
 def flush_main(arguments: list[str]) -> None:
-    """`flush` as a process of its own: who waits for the server there cannot be interrupted. Exits with the errno.
+    """`flush` as a process of its own: a process that waits for the server cannot be interrupted. Exits with the errno.
 
-    The arguments after the device are those of `mark_unflushed`. Nobody else may be there any more to remember it.
+    The arguments after the device are those of `mark_unflushed`, because the caller may be gone before the flush fails.
     """
     path, *mark = arguments
     try:
-        os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # to our end: who forgets it all waits for whoever has it open
+        os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # kept open until we exit: it cannot be freed under this flush
         flush(path)
     except OSError as error:
         if mark:

@@ -31,9 +31,15 @@ KERNELS = ("6.1", "6.12", "7.2")
 EMULATED = ("6.12-qemu", "7.3-qemu")
 _SECONDS = 5400  # for one cell, on a machine that runs several
 _GUEST_DIED = 125  # as guest.py has it
+# Before the tests, in the guest: a release of Debian may have moved on to another kernel than the one that is meant.
+_TOLD = ("sh", "-c", 'echo "uname -r: $(uname -r)"; exec "$@"', "sh")
+_RELEASE = re.compile(r"^uname -r: (\S+)$", re.MULTILINE)
 _TAIL = 150  # lines of a failed cell's output
 # The last line of pytest; "=" frames it where pytest is not quiet.
 _SUMMARY = re.compile(r"^=* ?(.*\d (?:passed|failed|errors?).*) in [\d.]+s", re.MULTILINE)
+
+# The registers come before the line with the word panic, and the trace after it.
+_PANIC_IN_FORK = re.compile(r"^RIP: \S+:flush_tlb_mm\+.*\n(?:.*\n){1,12}?Kernel panic", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Cell:
 class Result:
     good: bool
     summary: str
+    release: str  # of the kernel, as the guest's uname -r has it
 
 
 def plan() -> list[Cell]:
@@ -102,17 +109,26 @@ def plan() -> list[Cell]:
 def run(cell: Cell, rare: bool, extra: list[str]) -> Result:
     began = time.monotonic()
     code, output = _attempt(cell, rare, extra)
-    # User-mode Linux 6.12.113 dies in fork at times (flush_tlb_mm), on a busy machine. That says nothing of the driver.
-    if code == _GUEST_DIED and "Kernel panic" in output and "nbd_" not in output.partition("Kernel panic")[2]:
-        print(f"once more: {cell}: the guest's kernel died, outside of the nbd driver", flush=True)
+    note = ""
+    if code == _GUEST_DIED and died_in_fork(cell.kernel, output):
+        print(f"once more: {cell}: the guest's kernel died in fork, as user-mode Linux 6.12 does at times", flush=True)
+        note = " (second try)"
         code, output = _attempt(cell, rare, extra)
     found = _SUMMARY.findall(output)
-    result = Result(code == 0 and bool(found), found[-1] if found else f"no result, exit status {code}")
+    summary = (found[-1] if found else f"no result, exit status {code}") + note
+    release = _RELEASE.search(output)
+    result = Result(code == 0 and bool(found), summary, release[1] if release else "unknown")
     if not result.good:
         print(*output.splitlines()[-_TAIL:], sep="\n")
     verdict = "ok" if result.good else "FAILED"
     print(f"{verdict}: {cell}: {result.summary} in {time.monotonic() - began:.0f} s", flush=True)
     return result
+
+
+def died_in_fork(kernel: str, output: str) -> bool:
+    """Whether this is the known fault of user-mode Linux 6.12.113 on a busy machine, which is not in the driver."""
+    panic = _PANIC_IN_FORK.search(output)
+    return kernel == "6.12" and panic is not None and "copy_process" in output[panic.end() :]
 
 
 def _attempt(cell: Cell, rare: bool, extra: list[str]) -> tuple[int, str]:
@@ -135,7 +151,7 @@ def _command(cell: Cell, rare: bool, extra: list[str]) -> list[str]:
     expression = " and ".join(f"({mark})" for mark in marks if mark)
     limit = "400" if cell.kernel in EMULATED else "180"
     pytest = [python, "-m", "pytest", "-q", "--timeout", limit, "--durations", "30", "--durations-min", "5"]
-    return [*lab, "--", *pytest, *(["-m", expression] if expression else []), *extra, *suite.paths]
+    return [*lab, "--", *_TOLD, *pytest, *(["-m", expression] if expression else []), *extra, *suite.paths]
 
 
 def table(results: dict[Cell, Result]) -> str:
@@ -145,7 +161,8 @@ def table(results: dict[Cell, Result]) -> str:
     for kernel, root in sorted({(cell.kernel, cell.root) for cell in results}):
         row = [results.get(Cell(kernel, root, suite)) for suite in suites]
         shown = [(one.summary if one.good else f"**{one.summary}**") if one else "" for one in row]
-        lines.append(f"| {kernel} | {root} | " + " | ".join(shown) + " |")
+        releases = ", ".join(sorted({one.release for one in row if one}))
+        lines.append(f"| {kernel} ({releases}) | {root} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 

@@ -50,8 +50,10 @@ class Guest:
         return [(float(found[1]), found[2]) for found in map(_LINE.match, self.console.splitlines()) if found]
 
     def when(self, text: str) -> float:
-        """Seconds since boot of the first line with that text."""
-        return next((stamp for stamp, line in self.lines if text in line), float("nan"))
+        """Seconds since boot of the first line with that text. Fails if there is none: an order would hold by it."""
+        stamps = [stamp for stamp, line in self.lines if text in line]
+        assert stamps, f"no {text!r} on the console: {self.console[-3000:]}"
+        return stamps[0]
 
     def wait_for(self, text: str, seconds: float = _SECONDS) -> None:
         """Until the console has that text."""

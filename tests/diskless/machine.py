@@ -22,7 +22,9 @@ from servers import free_port, poll
 # Pure emulation, on a machine that has other work: seconds.
 BOOT = 400.0
 ANSWER = 120.0
-POWER_OFF = 120.0
+POWER_OFF = 400.0
+# systemd tells from 5 s on for how long it has waited: "A stop job is running for NAME (6s / 1min 30s)".
+_STOP_JOB = re.compile(r"[Aa] stop job is running for .*?\((?:(\d+)min )?(\d+)s / ")
 _POLL = 0.1
 _HOST, _TAP = "10.0.2.2", "root0"
 _ADDRESS = f"10.0.2.15::{_HOST}:255.255.255.0::vec0:off"
@@ -76,6 +78,8 @@ class Machine:
         self._heard = b""
         self._shell, theirs = socket.socketpair()
         start = _qemu if kernel.endswith("-qemu") else _uml
+        self._idle_boot = _IDLE_BOOT[start]
+        self._began, self._boot_seconds = time.monotonic(), 0.0
         with theirs, self._console.open("wb") as console:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *start(files, words, initramfs, theirs.fileno())],
@@ -94,6 +98,7 @@ class Machine:
     def wait_until_up(self) -> None:
         """Its shell listens then."""
         self._hear_until(b"READY\n", BOOT, "booted")
+        self._boot_seconds = time.monotonic() - self._began
         self._heard = b""
 
     def wait_until_off(self) -> None:
@@ -132,12 +137,21 @@ class Machine:
         assert not re.search("ALERT!|Kernel panic|System halted", tail), tail
         assert time.monotonic() < deadline, f"the machine has not {what}\n{tail}"
 
-    def power_off(self) -> float:
-        """By systemctl; how many seconds it took."""
+    def power_off(self) -> None:
+        """By systemctl."""
         self._shell.sendall(b"systemctl poweroff\n")
-        began = time.monotonic()
         self._process.wait(POWER_OFF)
-        return time.monotonic() - began
+
+    def see_quick_stops(self) -> None:
+        """No stop job ran for longer than 10 s; on a machine that is busy with other things, for so much longer."""
+        slowness = max(1.0, self._boot_seconds / self._idle_boot)
+        longest = max((_seconds(*told) for told in _STOP_JOB.findall(self.console)), default=0)
+        print(
+            f"the longest stop: {longest} s; {slowness:.1f} times as slow as idle, booted in {self._boot_seconds:.0f} s"
+        )
+        # What never ends is killed after 90 s, which no slowness explains.
+        allowed = min(10 * slowness, 80)
+        assert longest < allowed, f"a stop job ran for {longest} s, {allowed:.1f} s are allowed"
 
     def end(self) -> None:
         # UML has helpers, which are of its group.
@@ -145,6 +159,10 @@ class Machine:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._shell.close()
+
+
+def _seconds(minutes: str, seconds: str) -> int:
+    return 60 * int(minutes or 0) + int(seconds)
 
 
 def _uml(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
@@ -187,3 +205,7 @@ def _accelerator() -> tuple[str, ...]:
     if os.environ.get("LAB_KVM") == "1":
         return ("-accel", "kvm", "-cpu", "host")
     return ("-accel", "tcg,thread=multi", "-cpu", "max")
+
+
+# From the start until the shell answers, where nothing else runs on the machine: seconds.
+_IDLE_BOOT = {_uml: 20.0, _qemu: 120.0}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
 README = TREE / "README.md"
+CONTRIBUTING = TREE / "CONTRIBUTING.md"
 
 
 @dataclass(frozen=True)
@@ -29,5 +30,10 @@ def way(heading: str) -> Way:
 
 def tells(command: str) -> bool:
     """It, or what it leads a developer to."""
-    pages = [page for page in (README, TREE / "CONTRIBUTING.md") if page.exists()]
+    pages = [page for page in (README, CONTRIBUTING) if page.exists()]
     return any(f"`{command}`" in page.read_text() for page in pages)
+
+
+def hooks() -> str:
+    """The commands of CONTRIBUTING.md that install the hooks of git."""
+    return "\n".join(re.findall(r"^    (\S+/p(?:ip|re-commit) install.*)$", CONTRIBUTING.read_text(), re.MULTILINE))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from readme import tells, way
+from readme import hooks, tells, way
 from root import Root
 
 from nbdattach import __version__
@@ -14,6 +14,8 @@ CHECKOUT = "/home/user/nbdattach"
 WAYS = ["As a Debian package", "With pipx 1.0 or later", "With a venv"]
 # By name, but in the checkout and in what never stays on a disk. A package that was removed stays in dpkg's log.
 LEFT = "find / -xdev -iname '*nbdattach*' -not -path '/home/user/nbdattach*' -not -path '/proc/*' -not -path '/sys/*'"
+# In the checkout: what its user could not remove.
+OF_OTHERS = "find . ! -user user"
 # The machine's kernel may lack nbd: doctor says so and ends with 6.
 DOCTOR = "sudo nbdattach doctor || [ $? = 6 ]"
 
@@ -25,6 +27,8 @@ def test_it_installs_works_and_leaves_nothing(root: Root, heading: str) -> None:
     works(root)
     root.run(commands.remove, folder=CHECKOUT)
     assert root.run(LEFT, "root") == ""
+    assert root.run(OF_OTHERS, folder=CHECKOUT) == ""
+    root.run("make clean", folder=CHECKOUT)
 
 
 def works(root: Root) -> None:
@@ -51,10 +55,21 @@ def test_what_a_developer_types_first(root: Root, target: str) -> None:
     root.run(f"make {target}", folder=CHECKOUT)
 
 
+def test_hooks_of_git_run_as_contributing_tells(root: Root) -> None:
+    root.run(f"make lint\n{hooks()}", folder=CHECKOUT)
+    commit = "git -c user.name=user -c user.email=user@nbdattach.invalid commit --quiet --message test"
+    root.run(f"sed -i '1a # A comment.' nbdattach/clock.py; git add nbdattach; {commit}", folder=CHECKOUT)
+    said = root.run(f"echo 'import os' >>nbdattach/clock.py; git add nbdattach; {commit}", folder=CHECKOUT, code=1)
+    assert "ruff check" in said and "Found " in said
+
+
 def test_a_build_that_sudo_pip_has_left_is_told_with_the_command_that_helps(root: Root) -> None:
     root.run("mkdir build", "root", CHECKOUT)
     said = root.run("make --old-file=provision-deb deb", folder=CHECKOUT, code=2)
     assert said.startswith("make deb: build is not yours, as sudo pip leaves it: sudo rm -r build\n")
+    said = root.run("make clean", folder=CHECKOUT, code=2)
+    assert said.startswith("make clean: build is not yours, as sudo pip leaves it: sudo rm -r build\n")
+    root.run("sudo rm -r build\nmake clean", folder=CHECKOUT)
 
 
 def test_without_root_and_sudo_the_command_that_helps_is_told(root: Root) -> None:

@@ -156,6 +156,7 @@ def test_a_time_out_of_another_program_is_found_and_can_be_lifted(tmp_path: Path
         eventually(lambda: not FIRST.attached)
 
 
+@pytest.mark.spoils
 def test_a_foreign_device_without_a_time_out_is_well() -> None:
     shell("modprobe -r nbd; modprobe nbd")  # what the last one set outlives it
     with nbdkit("memory", "1M") as server:

@@ -160,6 +160,7 @@ def test_a_line_that_nbd_client_accepts_gives_the_same_attachment() -> None:
     assert {type(one) for one in theirs.values()} == {Seen}
 
 
+@pytest.mark.spoils
 @pytest.mark.netlink
 def test_a_read_only_export_and_another_server_give_the_same_attachment(tmp_path: Path) -> None:
     with nbdkit(*telling(4, "-r"), port=PORT):

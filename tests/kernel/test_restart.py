@@ -154,9 +154,13 @@ def test_an_idle_device_notices_a_cut_link_within_dead_peer(network: str) -> Non
     ):
         cut_link()
         cut = time.monotonic()
-        eventually(lambda: state_of("nbd0") == "reconnecting")
-        assert time.monotonic() - cut < promised(8)
-        heal_link()
+        try:
+            eventually(lambda: state_of("nbd0") == "reconnecting")
+            noticed = time.monotonic() - cut
+        finally:
+            heal_link()
+        # Also on a busy machine it is sooner than by the default of 30 s.
+        assert noticed < min(promised(8), 25)
         eventually(lambda: state_of("nbd0") == "connected", promised(5))
 
 

@@ -138,6 +138,7 @@ def test_partitions_have_names(tmp_path: Path) -> None:
             assert links() == {}
 
 
+@pytest.mark.spoils
 def test_what_other_tools_attach_has_its_names(tmp_path: Path) -> None:
     with nbdkit("file", f"file={partitioned_image(tmp_path / 'image')}") as server:
         with foreign(server.uri, "a\nb\x01\n"):
@@ -149,6 +150,7 @@ def test_what_other_tools_attach_has_its_names(tmp_path: Path) -> None:
         assert links() == {}
 
 
+@pytest.mark.spoils
 def test_no_identifier_no_name() -> None:
     with nbdkit("memory", "1M") as server:
         with foreign(server.uri, ""):

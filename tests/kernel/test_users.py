@@ -336,6 +336,7 @@ def hold_up() -> None:
     eventually(lambda: subprocess.run(["pgrep", "--runstates", "D", "blockdev"], capture_output=True).stdout)
 
 
+@pytest.mark.spoils
 @pytest.mark.parametrize("options", ["", BY_IOCTL])
 def test_what_cannot_be_opened_for_its_silent_server_is_refused_and_force_cuts_it(options: str) -> None:
     """The kernel looks for partitions at the first open, waits for the server, and cannot be interrupted in it."""

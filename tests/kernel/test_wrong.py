@@ -140,6 +140,7 @@ def test_an_export_whose_first_block_cannot_be_read_is_attached_and_said() -> No
         nbd_ok("disconnect", "nbd0")
 
 
+@pytest.mark.spoils
 def test_a_device_of_another_tool_is_left_alone_shown_and_can_be_detached() -> None:
     with nbdkit("memory", "1M") as server:
         shell(f"nbd-client {BY_IOCTL} 127.0.0.1 {server.place[1]} /dev/nbd0")
@@ -153,6 +154,7 @@ def test_a_device_of_another_tool_is_left_alone_shown_and_can_be_detached() -> N
         assert nbd("disconnect", "nbd0", "nbd1").code == 0
 
 
+@pytest.mark.spoils
 def test_a_device_of_nbd_clients_netlink_is_shown_and_can_be_detached() -> None:
     with nbdkit("memory", "1M") as server:
         shell(f"nbd-client 127.0.0.1 {server.place[1]} /dev/nbd0")

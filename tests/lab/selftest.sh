@@ -45,11 +45,17 @@ stdout_is() { # TEXT COMMAND...
     "$@" && [ "$(cat "$scratch/stdout")" = "$wanted" ]
 }
 
+# Where user-mode Linux puts its files if it is not told otherwise. Other programs may have left some there.
+homes() {
+    ls -A "$HOME/.uml" 2>/dev/null
+}
+homes=$(homes)
+
 # Machines, and all the helpers of UML, carry our scratch folder on their command line.
 nothing_left() {
     echo "LAB_CTL=$scratch" >"$scratch/mark"
     ! grep -qsa -F -f "$scratch/mark" /proc/[0-9]*/cmdline &&
-        [ ! -e "$HOME/.uml" ] && [ -z "$(find "$scratch" -maxdepth 1 -name 'lab-*')" ]
+        [ "$(homes)" = "$homes" ] && [ -z "$(find "$scratch" -maxdepth 1 -name 'lab-*')" ]
 }
 
 big_output_is_whole() {
@@ -59,26 +65,26 @@ big_output_is_whole() {
 output_is_live() { # it comes while the command still runs
     TMPDIR=$scratch "$here/guest.py" --kernel "$kernel" --timeout 60 -- \
         sh -c 'echo first; exec sleep 1000' >"$scratch/live" 2>/dev/null &
-    within 50 grep -qs first "$scratch/live"
+    within 60 grep -qs first "$scratch/live"
     live=$?
     kill $!
     wait $!
-    [ $? -eq 143 ] && [ "$live" -eq 0 ] && within 5 nothing_left
+    [ $? -eq 143 ] && [ "$live" -eq 0 ] && within 60 nothing_left
 }
 
 timeout_kills() {
     TMPDIR=$scratch "$here/guest.py" --kernel "$kernel" --timeout 15 -- sleep 1000 >/dev/null 2>&1
-    [ $? -eq 124 ] && within 5 nothing_left
+    [ $? -eq 124 ] && within 60 nothing_left
 }
 
 sigkill_leaves_no_process() {
     TMPDIR=$scratch "$here/guest.py" --kernel "$kernel" --out "$scratch/k" -- \
         sh -c 'echo up >$LAB_OUT/up; sync; sleep 1000' &
-    within 30 test -s "$scratch/k/up" || return 1
+    within 60 test -s "$scratch/k/up" || return 1
     kill -KILL $!
     wait $! 2>/dev/null
     rm -rf "$scratch"/lab-* # all that nobody was left to remove
-    within 5 nothing_left
+    within 60 nothing_left
 }
 
 panic_is_125() {
@@ -136,7 +142,7 @@ shell_works() {
         <"$scratch/keys" >"$scratch/stdout" 2>"$scratch/stderr" &
     # What is typed before the guest owns the terminal is lost.
     exec 9>"$scratch/keys"
-    within 50 prompt_is_there
+    within 60 prompt_is_there
     printf 'echo $((40+2)) $(tty) $(stty size); exit 5\r' >&9
     wait $!
     shell_status=$?

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,17 @@ from servers import nbdkit
 from shells import SHELLS, shell
 
 pytestmark = pytest.mark.usefixtures("installed")
+# What each command line answers, the same with each click.
+TRANSCRIPT = (Path(__file__).resolve().parents[1] / "unit/transcript.txt").read_text()
+
+
+@pytest.mark.parametrize("line", ["", "ls", "connect", "connect --retry-for 5m db1"])
+def test_usage_error_is_the_same_text_with_the_click_of_this_system(line: str) -> None:
+    asked = re.escape(f"$ nbdattach {line}".rstrip())
+    (written,) = re.findall(rf"^{asked}\n((?:2> .*\n)+)exit 2$", TRANSCRIPT, re.MULTILINE)
+    done = run(NBDATTACH, *line.split(), code=2)
+    assert done.stdout == ""
+    assert done.stderr == re.sub("^2> ", "", written, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SHELLS)

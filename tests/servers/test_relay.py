@@ -43,7 +43,7 @@ def target(server: Server, authority: Path) -> Target:
 
 
 def dial(carrier: Carrier, target: Target) -> Connection:
-    return carrier.dial(target, 30, 10)
+    return carrier.dial(target, 30, 60)
 
 
 def answers(connection: Connection, target: Target) -> bool:
@@ -143,7 +143,7 @@ def mid_restart(tries: list[int]) -> Iterator[str]:
         thread.start()
         yield f"nbds://127.0.0.1:{listening.getsockname()[1]}"
         listening.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+        thread.join(60)
 
 
 def test_a_server_that_goes_in_the_middle_of_it_does_not_turn_the_kernel_into_a_relay(authority: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_server_that_goes_in_the_middle_of_it_does_not_turn_the_kernel_into_a_
             for count in expected:
                 tries.clear()
                 with pytest.raises(TlsFailed, match="closed the connection in the TLS handshake"):
-                    carrier.dial(target, 30, 10)
+                    carrier.dial(target, 30, 60)
                 assert len(tries) == count
             carrier.close()
 

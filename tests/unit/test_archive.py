@@ -2,6 +2,7 @@
 """tests/lab/archive: the tests fetch packages from where this machine's apt does; no host's name is in the tree."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -102,14 +103,39 @@ def test_no_archive_is_said_not_guessed(apt: Apt) -> None:
     )
 
 
+# Made by tools, or of an environment.
+MADE = re.compile(r"\.git|\.venv.*|build|dist|.*\.egg-info|__pycache__|\.\w+_cache|\.hypothesis|\.pybuild")
+URI_HOST = re.compile(rb"://(?:[^/@\s]*@)?([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)")
+# Names that exist nowhere; addresses of the machine itself, of private networks and of documents (RFC 1918, 5737).
+OURS = re.compile(rb"(.*\.)?(invalid|example|test)|(127|10)(\.\d+){3}|192\.(168|0)(\.\d+){2}")
+# What documents point to. Nothing is fetched from there.
+DOCUMENTS = {
+    b"www.debian.org": {"debian/copyright"},
+    b"systemd.io": {"nbdattach/shutdown.py"},
+}
+
+
+def tree() -> dict[str, bytes]:
+    """All files that are written by people, by their names, with their contents."""
+    found = {}
+    for folder, folders, names in os.walk(TREE):
+        folders[:] = [name for name in folders if not MADE.fullmatch(name)]
+        places = [Path(folder, name) for name in names]
+        found.update({str(place.relative_to(TREE)): place.read_bytes() for place in places if place.is_file()})
+    return found
+
+
+def test_every_file_is_searched() -> None:
+    assert {"Makefile", ".ci/run", "findings/lib", "tests/lab/fetch", "debian/rules", "pyproject.toml"} < set(tree())
+
+
 def test_no_archive_of_this_machine_is_named_in_the_tree() -> None:
     uri = subprocess.run([TREE / "tests/lab/archive"], capture_output=True, text=True, check=True).stdout.strip()
     place = uri.split("://")[-1].encode()
-    folders = ("nbdattach", "tests", "man", "systemd", "initramfs", "completions", "debian", ".ci")
-    files = [file for folder in folders for file in (TREE / folder).rglob("*") if file.is_file()]
-    assert len(files) > 100
-    assert [file for file in [*files, *TREE.glob("*.*"), TREE / "Makefile"] if place in content(file)] == []
+    assert [name for name, content in tree().items() if place in content] == []
 
 
-def content(file: Path) -> bytes:
-    return file.read_bytes() if file.is_file() and file.suffix != ".pyc" else b""
+def test_no_host_that_exists_is_named_in_the_tree_but_where_a_document_needs_it() -> None:
+    named = {(name, host) for name, content in tree().items() for host in URI_HOST.findall(content)}
+    strangers = {(name, host) for name, host in named if not OURS.fullmatch(host)}
+    assert {(name, host) for name, host in strangers if name not in DOCUMENTS.get(host, ())} == set()

@@ -7,6 +7,8 @@ import errno
 import importlib.util
 import math
 import sys
+import sysconfig
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -83,12 +85,34 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = backends.why_no_netlink()
     assert str(reason) == "netlink backend: pyroute2 is not installed"
     assert reason is not None
-    assert reason.hint == f"{sys.executable} -m pip install 'pyroute2>=0.7.2', or --backend ioctl"
+    assert reason.hint == f"{backends.how_to_install()}, or --backend ioctl"
 
 
-def test_debian_has_pyroute2_as_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "__file__", "/usr/lib/python3/dist-packages/nbdattach/backends.py")
+@pytest.fixture
+def python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of the modules of a Python that is in no venv."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path) if name == "stdlib" else pytest.fail(name))
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    return tmp_path
+
+
+PIP = f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
+
+
+def test_pip_is_not_the_hint_for_a_python_that_refuses_it(python: Path) -> None:
+    """Wherever nbdattach itself is: Debian's Python refuses pip for a checkout, too."""
+    (python / "EXTERNALLY-MANAGED").touch()
     assert backends.how_to_install() == "apt install python3-pyroute2"
+
+
+def test_pip_is_the_hint_for_other_pythons(python: Path) -> None:
+    assert backends.how_to_install() == PIP
+
+
+def test_pip_is_the_hint_in_a_venv_of_a_python_that_refuses_it(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (python / "EXTERNALLY-MANAGED").touch()
+    monkeypatch.setattr(sys, "prefix", "/srv/venv")
+    assert backends.how_to_install() == PIP
 
 
 @pytest.mark.parametrize(

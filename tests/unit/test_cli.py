@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import pytest
@@ -168,6 +169,11 @@ USAGE += [
     (
         ["connect", "-b", "4k", "db1"],
         "nbdattach connect: Invalid value for '-b' / '--block-size': '4k' is not a number from 1 up",
+        "connect ",
+    ),
+    (
+        ["connect", "-b", "1000", "db1"],
+        "nbdattach connect: Invalid value for '-b' / '--block-size': '1000' is none of 512, 1024, 2048, 4096",
         "connect ",
     ),
     (
@@ -385,7 +391,7 @@ def test_error_of_ours_has_its_exit_code(
 
 def test_reader_that_goes_away_is_no_traceback() -> None:
     command = f"{sys.executable} -m nbdattach doctor --help | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode in (0, 1)
     assert done.stderr == ""
 
@@ -397,7 +403,7 @@ def loaded_by(code: str) -> set[str]:
     """Names of the modules that a fresh interpreter has after `code`."""
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, file=sys.stderr)"],
-        capture_output=True, text=True, check=True, timeout=30,
+        capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     return set(done.stderr.split())
 
@@ -856,3 +862,21 @@ def test_monitor_in_the_background_is_a_process_of_its_own(monkeypatch: pytest.M
     monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
     monkeypatch.setattr(launch, "in_background", lambda: started.append(True))
     assert (cli.run(["monitor", flag]), started) == (0, [True])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "No space left on device"), (errno.EBADF, "Bad file descriptor")]
+)
+def test_result_that_cannot_be_written_is_one_line_and_one_hint(
+    number: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise OSError(number, words)
+
+    monkeypatch.setattr(client, "inspect", fails)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which run() replaces
+    assert cli.run(["info", "db1"]) == 1
+    assert capsys.readouterr().err == (
+        f"nbdattach: cannot write the result: {words}\n"
+        "(run it again with an output that can be written; nbdattach status shows what is attached)\n"
+    )

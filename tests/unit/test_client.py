@@ -14,6 +14,7 @@ from nbdattach import client
 from nbdattach.errors import BrokenProtocol, ConnectionLost, NoConnection, Refused, UnknownExport
 from nbdattach.target import Target
 
+PATIENCE = 60.0
 COOKIE = client.CHECK_COOKIE
 ANSWER = wire.simple_reply(0, COOKIE)
 
@@ -26,7 +27,7 @@ def requests(said: bytes) -> bytes:
     """What `check` says to such a server in the transmission phase."""
     heard: list[bytes] = []
     with listening(says_and_hears(said, heard)) as target:
-        checked = client.check(target, 5)
+        checked = client.check(target, PATIENCE)
     assert checked.error is None
     assert checked.handshake_ms is not None
     assert checked.read_ms is not None
@@ -68,7 +69,7 @@ def test_check_of_an_export_without_a_whole_block_reads_nothing(size: int) -> No
 @pytest.mark.row(12)
 def test_check_tells_a_failed_read_in_its_result() -> None:
     with listening(says_and_hears(entering(4096) + wire.simple_reply(5, COOKIE), [])) as target:
-        checked = client.check(target, 5)
+        checked = client.check(target, PATIENCE)
     assert type(checked.error) is Refused
     assert checked.handshake_ms is not None
     assert checked.read_ms is None
@@ -78,18 +79,18 @@ def test_check_tells_a_failed_read_in_its_result() -> None:
 @pytest.mark.row(12)
 def test_check_tells_a_broken_reply_in_its_result() -> None:
     with listening(says_and_hears(entering(4096) + bytes(16), [])) as target:
-        assert type(client.check(target, 5).error) is BrokenProtocol
+        assert type(client.check(target, PATIENCE).error) is BrokenProtocol
 
 
 def test_check_raises_nothing_when_there_is_no_connection() -> None:
-    checked = client.check(Target("127.0.0.1", closed_port()), 5)
+    checked = client.check(Target("127.0.0.1", closed_port()), PATIENCE)
     assert isinstance(checked.error, NoConnection)
     assert (checked.handshake_ms, checked.read_ms) == (None, None)
 
 
 def test_check_of_a_server_that_dies_before_the_read_is_no_connection() -> None:
     with listening(says(entering(4096))) as target:
-        assert isinstance(client.check(target, 5).error, ConnectionLost)
+        assert isinstance(client.check(target, PATIENCE).error, ConnectionLost)
 
 
 def test_server_that_is_gone_before_the_goodbye_has_passed_the_check(tmp_path: Path) -> None:
@@ -102,20 +103,20 @@ def test_server_that_is_gone_before_the_goodbye_has_passed_the_check(tmp_path: P
         sock.sendall(ANSWER + bytes(4096))
 
     with listening(serve, tmp_path / "s") as target:
-        checked = client.check(target, 5)
+        checked = client.check(target, PATIENCE)
     assert checked.error is None
     assert checked.read_ms is not None
 
 
 def test_list_of_a_server_that_goes_before_abort_is_a_list(tmp_path: Path) -> None:
     with listening(says_and_hears(wire.greeting() + wire.ack(wire.LIST), []), tmp_path / "s") as target:
-        assert client.list_exports(target, 5) == []
+        assert client.list_exports(target, PATIENCE) == []
 
 
 def test_connection_is_ready_for_the_kernel() -> None:
     """Not a byte of the transmission phase is taken."""
     with listening(says_and_hears(entering(4096) + b"first of the kernel", [])) as target:
-        connection = client.connect(target, 5)
+        connection = client.connect(target, PATIENCE)
         with connection.stream as stream:
             assert stream.sock.recv(99) == b"first of the kernel"
     assert connection.export.size == 4096
@@ -124,4 +125,4 @@ def test_connection_is_ready_for_the_kernel() -> None:
 def test_unknown_export_over_a_socket() -> None:
     said = wire.greeting() + wire.reply(wire.GO, wire.UNKNOWN) + wire.listed(b"root") + wire.ack(wire.LIST)
     with listening(says_and_hears(said, [])) as target, pytest.raises(UnknownExport, match="no export named 'x'"):
-        client.inspect(Target(target.host, target.port, export="x"), 5)
+        client.inspect(Target(target.host, target.port, export="x"), PATIENCE)

@@ -20,9 +20,23 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import backends, control, doctor, driver, lvm, process, render, selinux, state, status, systemd, udev
+from nbdattach import (
+    backends,
+    control,
+    doctor,
+    driver,
+    interpreter,
+    lvm,
+    process,
+    render,
+    selinux,
+    state,
+    status,
+    systemd,
+    udev,
+)
 from nbdattach.doctor import Finding, examine
-from nbdattach.errors import KernelRefused
+from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.state import Record, Trouble
 
 RELEASE = "6.9.3-test"
@@ -265,11 +279,20 @@ def test_without_a_connection_it_is_away_not_wedged(machine: Machine, how: str, 
         assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
 
 
+LEFT_ON = "free, but another program left it sending NBD_CMD_WRITE_ZEROES; connect refuses it for a server without that"
+
+
 def test_write_zeroes_that_another_program_left_switched_on_is_told_of_a_free_device(machine: Machine) -> None:
     machine.file("sys/block/nbd0/queue/write_zeroes_max_bytes", "4294966784\n")
-    says = "free, but another program left it sending NBD_CMD_WRITE_ZEROES; servers without it are refused here"
-    remedy = "leave the device out of connect, or load the driver anew: modprobe -r nbd; modprobe nbd"
-    assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
+    assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", LEFT_ON, "modprobe -r nbd; modprobe nbd")
+
+
+def test_driver_is_not_to_be_loaded_anew_while_it_is_in_use(machine: Machine) -> None:
+    """It could not be; connect without a device takes another one."""
+    machine.file("sys/block/nbd1/queue/write_zeroes_max_bytes", "4294966784\n")
+    machine.file("sys/block/nbd1/size", "0\n")
+    machine.attach(pid=os.getpid())
+    assert machine.says("/dev/nbd1") == worth_knowing("/dev/nbd1", LEFT_ON, "nbdattach connect TARGET")
 
 
 def test_write_zeroes_of_an_attachment_is_its_own_business(machine: Machine) -> None:
@@ -344,9 +367,7 @@ def test_without_root_nobody_can_tell_whose_time_out_it_is(machine: Machine) -> 
 def test_missing_pyroute2(machine: Machine) -> None:
     machine.patch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyroute2" else object())
     says = "pyroute2 is not installed: nobody connects again after a loss"
-    assert machine.says("netlink") == worth_knowing(
-        "netlink", says, f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
-    )
+    assert machine.says("netlink") == worth_knowing("netlink", says, backends.how_to_install())
 
 
 def test_an_interpreter_without_pyroute2_says_so() -> None:
@@ -375,7 +396,7 @@ def test_a_kernel_that_does_not_answer_is_not_waited_for(machine: Machine) -> No
 def test_pyroute2_that_cannot_be_used_is_told(machine: Machine) -> None:
     """Such as one that is too old: the import fails, whatever it is that fails."""
     machine.patch.setattr(backends, "why_no_netlink", lambda: 1 // 0)
-    remedy = f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
+    remedy = backends.how_to_install()
     says = "pyroute2 fails: nobody connects again after a loss"
     assert machine.says("netlink") == worth_knowing("netlink", says, remedy)
 
@@ -393,7 +414,7 @@ def monitor(answer: Callable[[control.Caller], None]) -> Iterator[None]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield
-    thread.join(10)
+    thread.join(60)
     door.close()
 
 
@@ -435,8 +456,26 @@ def test_a_monitor_that_hangs_is_not_waited_for(machine: Machine, installed: boo
 def test_a_monitor_that_answers_is_well(machine: Machine) -> None:
     machine.attach()
     state.save(NBD0, WATCHED)
-    with monitor(lambda caller: caller.reply("4712")):
+    with monitor(lambda caller: caller.reply(interpreter.own_package())):
         assert machine.says("monitor") == Finding("monitor", "running")
+
+
+def test_a_monitor_of_an_older_release_does_not_tell_its_code(machine: Machine) -> None:
+    machine.attach()
+    state.save(NBD0, WATCHED)
+    with monitor(lambda caller: caller.reply(NbdattachError("monitor", "it does not know this request", "is it?"))):
+        assert machine.says("monitor") == Finding("monitor", "running")
+
+
+def test_a_monitor_of_another_nbdattach_is_told_with_its_place(machine: Machine) -> None:
+    """connect takes any monitor that runs."""
+    machine.attach()
+    state.save(NBD0, WATCHED)
+    pid = os.getpid()
+    with monitor(lambda caller: caller.reply("/srv/checkout/nbdattach")):
+        remedy = f"kill {pid}; tail --pid={pid} -f /dev/null; nbdattach monitor -b"
+        says = "running, with the code of another nbdattach: /srv/checkout/nbdattach"
+        assert machine.says("monitor") == worth_knowing("monitor", says, remedy)
 
 
 @pytest.mark.parametrize("record", [replace(WATCHED, reconnect=False), replace(WATCHED, kernel_pid=1), None])

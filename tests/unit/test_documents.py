@@ -40,6 +40,13 @@ def test_path_in_a_page_is_in_the_tree(page: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_lowest_version_of_a_library_is_the_one_that_is_declared(page: str) -> None:
+    named = re.findall(r"(click|pyroute2)\s([\d.]*\d) or\s+later", (ROOT / page).read_text())
+    declared = re.findall(r'"(click|pyroute2)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert set(named) <= set(declared)
+
+
 def test_hooks_of_pre_commit_fetch_nothing() -> None:
     text = (ROOT / ".pre-commit-config.yaml").read_text()
     assert re.findall(r"repo: (.*)", text) == ["local"]

@@ -49,12 +49,19 @@ class Machine:
             (place / "pyroute2").mkdir(parents=True)
             (place / "pyroute2/__init__.py").write_text("")
 
-    def runs(self, call: str, *path: Path, options: str = "") -> str:
+    def script_runs(self, call: str, script: Path, before: str = "") -> str:
+        """The same for a script that does `before` first."""
+        code = f"import subprocess; from nbdattach import interpreter; subprocess.run(interpreter.{call}, check=True)"
+        script.write_text(f"{before}\n{code}\n")
+        done = subprocess.run([self.python, script], cwd="/", env={}, capture_output=True, text=True)
+        return done.stdout.strip() or done.stderr
+
+    def runs(self, call: str, *path: Path, options: str = "", folder: Path = Path("/")) -> str:
         """What the command that `interpreter` makes prints, where `path` is the PYTHONPATH of the one that makes it."""
         code = f"import subprocess; from nbdattach import interpreter; subprocess.run(interpreter.{call}, check=True)"
         command = [self.python, *options.split(), "-c", code]
         environment = {"PYTHONPATH": ":".join(map(str, path))}
-        done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         return done.stdout.strip() or done.stderr
 
 
@@ -80,6 +87,43 @@ def test_a_checkout_starts_its_own_code_with_libraries_that_are_installed(machin
 def test_what_is_installed_starts_itself_and_nothing_next_to_it(machine: Machine, options: str) -> None:
     assert machine.runs(PYTHON, options=options) == f"{machine.site} True {machine.site}"
     assert machine.runs(BARE, options=options) == f"{machine.site} True an argument"
+
+
+def test_libraries_that_a_program_has_put_first_are_seen(machine: Machine, tmp_path: Path) -> None:
+    """As those that come with it, in a folder of its own."""
+    first = f"import sys; sys.path.insert(0, {str(machine.libraries)!r})"
+    assert machine.script_runs(PYTHON, tmp_path / "program", first) == f"{machine.site} True {machine.libraries}"
+
+
+@pytest.mark.parametrize(
+    "before", ["", "import sys; sys.path.insert(0, '/nonexistent')", "import sys; del sys.path[0]"]
+)
+def test_folder_of_the_script_is_not_searched(machine: Machine, tmp_path: Path, before: str) -> None:
+    (tmp_path / "pyroute2.py").write_text(DECOY)
+    (tmp_path / "colorsys.py").write_text(DECOY)
+    assert machine.script_runs(PYTHON, tmp_path / "program", before) == f"{machine.site} True {machine.site}"
+
+
+def test_modules_of_python_come_before_those_of_any_other_folder(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "colorsys.py").write_text(DECOY)
+    assert machine.runs(PYTHON, tmp_path) == f"{machine.site} True {machine.site}"
+
+
+def test_current_folder_is_searched_if_pythonpath_names_it(machine: Machine) -> None:
+    assert machine.runs(PYTHON, machine.libraries, folder=machine.libraries).endswith(f" True {machine.libraries}")
+
+
+@pytest.mark.parametrize("folder", ["current", "moved"])
+def test_current_folder_is_not_searched_for_libraries(machine: Machine, tmp_path: Path, folder: str) -> None:
+    """`python -m` puts it first, under its full name."""
+    (tmp_path / "pyroute2.py").write_text(DECOY)
+    (tmp_path / "program.py").write_text(
+        "import subprocess, sys; from nbdattach import interpreter\n"
+        + ("sys.path.insert(0, '/nonexistent')\n" if folder == "moved" else "")
+        + f"subprocess.run(interpreter.{PYTHON}, check=True)\n"
+    )
+    done = subprocess.run([machine.python, "-m", "program"], cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{machine.site} True {machine.site}", done.stderr
 
 
 def test_a_bare_interpreter_runs_the_code_of_the_checkout(machine: Machine) -> None:

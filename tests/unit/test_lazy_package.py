@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-pytest.importorskip("pyroute2")
-
 
 def run(program: str) -> str:
     """What a new interpreter prints that runs it."""

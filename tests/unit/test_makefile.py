@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -35,6 +36,29 @@ def test_every_rule_without_a_file_is_phony() -> None:
 def test_a_bare_make_still_runs_the_tests() -> None:
     (first,) = re.findall(r"\A(?:.*\n)*?([a-z][\w.-]*):(?!=)", MAKEFILE)
     assert first == "test"
+
+
+@pytest.mark.parametrize("library", ["click", "pyroute2"])
+def test_lowest_version_that_is_allowed_is_run_by_make_test(library: str) -> None:
+    (lanes,) = re.findall(r"^LANES := (.*)", MAKEFILE, re.MULTILINE)
+    assert "libraries-oldest" in lanes.split()
+    (allowed,) = re.findall(rf'"{library}>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    (first,) = re.findall(rf"^{library}s='(\S+) ", (ROOT / "tests/unit/on_each_library").read_text(), re.MULTILINE)
+    assert first == allowed
+
+
+@pytest.mark.parametrize("target", ["test", "test-all", "boot", "boot-all", "root", "root-all", "matrix", "fresh"])
+def test_target_that_needs_root_says_so_before_it_does_anything(target: str, tmp_path: Path) -> None:
+    """Also one that root is not needed for at first: a user would wait for minutes to see it fail."""
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    make = shutil.which("make")
+    assert make
+    # No other program is found, so nothing else can be done either.
+    done = subprocess.run([make, target], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    first, *_ = done.stdout.splitlines()
+    assert first == f"make {target}: needs root, for its networks and file systems: sudo make {target}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

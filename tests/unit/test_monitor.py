@@ -17,9 +17,7 @@ from pathlib import Path
 import pytest
 from host import NBD0, Host, pretend
 
-pytest.importorskip("pyroute2")
-
-from nbdattach import control, monitor, netlink, process, shutdown, state
+from nbdattach import control, interpreter, monitor, netlink, process, shutdown, state
 from nbdattach.control import Door, Request
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.monitor import Monitor
@@ -71,6 +69,12 @@ def refusal(monitor: Monitor, request: Request) -> NbdattachError:
 def test_a_monitor_answers_with_its_pid() -> None:
     with serving(Monitor(silent)):
         assert control.ask(Request("ping"), PATIENCE) == str(os.getpid())
+
+
+@pytest.mark.usefixtures("host")
+def test_a_monitor_tells_which_nbdattach_it_is_of() -> None:
+    with serving(Monitor(silent)):
+        assert control.ask(Request("package"), PATIENCE) == interpreter.own_package()
 
 
 @pytest.mark.usefixtures("host")

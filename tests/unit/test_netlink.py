@@ -10,9 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-pytest.importorskip("pyroute2")
-
 from pyroute2.netlink.exceptions import NetlinkError
 
 from nbdattach import netlink

@@ -266,7 +266,7 @@ def test_who_waits_for_the_lookup_of_another_is_told_of_its_own_target(
     both_wait, outcome = threading.Barrier(3), stream._Question.outcome
 
     def wait(question: Any, seconds: float) -> Any:
-        both_wait.wait(10)
+        both_wait.wait(60)
         return outcome(question, seconds)
 
     monkeypatch.setattr(stream._Question, "outcome", wait)
@@ -279,10 +279,10 @@ def test_who_waits_for_the_lookup_of_another_is_told_of_its_own_target(
     threads = [threading.Thread(target=ask, args=[export]) for export in ("a", "b")]
     for thread in threads:
         thread.start()
-    both_wait.wait(10)
+    both_wait.wait(60)
     resolver.hangs.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert resolver.asked == 1
     words = "cannot find the host db1: Temporary failure in name resolution"
     assert sorted(causes) == [f"nbd://db1/a: {words}", f"nbd://db1/b: {words}"]
@@ -363,7 +363,7 @@ def test_host_without_an_address_is_no_connection(host: str, monkeypatch: pytest
 
     monkeypatch.setattr(socket, "getaddrinfo", offline)
     with pytest.raises(NoConnection, match="cannot find the host") as caught:
-        client.inspect(parse_target(host), 5)
+        client.inspect(parse_target(host), 60)
     assert caught.value.hint == "is the name spelled right?"
 
 
@@ -466,7 +466,7 @@ def test_server_that_is_silent_in_tls_is_left_at_the_deadline() -> None:
 
 def test_server_that_closes_in_tls_is_an_error_of_ours() -> None:
     with listening(says(STARTTLS)) as target, pytest.raises((TlsFailed, NoConnection)):
-        client.inspect(Target(target.host, target.port, tls=True), 5)
+        client.inspect(Target(target.host, target.port, tls=True), 60)
 
 
 @pytest.mark.parametrize("name", ["\udcff", "a..b", "x" * 300, ".a", "[::1]"])
@@ -477,7 +477,7 @@ def test_impossible_name_to_verify_is_tls_failed(name: str) -> None:
 
 def test_tls_over_a_socket_without_a_name_to_verify_is_tls_failed(tmp_path: Path) -> None:
     with listening(says_and_hears(STARTTLS, []), tmp_path / "s") as target, pytest.raises(TlsFailed):
-        client.inspect(Target(socket=target.socket, tls=True), 5)
+        client.inspect(Target(socket=target.socket, tls=True), 60)
 
 
 def test_connection_in_the_clear_has_no_tls() -> None:

@@ -430,7 +430,7 @@ def after(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
 
         def late(self: stream.Stream, data: bytes) -> None:
             if self._tls:
-                assert server.gone.wait(5)
+                assert server.gone.wait(60)
                 if request.param == "in two pieces":
                     send(self, data[:1])
                     time.sleep(0.02)  # for the answer to that, which is a reset

@@ -48,7 +48,7 @@ def test_hint_works_as_it_is_typed(hint: str) -> None:
 
 def test_python_m_says_the_same_in_a_process_of_its_own() -> None:
     """Standard files are real ones there."""
-    done = subprocess.run([sys.executable, "-m", "nbdattach", "connect"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-m", "nbdattach", "connect"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "nbdattach connect: Missing argument 'TARGET'.\n(see nbdattach connect --help)\n"
 

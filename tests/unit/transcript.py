@@ -30,6 +30,7 @@ COMMANDS = sorted(cli.cli.commands)
 NO_COMMAND = ["", "--debug"]
 USAGE = r"""
 frobnicate
+ls
 conect db1
 --frob
 -N
@@ -73,6 +74,7 @@ connect --debug=1 db1
 connect --read-only= db1
 connect -C 999 db1
 connect -b 4k db1
+connect -b 1000 db1
 connect -b 1_024 db1
 connect -b '' db1
 connect --size 0 --no-handshake db1
