@@ -41,7 +41,11 @@ def root_folder(release: str) -> Path:
     """The folder of that release's root file system."""
     packages = [*_PACKAGES, *_OF_RELEASE[release]]
     version = hashlib.sha256(" ".join([*packages, *_BESIDE.get(release, [])]).encode()).hexdigest()[:8]
-    return cache.made_once(f"root-{release}-{version}", lambda place: _make(release, packages, place))
+    folder = cache.made_once(f"root-{release}-{version}", lambda place: _make(release, packages, place))
+    hosts = folder / "etc/hosts"
+    if not hosts.exists():  # Debian 12's minimal system has none, and nothing else that knows localhost
+        hosts.write_text("127.0.0.1 localhost\n::1 localhost\n")
+    return folder
 
 
 def _make(release: str, packages: list[str], place: Path) -> None:
