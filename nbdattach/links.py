@@ -27,7 +27,7 @@ from nbdattach.state import Record
 from nbdattach.sysfs import Kernel, identifier
 
 # The driver notices a connection that was shut down almost at once; a busy machine may need this many seconds.
-_NOTICED = 10.0
+NOTICED = 10.0
 # How late it may be to see a scout end; and how long, once a second, it is asked whether it uses a new connection.
 _LATE = 0.1
 _DOUBT = 10.0
@@ -133,9 +133,9 @@ class Links:
             link.bury(deadline)
             self._links.remove(link)
 
-    def hand_over(self, link: Link) -> bool:
-        """Gives the driver the connection in the place of a dead one; whether it took it."""
-        waiting, late = Deadline(_NOTICED), _POLL
+    def hand_over(self, link: Link, waiting: Deadline) -> bool:
+        """Gives the driver the connection in the place of a dead one; whether it took it before the deadline."""
+        late = _POLL
         while not self._take(link, late):
             late = min(2 * late, _LATE)
             if link.over or not waiting.sleep(_POLL):

@@ -32,7 +32,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
 from nbdattach.link import Link
-from nbdattach.links import Gone, Links
+from nbdattach.links import NOTICED, Gone, Links
 from nbdattach.log import Log
 from nbdattach.node import Busy, Node
 from nbdattach.outage import FRUITLESS, Outage, Terms
@@ -291,7 +291,7 @@ class Watch:
             for link in quiet:
                 link.cut()
             self._in_outage(dead=True)
-            return self._hand_over(fresh)
+            return self._hand_over(fresh, Deadline(NOTICED))
 
     def _give_up_silent(self, outage: Outage) -> None:
         """Neither the old connections get through nor a new one: what comes now shall wait for a good one."""
@@ -458,7 +458,8 @@ class Watch:
         with self._kernel_calls():
             self._links.await_quiet(_QUIET)
             self._links.cut()
-            taken = [self._hand_over(connection) for connection in fresh]
+            noticed = Deadline(NOTICED)  # for all of them: a command that wants our hands off waits no longer either
+            taken = [self._hand_over(connection, noticed) for connection in fresh]
             self._outage = None
             self._settle()
         self.check()  # what we did not hold may be dead still
@@ -521,12 +522,12 @@ class Watch:
         made.stream.sock.settimeout(None)
         return made
 
-    def _hand_over(self, fresh: Connection) -> bool:
+    def _hand_over(self, fresh: Connection, noticed: Deadline) -> bool:
         """Gives the driver the connection in the place of a dead one; whether it took it. The dead are buried first."""
         burial = Deadline(_BURIAL)
         self._links.bury_dead(burial)
         self._carrier.bury(burial)
-        if not self._links.hand_over(Link(fresh.stream.sock)):
+        if not self._links.hand_over(Link(fresh.stream.sock), noticed):
             self._say_goodbye(fresh)
             return False
         relay = fresh.relay.pid if fresh.relay else None

@@ -58,7 +58,7 @@ def _handed_over(driver: LateDriver, record: Record) -> Iterator[tuple[Links, so
     made.bury_dead(deadline.Deadline(0))
     ours, server = socket.socketpair()
     with server, ours:
-        yield made, ours, made.hand_over(Link(socket.socket(fileno=os.dup(ours.fileno()))))
+        yield made, ours, made.hand_over(Link(socket.socket(fileno=os.dup(ours.fileno()))), deadline.Deadline(60))
     made.close()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import socket
 import threading
@@ -15,15 +16,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-
-pytest.importorskip("pyroute2")
-
 from late_driver import LateDriver
 from test_links import Sys
 
 from nbdattach import netlink, state, sysfs, watch
 from nbdattach.client import Connection
 from nbdattach.clock import boot_time
+from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.export import Export
@@ -99,7 +98,7 @@ class Attachment:
     @property
     def written(self) -> Record:
         """What is on the disk, whatever the kernel has."""
-        return Record(**__import__("json").loads(Path(state.path(NBD0)).read_text()))
+        return Record(**json.loads(Path(state.path(NBD0)).read_text()))
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def test_a_monitor_after_one_that_was_killed_in_between_goes_to_the_new_server(
     class Killed(BaseException):
         pass
 
-    def dies(_: Link) -> bool:
+    def dies(*_: object) -> bool:
         raise Killed
 
     monkeypatch.setattr(attachment.watch._links, "hand_over", dies)
@@ -222,9 +221,9 @@ def test_no_size_is_sent_while_requests_came_during_the_hand_over(
     attachment.size = 2 * MIB
     hand_over = Links.hand_over
 
-    def busy(self: Links, link: Link) -> bool:
+    def busy(self: Links, link: Link, noticed: Deadline) -> bool:
         attachment.sys.say(completed=0, inflight=1)
-        return hand_over(self, link)
+        return hand_over(self, link, noticed)
 
     monkeypatch.setattr(Links, "hand_over", busy)
     with pytest.raises(KernelRefused, match="connected anew"):
