@@ -14,11 +14,12 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
+from nbdattach import facts
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused
+from nbdattach.errors import KernelRefused, Malformed
 from nbdattach.process import alive, started
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
@@ -82,14 +83,20 @@ class Record:
         return place_of(self.target, self.trust)
 
 
-_FIELDS = tuple(field.name for field in fields(Record))
+# What a record says of TLS, and what a target has of whom to trust.
+_TLS = {"version", "cipher", "transport"}
+_TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
 
 
 def place_of(uri: str, trust: Trust | None) -> Target:
     """The target of which those were told. Raises `Malformed`."""
     target = parse_target(uri)
-    given = {name: value for name, value in (trust or {}).items() if value != ""}
-    return with_tls(target, required=target.tls, **given) if trust else target  # type: ignore[arg-type]
+    if not trust:
+        return target
+    if any(type(value) is not _TRUST.get(name) for name, value in trust.items()):
+        raise Malformed(target.uri, f"unknown options of TLS are remembered for it: {trust}", "disconnect, and connect")
+    given = {name: value for name, value in trust.items() if value != ""}
+    return with_tls(target, required=target.tls, **given)  # type: ignore[arg-type]
 
 
 def trust_of(target: Target) -> Trust | None:
@@ -129,14 +136,20 @@ def save_trouble(device: Device, trouble: Trouble | None) -> None:
 def trouble_of(device: Device) -> Trouble | None:
     """What the monitor last said of the device, be the monitor dead or not."""
     try:
-        with open(_trouble_path(device)) as file:
-            return Trouble(**json.load(file))
-    except (OSError, ValueError, TypeError):
+        trouble = facts.made_of(Trouble, _content(_trouble_path(device)))
+    except (OSError, ValueError):
         return None
+    return trouble if trouble.state in ("reconnecting", "lost") else None
 
 
 def _trouble_path(device: Device) -> str:
     return f"{RUN}/{device.name}.trouble"
+
+
+def _content(name: str) -> Any:
+    """Of a state file. Raises OSError, ValueError."""
+    with open(name) as file:
+        return facts.parsed(file.read(facts.MAX_TEXT + 1))
 
 
 def _write(name: str, content: dict[str, object]) -> None:
@@ -163,10 +176,10 @@ def load(device: Device) -> Record | None:
     A device whose worker was killed while somebody used it is still ours: the kernel keeps the dead one's pid.
     """
     try:
-        with open(path(device)) as file:
-            known = json.load(file)
-        record = Record(**{name: known[name] for name in _FIELDS if name in known})
-    except (OSError, ValueError, TypeError):
+        record = facts.made_of(Record, _content(path(device)))
+    except (OSError, ValueError):
+        return None
+    if not (record.connections and record.block_size and (record.tls is None or record.tls.keys() >= _TLS)):
         return None
     # A worker's pid may have been given to another process.
     same_process = record.pid is None or started(record.pid) in (None, record.started)
@@ -203,8 +216,7 @@ def mark_of(device: Device) -> tuple[str, str]:
 def is_unflushed(device: Device) -> bool:
     """Whether a flush of this very attachment has failed before."""
     try:
-        with open(f"{path(device)}{UNFLUSHED}") as file:
-            pid, backend, since = json.load(file)["identity"]
+        pid, backend, since = _content(f"{path(device)}{UNFLUSHED}")["identity"]
         there = identity_of(device)
         return (pid, backend) == there[:2] and since in (None, there[2])  # a worker does not know when it was made
     except (OSError, ValueError, TypeError, KeyError):

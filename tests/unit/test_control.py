@@ -215,6 +215,29 @@ def test_a_monitor_that_goes_away_is_said() -> None:
     assert str(caught.value) == "monitor: went away"
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [b"{", b"[]", b"5", b'{"said": 5}', b'{"cause": ["x"], "code": 6}', b'{"code": "x"}', b"[" * 65_000],
+    ids=len,
+)
+def test_a_reply_that_makes_no_sense_is_said(reply: bytes) -> None:
+    def serve(caller: Caller) -> None:
+        caller.read()
+        caller._connection.send(reply)
+
+    with monitor(serve), pytest.raises(NoMonitor, match="monitor: its reply cannot be read"):
+        control.ask(Request("ping"))
+
+
+def test_a_reply_without_words_is_an_error() -> None:
+    def serve(caller: Caller) -> None:
+        caller.read()
+        caller._connection.send(b"{}")
+
+    with monitor(serve), pytest.raises(NbdattachError, match="monitor: it says neither yes nor no"):
+        control.ask(Request("ping"))
+
+
 def test_a_monitor_that_is_silent_is_left() -> None:
     with monitor(Caller.wait_until_gone), pytest.raises(NoMonitor) as caught:
         control.ask(Request("ping"), patience=0.05)
