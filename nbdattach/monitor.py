@@ -356,6 +356,9 @@ def _in_background(root: RealRoot | None) -> str:
             said = words.read()
         return "" if said == "ready" else said or "ended without a word"
     os.close(reader)
+    os.environ.pop(
+        "NOTIFY_SOCKET", None
+    )  # of the process that started us: its readiness and its end are not ours to tell
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)

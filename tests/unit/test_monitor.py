@@ -360,3 +360,14 @@ def test_it_says_one_word_to_its_command_and_nothing_to_who_has_that_number_late
     finally:
         os.close(later)
         os.close(reader)
+
+
+def test_a_monitor_that_stands_in_does_not_speak_to_the_service_manager_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*_: object) -> None:
+        raise RuntimeError(os.environ.get("NOTIFY_SOCKET", "nobody to tell"))
+
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/of/the/parent")
+    monkeypatch.setattr(monitor, "run", run)
+    assert monitor.stand_in() == "nobody to tell"
