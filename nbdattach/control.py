@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from nbdattach import facts, state
+from nbdattach import facts, process, state
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, error_of, facts_of
 from nbdattach.target import Target
@@ -33,6 +33,10 @@ _MAX_SOCKETS = 64
 # A monitor that is alive answers in no time, but for what waits for a server: those requests have no limit.
 _PATIENCE = 30.0
 SAME_VERSION = "is it of the same version?"
+# A command that has the monitor keep its hands off a device is looked at this often, in seconds. If it is stopped at so
+# many looks in a row, the monitor waits no longer: nobody else connects the device again.
+_LOOK_SECONDS = 1.0
+_STOPPED_LOOKS = 5
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -90,9 +94,14 @@ def listener() -> int | None:
     """The process that should answer, as the kernel knows it; None where there is none."""
     try:
         with _connected(_PATIENCE) as connection:
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            return _peer(connection)
     except NbdattachError:
         return None
+
+
+def _peer(connection: socket.socket) -> int:
+    """The process at the other end."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     return int(_UCRED.unpack(credentials)[0])
 
 
@@ -198,12 +207,24 @@ class Caller:
         with contextlib.suppress(OSError):  # it has not waited
             self._connection.send(json.dumps(message).encode())
 
-    def wait_until_gone(self) -> None:
-        """Returns when the command has closed its end, or died."""
-        with contextlib.suppress(OSError):
-            self._connection.settimeout(None)
-            while self._connection.recv(_MAX_MESSAGE):
-                pass
+    @property
+    def pid(self) -> int:
+        """0 if its number means nothing here, because it is in another pid namespace."""
+        return _peer(self._connection)
+
+    def wait_until_gone(self) -> bool:
+        """Until the command has closed its end, or died. False: it has been stopped for a while, and may never end."""
+        stopped = 0
+        self._connection.settimeout(_LOOK_SECONDS)
+        while stopped < _STOPPED_LOOKS:
+            try:
+                if not self._connection.recv(_MAX_MESSAGE):
+                    return True
+            except TimeoutError:
+                stopped = stopped + 1 if process.stopped(self.pid) else 0
+            except OSError:
+                return True
+        return False
 
     def close(self) -> None:
         self._connection.close()

@@ -268,7 +268,10 @@ class Monitor:
             watch.hold()
             try:
                 caller.reply("held")
-                caller.wait_until_gone()
+                if not caller.wait_until_gone():
+                    self._log(
+                        f"{device.name}: process {caller.pid} is stopped; watching the device without waiting for it"
+                    )
             finally:
                 watch.release()
             return

@@ -57,6 +57,12 @@ def asleep(pid: int) -> bool:
     return fields is not None and fields[0] == "S"
 
 
+def stopped(pid: int) -> bool:
+    """By a signal (SIGSTOP, or Ctrl-Z in a shell) or a debugger: it does nothing until it is continued."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] in ("T", "t")
+
+
 def sees_all() -> bool:
     """Whether we are in the initial pid namespace; elsewhere the kernel's pids are not ours (PROC_PID_INIT_INO)."""
     try:
@@ -121,6 +127,23 @@ def openers(numbers: set[str], serving: Collection[int] = (), own_fd: int = -1) 
                 if fd != ours and still_open(pid, fd, numbers):
                     found.append(Opener(pid, name_of(pid), fd))
     return found
+
+
+def lock_holder(path: str, byte: int) -> Opener | None:
+    """The process that holds a lock on that byte of the file (fdinfo of proc(5)); None if it cannot be seen."""
+    place = os.path.realpath(path)
+    for pid in _pids():
+        for fd in _descriptors(pid):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{PROC}/{pid}/fd/{fd}") == place and byte in _locked_bytes(pid, fd):
+                    return Opener(pid, name_of(pid), fd)
+    return None
+
+
+def _locked_bytes(pid: int, fd: int) -> list[int]:
+    """The first byte of each lock: "lock: 1: OFDLCK ADVISORY WRITE -1 00:1a:5 4096 4096"."""
+    locks = (line.split() for line in lines(f"{pid}/fdinfo/{fd}") if line.startswith("lock:"))
+    return [int(fields[-2]) for fields in locks if len(fields) > 8]
 
 
 def has_open(pid: int, numbers: set[str]) -> bool:

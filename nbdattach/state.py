@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from nbdattach import facts
+from nbdattach import facts, process
+from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused, Malformed
+from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
 from nbdattach.process import alive, started
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
+from nbdattach.wiretext import quoted
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
 from nbdattach.worker import STATE_FILES, UNFLUSHED
 
@@ -30,6 +32,11 @@ RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
 _MONITOR = 1 << 33
 _START = _MONITOR + 1
+# A command looks for another one that holds its lock, and is stopped; at the second look it waits no longer.
+_LOOK_SECONDS = 1.0
+# Longer than any attachment takes: deadlines of server, partitions, udev and the start of a monitor together.
+_LOCK_SECONDS = 300.0
+_POLL = 0.01
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
 # What a URI has no place for: ca, cert, key, verify.
 Trust: TypeAlias = dict[str, str | bool]
@@ -225,9 +232,12 @@ def is_unflushed(device: Device) -> bool:
 
 @contextlib.contextmanager
 def tag_lock(tag: str) -> Iterator[None]:
-    """Two commands for one tag go one after the other. The kernel gives the lock back when we die."""
+    """Two commands for one tag go one after the other. The kernel gives the lock back when we die.
+
+    Raises `DeviceInUse` if the other one is stopped, or takes too long.
+    """
     with _locks() as fd:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(zlib.crc32(tag.encode(errors="surrogateescape"))))
+        _wait_for(fd, zlib.crc32(tag.encode(errors="surrogateescape")), f"tag {quoted(tag)}")
         yield
 
 
@@ -247,9 +257,9 @@ def monitor_lock() -> Iterator[bool]:
 
 @contextlib.contextmanager
 def start_lock() -> Iterator[None]:
-    """One command at a time starts a monitor; the others find it running."""
+    """One command at a time starts a monitor; the others find it running. Raises as `tag_lock`."""
     with _locks() as fd:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(_START))
+        _wait_for(fd, _START, "monitor")
         yield
 
 
@@ -258,6 +268,29 @@ def monitor_lives() -> bool:
     with _locks() as fd:
         answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(_MONITOR))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _wait_for(fd: int, byte: int, thing: str) -> None:
+    """The kernel would wait without end; a holder that is stopped never gives the lock back."""
+    patience, suspect = Deadline(_LOCK_SECONDS), None
+    while not _locked_within(fd, byte, Deadline(_LOOK_SECONDS)):
+        holder = process.lock_holder(f"{RUN}/lock", byte)
+        stopped = holder is not None and process.stopped(holder.pid)
+        if holder and stopped and holder == suspect:
+            cause = f"process {holder} is at work on it, and is stopped"
+            hint = f"kill -CONT {holder.pid} lets it go on, kill -KILL {holder.pid} ends it"
+            raise DeviceInUse(thing, cause, hint)
+        if patience.passed:
+            cause = f"process {holder or '?'} has been at work on it for {_LOCK_SECONDS:g} s"
+            raise DeviceInUse(thing, cause, f"kill {holder.pid} ends it" if holder else "lslocks may show it")
+        suspect = holder if stopped else None
+
+
+def _locked_within(fd: int, byte: int, deadline: Deadline) -> bool:
+    while not _locked(fd, byte):
+        if not deadline.sleep(_POLL):
+            return False
+    return True
 
 
 def _locked(fd: int, byte: int) -> bool:

@@ -7,8 +7,8 @@ import json
 import os
 import signal
 import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 from host import NBD0, NBD1, Host, pretend
 
 from nbdattach import detachment, process, state, status, sysfs, worker
-from nbdattach.errors import Malformed
+from nbdattach.errors import DeviceInUse, Malformed
 from nbdattach.state import Record, Trouble
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
@@ -246,6 +246,73 @@ def test_a_lock_excludes_its_like_and_nothing_else(host: Host, held: str) -> Non
         assert taken is not False
         assert [name for name, lock in LOCKS.items() if not is_free(lock)] == [held]
     assert is_free(LOCKS[held])
+
+
+WAITED_FOR: dict[str, tuple[Lock, str]] = {
+    "tag": (lambda: state.tag_lock("it's"), r"tag 'it\'s'"),
+    "start of the monitor": (state.start_lock, "monitor"),
+}
+
+
+@contextmanager
+def held_by_another(lock: Lock) -> Iterator[int]:
+    """By a process that is stopped while it holds it."""
+    pid = os.fork()
+    if not pid:
+        with suppress(BaseException), lock():
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    try:
+        assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize(("lock", "thing"), WAITED_FOR.values(), ids=WAITED_FOR)
+def test_a_stopped_command_does_not_keep_the_next_one_waiting_for_ever(host: Host, lock: Lock, thing: str) -> None:
+    state.make_run()
+    with held_by_another(lock) as pid:
+        with alarm(60), pytest.raises(DeviceInUse) as caught, lock():
+            pass
+        assert caught.value.thing == thing
+        assert caught.value.cause == f"process {pid} ({process.name_of(pid)}) is at work on it, and is stopped"
+        assert caught.value.hint == f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
+        os.kill(pid, signal.SIGCONT)
+        with alarm(60), lock():
+            pass
+
+
+@pytest.mark.parametrize(("lock", "thing"), WAITED_FOR.values(), ids=WAITED_FOR)
+def test_a_command_that_hangs_does_not_keep_the_next_one_waiting_for_ever(
+    host: Host, monkeypatch: pytest.MonkeyPatch, lock: Lock, thing: str
+) -> None:
+    state.make_run()
+    monkeypatch.setattr(state, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(process, "stopped", lambda _: False)
+    with held_by_another(lock) as pid, alarm(60), pytest.raises(DeviceInUse) as caught, lock():
+        pass
+    assert caught.value.cause == f"process {pid} ({process.name_of(os.getpid())}) has been at work on it for 0.1 s"
+    assert caught.value.hint == f"kill {pid} ends it"
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Fails instead of waiting for ever."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError(f"waits for more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("other", ["tag u", "nbd0", "monitor"])
