@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -240,13 +241,29 @@ def _connect(target: Target, address: _Address, seconds: float, limit: float) ->
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.settimeout(max(seconds, 0.001))
         sock.connect(place)
+        ourselves = family != socket.AF_UNIX and sock.getsockname() == sock.getpeername()
     except OSError as error:
         if sock:
             sock.close()
         if isinstance(error, TimeoutError):
             raise DeadlinePassed(target.uri, limit, "connecting") from None
         raise NoConnection(target.uri, f"cannot connect: {error.strerror or error}", _connect_hint(target)) from error
+    if ourselves:
+        _reset(sock)
+        cause = "cannot connect: no server listens, and the kernel connected our socket to itself"
+        hint = f"start the server; sysctl net.ipv4.ip_local_reserved_ports={target.port} keeps its port free for it"
+        raise NoConnection(target.uri, cause, hint)
     return sock
+
+
+def _reset(sock: socket.socket) -> None:
+    """Closes it without TIME_WAIT, so that the server gets its port at once.
+
+    The kernel takes the port of an outgoing connection from a range. If that is the very port of this host which it
+    connects to, the socket opens a connection with itself: that succeeds, and keeps the server from its port.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def _connect_hint(target: Target) -> str:

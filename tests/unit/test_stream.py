@@ -483,3 +483,32 @@ def test_tls_over_a_socket_without_a_name_to_verify_is_tls_failed(tmp_path: Path
 def test_connection_in_the_clear_has_no_tls() -> None:
     with listening(says_and_hears(GO, [])) as target:
         assert client.inspect(target).tls is None
+
+
+# -- a connection with itself ------------------------------------------------------------------------------------------
+
+
+class Unlucky(socket.socket):
+    """The kernel picks the port that it connects to, as it may do for any port of net.ipv4.ip_local_port_range."""
+
+    def connect(self, place: Any) -> None:
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.bind(place)
+        super().connect(place)
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_socket_that_is_connected_to_itself_is_no_server(
+    host: str, family: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server((host, 0), family=family) as server:
+        place = Target(host, server.getsockname()[1])
+    monkeypatch.setattr(stream.socket, "socket", Unlucky)
+    with pytest.raises(NoConnection) as caught:
+        client.inspect(place, 60)
+    assert caught.value.cause == "cannot connect: no server listens, and the kernel connected our socket to itself"
+    hint = f"start the server; sysctl net.ipv4.ip_local_reserved_ports={place.port} keeps its port free for it"
+    assert caught.value.hint == hint
+    monkeypatch.undo()
+    with socket.socket(family) as server:  # without SO_REUSEADDR
+        server.bind((host, place.port))
