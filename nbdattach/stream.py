@@ -45,7 +45,7 @@ class Stream:
         self.sock = sock
         self._kernel_tls = kernel_tls
         self._tls: Handshake | None = None
-        self._heard_in_tls = False
+        self._heard = self._heard_in_tls = False
         self._target = target
         self._deadline = deadline
         self._trace = trace
@@ -88,6 +88,7 @@ class Stream:
                 if not more:
                     raise self._lost("")
                 data += more
+                self._heard = True
         self._heard_in_tls = self._tls is not None
         return bytes(data)
 
@@ -111,15 +112,18 @@ class Stream:
     def _arm(self) -> None:
         remaining = self._deadline.remaining()
         if not remaining:
-            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing)
+            raise self._late()
         self.sock.settimeout(remaining)
+
+    def _late(self) -> DeadlinePassed:
+        return DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing, silent=not self._heard)
 
     @contextlib.contextmanager
     def _foreign_errors(self) -> Iterator[None]:
         try:
             yield
         except TimeoutError:
-            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
+            raise self._late() from None
         except OSError as error:
             if self._tls and self._tls.is_of_tls(error):
                 raise self._tls.failure(error) from error
@@ -143,7 +147,7 @@ class Stream:
             self._arm()
             self.sock = self._tls.over(self.sock, hostname)
         except TimeoutError:
-            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
+            raise self._late() from None
         self._trace(" ".join(self.tls or ()) + (", in the kernel" if self._kernel_tls else ""))
 
     def _see_nothing_is_there(self) -> None:

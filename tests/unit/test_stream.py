@@ -150,6 +150,23 @@ def test_silent_server_is_left_at_the_deadline(ask: Callable[..., Any]) -> None:
     assert told.startswith(f"{target.uri}: no answer within ")
 
 
+def test_a_server_that_accepts_and_says_nothing_is_said_to_be_full_perhaps() -> None:
+    """qemu-nbd serves one client (--shared=1), and its kernel accepts the next; ours may be the one that it serves."""
+    with listening(silence) as target, pytest.raises(DeadlinePassed) as caught:
+        client.inspect(target, 0.3)
+    assert caught.value.cause == "no answer within 0.3 s (waiting for the server's greeting): the server may be full"
+    assert caught.value.hint == (
+        "qemu-nbd serves more clients with --shared=N; a device attached to it here is one; "
+        "--connect-timeout SEC sets how long to wait"
+    )
+
+
+def test_a_server_that_has_begun_to_speak_is_not_said_to_be_full() -> None:
+    with listening(says_and_hears(wire.greeting(), [])) as target, pytest.raises(DeadlinePassed) as caught:
+        client.inspect(target, 0.3)
+    assert "full" not in str(caught.value) + caught.value.hint
+
+
 def test_deadline_tells_the_step_that_was_waited_for() -> None:
     with listening(says_and_hears(wire.greeting(), [])) as target:
         left_waiting_for("NBD_OPT_GO, 12 bytes of data", lambda seconds: client.inspect(target, seconds))
