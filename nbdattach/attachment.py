@@ -13,6 +13,7 @@ Decisions that matter:
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import backends, control, driver, geometry, launch, state, sysfs, udev
+from nbdattach import backends, control, credentials, driver, geometry, launch, state, sysfs, udev
 from nbdattach.backend import Hold, Job, Spent, Taken
 from nbdattach.client import silent
 from nbdattach.clock import now
@@ -43,7 +44,7 @@ from nbdattach.stream import Trace, address_of
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
 from nbdattach.users import in_use, users_of
-from nbdattach.wiretext import quoted
+from nbdattach.wiretext import plain, quoted
 from nbdattach.wishes import DEFAULT_ON_LOSS, FOREVER, Wishes
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def _attach(
         if there:
             return there
         shape = geometry.plan(target.uri, export, wishes.read_only, wishes.block_size)
+        for key in credentials.exposed(target) if target.tls else ():
+            notes.append(f"warning: the key {plain(key)} is open to every user: chmod go= {shlex.quote(plain(key))}")
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
         sockets = [connection.stream.sock for connection in connections]

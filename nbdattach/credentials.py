@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,28 @@ def of(target: Target, seconds: float) -> Credentials:
     """Raises `TlsFailed` that names the file, and TimeoutError."""
     files = (target.tls_ca, target.tls_certificates, target.tls_cert, target.tls_key, target.tls_psk_file)
     return _shelves.setdefault((*files, target.tls_verify), _Shelf()).read(target, seconds)
+
+
+def exposed(target: Target) -> list[str]:
+    """Files with secrets of the target that every user of this machine can read, or replace the content of."""
+    folder = target.tls_certificates or target.tls_ca
+    key = target.tls_psk_file or target.tls_key or target.tls_cert or (f"{folder}/{_KEY}" if folder else "")
+    return [key] if key and _is_open_to_others(key) else []
+
+
+def _is_open_to_others(path: str) -> bool:
+    """By its mode, and those of all folders above it."""
+    try:
+        place = os.path.realpath(path)
+        if not os.stat(place).st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            return False
+        while place != "/":
+            place = os.path.dirname(place)
+            if not os.stat(place).st_mode & stat.S_IXOTH:
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class _Reading(threading.Thread):

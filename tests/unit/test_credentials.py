@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,6 +168,45 @@ def test_a_file_that_is_gone_is_an_error_all_the_same(folder: Path) -> None:
     (folder / "ca-cert.pem").unlink()
     with pytest.raises(TlsFailed, match="cannot be read: No such file or directory"):
         credentials.of(trusting(folder), 60)
+
+
+KEYS = {
+    "of a folder": ("client-key.pem", lambda folder: {"tls_ca": str(folder)}),
+    "of its own": ("client-key.pem", lambda folder: {"tls_cert": "/c", "tls_key": f"{folder}/client-key.pem"}),
+    "with its certificate": ("client-cert.pem", lambda folder: {"tls_cert": f"{folder}/client-cert.pem"}),
+    "of a URI's folder": ("client-key.pem", lambda folder: {"tls_certificates": str(folder)}),
+    "pre-shared": ("client-key.pem", lambda folder: {"tls_psk_file": f"{folder}/client-key.pem"}),
+}
+
+
+@pytest.fixture
+def public(folder: Path) -> Path:
+    """All folders above it are open to everybody; those of pytest are not."""
+    made = Path(tempfile.mkdtemp(dir="/tmp"))
+    made.chmod(0o755)
+    for name in ("client-cert.pem", "client-key.pem"):
+        (made / name).write_text("secret")
+        (made / name).chmod(0o600)
+    return made
+
+
+@pytest.mark.parametrize(("name", "options"), KEYS.values(), ids=KEYS)
+def test_a_key_that_others_can_read_is_noticed(
+    public: Path, name: str, options: Callable[[Path], dict[str, str]]
+) -> None:
+    target = Target("db1", tls=True, **options(public))
+    for mode, found in ((0o600, []), (0o640, []), (0o644, [f"{public}/{name}"]), (0o602, [f"{public}/{name}"])):
+        (public / name).chmod(mode)
+        assert credentials.exposed(target) == found
+    public.chmod(0o700)
+    assert credentials.exposed(target) == []
+
+
+def test_where_there_is_no_key_nothing_is_noticed(folder: Path) -> None:
+    (folder / "client-key.pem").unlink()
+    assert credentials.exposed(trusting(folder)) == []
+    assert credentials.exposed(PLACE) == []
+    assert credentials.exposed(Target("db1", tls=True, tls_ca="/x\0y")) == []
 
 
 def test_openssl_gets_just_these_bytes(folder: Path) -> None:
