@@ -7,16 +7,22 @@ Decisions that matter:
 * A backend undoes everything unless it is told that the attachment is complete. So a connect that fails, or is
   killed at any moment, leaves nothing behind.
 * The kernel decides between us and foreign tools: whoever comes second gets EBUSY and looks for another device.
+* The monitor watches the device before the attachment is complete. So no moment, however the command ends, leaves a
+  device attached that nobody reconnects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import backends, control, driver, geometry, launch, state, sysfs, udev
+from nbdattach import backends, control, credentials, driver, geometry, launch, state, sysfs, udev
 from nbdattach.backend import Hold, Job, Spent, Taken
 from nbdattach.client import silent
 from nbdattach.clock import now
@@ -38,7 +44,7 @@ from nbdattach.stream import Trace, address_of
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
 from nbdattach.users import in_use, users_of
-from nbdattach.wiretext import quoted
+from nbdattach.wiretext import plain, quoted
 from nbdattach.wishes import DEFAULT_ON_LOSS, FOREVER, Wishes
 
 if TYPE_CHECKING:
@@ -86,8 +92,8 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
     if backend.name == "netlink":
         wishes, notes = backends.no_less_safe_than_one(wishes)
     for attempt in range(_ATTEMPTS):
-        with suppress(Spent):
-            attached = _attach(target, device, wishes, tag, backend, trace, contested=attempt > 0)
+        with suppress(Spent), ExitStack() as end:
+            attached = _attach(target, device, wishes, tag, backend, trace, contested=attempt > 0, end=end)
             return replace(attached, notes=[f"{target.uri}: {note}" for note in notes] + attached.notes)
         trace("another program opened and closed the device, which took it down; once more")
     raise _none_free(device)
@@ -101,12 +107,16 @@ def _attach(
     backend: backends.Backend,
     trace: Trace,
     contested: bool,
+    end: ExitStack,
 ) -> Attached:
+    """`end` is closed when nothing is held any more that the attachment needs."""
     with connected(target, wishes, trace) as (connections, export, notes), _alone_with(tag):
         there = _already_there(tag, target, device, wishes)  # another command may have been faster
         if there:
             return there
         shape = geometry.plan(target.uri, export, wishes.read_only, wishes.block_size)
+        for key in credentials.exposed(target) if target.tls else ():
+            notes.append(f"warning: the key {plain(key)} is open to every user: chmod go= {shlex.quote(plain(key))}")
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
         sockets = [connection.stream.sock for connection in connections]
@@ -126,16 +136,15 @@ def _attach(
                 continue
             with hold.node:
                 trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")
-                notes += _complete(hold, backend, job, Deadline(wishes.connect_timeout))
-                attached = Attached(candidate, notes, Kernel(candidate).pid)
-            if backend.name == "netlink" and wishes.reconnect and not wishes.root:
-                notes += _have_watched(candidate, sockets, relay)
-            return attached
+                watched = backend.name == "netlink" and wishes.reconnect and not wishes.root
+                have_watched = partial(_have_watched, candidate, sockets, relay) if watched else list[str]
+                notes += _complete(hold, backend, job, Deadline(wishes.connect_timeout), have_watched, end)
+                return Attached(candidate, notes, Kernel(candidate).pid)
     raise _none_free(device)
 
 
 def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:
-    """The device is attached, be there a monitor or not; what to say where there is none.
+    """The device gets attached, be there a monitor or not; what to say where there is none.
 
     Without `sockets` the monitor finds it by itself: when it starts, else at its next round.
     """
@@ -176,12 +185,56 @@ def _kernel_errors(device: Device, job: Job) -> Iterator[None]:
         raise KernelRefused.at(device.path, error.filename or "attach", error.errno or 0) from error
 
 
-def _complete(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadline) -> list[str]:
+@contextmanager
+def _interrupts_wait(device: Device) -> Iterator[None]:
+    """From the commit until we hold nothing any more, SIGINT and SIGTERM wait. Then the device is detached for them."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+        if came:
+            came[:] = came[:1] if _is_detached(device) else []
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def _is_detached(device: Device) -> bool:
+    """Detaches it again, unless somebody uses it already: then the command has succeeded before it was interrupted."""
+    from nbdattach import detachment
+
+    try:
+        detachment.detach(device, _CLEAR_SECONDS)
+    except NbdattachError:
+        return False
+    return True
+
+
+def _complete(
+    hold: Hold,
+    backend: backends.Backend,
+    job: Job,
+    deadline: Deadline,
+    have_watched: Callable[[], list[str]],
+    end: ExitStack,
+) -> list[str]:
     """From "served" to "ready and ours"; what the user should hear. Undoes all where it fails."""
     device = hold.node.device
     try:
         with _kernel_errors(device, job):
-            return _steps_to_ready(hold, backend, job, deadline)
+            notes = _steps_to_ready(hold, backend, job, deadline)
+            notes += have_watched()
+            end.enter_context(_interrupts_wait(device))
+            hold.commit()
+            return notes
     except BaseException:
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
@@ -192,7 +245,6 @@ def _complete(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadlin
 
 
 def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadline) -> list[str]:
-    """The commit comes last, as until then all is undone."""
     node, notes = hold.node, []
     if not job.shape.read_only:
         node.allow_writes()
@@ -207,7 +259,6 @@ def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: D
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
     state.forget(node.device)  # what was said of an attachment before this one
     state.save(node.device, _record(hold, backend, job))
-    hold.commit()
     return notes
 
 

@@ -15,7 +15,7 @@ from nbdattach import nbdtab
 from nbdattach.device import Device
 from nbdattach.errors import Malformed
 from nbdattach.target import Target
-from nbdattach.wiretext import quoted
+from nbdattach.wiretext import plain, quoted
 from nbdattach.wishes import FOREVER, Wishes
 
 DEFAULT_DEVICE = "nbd0"
@@ -58,7 +58,7 @@ def parse(line: str, dhcp: Mapping[str, str]) -> Root | None:
     words = _words(line)
     uri, dracut = _URI.match(words.root), _DRACUT.fullmatch(words.root)
     if words.root.startswith(("nbd:", "nbds:")) and not (uri or dracut):
-        raise Malformed(f"root={words.root}", "neither a URI nor nbd:HOST:EXPORT", _FORMS)
+        raise Malformed(f"root={plain(words.root)}", "neither a URI nor nbd:HOST:EXPORT", _FORMS)
     if not (words.nbdroot or words.nbddev or uri or dracut):
         return None
     if uri:
@@ -78,17 +78,24 @@ def _words(line: str) -> _Words:
         value = value.lstrip('"')
         if name in ("root", "nbdroot", "nbddev", "nbdopts"):
             setattr(words, name, value)
+    for name in ("root", "nbdroot", "nbddev"):
+        if getattr(words, name).startswith(("nbd", "/dev/nbd")) or name != "root":  # another root may be anything
+            _refuse_more_than_a_word(name, getattr(words, name))
+    if words.nbdopts.startswith("#"):
+        raise Malformed(f"nbdopts: {quoted(words.nbdopts)}", "begins with #, as a comment does", "leave that out")
     return words
 
 
 def _debian(words: _Words, dhcp: Mapping[str, str]) -> Root:
-    text = dhcp.get("ROOTPATH", "") if words.nbdroot in ("", "dhcp") else words.nbdroot
+    text = _told(dhcp, "ROOTPATH") if words.nbdroot in ("", "dhcp") else words.nbdroot
     device = words.nbddev or (words.root if _DEVICE.fullmatch(words.root) else "")
     if _URI.match(text):
         return _root(words, device, f"{text} -")
     fields = text.split(",")
     if len(fields) > 3:
-        raise Malformed(f"nbdroot={text}", "more than HOST,EXPORT,DEVICE", "an export with a comma goes into a URI")
+        raise Malformed(
+            f"nbdroot={plain(text)}", "more than HOST,EXPORT,DEVICE", "an export with a comma goes into a URI"
+        )
     if len(fields) == 3:
         return _root(words, device or fields[2], _place(_server(fields[0], dhcp), fields[1]), made=not words.root)
     if len(fields) == 2:
@@ -103,8 +110,24 @@ def _split_path(text: str) -> tuple[str, str, str]:
     return (found[1], found[2], found[3]) if found else (text, "", "")
 
 
+def _told(dhcp: Mapping[str, str], name: str) -> str:
+    text = dhcp.get(name, "")
+    _refuse_more_than_a_word(f"{name} of DHCP", text)
+    return text
+
+
+def _refuse_more_than_a_word(name: str, text: str) -> None:
+    """What is asked for becomes a line of the table. There a blank ends the field, and # what is read of the line.
+
+    So options of the operator, such as those of TLS, would be replaced or left out by whoever answers for DHCP.
+    """
+    if any(char == "#" or char.isspace() or not char.isprintable() for char in text):
+        cause = "has a blank, # or control character in it"
+        raise Malformed(f"{name}: {quoted(text)}", cause, "a URI has %20 and %23 for blank and #")
+
+
 def _server(host: str, dhcp: Mapping[str, str]) -> str:
-    server = dhcp.get("ROOTSERVER", "") if host in ("", "dhcp") else host
+    server = _told(dhcp, "ROOTSERVER") if host in ("", "dhcp") else host
     if not server:
         raise Malformed("nbdroot", "no server in it, and DHCP named none", _FORMS)
     return server
@@ -132,7 +155,7 @@ def _root(words: _Words, device: str, place: str, made: bool = False) -> Root:
     table = nbdtab.parse(f"{found[1]} {place} {','.join(options)}", "kernel command line")
     if table.mistakes:
         error = table.mistakes[0].error
-        raise Malformed(f"nbdroot or nbdopts: {place} {words.nbdopts}".rstrip(), error.cause, error.hint)
+        raise Malformed(f"nbdroot or nbdopts: {plain(place)} {plain(words.nbdopts)}".rstrip(), error.cause, error.hint)
     entry = table.entries[0]
     return Root(entry.device, entry.target, _for_a_root(entry.wishes), f"/dev/{found[0].removeprefix('/dev/')}" * made)
 

@@ -358,7 +358,7 @@ def connect(
     try:
         click.echo(render.as_json(render.status_object(done.status())) if as_json else done.device)
         sys.stdout.flush()
-    except OSError:  # whoever cannot be told of the attachment does not have it
+    except (OSError, KeyboardInterrupt):  # a user who cannot be told of the attachment does not have it
         if done.fresh:
             done.disconnect()
         raise

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 from nbdattach.carrier import Carrier
 from nbdattach.client import Connection
 from nbdattach.deadline import Deadline
-from nbdattach.errors import BrokenProtocol, NoConnection, Refused
+from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
 from nbdattach.export import Export
 from nbdattach.stream import Trace
 from nbdattach.target import Target
@@ -19,7 +20,11 @@ from nbdattach.wishes import Wishes
 
 # Where --connections says auto.
 AUTO_CONNECTIONS = 4
+# Nobody asked for more than the first of those, so a server that may be full is not waited for longer than this.
+_AUTO_SECONDS = 3.0
 _RETRY_PAUSE = 0.5
+# What a server that has no place for another connection comes to.
+_FULL = (NoConnection, Refused, TlsFailed)
 
 
 @contextmanager
@@ -36,6 +41,9 @@ def connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[li
         _check_size(target, export, wishes)
         wanted, notes = _how_many(target, export, wishes)
         connections += _more_connections(target, export, wishes, wanted - 1, trace, carrier)
+        if len(connections) < wanted:
+            made = len(connections)
+            notes.append(f"{target.uri}: the server took {made} of {wanted} connections; -C {made} asks for no more")
         for connection in connections:
             connection.stream.sock.settimeout(None)
         yield connections, export, notes
@@ -83,13 +91,19 @@ def _how_many(target: Target, export: Export, wishes: Wishes) -> tuple[int, list
 def _more_connections(
     target: Target, export: Export, wishes: Wishes, count: int, trace: Trace, carrier: Carrier
 ) -> list[Connection]:
-    """Dialled in parallel; each must show the very same export."""
+    """Dialled in parallel; each must show the very same export. With --connections auto, as many as there are."""
     if not count:
         return []
+    if not wishes.connections:
+        wishes = replace(wishes, connect_timeout=min(wishes.connect_timeout, _AUTO_SECONDS))
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(_connection, target, wishes, trace, carrier) for _ in range(count)]
     made = [future.result() for future in futures if not future.exception()]
     failures = [failure for future in futures if (failure := future.exception())]
+    if not wishes.connections:
+        for failure in failures:
+            trace(str(failure))
+        failures = [failure for failure in failures if not isinstance(failure, _FULL)]
     differ = [connection for connection in made if connection.export != export]
     if failures or differ:
         for connection in made:

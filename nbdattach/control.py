@@ -13,12 +13,13 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from nbdattach import state
+from nbdattach import facts, process, state
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, error_of, facts_of
 from nbdattach.target import Target
@@ -31,6 +32,11 @@ _MAX_MESSAGE = 1 << 16
 _MAX_SOCKETS = 64
 # A monitor that is alive answers in no time, but for what waits for a server: those requests have no limit.
 _PATIENCE = 30.0
+SAME_VERSION = "is it of the same version?"
+# A command that has the monitor keep its hands off a device is looked at this often, in seconds. If it is stopped at so
+# many looks in a row, the monitor waits no longer: nobody else connects the device again.
+_LOOK_SECONDS = 1.0
+_STOPPED_LOOKS = 5
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -62,6 +68,17 @@ class Request:
         return state.place_of(self.target, self.trust) if self.target else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """`said`, or the parts of an error."""
+
+    said: str | None = None
+    thing: str = "monitor"
+    cause: str = "it says neither yes nor no"
+    hint: str = SAME_VERSION
+    code: int = NbdattachError.exit_code
+
+
 # -- the command's side --------------------------------------------------------------------------------------------
 
 
@@ -77,9 +94,14 @@ def listener() -> int | None:
     """The process that should answer, as the kernel knows it; None where there is none."""
     try:
         with _connected(_PATIENCE) as connection:
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            return _peer(connection)
     except NbdattachError:
         return None
+
+
+def _peer(connection: socket.socket) -> int:
+    """The process at the other end."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     return int(_UCRED.unpack(credentials)[0])
 
 
@@ -146,14 +168,18 @@ def _send(connection: socket.socket, request: Request, descriptors: Sequence[int
 
 def _reply(connection: socket.socket) -> str:
     try:
-        reply = json.loads(connection.recv(_MAX_MESSAGE) or b"{}")
-    except (OSError, ValueError) as error:
+        message = connection.recv(_MAX_MESSAGE)
+    except OSError as error:
         raise NoMonitor(f"does not answer ({error})", silent=isinstance(error, TimeoutError)) from None
-    if "said" in reply:
-        return str(reply["said"])
-    if "cause" not in reply:
+    if not message:
         raise NoMonitor("went away")
-    raise error_of(reply)
+    try:
+        reply = facts.made_of(_Reply, facts.parsed(message))
+    except ValueError as error:
+        raise NoMonitor(f"its reply cannot be read ({error})") from None
+    if reply.said is not None:
+        return reply.said
+    raise error_of(asdict(reply))
 
 
 # -- the monitor's side --------------------------------------------------------------------------------------------
@@ -166,24 +192,39 @@ class Caller:
         self._connection = connection
 
     def read(self) -> tuple[Request | None, list[int]]:
-        """The request, None where it makes no sense, and the descriptors that came with it, now ours."""
+        """The request, and the sockets that came with it, now ours. One that makes no sense is None, without any."""
         message, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_MESSAGE, _MAX_SOCKETS)
-        try:
-            return Request(**json.loads(message)), descriptors
-        except (ValueError, TypeError):
-            return None, descriptors
+        with contextlib.suppress(ValueError):
+            request = facts.made_of(Request, facts.parsed(message), strict=True)
+            if all(stat.S_ISSOCK(os.fstat(number).st_mode) for number in descriptors):
+                return request, descriptors
+        for number in descriptors:
+            os.close(number)
+        return None, []
 
     def reply(self, outcome: str | NbdattachError) -> None:
         message: dict[str, object] = {"said": outcome} if isinstance(outcome, str) else facts_of(outcome)
         with contextlib.suppress(OSError):  # it has not waited
             self._connection.send(json.dumps(message).encode())
 
-    def wait_until_gone(self) -> None:
-        """Returns when the command has closed its end, or died."""
-        with contextlib.suppress(OSError):
-            self._connection.settimeout(None)
-            while self._connection.recv(_MAX_MESSAGE):
-                pass
+    @property
+    def pid(self) -> int:
+        """0 if its number means nothing here, because it is in another pid namespace."""
+        return _peer(self._connection)
+
+    def wait_until_gone(self) -> bool:
+        """Until the command has closed its end, or died. False: it has been stopped for a while, and may never end."""
+        stopped = 0
+        self._connection.settimeout(_LOOK_SECONDS)
+        while stopped < _STOPPED_LOOKS:
+            try:
+                if not self._connection.recv(_MAX_MESSAGE):
+                    return True
+            except TimeoutError:
+                stopped = stopped + 1 if process.stopped(self.pid) else 0
+            except OSError:
+                return True
+        return False
 
     def close(self) -> None:
         self._connection.close()

@@ -3,16 +3,21 @@
 
 The disk that they are on may be the very one that the connection is for, and cannot be read before that is back. So a
 thread reads them, which may hang; then what was read the last time has to do. What is kept is as secret as the files.
+
+Some files need not be there: the list of revoked certificates, and our own certificate. Such a file that was there and
+is gone may be about to be replaced, and without it more would be allowed than before. So the copy in memory stays in
+use; a new process starts without it. A file that is there and cannot be read is an error.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nbdattach.errors import TlsFailed
 from nbdattach.target import Target
@@ -62,6 +67,28 @@ def of(target: Target, seconds: float) -> Credentials:
     return _shelves.setdefault((*files, target.tls_verify), _Shelf()).read(target, seconds)
 
 
+def exposed(target: Target) -> list[str]:
+    """Files with secrets of the target that every user of this machine can read, or replace the content of."""
+    folder = target.tls_certificates or target.tls_ca
+    key = target.tls_psk_file or target.tls_key or target.tls_cert or (f"{folder}/{_KEY}" if folder else "")
+    return [key] if key and _is_open_to_others(key) else []
+
+
+def _is_open_to_others(path: str) -> bool:
+    """By its mode, and those of all folders above it."""
+    try:
+        place = os.path.realpath(path)
+        if not os.stat(place).st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            return False
+        while place != "/":
+            place = os.path.dirname(place)
+            if not os.stat(place).st_mode & stat.S_IXOTH:
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 class _Reading(threading.Thread):
     """One time, of all files. `found` is None until it is over."""
 
@@ -96,10 +123,18 @@ class _Shelf:
             found = reading.found
             self._stuck = reading if found is None else None
             if isinstance(found, Credentials):
-                self._known = found
+                self._known = _with_what_is_gone(found, self._known)
             elif not self._known or (found and not _is_of_the_disk(found)):
                 raise found or TimeoutError
             return self._known
+
+
+def _with_what_is_gone(found: Credentials, before: Credentials | None) -> Credentials:
+    if before is None:
+        return found
+    if found.cert is None:
+        found = replace(found, cert=before.cert, key=before.key)
+    return replace(found, revoked=found.revoked or before.revoked)
 
 
 # One for each choice of files; those are few on a host.
@@ -117,14 +152,25 @@ def _read_all(target: Target) -> Credentials:
     revoked = f"{ca}/{_CRL}"
     cert, key = target.tls_cert, target.tls_key or target.tls_cert
     folder = target.tls_certificates or target.tls_ca
-    if not cert and os.path.exists(f"{folder}/{_CERT}"):
+    if not cert and _is_there(f"{folder}/{_CERT}"):
         cert, key = f"{folder}/{_CERT}", f"{folder}/{_KEY}"
     return Credentials(
         ca=_file(f"{ca}/{_CA}" if os.path.isdir(ca) else ca) if ca and target.tls_verify else None,
-        revoked=_file(revoked) if ca and target.tls_verify and os.path.exists(revoked) else None,
+        revoked=_file(revoked) if ca and target.tls_verify and _is_there(revoked) else None,
         cert=_file(cert) if cert else None,
         key=_file(key) if cert else None,
     )
+
+
+def _is_there(path: str) -> bool:
+    """Also if it cannot be read, or is a link to nothing: only a name that is missing is no file."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    except ValueError:  # no name that a file can have
+        return False
+    return True
 
 
 def _file(path: str) -> File:

@@ -48,17 +48,19 @@ class ConnectionLost(NoConnection):
         super().__init__(
             thing,
             f"the server closed the connection ({doing})",
-            "is it an NBD server, does it allow this client, did it just stop? its log may tell",
+            "is it an NBD server, does it allow one more client, did it just stop? its log may tell",
         )
 
 
 class DeadlinePassed(NoConnection):
-    """The whole connect-and-handshake took longer than `seconds`."""
+    """The whole connect-and-handshake took longer than `seconds`. `silent`: not one byte came over a new connection."""
 
-    def __init__(self, thing: str, seconds: float, doing: str) -> None:
-        super().__init__(
-            thing, f"no answer within {seconds:g} s ({doing})", "--connect-timeout SEC sets how long to wait"
-        )
+    def __init__(self, thing: str, seconds: float, doing: str, silent: bool = False) -> None:
+        cause, hint = f"no answer within {seconds:g} s ({doing})", "--connect-timeout SEC sets how long to wait"
+        if silent:  # as qemu-nbd, whose kernel accepts more clients than it serves
+            cause += ": the server may be full"
+            hint = f"qemu-nbd serves more clients with --shared=N; a device attached to it here is one; {hint}"
+        super().__init__(thing, cause, hint)
 
 
 class Refused(NbdattachError):

@@ -21,7 +21,17 @@ from nbdattach.errors import (
     UnknownExport,
 )
 from nbdattach.export import BlockSize, Export, Listed
-from nbdattach.options import OptionRefused, Reply, abort, next_reply, plain_option, politely, send_option, unexpected
+from nbdattach.options import (
+    DENIED,
+    OptionRefused,
+    Reply,
+    abort,
+    next_reply,
+    plain_option,
+    politely,
+    send_option,
+    unexpected,
+)
 from nbdattach.proto import (
     IHAVEOPT,
     MAX_STRING,
@@ -102,7 +112,8 @@ def enter(target: Target) -> Steps[Export]:
                 raise (yield from _unknown(target, refused)) from refused
             if refused.reply != NBD_REP_ERR_UNSUP:
                 raise
-        yield from politely(_see_it_listed(target))
+        listed = yield from politely(_see_it_listed(target))
+        return (yield from _export_name(target, server, listed))
     return (yield from _export_name(target, server))
 
 
@@ -188,24 +199,33 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
 # -- choosing an export ------------------------------------------------------------------------------------------
 
 
-def _unknown(target: Target, refused: OptionRefused) -> Steps[UnknownExport]:
+def _unknown(target: Target, refused: OptionRefused) -> Steps[Refused]:
     """The error that also tells what the server has. Whatever goes wrong in asking for that is no news."""
     try:
         offered = yield from _offered(target)
     except NbdattachError:
         offered = None
     yield from abort()
+    if offered and target.export in offered:
+        return _listed_but_closed(target, refused.words)
     return UnknownExport(target.uri, target.export, offered, target.server, refused.words)
 
 
-def _see_it_listed(target: Target) -> Steps[None]:
-    """NBD_OPT_EXPORT_NAME cannot tell an unknown name from a lost connection, so look before.
+def _listed_but_closed(target: Target, words: str = "") -> Refused:
+    """nbdkit says ERR_UNKNOWN if the plugin cannot open the export, whatever the reason."""
+    said = f"; it says: {quoted(words)}" if words else ""
+    return Refused(target.uri, f"the server lists the export and does not let us in{said}", DENIED)
+
+
+def _see_it_listed(target: Target) -> Steps[bool]:
+    """NBD_OPT_EXPORT_NAME cannot tell an unknown name from a lost connection, so look before. False: it may be unknown.
 
     The default export need not be in the list ("reserved for a default export"); a named one must.
     """
     offered = yield from _offered(target)
     if target.export and offered is not None and target.export not in offered:
         raise UnknownExport(target.uri, target.export, offered, target.server)
+    return offered is not None and target.export in offered
 
 
 def _offered(target: Target) -> Steps[list[str] | None]:
@@ -216,12 +236,14 @@ def _offered(target: Target) -> Steps[list[str] | None]:
         return None
 
 
-def _export_name(target: Target, server: _Server) -> Steps[Export]:
+def _export_name(target: Target, server: _Server, listed: bool = False) -> Steps[Export]:
     """NBD_OPT_EXPORT_NAME: the server answers with the export, or closes the connection."""
     yield from send_option(NBD_OPT_EXPORT_NAME, to_wire(target.export))
     try:
         size, flags = _EXPORT_INFO.unpack((yield Receive(_EXPORT_INFO.size)))
     except ConnectionLost as lost:
+        if listed:
+            raise _listed_but_closed(target) from lost
         raise UnknownExport(target.uri, target.export, None, target.server) from lost
     if not server.no_zeroes:
         yield Receive(RESERVED)

@@ -117,6 +117,11 @@ def sync_file_range(fd: int) -> None:
     _checked(_libc().sync_file_range(fd, everything, everything, uapi.SYNC_FILE_RANGE_ALL))
 
 
+def ns_get_userns(fd: int) -> int:
+    """A descriptor of the user namespace that owns this namespace. EPERM: it is above ours."""
+    return fcntl.ioctl(fd, uapi.NS_GET_USERNS)
+
+
 def _libc_ioctl(fd: int, request: int, argument: int) -> None:
     import ctypes
 

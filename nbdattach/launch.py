@@ -18,6 +18,9 @@ UNIT = "nbdattach-monitor.service"
 UNIT_BESIDE = "nbdattach-monitor-beside.service"
 START_SECONDS = 30
 _POLL = 0.05
+# All that a monitor gets of our environment, because it is for all devices and outlives us. It must not get what a
+# service manager tells the process that it started, such as NOTIFY_SOCKET and LISTEN_FDS.
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def ensure_monitor() -> None:
@@ -79,7 +82,14 @@ def _failure_of(command: list[str]) -> str | None:
     """Why it could not be started, None where it was."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", timeout=START_SECONDS
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd="/",
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            timeout=START_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from nbdattach import control, driver, netlink, process, shutdown, state, sysfs, systemd
 from nbdattach.carrier import Relay
-from nbdattach.control import Caller, Door, Request
+from nbdattach.control import SAME_VERSION, Caller, Door, Request
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.driverlog import DriverLog
@@ -164,12 +164,12 @@ class Monitor:
                         self._outlive()
 
     @contextlib.contextmanager
-    def _logged(self) -> Iterator[None]:
+    def _logged(self, thing: str = "monitor") -> Iterator[None]:
         """What goes wrong with one thing shall not end the watch over the others."""
         try:
             yield
-        except (OSError, RuntimeError) as error:  # no memory, no descriptors, no thread
-            self._log(f"monitor: {type(error).__name__}: {error}")
+        except Exception as error:  # no memory, no descriptors, no thread; a state file that says what cannot be
+            self._log(f"{thing}: {type(error).__name__}: {error}")
             time.sleep(_BREATH)
 
     def _check(self, indices: list[int] | None) -> None:
@@ -177,7 +177,8 @@ class Monitor:
         with self._mutex:
             watches = [one for device, one in self._watches.items() if indices is None or device.index in indices]
         for watch in watches:
-            watch.check()
+            with self._logged(watch.device.name):
+                watch.check()
 
     def _cut_off(self, indices: list[int]) -> None:
         """From servers that are being shut down: what comes next shall wait for their successors."""
@@ -190,8 +191,9 @@ class Monitor:
         with self._mutex:
             watches = list(self._watches.items())
         for device, watch in watches:
-            if not watch.tick():
-                self._drop(device, watch)
+            with self._logged(device.name):
+                if not watch.tick():
+                    self._drop(device, watch)
         if len(watches) != self._told:
             self._told = len(watches)
             systemd.notify(f"STATUS=watching {self._told} device(s)")
@@ -217,9 +219,10 @@ class Monitor:
     def _adopt(self) -> None:
         """Whatever is attached and asked to be watched, by commands that found no monitor or by one before us."""
         for device in sysfs.devices():
-            record = None if device in self._watches else state.load(device)
-            if record and record.reconnect and record.backend == "netlink":
-                self._watch(device, record, [])
+            with self._logged(device.name):
+                record = None if device in self._watches else state.load(device)
+                if record and record.reconnect and record.backend == "netlink":
+                    self._watch(device, record, [])
 
     def _watch(self, device: Device, record: state.Record, links: list[Link], relay: Relay | None = None) -> None:
         watch = Watch(device, record, links, self._log, relay)
@@ -246,10 +249,13 @@ class Monitor:
             links = [Link.of(number) for number in descriptors]
             try:
                 if request is None:
-                    raise NbdattachError("monitor", "it cannot read the request", "is it of the same version?")
+                    raise NbdattachError("monitor", "it cannot read the request", SAME_VERSION)
                 self._carry_out(request, links, relay, caller)
             except NbdattachError as error:
                 caller.reply(error)
+            except Exception as error:  # the command gets an answer, and the log says what a traceback would
+                self._log(f"monitor: {request}: {type(error).__name__}: {error}")
+                caller.reply(NbdattachError("monitor", f"{type(error).__name__}: {error}", "see the monitor's log"))
 
     def _carry_out(self, request: Request, links: list[Link], relay: Relay | None, caller: Caller) -> None:
         if request.do == "ping":
@@ -278,7 +284,10 @@ class Monitor:
             watch.hold()
             try:
                 caller.reply("held")
-                caller.wait_until_gone()
+                if not caller.wait_until_gone():
+                    self._log(
+                        f"{device.name}: process {caller.pid} is stopped; watching the device without waiting for it"
+                    )
             finally:
                 watch.release()
             return
@@ -297,7 +306,7 @@ class Monitor:
         elif request.do == "resize":
             watch.resize(finish)
         else:
-            raise NbdattachError("monitor", "it does not know this request", "is it of the same version?")
+            raise NbdattachError("monitor", "it does not know this request", SAME_VERSION)
         done.wait()
 
 
@@ -366,6 +375,9 @@ def _in_background(root: RealRoot | None) -> str:
             said = words.read()
         return "" if said == "ready" else said or "ended without a word"
     os.close(reader)
+    os.environ.pop(
+        "NOTIFY_SOCKET", None
+    )  # of the process that started us: its readiness and its end are not ours to tell
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)

@@ -15,6 +15,8 @@ from nbdattach.proto import (
     IHAVEOPT,
     MAX_STRING,
     NBD_OPT_ABORT,
+    NBD_OPT_GO,
+    NBD_OPT_INFO,
     NBD_REP_ACK,
     NBD_REP_ERR_BLOCK_SIZE_REQD,
     NBD_REP_ERR_INVALID,
@@ -84,6 +86,11 @@ class OptionRefused(Refused):
         self.words = words
 
 
+# nbd-server has the same words for all of these, and its protocol no others.
+DENIED = (
+    "its log tells why; nbd-server means: not allowed, maxconnections reached, cannot open its file, or prerun failed"
+)
+
 _REFUSALS = {
     NBD_REP_ERR_UNSUP: ("the server does not know {option}", "a newer server may"),
     NBD_REP_ERR_POLICY: ("the server's policy forbids {option}", "its configuration must allow this client or option"),
@@ -104,6 +111,8 @@ def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachErr
     cause, hint = _REFUSALS.get(
         kind, (f"the server refused {{option}} with the unknown error {kind:#x}", "its log may tell why")
     )
+    if kind == NBD_REP_ERR_POLICY and option in (NBD_OPT_GO, NBD_OPT_INFO):
+        hint = DENIED
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
     if kind == NBD_REP_ERR_TLS_REQD:
         return TlsFailed(

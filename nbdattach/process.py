@@ -22,6 +22,7 @@ _REMOTE = ("nfs", "cifs", "smb3", "fuse", "ceph", "9p", "afs", "glusterfs", "lus
 _CAP_SYS_ADMIN = 1 << 21
 # What looks like a deleted file in a process's maps, and is shared memory.
 _NO_FILES = ("/dev/zero", "/memfd:", "/SYSV")
+_SERVICE = re.compile(r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 # Mount points of theirs, by mount namespace.
 _remote: dict[str, tuple[str, ...]] = {}
@@ -55,6 +56,12 @@ def asleep(pid: int) -> bool:
     """Its first thread waits interruptibly."""
     fields = _stat(pid)
     return fields is not None and fields[0] == "S"
+
+
+def stopped(pid: int) -> bool:
+    """By a signal (SIGSTOP, or Ctrl-Z in a shell) or a debugger: it does nothing until it is continued."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] in ("T", "t")
 
 
 def sees_all() -> bool:
@@ -121,6 +128,23 @@ def openers(numbers: set[str], serving: Collection[int] = (), own_fd: int = -1) 
                 if fd != ours and still_open(pid, fd, numbers):
                     found.append(Opener(pid, name_of(pid), fd))
     return found
+
+
+def lock_holder(path: str, byte: int) -> Opener | None:
+    """The process that holds a lock on that byte of the file (fdinfo of proc(5)); None if it cannot be seen."""
+    place = os.path.realpath(path)
+    for pid in _pids():
+        for fd in _descriptors(pid):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{PROC}/{pid}/fd/{fd}") == place and byte in _locked_bytes(pid, fd):
+                    return Opener(pid, name_of(pid), fd)
+    return None
+
+
+def _locked_bytes(pid: int, fd: int) -> list[int]:
+    """The first byte of each lock: "lock: 1: OFDLCK ADVISORY WRITE -1 00:1a:5 4096 4096"."""
+    locks = (line.split() for line in lines(f"{pid}/fdinfo/{fd}") if line.startswith("lock:"))
+    return [int(fields[-2]) for fields in locks if len(fields) > 8]
 
 
 def has_open(pid: int, numbers: set[str]) -> bool:
@@ -210,6 +234,46 @@ def mount_tables() -> Iterator[tuple[Opener | None, list[str]]]:
 
 def _mount_lines(pid: str) -> list[str]:
     return [line for line in lines(f"{pid}/mountinfo") if " - " in line]
+
+
+def runs_our_programs(pid: int) -> bool:
+    """Whether a command in the mount namespace of that process is the program that we know by its name.
+
+    nsenter(1) runs the program of that namespace, with our rights. So the namespace must belong to our own user
+    namespace, and its root directory must be ours: a container, or any user who may make namespaces, has others.
+    """
+    try:
+        namespace = os.open(f"{PROC}/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            owner = ioctl.ns_get_userns(namespace)
+        finally:
+            os.close(namespace)
+        try:
+            is_ours = os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+        finally:
+            os.close(owner)
+    except OSError:
+        return False
+    root = _root_of(str(pid))
+    return is_ours and root is not None and root == _root_of("self")
+
+
+def _root_of(pid: str) -> tuple[str, str] | None:
+    """File system and folder that are mounted at / there; None if that cannot be seen, as in a chroot."""
+    fields = [line.split(" ") for line in _mount_lines(pid)]
+    roots = [(one[2], one[3]) for one in fields if one[4] == "/"]
+    return roots[-1] if roots else None
+
+
+def service_of(pid: int) -> str:
+    """The system service that the process is of, as systemd names it; empty for all else, containers among them."""
+    for line in lines(f"{pid}/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        found = _SERVICE.fullmatch(path)
+        if found and (number == "0" or controllers == "name=systemd"):
+            return found[1]
+    return ""
 
 
 def group_of(pid: int) -> int:

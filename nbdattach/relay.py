@@ -16,6 +16,7 @@ process: while the disk that this machine runs from is away, a new one could not
 from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # the module signal builds enums on it: 0.9 MB
+import contextlib
 import gc
 import json
 import os
@@ -27,6 +28,7 @@ from typing import Any
 
 from nbdattach import client, process, shutdown, tls  # noqa: F401 - tls: to have it in memory when the disk is away
 from nbdattach.errors import NbdattachError, facts_of
+from nbdattach.facts import parsed
 from nbdattach.link import watch_peer
 from nbdattach.pump import Pump, Pumps
 from nbdattach.stream import warm_up
@@ -82,23 +84,30 @@ class _Clerk:
                 message, descriptors, _, _ = socket.recv_fds(self._orders, MAX_MESSAGE, 1)
                 if not message:
                     break
-                try:
-                    self._reply(self._obey(json.loads(message), descriptors))
-                except NbdattachError as error:
-                    self._reply(facts_of(error))
+                with contextlib.ExitStack() as given:
+                    sockets = [given.enter_context(socket.socket(fileno=number)) for number in descriptors]
+                    self._reply(self._answer(message, sockets))
         except OSError:
             pass  # whoever gave the orders has gone
         finally:
             self._pumps.finish()
 
-    def _obey(self, order: dict[str, Any], descriptors: Sequence[int]) -> dict[str, object]:
+    def _answer(self, message: bytes, sockets: Sequence[socket.socket]) -> dict[str, object]:
+        try:
+            return self._obey(parsed(message), sockets)
+        except NbdattachError as error:
+            return facts_of(error)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            cause = f"it cannot read the order: {type(error).__name__}: {error}"
+            return facts_of(NbdattachError("relay", cause, "is it of the same version?"))
+
+    def _obey(self, order: dict[str, Any], sockets: Sequence[socket.socket]) -> dict[str, object]:
         if order["do"] == "bury":
             seen = threading.Event()
             self._pumps.call(seen.set)
             seen.wait()
             return {"said": "buried"}
-        with socket.socket(fileno=descriptors[0]) as kernel:
-            return self._dial(kernel, order)
+        return self._dial(sockets[0], order)
 
     def _dial(self, kernel: socket.socket, order: dict[str, Any]) -> dict[str, object]:
         target = Target(**order["target"])

@@ -14,14 +14,17 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
+from nbdattach import facts, process
+from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused
+from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
 from nbdattach.process import alive, started
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
+from nbdattach.wiretext import quoted
 from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
 from nbdattach.worker import STATE_FILES, UNFLUSHED
 
@@ -29,6 +32,11 @@ RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
 _MONITOR = 1 << 33
 _START = _MONITOR + 1
+# A command looks for another one that holds its lock, and is stopped; at the second look it waits no longer.
+_LOOK_SECONDS = 1.0
+# Longer than any attachment takes: deadlines of server, partitions, udev and the start of a monitor together.
+_LOCK_SECONDS = 300.0
+_POLL = 0.01
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
 # What a URI has no place for: ca, cert, key, verify.
 Trust: TypeAlias = dict[str, str | bool]
@@ -87,14 +95,20 @@ class Record:
         return place_of(self.target, self.trust)
 
 
-_FIELDS = tuple(field.name for field in fields(Record))
+# What a record says of TLS, and what a target has of whom to trust.
+_TLS = {"version", "cipher", "transport"}
+_TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
 
 
 def place_of(uri: str, trust: Trust | None) -> Target:
     """The target of which those were told. Raises `Malformed`."""
     target = parse_target(uri)
-    given = {name: value for name, value in (trust or {}).items() if value != ""}
-    return with_tls(target, required=target.tls, **given) if trust else target  # type: ignore[arg-type]
+    if not trust:
+        return target
+    if any(type(value) is not _TRUST.get(name) for name, value in trust.items()):
+        raise Malformed(target.uri, f"unknown options of TLS are remembered for it: {trust}", "disconnect, and connect")
+    given = {name: value for name, value in trust.items() if value != ""}
+    return with_tls(target, required=target.tls, **given)  # type: ignore[arg-type]
 
 
 def trust_of(target: Target) -> Trust | None:
@@ -138,14 +152,20 @@ def save_trouble(device: Device, trouble: Trouble | None) -> None:
 def trouble_of(device: Device) -> Trouble | None:
     """What the monitor last said of the device, be the monitor dead or not."""
     try:
-        with open(_trouble_path(device)) as file:
-            return Trouble(**json.load(file))
-    except (OSError, ValueError, TypeError):
+        trouble = facts.made_of(Trouble, _content(_trouble_path(device)))
+    except (OSError, ValueError):
         return None
+    return trouble if trouble.state in ("reconnecting", "lost") else None
 
 
 def _trouble_path(device: Device) -> str:
     return f"{RUN}/{device.name}.trouble"
+
+
+def _content(name: str) -> Any:
+    """Of a state file. Raises OSError, ValueError."""
+    with open(name) as file:
+        return facts.parsed(file.read(facts.MAX_TEXT + 1))
 
 
 def _write(name: str, content: dict[str, object]) -> None:
@@ -172,10 +192,10 @@ def load(device: Device) -> Record | None:
     A device whose worker was killed while somebody used it is still ours: the kernel keeps the dead one's pid.
     """
     try:
-        with open(path(device)) as file:
-            known = json.load(file)
-        record = Record(**{name: known[name] for name in _FIELDS if name in known})
-    except (OSError, ValueError, TypeError):
+        record = facts.made_of(Record, _content(path(device)))
+    except (OSError, ValueError):
+        return None
+    if not (record.connections and record.block_size and (record.tls is None or record.tls.keys() >= _TLS)):
         return None
     # A worker's pid may have been given to another process.
     same_process = record.pid is None or started(record.pid) in (None, record.started)
@@ -212,8 +232,7 @@ def mark_of(device: Device) -> tuple[str, str]:
 def is_unflushed(device: Device) -> bool:
     """Whether a flush of this very attachment has failed before."""
     try:
-        with open(f"{path(device)}{UNFLUSHED}") as file:
-            pid, backend, since = json.load(file)["identity"]
+        pid, backend, since = _content(f"{path(device)}{UNFLUSHED}")["identity"]
         there = identity_of(device)
         return (pid, backend) == there[:2] and since in (None, there[2])  # a worker does not know when it was made
     except (OSError, ValueError, TypeError, KeyError):
@@ -222,9 +241,12 @@ def is_unflushed(device: Device) -> bool:
 
 @contextlib.contextmanager
 def tag_lock(tag: str) -> Iterator[None]:
-    """Two commands for one tag go one after the other. The kernel gives the lock back when we die."""
+    """Two commands for one tag go one after the other. The kernel gives the lock back when we die.
+
+    Raises `DeviceInUse` if the other one is stopped, or takes too long.
+    """
     with _locks() as fd:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(zlib.crc32(tag.encode(errors="surrogateescape"))))
+        _wait_for(fd, zlib.crc32(tag.encode(errors="surrogateescape")), f"tag {quoted(tag)}")
         yield
 
 
@@ -244,9 +266,9 @@ def monitor_lock() -> Iterator[bool]:
 
 @contextlib.contextmanager
 def start_lock() -> Iterator[None]:
-    """One command at a time starts a monitor; the others find it running."""
+    """One command at a time starts a monitor; the others find it running. Raises as `tag_lock`."""
     with _locks() as fd:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(_START))
+        _wait_for(fd, _START, "monitor")
         yield
 
 
@@ -255,6 +277,29 @@ def monitor_lives() -> bool:
     with _locks() as fd:
         answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(_MONITOR))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _wait_for(fd: int, byte: int, thing: str) -> None:
+    """The kernel would wait without end; a holder that is stopped never gives the lock back."""
+    patience, suspect = Deadline(_LOCK_SECONDS), None
+    while not _locked_within(fd, byte, Deadline(_LOOK_SECONDS)):
+        holder = process.lock_holder(f"{RUN}/lock", byte)
+        stopped = holder is not None and process.stopped(holder.pid)
+        if holder and stopped and holder == suspect:
+            cause = f"process {holder} is at work on it, and is stopped"
+            hint = f"kill -CONT {holder.pid} lets it go on, kill -KILL {holder.pid} ends it"
+            raise DeviceInUse(thing, cause, hint)
+        if patience.passed:
+            cause = f"process {holder or '?'} has been at work on it for {_LOCK_SECONDS:g} s"
+            raise DeviceInUse(thing, cause, f"kill {holder.pid} ends it" if holder else "lslocks may show it")
+        suspect = holder if stopped else None
+
+
+def _locked_within(fd: int, byte: int, deadline: Deadline) -> bool:
+    while not _locked(fd, byte):
+        if not deadline.sleep(_POLL):
+            return False
+    return True
 
 
 def _locked(fd: int, byte: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -44,7 +45,7 @@ class Stream:
         self.sock = sock
         self._kernel_tls = kernel_tls
         self._tls: Handshake | None = None
-        self._heard_in_tls = False
+        self._heard = self._heard_in_tls = False
         self._target = target
         self._deadline = deadline
         self._trace = trace
@@ -87,6 +88,7 @@ class Stream:
                 if not more:
                     raise self._lost("")
                 data += more
+                self._heard = True
         self._heard_in_tls = self._tls is not None
         return bytes(data)
 
@@ -110,15 +112,18 @@ class Stream:
     def _arm(self) -> None:
         remaining = self._deadline.remaining()
         if not remaining:
-            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing)
+            raise self._late()
         self.sock.settimeout(remaining)
+
+    def _late(self) -> DeadlinePassed:
+        return DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing, silent=not self._heard)
 
     @contextlib.contextmanager
     def _foreign_errors(self) -> Iterator[None]:
         try:
             yield
         except TimeoutError:
-            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
+            raise self._late() from None
         except OSError as error:
             if self._tls and self._tls.is_of_tls(error):
                 raise self._tls.failure(error) from error
@@ -142,7 +147,7 @@ class Stream:
             self._arm()
             self.sock = self._tls.over(self.sock, hostname)
         except TimeoutError:
-            raise DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing) from None
+            raise self._late() from None
         self._trace(" ".join(self.tls or ()) + (", in the kernel" if self._kernel_tls else ""))
 
     def _see_nothing_is_there(self) -> None:
@@ -240,13 +245,29 @@ def _connect(target: Target, address: _Address, seconds: float, limit: float) ->
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.settimeout(max(seconds, 0.001))
         sock.connect(place)
+        ourselves = family != socket.AF_UNIX and sock.getsockname() == sock.getpeername()
     except OSError as error:
         if sock:
             sock.close()
         if isinstance(error, TimeoutError):
             raise DeadlinePassed(target.uri, limit, "connecting") from None
         raise NoConnection(target.uri, f"cannot connect: {error.strerror or error}", _connect_hint(target)) from error
+    if ourselves:
+        _reset(sock)
+        cause = "cannot connect: no server listens, and the kernel connected our socket to itself"
+        hint = f"start the server; sysctl net.ipv4.ip_local_reserved_ports={target.port} keeps its port free for it"
+        raise NoConnection(target.uri, cause, hint)
     return sock
+
+
+def _reset(sock: socket.socket) -> None:
+    """Closes it without TIME_WAIT, so that the server gets its port at once.
+
+    The kernel takes the port of an outgoing connection from a range. If that is the very port of this host which it
+    connects to, the socket opens a connection with itself: that succeeds, and keeps the server from its port.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def _connect_hint(target: Target) -> str:

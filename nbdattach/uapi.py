@@ -21,6 +21,9 @@ BLKRRPART = 0x125F
 # linux/sockios.h
 SIOCOUTQ = 0x5411
 
+# linux/nsfs.h: _IO(0xb7, 1)
+NS_GET_USERNS = 0xB701
+
 # linux/prctl.h
 PR_SET_IO_FLUSHER = 57
 

@@ -220,8 +220,16 @@ def _mounted(mount: Mount, direct: bool) -> User:
     where, command = f"mounted at {plain(mount.path)}", f"umount {_word(mount.path)}"
     if mount.owner:
         where += f" in the mount namespace of process {mount.owner}"
-        command = f"nsenter -m -t {mount.owner.pid} {command}"
+        command = _elsewhere(mount.owner.pid, command)
     return User("mount", mount.path, where, command, direct, elsewhere=mount.owner is not None)
+
+
+def _elsewhere(pid: int, command: str) -> str:
+    """How root gets rid of what is mounted in another mount namespace, and runs no program of another user's there."""
+    if process.runs_our_programs(pid):
+        return f"nsenter -m -t {pid} {command}"
+    service = process.service_of(pid)
+    return f"systemctl restart {_word(service)}" if service else f"kill {pid}"
 
 
 def _holder(block: Block, direct: bool) -> User:

@@ -33,7 +33,7 @@ def leftovers() -> list[str]:
     _stop_monitor()
     left = beside_the_monitor()
     left += [f"process {pid}: monitor" for pid in monitors()]
-    return left + [f"file {name}" for name in _files() if name == "monitor"]
+    return left + [f"file {name}" for name in files() if name == "monitor"]
 
 
 def beside_the_monitor() -> list[str]:
@@ -42,7 +42,7 @@ def beside_the_monitor() -> list[str]:
     left += [f"{device.path} has a size" for device in sysfs.devices() if sysfs.Kernel(device).size]
     left += [f"{device.path} has partitions" for device in sysfs.devices() if sysfs.Kernel(device).partitions]
     left += [f"process {pid}: {line}" for pid, line in workers() if not _is_monitor(line)]
-    return left + [f"file {name}" for name in _files() if name not in ("lock", "monitor")]
+    return left + [f"file {name}" for name in files() if name not in ("lock", "monitor")]
 
 
 def _stop_monitor() -> None:
@@ -52,7 +52,8 @@ def _stop_monitor() -> None:
             os.kill(pid, signal.SIGTERM)
 
 
-def _files() -> list[str]:
+def files() -> list[str]:
+    """What /run/nbdattach has."""
     return os.listdir("/run/nbdattach") if os.path.isdir("/run/nbdattach") else []
 
 

@@ -14,13 +14,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from leftovers import monitors, workers
+from leftovers import beside_the_monitor, files, monitors, workers
 from load import Load, seconds_for_a_new_read
 from servers import nbdkit
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
 from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, shell, sparse_file
 
-from nbdattach import control, launch, status, sysfs
+from nbdattach import control, launch, state, status, sysfs
 from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -67,6 +67,22 @@ def test_no_process_is_left_but_the_monitor() -> None:
 def test_without_reconnect_there_is_no_monitor() -> None:
     with nbdkit("memory", "1M") as server, attached(server.uri, "nbd0", reconnect=False):
         assert monitors() == []
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+def test_a_connect_interrupted_while_it_starts_the_monitor_attaches_nothing(number: int, code: int) -> None:
+    """Else it would be attached, though the command has failed, and nobody would watch it."""
+    with nbdkit("memory", "1M") as server:
+        with state.start_lock():  # another command is just about to start one
+            process = subprocess.Popen(command("connect", server.uri, "nbd0"), stdout=subprocess.PIPE)
+            eventually(lambda: "nbd0.json" in files())
+            process.send_signal(number)
+            said, _ = process.communicate(timeout=60)
+        assert (process.returncode, said) == (code, b"")
+        eventually(lambda: not beside_the_monitor())
+        assert nbd_ok("connect", server.uri, "nbd0") == "/dev/nbd0"
+        nbd_ok("disconnect", "nbd0")
 
 
 @pytest.mark.essential

@@ -94,6 +94,19 @@ def test_a_server_that_is_not_verified_is_not_attached(tmp_path: Path, certifica
         assert nbd("connect", server.uri, "nbd0").code in (4, 5)
 
 
+def test_connect_warns_of_a_key_that_every_user_can_read(tmp_path: Path, certificates: Path) -> None:
+    key = Path("/run/open key.pem")
+    key.write_bytes((certificates / "server-key.pem").read_bytes())
+    trust = ["--tls-ca", f"{certificates}/ca-cert.pem", "--tls-cert", f"{certificates}/server-cert.pem"]
+    with by_nbdkit(sparse_file(tmp_path / "image", MIB), certificates) as server:
+        warning = f"nbdattach: warning: the key {key} is open to every user: chmod go= '{key}'"
+        for mode, said in ((0o644, [warning]), (0o600, [])):
+            key.chmod(mode)
+            done = nbd("connect", *trust, "--tls-key", str(key), server.export(scheme="nbds"), "nbd0")
+            assert (done.code, done.err.splitlines()) == (0, said)
+            nbd_ok("disconnect", "nbd0")
+
+
 @dataclass
 class Wrong:
     """A way to be refused: how nbdkit is started, how we connect, and what it comes to."""

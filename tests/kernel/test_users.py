@@ -35,7 +35,7 @@ from tool import (
 )
 
 import nbdattach
-from nbdattach import control, detachment, state, status
+from nbdattach import control, detachment, process, state, status
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
@@ -126,11 +126,35 @@ def mounted_elsewhere() -> str:
     return f"{where}: nsenter -m -t {holder.pid} umount /mnt"
 
 
+def mounted_in_a_users_namespace() -> str:
+    """Root must not be told to run that namespace's program umount, which may be anything."""
+    shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+    holder = subprocess.Popen(["unshare", "-U", "-r", "-m", "sh", "-c", "touch /run/elsewhere && exec sleep 600"])
+    eventually(lambda: Path("/run/elsewhere").exists() or holder.poll() is not None)
+    shell("umount /mnt")
+    where = f"mounted at /mnt in the mount namespace of process {holder.pid} (sleep)"
+    return f"{where}: kill {holder.pid}"
+
+
+def mounted_in_a_container() -> str:
+    """It is root's own, and yet its programs are those of its image."""
+    shell("mkfs.ext4 -q /dev/nbd0")
+    program = """mount --make-rprivate / && mount -t tmpfs none /mnt && cd /mnt && mkdir usr disk old &&
+        mount --bind /usr usr && ln -s usr/bin usr/lib usr/lib64 . && mount /dev/nbd0 disk && pivot_root . old &&
+        exec /bin/sleep 600"""
+    holder = subprocess.Popen(["unshare", "-m", "sh", "-c", program])
+    eventually(lambda: process.name_of(holder.pid) == "sleep" or holder.poll() is not None)
+    where = f"mounted at /disk in the mount namespace of process {holder.pid} (sleep)"
+    return f"{where}: kill {holder.pid}"
+
+
 USERS: dict[str, Callable[[], str]] = {
     "mount": lambda: mounted("/dev/nbd0"),
     "mount of a partition": lambda: mounted("/dev/nbd0p1"),
     "bind mount": bind_mounted,
     "mount in another namespace": mounted_elsewhere,
+    "mount in a user's namespace": mounted_in_a_users_namespace,
+    "mount in a container": mounted_in_a_container,
     "swap": swapped_on,
     "dm": mapped,
     "LVM": logical_volume,

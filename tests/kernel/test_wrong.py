@@ -87,7 +87,7 @@ def test_unknown_name() -> None:
 def test_silent_server() -> None:
     with says(b"", hold=True) as target:
         lines = refused(3, "--connect-timeout", "1", target, "/dev/nbd0")
-    assert lines[0].endswith(": no answer within 1 s (waiting for the server's greeting)")
+    assert lines[0].endswith(": no answer within 1 s (waiting for the server's greeting): the server may be full")
 
 
 def test_malformed_uri_and_dev_null() -> None:

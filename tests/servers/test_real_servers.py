@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import ssl
 import threading
 import warnings
@@ -16,6 +18,7 @@ import pytest
 from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
 
 from nbdattach import client, transmission
+from nbdattach.connections import connected
 from nbdattach.errors import (
     ConnectionLost,
     DeadlinePassed,
@@ -26,7 +29,9 @@ from nbdattach.errors import (
     UnknownExport,
 )
 from nbdattach.export import BlockSize, Export
+from nbdattach.options import DENIED
 from nbdattach.target import Target, parse_target
+from nbdattach.wishes import Wishes
 
 SIZE = 1 << 20
 # What a test of an honest server may take, in seconds.
@@ -378,3 +383,45 @@ def test_paused_server_is_left_at_the_deadline(image: str) -> None:
             client.inspect(parse_target(server.uri), 0.3)
         server.resume()
         passes(server.uri)
+
+
+# -- servers with few places -------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_as_many_connections_as_qemu_nbd_has_places(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It offers several as soon as --shared is more than one, and says nothing to the third client."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    with qemu_nbd(image, "--shared=2") as server:
+        target = parse_target(server.uri)
+        with connected(target, Wishes(connect_timeout=SOON), client.silent) as (made, _, notes):
+            assert len(made) == 2
+            assert notes == [f"{target.uri}: the server took 2 of 4 connections; -C 2 asks for no more"]
+
+
+def test_qemu_nbd_that_serves_its_only_client_is_said_to_be_full_perhaps(image: str) -> None:
+    with qemu_nbd(image, "--shared=1") as server:
+        target = parse_target(server.uri)
+        with client.connect(target, SOON).stream:
+            error = client.check(target, 1.0).error
+        assert error is not None
+        assert error.cause.endswith("(waiting for the server's greeting): the server may be full")
+        assert "--shared=N" in error.hint
+
+
+@pytest.mark.parametrize("why", ["maxconnections", "file", "prerun", "authfile"])
+def test_nbd_server_that_denies_is_given_all_its_reasons(image: str, tmp_path: Path, why: str) -> None:
+    """It has the same words for each: so there is one hint for all."""
+    (tmp_path / "others").write_text("192.0.2.1\n")
+    file, extra = image, {"maxconnections": "maxconnections = 1", "prerun": "prerun = false"}.get(why, "")
+    if why == "authfile":
+        extra = f"authfile = {tmp_path}/others"
+    if why == "file":
+        file = f"{tmp_path}/missing"
+    with nbd_server({"disk": file}, extra) as server:
+        target = parse_target(server.export("disk"))
+        with contextlib.ExitStack() as held:
+            if why == "maxconnections":
+                held.enter_context(client.connect(target, SOON).stream)
+            with pytest.raises(Refused, match="policy forbids NBD_OPT_GO") as caught:
+                client.inspect(target, SOON)
+    assert caught.value.hint == DENIED

@@ -7,6 +7,7 @@ import pytest
 
 from nbdattach import bootline
 from nbdattach.errors import Malformed
+from nbdattach.wiretext import quoted
 from nbdattach.wishes import FOREVER
 
 DHCP = {"ROOTSERVER": "10.0.0.1", "ROOTPATH": "boot,disk,nbd2"}
@@ -124,3 +125,49 @@ def test_mistakes(line: str, error: str) -> None:
     with pytest.raises(Malformed) as caught:
         bootline.parse(line, {})
     assert str(caught.value) == error
+
+
+ESCAPES = [
+    "db1,disk,nbd0 #", "nbd://evil/disk - #", "nbd://evil/disk no-such", "db1,#,nbd0", "#", "db1,disk\tx,nbd0",
+    "db1,disk\nnbd1 evil -", "db1,di\x1bsk", "db1,disk\u2003#", "db1,di\x85sk", "db1,\x1fdisk",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("told", ESCAPES)
+@pytest.mark.parametrize("name", ["ROOTPATH", "ROOTSERVER"])
+def test_dhcp_cannot_take_options_away(name: str, told: str) -> None:
+    """A blank and a # in the root path made a comment of `nbdopts=tls-ca=...`: without TLS, anybody is the server."""
+    line = "nbdroot=dhcp" if name == "ROOTPATH" else "nbdroot=,disk,nbd0"
+    with pytest.raises(Malformed) as caught:
+        root(f"{line} nbdopts=tls-ca=/etc/ca.pem", **{**DHCP, name: told})
+    assert caught.value.cause == "has a blank, # or control character in it"
+    assert caught.value.thing == f"{name} of DHCP: {quoted(told)}"
+    assert caught.value.thing.isprintable()
+
+
+@pytest.mark.parametrize(
+    "line", ["nbdroot=db1,#disk,nbd0", "root=nbd:db1:#disk", "nbdroot=#", "root=/dev/nbd0 nbddev=#"]
+)
+def test_a_comment_in_the_kernels_line_is_a_mistake(line: str) -> None:
+    with pytest.raises(Malformed, match="has a blank, # or control character in it"):
+        root(f"{line} nbdopts=tls-ca=/etc/ca.pem", **DHCP)
+
+
+def test_options_that_are_a_comment_are_a_mistake() -> None:
+    with pytest.raises(Malformed, match="begins with #"):
+        root("nbdroot=nbds://db1/disk nbdopts=#tls-ca=/etc/ca.pem")
+
+
+@pytest.mark.parametrize("told", ["db1,disk,nbd2", "nbd://db1/a%20b%23c", "10.0.0.7:10810/disk"])
+def test_what_dhcp_says_keeps_the_operators_options(told: str) -> None:
+    found = root("nbdroot=dhcp nbdopts=tls-ca=/etc/ca.pem,tag=a#b", ROOTPATH=told)
+    assert (found.target.tls, found.target.tls_ca, found.wishes.tag) == (True, "/etc/ca.pem", "a#b")
+
+
+@pytest.mark.parametrize(
+    "line", ["root=nbd:db1\x1b", "nbdroot=a,b\x1b,c,d", "nbdroot=nbd://db1\x1b/x", "nbdroot=db1 nbdopts=\x1b"]
+)
+def test_what_is_shown_of_a_mistake_is_safe_for_a_terminal(line: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        root(line)
+    assert (str(caught.value) + caught.value.hint).isprintable()

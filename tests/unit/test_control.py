@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 import threading
@@ -30,7 +31,7 @@ from nbdattach.errors import (
 
 NBD0 = Device(0)
 PATIENCE = 60.0
-Serve = Callable[[Caller], None]
+Serve = Callable[[Caller], object]
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +216,29 @@ def test_a_monitor_that_goes_away_is_said() -> None:
     assert str(caught.value) == "monitor: went away"
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [b"{", b"[]", b"5", b'{"said": 5}', b'{"cause": ["x"], "code": 6}', b'{"code": "x"}', b"[" * 65_000],
+    ids=len,
+)
+def test_a_reply_that_makes_no_sense_is_said(reply: bytes) -> None:
+    def serve(caller: Caller) -> None:
+        caller.read()
+        caller._connection.send(reply)
+
+    with monitor(serve), pytest.raises(NoMonitor, match="monitor: its reply cannot be read"):
+        control.ask(Request("ping"))
+
+
+def test_a_reply_without_words_is_an_error() -> None:
+    def serve(caller: Caller) -> None:
+        caller.read()
+        caller._connection.send(b"{}")
+
+    with monitor(serve), pytest.raises(NbdattachError, match="monitor: it says neither yes nor no"):
+        control.ask(Request("ping"))
+
+
 def test_a_monitor_that_is_silent_is_left() -> None:
     with monitor(Caller.wait_until_gone), pytest.raises(NoMonitor) as caught:
         control.ask(Request("ping"), patience=0.05)
@@ -267,6 +291,42 @@ def test_a_monitor_that_has_no_hands_on_it_is_no_failure(serve: Serve) -> None:
     with monitor(serve), control.hands_off(NBD0):
         done = True
     assert done
+
+
+@contextlib.contextmanager
+def stopped_command(place: Path) -> Iterator[tuple[int, Caller]]:
+    """A process that has asked for something, and is stopped."""
+    with contextlib.closing(Door()) as door:
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException), control.hands_off(NBD0):
+                os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(0)
+        try:
+            with contextlib.closing(door.accept()) as caller:
+                assert caller.read()[0] == Request("hold", "nbd0")
+                caller.reply("held")
+                os.waitpid(pid, os.WUNTRACED)
+                yield pid, caller
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_a_stopped_command_does_not_keep_the_monitors_hands_off_for_ever(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_LOOK_SECONDS", 0.05)
+    with stopped_command(place) as (pid, caller):
+        assert caller.pid == pid
+        assert not caller.wait_until_gone()
+
+
+def test_a_command_that_goes_on_is_waited_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_LOOK_SECONDS", 60.0)
+    with stopped_command(place) as (pid, caller):
+        os.kill(pid, signal.SIGCONT)
+        assert caller.wait_until_gone()
 
 
 def test_without_a_monitor_hands_are_off_anyway() -> None:

@@ -58,7 +58,7 @@ def test_a_closed_connection_tells_what_was_waited_for() -> None:
     with pytest.raises(ConnectionLost) as caught:
         drip(handshake.enter(DEFAULT), DEFAULT, b"NBD")
     assert str(caught.value) == "nbd://db1: the server closed the connection (waiting for the server's greeting)"
-    assert caught.value.hint == "is it an NBD server, does it allow this client, did it just stop? its log may tell"
+    assert caught.value.hint == "is it an NBD server, does it allow one more client, did it just stop? its log may tell"
 
 
 @pytest.mark.row(2)

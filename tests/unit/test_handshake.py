@@ -181,6 +181,18 @@ def test_connection_closed_in_answer_to_export_name_is_an_unknown_export(heard: 
 
 
 @pytest.mark.row(5)
+def test_a_listed_export_that_the_server_does_not_open_is_not_called_unknown() -> None:
+    """By NBD_OPT_GO an answer of nbdkit; by NBD_OPT_EXPORT_NAME the server only closes the connection."""
+    listing = wire.listed(b"disk") + wire.ack(wire.LIST)
+    refused = wire.reply(wire.GO, wire.UNKNOWN, b"no backend")
+    for said, words in ((HELLO + NO_GO + listing, ""), (HELLO + refused + listing, "; it says: 'no backend'")):
+        error, _ = fails(handshake.enter, NAMED, said)
+        assert type(error) is Refused
+        assert str(error) == f"nbd://db1/disk: the server lists the export and does not let us in{words}"
+        assert error.hint == DENIED
+
+
+@pytest.mark.row(5)
 def test_go_closed_at_any_byte_is_no_connection() -> None:
     said = HELLO + b"".join(INFORMATION) + ACK
     for end in range(len(said)):
@@ -300,12 +312,15 @@ def test_replies_without_end_are_cut_off() -> None:
 
 # -- row 6: option errors told apart -----------------------------------------------------------------------------------
 
+DENIED = (
+    "its log tells why; nbd-server means: not allowed, maxconnections reached, cannot open its file, or prerun failed"
+)
 REFUSALS: list[tuple[int, type[NbdattachError], str, str]] = [
     (
         wire.POLICY,
         Refused,
         "the server's policy forbids NBD_OPT_GO",
-        "its configuration must allow this client or option",
+        DENIED,
     ),
     (wire.INVALID, Refused, "the server calls our NBD_OPT_GO invalid", "--debug shows what was sent"),
     (

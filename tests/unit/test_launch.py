@@ -113,3 +113,15 @@ def test_a_daemon_that_does_not_come_up_says_why(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(launch.NbdattachError) as caught:
         launch.in_background()
     assert (str(caught.value), caught.value.hint) == (r"monitor: no daemon\x1b", "see dmesg for its log")
+
+
+def test_a_monitor_gets_nothing_that_is_meant_for_the_process_which_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`connect -f` in a unit of Type=notify: its monitor told systemd READY=1 and STOPPING=1 in its place."""
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "RES_OPTIONS"):
+        monkeypatch.setenv(name, name)
+    monkeypatch.setenv("SSL_CERT_DIR", "/etc/certificates")
+    failure = launch._failure_of(["/bin/sh", "-c", "env | cut -d = -f 1 | sort >&2; exit 1"])
+    assert failure is not None
+    names = set(failure.split("\\n")) - {"PWD", "SHLVL", "_", "OLDPWD"}  # which the shell adds
+    assert names <= {"PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+    assert {"PATH", "SSL_CERT_DIR"} <= names

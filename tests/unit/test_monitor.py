@@ -10,15 +10,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from host import NBD0, Host, pretend
+from host import NBD0, NBD1, Host, pretend
 
 from nbdattach import control, interpreter, monitor, netlink, process, shutdown, state
 from nbdattach.control import Door, Request
+from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.monitor import Monitor
 from nbdattach.state import Record
@@ -83,14 +84,77 @@ def test_an_unknown_request_is_answered() -> None:
     assert (str(error), error.hint) == ("monitor: it does not know this request", SAME_VERSION)
 
 
-def test_an_unreadable_request_is_answered(host: Host) -> None:
-    with serving(Monitor(silent)), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as command:
+UNREADABLE: dict[str, bytes] = {
+    "cut": b"{",
+    "no object": b"[]",
+    "deep": b"[" * 65_000,
+    "deep inside": b'{"do": "ping", "trust": ' + b'{"a":' * 9000,
+    "a device that is a list": b'{"do": "resize", "device": ["nbd0"]}',
+    "a relay that is a word": b'{"do": "watch", "device": "nbd0", "relay": "first"}',
+    "a target that is a number": b'{"do": "reconnect", "device": "nbd0", "target": 5}',
+    "trust that is a list": b'{"do": "reconnect", "device": "nbd0", "target": "nbds://db1", "trust": []}',
+    "no order": b'{"device": "nbd0"}',
+    "a field of a later version": b'{"do": "ping", "gently": true}',
+    "bytes": b"\xff",
+}
+
+
+def answer(host: Host, message: bytes, descriptors: Sequence[int] = ()) -> dict[str, object]:
+    """What the monitor answers to a program of another kind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as command:
         command.settimeout(PATIENCE)
         command.connect(str(host.run / "monitor"))
-        command.send(b"{")
-        assert json.loads(command.recv(999)) == {
+        socket.send_fds(command, [message], descriptors)
+        return json.loads(command.recv(999))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("message", UNREADABLE.values(), ids=UNREADABLE)
+def test_an_unreadable_request_is_answered(host: Host, message: bytes) -> None:
+    with serving(watching()):
+        assert answer(host, message) == {
             "thing": "monitor", "cause": "it cannot read the request", "hint": SAME_VERSION, "code": 1,
         }  # fmt: skip
+
+
+def test_a_descriptor_that_is_no_socket_is_closed_and_the_request_refused(host: Host) -> None:
+    out, into = os.pipe()
+    with open(out, "rb") as pipe:
+        with serving(watching()):
+            said = answer(host, b'{"do": "watch", "device": "nbd0"}', [into])
+        os.close(into)
+        assert (said["cause"], pipe.read()) == ("it cannot read the request", b"")
+
+
+def test_a_request_that_fails_in_an_unforeseen_way_is_answered_and_logged(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    logged: list[str] = []
+    monitor = Monitor(logged.append)
+    monkeypatch.setattr(monitor, "_carry_out", fail)
+    with serving(monitor):
+        assert answer(host, b'{"do": "ping"}')["cause"] == "ZeroDivisionError: by zero"
+    assert len(logged) == 1
+    assert logged[0].endswith(": ZeroDivisionError: by zero")
+
+
+@pytest.mark.parametrize("target", ["garbage://x", "nbd://[", ""])
+def test_a_state_file_that_says_what_cannot_be_costs_no_other_device_its_monitor(
+    host: Host, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr(monitor.time, "sleep", lambda _: None)
+    watched: list[Device] = []
+    monkeypatch.setattr(Watch, "check", lambda self: watched.append(self.device))
+    host.attach(NBD0)
+    host.attach(NBD1)
+    state.save(NBD0, replace(WATCHED, target=target, address="127.0.0.1"))
+    state.save(NBD1, WATCHED)
+    logged: list[str] = []
+    Monitor(logged.append)._adopt()
+    assert watched == [NBD1]
+    assert logged[0].startswith("nbd0: ")
 
 
 @pytest.mark.usefixtures("host")
@@ -300,3 +364,14 @@ def test_it_says_one_word_to_its_command_and_nothing_to_who_has_that_number_late
     finally:
         os.close(later)
         os.close(reader)
+
+
+def test_a_monitor_that_stands_in_does_not_speak_to_the_service_manager_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*_: object) -> None:
+        raise RuntimeError(os.environ.get("NOTIFY_SOCKET", "nobody to tell"))
+
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/of/the/parent")
+    monkeypatch.setattr(monitor, "run", run)
+    assert monitor.stand_in() == "nobody to tell"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import process
+from nbdattach import process, users
 
 
 def test_an_answer_comes_from_a_process_that_holds_nobody_up() -> None:
@@ -64,3 +64,77 @@ def test_files_that_were_replaced_under_a_process_are_seen(
     (tmp_path / "self/maps").write_text(f"7f0-7f1 rw-p 00000000 00:00 0    [heap]\n{line}\n")
     monkeypatch.setattr(process, "PROC", str(tmp_path))
     assert process.runs_from_deleted_files() == deleted
+
+
+OURS = ["1 0 8:1 / / rw - ext4 /dev/sda1 rw", "2 1 0:5 / /proc rw - proc proc rw"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (OURS, True),
+        ([*OURS, "9 1 43:0 / /mnt rw - ext4 /dev/nbd0 rw"], True),
+        (["1 0 0:50 / / rw - overlay overlay rw", *OURS[1:]], False),  # a container
+        (["1 0 8:1 /srv/image / rw - ext4 /dev/sda1 rw"], False),  # RootDirectory= of a unit
+        ([*OURS, "9 1 0:50 / / rw - tmpfs none rw"], False),  # mounted over
+        ([], False),  # a chroot
+    ],
+)
+def test_only_where_the_root_is_ours_programs_are_ours(
+    monkeypatch: pytest.MonkeyPatch, theirs: list[str], ours: bool
+) -> None:
+    pid = os.getpid()
+    monkeypatch.setattr(process, "lines", {"self/mountinfo": OURS, f"{pid}/mountinfo": theirs}.get)
+    assert process.runs_our_programs(pid) == ours
+
+
+def test_programs_in_a_namespace_of_another_user_namespace_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user may make one, and put any program at /bin/umount in it."""
+    monkeypatch.setattr(process, "lines", lambda _: OURS)
+    monkeypatch.setattr(process.ioctl, "ns_get_userns", lambda _: os.open("/proc/self/ns/net", os.O_RDONLY))
+    assert not process.runs_our_programs(os.getpid())
+
+
+def test_programs_in_a_namespace_that_cannot_be_looked_at_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(process, "lines", lambda _: OURS)
+    monkeypatch.setattr(process.ioctl, "ns_get_userns", refuse)
+    assert not process.runs_our_programs(os.getpid())
+    assert not process.runs_our_programs(1 << 22)
+
+
+@pytest.mark.parametrize(
+    ("line", "service"),
+    [
+        ("0::/system.slice/db.service", "db.service"),
+        ("1:name=systemd:/system.slice/system-db.slice/db@1.service", "db@1.service"),
+        ("5:devices:/system.slice/db.service", ""),
+        ("0::/system.slice/db.service/payload", ""),
+        ("0::/system.slice/docker-12ab.scope", ""),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/mail.service", ""),
+        ("0::/", ""),
+        ("", ""),
+    ],
+)
+def test_a_service_is_what_systemd_can_restart(monkeypatch: pytest.MonkeyPatch, line: str, service: str) -> None:
+    monkeypatch.setattr(process, "lines", {"7/cgroup": [line]}.get)
+    assert process.service_of(7) == service
+
+
+@pytest.mark.parametrize(
+    ("ours", "service", "hint"),
+    [
+        (True, "db.service", "nsenter -m -t 7 umount '/a b'"),
+        (False, "db@x\\x2dy.service", "systemctl restart 'db@x\\x2dy.service'"),
+        (False, "", "kill 7"),
+    ],
+)
+def test_no_hint_makes_root_run_a_program_of_another_users_namespace(
+    monkeypatch: pytest.MonkeyPatch, ours: bool, service: str, hint: str
+) -> None:
+    monkeypatch.setattr(process, "runs_our_programs", lambda _: ours)
+    monkeypatch.setattr(process, "service_of", lambda _: service)
+    mount = users.Mount("/a b", "43:0", "/dev/nbd0", "ext4", process.Opener(7, "sleep"))
+    assert users._mounted(mount, True).release == hint

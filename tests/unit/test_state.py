@@ -7,15 +7,16 @@ import json
 import os
 import signal
 import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import detachment, process, state, sysfs, worker
+from nbdattach import detachment, process, state, status, sysfs, worker
+from nbdattach.errors import DeviceInUse, Malformed
 from nbdattach.state import Record, Trouble
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
@@ -70,6 +71,60 @@ def test_a_broken_file_is_no_record(host: Host, text: str) -> None:
     host.attach()
     host.write("nbd0.json", text)
     assert state.load(NBD0) is None
+
+
+MISTYPED: dict[str, list[object]] = {
+    "tag": [5, None, [], "\ud800"], "target": [5, None, {}], "backend": [True, ["netlink"]], "since": [5, None],
+    "kernel_pid": ["4711", [4711], -1], "pid": ["x", 1.5, 1 << 70], "flags": ["1", None], "size": ["1", 1e999, -512],
+    "block_size": ["512", 0], "connections": ["2", 0, None], "on_loss": ["wait", float("nan"), -1],
+    "io_timeout": [None, "0", 1e999], "reconnect": ["yes", 1], "relay": [{}], "trust": [[], {"ca": 5}, "ca"],
+    "tls": [[], "TLSv1.2", {}, {"version": "TLSv1.2", "cipher": "AES"}, {"version": 1, "cipher": 2, "transport": 3}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+def test_a_state_file_with_a_field_of_a_wrong_type_hides_no_device(host: Host, name: str) -> None:
+    """Neither its own nor another one: status goes by what the kernel says."""
+    host.attach(NBD0)
+    host.attach(NBD1)
+    state.save(NBD1, BARE)
+    for value in MISTYPED[name]:
+        host.write("nbd0.json", json.dumps({**asdict(FULL), name: value}))
+        assert state.load(NBD0) is None
+        there = [(one.device, one.state, one.tag, one.target) for one in status.all_attached()]
+        assert there == [
+            ("/dev/nbd0", "connected", "mine", None),
+            ("/dev/nbd1", "connected", "mine", "nbd://db1/disk"),
+        ], value
+
+
+@pytest.mark.parametrize("name", ["state", "since", "error", "next_try"])
+def test_trouble_of_a_wrong_type_hides_no_device(host: Host, name: str) -> None:
+    host.attach()
+    state.save(NBD0, replace(BARE, reconnect=True))
+    for value in (5, ["lost"], {}, True, None) if name != "next_try" else (5, [], True):
+        host.write("nbd0.trouble", json.dumps({**asdict(TROUBLE), name: value}))
+        assert state.trouble_of(NBD0) is None
+        assert [(one.state, one.trouble) for one in status.all_attached()] == [("connected", None)]
+
+
+def test_a_state_that_there_is_not_is_no_trouble(host: Host) -> None:
+    state.save_trouble(NBD0, replace(TROUBLE, state="resting"))
+    assert state.trouble_of(NBD0) is None
+
+
+@pytest.mark.parametrize("name", ["nbd0.json", "nbd0.trouble", "nbd0.json.unflushed"])
+def test_a_file_of_a_thousand_brackets_is_no_state(host: Host, name: str) -> None:
+    host.attach()
+    host.write(name, "[" * 5000)
+    assert (state.load(NBD0), state.trouble_of(NBD0), state.is_unflushed(NBD0)) == (None, None, False)
+    assert len(status.all_attached()) == 1
+
+
+@pytest.mark.parametrize("trust", [{"colour": "blue"}, {"verify": "no"}, {"ca": True}])
+def test_trust_that_is_not_understood_is_not_taken_for_another(trust: state.Trust) -> None:
+    with pytest.raises(Malformed, match="unknown options of TLS are remembered"):
+        state.place_of("nbds://db1", trust)
 
 
 def test_a_half_written_file_is_no_record(host: Host) -> None:
@@ -191,6 +246,73 @@ def test_a_lock_excludes_its_like_and_nothing_else(host: Host, held: str) -> Non
         assert taken is not False
         assert [name for name, lock in LOCKS.items() if not is_free(lock)] == [held]
     assert is_free(LOCKS[held])
+
+
+WAITED_FOR: dict[str, tuple[Lock, str]] = {
+    "tag": (lambda: state.tag_lock("it's"), r"tag 'it\'s'"),
+    "start of the monitor": (state.start_lock, "monitor"),
+}
+
+
+@contextmanager
+def held_by_another(lock: Lock) -> Iterator[int]:
+    """By a process that is stopped while it holds it."""
+    pid = os.fork()
+    if not pid:
+        with suppress(BaseException), lock():
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    try:
+        assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize(("lock", "thing"), WAITED_FOR.values(), ids=WAITED_FOR)
+def test_a_stopped_command_does_not_keep_the_next_one_waiting_for_ever(host: Host, lock: Lock, thing: str) -> None:
+    state.make_run()
+    with held_by_another(lock) as pid:
+        with alarm(60), pytest.raises(DeviceInUse) as caught, lock():
+            pass
+        assert caught.value.thing == thing
+        assert caught.value.cause == f"process {pid} ({process.name_of(pid)}) is at work on it, and is stopped"
+        assert caught.value.hint == f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
+        os.kill(pid, signal.SIGCONT)
+        with alarm(60), lock():
+            pass
+
+
+@pytest.mark.parametrize(("lock", "thing"), WAITED_FOR.values(), ids=WAITED_FOR)
+def test_a_command_that_hangs_does_not_keep_the_next_one_waiting_for_ever(
+    host: Host, monkeypatch: pytest.MonkeyPatch, lock: Lock, thing: str
+) -> None:
+    state.make_run()
+    monkeypatch.setattr(state, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(process, "stopped", lambda _: False)
+    with held_by_another(lock) as pid, alarm(60), pytest.raises(DeviceInUse) as caught, lock():
+        pass
+    assert caught.value.cause == f"process {pid} ({process.name_of(os.getpid())}) has been at work on it for 0.1 s"
+    assert caught.value.hint == f"kill {pid} ends it"
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Fails instead of waiting for ever."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError(f"waits for more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("other", ["tag u", "nbd0", "monitor"])

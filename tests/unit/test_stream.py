@@ -150,6 +150,23 @@ def test_silent_server_is_left_at_the_deadline(ask: Callable[..., Any]) -> None:
     assert told.startswith(f"{target.uri}: no answer within ")
 
 
+def test_a_server_that_accepts_and_says_nothing_is_said_to_be_full_perhaps() -> None:
+    """qemu-nbd serves one client (--shared=1), and its kernel accepts the next; ours may be the one that it serves."""
+    with listening(silence) as target, pytest.raises(DeadlinePassed) as caught:
+        client.inspect(target, 0.3)
+    assert caught.value.cause == "no answer within 0.3 s (waiting for the server's greeting): the server may be full"
+    assert caught.value.hint == (
+        "qemu-nbd serves more clients with --shared=N; a device attached to it here is one; "
+        "--connect-timeout SEC sets how long to wait"
+    )
+
+
+def test_a_server_that_has_begun_to_speak_is_not_said_to_be_full() -> None:
+    with listening(says_and_hears(wire.greeting(), [])) as target, pytest.raises(DeadlinePassed) as caught:
+        client.inspect(target, 0.3)
+    assert "full" not in str(caught.value) + caught.value.hint
+
+
 def test_deadline_tells_the_step_that_was_waited_for() -> None:
     with listening(says_and_hears(wire.greeting(), [])) as target:
         left_waiting_for("NBD_OPT_GO, 12 bytes of data", lambda seconds: client.inspect(target, seconds))
@@ -483,3 +500,32 @@ def test_tls_over_a_socket_without_a_name_to_verify_is_tls_failed(tmp_path: Path
 def test_connection_in_the_clear_has_no_tls() -> None:
     with listening(says_and_hears(GO, [])) as target:
         assert client.inspect(target).tls is None
+
+
+# -- a connection with itself ------------------------------------------------------------------------------------------
+
+
+class Unlucky(socket.socket):
+    """The kernel picks the port that it connects to, as it may do for any port of net.ipv4.ip_local_port_range."""
+
+    def connect(self, place: Any) -> None:
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.bind(place)
+        super().connect(place)
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_socket_that_is_connected_to_itself_is_no_server(
+    host: str, family: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server((host, 0), family=family) as server:
+        place = Target(host, server.getsockname()[1])
+    monkeypatch.setattr(stream.socket, "socket", Unlucky)
+    with pytest.raises(NoConnection) as caught:
+        client.inspect(place, 60)
+    assert caught.value.cause == "cannot connect: no server listens, and the kernel connected our socket to itself"
+    hint = f"start the server; sysctl net.ipv4.ip_local_reserved_ports={place.port} keeps its port free for it"
+    assert caught.value.hint == hint
+    monkeypatch.undo()
+    with socket.socket(family) as server:  # without SO_REUSEADDR
+        server.bind((host, place.port))

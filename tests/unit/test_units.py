@@ -146,3 +146,38 @@ def test_unit_names_its_manual_of_which_mandoc_has_nothing_to_say(unit: str) -> 
     page = SYSTEMD.parent / "man" / f"{unit}.8"
     done = subprocess.run(["mandoc", "-T", "lint", "-W", "style", page], capture_output=True, text=True)
     assert [line for line in done.stdout.splitlines() if "referenced manual not found" not in line] == []
+
+
+ESCAPES = ["nbd0p1/../../../../x", "nbd0p1/../x", "nbd0p1x", "nbd0p", "nbd0p1/", "nbd0/../../../x", "nbd0p1\\040x"]
+
+
+@pytest.mark.parametrize("node", ESCAPES)
+@pytest.mark.parametrize("type_", ["ext4 _netdev", "ext4 defaults", "swap sw", "swap nofail"])
+def test_no_path_in_fstab_leads_out_of_the_generators_folder(tmp_path: Path, node: str, type_: str) -> None:
+    found = generated(tmp_path, "nbd0 h e\n", f"/dev/{node} /srv {type_} 0 0\n", f"name /dev/{node} none _netdev\n")
+    assert set(found) == {"dev-nbd0.device.d", "nbdattach@nbd0.service.d"}
+    assert {path.name for path in tmp_path.iterdir()} == {"units", "nbdtab", "fstab", "crypttab"}
+
+
+@pytest.mark.parametrize(
+    "where", ["/srv/../../../x", "/../x", "..", "/srv/..", "../../x", "-x", "/srv\\057..\\057..\\057x"]
+)
+def test_no_mount_point_leads_out_of_the_generators_folder(tmp_path: Path, where: str) -> None:
+    found = generated(tmp_path, "nbd0 h e\n", f"/dev/nbd0 {where} ext4 _netdev 0 0\n")
+    assert {name for name in found if ".mount" not in name} == {"dev-nbd0.device.d", "nbdattach@nbd0.service.d"}
+    assert all("/" not in name and ".." not in name for name in found)
+    assert {path.name for path in tmp_path.iterdir()} == {"units", "nbdtab", "fstab"}
+
+
+SCRIPTS = [
+    path
+    for folder in ("systemd", "initramfs")
+    for path in sorted((SYSTEMD.parent / folder).rglob("*"))
+    if path.is_file() and path.read_text().startswith("#!")
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=[path.name for path in SCRIPTS])
+def test_no_script_says_with_echo_what_is_not_its_own(script: Path) -> None:
+    """The echo of dash turns \\047 into a quote, which ends the value in a file that a shell reads later."""
+    assert re.findall(r"""^.*\becho\s+(?:-n\s+)?(?:"[^"]*)?\$.*$""", script.read_text(), re.MULTILINE) == []

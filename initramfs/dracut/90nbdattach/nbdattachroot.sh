@@ -60,5 +60,5 @@ if [ -d /run/systemd/system ]; then
 fi
 
 # For the hook of mount; that the second one is there ends the wait for the root.
-echo "$options" >/tmp/nbdattach.options
-echo "$said" >/tmp/nbdattach.root
+printf '%s\n' "$options" >/tmp/nbdattach.options
+printf '%s\n' "$said" >/tmp/nbdattach.root

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""JSON of other processes of ours: what comes out has the types that it should have, or nothing comes out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbdattach import facts
+from nbdattach.control import Request
+from nbdattach.state import Record, Trouble
+
+RECORD = asdict(Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711))
+TROUBLE = asdict(Trouble("lost", "2026-01-02T03:04:05Z", None, ""))
+DEEP = "[" * 65_000
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@dataclass
+class Thing:
+    name: str
+    size: int = 0
+    age: float | None = None
+    words: dict[str, str | bool] | None = None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"name": "x"},
+        {"name": "\udcff", "size": 1 << 62, "age": 5, "words": {"a": "b", "c": True}},
+        {"name": "", "age": 0.5, "words": {}},
+    ],
+)
+def test_what_has_the_right_types_is_made(content: dict[str, Any]) -> None:
+    assert facts.made_of(Thing, content) == Thing(**content)
+
+
+WRONG: list[object] = [
+    None, 5, "name", [], ["name"], {}, {"size": 5},
+    {"name": 5}, {"name": None}, {"name": ["x"]}, {"name": "\ud800"},
+    {"name": "x", "size": "5"}, {"name": "x", "size": 5.0}, {"name": "x", "size": True}, {"name": "x", "size": -1},
+    {"name": "x", "size": 1 << 63}, {"name": "x", "size": None},
+    {"name": "x", "age": float("nan")}, {"name": "x", "age": float("inf")}, {"name": "x", "age": -0.5},
+    {"name": "x", "age": "1"},
+    {"name": "x", "words": []}, {"name": "x", "words": {"a": 5}}, {"name": "x", "words": {"a": None}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", WRONG, ids=repr)
+def test_nothing_is_made_of_a_wrong_type(content: object) -> None:
+    with pytest.raises(ValueError, match=r"Thing"):
+        facts.made_of(Thing, content)
+
+
+def test_an_unknown_field_is_left_out_or_refused() -> None:
+    content = {"name": "x", "colour": "blue"}
+    assert facts.made_of(Thing, content) == Thing("x")
+    with pytest.raises(ValueError, match="unknown fields of Thing"):
+        facts.made_of(Thing, content, strict=True)
+
+
+@pytest.mark.parametrize("kind", [Record, Trouble, Request])
+@given(data=st.data())
+def test_whatever_stands_in_a_field_nothing_but_a_value_error_comes_of_it(kind: type, data: st.DataObject) -> None:
+    whole = {Record: RECORD, Trouble: TROUBLE, Request: asdict(Request("ping"))}[kind]
+    name = data.draw(st.sampled_from(sorted(whole)))
+    value = data.draw(VALUES)
+    try:
+        made = facts.made_of(kind, facts.parsed(json.dumps({**whole, name: value})))
+    except ValueError:
+        return
+    assert getattr(made, name) == value
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a":' * 9000, "[" * 65 + "]" * 65, "[[]" * 33], ids=len)
+def test_what_is_deep_is_refused_before_it_is_parsed(text: str) -> None:
+    with pytest.raises(ValueError, match="too many brackets"):
+        facts.parsed(text)
+
+
+def test_brackets_in_names_are_no_depth() -> None:
+    name = '[{"\\' * 999
+    assert facts.parsed(json.dumps({"name": name})) == {"name": name}
+
+
+def test_what_is_long_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(ValueError, match="characters"):
+        facts.parsed('"' + "x" * facts.MAX_TEXT + '"')
+
+
+@pytest.mark.parametrize("text", ["", "{", '"', '{"a": "\\', b"\xff", "9" * 5000])
+def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        facts.parsed(text)
+
+
+def test_a_deep_message_does_not_crash_a_thread_with_a_small_stack() -> None:
+    """Python 3.13's own parser crashes the whole process there: this is the stack of the monitor's threads."""
+    code = (
+        "import threading, sys; from nbdattach import facts; threading.stack_size(256 << 10)\n"
+        "def parse():\n"
+        "    try: facts.parsed('[' * 65000)\n"
+        "    except ValueError: print('refused')\n"
+        "thread = threading.Thread(target=parse); thread.start(); thread.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
