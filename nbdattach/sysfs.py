@@ -219,8 +219,13 @@ class Kernel:
         return int(fields[6]) if len(fields) > 6 else 0
 
     @property
+    def counts_requests(self) -> bool:
+        """Whether `written`, `completed` and `inflight` are kept up to date (queue/iostats)."""
+        return self._read("queue/iostats") != "0"
+
+    @property
     def inflight(self) -> int:
-        """Requests that the driver has, reads and writes."""
+        """Requests that the driver works on, reads and writes. Those that wait for a new connection do not count."""
         return sum(map(int, (self._read("inflight") or "").split()))
 
     @property

@@ -230,21 +230,6 @@ def flush(path: str) -> None:
             os.close(fd)
 
 
-def write_back(path: str) -> None:
-    """All dirty pages of the device and its partitions go to the server, which may keep them in caches of its own."""
-    for place in [*partitions(path), path]:
-        try:
-            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            if place == path:
-                raise
-            continue
-        try:
-            ioctl.sync_file_range(fd)
-        finally:
-            os.close(fd)
-
-
 def flush_main(arguments: list[str]) -> None:
     """`flush` as a process of its own: who waits for the server there cannot be interrupted. Exits with the errno.
 

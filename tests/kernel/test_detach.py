@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The last moments of an attachment: no write disappears in silence, no silent server keeps the command, nothing stays.
+
+A detach that is refused because the device is used is in test_users.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import nbdkit
+from tool import connect, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, promised, sparse_file
+
+import nbdattach
+from nbdattach import detachment, netlink
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+FIRST = Kernel(Device(0))
+MIB = 1 << 20
+BLOCK = 4096
+LIBC = ctypes.CDLL(None)
+LIBC.mmap.restype = ctypes.c_void_p
+# Opens the device, writes one block, closes it, and says so if all of that has succeeded; the next block after a pause
+# that is long enough for a look at the device to find nothing written.
+WRITER = """
+import os, time
+for block in range(1, 2048):
+    try:
+        fd = os.open("/dev/nbd0", os.O_WRONLY)
+        os.pwrite(fd, block.to_bytes(4, "big") * 1024, block * 4096)
+        os.close(fd)
+    except OSError:
+        break
+    print(block, flush=True)
+    time.sleep(0.15)
+"""
+
+
+def has_block(image: Path, block: int) -> bool:
+    with image.open("rb") as file:
+        file.seek(block * BLOCK)
+        return file.read(4) == block.to_bytes(4, "big")
+
+
+@pytest.mark.essential
+def test_a_write_that_succeeds_while_the_device_is_detached_is_on_the_server(tmp_path: Path) -> None:
+    """Unless the command says that it was lost."""
+    for attempt in range(6):
+        image = sparse_file(tmp_path / f"image{attempt}", 8 * MIB)
+        with nbdkit("file", f"file={image}") as server:
+            connect(server.uri, "nbd0")
+            writer = subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True)
+            eventually(lambda image=image: nbd("disconnect", "nbd0").code != 7)
+            said, _ = writer.communicate(timeout=60)
+            assert not FIRST.attached
+        lost = [block for block in map(int, said.split()) if not has_block(image, block)]
+        assert said and not lost
+
+
+def test_a_write_that_no_look_can_see_is_said_to_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may change memory that it has mapped, in the moment before the connection ends."""
+    send = detachment._sent
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0")
+        memory = mapped("/dev/nbd0")
+
+        def write_and_send(farewell: netlink.Farewell | None) -> bool:
+            ctypes.memset(memory, 1, BLOCK)
+            LIBC.munmap(ctypes.c_void_p(memory), BLOCK)
+            return send(farewell)
+
+        monkeypatch.setattr(detachment, "_sent", write_and_send)
+        with pytest.raises(
+            nbdattach.KernelRefused, match="detached, and what a program wrote to it in the last moment"
+        ):
+            nbdattach.disconnect("nbd0")
+        assert not FIRST.attached and not FIRST.size
+
+
+def mapped(path: str) -> int:
+    """The address of its first block, shared and writable. No descriptor stays to show that this process uses it."""
+    with open(path, "r+b", buffering=0) as device:
+        shared = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
+        address = LIBC.mmap(None, ctypes.c_size_t(BLOCK), *shared, device.fileno(), ctypes.c_long(0))
+    assert address not in (None, ctypes.c_void_p(-1).value)
+    return int(address)
+
+
+def test_a_detach_that_is_refused_at_the_last_look_leaves_a_device_that_can_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look, looks = detachment._was_written, iter((False, True))
+    monkeypatch.setattr(detachment, "_was_written", lambda node: look(node) or next(looks))
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0")
+        with pytest.raises(nbdattach.DeviceInUse, match="somebody keeps writing to it"):
+            nbdattach.disconnect("nbd0")
+        assert FIRST.attached and not FIRST.read_only
+        fill_with_noise("/dev/nbd0", 1)
+        monkeypatch.undo()
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_the_command_itself_never_opens_the_device_that_it_detaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open may wait for the server without end, and then the command could not even be killed."""
+    open_, opened = os.open, []
+
+    def watched(path: str, *arguments: int, **more: int) -> int:
+        opened.append(path)
+        return open_(path, *arguments, **more)
+
+    with nbdkit("file", f"file={partitioned_image(tmp_path / 'image')}") as server:
+        connect(server.uri, "nbd0")
+        monkeypatch.setattr(os, "open", watched)
+        nbdattach.disconnect("nbd0")
+    assert opened and not [path for path in opened if str(path).startswith("/dev/nbd")]
+
+
+@pytest.mark.netlink
+@pytest.mark.essential
+@pytest.mark.parametrize("watched", ["watched", "unwatched"])
+def test_a_reader_that_waits_for_a_dead_server_does_not_keep_force(watched: str) -> None:
+    with nbdkit("memory", "8M") as server:
+        nbd_ok("connect", *(["--no-reconnect"] if watched == "unwatched" else []), server.uri, "nbd0")
+        server.kill()
+        reader = subprocess.Popen("exec dd if=/dev/nbd0 of=/dev/null count=1 iflag=direct status=none", shell=True)
+        eventually(lambda: process_state(reader.pid) == "D")
+        done = nbd("disconnect", "--force", "nbd0", seconds=promised(60))
+        assert (done.code, FIRST.attached, FIRST.size) == (0, False, 0), done
+        assert reader.wait(60) != 0
+
+
+def process_state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
