@@ -17,15 +17,17 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from nbdattach import blocking, control, driver, process, state, sysfs, udev
+from nbdattach import blocking, control, driver, process, state, sysfs, systemd, udev
 from nbdattach.blocking import Opening, Unanswered
 from nbdattach.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
+from nbdattach.interpreter import bare_python
 from nbdattach.node import Busy, Node, cannot_open
 from nbdattach.state import Identity
 from nbdattach.stream import Trace
@@ -92,7 +94,11 @@ def detach(
                 node.clear(deadline)
                 state.forget(device)
             node.close()
-            _await_free(device, pid, deadline)
+            try:
+                _await_free(device, pid, deadline)
+            except DeviceInUse:
+                _tidy_up_later(device, pid)
+                raise
         _await_relay(record)
     udev.settle([device.path], max(1.0, deadline.remaining()))
     return ""
@@ -410,6 +416,21 @@ def _await_relay(record: state.Record | None) -> None:
     patience = Deadline(GOODBYE_SECONDS + 1)
     while record and record.living_relay and patience.sleep(_POLL):
         pass
+
+
+def _tidy_up_later(device: Device, pid: int | None) -> None:
+    """The kernel keeps the partitions after the last user has gone, so a process waits for that and removes them."""
+    nothing = subprocess.DEVNULL
+    with contextlib.suppress(OSError):
+        tidying = subprocess.Popen(
+            bare_python("tidy_main", device.path, state.path(device), str(pid or "")),
+            stdin=nothing,
+            stdout=nothing,
+            stderr=nothing,
+            cwd="/",
+            start_new_session=True,
+        )
+        systemd.give_scope(tidying.pid, "nbdattach-tidy")
 
 
 def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:

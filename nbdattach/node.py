@@ -189,21 +189,27 @@ class Node:
         """Until the end, each write to the device or a partition fails with EPERM, also by a program that has it open.
 
         The kernel still writes its dirty pages to the server. Memory that a program has mapped can still be changed.
+        Raises `KernelRefused`. After an error the mark is as it was before; else the attachment has ended, and so does
+        the mark, whoever has set it.
         """
-        if Kernel(self.device).read_only:  # nothing to do, and a mark of another program stays
-            yield
-            return
-        with self._step("BLKROSET"):
-            ioctl.blkroset(self.fd, True)
+        was_closed = Kernel(self.device).read_only
+        if not was_closed:
+            self._mark_read_only(True)
         try:
             yield
-        finally:
-            ioctl.blkroset(self.fd, False)
+        except BaseException:
+            if not was_closed:
+                self._mark_read_only(False)
+            raise
+        self._mark_read_only(False)
+
+    def _mark_read_only(self, mark: bool) -> None:
+        with self._step("BLKROSET"):
+            ioctl.blkroset(self.fd, mark)
 
     def allow_writes(self) -> None:
         """Lifts the read-only mark that another tool set at this device by BLKROSET: it outlives attachments."""
-        with self._step("BLKROSET"):
-            ioctl.blkroset(self.fd, False)
+        self._mark_read_only(False)
 
     def let_udev_in(self) -> None:
         """Gives udev's lock back, and keeps the claim."""

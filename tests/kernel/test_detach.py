@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from leftovers import workers
 from servers import nbdkit
-from tool import connect, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, promised, sparse_file
+from tool import connect, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, promised, shell, sparse_file
 
 import nbdattach
 from nbdattach import detachment, netlink
@@ -141,3 +143,39 @@ def test_a_reader_that_waits_for_a_dead_server_does_not_keep_force(watched: str)
 
 def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_partitions_go_with_the_last_user_of_a_device_that_was_detached_by_force(tmp_path: Path) -> None:
+    with nbdkit("file", f"file={partitioned_image(tmp_path / 'image')}") as server:
+        connect(server.uri, "nbd0")
+        shell("mkfs.ext4 -q /dev/nbd0p1 && mount /dev/nbd0p1 /mnt")
+        for _ in range(2):
+            assert nbd("disconnect", "--force", "nbd0").code == 7
+        assert FIRST.partitions
+        eventually(lambda: len(tidying()) == 1)
+        shell("umount /mnt")
+        eventually(lambda: not (tidying() or FIRST.partitions or FIRST.size))
+
+
+def tidying() -> list[int]:
+    """Processes that wait until a device is free."""
+    return [pid for pid, line in workers() if "worker.tidy_main" in line]
+
+
+@pytest.mark.ioctl
+def test_a_write_that_succeeds_while_sigterm_detaches_is_on_the_server(tmp_path: Path) -> None:
+    """The flushes take long, so that there is time for many writes."""
+    image = sparse_file(tmp_path / "image", 8 * MIB)
+    copy = f"dd of={image} bs=1M iflag=fullblock oflag=seek_bytes conv=notrunc status=none seek=$4"
+    reads = f"pread=dd if={image} bs=1M iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"
+    answers = ["get_size=echo 8M", "can_write=exit 0", f"pwrite={copy}", reads, "can_flush=exit 0", "flush=sleep 1"]
+    with nbdkit("eval", *answers) as server:
+        connect(server.uri, "nbd0")
+        with subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout and writer.stdout.readline()
+            assert FIRST.pid
+            os.kill(FIRST.pid, signal.SIGTERM)
+            said = writer.stdout.read()
+        eventually(lambda: not FIRST.attached)
+    assert said and not [block for block in map(int, said.split()) if not has_block(image, block)]
+    assert not FIRST.read_only

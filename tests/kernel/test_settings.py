@@ -122,3 +122,10 @@ def test_partitions_of_an_earlier_server_are_gone_before_the_next_one_serves(
     monkeypatch.setattr(module, step, look_and_serve)
     with nbdkit("memory", "1M") as server, attached(server.uri):
         assert (seen, FIRST.partitions) == ([[]], [])
+
+
+def test_a_mark_that_makes_it_read_only_ends_with_the_attachment() -> None:
+    """Another program may have set it, or a disconnect that was killed."""
+    with nbdkit("memory", "1M") as server, attached(server.uri):
+        shell("blockdev --setro /dev/nbd0")
+    assert not FIRST.read_only
