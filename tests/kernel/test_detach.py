@@ -22,6 +22,7 @@ from tool import connect, eventually, fill_with_noise, nbd, nbd_ok, partitioned_
 import nbdattach
 from nbdattach import detachment, netlink
 from nbdattach.device import Device
+from nbdattach.node import Node
 from nbdattach.sysfs import Kernel
 
 FIRST = Kernel(Device(0))
@@ -29,11 +30,10 @@ MIB = 1 << 20
 BLOCK = 4096
 LIBC = ctypes.CDLL(None)
 LIBC.mmap.restype = ctypes.c_void_p
-# Opens the device, writes one block, closes it, and says so if all of that has succeeded; the next block after a pause
-# that is long enough for a look at the device to find nothing written.
+# Opens the device, writes one block, closes it, and says so if all of that has succeeded; then the next one.
 WRITER = """
-import os, time
-for block in range(1, 2048):
+import os, sys, time
+for block in range(int(sys.argv[1]), int(sys.argv[2])):
     try:
         fd = os.open("/dev/nbd0", os.O_WRONLY)
         os.pwrite(fd, block.to_bytes(4, "big") * 1024, block * 4096)
@@ -41,7 +41,7 @@ for block in range(1, 2048):
     except OSError:
         break
     print(block, flush=True)
-    time.sleep(0.15)
+    time.sleep(0.05)
 """
 
 
@@ -52,18 +52,37 @@ def has_block(image: Path, block: int) -> bool:
 
 
 @pytest.mark.essential
-def test_a_write_that_succeeds_while_the_device_is_detached_is_on_the_server(tmp_path: Path) -> None:
-    """Unless the command says that it was lost."""
-    for attempt in range(6):
-        image = sparse_file(tmp_path / f"image{attempt}", 8 * MIB)
-        with nbdkit("file", f"file={image}") as server:
-            connect(server.uri, "nbd0")
-            writer = subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True)
-            eventually(lambda image=image: nbd("disconnect", "nbd0").code != 7)
-            said, _ = writer.communicate(timeout=60)
-            assert not FIRST.attached
-        lost = [block for block in map(int, said.split()) if not has_block(image, block)]
-        assert said and not lost
+def test_a_write_that_succeeds_after_the_last_look_is_on_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeded: dict[int, bool] = {}
+
+    def write_around(owner: object, name: str) -> None:
+        call = getattr(owner, name)
+
+        def around(*arguments: object) -> object:
+            write()
+            try:
+                return call(*arguments)
+            finally:
+                write()
+
+        monkeypatch.setattr(owner, name, around)
+
+    def write() -> None:
+        block = len(succeeded) + 1
+        done = subprocess.run([sys.executable, "-c", WRITER, str(block), str(block + 1)], capture_output=True)
+        succeeded[block] = done.returncode == 0 and done.stdout.split() == [b"%d" % block]
+
+    write_around(detachment, "_sent")
+    write_around(detachment, "_is_lost")
+    write_around(Node, "clear")
+    image = sparse_file(tmp_path / "image", 8 * MIB)
+    with nbdkit("file", f"file={image}") as server:
+        connect(server.uri, "nbd0")
+        nbdattach.disconnect("nbd0")
+    assert len(succeeded) == 6
+    assert not [block for block, success in succeeded.items() if success and not has_block(image, block)]
 
 
 def test_a_write_that_no_look_can_see_is_said_to_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,11 +190,12 @@ def test_a_write_that_succeeds_while_sigterm_detaches_is_on_the_server(tmp_path:
     answers = ["get_size=echo 8M", "can_write=exit 0", f"pwrite={copy}", reads, "can_flush=exit 0", "flush=sleep 1"]
     with nbdkit("eval", *answers) as server:
         connect(server.uri, "nbd0")
-        with subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout and writer.stdout.readline()
-            assert FIRST.pid
+        program = [sys.executable, "-c", WRITER, "1", "2048"]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout and FIRST.pid
+            said = writer.stdout.readline()
             os.kill(FIRST.pid, signal.SIGTERM)
-            said = writer.stdout.read()
+            said += writer.stdout.read()
         eventually(lambda: not FIRST.attached)
     assert said and not [block for block in map(int, said.split()) if not has_block(image, block)]
     assert not FIRST.read_only
