@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import backends, control, credentials, driver, geometry, launch, state, sysfs, udev
+from nbdattach import backends, control, credentials, driver, geometry, launch, settings, state, sysfs, udev
 from nbdattach.backend import Hold, Job, Spent, Taken
 from nbdattach.client import silent
 from nbdattach.clock import now
@@ -248,6 +248,8 @@ def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: D
     node, notes = hold.node, []
     if not job.shape.read_only:
         node.allow_writes()
+    settings.correct(node.device, job.shape.flags)
+    notes += settings.differences(node.device, job.shape.flags, job.shape.max_sectors_kb, job.shape.block_size)
     node.scan_partitions(deadline)
     readable = node.is_readable(deadline)
     # What cannot be read may be a bad sector over there, or a server that left: then it ends soon.

@@ -10,13 +10,16 @@ Both raise `Taken` where another task is at work on the device, `Busy` where som
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
+from nbdattach import settings
+from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.export import Export
 from nbdattach.geometry import Geometry
-from nbdattach.node import Node
+from nbdattach.node import Busy, Node
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
 from nbdattach.wishes import Wishes
@@ -25,6 +28,8 @@ from nbdattach.wishes import Wishes
 # connection, drops that and sends the request again over another one, though the server may still be at it. Slow is
 # not dead, so only a monitor, which replaces what was dropped, makes this shorter.
 PATIENT_MS = 7 * 24 * 3600 * 1000
+# For the partitions of a device without a server to go.
+_CLEAR_SECONDS = 5.0
 
 
 class Taken(Exception):
@@ -83,5 +88,21 @@ def set_queue_limits(device: Device, job: Job, io_timeout_ms: int) -> None:
     `io_timeout_ms` is for attachments without --io-timeout.
     """
     kernel = Kernel(device)
+    with contextlib.suppress(OSError):  # older kernels take it only while the server offers a flush, and then reset it
+        kernel.set_queue("write_cache", settings.WRITE_BACK)
+    with contextlib.suppress(OSError):
+        kernel.set_queue("iostats", 1)  # the monitor tells by the counters whether requests are done
     kernel.set_queue("max_sectors_kb", job.shape.max_sectors_kb)
     kernel.set_queue("io_timeout", job.wishes.whole_io_timeout * 1000 or io_timeout_ms)
+
+
+def remove_old_partitions(node: Node) -> None:
+    """Those of the last server: through one of them a program would reach the new server, at the old place.
+
+    Raises `Busy` while a program has one of them open.
+    """
+    kernel = Kernel(node.device)
+    if kernel.partitions and not kernel.attached:
+        node.clear(Deadline(_CLEAR_SECONDS))
+        if kernel.partitions:
+            raise Busy

@@ -5,28 +5,39 @@ Decisions that matter:
 * The exclusive claim (`node.Node.claim`) is what refuses: atomic, and nobody can begin to use what is about to go. The
   lists of users only explain it, and add what claims nothing: loop devices, and processes that have the device open.
 * Whoever opens the device for a moment only is no user. A refusal needs somebody who is there each time we look.
+* To open a device can take as long as its server is silent, and no signal interrupts that. So another process opens it
+  and passes the descriptor on, with the claim; the command itself never does.
+* From the last look until the device is empty, the kernel refuses all writes (BLKROSET), and the message that ends the
+  connection is ready to be sent. What reaches the page cache all the same is noticed afterwards, and said.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from nbdattach import control, driver, process, state, sysfs, udev
+from nbdattach import blocking, control, driver, process, state, sysfs, systemd, udev
+from nbdattach.blocking import Opening, Unanswered
 from nbdattach.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
-from nbdattach.node import Busy, Node, Unanswered
+from nbdattach.interpreter import bare_python
+from nbdattach.node import Busy, Node, cannot_open
 from nbdattach.state import Identity
 from nbdattach.stream import Trace
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.users import A_LOOK, in_use, kept_open_by, numbers_of, open_by, opened, serving_pid, users_of
 from nbdattach.wiretext import quoted
 from nbdattach.worker import GOODBYE_SECONDS, mark_unflushed
+
+if TYPE_CHECKING:
+    from nbdattach import netlink
 
 DETACH_SECONDS = 60
 # What a server that is there needs at most for a flush, when its data may be given up.
@@ -64,9 +75,8 @@ def detach(
         return "not attached"
     if other := _other_than(device, only, only_tag):
         return other
-    cut = _see_it_opens(device, force, say)
     with _taken(device, force, say) as node:
-        if cut and not Kernel(device).attached:
+        if force and node.exclusive and not Kernel(device).attached:  # it went when its connections were cut
             node.clear(deadline)
             state.forget(device)
             return ""
@@ -76,20 +86,58 @@ def detach(
         _bring_to_rest(node, force, say, progress)
         record, pid = state.load(device), Kernel(device).pid
         with control.hands_off(device, insist=not force):
-            if not force and _has_written(node):  # the monitor may have taken its time
-                raise _is_written(device)
-            _disconnect(node, force, say)
-            trace(f"{device.path}: disconnected")
-            if users_of(device):  # they do not go by themselves, as a process may that gets an error
-                deadline = Deadline(min(seconds, GOODBYE_SECONDS))
-            _await_worker(device, deadline)
-            node.clear(deadline)
-            state.forget(device)
+            with _disconnected(node, force, say):
+                trace(f"{device.path}: disconnected")
+                if users_of(device):  # they do not go by themselves, as a process may that gets an error
+                    deadline = Deadline(min(seconds, GOODBYE_SECONDS))
+                _await_worker(device, deadline)
+                node.clear(deadline)
+                state.forget(device)
             node.close()
-            _await_free(device, pid, deadline)
+            try:
+                _await_free(device, pid, deadline)
+            except DeviceInUse:
+                _tidy_up_later(device, pid)
+                raise
         _await_relay(record)
     udev.settle([device.path], max(1.0, deadline.remaining()))
     return ""
+
+
+@contextlib.contextmanager
+def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """The connection has ended; at the end of the context the device is empty. Raises `DeviceInUse`, `KernelRefused`.
+
+    Without `force` nothing can be written meanwhile.
+    """
+    if force:
+        _disconnect_by_force(node, say)
+        yield
+        return
+    with contextlib.ExitStack() as ready:
+        farewell = _farewell(node.device, ready)
+        ready.enter_context(node.closed_to_writers())
+        if not Kernel(node.device).counts_requests:  # then nothing tells whether there were any since the flush
+            node.flush()
+        if _was_written(node):  # the monitor may have taken its time to let go
+            raise _is_written(node.device)
+        if not _sent(farewell):
+            node.disconnect()
+        lost = _is_lost(node)
+        node.close_caches()
+        yield
+    if lost:
+        cause = "detached, and what a program wrote to it in the last moment is lost"
+        raise KernelRefused(node.device.path, cause, "stop the programs that write to it before it is detached")
+
+
+def _is_lost(node: Node) -> bool:
+    """Whether there are dirty pages that the server can no longer be sent; the connection has ended."""
+    try:
+        node.was_written(Deadline(FORCE_SECONDS))
+    except (Unanswered, OSError):
+        return True
+    return False
 
 
 def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> str:
@@ -101,27 +149,34 @@ def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> 
     return ""
 
 
-def _see_it_opens(device: Device, force: bool, say: Callable[[str], None]) -> bool:
-    """To open it may wait for its server without end, and nothing can interrupt that; so another process tries first.
+def _opened(device: Device, flags: int, force: bool, say: Callable[[str], None]) -> int:
+    """Its descriptor. If a silent server delays that, `force` cuts its connections. Raises `Busy`, `KernelRefused`."""
+    with Opening(flags, device.path) as opening:
+        try:
+            with contextlib.suppress(Unanswered):
+                return opening.next(Deadline(FORCE_SECONDS))
+            _cut_what_does_not_open(device, force, say)
+            return opening.next(Deadline(FORCE_SECONDS))
+        except Unanswered:
+            cause = f"its connections were cut, and to open it still takes more than {FORCE_SECONDS} s"
+            raise KernelRefused(device.path, cause, "end the programs that wait for it; see dmesg") from None
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise Busy from None
+            raise cannot_open(device, error) from None
 
-    With `force` what keeps it waiting is cut; whether it was. Raises `KernelRefused`.
-    """
-    nothing = subprocess.DEVNULL  # should it outlive us, nobody who reads what we say waits for it
-    opening = subprocess.Popen(["/bin/sh", "-c", ': <"$0"', device.path], stdin=nothing, stdout=nothing, stderr=nothing)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        opening.wait(FORCE_SECONDS)
-        return False
+
+def _cut_what_does_not_open(device: Device, force: bool, say: Callable[[str], None]) -> None:
     cause = f"its server does not answer: to open it takes more than {FORCE_SECONDS} s"
     if not force:
         raise KernelRefused(device.path, cause, "is the server up? --force cuts its connections")
     say(f"{device.path}: {cause}; its connections are cut, and what was not written is lost")
     with control.hands_off(device, insist=False):
-        cut = _disconnect_by_message(device) if Kernel(device).by_netlink else _kill_server_process(device)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        if cut:
-            opening.wait(FORCE_SECONDS)
-            return True
-    raise KernelRefused(device.path, "its connections cannot be cut", "end the process that serves it, or its server")
+        if Kernel(device).by_netlink:
+            _disconnect_stuck(device, say)
+        elif not _kill_server_process(device):
+            cause = "its connections cannot be cut"
+            raise KernelRefused(device.path, cause, "end the process that serves it, or its server")
 
 
 def _bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
@@ -136,18 +191,28 @@ def _bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress
     if state.is_unflushed(device):
         cause = "what an earlier flush could not write is lost; the kernel tells that only once"
         raise KernelRefused(device.path, cause, "--force detaches all the same")
+    _open_caches(node)
     for _ in range(_FLUSHES):
         _flush(node, None, say, progress)
-        _refuse_what_claims_nothing(device, node.fd)
-        if not _has_written(node):
+        _refuse_what_claims_nothing(node)
+        if not _was_written(node):
             return
     raise _is_written(device)
 
 
-def _has_written(node: Node) -> bool:
-    """Whether anything had to be written since the last flush; in doubt: yes. Raises `KernelRefused`."""
+def _open_caches(node: Node) -> None:
     try:
-        return node.write_back(Deadline(FORCE_SECONDS))
+        node.open_caches(Deadline(FORCE_SECONDS))
+    except Unanswered:
+        _cut_what_does_not_open(node.device, False, silent)
+    except OSError as error:
+        raise cannot_open(node.device, error) from None
+
+
+def _was_written(node: Node) -> bool:
+    """Whether anything was written since the last flush; in doubt: yes. Raises `KernelRefused`."""
+    try:
+        return node.was_written(Deadline(FORCE_SECONDS))
     except Unanswered:
         return True
     except OSError as error:  # the kernel has told it now, and will not tell it to a flush
@@ -191,9 +256,9 @@ def attached_as(*, tag: str | None = None, target: str | None = None) -> list[De
 def _taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
     """The device, claimed for us alone; with `force` shared with its users, when there are any."""
     try:
-        node = _claimed(device)
+        node = _claimed(device, force, say)
         try:
-            _refuse_what_claims_nothing(device, node.fd)
+            _refuse_what_claims_nothing(node)
         except BaseException:
             node.close()
             raise
@@ -204,27 +269,33 @@ def _taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
         say(f"{device.path}: detached under its users: {error.cause}")
         for line in error.users:
             say(f"  {line}")
-        return Node.share(device)
+        return Node.shared(device, _opened(device, os.O_RDONLY, force, say))
 
 
-def _claimed(device: Device) -> Node:
+def _claimed(device: Device, force: bool, say: Callable[[str], None]) -> Node:
     """Raises `DeviceInUse`, at once where users are known, else when nothing changes for a while."""
     patience = Deadline(A_LOOK)
     while True:
         try:
-            return Node.claim(device)
+            return _claimed_once(device, force, say)
         except Busy:
             users = users_of(device)
             if users or not patience.sleep(_POLL):
                 raise in_use(device, users) from None
 
 
-def _refuse_what_claims_nothing(device: Device, own_fd: int) -> None:
+def _claimed_once(device: Device, force: bool, say: Callable[[str], None]) -> Node:
+    """Raises `Busy`, `KernelRefused`."""
+    return Node.claimed(device, _opened(device, os.O_RDONLY | os.O_EXCL, force, say))
+
+
+def _refuse_what_claims_nothing(node: Node) -> None:
     """Loop devices, and processes that have the device open for longer than a look at it."""
+    device = node.device
     users = users_of(device)
     if users:
         raise in_use(device, users)
-    there = kept_open_by(device, own_fd)
+    there = kept_open_by(device, node.fd, *node.caches)
     if there:
         raise in_use(device, opened(there))
 
@@ -243,43 +314,72 @@ def _flush(node: Node, patience: float | None, say: Callable[[str], None], progr
         say(f"{error}: what was written and is not there is lost")
 
 
-def _disconnect(node: Node, force: bool, say: Callable[[str], None]) -> None:
-    if not force:
-        if not _disconnect_by_message(node.device):
-            node.disconnect()
-        return
-    try:
-        node.disconnect_within(Deadline(GOODBYE_SECONDS))
-    except Unanswered:
-        say(f"{node.device.path}: the server reads nothing any more: its connections are cut")
-        _cut(node.device)  # which lets that call go on
-
-
-def _disconnect_by_message(device: Device) -> bool:
-    """What was attached by netlink goes in one step, which a kill cannot split; False where that is not possible.
+def _farewell(device: Device, stack: contextlib.ExitStack) -> netlink.Farewell | None:
+    """The message that ends a device attached by netlink in one step, which a kill cannot split; None if there is none.
 
     Killed after NBD_DISCONNECT, we would leave a device that is attached and has no connection: the next disconnect
     could not flush it, and refuse.
     """
     if not Kernel(device).by_netlink:
-        return False
+        return None
     try:
         from nbdattach import netlink
 
         with netlink.Family() as family:
-            family.disconnect(device.index)
+            return stack.enter_context(family.farewell(device.index))
     except (ImportError, OSError):
+        return None
+
+
+def _sent(farewell: netlink.Farewell | None) -> bool:
+    """Whether the kernel has carried it out."""
+    try:
+        if farewell:
+            farewell.send()
+    except OSError:
         return False
+    return farewell is not None
+
+
+def _disconnect_by_force(node: Node, say: Callable[[str], None]) -> None:
+    device = node.device
+    if Kernel(device).by_netlink and _disconnect_stuck(device, say):
+        return
+    try:
+        node.disconnect_within(Deadline(GOODBYE_SECONDS))
+    except Unanswered:
+        say(f"{device.path}: the server reads nothing any more: its connections are cut")
+        _kill_server_process(device)  # which lets that call go on
+
+
+def _disconnect_stuck(device: Device, say: Callable[[str], None]) -> bool:
+    """By the message, which also wakes the requests that wait for a new connection; NBD_CLEAR_SOCK waits for those.
+
+    False if there is no such message here. The kernel waits, under the lock of generic netlink, while it is stuck in
+    sending to a server that reads nothing; the monitor can end such a connection. Raises `KernelRefused`.
+    """
+    with contextlib.ExitStack() as stack:
+        farewell = _farewell(device, stack)
+        if farewell is None:
+            return False
+        sending = blocking.Sending(farewell.fileno(), farewell.data)
+        try:
+            try:
+                sending.wait(Deadline(GOODBYE_SECONDS))
+            except Unanswered:
+                say(f"{device.path}: the server reads nothing any more: its connections are cut")
+                with contextlib.suppress(NbdattachError):
+                    control.cut(device)
+                sending.wait(Deadline(FORCE_SECONDS))
+            farewell.read_answer()
+        except Unanswered:
+            cause = "the driver is stuck in sending to a server that reads nothing, and no monitor knows the connection"
+            raise KernelRefused(
+                device.path, cause, "end the server, or wait until TCP gives the connection up"
+            ) from None
+        except OSError:
+            return False
     return True
-
-
-def _cut(device: Device) -> None:
-    """Ends the connections from our side, as far as that can be done."""
-    if Kernel(device).by_netlink:
-        with contextlib.suppress(NbdattachError):
-            control.cut(device)
-    else:
-        _kill_server_process(device)
 
 
 def _kill_server_process(device: Device) -> bool:
@@ -296,7 +396,7 @@ def _tidy_up(device: Device, deadline: Deadline) -> None:
     """What a killed worker could not take away, nor a detach while somebody had a partition open."""
     kernel = Kernel(device)
     if sysfs.exists(device) and (state.remembers(device) or kernel.partitions or kernel.size):
-        with contextlib.suppress(Busy), Node.claim(device) as node:
+        with contextlib.suppress(Busy), _claimed_once(device, False, silent) as node:
             if not kernel.attached:
                 state.forget(device)
                 node.clear(Deadline(min(deadline.remaining(), GOODBYE_SECONDS)))
@@ -316,6 +416,21 @@ def _await_relay(record: state.Record | None) -> None:
     patience = Deadline(GOODBYE_SECONDS + 1)
     while record and record.living_relay and patience.sleep(_POLL):
         pass
+
+
+def _tidy_up_later(device: Device, pid: int | None) -> None:
+    """The kernel keeps the partitions after the last user has gone, so a process waits for that and removes them."""
+    nothing = subprocess.DEVNULL
+    with contextlib.suppress(OSError):
+        tidying = subprocess.Popen(
+            bare_python("tidy_main", device.path, state.path(device), str(pid or "")),
+            stdin=nothing,
+            stdout=nothing,
+            stderr=nothing,
+            cwd="/",
+            start_new_session=True,
+        )
+        systemd.give_scope(tidying.pid, "nbdattach-tidy")
 
 
 def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:

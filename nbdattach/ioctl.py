@@ -78,6 +78,11 @@ def blkrrpart(fd: int) -> None:
     fcntl.ioctl(fd, uapi.BLKRRPART)
 
 
+def flock(fd: int) -> None:
+    """Locks the file for us alone, until it is closed. EWOULDBLOCK: another process has locked it."""
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def pr_set_io_flusher() -> None:
     """This process is needed to write pages out: its own allocations must not wait for that (prctl(2))."""
     _checked(_libc().prctl(uapi.PR_SET_IO_FLUSHER, 1, 0, 0, 0))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from nbdattach import state, systemd, worker
-from nbdattach.backend import PATIENT_MS, Job, Taken, set_queue_limits
+from nbdattach.backend import PATIENT_MS, Job, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
@@ -40,6 +40,7 @@ def attach(device: Device, job: Job) -> Worker:
     """The device, claimed and served. Raises `Busy`, `Taken`, `KernelRefused`, `ConnectionLost`, OSError."""
     node = Node.claim(device)
     try:
+        remove_old_partitions(node)
         # NBD_SET_SOCK decides between us and foreign tools: whoever comes second gets EBUSY.
         started = Worker.start(node, job)
         try:

@@ -9,7 +9,9 @@ memory, so three of its modules are imported without the rest, and this module o
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import struct
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -37,6 +39,8 @@ NBD_CFLAG_DISCONNECT_ON_CLOSE = 1 << 1
 _NETLINK_GENERIC = 16
 _NETLINK_ADD_MEMBERSHIP = 1
 _MAX_DATAGRAM = 1 << 16
+# linux/netlink.h: the error of struct nlmsgerr, behind struct nlmsghdr of 16 bytes; 0 in an acknowledgement.
+_NLMSGERR = struct.Struct("=16xi")
 
 
 class _Message(genlmsg):  # type: ignore[misc]
@@ -148,6 +152,10 @@ class Family:
         """NBD_CMD_DISCONNECT: requests in flight fail, whoever uses the device. No error where nothing is attached."""
         self._request(NBD_CMD_DISCONNECT, [("NBD_ATTR_INDEX", index)])
 
+    def farewell(self, index: int) -> Farewell:
+        """The message of `disconnect`, complete, so that sending it takes one system call."""
+        return Farewell(self._socket.prid, index)
+
     def dead_links(self) -> DeadLinks:
         """From now on, the devices of which a connection died."""
         return DeadLinks(self._socket.mcast_groups[MULTICAST_GROUP], self._socket.prid)
@@ -172,6 +180,46 @@ class Family:
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+
+class Farewell:
+    """NBD_CMD_DISCONNECT for one device, with an open socket to send it over. Raises OSError throughout."""
+
+    def __init__(self, family: int, index: int) -> None:
+        message = _Message()
+        message["cmd"] = NBD_CMD_DISCONNECT
+        message["version"] = VERSION
+        message["attrs"] = [("NBD_ATTR_INDEX", index)]
+        message["header"]["type"] = family
+        message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
+        message.encode()
+        self.data = bytes(message.data)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC)
+        self._socket.bind((0, 0))
+
+    def fileno(self) -> int:
+        """For a process that sends `data` in our place; `read_answer` is called after that."""
+        return self._socket.fileno()
+
+    def send(self) -> None:
+        """The kernel carries it out before send(2) returns."""
+        self._socket.send(self.data)
+        self.read_answer()
+
+    def read_answer(self) -> None:
+        """Raises what the kernel has refused it with."""
+        number = _NLMSGERR.unpack_from(self._socket.recv(_MAX_DATAGRAM))[0]
+        if number:
+            raise OSError(-number, os.strerror(-number))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Farewell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

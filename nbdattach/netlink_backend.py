@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator
 
 from nbdattach import netlink, process, state, sysfs
-from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, set_queue_limits
+from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
@@ -93,6 +93,7 @@ def attach(device: Device, job: Job) -> Claimed:
         family = locks.enter_context(netlink.Family())
         resend = _io_timeout_ms(job)
         if sysfs.exists(device):  # else the message makes it
+            _without_old_partitions(device)
             set_queue_limits(device, job, resend)
         node, ours = None, True
         try:
@@ -116,6 +117,14 @@ def attach(device: Device, job: Job) -> Claimed:
                 node.close()
             raise
         return Claimed(node, family, job, locks.pop_all())
+
+
+def _without_old_partitions(device: Device) -> None:
+    """To open the device makes the kernel refuse the message of another program, so only where there are any."""
+    kernel = Kernel(device)
+    if kernel.partitions and not kernel.attached:
+        with Node.claim(device) as node:
+            remove_old_partitions(node)
 
 
 @contextlib.contextmanager

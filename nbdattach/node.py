@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from nbdattach import ioctl
+from nbdattach import blocking, ioctl
+from nbdattach.blocking import Unanswered as Unanswered
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.interpreter import bare_python
 from nbdattach.sysfs import Block, Kernel
-from nbdattach.worker import write_back
 
 T = TypeVar("T")
 # udev holds a shared lock while it probes the device: that takes milliseconds.
@@ -33,10 +33,6 @@ class Busy(Exception):
     """Somebody has the device exclusively: it is mounted, held by dm or md, swapped on, or being attached."""
 
 
-class Unanswered(Exception):
-    """The server lets a request of the kernel wait beyond the deadline."""
-
-
 class Node:
     """An exclusive claim on the device (`O_EXCL`) and udev's lock (`flock`), until it is closed; or a share of it.
 
@@ -47,6 +43,9 @@ class Node:
     def __init__(self, device: Device, fd: int) -> None:
         self.device = device
         self.fd = fd
+        self.caches: list[int] = []  # further descriptors, of the device and its partitions: see `open_caches`
+        self.exclusive = False
+        self._written = 0
 
     @classmethod
     def claim(cls, device: Device) -> Node:
@@ -56,8 +55,14 @@ class Node:
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise Busy from None
-            raise _cannot_open(device, error) from None
+            raise cannot_open(device, error) from None
+        return cls.claimed(device, fd)
+
+    @classmethod
+    def claimed(cls, device: Device, fd: int) -> Node:
+        """Of a descriptor that was opened with O_EXCL, which is ours from now on. Raises `KernelRefused`."""
         node = cls(device, fd)
+        node.exclusive = True
         try:
             node._check_block_device()
             node._lock()
@@ -67,12 +72,12 @@ class Node:
         return node
 
     @classmethod
-    def share(cls, device: Device) -> Node:
-        """Without the claim, beside whoever uses it; with udev's lock where that is free. Raises `KernelRefused`."""
-        try:
-            node = cls(device, os.open(device.path, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as error:
-            raise _cannot_open(device, error) from None
+    def shared(cls, device: Device, fd: int) -> Node:
+        """Of a descriptor without the claim, beside the users of the device; with udev's lock if that is free.
+
+        Raises `KernelRefused`.
+        """
+        node = cls(device, fd)
         try:
             node._check_block_device()
         except BaseException:
@@ -140,6 +145,7 @@ class Node:
                 progress(taken)
                 if patience is not None and taken >= patience:
                     code = errno.ETIMEDOUT
+        self._written = Kernel(self.device).written
         if code:
             raise KernelRefused.at(
                 self.device.path,
@@ -148,21 +154,62 @@ class Node:
                 "nothing was detached; is the server up? --force gives up what it does not have",
             )
 
-    def write_back(self, deadline: Deadline) -> bool:
-        """Sends what is dirty in the page caches to the server; whether there was anything.
+    def open_caches(self, deadline: Deadline) -> None:
+        """Keeps the page caches of the device and its partitions at hand, for `was_written`.
 
-        Raises `Unanswered`, and OSError for what could not be written: no flush is told that once more. The server is
-        not made to keep it: that is for `flush`. Where there is nothing to send, it takes no time.
+        Raises `Unanswered`, OSError. These descriptors have no claim, so a process that is left behind with them does
+        not keep other commands from claiming the device.
         """
-        kernel = Kernel(self.device)
-        before = kernel.written
-        _within(deadline, lambda: write_back(self.device.path))
-        return kernel.written != before
+        paths = Kernel(self.device).paths
+        with blocking.Opening(os.O_RDONLY, *paths) as opening:
+            for path in paths:
+                try:
+                    self.caches.append(opening.next(deadline))
+                except OSError as error:
+                    # A partition without a node has never been written to, because that takes one.
+                    if path == self.device.path or error.errno not in (errno.ENOENT, errno.ENXIO):
+                        raise
+
+    def close_caches(self) -> None:
+        """The kernel drops no partition that is open."""
+        while self.caches:
+            os.close(self.caches.pop())
+
+    def was_written(self, deadline: Deadline) -> bool:
+        """Sends dirty pages to the server; whether anything has been written since the last flush ended.
+
+        Raises `Unanswered`, and OSError if the kernel could not write; it tells that only once. The server may keep
+        the data in a cache of its own until the next flush.
+        """
+        blocking.write_back(self.caches, deadline)
+        return Kernel(self.device).written != self._written
+
+    @contextlib.contextmanager
+    def closed_to_writers(self) -> Iterator[None]:
+        """Until the end, each write to the device or a partition fails with EPERM, also by a program that has it open.
+
+        The kernel still writes its dirty pages to the server. Memory that a program has mapped can still be changed.
+        Raises `KernelRefused`. After an error the mark is as it was before; else the attachment has ended, and so does
+        the mark, whoever has set it.
+        """
+        was_closed = Kernel(self.device).read_only
+        if not was_closed:
+            self._mark_read_only(True)
+        try:
+            yield
+        except BaseException:
+            if not was_closed:
+                self._mark_read_only(False)
+            raise
+        self._mark_read_only(False)
+
+    def _mark_read_only(self, mark: bool) -> None:
+        with self._step("BLKROSET"):
+            ioctl.blkroset(self.fd, mark)
 
     def allow_writes(self) -> None:
         """Lifts the read-only mark that another tool set at this device by BLKROSET: it outlives attachments."""
-        with self._step("BLKROSET"):
-            ioctl.blkroset(self.fd, False)
+        self._mark_read_only(False)
 
     def let_udev_in(self) -> None:
         """Gives udev's lock back, and keeps the claim."""
@@ -222,6 +269,7 @@ class Node:
             raise KernelRefused.at(self.device.path, name, error.errno or 0) from error
 
     def close(self) -> None:
+        self.close_caches()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -264,7 +312,7 @@ def _within(deadline: Deadline, call: Callable[[], T], too_late: Callable[[T], o
     raise Unanswered
 
 
-def _cannot_open(device: Device, error: OSError) -> KernelRefused:
+def cannot_open(device: Device, error: OSError) -> KernelRefused:
     if error.errno in (errno.EACCES, errno.EPERM):
         return KernelRefused(device.path, "no permission to open it", "attaching and detaching need root: try sudo")
     if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):

@@ -115,17 +115,17 @@ def end_signals() -> int:
     return woken
 
 
-def openers(numbers: set[str], serving: Collection[int] = (), own_fd: int = -1) -> list[Opener]:
-    """Who has one of these block devices (major:minor) open now, but for the processes that serve it and `own_fd`.
+def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collection[int] = ()) -> list[Opener]:
+    """Who has one of these block devices (major:minor) open now, but for the processes that serve it and `own_fds`.
 
     Without root only our own user's processes can be seen; those of other pid namespaces beside ours never.
     """
     found = []
     for pid in _pids():
         if pid not in serving:
-            ours = own_fd if pid == os.getpid() else -1
+            ours = own_fds if pid == os.getpid() else ()
             for fd in _descriptors(pid):
-                if fd != ours and still_open(pid, fd, numbers):
+                if fd not in ours and still_open(pid, fd, numbers):
                     found.append(Opener(pid, name_of(pid), fd))
     return found
 

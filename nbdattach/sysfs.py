@@ -176,6 +176,20 @@ class Kernel:
         return int(self._read("queue/logical_block_size") or SECTOR)
 
     @property
+    def max_sectors_kb(self) -> int:
+        """The largest request, in KiB."""
+        return int(self._read("queue/max_sectors_kb") or 0)
+
+    @property
+    def write_back(self) -> bool:
+        """Whether the kernel takes the server for one with a write cache: else it never sends a flush."""
+        return self._read("queue/write_cache") == "write back"
+
+    @property
+    def sends_fua(self) -> bool:
+        return self._read("queue/fua") == "1"
+
+    @property
     def connections(self) -> int:
         """The driver makes one hardware queue a connection."""
         try:
@@ -219,8 +233,13 @@ class Kernel:
         return int(fields[6]) if len(fields) > 6 else 0
 
     @property
+    def counts_requests(self) -> bool:
+        """Whether `written`, `completed` and `inflight` are kept up to date (queue/iostats)."""
+        return self._read("queue/iostats") != "0"
+
+    @property
     def inflight(self) -> int:
-        """Requests that the driver has, reads and writes."""
+        """Requests that the driver works on, reads and writes. Those that wait for a new connection do not count."""
         return sum(map(int, (self._read("inflight") or "").split()))
 
     @property
@@ -242,8 +261,13 @@ class Kernel:
             return told != "0"
         return None if self.io_timeout != DEFAULT_IO_TIMEOUT else False
 
-    def set_queue(self, attribute: str, value: int) -> None:
-        """A limit of the queue, such as max_sectors_kb. Raises OSError."""
+    def set_queue(self, attribute: str, value: int | str) -> None:
+        """A limit of the queue, such as max_sectors_kb. Raises OSError.
+
+        Since Linux 6.12 the kernel waits for all requests in flight first, so what is right already is not written.
+        """
+        if self._read(f"queue/{attribute}") == str(value):
+            return
         with open(f"{self._path}/queue/{attribute}", "w") as file:
             file.write(str(value))
 

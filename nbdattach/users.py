@@ -163,20 +163,20 @@ def users_of(device: Device) -> Users:
     return Census().users_of(device)
 
 
-def open_by(device: Device, own_fd: int = -1) -> list[Opener]:
-    """Processes that have the device or a partition open now, but for our `own_fd`, and for the one that serves it.
+def open_by(device: Device, *own_fds: int) -> list[Opener]:
+    """Processes that have the device or a partition open now, but for our `own_fds`, and for the one that serves it.
 
     That is our worker, or the process of another tool that blocks in NBD_DO_IT. By netlink nobody serves: the pid that
     the kernel tells is that of whoever attached the device, and may have it open as anybody else.
     """
     serving = serving_pid(device)
-    return process.openers(numbers_of(device), {process.group_of(serving)} if serving else (), own_fd)
+    return process.openers(numbers_of(device), {process.group_of(serving)} if serving else (), own_fds)
 
 
-def kept_open_by(device: Device, own_fd: int) -> list[Opener]:
+def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:
     """As `open_by`, of those who have it open for longer than a look at it."""
     numbers = numbers_of(device)
-    there, patience = open_by(device, own_fd), Deadline(A_LOOK)
+    there, patience = open_by(device, *own_fds), Deadline(A_LOOK)
     while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
         there = [one for one in there if process.still_open(one.pid, one.fd, numbers)]
     return there

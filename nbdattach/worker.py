@@ -43,6 +43,8 @@ UNDO = b"U"
 GOODBYE_SECONDS = 5
 # What a program that only looks at a device needs for that.
 GLANCE_SECONDS = 2.0
+# Between looks whether the last user of a detached device has gone, in seconds: it may be a mount of months.
+_PATIENT_POLL = 0.5
 _POLL = 0.01
 
 
@@ -139,6 +141,8 @@ def main(arguments: list[str]) -> None:
     claim: list[int] = []
     _thread.start_new_thread(_watch, (path, state_file, node, sockets, orders, dead_peer, claim))
     errno = serve(ioctl, node, claim)
+    if claim:
+        _open_to_writers(claim[0])
     free = _is_free(path)
     if free:
         _forget(state_file)
@@ -205,15 +209,18 @@ def hang_up(sockets: Iterable[int]) -> None:
 def _claim_unused(path: str, state_file: str, claim: list[int]) -> bool:
     """Takes the device for us alone, when nobody uses it and all that was written is on the server.
 
-    The claim is kept to the end, so nobody can begin to use what is about to go. Says why not in the kernel's log.
+    The claim is kept to the end, so nobody can begin to use what is about to go. During the second flush and after it
+    the kernel refuses writes, which would be lost. Says why not in the kernel's log.
     """
     try:
         claim.append(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
         if os.path.exists(f"{state_file}{UNFLUSHED}"):
             raise OSError(EIO, "")
-        for _ in range(2):  # a flush may take long, and the second one has little to do
+        for closed in (False, True):  # a flush may take long, and the second one has little to do
             if _loop_on(path):
                 raise OSError(EBUSY, "")
+            if closed:
+                ioctl.blkroset(claim[0], True)
             flush(path)
     except OSError as error:
         why = "it is in use" if error.errno == EBUSY else f"flushing: {os.strerror(error.errno or 0)}"
@@ -222,9 +229,18 @@ def _claim_unused(path: str, state_file: str, claim: list[int]) -> bool:
             mark_unflushed(state_file, f'{{"identity": [{pid or "null"}, null, null]}}')
         _log(f"{path}: not detached on SIGTERM: {why}")
         while claim:
+            _open_to_writers(claim[0])
             os.close(claim.pop())
         return False
     return True
+
+
+def _open_to_writers(claim: int) -> None:
+    """Takes the mark away again: it would outlive the attachment."""
+    try:
+        ioctl.blkroset(claim, False)
+    except OSError:
+        pass  # the device itself has gone
 
 
 def flush(path: str) -> None:
@@ -238,21 +254,6 @@ def flush(path: str) -> None:
             raise
         try:
             os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def write_back(path: str) -> None:
-    """All dirty pages of the device and its partitions go to the server, which may keep them in caches of its own."""
-    for place in [*partitions(path), path]:
-        try:
-            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            if place == path:
-                raise
-            continue
-        try:
-            ioctl.sync_file_range(fd)
         finally:
             os.close(fd)
 
@@ -316,6 +317,24 @@ def guard_main(arguments: list[str]) -> None:
             time.sleep(_POLL)
     except OSError:
         pass  # there is no such device, or it has gone by itself
+
+
+def tidy_main(arguments: list[str]) -> None:
+    """Waits until the last user of a detached device has gone, then removes its partitions and our files.
+
+    Arguments: the device, its state file, and the kernel's pid of what was detached. If another attachment comes first,
+    there is nothing left to do.
+    """
+    path, state_file, pid = arguments
+    name = os.path.basename(path)
+    try:
+        ioctl.flock(os.open(f"/sys/block/{name}", os.O_RDONLY | os.O_CLOEXEC))  # one such process is enough
+        while _attribute(name, "pid") in ("", pid):
+            if _is_free(path) and _tidied(path, state_file):
+                break
+            time.sleep(_PATIENT_POLL)
+    except OSError:
+        pass  # the device itself has gone, or another process waits already
 
 
 def _tidied(path: str, state_file: str) -> bool:

@@ -37,6 +37,7 @@ from tool import (
 import nbdattach
 from nbdattach import control, detachment, process, state, status
 from nbdattach.device import Device
+from nbdattach.node import Node
 from nbdattach.sysfs import Kernel
 
 FIRST = Kernel(Device(0))
@@ -450,8 +451,8 @@ def test_what_cannot_be_written_after_a_flush_is_not_forgotten(tmp_path: Path, m
     """The kernel tells it once, to whoever asks first; a flush after that is a success."""
     broken, look, looks = tmp_path / "broken", detachment._refuse_what_claims_nothing, iter(range(9))
 
-    def look_and_write(device: Device, own_fd: int) -> None:
-        look(device, own_fd)
+    def look_and_write(node: Node) -> None:
+        look(node)
         if next(looks) == 1:  # the first one is before the flush
             broken.touch()
             shell("dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 status=none")

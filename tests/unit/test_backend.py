@@ -77,5 +77,5 @@ def test_the_limits_of_the_queue_are_those_of_the_job(
     )  # fmt: skip
     set_queue_limits(NBD0, job, 3000)
     assert {file.name: file.read_text() for file in queue.iterdir()} == {
-        "io_timeout": str(written), "max_sectors_kb": "1024",
+        "io_timeout": str(written), "max_sectors_kb": "1024", "write_cache": "write back", "iostats": "1",
     }  # fmt: skip

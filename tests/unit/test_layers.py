@@ -22,7 +22,8 @@ DOORS = {
     # systemd: the datagram of sd_notify; link: connections in the kernel's hands; control: the monitor's own socket
     # tls: only the type of what it wraps
     # carrier, relay: the orders between them; pump: what is handed to it
-    "socket": {"stream", "systemd", "netlink", "link", "control", "tls", "carrier", "relay", "pump"},
+    # blocking: descriptors from a process that opens what may hang
+    "socket": {"stream", "systemd", "netlink", "link", "control", "tls", "carrier", "relay", "pump", "blocking"},
     # certificate: reads them; pump: what a socket of it says that must not wait
     "ssl": {"tls", "certificate", "pump"},
     "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag

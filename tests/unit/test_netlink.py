@@ -141,6 +141,13 @@ def test_refusal_has_the_kernels_number(
     assert caught.value.errno == number
 
 
+def test_a_farewell_is_complete_before_it_is_sent(kernel: Socket) -> None:
+    with netlink.Family() as family, family.farewell(3) as farewell:
+        flags = struct.pack("=H", 1 | 4)  # NLM_F_REQUEST, NLM_F_ACK
+        expected = message(FAMILY, DISCONNECT, u32(INDEX, 3))
+        assert farewell.data == expected[:6] + flags + expected[8:]
+
+
 def test_missing_family_is_enoent_and_leaves_nothing_open(kernel: Socket) -> None:
     kernel.refusal = errno.ENOENT
     with pytest.raises(FileNotFoundError):
@@ -174,6 +181,8 @@ def test_pyroute2_sends_and_tells_what_the_kernel_answers(monkeypatch: pytest.Mo
             with pytest.raises(OSError, match="netlink") as caught:
                 family.disconnect(0)
             assert caught.value.errno == errno.EOPNOTSUPP
+        with family.farewell(0) as farewell, pytest.raises(OSError, match="not supported"):
+            farewell.send()
         links = family.dead_links()
         assert links.read() == []
         links.close()

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""System calls that may wait for a silent server without end, each in a process that this one can leave behind.
+
+A thread would not do: a process cannot end while one of its threads is in such a call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+
+from nbdattach.deadline import Deadline
+from nbdattach.interpreter import bare_python
+
+# Bytes of a message of `blocking_child.open_main`: an errno in decimal.
+_MAX_MESSAGE = 16
+
+
+class Unanswered(Exception):
+    """The server lets a request of the kernel wait beyond the deadline."""
+
+
+class Opening:
+    """Paths that another process opens. With O_EXCL in `flags` the claim comes with the descriptor.
+
+    The claim belongs to the open file, so it lasts until the last descriptor of that is closed, in whatever process.
+    """
+
+    def __init__(self, flags: int, *paths: str) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = _child("open_main", [theirs.fileno()], str(theirs.fileno()), str(flags), *paths)
+
+    def next(self, deadline: Deadline) -> int:
+        """The descriptor of the next path. Raises OSError as open(2) does; after `Unanswered` it may be asked again."""
+        self._channel.settimeout(deadline.remaining() or 0.001)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._channel, _MAX_MESSAGE, 1)
+        except TimeoutError:
+            raise Unanswered from None
+        if descriptors:
+            os.set_inheritable(descriptors[0], False)
+            return descriptors[0]
+        number = int(message or self._process.wait() or 1)  # without a word: the interpreter itself failed
+        raise OSError(number, os.strerror(number))
+
+    def close(self) -> None:
+        """A descriptor that comes later is closed by the kernel."""
+        self._channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0)
+
+    def __enter__(self) -> Opening:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_back(descriptors: Sequence[int], deadline: Deadline) -> None:
+    """Writes all dirty pages of these block devices to their server. Raises OSError, `Unanswered`.
+
+    The server may keep them in a cache of its own: a flush is another thing. Without dirty pages it does nothing.
+    """
+    _finish(_child("write_back_main", descriptors, *map(str, descriptors)), deadline)
+
+
+class Sending:
+    """A message that another process sends over a netlink socket of ours."""
+
+    def __init__(self, sock: int, message: bytes) -> None:
+        self._process = _child("send_main", [sock], str(sock), message.hex())
+
+    def wait(self, deadline: Deadline) -> None:
+        """Until the kernel has carried it out. Raises OSError, and `Unanswered`; then it may be called again."""
+        _finish(self._process, deadline)
+
+
+def _child(function: str, descriptors: Sequence[int], *arguments: str) -> subprocess.Popen[bytes]:
+    nothing = subprocess.DEVNULL  # should it outlive us, a program that reads our output does not wait for it
+    return subprocess.Popen(
+        bare_python(function, *arguments, module="blocking_child"),
+        pass_fds=descriptors,
+        stdin=nothing,
+        stdout=nothing,
+        stderr=nothing,
+    )
+
+
+def _finish(process: subprocess.Popen[bytes], deadline: Deadline) -> None:
+    try:
+        number = process.wait(deadline.remaining())
+    except subprocess.TimeoutExpired:
+        raise Unanswered from None
+    if number:
+        raise OSError(abs(number), os.strerror(abs(number)))

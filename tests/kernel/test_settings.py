@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Nothing that was set for an earlier attachment, by hand or by a tool, decides what happens to this one's data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from servers import nbdkit
+from tool import BACKEND, attached, connect, fill_with_noise, nbd_ok, partitioned_image, shell
+
+from nbdattach import ioctl_backend, netlink_backend, settings, state
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+FIRST = Kernel(Device(0))
+QUEUE = Path("/sys/block/nbd0/queue")
+
+
+def logged(log: Path, request: str) -> int:
+    """How many of these nbdkit has served."""
+    return log.read_text().count(f" {request} ")
+
+
+def write_and_sync() -> None:
+    fd = os.open("/dev/nbd0", os.O_WRONLY)
+    os.write(fd, bytes(4096))
+    os.fsync(fd)
+    os.close(fd)
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("attached_then", [True, False])
+def test_fsync_reaches_the_server_whatever_was_set_before(tmp_path: Path, attached_then: bool) -> None:
+    log = tmp_path / "log"
+    with nbdkit("--filter=log", "memory", "1M", f"logfile={log}") as server:
+        with attached(server.uri):
+            if attached_then:
+                (QUEUE / "write_cache").write_text("write through")
+        if not attached_then:
+            (QUEUE / "write_cache").write_text("write through")
+        with attached(server.uri):
+            before = logged(log, "Flush")
+            write_and_sync()
+            assert logged(log, "Flush") > before
+
+
+def test_a_server_that_cannot_flush_is_not_asked_to(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with nbdkit("memory", "1M") as server, attached(server.uri):
+        pass
+    plugin = ["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null", "can_write=exit 0"]
+    with nbdkit("--filter=log", *plugin, "can_flush=exit 3", f"logfile={log}") as server, attached(server.uri):
+        write_and_sync()
+        assert not FIRST.write_back
+    assert not logged(log, "Flush")
+
+
+def test_what_is_changed_while_it_is_attached_is_told_with_what_mends_it() -> None:
+    with nbdkit("memory", "1M") as server, attached(server.uri):
+        record = state.load(FIRST.device)
+        assert record
+
+        def told() -> list[str]:
+            return settings.differences(FIRST.device, record.flags, record.max_sectors_kb, record.block_size)
+
+        assert told() == []
+        (QUEUE / "write_cache").write_text("write through")
+        shell("blockdev --setro /dev/nbd0")
+        (QUEUE / "max_sectors_kb").write_text(
+            "4096" if int((QUEUE / "max_hw_sectors_kb").read_text()) > 4096 else "2048"
+        )
+        lines = told()
+        assert [line.partition(": ")[2].partition(":")[0] for line in lines] == [
+            "fsync does not reach the server",
+            "the kernel refuses writes, though the server takes them",
+            "the kernel may send larger requests than the server takes",
+        ]
+        for line in lines:
+            shell(line.rpartition(": ")[2])
+        assert told() == []
+        fill_with_noise("/dev/nbd0", 1)
+
+
+def test_what_the_monitor_counts_is_counted_again() -> None:
+    with nbdkit("memory", "1M") as server:
+        with attached(server.uri):
+            (QUEUE / "iostats").write_text("0")
+        with attached(server.uri):
+            before = FIRST.completed
+            shell("dd if=/dev/nbd0 of=/dev/null count=1 iflag=direct status=none")
+            assert FIRST.completed > before
+
+
+def test_a_write_is_flushed_though_nothing_is_counted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with nbdkit("--filter=log", "memory", "1M", f"logfile={log}") as server:
+        connect(server.uri, "nbd0")
+        (QUEUE / "iostats").write_text("0")
+        fill_with_noise("/dev/nbd0", 1)
+        nbd_ok("disconnect", "nbd0")
+    requests = [line for line in log.read_text().splitlines() if " Write " in line or " Flush " in line]
+    assert " Write " in "".join(requests) and " Flush " in requests[-1]
+
+
+def test_partitions_of_an_earlier_server_are_gone_before_the_next_one_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through one of them a program would write to the new server, at a place that means something else there."""
+    module, step = (netlink_backend, "_connect") if BACKEND == "netlink" else (ioctl_backend.Worker, "start")
+    serve, seen = getattr(module, step), []
+
+    def look_and_serve(*arguments: object) -> object:
+        seen.append(FIRST.partitions)
+        return serve(*arguments)
+
+    with nbdkit("file", f"file={partitioned_image(tmp_path / 'image')}") as server:
+        shell(f"nbd-client 127.0.0.1 {server.place[1]} /dev/nbd0 && blockdev --rereadpt /dev/nbd0")
+        shell("nbd-client -d /dev/nbd0")
+    assert FIRST.partitions and not FIRST.attached
+    monkeypatch.setattr(module, step, look_and_serve)
+    with nbdkit("memory", "1M") as server, attached(server.uri):
+        assert (seen, FIRST.partitions) == ([[]], [])
+
+
+def test_a_mark_that_makes_it_read_only_ends_with_the_attachment() -> None:
+    """Another program may have set it, or a disconnect that was killed."""
+    with nbdkit("memory", "1M") as server, attached(server.uri):
+        shell("blockdev --setro /dev/nbd0")
+    assert not FIRST.read_only

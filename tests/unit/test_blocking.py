@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls that may never return. A FIFO stands for a device with a silent server: to open it waits for the other end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from nbdattach.blocking import Opening, Sending, Unanswered, write_back
+from nbdattach.deadline import Deadline
+
+A_MINUTE = 60.0
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> str:
+    path = f"{tmp_path}/silent"
+    os.mkfifo(path)
+    return path
+
+
+def test_descriptors_come_in_the_order_of_the_paths_and_with_their_flags(tmp_path: Path) -> None:
+    names = [f"{tmp_path}/{name}" for name in "ab"]
+    for name in names:
+        Path(name).write_text(name)
+    with Opening(os.O_RDONLY, *names) as opening:
+        for name in names:
+            fd = opening.next(Deadline(A_MINUTE))
+            assert not os.get_inheritable(fd)
+            with open(fd) as file:
+                assert file.read() == name
+            assert not file.writable()
+
+
+def test_an_error_is_that_of_open_and_does_not_end_the_others(tmp_path: Path) -> None:
+    with Opening(os.O_RDONLY, f"{tmp_path}/nowhere", f"{tmp_path}") as opening:
+        with pytest.raises(FileNotFoundError):
+            opening.next(Deadline(A_MINUTE))
+        os.close(opening.next(Deadline(A_MINUTE)))
+
+
+def test_what_does_not_open_in_time_may_be_asked_for_again(silent: str) -> None:
+    with Opening(os.O_RDONLY, silent) as opening:
+        with pytest.raises(Unanswered):
+            opening.next(Deadline(0.01))
+        with open(os.open(silent, os.O_WRONLY), "w") as other_end:
+            fd = opening.next(Deadline(A_MINUTE))
+            other_end.write("here")
+        with open(fd) as file:
+            assert file.read() == "here"
+
+
+def test_what_opens_after_it_was_given_up_is_closed(silent: str) -> None:
+    with Opening(os.O_RDONLY, silent) as opening, pytest.raises(Unanswered):
+        opening.next(Deadline(0.01))
+    other_end = os.open(silent, os.O_WRONLY)
+    assert opening._process.wait(A_MINUTE) is not None
+    with pytest.raises(BrokenPipeError):
+        os.write(other_end, b"nobody")
+    os.close(other_end)
+
+
+def test_dirty_pages_are_written_and_an_error_has_its_number(tmp_path: Path) -> None:
+    with open(f"{tmp_path}/file", "wb") as file:
+        write_back([file.fileno()], Deadline(A_MINUTE))
+    out, into = os.pipe()
+    with pytest.raises(OSError, match="seek") as caught:
+        write_back([into], Deadline(A_MINUTE))
+    assert caught.value.errno == errno.ESPIPE
+    os.close(out)
+    os.close(into)
+
+
+def test_a_message_is_sent_as_it_is() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        theirs.settimeout(A_MINUTE)
+        Sending(ours.fileno(), b"\0message").wait(Deadline(A_MINUTE))
+        assert theirs.recv(64) == b"\0message"
+
+
+def test_a_message_that_is_not_taken_in_time_may_be_waited_for_again() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                ours.send(bytes(1 << 16))
+        ours.setblocking(True)
+        sending = Sending(ours.fileno(), b"last")
+        with pytest.raises(Unanswered):
+            sending.wait(Deadline(0.01))
+        theirs.setblocking(True)
+        received = b""
+        while not received.endswith(b"last"):
+            received = received[-4:] + theirs.recv(1 << 16)
+        sending.wait(Deadline(A_MINUTE))
