@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from nbdattach import identity, netlink, state, transmission
+from nbdattach import identity, netlink, settings, state, transmission
 from nbdattach.carrier import Carrier, Relay
 from nbdattach.client import Connection, silent
 from nbdattach.clock import boot_time, now
@@ -85,6 +85,7 @@ class Watch:
         self._settled = False
         self._unsaved = False  # the record, as /run had no space for it
         self._ready = False  # to dial without a disk
+        self._told: set[str] = set()
         if record.address:
             remember(record.place(), record.address)
         self._round_trip = self._links.round_trip or _UNKNOWN_ROUND_TRIP
@@ -340,7 +341,16 @@ class Watch:
             if outage and outage.told:
                 seconds = outage.age(boot_time())
                 self._log(f"{self.device.name}: {self._target().uri} connected again after {seconds:.1f} s")
+            self._tell_differences()
             self._have_moved()
+
+    def _tell_differences(self) -> None:
+        """Another program may have changed what the kernel does; to mend it would mean to wait for all requests."""
+        record = self._record
+        for line in settings.differences(self.device, record.flags, record.max_sectors_kb, record.block_size):
+            if line not in self._told:
+                self._told.add(line)
+                self._log(line)
 
     def _settle(self) -> None:
         self._links.settle(self._record.on_loss)

@@ -19,7 +19,7 @@ import pytest
 from late_driver import LateDriver
 from test_links import Sys
 
-from nbdattach import netlink, state, sysfs, watch
+from nbdattach import netlink, settings, state, sysfs, watch
 from nbdattach.client import Connection
 from nbdattach.clock import boot_time
 from nbdattach.deadline import Deadline
@@ -275,3 +275,13 @@ def test_a_full_run_keeps_no_server_from_being_dialled(attachment: Attachment) -
     attachment.watch._links.cut()
     assert attachment.watch._try_once(outage)
     assert attachment.dialled == [OLD]
+
+
+def test_what_breaks_the_promises_of_the_server_is_told_once_when_all_is_connected_again(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "differences", lambda *_: ["/dev/nbd0: fsync does not reach the server: echo"])
+    for _ in range(2):
+        attachment.watch._settled = False
+        attachment.watch._recovered()
+    assert attachment.log.count("/dev/nbd0: fsync does not reach the server: echo") == 1
