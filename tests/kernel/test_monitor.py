@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from leftovers import beside_the_monitor, files, monitors, workers
 from load import Load, seconds_for_a_new_read
-from servers import nbdkit
+from servers import nbdkit, qemu_nbd
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
 from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, shell, sparse_file
 
@@ -55,6 +55,17 @@ def test_connect_starts_it_and_a_second_one_refuses() -> None:
             assert done.code == 1
             assert "another one runs already on this host" in done.err
         eventually(lambda: monitors() == [pid])
+
+
+@pytest.mark.parametrize("order", ["resize", "reconnect"])
+def test_a_server_whose_only_place_is_ours_is_said_to_be_full_perhaps(tmp_path: Path, order: str) -> None:
+    image = sparse_file(tmp_path / "image", MIB)
+    with qemu_nbd(str(image), "--shared=1") as server, attached(server.uri, "nbd0", connect_timeout=3):
+        done = nbd(order, "nbd0")
+        assert (done.code, done.out) == (3, "")
+        assert "no answer within 3 s (waiting for the server's greeting): the server may be full" in done.err
+        assert "--shared=N; a device attached to it here is one" in done.err
+        assert len(Path("/dev/nbd0").read_bytes()) == MIB
 
 
 def test_no_process_is_left_but_the_monitor() -> None:
