@@ -20,7 +20,7 @@ from servers import nbdkit, qemu_nbd
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
 from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, shell, sparse_file
 
-from nbdattach import control, launch, state, status, sysfs
+from nbdattach import control, launch, process, state, status, sysfs
 from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -28,6 +28,11 @@ from nbdattach.sysfs import Kernel
 pytestmark = pytest.mark.netlink
 FIRST = Kernel(Device(0))
 MAX_MONITOR_KB = 40 << 10
+STOPPED = """import os, signal
+from nbdattach import control, device
+with control.hands_off(device.Device(0)):
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
 
 
 def monitor_pid() -> int:
@@ -147,6 +152,24 @@ def test_what_died_while_it_was_away_is_found(tmp_path: Path) -> None:
             nbd_ok("monitor", "--background")
             assert seconds_for_a_new_read("/dev/nbd0") < promised(5)
             eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_a_stopped_command_does_not_keep_a_device_from_its_server(tmp_path: Path) -> None:
+    """As a disconnect does that somebody has stopped (Ctrl-Z) while the monitor keeps its hands off."""
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0"):
+            stopped = subprocess.Popen([sys.executable, "-c", STOPPED])
+            try:
+                eventually(lambda: process.stopped(stopped.pid))
+                server.kill()
+                servers.enter_context(there.serve())
+                assert seconds_for_a_new_read("/dev/nbd0") < promised(12)
+                eventually(lambda: state_of("nbd0") == "connected")
+            finally:
+                stopped.kill()
+                stopped.wait()
 
 
 def test_status_says_when_nobody_mends(tmp_path: Path) -> None:
