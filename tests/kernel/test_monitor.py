@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from leftovers import beside_the_monitor, files, monitors, workers
 from load import Load, seconds_for_a_new_read
-from servers import nbdkit
+from servers import nbdkit, qemu_nbd
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
 from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, shell, sparse_file
 
-from nbdattach import control, launch, state, status, sysfs
+from nbdattach import control, launch, process, state, status, sysfs
 from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -28,6 +28,11 @@ from nbdattach.sysfs import Kernel
 pytestmark = pytest.mark.netlink
 FIRST = Kernel(Device(0))
 MAX_MONITOR_KB = 40 << 10
+STOPPED = """import os, signal
+from nbdattach import control, device
+with control.hands_off(device.Device(0)):
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
 
 
 def monitor_pid() -> int:
@@ -55,6 +60,17 @@ def test_connect_starts_it_and_a_second_one_refuses() -> None:
             assert done.code == 1
             assert "another one runs already on this host" in done.err
         eventually(lambda: monitors() == [pid])
+
+
+@pytest.mark.parametrize("order", ["resize", "reconnect"])
+def test_a_server_whose_only_place_is_ours_is_said_to_be_full_perhaps(tmp_path: Path, order: str) -> None:
+    image = sparse_file(tmp_path / "image", MIB)
+    with qemu_nbd(str(image), "--shared=1") as server, attached(server.uri, "nbd0", connect_timeout=3):
+        done = nbd(order, "nbd0")
+        assert (done.code, done.out) == (3, "")
+        assert "no answer within 3 s (waiting for the server's greeting): the server may be full" in done.err
+        assert "--shared=N; a device attached to it here is one" in done.err
+        assert len(Path("/dev/nbd0").read_bytes()) == MIB
 
 
 def test_no_process_is_left_but_the_monitor() -> None:
@@ -136,6 +152,24 @@ def test_what_died_while_it_was_away_is_found(tmp_path: Path) -> None:
             nbd_ok("monitor", "--background")
             assert seconds_for_a_new_read("/dev/nbd0") < promised(5)
             eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_a_stopped_command_does_not_keep_a_device_from_its_server(tmp_path: Path) -> None:
+    """As a disconnect does that somebody has stopped (Ctrl-Z) while the monitor keeps its hands off."""
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0"):
+            stopped = subprocess.Popen([sys.executable, "-c", STOPPED])
+            try:
+                eventually(lambda: process.stopped(stopped.pid))
+                server.kill()
+                servers.enter_context(there.serve())
+                assert seconds_for_a_new_read("/dev/nbd0") < promised(12)
+                eventually(lambda: state_of("nbd0") == "connected")
+            finally:
+                stopped.kill()
+                stopped.wait()
 
 
 def test_status_says_when_nobody_mends(tmp_path: Path) -> None:
