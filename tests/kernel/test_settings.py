@@ -104,6 +104,7 @@ def test_a_write_is_flushed_though_nothing_is_counted(tmp_path: Path) -> None:
     assert " Write " in "".join(requests) and " Flush " in requests[-1]
 
 
+@pytest.mark.spoils
 def test_partitions_of_an_earlier_server_are_gone_before_the_next_one_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
