@@ -172,11 +172,10 @@ def _cut_what_does_not_open(device: Device, force: bool, say: Callable[[str], No
         raise KernelRefused(device.path, cause, "is the server up? --force cuts its connections")
     say(f"{device.path}: {cause}; its connections are cut, and what was not written is lost")
     with control.hands_off(device, insist=False):
-        if Kernel(device).by_netlink:
-            _disconnect_stuck(device, say)
-        elif not _kill_server_process(device):
-            cause = "its connections cannot be cut"
-            raise KernelRefused(device.path, cause, "end the process that serves it, or its server")
+        cut = _disconnect_stuck(device, say) if Kernel(device).by_netlink else _kill_server_process(device)
+    if not cut:
+        cause = "its connections cannot be cut"
+        raise KernelRefused(device.path, cause, "end the process that serves it, or its server")
 
 
 def _bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
