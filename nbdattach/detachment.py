@@ -116,6 +116,7 @@ def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterat
         return
     with contextlib.ExitStack() as ready:
         farewell = _farewell(node.device, ready)
+        node.get_ready_to_look()
         ready.enter_context(node.closed_to_writers())
         if not Kernel(node.device).counts_requests:  # then nothing tells whether there were any since the flush
             node.flush()
