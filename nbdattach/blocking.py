@@ -17,6 +17,8 @@ from nbdattach.interpreter import bare_python
 
 # Bytes of a message of `blocking_child.open_main`: an errno in decimal.
 _MAX_MESSAGE = 16
+# For a process that has nothing left to do.
+_END_SECONDS = 5.0
 
 
 class Unanswered(Exception):
@@ -60,12 +62,41 @@ class Opening:
         self.close()
 
 
-def write_back(descriptors: Sequence[int], deadline: Deadline) -> None:
-    """Writes all dirty pages of these block devices to their server. Raises OSError, `Unanswered`.
+class WriteBack:
+    """Writes the dirty pages of block devices to their server, in a process that is ready once this is made.
 
     The server may keep them in a cache of its own: a flush is another thing. Without dirty pages it does nothing.
     """
-    _finish(_child("write_back_main", descriptors, *map(str, descriptors)), deadline)
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            numbers = [theirs.fileno(), *descriptors]
+            self._process = _child("write_back_main", numbers, *map(str, numbers))
+        self._channel.recv(_MAX_MESSAGE)
+
+    def run(self, deadline: Deadline) -> None:
+        """Raises OSError, `Unanswered`."""
+        self._channel.settimeout(deadline.remaining() or 0.001)
+        try:
+            self._channel.send(b"!")
+            number = int(self._channel.recv(_MAX_MESSAGE) or self._process.wait() or 1)
+        except TimeoutError:
+            raise Unanswered from None
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    def close(self) -> None:
+        """Its descriptors are closed, too, unless a server keeps it waiting."""
+        self._channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+
+    def __enter__(self) -> WriteBack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Sending:

@@ -36,14 +36,20 @@ def open_main(arguments: Sequence[str]) -> None:
 
 
 def write_back_main(arguments: Sequence[str]) -> None:
-    """Writes the dirty pages of these descriptors to the server and waits for that. Exits with the first errno."""
-    failed = 0
-    for number in map(int, arguments):
-        try:
-            ioctl.sync_file_range(number)
-        except OSError as error:
-            failed = failed or error.errno or 1
-    sys.exit(failed)
+    """At each message, writes the dirty pages of these descriptors to the server, and answers with the first errno.
+
+    Arguments: the socket for the messages, and the descriptors. A first answer says that this process is ready.
+    """
+    channel, failed = _socket.socket(fileno=int(arguments[0])), 0
+    channel.send(b"%d" % failed)
+    while channel.recv(1):
+        for number in map(int, arguments[1:]):
+            try:
+                ioctl.sync_file_range(number)
+            except OSError as error:
+                failed = failed or error.errno or 1
+        channel.send(b"%d" % failed)
+        failed = 0
 
 
 def send_main(arguments: Sequence[str]) -> None:

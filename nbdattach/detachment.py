@@ -116,6 +116,7 @@ def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterat
         return
     with contextlib.ExitStack() as ready:
         farewell = _farewell(node.device, ready)
+        node.get_ready_to_look()
         ready.enter_context(node.closed_to_writers())
         if not Kernel(node.device).counts_requests:  # then nothing tells whether there were any since the flush
             node.flush()
@@ -172,11 +173,10 @@ def _cut_what_does_not_open(device: Device, force: bool, say: Callable[[str], No
         raise KernelRefused(device.path, cause, "is the server up? --force cuts its connections")
     say(f"{device.path}: {cause}; its connections are cut, and what was not written is lost")
     with control.hands_off(device, insist=False):
-        if Kernel(device).by_netlink:
-            _disconnect_stuck(device, say)
-        elif not _kill_server_process(device):
-            cause = "its connections cannot be cut"
-            raise KernelRefused(device.path, cause, "end the process that serves it, or its server")
+        cut = _disconnect_stuck(device, say) if Kernel(device).by_netlink else _kill_server_process(device)
+    if not cut:
+        cause = "its connections cannot be cut"
+        raise KernelRefused(device.path, cause, "end the process that serves it, or its server")
 
 
 def _bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach.blocking import Opening, Sending, Unanswered, write_back
+from nbdattach.blocking import Opening, Sending, Unanswered, WriteBack
 from nbdattach.deadline import Deadline
 
 A_MINUTE = 60.0
@@ -65,12 +65,15 @@ def test_what_opens_after_it_was_given_up_is_closed(silent: str) -> None:
 
 
 def test_dirty_pages_are_written_and_an_error_has_its_number(tmp_path: Path) -> None:
-    with open(f"{tmp_path}/file", "wb") as file:
-        write_back([file.fileno()], Deadline(A_MINUTE))
+    with open(f"{tmp_path}/file", "wb") as file, WriteBack([file.fileno()]) as writing:
+        for _ in range(2):
+            writing.run(Deadline(A_MINUTE))
     out, into = os.pipe()
-    with pytest.raises(OSError, match="seek") as caught:
-        write_back([into], Deadline(A_MINUTE))
-    assert caught.value.errno == errno.ESPIPE
+    with WriteBack([into]) as writing:
+        for _ in range(2):
+            with pytest.raises(OSError, match="seek") as caught:
+                writing.run(Deadline(A_MINUTE))
+            assert caught.value.errno == errno.ESPIPE
     os.close(out)
     os.close(into)
 
