@@ -392,7 +392,7 @@ class Watch:
         if (size, before) == (self._record.size, wanted):
             return f"{size} bytes, as before"
         with self._nobody_uses_it() if wanted < before else contextlib.nullcontext():
-            if not self._links.await_quiet(_QUIET_FOR_SIZE):
+            if not self._is_lost() and not self._links.await_quiet(_QUIET_FOR_SIZE):
                 raise _busy(self.device, "the size is as before")
             fresh = self._dial_all(self._target(), size)
             self._begin(fresh, new_size=size)
@@ -401,6 +401,11 @@ class Watch:
         self._remember_when_possible(size=size, new_size=None)
         self._log(f"{self.device.name}: {size} bytes now, {before} before")
         return f"{size} bytes now, {before} before"
+
+    def _is_lost(self) -> bool:
+        """Requests may wait just for what has another size now."""
+        with self._kernel_calls():
+            return self._links.has_dead()
 
     def _set_size(self, wanted: int) -> None:
         patience = Deadline(_QUIET_FOR_SIZE)

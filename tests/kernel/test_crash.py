@@ -134,13 +134,21 @@ def each(steps: Sequence[str], one_round: Callable[[str], None]) -> None:
     assert not failures, "\n".join([f"{len(failures)} of {len(steps)} steps:", *failures])
 
 
+def unsettle() -> None:
+    """What connect sets as it should be is not so before: else that is no step of it."""
+    for attribute, value in (("io_timeout", "12345"), ("iostats", "0")):
+        Path(f"/sys/block/nbd0/queue/{attribute}").write_text(value)
+
+
 def connect_killed_at_each_step(place: Place, both: bool = False, **how: Any) -> None:
+    unsettle()
     whole = place.connect(**how)
     assert whole.code == 0, whole.said
     place.see_it_go()
     commit = whole.steps.index(COMMIT[BACKEND])
 
     def one_round(step: str) -> None:
+        unsettle()
         killed = place.connect(kill=step, both=both, **how)
         assert killed.code == (-9 if step in killed.steps else 0), killed.said
         if both and BACKEND == "netlink" and step in NOBODY_HAS_IT:

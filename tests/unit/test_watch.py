@@ -215,6 +215,15 @@ def test_no_size_is_sent_while_requests_are_under_way(attachment: Attachment) ->
     assert attachment.written == RECORD
 
 
+def test_requests_that_wait_for_a_server_of_another_size_are_no_reason_to_refuse_it(attachment: Attachment) -> None:
+    attachment.size = 2 * MIB
+    attachment.watch._links.cut()
+    attachment.sys.say(completed=0, inflight=1)
+    with pytest.raises(KernelRefused, match="connected anew"):  # the driver of this test never serves them
+        attachment.watch._take_new_size()
+    assert attachment.dialled == [OLD, OLD]
+
+
 def test_no_size_is_sent_while_requests_came_during_the_hand_over(
     attachment: Attachment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
