@@ -7,6 +7,7 @@ type is an error here, and never one later, in a thread of the monitor or in the
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -48,8 +49,8 @@ def made_of(kind: type[T], content: object, strict: bool = False) -> T:
     """
     if not isinstance(content, dict):
         raise ValueError(f"not {kind.__name__}: {type(content).__name__}")
-    types = typing.get_type_hints(kind)
-    known = [field.name for field in fields(kind) if field.name in content]  # type: ignore[arg-type]
+    types = _types(kind)  # type: ignore[arg-type] # mypy: a class may be no key
+    known = [name for name in types if name in content]
     if strict and len(known) < len(content):
         raise ValueError(f"unknown fields of {kind.__name__}")
     wrong = [name for name in known if not _is_of(content[name], types[name])]
@@ -59,6 +60,13 @@ def made_of(kind: type[T], content: object, strict: bool = False) -> T:
         return kind(**{name: content[name] for name in known})
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+@functools.cache
+def _types(kind: type[Any]) -> dict[str, Any]:
+    """By the names of its fields, in their order; Python evaluates each annotation for that, so once a class."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def _is_of(value: object, kind: Any) -> bool:
