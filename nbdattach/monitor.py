@@ -126,15 +126,29 @@ class Monitor:
     def _listen(self, door: Door, woken: int) -> bool:
         """True when a signal ends it, False when the driver is another one."""
         driver_now = sysfs.driver_instance()
-        with contextlib.closing(_subscription()) as dead_links, contextlib.closing(DriverLog()) as told:
+        with contextlib.ExitStack() as end:
+            dead_links = end.enter_context(contextlib.closing(_subscription()))
+            told = self._driver_log()
+            if told:
+                end.enter_context(contextlib.closing(told))
             return self._listen_to(dead_links, told, door, woken, driver_now)
 
+    def _driver_log(self) -> DriverLog | None:
+        """None where we may not read it, as in a container; all else goes on without."""
+        try:
+            return DriverLog()
+        except OSError as error:
+            self._log(f"monitor: {error}; so a server that refuses requests while it is shut down is not noticed")
+            return None
+
     def _listen_to(
-        self, dead_links: netlink.DeadLinks, told: DriverLog, door: Door, woken: int, driver_now: int
+        self, dead_links: netlink.DeadLinks, told: DriverLog | None, door: Door, woken: int, driver_now: int
     ) -> bool:
         poll = select.poll()
-        for one in (dead_links.fileno(), told.fileno(), door.fileno(), woken):
+        for one in (dead_links.fileno(), door.fileno(), woken):
             poll.register(one, select.POLLIN)
+        if told:
+            poll.register(told.fileno(), select.POLLIN)
         ticks, next_tick = 0, time.monotonic()
         while True:
             ready = {number for number, _ in poll.poll(_TICK * 1000)}
@@ -143,7 +157,7 @@ class Monitor:
             with self._logged():
                 if dead_links.fileno() in ready:
                     self._check(dead_links.read())
-                if told.fileno() in ready:
+                if told and told.fileno() in ready:
                     self._cut_off(told.read())
                 if door.fileno() in ready:
                     threading.Thread(target=self._serve, args=[door.accept()], daemon=True).start()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import control, interpreter, monitor, netlink, process, shutdown, state
+from nbdattach import control, driverlog, interpreter, monitor, netlink, process, shutdown, state
 from nbdattach.control import Door, Request
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
@@ -76,6 +76,16 @@ def test_a_monitor_answers_with_its_pid() -> None:
 def test_a_monitor_tells_which_nbdattach_it_is_of() -> None:
     with serving(Monitor(silent)):
         assert control.ask(Request("package"), PATIENCE) == interpreter.own_package()
+
+
+def test_a_monitor_that_may_not_read_the_kernels_log_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container, or in a unit that another administrator has tightened."""
+    monkeypatch.setattr(driverlog, "KMSG", str(tmp_path / "kmsg"))
+    log: list[str] = []
+    assert Monitor(log.append)._driver_log() is None
+    assert len(log) == 1 and "while it is shut down is not noticed" in log[0]
 
 
 @pytest.mark.usefixtures("host")
