@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import _socket  # the module socket costs 1 MB
 import os
-import select
 
 from nbdattach import tcp
 
@@ -35,16 +34,8 @@ class Lifeline:
     def why_broken(self) -> str:
         """Why the attachment cannot go on; empty while it can."""
         for sock, silence in self._peers:
-            if _is_over(sock):
+            if tcp.ends(sock.fileno()):
                 return "one of its connections has ended"
-            if sock.family != _socket.AF_UNIX:
-                info = tcp.Info(sock)
-                if silence.seconds(info) >= self._dead_peer and info.insists:
-                    return f"its server has not answered for {self._dead_peer:g} s"
+            if sock.family != _socket.AF_UNIX and silence.of(sock) >= self._dead_peer:
+                return f"its server has not answered for {self._dead_peer:g} s"
         return ""
-
-
-def _is_over(sock: _socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock.fileno(), 0)
-    return bool(poll.poll(0))

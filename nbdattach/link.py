@@ -42,16 +42,12 @@ class Link:
     @property
     def over(self) -> bool:
         """Shut down in both directions, by whichever side."""
-        return _ends(self._sock) != 0
+        return tcp.ends(self._sock.fileno()) != 0
 
     @property
     def silence(self) -> float:
         """Seconds for which the peer has owed an answer; to be asked every second. 0.0 for one that only is slow."""
-        if not self._tcp or self.over:
-            return 0.0
-        info = tcp.Info(self._sock)
-        seconds = self._silence.seconds(info)
-        return seconds if info.insists else 0.0
+        return self._silence.of(self._sock) if self._tcp and not self.over else 0.0
 
     @property
     def silent(self) -> bool:
@@ -101,13 +97,6 @@ class Link:
 
     def close(self) -> None:
         self._sock.close()
-
-
-def _ends(sock: socket.socket) -> int:
-    """POLLHUP and POLLERR, which come unasked; 0 for a connection that lives."""
-    poll = select.poll()
-    poll.register(sock.fileno(), 0)
-    return sum(event for _, event in poll.poll(0))
 
 
 def _await_read(sock: socket.socket, deadline: Deadline) -> None:
@@ -160,7 +149,7 @@ class Scout:
     def was_taken(self) -> bool:
         """To be asked once. On return the driver has seen the end of it, and counts the connection as dead again."""
         self._kernels.close()
-        if _ends(self._ours) & select.POLLERR:
+        if tcp.ends(self._ours.fileno()) & select.POLLERR:
             return False
         # The driver marks whatever connection is in that place as dead when it finds the end of this one. So nothing
         # else may be put there before: it reads the byte first.

@@ -156,8 +156,7 @@ class Pump:
         """Whether the server still answers; to be asked again and again (`tcp` says why TCP does not end it)."""
         if math.isinf(self.look_again):
             return
-        info = tcp.Info(self._server)
-        if self._silence.seconds(info) >= self._dead_peer and info.insists:
+        if self._silence.of(self._server) >= self._dead_peer:
             self._server_is_lost(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def step(self) -> bool:

@@ -11,6 +11,7 @@ The worker imports this module, so it imports next to nothing.
 
 from __future__ import annotations
 
+import select
 import struct
 import time
 
@@ -55,6 +56,12 @@ class Silence:
     def __init__(self) -> None:
         self._since: float | None = None
 
+    def of(self, sock: Socket) -> float:
+        """Seconds, as of now; 0.0 also for a peer that TCP has asked once only."""
+        info = Info(sock)
+        seconds = self.seconds(info)
+        return seconds if info.insists else 0.0
+
     def seconds(self, info: Info, now: float | None = None) -> float:
         """0.0 for a peer that owes nothing. `now` is a moment on the monotonic clock."""
         now = time.monotonic() if now is None else now
@@ -67,3 +74,10 @@ class Silence:
         if self._since is None or answered > self._since:
             self._since = asked
         return now - self._since
+
+
+def ends(number: int) -> int:
+    """POLLHUP and POLLERR of a socket, be it TCP or Unix, which come unasked; 0 for a connection that lives."""
+    poll = select.poll()
+    poll.register(number, 0)
+    return sum(event for _, event in poll.poll(0))
