@@ -53,7 +53,8 @@ class Links:
         self._pid = record.kernel_pid
         # Else the monitor before us has taken its duplicates with it, perhaps in the middle of something.
         self.complete = len(links) == self._wanted
-        # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request.
+        # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request. Several connections without
+        # --io-timeout are of a connect before that was asked for.
         self._timeout = math.ceil(record.io_timeout) or (RESEND_SECONDS if self._wanted > 1 else 0)
         # Whether there is no doubt that the driver uses the connection that it was given last.
         self._proven = True

@@ -35,8 +35,8 @@ from nbdattach.wishes import DEFAULT_ON_LOSS
 # The age at which the driver looks at a request without an answer, in seconds. With one connection it sends it again
 # where the connection was replaced meanwhile, and else waits on: a slow server costs a line in the kernel's log, and
 # nothing else. So this is what requests that were in flight when the server died wait at most after a reconnect. With
-# several connections it takes the connection for dead and sends the request over another one: only where a monitor
-# replaces it then.
+# several connections it takes the connection for dead and sends the request over another one: so there the user says
+# the age, and not we.
 RESEND_SECONDS = 3
 # Where requests are to fail at once, those in flight can as well be looked at sooner.
 _FAIL_SECONDS = 1
@@ -152,7 +152,7 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
                 flags=shape.flags,
                 sockets=job.sockets,
                 dead_conn_timeout=0,  # until the commit nobody would reconnect
-                timeout=_timeout(job),
+                timeout=job.wishes.whole_io_timeout,
                 client_flags=0 if job.contested else netlink.NBD_CFLAG_DISCONNECT_ON_CLOSE,
                 backend=identifier(job.tag),
             )
@@ -165,20 +165,11 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
             return
 
 
-def resend_ms(on_loss: float | None) -> int:
-    """For queue/io_timeout, with one connection."""
-    return (_FAIL_SECONDS if on_loss == 0 else RESEND_SECONDS) * 1000
-
-
 def _io_timeout_ms(job: Job) -> int:
-    if len(job.sockets) == 1:
-        return resend_ms(job.wishes.on_loss)
-    return RESEND_SECONDS * 1000 if job.wishes.reconnect else PATIENT_MS
-
-
-def _timeout(job: Job) -> int:
-    """NBD_ATTR_TIMEOUT in seconds: with several connections the monitor changes it, and needs it to be set."""
-    return job.wishes.whole_io_timeout or (RESEND_SECONDS if len(job.sockets) > 1 and job.wishes.reconnect else 0)
+    """For queue/io_timeout, where the user has given no time."""
+    if len(job.sockets) > 1:
+        return PATIENT_MS  # and no monitor (`backends.no_less_safe_than_one`)
+    return (_FAIL_SECONDS if job.wishes.on_loss == 0 else RESEND_SECONDS) * 1000
 
 
 def dead_conn_timeout(on_loss: float | None) -> int:
