@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import pytest
-from guest import make_network, root_of_guest
+from guest import HOST, TAP, root_of_guest
+from tap import make_network
 
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        make_network()
+        make_network(TAP, HOST, "boot")
     except RuntimeError as error:
         pytest.exit(str(error), returncode=4)
     root_of_guest()  # made here where it is missing, and not within the time of a test

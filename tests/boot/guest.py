@@ -156,22 +156,3 @@ def _put(path: Path, content: str, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     path.chmod(mode)
-
-
-def make_network() -> None:
-    """The tap device, in a network namespace of our own: the machine's own network is not touched."""
-    links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout.split("\n")
-    if any(line and not line.startswith(("lo ", f"{TAP} ")) for line in links):
-        raise RuntimeError("boot tests run in a network namespace of their own: make boot")
-    if not any(line.startswith(f"{TAP} ") for line in links):
-        for command in (
-            f"ip tuntap add dev {TAP} mode tap",
-            f"ip address add {HOST}/24 dev {TAP}",
-            # UML promises to take packets that were put together from several, and cuts them off at 1500 bytes, so
-            # that each arrives when TCP has sent it a second time: 40 kB a second.
-            f"ip link set {TAP} gso_max_segs 1",
-            f"ip link set {TAP} up",
-            "ip link set lo up",
-        ):
-            subprocess.run(command.split(), check=True)
-    assert os.path.exists("/dev/net/tun")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
-from machine import Machine, Server, make_network
+from machine import HOST, TAP, Machine, Server
+from tap import make_network
 
 HERE = Path(__file__).resolve().parent
 RELEASE = os.environ.get("LAB_RELEASE") or "bookworm"  # as `image` has it
@@ -20,7 +21,7 @@ RELEASE = os.environ.get("LAB_RELEASE") or "bookworm"  # as `image` has it
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        make_network()
+        make_network(TAP, HOST, "root")
     except RuntimeError as error:
         pytest.exit(str(error), returncode=4)
 

@@ -26,8 +26,8 @@ POWER_OFF = 400.0
 # systemd tells from 5 s on for how long it has waited: "A stop job is running for NAME (6s / 1min 30s)".
 _STOP_JOB = re.compile(r"[Aa] stop job is running for .*?\((?:(\d+)min )?(\d+)s / ")
 _POLL = 0.1
-_HOST, _TAP = "10.0.2.2", "root0"
-_ADDRESS = f"10.0.2.15::{_HOST}:255.255.255.0::vec0:off"
+HOST, TAP = "10.0.2.2", "root0"
+_ADDRESS = f"10.0.2.15::{HOST}:255.255.255.0::vec0:off"
 
 
 class Server:
@@ -168,7 +168,7 @@ def _seconds(minutes: str, seconds: str) -> int:
 def _uml(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
     return [
         *("env", "LD_LIBRARY_PATH=.", "./linux.uml", "mem=1G", "seccomp=on"),
-        *(f"initrd={files / initramfs}", f"vec0:transport=tap,ifname={_TAP},gro=1"),
+        *(f"initrd={files / initramfs}", f"vec0:transport=tap,ifname={TAP},gro=1"),
         *("con=null", "ssl=null", "ssl0=null,fd:1", f"ssl1=fd:{shell}"),
         *("console=ttyS0", "panic=-1", f"ip={_ADDRESS}", *words.split()),
     ]
@@ -183,21 +183,6 @@ def _qemu(files: Path, words: str, initramfs: str, shell: int) -> list[str]:
         *("-serial", "stdio", "-chardev", f"socket,id=shell,fd={shell}", "-serial", "chardev:shell"),
         *("-nic", "user,model=virtio-net-pci"),
     ]
-
-
-def make_network() -> None:
-    """The tap device, in a network namespace of our own: the machine's own network is not touched."""
-    links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout.split("\n")
-    if any(line and not line.startswith(("lo ", f"{_TAP} ")) for line in links):
-        raise RuntimeError("these tests run in a network namespace of their own: make root")
-    if not any(line.startswith(f"{_TAP} ") for line in links):
-        for command in (
-            f"ip tuntap add dev {_TAP} mode tap",
-            f"ip address add {_HOST}/24 dev {_TAP}",
-            f"ip link set {_TAP} up",
-            "ip link set lo up",
-        ):
-            subprocess.run(command.split(), check=True)
 
 
 def _accelerator() -> tuple[str, ...]:
