@@ -2,8 +2,11 @@
 """The one door to pyroute2: the kernel's generic netlink family "nbd".
 
 Commands, attributes and their types are those of include/uapi/linux/nbd-netlink.h; what each does is in
-drivers/block/nbd.c (nbd_genl_connect, nbd_genl_reconfigure, nbd_genl_disconnect). Importing pyroute2 costs time and
-memory, so three of its modules are imported without the rest, and this module only where netlink is really used.
+drivers/block/nbd.c (nbd_genl_connect, nbd_genl_reconfigure, nbd_genl_disconnect).
+
+pyroute2 writes and reads the messages; the socket is our own. pyroute2's sockets come with 100 modules (asyncio since
+0.9), which take twice as long to import as all the rest of a command, and each needs 3 ms to open. So one of its
+modules is imported, without the rest, and this module only where netlink is really used.
 """
 
 from __future__ import annotations
@@ -12,17 +15,14 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from nbdattach import lazy_package
+from nbdattach.bare_package import bare
 
-lazy_package.defer("pyroute2")
-
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, SOL_NETLINK, genlmsg, nla  # noqa: E402
-from pyroute2.netlink.exceptions import NetlinkError  # noqa: E402
-from pyroute2.netlink.generic import GenericNetlinkSocket  # noqa: E402
+with bare("pyroute2"):
+    from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, SOL_NETLINK, ctrlmsg, genlmsg, nla
 
 FAMILY = "nbd"
 VERSION = 1
@@ -39,8 +39,13 @@ NBD_CFLAG_DISCONNECT_ON_CLOSE = 1 << 1
 _NETLINK_GENERIC = 16
 _NETLINK_ADD_MEMBERSHIP = 1
 _MAX_DATAGRAM = 1 << 16
-# linux/netlink.h: the error of struct nlmsgerr, behind struct nlmsghdr of 16 bytes; 0 in an acknowledgement.
-_NLMSGERR = struct.Struct("=16xi")
+# linux/netlink.h: struct nlmsghdr; and behind it, in NLMSG_ERROR, the error of struct nlmsgerr, 0 to acknowledge.
+_NLMSGHDR = struct.Struct("=IHHII")
+_NLMSGERR = struct.Struct("=i")
+_NLMSG_ERROR = 2
+# linux/genetlink.h
+_GENL_ID_CTRL = 16
+_CTRL_CMD_GETFAMILY = 3
 
 
 class _Message(genlmsg):  # type: ignore[misc]
@@ -71,6 +76,62 @@ def _socket_list(numbers: Sequence[int]) -> dict[str, list[Any]]:
     return {"attrs": [("NBD_SOCK_ITEM", {"attrs": [("NBD_SOCK_FD", number)]}) for number in numbers]}
 
 
+class _Socket:
+    """A generic netlink socket, on which a request gets its answer. Raises OSError throughout."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC)
+        self._socket.bind((0, 0))
+        self._number = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def message(self, family: int, form: type[genlmsg], command: int, attributes: list[tuple[str, Any]]) -> bytes:
+        """The next request, complete."""
+        self._number += 1
+        message = form()
+        message["cmd"] = command
+        message["version"] = VERSION
+        message["attrs"] = attributes
+        message["header"]["type"] = family
+        message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
+        message["header"]["sequence_number"] = self._number
+        message.encode()
+        return bytes(message.data)
+
+    def ask(self, message: bytes) -> list[bytes]:
+        """What the kernel answers before it acknowledges. It carries the request out before send(2) returns."""
+        self._socket.send(message)
+        return self.read_answer()
+
+    def read_answer(self) -> list[bytes]:
+        """To the last message. One before it may have been interrupted, and left its answer here."""
+        answers: list[bytes] = []
+        while True:
+            for kind, number, message in _messages(self._socket.recv(_MAX_DATAGRAM)):
+                if number != self._number:
+                    continue
+                if kind != _NLMSG_ERROR:
+                    answers.append(message)
+                    continue
+                error = -_NLMSGERR.unpack_from(message, _NLMSGHDR.size)[0]
+                if error:
+                    raise OSError(error, f"netlink: {os.strerror(error)}")
+                return answers
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, sequence number and bytes of each message in it."""
+    while len(datagram) >= _NLMSGHDR.size:
+        length, kind, _, number, _ = _NLMSGHDR.unpack_from(datagram)
+        yield kind, number, datagram[:length]
+        datagram = datagram[max(length + 3 & ~3, _NLMSGHDR.size) :]
+
+
 class Family:
     """An open socket of the family; for the few requests that belong together. Raises OSError throughout.
 
@@ -79,17 +140,26 @@ class Family:
     """
 
     def __init__(self) -> None:
-        self._socket = GenericNetlinkSocket()
+        self._socket = _Socket()
         try:
-            # Else it logs a missing family as an error, on its own.
-            self._socket.module_err_level = "debug"
-            self._socket.bind(FAMILY, _Message)
-        except NetlinkError as error:
+            self._number, self._groups = self._found()
+        except OSError as error:
             self._socket.close()
-            raise OSError(error.code, "the nbd family") from error
+            raise OSError(error.errno, "the nbd family") from error
         except BaseException:
             self._socket.close()
             raise
+
+    def _found(self) -> tuple[int, dict[str, int]]:
+        """The number of the family, and those of its multicast groups, as the kernel has given them."""
+        name = [("CTRL_ATTR_FAMILY_NAME", FAMILY)]
+        (data,) = self._socket.ask(self._socket.message(_GENL_ID_CTRL, ctrlmsg, _CTRL_CMD_GETFAMILY, name))
+        answer = ctrlmsg(data)
+        answer.decode()
+        groups = answer.get_attr("CTRL_ATTR_MCAST_GROUPS") or []
+        return answer.get_attr("CTRL_ATTR_FAMILY_ID"), {
+            group.get_attr("CTRL_ATTR_MCAST_GRP_NAME"): group.get_attr("CTRL_ATTR_MCAST_GRP_ID") for group in groups
+        }
 
     def connect(
         self,
@@ -154,22 +224,14 @@ class Family:
 
     def farewell(self, index: int) -> Farewell:
         """The message of `disconnect`, complete, so that sending it takes one system call."""
-        return Farewell(self._socket.prid, index)
+        return Farewell(self._number, index)
 
     def dead_links(self) -> DeadLinks:
         """From now on, the devices of which a connection died."""
-        return DeadLinks(self._socket.mcast_groups[MULTICAST_GROUP], self._socket.prid)
+        return DeadLinks(self._groups[MULTICAST_GROUP], self._number)
 
     def _request(self, command: int, attributes: list[tuple[str, Any]]) -> None:
-        message = _Message()
-        message["cmd"] = command
-        message["version"] = VERSION
-        message["attrs"] = attributes
-        try:
-            for _ in self._socket.nlm_request(message, msg_type=self._socket.prid, msg_flags=NLM_F_REQUEST | NLM_F_ACK):
-                pass
-        except NetlinkError as error:
-            raise OSError(error.code, "netlink") from error
+        self._socket.ask(self._socket.message(self._number, _Message, command, attributes))
 
     def close(self) -> None:
         self._socket.close()
@@ -187,16 +249,8 @@ class Farewell:
     """NBD_CMD_DISCONNECT for one device, with an open socket to send it over. Raises OSError throughout."""
 
     def __init__(self, family: int, index: int) -> None:
-        message = _Message()
-        message["cmd"] = NBD_CMD_DISCONNECT
-        message["version"] = VERSION
-        message["attrs"] = [("NBD_ATTR_INDEX", index)]
-        message["header"]["type"] = family
-        message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
-        message.encode()
-        self.data = bytes(message.data)
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC)
-        self._socket.bind((0, 0))
+        self._socket = _Socket()
+        self.data = self._socket.message(family, _Message, NBD_CMD_DISCONNECT, [("NBD_ATTR_INDEX", index)])
 
     def fileno(self) -> int:
         """For a process that sends `data` in our place; `read_answer` is called after that."""
@@ -204,14 +258,11 @@ class Farewell:
 
     def send(self) -> None:
         """The kernel carries it out before send(2) returns."""
-        self._socket.send(self.data)
-        self.read_answer()
+        self._socket.ask(self.data)
 
     def read_answer(self) -> None:
         """Raises what the kernel has refused it with."""
-        number = _NLMSGERR.unpack_from(self._socket.recv(_MAX_DATAGRAM))[0]
-        if number:
-            raise OSError(-number, os.strerror(-number))
+        self._socket.read_answer()
 
     def close(self) -> None:
         self._socket.close()

@@ -7,10 +7,8 @@ import errno
 import os
 import struct
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkError
 
 from nbdattach import netlink
 
@@ -37,43 +35,57 @@ def sockets(*numbers: int) -> bytes:
     return attribute(SOCKETS, b"".join(attribute(1, u32(1, number)) for number in numbers))
 
 
-def message(kind: int, command: int, attributes: bytes) -> bytes:
-    """struct nlmsghdr without sequence number and port, struct genlmsghdr of version 1."""
-    return struct.pack("=IHHIIBBH", 20 + len(attributes), kind, 0, 0, 0, command, 1, 0) + attributes
+REQUEST = 1 | 4  # NLM_F_REQUEST, NLM_F_ACK
 
 
-class Socket:
-    """Stands for pyroute2's: the kernel has the family, and answers `refusal` to what is sent."""
+def message(kind: int, command: int, attributes: bytes, flags: int = 0, number: int = 0) -> bytes:
+    """struct nlmsghdr without a port, struct genlmsghdr of version 1."""
+    return struct.pack("=IHHIIBBH", 20 + len(attributes), kind, flags, number, 0, command, 1, 0) + attributes
 
-    prid = FAMILY
-    mcast_groups = {"nbd_mc_group": GROUP}  # noqa: RUF012 - as pyroute2 has it
+
+def answer(number: int, error: int = 0) -> bytes:
+    """NLMSG_ERROR (2) to the message of that number, with the beginning of it."""
+    return struct.pack("=IHHIIi", 36, 2, 0, number, 0, -error) + bytes(16)
+
+
+# What nlctrl (16) tells: CTRL_ATTR_FAMILY_ID (1), CTRL_ATTR_MCAST_GROUPS (7), each with its name (1) and number (2).
+KNOWN = attribute(1, struct.pack("=H", FAMILY)) + attribute(
+    7, attribute(1, attribute(1, b"nbd_mc_group\0") + u32(2, GROUP))
+)
+
+
+class Kernel:
+    """Stands for the socket: the kernel has the family, and answers `refusal` to what is sent."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.refusal = 0
         self.closed = False
+        self.answers: list[bytes] = []
 
-    def bind(self, family: str, _: object) -> None:
-        assert family == "nbd"
-        if self.refusal:
-            raise NetlinkError(self.refusal)
+    def bind(self, address: tuple[int, int]) -> None:
+        assert address == (0, 0)
 
-    def nlm_request(self, request: Any, msg_type: int, msg_flags: int) -> list[object]:
-        assert (msg_type, msg_flags) == (FAMILY, 1 | 4)  # NLM_F_REQUEST, NLM_F_ACK
-        request.encode()
-        self.sent.append(bytes(request.data))
-        if self.refusal:
-            raise NetlinkError(self.refusal)
-        return []
+    def send(self, data: bytes) -> None:
+        kind, number = struct.unpack_from("=4xH2xI", data)
+        if kind == 16 and not self.refusal:
+            assert data == message(16, 3, attribute(2, b"nbd\0"), REQUEST, number)  # CTRL_CMD_GETFAMILY by name
+            self.answers.append(message(16, 1, KNOWN, number=number))
+        elif kind != 16:
+            self.sent.append(data)
+        self.answers.append(answer(number, self.refusal))
+
+    def recv(self, _: int) -> bytes:
+        return self.answers.pop(0)
 
     def close(self) -> None:
         self.closed = True
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Socket:
-    made = Socket()
-    monkeypatch.setattr(netlink, "GenericNetlinkSocket", lambda: made)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(netlink.socket, "socket", lambda *_: made)
     return made
 
 
@@ -113,16 +125,15 @@ MESSAGES: dict[str, tuple[Callable[[netlink.Family], None], int, bytes]] = {
 
 @pytest.mark.parametrize(("call", "command", "attributes"), MESSAGES.values(), ids=MESSAGES)
 def test_message_is_that_of_the_header(
-    kernel: Socket, call: Callable[[netlink.Family], None], command: int, attributes: bytes
+    kernel: Kernel, call: Callable[[netlink.Family], None], command: int, attributes: bytes
 ) -> None:
-    """The type, the flags and the port are filled in by pyroute2 as it sends."""
     with netlink.Family() as family:
         call(family)
-    assert kernel.sent == [message(0, command, attributes)]
+    assert kernel.sent == [message(FAMILY, command, attributes, REQUEST, 2)]
     assert kernel.closed
 
 
-def test_a_tag_is_sent_as_utf_8(kernel: Socket) -> None:
+def test_a_tag_is_sent_as_utf_8(kernel: Kernel) -> None:
     """What is none, the command line refuses."""
     with netlink.Family() as family:
         family.reconfigure(3, "ä")
@@ -132,7 +143,7 @@ def test_a_tag_is_sent_as_utf_8(kernel: Socket) -> None:
 @pytest.mark.parametrize(("call", "_command", "_attributes"), MESSAGES.values(), ids=MESSAGES)
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EBUSY])
 def test_refusal_has_the_kernels_number(
-    kernel: Socket, call: Callable[[netlink.Family], None], _command: int, _attributes: bytes, number: int
+    kernel: Kernel, call: Callable[[netlink.Family], None], _command: int, _attributes: bytes, number: int
 ) -> None:
     with netlink.Family() as family:
         kernel.refusal = number
@@ -141,28 +152,41 @@ def test_refusal_has_the_kernels_number(
     assert caught.value.errno == number
 
 
-def test_a_farewell_is_complete_before_it_is_sent(kernel: Socket) -> None:
+def test_a_farewell_is_complete_before_it_is_sent(kernel: Kernel) -> None:
     with netlink.Family() as family, family.farewell(3) as farewell:
-        flags = struct.pack("=H", 1 | 4)  # NLM_F_REQUEST, NLM_F_ACK
-        expected = message(FAMILY, DISCONNECT, u32(INDEX, 3))
-        assert farewell.data == expected[:6] + flags + expected[8:]
+        assert farewell.data == message(FAMILY, DISCONNECT, u32(INDEX, 3), REQUEST, 1)
 
 
-def test_missing_family_is_enoent_and_leaves_nothing_open(kernel: Socket) -> None:
+def test_missing_family_is_enoent_and_leaves_nothing_open(kernel: Kernel) -> None:
     kernel.refusal = errno.ENOENT
     with pytest.raises(FileNotFoundError):
         netlink.Family()
     assert kernel.closed
 
 
-# -- pyroute2 itself, with a family that every kernel has ------------------------------------------------------------
+def test_an_answer_comes_in_one_datagram_or_in_several(kernel: Kernel) -> None:
+    with netlink.Family() as family:
+        kernel.answers = [message(FAMILY, CONNECT, u32(INDEX, 3), number=2) + answer(2, errno.EBUSY)]
+        with pytest.raises(OSError, match="busy"):
+            connect(family)
+
+
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(kernel: Kernel) -> None:
+    """A signal may end the wait for it."""
+    with netlink.Family() as family:
+        kernel.answers = [answer(1, errno.EBUSY)]
+        family.disconnect(3)
+        assert kernel.answers == []
+
+
+# -- a family that every kernel has ----------------------------------------------------------------------------------
 
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_pyroute2_knows_no_family_that_the_kernel_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_that_the_kernel_has_not_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_files()
     monkeypatch.setattr(netlink, "FAMILY", "nbd_nowhere")
     with pytest.raises(FileNotFoundError):
@@ -170,7 +194,7 @@ def test_pyroute2_knows_no_family_that_the_kernel_has_not(monkeypatch: pytest.Mo
     assert open_files() == before
 
 
-def test_pyroute2_sends_and_tells_what_the_kernel_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernel_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """nlctrl, generic netlink's own family, does not know a command of that number."""
     before = open_files()
     monkeypatch.setattr(netlink, "FAMILY", "nlctrl")
