@@ -55,6 +55,7 @@ provision-%:
 $(VENV)/installed: pyproject.toml | provision-venv
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(EDITABLE) '.[test]'
+	$(PYTHON) -m compileall -q nbdattach # else each guest does that for itself, and then forgets it
 	touch $@
 
 SCRIPTS := .ci/run systemd/nbdattach-tag systemd/nbdattach-generator initramfs/initramfs-tools/hooks/nbdattach \

@@ -29,7 +29,7 @@ class Load:
     Within its context it runs; afterwards `errors` must be empty and `expected` is what the server must hold.
     """
 
-    def __init__(self, device: str, writers: int = 4, blocks: int = 64, pause: float = 0.0) -> None:
+    def __init__(self, device: str, writers: int = 4, blocks: int = 64, pause: float = 0.01) -> None:
         self.device = device
         self.requests: list[Request] = []
         self.errors: list[str] = []

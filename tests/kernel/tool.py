@@ -126,7 +126,7 @@ def eventually(true: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def catches(pid: int, number: int) -> bool:
