@@ -73,11 +73,10 @@ class Outage:
         What comes then waits in the driver for a good connection, which is sooner than TCP finds out by itself. Where
         requests are to fail at the loss of a connection, none is lost before --dead-peer says so.
         """
-        if self.died is not None:
-            return False
         if self.terms.on_loss == 0 and silence < self.terms.dead_peer:
             return False
-        self.died = now + max(0.0, self.terms.dead_peer - self.age(now))
+        if self.died is None:  # else another one is dead already, or was before this one had served a request
+            self.died = now + max(0.0, self.terms.dead_peer - self.age(now))
         return True
 
     def until_failing(self, now: float) -> float:

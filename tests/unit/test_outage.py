@@ -96,10 +96,12 @@ def test_where_requests_are_to_fail_a_silent_connection_is_not_lost_before_dead_
     assert one.until_failing(1030) == 0
 
 
-def test_connections_are_given_up_once() -> None:
+def test_a_connection_that_is_silent_beside_a_dead_one_is_cut_and_requests_wait_no_longer_for_that() -> None:
+    """Requests that it holds would not fail with the others otherwise, but when TCP gives it up."""
     one = outage()
     one.lose(1000)
-    assert not one.give_up_silent(silence=100, now=1100)
+    assert one.give_up_silent(silence=100, now=1100)
+    assert one.died == 1000
 
 
 # -- how long a try takes ----------------------------------------------------------------------------------------------
