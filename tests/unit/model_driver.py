@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The driver as a model that holds real sockets: nbd_reconnect_socket, wait_for_reconnect, recv_work and
+nbd_xmit_timeout of nbd.c, with one request at a time, on the clock of a `world.World`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+MIB = 1 << 20
+ON_LOSS = 300.0
+# A request that was sent so long ago over a connection that is dead by now is sent again.
+_RESEND = 3.0
+# A connection that has been there for so long is one, though it has served nothing.
+_WELL = 10.0
+_LIMIT = struct.pack("ll", 3, 0)
+
+
+class Wrong(AssertionError):
+    """What must never happen."""
+
+
+class Around(Protocol):
+    """What is around the driver."""
+
+    @property
+    def now(self) -> float: ...
+
+    def happens(self) -> None:
+        """Something that the monitor may be killed before."""
+
+    def taken(self, number: int) -> bool:
+        """The driver takes that socket in the place of a dead one. Whether it leads to a server."""
+
+
+@dataclasses.dataclass(eq=False)
+class Slot:
+    """A place for a connection."""
+
+    sock: socket.socket
+    leads_to_a_server: bool = True  # it is no scout
+    ended: float = math.inf  # when the connection did
+    dead: bool = False  # the driver knows
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    number: int
+    slot: Slot | None = None  # over which it was sent
+    sent: float = 0.0
+    waits: float = math.inf  # since when, for a connection
+
+
+class Driver:
+    """`late` is how many seconds it needs to see that a connection has ended."""
+
+    def __init__(self, world: Around, changed: Callable[[], None]) -> None:
+        self._world = world
+        self._changed = changed
+        self.slots: list[Slot] = []
+        self.late = 0.0
+        self.request: Request | None = None
+        self.done: list[int] = []
+        self.failed: list[int] = []
+        self.size = MIB
+        self._patience = ON_LOSS  # dead_conn_timeout
+        # Since when it lacks a connection, and has not been well in between; and since when it lacks none.
+        self._ill: float | None = None
+        self._whole = -math.inf
+
+    @property
+    def in_flight(self) -> int:
+        """As sysfs counts: without a request that waits for a connection."""
+        return int(self.request is not None and self.request.slot is not None)
+
+    @property
+    def connected(self) -> bool:
+        return not any(slot.dead or has_ended(slot.sock) for slot in self.slots)
+
+    def attach(self, sockets: list[socket.socket]) -> None:
+        self.slots = [Slot(sock) for sock in sockets]
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def submit(self, number: int) -> None:
+        self.request = Request(number)
+        self._send(self.request)
+
+    def _send(self, request: Request) -> None:
+        for slot in self.slots:
+            if not slot.dead:
+                try:
+                    slot.sock.send(request.number.to_bytes(8, "big"), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                except OSError:
+                    slot.dead = True
+                else:
+                    request.slot, request.sent, request.waits = slot, self._world.now, math.inf
+                    break
+        else:
+            request.slot = None
+            request.waits = min(request.waits, self._world.now)
+        self._changed()
+
+    def _complete(self, number: int, where: list[int]) -> None:
+        if self.request and self.request.number == number:
+            where.append(number)
+            self.request = None
+            self._changed()
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        now = self._world.now
+        for slot in self.slots:
+            if not slot.dead:
+                self._read(slot)
+            if slot.ended == math.inf and has_ended(slot.sock):
+                slot.ended = now
+                if slot.leads_to_a_server and self._ill is None:
+                    self._ill = now
+            if now >= slot.ended + self.late:
+                slot.dead = True
+        if self.connected and now >= self._whole + _WELL:
+            self._ill = None
+        request = self.request
+        if request and request.slot and request.slot.dead and now >= request.sent + _RESEND:
+            self._send(request)
+        if request and request is self.request and now >= request.waits + self._patience:
+            self._complete(request.number, self.failed)
+
+    def _have_patience(self, seconds: float) -> None:
+        """How long requests wait for a connection."""
+        age = 0.0 if self._ill is None else self._world.now - self._ill
+        if seconds < ON_LOSS and age < ON_LOSS:
+            raise Wrong(f"requests are to fail {age:g} s after the loss of a connection")
+        self._patience = seconds
+
+    def _read(self, slot: Slot) -> None:
+        with contextlib.suppress(OSError):
+            while data := slot.sock.recv(8, socket.MSG_DONTWAIT):
+                if len(data) == 8:  # what a scout has sent is shorter
+                    self._complete(int.from_bytes(data, "big"), self.done)
+                    self._ill = None if self.connected else self._world.now
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def reconfigure(
+        self,
+        _index: int,
+        _backend: str,
+        *,
+        sockets: Sequence[int] = (),
+        size: int | None = None,
+        timeout: int | None = None,
+        dead_conn_timeout: int | None = None,
+    ) -> None:
+        self._world.happens()
+        self.look()
+        if size is not None:
+            if self.in_flight:
+                raise Wrong("a size with a request in flight")
+            self.size = size
+            self._changed()
+        if timeout is not None and len(self.slots) == 1:
+            raise Wrong("a timeout, at which a request is sent again to a server that still works on it")
+        if dead_conn_timeout is not None:
+            self._have_patience(dead_conn_timeout)
+        for number in sockets:
+            self._take(number)
+        self.look()
+
+    def _take(self, number: int) -> None:
+        place = next((index for index, slot in enumerate(self.slots) if slot.dead), None)
+        if place is None:
+            return
+        fresh = Slot(socket.socket(fileno=os.dup(number)), self._world.taken(number))
+        if len(self.slots) > 1:
+            fresh.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _LIMIT)
+        self.slots[place].sock.close()
+        self.slots[place] = fresh
+        self._whole = self._world.now
+        if self.request and self.request.slot is None:
+            self._send(self.request)
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the other end, or this one, sends no more."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All orders of events: restarts, slow servers, cut links, late drivers, orders from the command line, kills of the
+monitor. What must never happen is told in `world`; here is what may happen, and that it always ends well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from model_driver import MIB
+from world import AWAY, Server, World
+
+from nbdattach import state
+
+pytestmark = pytest.mark.once
+# Most of what happens happens to the server that the device is at.
+at_ours = st.sampled_from([True, True, True, False])
+
+
+def any_server(fits: Callable[[Server], bool]) -> Callable[[Events], bool]:
+    return lambda events: any(map(fits, events.world.servers.values()))
+
+
+class Events(RuleBasedStateMachine):
+    """One device and all that happens to it."""
+
+    @initialize(connections=st.sampled_from([1, 1, 2]))
+    def attach(self, connections: int) -> None:
+        self.world = World(connections)
+        self.number = 0
+
+    def server(self, ours: bool, fits: Callable[[Server], bool]) -> Server:
+        """That of the device, or the other one; of those that fit, where there are any."""
+        here = self.world.servers[self.world.watch._target().uri]
+        both = sorted(self.world.servers.values(), key=lambda one: (one is here) != ours)
+        return next(filter(fits, both))
+
+    # -- servers ---------------------------------------------------------------------------------------------------
+
+    @precondition(any_server(lambda one: one.lives))
+    @rule(ours=at_ours)
+    def one_dies(self, ours: bool) -> None:
+        self.server(ours, lambda one: one.lives).die()
+        self.world.go_on()
+
+    @precondition(any_server(lambda one: not one.lives))
+    @rule(ours=at_ours)
+    def one_comes_back(self, ours: bool) -> None:
+        self.server(ours, lambda one: not one.lives).lives = True
+
+    @precondition(any_server(lambda one: one.reads))
+    @rule(ours=at_ours)
+    def a_link_is_cut(self, ours: bool) -> None:
+        self.server(ours, lambda one: one.reads).be_silent(self.world.now)
+
+    @precondition(any_server(lambda one: one.silent))
+    @rule(ours=at_ours)
+    def a_link_heals(self, ours: bool) -> None:
+        self.server(ours, lambda one: one.silent).silent_since = math.inf
+        self.world.go_on()
+
+    @precondition(any_server(lambda one: one.reads))
+    @rule(ours=at_ours)
+    def one_is_at_a_long_write(self, ours: bool) -> None:
+        self.server(ours, lambda one: one.reads).slow = True
+
+    @precondition(any_server(lambda one: one.slow))
+    @rule(ours=at_ours)
+    def a_long_write_ends(self, ours: bool) -> None:
+        self.server(ours, lambda one: one.slow).slow = False
+        self.world.go_on()
+
+    @precondition(any_server(lambda one: one.reads))
+    @rule(ours=at_ours)
+    def one_answers(self, ours: bool) -> None:
+        self.server(ours, lambda one: one.reads).answer()
+        self.world.go_on()
+
+    @rule(ours=at_ours)
+    def one_has_another_size(self, ours: bool) -> None:
+        server = self.server(ours, lambda one: True)
+        server.size = 3 * MIB - server.size  # of two
+
+    # -- this machine ----------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.world.driver.request)
+    @rule()
+    def a_request_comes(self) -> None:
+        self.number += 1
+        self.world.driver.submit(self.number)
+
+    @rule(late=st.sampled_from([0.0, 0.05, 20.0]))
+    def the_driver_is_late(self, late: float) -> None:
+        self.world.driver.late = late
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 40.0]))
+    def the_monitor_looks_later(self, seconds: float) -> None:
+        self.world.clock.sleep(seconds)
+        self.world.step()
+
+    @rule(times=st.integers(1, 12))
+    def the_monitor_goes_on_for_a_while(self, times: int) -> None:
+        for _ in range(times):
+            self.world.clock.sleep(1)
+            self.world.step()
+
+    @rule(to=st.sampled_from([None, AWAY]))
+    def reconnect(self, to: str | None) -> None:
+        self.world.order(to)
+
+    @rule()
+    def resize(self) -> None:
+        self.world.order(None, size=True)
+
+    @rule(after=st.integers(0, 12))
+    def the_monitor_will_be_killed(self, after: int) -> None:
+        self.world.kills_in = after
+
+    @rule()
+    def the_monitor_is_killed(self) -> None:
+        self.world.monitor_dies()
+
+    # -- and all is well in the end --------------------------------------------------------------------------------
+
+    @invariant()
+    def no_request_is_lost(self) -> None:
+        driver = self.world.driver
+        known = len(driver.done) + len(driver.failed) + (driver.request is not None)
+        assert known == self.number
+
+    def teardown(self) -> None:
+        world = self.world
+        with world:
+            world.all_is_well()
+            for _ in range(20):
+                world.clock.sleep(5)
+                world.step()
+                for server in world.servers.values():
+                    server.answer()
+                world.go_on()
+            assert world.driver.connected
+            assert world.driver.request is None
+            assert state.trouble_of(world.watch.device) is None
+            world.driver.submit(self.number + 1)
+            world.servers[world.watch._target().uri].answer()
+            world.go_on()
+            assert world.driver.done[-1] == self.number + 1
+
+
+TestEvents = Events.TestCase
+TestEvents.settings = settings(stateful_step_count=40)

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One attachment with all that it meets: two servers, the driver, a monitor that may be killed; in one thread, on a
+clock of its own. Connections are real sockets, so what has ended, and what is still unread, is as the kernel has it.
+
+`model_driver.Wrong` is raised at once when something happens that must never happen:
+* the driver takes a connection while one that it had before can still bring requests to a living server;
+* it is told a size while a request is in flight, or a timeout for requests of a single connection;
+* a connection ends although its server lives and answers, and nobody has ordered that;
+* a request fails before --on-loss has passed;
+* the device is connected to the server before the move, once it has been at the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import socket
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from unittest import mock
+
+from model_driver import MIB, ON_LOSS, Driver, Wrong, has_ended
+
+from nbdattach import deadline, links, netlink, settings, state, sysfs, watch
+from nbdattach.client import Connection
+from nbdattach.device import Device
+from nbdattach.errors import NbdattachError, NoConnection
+from nbdattach.export import Export
+from nbdattach.link import Link
+from nbdattach.links import Links
+from nbdattach.outage import Outage
+from nbdattach.state import Record
+from nbdattach.target import Target
+from nbdattach.watch import Watch
+
+NBD0 = Device(0)
+HOME, AWAY = "nbd://db1/disk", "nbd://db2/disk"
+# Nothing that a monitor or a command does takes so much longer than this.
+_LONGEST = 600.0
+
+
+class Killed(BaseException):
+    """The monitor, by signal 9."""
+
+
+class Clock:
+    """In the place of the module time; while somebody sleeps, the world goes on."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.now = 1000.0
+        self.limit = math.inf
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self._world.go_on()
+        self.now += seconds
+        if self.now > self.limit:
+            raise Wrong("somebody waits for ever")
+        self._world.go_on()
+
+
+@dataclasses.dataclass(eq=False)
+class Accepted:
+    """A connection as its server has it."""
+
+    sock: socket.socket
+    client: int  # the inode of the other end
+    numbers: list[int] = dataclasses.field(default_factory=list)  # of requests that were read and not answered
+    taken: bool = False  # by the driver
+    may_end: bool = False  # the server has been silent, or somebody has ordered it
+
+    def read(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.sock.recv(8, socket.MSG_DONTWAIT):
+                self.numbers.append(int.from_bytes(data, "big"))
+
+
+class Server:
+    """`slow` reads nothing for a while, as one that is at a long write; `silent_since` is when its link was cut."""
+
+    def __init__(self) -> None:
+        self.lives, self.slow, self.silent_since = True, False, math.inf
+        self.size = MIB
+        self.accepted: list[Accepted] = []
+
+    def accept(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        self.accepted.append(Accepted(ours, os.fstat(theirs.fileno()).st_ino))
+        return theirs
+
+    @property
+    def silent(self) -> bool:
+        return self.silent_since < math.inf
+
+    @property
+    def reads(self) -> bool:
+        return self.lives and not self.slow and not self.silent
+
+    def read(self) -> None:
+        for one in list(self.accepted) if self.reads else ():
+            one.read()
+            if has_ended(one.sock):
+                self.accepted.remove(one)
+                one.sock.close()
+
+    def answer(self) -> None:
+        """All that it has read."""
+        self.read()
+        for one in self.accepted if self.reads else ():
+            for number in one.numbers:
+                with contextlib.suppress(OSError):
+                    one.sock.send(number.to_bytes(8, "big"), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            one.numbers.clear()
+
+    def die(self) -> None:
+        self.lives, self.slow, self.silent_since = False, False, math.inf
+        for one in self.accepted:
+            one.sock.close()
+        self.accepted.clear()
+
+    def be_silent(self, since: float) -> None:
+        self.silent_since = min(self.silent_since, since)
+        for one in self.accepted:
+            one.may_end = True
+
+
+class ModelLink(Link):
+    """TCP's view of a link that is cut, which a pair of Unix sockets cannot have."""
+
+    def __init__(self, world: World, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._world = world
+        self._server = world.server_of(sock.fileno())
+
+    @property
+    def silence(self) -> float:
+        if self.over or self._server is None or not self._server.silent:
+            return 0.0
+        return self._world.now - self._server.silent_since
+
+
+class World(ExitStack):
+    def __init__(self, connections: int) -> None:
+        super().__init__()
+        self._folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        self.clock = Clock(self)
+        self.servers = {HOME: Server(), AWAY: Server()}
+        self.driver = Driver(self, self._show)
+        self.kills_in = math.inf  # what happens before the monitor is killed
+        self._paused = False  # within this step
+        self.moved = False
+        self.ordered = False
+        self.log: list[str] = []
+        self._record = Record(
+            "tag", HOME, "disk", "netlink", connections, "2026-01-02T03:04:05Z", 42,
+            size=MIB, reconnect=True, on_loss=ON_LOSS, io_timeout=0.0 if connections == 1 else 3.0,
+        )  # fmt: skip
+        self._patch()
+        sockets = [self.servers[HOME].accept() for _ in range(connections)]
+        for one in self.servers[HOME].accepted:
+            one.taken = True
+        self.driver.attach([sock.dup() for sock in sockets])
+        self._show()
+        state.save(NBD0, self._record)
+        self.watch = self._watched(self._record, [ModelLink(self, sock) for sock in sockets])
+
+    def _patch(self) -> None:
+        for module in (links, deadline):
+            self.enter_context(mock.patch.object(module, "time", self.clock))
+        for owner, name, value in (
+            (sysfs, "SYS", f"{self._folder}/sys"),
+            (state, "RUN", f"{self._folder}/run"),
+            (state, "_write", self._killable(state._write)),
+            (watch, "boot_time", self.clock.monotonic),
+            (watch, "Link", functools.partial(ModelLink, self)),
+            (watch, "time", self.clock),
+            (Links, "is_there", lambda _: True),
+            (Watch, "check", lambda _: None),
+            (Watch, "_pause", lambda _, outage: self._pause(outage)),
+            (settings, "differences", lambda *_: []),
+        ):
+            self.enter_context(mock.patch.object(owner, name, value))
+
+    # -- what the driver is told of ------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        return self.clock.now
+
+    def happens(self) -> None:
+        self.kills_in -= 1
+        if self.kills_in < 0:
+            self.kills_in = math.inf
+            raise Killed
+
+    def _killable(self, write):  # type: ignore[no-untyped-def]
+        def before(*arguments: object) -> None:
+            self.happens()
+            write(*arguments)
+
+        return before
+
+    def taken(self, number: int) -> bool:
+        """Of a socket that is no scout's: one of those that the driver had before must have ended."""
+        server, fresh = self._accepted(number)
+        if fresh is None:
+            return False
+        old = [
+            one for other in self.servers.values() for one in other.accepted if one.taken and not has_ended(one.sock)
+        ]
+        if len(old) >= len(self.driver.slots):
+            raise Wrong("a second connection to a living server")
+        if self.moved and server is self.servers[HOME]:
+            raise Wrong("back to the server before the move")
+        self.moved = self.moved or server is self.servers[AWAY]
+        fresh.taken = True
+        return True
+
+    def _accepted(self, number: int) -> tuple[Server | None, Accepted | None]:
+        inode = os.fstat(number).st_ino
+        pairs = [(server, one) for server in self.servers.values() for one in server.accepted if one.client == inode]
+        return pairs[0] if pairs else (None, None)
+
+    def server_of(self, number: int) -> Server | None:
+        return self._accepted(number)[0]
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def go_on(self) -> None:
+        for server in self.servers.values():
+            server.read()
+        self.driver.look()
+
+    def all_is_well(self) -> None:
+        """From now on."""
+        self.kills_in = math.inf
+        self.driver.late = 0.0
+        for server in self.servers.values():
+            server.lives, server.slow, server.silent_since = True, False, math.inf
+            server.size = self.watch._record.new_size or self.watch._record.size
+
+    def check(self) -> None:
+        """Nothing has ended that nobody had a reason to end. Before the servers notice that."""
+        for server in self.servers.values():
+            for one in server.accepted:
+                if one.taken and not one.may_end and has_ended(one.sock):
+                    raise Wrong("a connection to a living server was ended")
+
+    def _show(self) -> None:
+        """In /sys."""
+        folder = self._folder / "sys/block/nbd0"
+        folder.mkdir(parents=True, exist_ok=True)
+        driver = self.driver
+        completed = len(driver.done) + len(driver.failed)
+        (folder / "stat").write_text(f"{completed} 0 0 0 0 0 0 0 {driver.in_flight} 0 0\n")
+        (folder / "inflight").write_text(f"0 {driver.in_flight}\n")
+        (folder / "size").write_text(f"{driver.size // 512}\n")
+
+    # -- the monitor -----------------------------------------------------------------------------------------------
+
+    def _watched(self, record: Record, held: list[Link]) -> Watch:
+        made = Watch(NBD0, record, held, self.log.append)
+        made._links.family = cast(netlink.Family, self.driver)
+        made._carrier.dial = self._dial  # type: ignore[method-assign]
+        return made
+
+    def _dial(self, target: Target, _dead_peer: float, within: float, *_: object, **__: object) -> Connection:
+        server = self.servers[target.uri]
+        if not server.lives or server.silent:
+            if server.silent:
+                self.clock.sleep(within)
+            raise NoConnection(target.uri, "connection refused", "")
+        sock = server.accept()
+        stream = SimpleNamespace(sock=sock, run=lambda _: None, close=sock.close)
+        export = Export("disk", server.size, 1, "newstyle-fixed")
+        return cast(Connection, SimpleNamespace(stream=stream, export=export, relay=None, tls=None))
+
+    def _pause(self, outage: Outage) -> bool:
+        """After one pause in each step something else comes first: the next step."""
+        self.clock.sleep(outage.pause(self.now, 0.5))
+        self._paused = not self._paused
+        return self._paused
+
+    def step(self) -> None:
+        """What the monitor does when the kernel has told it of something, or its second has passed."""
+
+        def once() -> None:
+            self._paused = False
+            self.watch.tick()
+            self.watch._mend()
+
+        self.act(once)
+
+    def order(self, target: str | None, size: bool = False) -> bool:
+        """Whether an order to hand over, or to take the server's size, was obeyed."""
+        for server in self.servers.values():
+            for one in server.accepted:
+                one.may_end = True
+
+        def obey() -> None:
+            if size:
+                self.watch._take_new_size()
+            else:
+                self.watch._carry_over(target and place(target))  # type: ignore[arg-type]
+
+        return self.act(obey)
+
+    def act(self, what) -> bool:  # type: ignore[no-untyped-def]
+        """Whether it came to its end. A monitor that is killed meanwhile is followed by another."""
+        self.clock.limit = self.now + _LONGEST
+        try:
+            what()
+        except NbdattachError:
+            return False
+        except Killed:
+            self.monitor_dies()
+            return False
+        finally:
+            self.clock.limit = math.inf
+            self.check()
+            self.go_on()
+        return True
+
+    def monitor_dies(self) -> None:
+        """Signal 9; another one begins with what is written down."""
+        self.kills_in = math.inf
+        self.watch._links.close()
+        record = Record(**json.loads(Path(state.path(NBD0)).read_text()))
+        self.watch = self._watched(record, [])
+
+    def __exit__(self, *details: object) -> None:
+        self.watch._links.close()
+        for slot in self.driver.slots:
+            slot.sock.close()
+        for server in self.servers.values():
+            server.die()
+        super().__exit__(*details)  # type: ignore[arg-type]
+
+
+def place(uri: str) -> Target:
+    return Target(uri.split("/")[2], export="disk")
