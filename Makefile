@@ -21,7 +21,7 @@ GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.
 LANES := $(GUESTS:%=guest+%) package boot unit-all root servers libraries-oldest lint
 
 .PHONY: help test test-all provision lint unit unit-all libraries libraries-oldest servers kernel matrix boot boot-all root root-all \
-	selftest soak rounds shell demo bench deb package extras remove-extras fresh clean
+	selftest soak rounds events shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
 test: .needs-root provision $(VENV)/installed
@@ -30,7 +30,7 @@ test: .needs-root provision $(VENV)/installed
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
 test-all: .needs-root test
-	$(MAKE) --no-print-directory libraries selftest fresh boot-all root-all matrix rounds soak
+	$(MAKE) --no-print-directory libraries selftest fresh boot-all root-all matrix rounds soak events
 
 # The first thing that such a target does.
 ASKED = $(or $(MAKECMDGOALS),test)
@@ -201,6 +201,13 @@ clean:
 ## a thousand server restarts under load, half an hour
 soak: $(VENV)/installed
 	$(GUEST) --timeout 7000 --env LAB_BACKEND=netlink --env SOAK_ROUNDS=1000 -- $(PYTEST) -s tests/kernel/test_soak.py
+
+## 200 server events under verified fio, on three devices, one of them TLS; an hour a kernel
+events: $(VENV)/installed
+	for kernel in 6.1 7.2; do \
+		$(GUEST) --kernel $$kernel --timeout 9000 --env LAB_BACKEND=netlink --env EVENTS=200 -- \
+			$(PYTEST) -s tests/kernel/test_events.py || exit 1; \
+	done
 
 ## 500 rounds of each backend with udevd, and a program that opens and closes the node all the time, half an hour
 rounds: $(VENV)/installed

@@ -127,19 +127,20 @@ def nbdkit(
 
     `namespace` is that of its network, as ip-netns(8) names it.
     """
-    place = unix or (address, port or free_port())
+    place = _place(port, unix, address)
     where = ["--unix", place] if isinstance(place, str) else ["--ipaddr", place[0], "--port", str(place[1])]
-    prefix = ["ip", "netns", "exec", namespace] if namespace else []
-    with _running([*prefix, "nbdkit", "--foreground", *where, *args], place) as server:
+    with _running([*_within(namespace), "nbdkit", "--foreground", *where, *args], place) as server:
         yield server
 
 
 @contextlib.contextmanager
-def qemu_nbd(image: str, *args: str, port: int = 0, unix: str = "") -> Iterator[Server]:
-    """`qemu-nbd ARGS IMAGE`, raw, for many clients."""
-    place = _place(port, unix)
+def qemu_nbd(
+    image: str, *args: str, port: int = 0, unix: str = "", address: str = "127.0.0.1", namespace: str = ""
+) -> Iterator[Server]:
+    """`qemu-nbd ARGS IMAGE`, raw, for many clients; places as those of `nbdkit`."""
+    place = _place(port, unix, address)
     where = ["--socket", place] if isinstance(place, str) else ["--bind", place[0], "--port", str(place[1])]
-    command = ["qemu-nbd", "--persistent", "--shared=16", "--format=raw", *where, *args, image]
+    command = [*_within(namespace), "qemu-nbd", "--persistent", "--shared=16", "--format=raw", *where, *args, image]
     with _running(command, place) as server:
         yield server
 
@@ -164,8 +165,12 @@ def nbd_server(
             yield server
 
 
-def _place(port: int, unix: str) -> Place:
-    return unix or ("127.0.0.1", port or free_port())
+def _place(port: int, unix: str, address: str = "127.0.0.1") -> Place:
+    return unix or (address, port or free_port())
+
+
+def _within(namespace: str) -> list[str]:
+    return ["ip", "netns", "exec", namespace] if namespace else []
 
 
 def free_port() -> int:
