@@ -60,6 +60,7 @@ class Links:
         self._proven = True
         self._failing = record.on_loss == 0
         self._handed_over = (time.monotonic(), self._kernel.completed)
+        self._doubted = time.monotonic()  # since when there is doubt, where there is
 
     # -- what they are like ----------------------------------------------------------------------------------------
 
@@ -95,20 +96,22 @@ class Links:
 
     def is_proven(self) -> bool:
         """A request that was done since, or a driver without any that has wanted no other for long, proves it."""
-        if self._has_served() or (not self._kernel.inflight and self._since_hand_over() > _DOUBT):
+        if self._has_served() or (not self._kernel.inflight and time.monotonic() - self._doubted > _DOUBT):
             self._proven = True
         return self._proven
 
+    def doubt(self) -> None:
+        """The driver has seen a connection end. It may have been so late that it dropped the one after that."""
+        if not self._timeout:
+            self._proven, self._doubted = False, time.monotonic()
+
     def has_served_nothing(self, seconds: float) -> bool:
         """Whether the last hand-over was less than so long ago, and no request is known to be done since."""
-        return not self._has_served() and self._since_hand_over() < seconds
+        return not self._has_served() and time.monotonic() - self._handed_over[0] < seconds
 
     def _has_served(self) -> bool:
         """A request that failed counts as done, too, and where they may fail for that very reason it says nothing."""
         return not self._failing and self._handed_over[1] != self._kernel.completed
-
-    def _since_hand_over(self) -> float:
-        return time.monotonic() - self._handed_over[0]
 
     def await_quiet(self, seconds: float) -> bool:
         """Until no request is in flight; False where one still is after so long."""
@@ -143,7 +146,8 @@ class Links:
                 return False
         self._links.append(link)
         self._proven = bool(self._timeout)
-        self._handed_over = (time.monotonic(), self._kernel.completed)
+        self._doubted = time.monotonic()
+        self._handed_over = (self._doubted, self._kernel.completed)
         return True
 
     def settle(self, on_loss: float | None) -> None:

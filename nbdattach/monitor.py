@@ -192,7 +192,7 @@ class Monitor:
             watches = [one for device, one in self._watches.items() if indices is None or device.index in indices]
         for watch in watches:
             with self._logged(watch.device.name):
-                watch.check()
+                watch.hear()
 
     def _cut_off(self, indices: list[int]) -> None:
         """From servers that are being shut down: what comes next shall wait for their successors."""

@@ -98,6 +98,11 @@ class Watch:
             self._check = True
             self._start()
 
+    def hear(self) -> None:
+        """The driver says that a connection has died; it may be one that we take for long gone, or for alive."""
+        self._links.doubt()
+        self.check()
+
     def tick(self) -> bool:
         """Once a second. False when there is nothing left to watch."""
         if not self._at_kernel.acquire(blocking=False):
@@ -475,7 +480,7 @@ class Watch:
             self._links.cut()
             noticed = Deadline(NOTICED)  # for all of them: a command that wants our hands off waits no longer either
             taken = [self._hand_over(connection, noticed) for connection in fresh]
-            self._outage = None
+            self._outage = self._last_outage = None  # what comes now is another one
             self._settle()
         self.check()  # what we did not hold may be dead still
         if not all(taken):

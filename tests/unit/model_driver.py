@@ -37,6 +37,9 @@ class Around(Protocol):
     def happens(self) -> None:
         """Something that the monitor may be killed before."""
 
+    def announce(self) -> None:
+        """NBD_CMD_LINK_DEAD."""
+
     def taken(self, number: int) -> bool:
         """The driver takes that socket in the place of a dead one. Whether it leads to a server."""
 
@@ -101,6 +104,7 @@ class Driver:
                     slot.sock.send(request.number.to_bytes(8, "big"), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 except OSError:
                     slot.dead = True
+                    self._world.announce()
                 else:
                     request.slot, request.sent, request.waits = slot, self._world.now, math.inf
                     break
@@ -126,8 +130,9 @@ class Driver:
                 slot.ended = now
                 if slot.leads_to_a_server and self._ill is None:
                     self._ill = now
-            if now >= slot.ended + self.late:
+            if now >= slot.ended + self.late and not slot.dead:
                 slot.dead = True
+                self._world.announce()
         if self.connected and now >= self._whole + _WELL:
             self._ill = None
         request = self.request

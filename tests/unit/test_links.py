@@ -122,6 +122,17 @@ def test_a_request_that_is_done_is_proof(sys: Sys) -> None:
         assert not made.has_served_nothing(60)
 
 
+def test_a_connection_that_was_dropped_by_a_driver_that_is_later_than_all_doubt_is_found_out(sys: Sys) -> None:
+    """It announces the end of the connection before, when it sees that."""
+    driver = LateDriver(late=3600)
+    with handed_over(driver) as (made, connection, _taken):
+        driver.clock.sleep(60)
+        assert made.is_proven() and not made.has_dead()  # nothing was asked of it
+        driver.notice()
+        made.doubt()
+        assert made.has_dead() and not driver.has(connection)
+
+
 def test_requests_that_stand_still_are_a_doubt_however_long_they_do(sys: Sys) -> None:
     driver = LateDriver()
     with handed_over(driver) as (made, _, _taken):

@@ -278,6 +278,14 @@ def test_an_outage_is_told_with_the_moment_when_requests_began_to_wait(attachmen
     assert trouble and (trouble.state, trouble.began) == ("reconnecting", outage.died)
 
 
+def test_the_outage_of_the_server_before_an_ordered_move_is_not_that_of_the_new_one(attachment: Attachment) -> None:
+    """Requests would fail when --on-loss has passed since the first one was lost."""
+    attachment.watch._in_outage(dead=True)
+    attachment.watch._recovered()
+    attachment.watch._carry_over(Target("db2", export="disk"))
+    assert not attachment.watch._in_outage(dead=True).fruitless
+
+
 def test_a_full_run_keeps_no_server_from_being_dialled(attachment: Attachment) -> None:
     attachment.full()
     outage = attachment.watch._in_outage(dead=True)

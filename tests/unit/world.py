@@ -158,8 +158,8 @@ class World(ExitStack):
         self.driver = Driver(self, self._show)
         self.kills_in = math.inf  # what happens before the monitor is killed
         self._paused = False  # within this step
+        self._heard = False  # the driver has announced that a connection is dead
         self.moved = False
-        self.ordered = False
         self.log: list[str] = []
         self._record = Record(
             "tag", HOME, "disk", "netlink", connections, "2026-01-02T03:04:05Z", 42,
@@ -209,6 +209,9 @@ class World(ExitStack):
             write(*arguments)
 
         return before
+
+    def announce(self) -> None:
+        self._heard = True
 
     def taken(self, number: int) -> bool:
         """Of a socket that is no scout's: one of those that the driver had before must have ended."""
@@ -296,6 +299,9 @@ class World(ExitStack):
 
         def once() -> None:
             self._paused = False
+            if self._heard:
+                self._heard = False
+                self.watch.hear()
             self.watch.tick()
             self.watch._mend()
 
