@@ -37,6 +37,7 @@ from nbdattach.errors import (
     NbdattachError,
 )
 from nbdattach.export import Export
+from nbdattach.link import has_room
 from nbdattach.node import Busy, Unanswered
 from nbdattach.process import alive, started
 from nbdattach.status import status_of
@@ -250,6 +251,7 @@ def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: D
         node.allow_writes()
     settings.correct(node.device, job.shape.flags)
     notes += settings.differences(node.device, job.shape.flags, job.shape.max_sectors_kb, job.shape.block_size)
+    notes += _lack_of_room(node.device, backend, job)
     node.scan_partitions(deadline)
     readable = node.is_readable(deadline)
     # What cannot be read may be a bad sector over there, or a server that left: then it ends soon.
@@ -262,6 +264,17 @@ def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: D
     state.forget(node.device)  # what was said of an attachment before this one
     state.save(node.device, _record(hold, backend, job))
     return notes
+
+
+def _lack_of_room(device: Device, backend: backends.Backend, job: Job) -> list[str]:
+    """What the user should hear where a send may have to wait for the server (`link.make_room`)."""
+    room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
+    if backend.name != "netlink" or all(has_room(number, room) for number in job.sockets):
+        return []
+    return [
+        f"{device.path}: without CAP_NET_ADMIN send buffers stay small: on Linux 6.13 and later a write may fail if its"
+        " program gets a signal just before the server dies"
+    ]
 
 
 def _record(hold: Hold, backend: backends.Backend, job: Job) -> state.Record:

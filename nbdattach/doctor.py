@@ -9,7 +9,21 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import backends, control, driver, interpreter, launch, lvm, process, selinux, state, sysfs, systemd, udev
+from nbdattach import (
+    backends,
+    control,
+    driver,
+    interpreter,
+    launch,
+    link,
+    lvm,
+    process,
+    selinux,
+    state,
+    sysfs,
+    systemd,
+    udev,
+)
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.status import Status, status_of
@@ -47,7 +61,7 @@ def examine() -> list[Finding]:
     found = [_permission(), _driver()]
     if sysfs.driver_loaded():
         found += [_nodes(), _partitions(), *_devices()]
-    found += [_netlink(), *_monitor(), _udev(), *_udev_rules(), *_lvm(), *_selinux(), _tls()]
+    found += [_netlink(), *_buffers(), *_monitor(), _udev(), *_udev_rules(), *_lvm(), *_selinux(), _tls()]
     return found
 
 
@@ -192,6 +206,13 @@ def _netlink() -> Finding:
 def _why_no_netlink() -> str:
     missing = backends.why_no_netlink()
     return missing.cause if missing else "usable"
+
+
+def _buffers() -> Iterator[Finding]:
+    """Worth a line where root may not enlarge them, as in a container."""
+    if process.is_root() and not link.can_make_room():
+        says = "send buffers stay small without CAP_NET_ADMIN: see LIMITS in nbdattach(8) about programs with signals"
+        yield Finding("buffers", says, remedy="start the container with the capability: docker run --cap-add NET_ADMIN")
 
 
 def _monitor() -> Iterator[Finding]:

@@ -22,6 +22,9 @@ _FAREWELL = 0.05
 # What a work item of the kernel needs from reading the last byte to its end, many times over.
 _SCOUT_ENDS = 0.01
 _BURIAL = 1.0
+# asm-generic/socket.h; Python has no name for it. The kernel doubles it, and keeps an int.
+_SO_SNDBUFFORCE = 32
+_MAX_BUFFER = 2**30 - 1
 # What the kernel takes (MAX_TCP_KEEPIDLE in net/tcp.h).
 _MAX_KEEPALIVE = 32767
 
@@ -70,6 +73,9 @@ class Link:
     def unlimited(self) -> None:
         unlimited(self._sock.fileno())
 
+    def make_room(self, size: int) -> None:
+        make_room(self._sock.fileno(), size)
+
     def fileno(self) -> int:
         return self._sock.fileno()
 
@@ -109,6 +115,34 @@ def unlimited(number: int) -> None:
     """Sending over the socket may take as long as it takes: a slow server is not a dead one."""
     with socket.socket(fileno=os.dup(number)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(_TIMEVAL.size))
+
+
+def make_room(number: int, size: int) -> None:
+    """Lets the socket's buffer take so many bytes at once, so that no send has to wait for its peer.
+
+    Since Linux 6.13 the driver gives a request that it has sent in part, when a signal came, to a work item. That fails
+    it with EIO if the connection then ends (nbd_send_cmd and nbd_pending_cmd_work in drivers/block/nbd.c). A send that
+    needs not wait is never one in part.
+    """
+    with socket.socket(fileno=os.dup(number)) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, min(size, _MAX_BUFFER))
+        except PermissionError:  # without CAP_NET_ADMIN up to net.core.wmem_max
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, min(size, _MAX_BUFFER))
+
+
+def can_make_room() -> bool:
+    """Whether this process may enlarge the buffers of a connection as it likes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        make_room(ours.fileno(), _MAX_BUFFER)
+        return has_room(ours.fileno(), _MAX_BUFFER)
+
+
+def has_room(number: int, size: int) -> bool:
+    """Whether it takes so many bytes at once. The kernel doubles what it is told, for what it needs around the data."""
+    with socket.socket(fileno=os.dup(number)) as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 2 * min(size, _MAX_BUFFER)
 
 
 def watch_peer(sock: socket.socket, seconds: float) -> None:

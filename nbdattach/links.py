@@ -140,6 +140,7 @@ class Links:
     def hand_over(self, link: Link, waiting: Deadline) -> bool:
         """Gives the driver the connection in the place of a dead one; whether it took it before the deadline."""
         late = _POLL
+        link.make_room(self._kernel.most_in_flight(self._kernel.max_sectors_kb))
         while not self._take(link, late):
             late = min(2 * late, _LATE)
             if link.over or not waiting.sleep(_POLL):

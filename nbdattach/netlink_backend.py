@@ -27,7 +27,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
 from nbdattach.interpreter import bare_python
-from nbdattach.link import unlimited
+from nbdattach.link import make_room, unlimited
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.wishes import DEFAULT_ON_LOSS
@@ -97,6 +97,8 @@ def attach(device: Device, job: Job) -> Claimed:
             set_queue_limits(device, job, resend)
         node, ours = None, True
         try:
+            for number in job.sockets:
+                make_room(number, Kernel(device).most_in_flight(job.shape.max_sectors_kb))
             locks.enter_context(_guarded(device, job))
             try:
                 _connect(family, device, job)  # an interrupt is told only after it is done

@@ -20,6 +20,9 @@ _MAX_ATTRIBUTE = 1 << 16
 # Bytes, of what the netlink backend has for an identifier.
 MAX_IDENTIFIER = 1024
 DEFAULT_IO_TIMEOUT = 30.0
+# Of a device that does not exist yet (tag_set.queue_depth in nbd.c); bytes of struct nbd_request in linux/nbd.h.
+_QUEUE_DEPTH = 128
+_REQUEST = 28
 
 
 def identifier(tag: str) -> str:
@@ -179,6 +182,11 @@ class Kernel:
     def max_sectors_kb(self) -> int:
         """The largest request, in KiB."""
         return int(self._read("queue/max_sectors_kb") or 0)
+
+    def most_in_flight(self, max_sectors_kb: int) -> int:
+        """Bytes of all requests that the driver may have at once: as many as there can be, each as large as can be."""
+        requests = int(self._read("queue/nr_requests") or _QUEUE_DEPTH)
+        return requests * (max_sectors_kb * 1024 + _REQUEST)
 
     @property
     def write_back(self) -> bool:

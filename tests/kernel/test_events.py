@@ -200,7 +200,9 @@ class Storm:
                 over = time.monotonic()
                 site.see_it_run()
                 again = time.monotonic() - over
-                print(f"{site.device} {event.__name__}: {over - began:.1f} s, runs again after {again:.1f} s", flush=True)
+                print(
+                    f"{site.device} {event.__name__}: {over - began:.1f} s, runs again after {again:.1f} s", flush=True
+                )
         except BaseException as error:  # it is the thread's end, and the test's failure
             self.failures.append(f"{site.device}: {type(error).__name__}: {error}; {state_of(site.device)}")
 

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
+import subprocess
+import sys
 import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from servers import nbdkit
-from test_restart import cut_link, network  # noqa: F401 - a fixture
+from test_restart import cut_link, network, place  # noqa: F401 - a fixture
 from tool import attached, connect, eventually, nbd, shell, sparse_file
 
 from nbdattach.device import Device
@@ -77,3 +82,36 @@ def test_a_cut_link_ends_an_attachment_by_ioctl_within_dead_peer(tmp_path: Path,
         assert len(failures) == 1
         eventually(lambda: not FIRST.attached)
         nbd("disconnect", "nbd0")  # tidies up what the worker leaves of a device that was in use at the end
+
+
+# Writes 4 MiB at a time, past all caches: several requests, which this process sends itself. It gets signals meanwhile.
+WRITER = """
+import mmap, os, signal
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+node, noise = os.open("/dev/nbd0", os.O_WRONLY | os.O_DIRECT), mmap.mmap(-1, 4 << 20)
+for number in range(40):
+    assert os.pwritev(node, [noise], number % 3 << 22) == len(noise)
+    print(number, flush=True)
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+@pytest.mark.netlink
+def test_a_write_of_a_program_that_gets_signals_does_not_fail_when_the_server_dies(tmp_path: Path) -> None:
+    """Since Linux 6.13 (`link.make_room`). The signal comes while it sends to a server that reads nothing."""
+    there = place(tmp_path, "image", "unix")  # whose buffers are the smallest
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0", on_loss=math.inf):
+            command = [sys.executable, "-c", WRITER]
+            writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert writer.stdout
+            for _ in range(3):
+                writer.stdout.readline()
+                server.pause()
+                time.sleep(1.5)
+                server.kill()
+                server = servers.enter_context(there.serve())
+            out, errors = writer.communicate(timeout=120)
+            assert (writer.returncode, errors) == (0, ""), out

@@ -26,6 +26,7 @@ from nbdattach import (
     doctor,
     driver,
     interpreter,
+    link,
     lvm,
     process,
     render,
@@ -111,6 +112,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(process, "is_root", lambda: True)
     monkeypatch.setattr(status, "has_open", lambda pid, numbers: process.alive(pid))
     monkeypatch.setattr(process, "may_administer", lambda: True)
+    monkeypatch.setattr(link, "can_make_room", lambda: True)
     monkeypatch.setattr(process, "sees_all", lambda: True)
     monkeypatch.setattr(status, "sees_all", lambda: True)
     monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
@@ -195,6 +197,14 @@ def test_capability_is_asked_of_the_kernel() -> None:
     code = "from nbdattach import process; print(process.may_administer())"
     done = subprocess.run([*drop, sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_root_that_cannot_enlarge_buffers(machine: Machine) -> None:
+    assert machine.says("buffers") is None
+    machine.patch.setattr(link, "can_make_room", lambda: False)
+    says = "send buffers stay small without CAP_NET_ADMIN: see LIMITS in nbdattach(8) about programs with signals"
+    remedy = "start the container with the capability: docker run --cap-add NET_ADMIN"
+    assert machine.says("buffers") == worth_knowing("buffers", says, remedy)
 
 
 def test_driver_that_cannot_be_loaded(machine: Machine) -> None:

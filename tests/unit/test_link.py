@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -24,6 +25,7 @@ from nbdattach.link import Link, Scout, watch_peer
 Pair = tuple[Link, socket.socket, socket.socket]
 SO_ATTACH_FILTER = 26
 PATIENCE = 60.0
+Transport = Callable[[], contextlib.AbstractContextManager[Pair]]
 
 
 @contextlib.contextmanager
@@ -396,3 +398,42 @@ def test_who_keeps_a_scout_sees_its_end_once_it_is_asked() -> None:
         scout.was_taken()
         scout.close()
         assert kept.recv(1) == b""
+
+
+# -- room for all that is sent -----------------------------------------------------------------------------------------
+
+ROOM = 128 << 20
+
+
+class WithoutCapability(socket.socket):
+    """As the kernel has it for a process without CAP_NET_ADMIN."""
+
+    def setsockopt(self, level: int, option: int, *value: object) -> None:  # type: ignore[override]
+        if option == 32:  # SO_SNDBUFFORCE
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        super().setsockopt(level, option, *value)  # type: ignore[call-overload]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+@pytest.mark.parametrize("transport", [unix, tcp])
+def test_a_send_of_all_that_can_be_in_flight_waits_for_no_server(transport: Transport) -> None:
+    """The server reads nothing."""
+    with transport() as (made, ours, _):
+        assert not link.has_room(ours.fileno(), ROOM)
+        made.make_room(ROOM)
+        assert link.has_room(ours.fileno(), ROOM)
+        ours.setblocking(False)
+        piece, sent = bytes(1 << 20), 0
+        for _ in range(ROOM >> 20):
+            sent += ours.send(piece)
+        assert sent == ROOM
+
+
+def test_without_the_capability_there_is_as_much_room_as_every_user_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link.socket, "socket", WithoutCapability)
+    with unix() as (made, ours, _):
+        made.make_room(ROOM)
+        allowed = int(Path("/proc/sys/net/core/wmem_max").read_text())
+        assert link.has_room(ours.fileno(), min(allowed, ROOM))
+        assert link.has_room(ours.fileno(), ROOM) == (allowed >= ROOM)
+    assert link.can_make_room() == (allowed >= 1 << 30)
