@@ -202,7 +202,7 @@ clean:
 soak: $(VENV)/installed
 	$(GUEST) --timeout 7000 --env LAB_BACKEND=netlink --env SOAK_ROUNDS=1000 -- $(PYTEST) -s tests/kernel/test_soak.py
 
-## 200 server events under verified fio, on three devices, one of them TLS; an hour a kernel
+## 200 server events under verified fio, on three devices, one of them TLS; a quarter of an hour a kernel
 events: $(VENV)/installed
 	for kernel in 6.1 7.2; do \
 		$(GUEST) --kernel $$kernel --timeout 9000 --env LAB_BACKEND=netlink --env EVENTS=200 -- \
