@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -84,6 +85,13 @@ def by_nbd_client(text: str, timeout: bool = False) -> Seen | None:
         shell("blockdev --setrw /dev/nbd0")
 
 
+def nbd_client_refuses_more() -> bool:
+    """From 3.27 on its parser is another one: it keeps a port, and does not attach some of what it took before."""
+    found = re.search(r"(\d+)\.(\d+)", shell("dpkg-query --show nbd-client"))  # 3.27 has no --version any more
+    assert found
+    return (int(found[1]), int(found[2])) >= (3, 27)
+
+
 def by_up(text: str, timeout: bool = False) -> Seen | NbdattachError:
     """Of the device nbd0. In this process: a Python and a monitor for each line would take minutes."""
     TABLE.write_bytes(text.encode(errors="surrogateescape"))
@@ -156,8 +164,10 @@ def test_a_line_that_nbd_client_accepts_gives_the_same_attachment() -> None:
         timeout = "timeout" in text
         theirs[text] = by_nbd_client(text, timeout)
         ours[text] = by_up(text, timeout)
+    assert {type(one) for one in ours.values()} == {Seen}
+    if nbd_client_refuses_more():
+        theirs = {text: one or ours[text] for text, one in theirs.items()}
     assert ours == theirs
-    assert {type(one) for one in theirs.values()} == {Seen}
 
 
 @pytest.mark.spoils
@@ -225,10 +235,10 @@ def test_lines_may_end_as_on_other_systems() -> None:
 @pytest.mark.netlink
 @pytest.mark.usefixtures("servers")
 def test_port_is_kept() -> None:
-    """nbd-client takes another disk."""
+    """nbd-client takes another disk, up to 3.26."""
     with nbdkit(*telling(4)) as server:
         text = f"nbd0 127.0.0.1 disk port={server.place[1]}\nnbd1 127.0.0.1 other\n"
-        assert told(by_nbd_client(text)) == (1, b"disk")
+        assert told(by_nbd_client(text)) == ((4 if nbd_client_refuses_more() else 1), b"disk")
         assert told(by_up(text)) == (4, b"disk")
 
 
@@ -250,7 +260,9 @@ WRONG_THERE = [
 @pytest.mark.usefixtures("servers")
 def test_what_nbd_client_ignores_is_an_error() -> None:
     for text, taken, code in WRONG_THERE:
-        assert (text, told(by_nbd_client(f"{text}\n"))) == (text, taken)
+        theirs = by_nbd_client(f"{text}\n")
+        if theirs or not nbd_client_refuses_more():
+            assert (text, told(theirs)) == (text, taken)
         error = by_up(f"{text}\n")
         assert isinstance(error, NbdattachError), text
         assert (text, error.exit_code) == (text, code)
