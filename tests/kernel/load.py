@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 BLOCK = 4096
+_HURRY = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,11 @@ class Request:
 
 
 class Load:
-    """Writers with a part of the device each: write a block, read it back past all caches, compare, go on.
+    """Writers with a part of the device each: write a block, read it back past all caches, compare, pause, go on.
 
-    Within its context it runs; afterwards `errors` must be empty and `expected` is what the server must hold.
+    Within its context it runs; afterwards `errors` must be empty and `expected` is what the server must hold. Pauses
+    leave the processor to others while a test waits. After `see_it_run` there are none for a while, so that what
+    happens then meets requests under way.
     """
 
     def __init__(self, device: str, writers: int = 4, blocks: int = 64, pause: float = 0.01) -> None:
@@ -37,6 +40,7 @@ class Load:
         self._blocks = blocks
         self._pause = pause
         self._over = threading.Event()
+        self._hurry = time.monotonic() + _HURRY
         self._under_way: dict[int, float] = {}  # of each thread, since when
         self._threads = [threading.Thread(target=self._write, args=[number], daemon=True) for number in range(writers)]
 
@@ -55,7 +59,8 @@ class Load:
                 self._timed(lambda place=place: os.preadv(node, [buffer], place))
                 if buffer[:] != content:
                     self.errors.append(f"{self.device}: other data at {place}")
-                time.sleep(self._pause)
+                if time.monotonic() > self._hurry:
+                    time.sleep(self._pause)
         except (OSError, AssertionError) as error:
             self.errors.append(f"{self.device}: {error}")
         finally:
@@ -90,6 +95,7 @@ class Load:
             assert not self.errors, self.errors
             assert time.monotonic() < end, f"{self.device}: nothing moves"
             time.sleep(0.01)
+        self._hurry = time.monotonic() + _HURRY
 
     def caught(self, moment: float) -> list[Request]:
         """The requests that were under way at that moment, when all of them are done."""

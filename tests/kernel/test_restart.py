@@ -85,9 +85,9 @@ def test_a_killed_server_comes_back(tmp_path: Path, away: int) -> None:
         killed = time.monotonic()
         for server in running:
             server.kill()
-        gone = time.monotonic()
         eventually(lambda: {state_of(load.device) for load in loads} == {"reconnecting"})
         time.sleep(max(0.0, killed + away - time.monotonic()))
+        gone = time.monotonic()
         back = []
         for one in places:
             servers.enter_context(one.serve())
