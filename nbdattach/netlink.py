@@ -76,12 +76,17 @@ def _socket_list(numbers: Sequence[int]) -> dict[str, list[Any]]:
     return {"attrs": [("NBD_SOCK_ITEM", {"attrs": [("NBD_SOCK_FD", number)]}) for number in numbers]}
 
 
+def _opened(flags: int = 0) -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | flags, _NETLINK_GENERIC)
+    made.bind((0, 0))
+    return made
+
+
 class _Socket:
     """A generic netlink socket, on which a request gets its answer. Raises OSError throughout."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC)
-        self._socket.bind((0, 0))
+        self._socket = _opened()
         self._number = 0
 
     def fileno(self) -> int:
@@ -279,8 +284,7 @@ class DeadLinks:
 
     def __init__(self, group: int, family: int) -> None:
         self._family = family
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_GENERIC)
-        self._socket.bind((0, 0))
+        self._socket = _opened(socket.SOCK_NONBLOCK)
         self._socket.setsockopt(SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
 
     def fileno(self) -> int:

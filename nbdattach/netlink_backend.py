@@ -97,8 +97,9 @@ def attach(device: Device, job: Job) -> Claimed:
             set_queue_limits(device, job, resend)
         node, ours = None, True
         try:
+            room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
             for number in job.sockets:
-                make_room(number, Kernel(device).most_in_flight(job.shape.max_sectors_kb))
+                make_room(number, room)
             locks.enter_context(_guarded(device, job))
             try:
                 _connect(family, device, job)  # an interrupt is told only after it is done
