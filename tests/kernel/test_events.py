@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import far
 import pytest
 from certificates import Authority
 from servers import Server, free_port, nbd_server, nbdkit, qemu_nbd
@@ -36,6 +37,8 @@ GROWTH_KB = 2 << 10
 # Far below the longest pause and closed window, neither of which may end a connection.
 DEAD_PEER = 10
 LONGEST = 40.0
+# The servers in the network `far`: one in the clear, one over TLS.
+PLAIN, SECRET = far.ADDRESS, "10.9.1.2"
 # What a service manager waits between SIGTERM and SIGKILL; 90 s is the default of systemd's.
 GRACE = 10.0
 # What a server takes before its window is closed, in bytes (tcp_rmem): less than fio has under way.
@@ -123,43 +126,38 @@ def closed_window(site: Site, server: Server, seconds: float) -> Server:
 
 def cut_link(site: Site, server: Server, seconds: float) -> Server:
     """Nobody sends a FIN or RST: the server's address is away for a while."""
-    shell(f"ip -n far addr del {site.address}/24 dev far")
+    far.cut_link(site.address)
     time.sleep(seconds)
-    shell(f"ip -n far addr add {site.address}/24 dev far")
+    far.heal_link(site.address)
     return server
 
 
 @pytest.fixture
-def far() -> Iterator[str]:
-    """A network for two servers, each with an address that can be taken away without the other's."""
-    shell("ip netns add far && ip link add near type veth peer name far netns far && ip link set near up")
-    shell("ip -n far link set far up && ip -n far link set lo up")
-    for net in ("10.9.0", "10.9.1"):
-        shell(f"ip addr add {net}.1/24 dev near && ip -n far addr add {net}.2/24 dev far")
-    before = shell("sysctl -n net.ipv4.tcp_rmem").strip()
-    for prefix in ("", "ip netns exec far "):
-        shell(f"{prefix}sysctl -q net.ipv4.tcp_rmem='{SMALL_WINDOW}'")
-    yield "far"
-    shell(f"sysctl -q net.ipv4.tcp_rmem='{before}'")
-    shell("ip link del near && ip netns del far")
+def network() -> Iterator[str]:
+    """A network for two servers, each with an address that can be taken away without the other's; all windows small."""
+    with far.network(PLAIN, SECRET) as name:
+        before = shell("sysctl -n net.ipv4.tcp_rmem").strip()
+        for prefix in ("", f"ip netns exec {name} "):
+            shell(f"{prefix}sysctl -q net.ipv4.tcp_rmem='{SMALL_WINDOW}'")
+        yield name
+        shell(f"sysctl -q net.ipv4.tcp_rmem='{before}'")
 
 
 def sites(folder: Path, namespace: str) -> list[Site]:
     images = [sparse_file(folder / name, (FIO_MIB + 8) * MIB) for name in ("nbdkit", "nbd-server", "qemu-nbd")]
     ports = [free_port() for _ in images]
-    plain, secret = "10.9.0.2", "10.9.1.2"
-    certificates = Authority(folder / "authority").issue(folder / "tls", "server", alternatives=f"IP:{secret}")
+    certificates = Authority(folder / "authority").issue(folder / "tls", "server", alternatives=f"IP:{SECRET}")
     tls = f"tls-creds-x509,id=tls0,endpoint=server,verify-peer=no,dir={certificates}"
     return [
         # No polite stop: nbdkit then refuses a request that it gets, and the kernel fails it (LIMITS).
         Site(
             "nbd0",
-            f"{plain}:{ports[0]}",
+            f"{PLAIN}:{ports[0]}",
             lambda: nbdkit(
-                "--threads=1", "file", f"file={images[0]}", port=ports[0], address=plain, namespace=namespace
+                "--threads=1", "file", f"file={images[0]}", port=ports[0], address=PLAIN, namespace=namespace
             ),
             (kill, pause, closed_window, cut_link),
-            plain,
+            PLAIN,
         ),
         Site(
             "nbd1",
@@ -169,13 +167,13 @@ def sites(folder: Path, namespace: str) -> list[Site]:
         ),
         Site(
             "nbd2",
-            f"nbds://{secret}:{ports[2]}",
+            f"nbds://{SECRET}:{ports[2]}",
             lambda: qemu_nbd(
                 str(images[2]), "--object", tls, "--tls-creds", "tls0",
-                port=ports[2], address=secret, namespace=namespace,
+                port=ports[2], address=SECRET, namespace=namespace,
             ),
             (kill, polite_stop, pause, closed_window, cut_link),
-            secret,
+            SECRET,
             {"tls_ca": str(certificates / "ca-cert.pem")},
         ),
     ]  # fmt: skip
@@ -252,8 +250,8 @@ class Verified:
 
 
 @pytest.mark.timeout(300 + 40 * EVENTS)
-def test_no_event_of_a_server_costs_an_error_or_a_byte(tmp_path: Path, far: str) -> None:
-    places = sites(tmp_path, far)
+def test_no_event_of_a_server_costs_an_error_or_a_byte(tmp_path: Path, network: str) -> None:
+    places = sites(tmp_path, network)
     works = [Verified(site.device) for site in places]
     storm = Storm(EVENTS)
     with ExitStack() as stack:

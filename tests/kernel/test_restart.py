@@ -10,7 +10,9 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import far
 import pytest
+from far import cut_link, heal_link
 from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbdkit
 from tool import attached, digest_of, eventually, nbd, promised, shell, sparse_file
@@ -106,20 +108,8 @@ def test_a_killed_server_comes_back(tmp_path: Path, away: int) -> None:
 @pytest.fixture
 def network() -> Iterator[str]:
     """A network of its own for a server, with the address 10.9.0.2; its name."""
-    shell("ip netns add far && ip link add near type veth peer name far netns far")
-    shell("ip addr add 10.9.0.1/24 dev near && ip link set near up")
-    shell("ip -n far addr add 10.9.0.2/24 dev far && ip -n far link set far up && ip -n far link set lo up")
-    yield "far"
-    shell("ip link del near && ip netns del far")
-
-
-def cut_link() -> None:
-    """The server's address goes; it and its connections stay, and nobody sends a FIN or RST."""
-    shell("ip -n far addr del 10.9.0.2/24 dev far")
-
-
-def heal_link() -> None:
-    shell("ip -n far addr add 10.9.0.2/24 dev far")
+    with far.network(far.ADDRESS) as name:
+        yield name
 
 
 @pytest.mark.essential

@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from far import cut_link
 from servers import nbdkit
-from test_restart import cut_link, network, place  # noqa: F401 - a fixture
+from test_restart import network, place  # noqa: F401 - a fixture
 from tool import attached, connect, eventually, nbd, shell, sparse_file
 
 from nbdattach.device import Device

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 import os
-import select
 import socket
 from collections.abc import Sequence
 from typing import Any
+
+from model_driver import has_ended
 
 
 class LateDriver:
@@ -73,9 +74,7 @@ class _Clock:
 
 def _has_ended(sock: socket.socket) -> bool:
     """Whether the other end will send no more; what it has sent is read, as the driver does."""
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    if not poll.poll(0):
+    if not has_ended(sock):
         return False
     try:
         while sock.recv(16, socket.MSG_DONTWAIT):

@@ -15,12 +15,12 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from nbdattach.outage import FRUITLESS
+
 MIB = 1 << 20
 ON_LOSS = 300.0
 # A request that was sent so long ago over a connection that is dead by now is sent again.
 _RESEND = 3.0
-# A connection that has been there for so long is one, though it has served nothing.
-_WELL = 10.0
 _LIMIT = struct.pack("ll", 3, 0)
 
 
@@ -133,7 +133,7 @@ class Driver:
             if now >= slot.ended + self.late and not slot.dead:
                 slot.dead = True
                 self._world.announce()
-        if self.connected and now >= self._whole + _WELL:
+        if self.connected and now >= self._whole + FRUITLESS:
             self._ill = None
         request = self.request
         if request and request.slot and request.slot.dead and now >= request.sent + _RESEND:

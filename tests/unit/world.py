@@ -37,7 +37,7 @@ from nbdattach.link import Link
 from nbdattach.links import Links
 from nbdattach.outage import Outage
 from nbdattach.state import Record
-from nbdattach.target import Target
+from nbdattach.target import Target, parse_target
 from nbdattach.watch import Watch
 
 NBD0 = Device(0)
@@ -317,7 +317,7 @@ class World(ExitStack):
             if size:
                 self.watch._take_new_size()
             else:
-                self.watch._carry_over(target and place(target))  # type: ignore[arg-type]
+                self.watch._carry_over(target and parse_target(target))  # type: ignore[arg-type]
 
         return self.act(obey)
 
@@ -351,7 +351,3 @@ class World(ExitStack):
         for server in self.servers.values():
             server.die()
         super().__exit__(*details)  # type: ignore[arg-type]
-
-
-def place(uri: str) -> Target:
-    return Target(uri.split("/")[2], export="disk")
