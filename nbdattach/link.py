@@ -44,8 +44,9 @@ class Link:
 
     @property
     def over(self) -> bool:
-        """Shut down in both directions, by whichever side."""
-        return tcp.ends(self._sock.fileno()) != 0
+        """Shut down in both directions, by whichever side; or closed by us."""
+        number = self._sock.fileno()
+        return number < 0 or tcp.ends(number) != 0
 
     @property
     def silence(self) -> float:

@@ -8,7 +8,7 @@ Decisions that matter:
   timeout, the driver sets it on the socket; where it has none, a scout that is taken before and others that are dropped
   afterwards show it. The latter alone do not: the driver drops all while it has not seen the connection before end, and
   on a busy machine it may be late. So until a request is done, it is asked again.
-* The limits of the queue are never written here, and a size only while no request is in flight: newer kernels wait for
+* The limits of the queue are never written here, and a size only while no request is under way: newer kernels wait for
   all of them, for ever when their server is gone, and hold the lock meanwhile that each message for each device needs.
 """
 
@@ -89,6 +89,10 @@ class Links:
     def silent(self) -> list[Link]:
         return [link for link in self._links if link.silent]
 
+    def are_well(self) -> bool:
+        """Whether none is dead or silent. Those that we do not hold cannot show that, and are not."""
+        return self.complete and not self.silent and not self.has_dead()
+
     @property
     def round_trip(self) -> float | None:
         """Seconds, None where none is known."""
@@ -96,7 +100,7 @@ class Links:
 
     def is_proven(self) -> bool:
         """A request that was done since, or a driver without any that has wanted no other for long, proves it."""
-        if self._has_served() or (not self._kernel.inflight and time.monotonic() - self._doubted > _DOUBT):
+        if self._has_served() or (not self._kernel.pending and time.monotonic() - self._doubted > _DOUBT):
             self._proven = True
         return self._proven
 
@@ -114,9 +118,9 @@ class Links:
         return not self._failing and self._handed_over[1] != self._kernel.completed
 
     def await_quiet(self, seconds: float) -> bool:
-        """Until no request is in flight; False where one still is after so long."""
+        """Until no request is under way; False where one still is after so long."""
         quiet = Deadline(seconds)
-        while self._kernel.inflight:
+        while self._kernel.pending:
             if not quiet.sleep(_QUICK_POLL):
                 return False
         return True
@@ -167,7 +171,7 @@ class Links:
         self._scout()  # so that what waits finds out
 
     def set_size(self, size: int) -> None:
-        """In bytes. Only while no request is in flight."""
+        """In bytes. Only while no request is under way."""
         self._reconfigure(size=size)
 
     # -- what the kernel is told -----------------------------------------------------------------------------------

@@ -199,7 +199,8 @@ class Monitor:
         with self._mutex:
             watches = [one for device, one in self._watches.items() if device.index in indices]
         for watch in watches:
-            watch.cut_off()
+            with self._logged(watch.device.name):
+                watch.cut_off()
 
     def _tick(self) -> None:
         with self._mutex:

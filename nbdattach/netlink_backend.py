@@ -160,6 +160,8 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
                 backend=identifier(job.tag),
             )
         except OSError as error:
+            if error.errno == errno.ENOBUFS:  # the kernel had no memory for its answer, whatever that was
+                raise
             if error.errno != errno.EBUSY:
                 raise _refused(device, error) from error
             if Kernel(device).attached or not patience.sleep(random.uniform(*_POLLS)):  # noqa: S311 - no secret

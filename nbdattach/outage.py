@@ -104,8 +104,8 @@ class Outage:
         return now - self.said >= _SAY_AGAIN
 
     def again(self) -> Outage:
-        """The same one, which had only seemed to be over."""
-        return dataclasses.replace(self, fruitless=True, told=False)
+        """The same one, which had only seemed to be over. The driver was told to wait since, so it is told anew."""
+        return dataclasses.replace(self, fruitless=True, told=False, failing=False)
 
 
 def pause_after(age: float) -> float:

@@ -131,7 +131,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Bytes moved since the device was made, and requests under way (Documentation/block/stat.rst)."""
+    """Bytes moved since the device was made, and requests under way (Documentation/block/stat.rst).
+
+    `inflight` are all that are not done: those that wait for a connection, too, and flushes (not before Linux 6.12).
+    """
 
     read: int
     written: int
@@ -242,13 +245,19 @@ class Kernel:
 
     @property
     def counts_requests(self) -> bool:
-        """Whether `written`, `completed` and `inflight` are kept up to date (queue/iostats)."""
+        """Whether `written`, `completed`, `inflight` and `pending` are kept up to date (queue/iostats)."""
         return self._read("queue/iostats") != "0"
 
     @property
     def inflight(self) -> int:
-        """Requests that the driver works on, reads and writes. Those that wait for a new connection do not count."""
+        """Requests that the driver works on, reads and writes. No flush, and none that waits for a new connection."""
         return sum(map(int, (self._read("inflight") or "").split()))
+
+    @property
+    def pending(self) -> int:
+        """Requests that are not done, as `Stat` counts them: those for which a kernel waits that freezes the queue."""
+        stat = self.stat
+        return stat.inflight if stat else 0
 
     @property
     def io_timeout(self) -> float:

@@ -227,6 +227,9 @@ class Watch:
             raise
         except OSError as error:
             done(KernelRefused.at(self.device.path, error.filename or "changing the connection", error.errno or 0))
+        except Exception as error:
+            done(KernelRefused(self.device.path, f"{type(error).__name__}: {error}", "see the monitor's log"))
+            raise
 
     # -- mending ---------------------------------------------------------------------------------------------------
 
@@ -245,7 +248,8 @@ class Watch:
 
     def _go_on(self, outage: Outage) -> bool:
         """Whether to try again, after a pause; False when something else comes first."""
-        return self._fail_when_due(outage) or self._pause(outage)
+        self._fail_when_due(outage)
+        return self._pause(outage)
 
     def _trouble_now(self) -> Outage | None:
         with self._kernel_calls():
@@ -258,7 +262,7 @@ class Watch:
             if dead and not outage.told:
                 outage.told = True
                 outage.lose(boot_time())
-                self._log(f"{self.device.name}: connection to {self._target().uri} lost; {self._consequence()}")
+                self._log(f"{self.device.name}: connection to {self._target().uri} lost; {self._consequence(outage)}")
                 self._say_trouble(outage)
             return outage
 
@@ -275,11 +279,11 @@ class Watch:
             return self._last_outage.again()
         return None
 
-    def _consequence(self) -> str:
+    def _consequence(self, outage: Outage) -> str:
+        if not outage.until_failing(boot_time()):
+            return "requests fail"
         on_loss = self._record.on_loss
-        if on_loss is None:
-            return "requests wait for it"
-        return f"requests wait {on_loss:g} s" if on_loss else "requests fail"
+        return "requests wait for it" if on_loss is None else f"requests wait {on_loss:g} s"
 
     def _try_once(self, outage: Outage) -> bool:
         """One try to replace what is dead or silent; True when there is nothing left to replace as far as we know."""
@@ -288,16 +292,20 @@ class Watch:
         except NbdattachError as error:
             self._note_failure(outage, error)
             self._give_up_silent(outage)
-            return False
+            return self._is_well()
         with self._kernel_calls():
-            quiet = self._links.silent
-            if outage.died is None and not quiet:  # it has recovered by itself
+            if self._is_well():
                 self._say_goodbye(fresh)
                 return True
-            for link in quiet:
+            for link in self._links.silent:
                 link.cut()
             self._in_outage(dead=True)
             return self._hand_over(fresh, Deadline(NOTICED))
+
+    def _is_well(self) -> bool:
+        """Whether a connection that was silent has recovered by itself, and none is dead."""
+        with self._kernel_calls():
+            return self._links.are_well()
 
     def _give_up_silent(self, outage: Outage) -> None:
         """Neither the old connections get through nor a new one: what comes now shall wait for a good one."""
@@ -323,17 +331,18 @@ class Watch:
                 return False
         return True
 
-    def _fail_when_due(self, outage: Outage) -> bool:
-        """When --on-loss has had its time, what waits fails, and what comes fails at once. True when it did so now."""
+    def _fail_when_due(self, outage: Outage) -> None:
+        """When --on-loss has had its time, what waits fails, and what comes fails at once."""
         if outage.until_failing(boot_time()) > 0:
-            return False
+            return
         with self._kernel_calls():
+            if self._is_well():
+                return
             self._links.fail_requests()
             outage.failing = True
             self._say_trouble(outage)
         seconds = self._record.on_loss
         self._log(f"{self.device.name}: {self._target().uri} is away for more than {seconds:g} s; requests fail now")
-        return True
 
     def _recovered(self) -> None:
         """The driver has all its connections: as they were before."""
@@ -388,6 +397,8 @@ class Watch:
 
     def _take_new_size(self) -> str:
         self._see_we_can_replace()
+        if not self._kernel.counts_requests:
+            raise _uncounted(self.device)
         probe = self._dial(self._target(), any_size=True)
         size, block = probe.export.size, self._record.block_size
         self._say_goodbye(probe)
@@ -397,9 +408,10 @@ class Watch:
         if (size, before) == (self._record.size, wanted):
             return f"{size} bytes, as before"
         with self._nobody_uses_it() if wanted < before else contextlib.nullcontext():
-            if not self._is_lost() and not self._links.await_quiet(_QUIET_FOR_SIZE):
-                raise _busy(self.device, "the size is as before")
             fresh = self._dial_all(self._target(), size)
+            if not self._is_lost() and not self._links.await_quiet(_QUIET_FOR_SIZE):
+                self._say_goodbye(*fresh)
+                raise _busy(self.device, "the size is as before")
             self._begin(fresh, new_size=size)
             self._replace_all(fresh)
             self._set_size(wanted)
@@ -417,7 +429,7 @@ class Watch:
         while True:
             quiet = self._links.await_quiet(patience.remaining())
             with self._kernel_calls():
-                if quiet and not self._kernel.inflight:
+                if quiet and not self._kernel.pending:
                     self._links.set_size(wanted)
                     return
             if patience.passed:
@@ -476,7 +488,8 @@ class Watch:
     def _replace_all(self, fresh: list[Connection]) -> None:
         """Every connection by a new one; what was in flight is sent again over those."""
         with self._kernel_calls():
-            self._links.await_quiet(_QUIET)
+            if not self._links.has_dead():  # else requests wait for just this
+                self._links.await_quiet(_QUIET)
             self._links.cut()
             noticed = Deadline(NOTICED)  # for all of them: a command that wants our hands off waits no longer either
             taken = [self._hand_over(connection, noticed) for connection in fresh]
@@ -618,3 +631,8 @@ def _gone(device: Device) -> NbdattachError:
 def _busy(device: Device, so: str) -> NbdattachError:
     cause = f"it has had requests under way for {_QUIET_FOR_SIZE:g} s, and the kernel waits for them; {so}"
     return KernelRefused(device.path, cause, f"once it is less busy: nbdattach resize {device.path}")
+
+
+def _uncounted(device: Device) -> NbdattachError:
+    cause = "the kernel does not count its requests, so nothing tells whether any are under way; the size is as before"
+    return KernelRefused(device.path, cause, f"echo 1 >/sys/block/{device.name}/queue/iostats")

@@ -18,7 +18,7 @@ from leftovers import beside_the_monitor, files, monitors, workers
 from load import Load, seconds_for_a_new_read
 from servers import nbdkit, qemu_nbd
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
-from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, shell, sparse_file
+from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, sparse_file
 
 from nbdattach import control, launch, process, state, status, sysfs
 from nbdattach.control import Request
@@ -238,74 +238,6 @@ def test_reconnect_and_resize_say_what_they_cannot_do() -> None:
             assert done.err.startswith("nbdattach: --on-loss: the ioctl backend cannot wait")
         nbd_ok("connect", "--backend", "ioctl", "--on-loss", "fail", server.uri, "nbd0")
         nbd_ok("disconnect", "nbd0")
-
-
-@pytest.mark.parametrize("connections", [1, 2])
-def test_resize(tmp_path: Path, connections: int) -> None:
-    there = place(tmp_path, "image")
-    with there.serve() as server, attached(server.uri, "nbd0", connections=connections):
-        load = Load("/dev/nbd0")
-        with nothing_goes_wrong(load, there.image):
-            load.see_it_run()
-            assert "as before" in nbd("resize", "nbd0").err
-            os.truncate(there.image, 20 * MIB)
-            assert FIRST.size == 16 * MIB
-            assert f"{20 * MIB} bytes now" in nbd("resize", "nbd0").err
-            assert FIRST.size == 20 * MIB
-            load.see_it_run()
-        with open("/dev/nbd0", "r+b", buffering=0) as device:
-            device.seek(20 * MIB - 4096)
-            assert device.write(b"x" * 4096) == 4096
-            os.fsync(device.fileno())
-        assert there.image.read_bytes().endswith(b"x" * 4096)
-        os.truncate(there.image, 16 * MIB)
-        assert f"{16 * MIB} bytes now" in nbd("resize", "nbd0").err
-        assert FIRST.size == 16 * MIB
-
-
-def test_a_size_that_changed_at_reconnect_is_taken_when_resize_says_so(tmp_path: Path) -> None:
-    there = place(tmp_path, "image")
-    with ExitStack() as servers:
-        server = servers.enter_context(there.serve())
-        with attached(server.uri, "nbd0"):
-            load = Load("/dev/nbd0")
-            with nothing_goes_wrong(load, there.image):
-                load.see_it_run()
-                server.kill()
-                os.truncate(there.image, 20 * MIB)
-                servers.enter_context(there.serve())
-                eventually(lambda: f"{20 * MIB} bytes now" in trouble_of("nbd0"))
-                assert FIRST.size == 16 * MIB
-                nbd_ok("resize", "nbd0")
-                load.see_it_run()
-            assert FIRST.size == 20 * MIB
-
-
-def test_a_mounted_device_does_not_shrink(tmp_path: Path) -> None:
-    there = place(tmp_path, "image")
-    with there.serve() as server, attached(server.uri, "nbd0"):
-        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
-        try:
-            os.truncate(there.image, 8 * MIB)
-            done = nbd("resize", "nbd0")
-            assert (done.code, FIRST.size) == (7, 16 * MIB)
-            assert "mounted at /mnt" in done.err
-            os.truncate(there.image, 16 * MIB)
-        finally:
-            shell("umount /mnt")
-
-
-def test_a_device_that_is_open_does_not_shrink(tmp_path: Path) -> None:
-    """What was written beyond its new end would be lost, though nobody has claimed it."""
-    there = place(tmp_path, "image")
-    with there.serve() as server, attached(server.uri, "nbd0"):
-        os.truncate(there.image, 8 * MIB)
-        with open("/dev/nbd0", "r+b", buffering=0):
-            done = nbd("resize", "nbd0")
-            assert (done.code, FIRST.size) == (7, 16 * MIB)
-            assert f"open in process {os.getpid()} " in done.err
-        nbd_ok("resize", "nbd0")
-        assert FIRST.size == 8 * MIB
 
 
 def test_connects_at_once_get_a_device_each() -> None:

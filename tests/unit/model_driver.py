@@ -21,6 +21,8 @@ MIB = 1 << 20
 ON_LOSS = 300.0
 # A request that was sent so long ago over a connection that is dead by now is sent again.
 _RESEND = 3.0
+# At most, with all its pauses and tries.
+_MONITOR_IS_LATE = 60.0
 _LIMIT = struct.pack("ll", 3, 0)
 
 
@@ -57,6 +59,7 @@ class Slot:
 @dataclasses.dataclass(eq=False)
 class Request:
     number: int
+    flush: bool
     slot: Slot | None = None  # over which it was sent
     sent: float = 0.0
     waits: float = math.inf  # since when, for a connection
@@ -78,11 +81,12 @@ class Driver:
         # Since when it lacks a connection, and has not been well in between; and since when it lacks none.
         self._ill: float | None = None
         self._whole = -math.inf
+        self.watched_since = -math.inf  # by this monitor, which may not know that it has only seemed to be well
 
     @property
     def in_flight(self) -> int:
-        """As sysfs counts: without a request that waits for a connection."""
-        return int(self.request is not None and self.request.slot is not None)
+        """As the file of that name in /sys has it: no flush, and none that waits for a connection."""
+        return int(self.request is not None and self.request.slot is not None and not self.request.flush)
 
     @property
     def connected(self) -> bool:
@@ -93,8 +97,8 @@ class Driver:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def submit(self, number: int) -> None:
-        self.request = Request(number)
+    def submit(self, number: int, flush: bool = False) -> None:
+        self.request = Request(number, flush)
         self._send(self.request)
 
     def _send(self, request: Request) -> None:
@@ -148,6 +152,17 @@ class Driver:
             raise Wrong(f"requests are to fail {age:g} s after the loss of a connection")
         self._patience = seconds
 
+    def begin_anew(self) -> None:
+        """An outage that follows is another one."""
+        self._ill = None if self.connected else self._world.now
+
+    def see_that_nothing_waits_for_ever(self) -> None:
+        """To be called after the monitor has looked."""
+        waits = self.request is not None and self.request.slot is None
+        began = math.inf if self._ill is None else max(self._ill, self.watched_since)
+        if waits and self._world.now > began + ON_LOSS + _MONITOR_IS_LATE:
+            raise Wrong("a request waits for a connection though --on-loss has passed")
+
     def _read(self, slot: Slot) -> None:
         with contextlib.suppress(OSError):
             while data := slot.sock.recv(8, socket.MSG_DONTWAIT):
@@ -170,8 +185,8 @@ class Driver:
         self._world.happens()
         self.look()
         if size is not None:
-            if self.in_flight:
-                raise Wrong("a size with a request in flight")
+            if self.request:  # the kernel waits for it, and carries out no other message
+                raise Wrong("a size while a request is under way")
             self.size = size
             self._changed()
         if timeout is not None and len(self.slots) == 1:

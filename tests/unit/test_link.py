@@ -112,6 +112,15 @@ def test_what_the_peer_has_ended_is_over_when_the_driver_has_ended_it_too(pair: 
         eventually(lambda: ours.over)
 
 
+def test_what_we_have_closed_is_over() -> None:
+    """The monitor may ask while a thread of its own buries it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        made = Link(ours)
+        made.close()
+        assert made.over
+
+
 def test_a_reset_connection_is_over() -> None:
     with tcp() as (ours, _, theirs):
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -35,7 +35,10 @@ class Sys:
 
     def say(self, completed: int, inflight: int) -> None:
         (self._folder / "stat").write_text(f"{completed} 0 0 0 0 0 0 0 {inflight} 0 0\n")
-        (self._folder / "inflight").write_text(f"{inflight} 0\n")
+
+    def count_nothing(self) -> None:
+        (self._folder / "queue").mkdir()
+        (self._folder / "queue/iostats").write_text("0\n")
 
 
 @pytest.fixture

@@ -150,6 +150,21 @@ def test_a_request_that_fails_in_an_unforeseen_way_is_answered_and_logged(
     assert logged[0].endswith(": ZeroDivisionError: by zero")
 
 
+def test_a_device_that_cannot_be_cut_off_from_its_server_keeps_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor.time, "sleep", lambda _: None)
+    cut: list[Device] = []
+
+    def cut_off(watch: Watch) -> None:
+        cut.append(watch.device)
+        raise OSError("no descriptors")
+
+    monkeypatch.setattr(Watch, "cut_off", cut_off)
+    made = watching()
+    made._watches[NBD1] = Watch(NBD1, WATCHED, [], silent)
+    made._cut_off([0, 1])
+    assert cut == [NBD0, NBD1]
+
+
 @pytest.mark.parametrize("target", ["garbage://x", "nbd://[", ""])
 def test_a_state_file_that_says_what_cannot_be_costs_no_other_device_its_monitor(
     host: Host, monkeypatch: pytest.MonkeyPatch, target: str

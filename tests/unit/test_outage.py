@@ -121,10 +121,18 @@ def test_tcp_has_several_round_trips_for_a_try() -> None:
 def test_an_outage_that_only_seemed_to_be_over_goes_on_and_is_told_again() -> None:
     one = outage()
     one.lose(1000)
-    one.told = one.failing = True
+    one.told = True
     again = one.again()
-    assert (again.began, again.died, again.failing) == (1000, 1000, True)
+    assert (again.began, again.died) == (1000, 1000)
     assert (again.fruitless, again.told) == (True, False)
+
+
+def test_requests_fail_again_when_a_server_that_came_back_too_late_dies_unserved() -> None:
+    """The driver waits by itself when it has all its connections, so it is to be told again."""
+    one = outage()
+    one.lose(1000)
+    one.failing = True
+    assert one.again().until_failing(1310) == 0
 
 
 def test_status_is_told_no_more_than_once_a_second() -> None:

@@ -146,6 +146,16 @@ def test_an_order_to_a_watch_that_ends_is_answered(
     assert [isinstance(outcome, NbdattachError) for outcome in outcomes] == [True]
 
 
+def test_an_order_that_fails_in_an_unforeseen_way_is_answered(attachment: Attachment) -> None:
+    def fail() -> str:
+        raise ZeroDivisionError("by zero")
+
+    outcomes: list[str | NbdattachError] = []
+    with pytest.raises(ZeroDivisionError):
+        attachment.watch._obey(fail, outcomes.append)
+    assert [str(outcome) for outcome in outcomes] == ["/dev/nbd0: ZeroDivisionError: by zero"]
+
+
 # -- another server ----------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +223,15 @@ def test_no_size_is_sent_while_requests_are_under_way(attachment: Attachment) ->
         attachment.watch._take_new_size()
     assert (attachment.driver.messages, attachment.is_cut) == ([], False)
     assert attachment.written == RECORD
+
+
+def test_no_size_is_sent_where_requests_are_not_counted(attachment: Attachment) -> None:
+    attachment.size = 2 * MIB
+    attachment.sys.count_nothing()
+    with pytest.raises(KernelRefused, match="does not count its requests") as refused:
+        attachment.watch._take_new_size()
+    assert refused.value.hint == "echo 1 >/sys/block/nbd0/queue/iostats"
+    assert (attachment.driver.messages, attachment.is_cut) == ([], False)
 
 
 def test_requests_that_wait_for_a_server_of_another_size_are_no_reason_to_refuse_it(attachment: Attachment) -> None:

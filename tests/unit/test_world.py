@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from model_driver import MIB
-from world import AWAY, Server, World
+from world import AWAY, HOME, Server, World
 
 from nbdattach import state
 
@@ -89,25 +89,36 @@ class Events(RuleBasedStateMachine):
     # -- this machine ----------------------------------------------------------------------------------------------
 
     @precondition(lambda self: not self.world.driver.request)
-    @rule()
-    def a_request_comes(self) -> None:
+    @rule(flush=st.booleans())
+    def a_request_comes(self, flush: bool) -> None:
         self.number += 1
-        self.world.driver.submit(self.number)
+        self.world.driver.submit(self.number, flush)
 
     @rule(late=st.sampled_from([0.0, 0.05, 20.0]))
     def the_driver_is_late(self, late: float) -> None:
         self.world.driver.late = late
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 40.0]))
-    def the_monitor_looks_later(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 40.0]), pauses=st.sampled_from([1, 2, 2, 20, 100]))
+    def the_monitor_looks_later(self, seconds: float, pauses: int) -> None:
         self.world.clock.sleep(seconds)
-        self.world.step()
+        self.world.step(pauses)
 
     @rule(times=st.integers(1, 12))
     def the_monitor_goes_on_for_a_while(self, times: int) -> None:
         for _ in range(times):
             self.world.clock.sleep(1)
             self.world.step()
+
+    @rule(ours=at_ours, event=st.sampled_from(["heals", "dies", "comes back"]))
+    def something_happens_while_the_monitor_pauses(self, ours: bool, event: str) -> None:
+        def heal() -> None:
+            server.silent_since = math.inf
+
+        def come_back() -> None:
+            server.lives = True
+
+        server = self.server(ours, lambda _: True)
+        self.world.meanwhile({"heals": heal, "dies": server.die, "comes back": come_back}[event])
 
     @rule(to=st.sampled_from([None, AWAY]))
     def reconnect(self, to: str | None) -> None:
@@ -150,6 +161,55 @@ class Events(RuleBasedStateMachine):
             world.servers[world.watch._target().uri].answer()
             world.go_on()
             assert world.driver.done[-1] == self.number + 1
+
+
+# -- what chance seldom finds ------------------------------------------------------------------------------------------
+
+
+def lost_for_long(world: World) -> None:
+    """Until --on-loss has passed, and requests have failed."""
+    world.driver.submit(1)
+    world.servers[HOME].die()
+    for _ in range(100):
+        world.clock.sleep(5)
+        world.step()
+    assert world.driver.failed == [1]
+
+
+def test_requests_fail_at_once_when_a_server_that_came_back_too_late_dies_unserved() -> None:
+    with World(1) as world:
+        lost_for_long(world)
+        world.servers[HOME].lives = True
+        world.clock.sleep(1)
+        world.step()
+        assert world.driver.connected
+        world.servers[HOME].die()
+        world.driver.submit(2)
+        world.clock.sleep(1)
+        world.step()
+        assert world.driver.failed == [1, 2]
+
+
+def test_a_link_that_recovers_by_itself_after_a_restart_of_its_server_is_left_alone() -> None:
+    """It was silent before the new connection had served anything, so the outage goes on; but nothing is dead."""
+    with World(1) as world:
+        home = world.servers[HOME]
+        home.die()
+        world.step()
+        home.lives = True
+        world.clock.sleep(1)
+        world.step()
+        home.be_silent(world.now)
+        world.clock.sleep(3)
+
+        def heal() -> None:
+            home.silent_since = math.inf
+
+        world.meanwhile(heal)
+        before = len(home.accepted)
+        world.step(pauses=200)
+        assert world.driver.connected and state.trouble_of(world.watch.device) is None
+        assert len(home.accepted) - before <= 1  # it was dialled once, to see whether it answers
 
 
 TestEvents = Events.TestCase

@@ -4,9 +4,9 @@ clock of its own. Connections are real sockets, so what has ended, and what is s
 
 `model_driver.Wrong` is raised at once when something happens that must never happen:
 * the driver takes a connection while one that it had before can still bring requests to a living server;
-* it is told a size while a request is in flight, or a timeout for requests of a single connection;
+* it is told a size while a request is under way, or a timeout for requests of a single connection;
 * a connection ends although its server lives and answers, and nobody has ordered that;
-* a request fails before --on-loss has passed;
+* a request fails before --on-loss has passed, or waits for a connection long after that;
 * the device is connected to the server before the move, once it has been at the new one.
 """
 
@@ -20,6 +20,7 @@ import math
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,7 +158,8 @@ class World(ExitStack):
         self.servers = {HOME: Server(), AWAY: Server()}
         self.driver = Driver(self, self._show)
         self.kills_in = math.inf  # what happens before the monitor is killed
-        self._paused = False  # within this step
+        self._pauses = 0  # that are left in this step
+        self._meanwhile: Callable[[], object] | None = None
         self._heard = False  # the driver has announced that a connection is dead
         self.moved = False
         self.log: list[str] = []
@@ -246,7 +248,7 @@ class World(ExitStack):
 
     def all_is_well(self) -> None:
         """From now on."""
-        self.kills_in = math.inf
+        self.kills_in, self._meanwhile = math.inf, None
         self.driver.late = 0.0
         for server in self.servers.values():
             server.lives, server.slow, server.silent_since = True, False, math.inf
@@ -265,7 +267,7 @@ class World(ExitStack):
         folder.mkdir(parents=True, exist_ok=True)
         driver = self.driver
         completed = len(driver.done) + len(driver.failed)
-        (folder / "stat").write_text(f"{completed} 0 0 0 0 0 0 0 {driver.in_flight} 0 0\n")
+        (folder / "stat").write_text(f"{completed} 0 0 0 0 0 0 0 {int(driver.request is not None)} 0 0\n")
         (folder / "inflight").write_text(f"0 {driver.in_flight}\n")
         (folder / "size").write_text(f"{driver.size // 512}\n")
 
@@ -275,7 +277,21 @@ class World(ExitStack):
         made = Watch(NBD0, record, held, self.log.append)
         made._links.family = cast(netlink.Family, self.driver)
         made._carrier.dial = self._dial  # type: ignore[method-assign]
+        made._replace_all = self._anew(made._replace_all)  # type: ignore[method-assign]
         return made
+
+    def _anew(self, replace_all: Callable[[list[Connection]], None]) -> Callable[[list[Connection]], None]:
+        """An outage that follows an ordered hand-over is another one."""
+
+        def replaced(fresh: list[Connection]) -> None:
+            try:
+                replace_all(fresh)
+            except NbdattachError:
+                self.driver.begin_anew()
+                raise
+            self.driver.begin_anew()
+
+        return replaced
 
     def _dial(self, target: Target, _dead_peer: float, within: float, *_: object, **__: object) -> Connection:
         server = self.servers[target.uri]
@@ -288,17 +304,26 @@ class World(ExitStack):
         export = Export("disk", server.size, 1, "newstyle-fixed")
         return cast(Connection, SimpleNamespace(stream=stream, export=export, relay=None, tls=None))
 
-    def _pause(self, outage: Outage) -> bool:
-        """After one pause in each step something else comes first: the next step."""
-        self.clock.sleep(outage.pause(self.now, 0.5))
-        self._paused = not self._paused
-        return self._paused
+    def meanwhile(self, happens: Callable[[], object]) -> None:
+        """In the monitor's next pause."""
+        self._meanwhile = happens
 
-    def step(self) -> None:
+    def _pause(self, outage: Outage) -> bool:
+        """After so many pauses in each step something else comes first: the next step."""
+        self.clock.sleep(outage.pause(self.now, 0.5))
+        self.clock.limit = self.now + _LONGEST
+        happens, self._meanwhile = self._meanwhile, None
+        if happens:
+            happens()
+            self.go_on()
+        self._pauses -= 1
+        return self._pauses > 0
+
+    def step(self, pauses: int = 2) -> None:
         """What the monitor does when the kernel has told it of something, or its second has passed."""
 
         def once() -> None:
-            self._paused = False
+            self._pauses = pauses
             if self._heard:
                 self._heard = False
                 self.watch.hear()
@@ -306,6 +331,7 @@ class World(ExitStack):
             self.watch._mend()
 
         self.act(once)
+        self.driver.see_that_nothing_waits_for_ever()
 
     def order(self, target: str | None, size: bool = False) -> bool:
         """Whether an order to hand over, or to take the server's size, was obeyed."""
@@ -340,6 +366,7 @@ class World(ExitStack):
     def monitor_dies(self) -> None:
         """Signal 9; another one begins with what is written down."""
         self.kills_in = math.inf
+        self.driver.watched_since = self.now
         self.watch._links.close()
         record = Record(**json.loads(Path(state.path(NBD0)).read_text()))
         self.watch = self._watched(record, [])

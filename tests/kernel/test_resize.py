@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`resize`: the server's new size becomes the device's, but never while requests are under way.
+
+From Linux 6.12 on the kernel waits for them with a lock that each message for each device needs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from load import Load
+from servers import nbdkit
+from test_restart import MIB, nothing_goes_wrong, place, trouble_of
+from tool import attached, eventually, nbd, nbd_ok, shell
+
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+pytestmark = pytest.mark.netlink
+FIRST = Kernel(Device(0))
+IOSTATS = Path("/sys/block/nbd0/queue/iostats")
+# Linux 6.1 does not count a flush, and does not wait for it either.
+WAITS = os.uname().release.split(".")[:2] != ["6", "1"]
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+def test_resize(tmp_path: Path, connections: int) -> None:
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0", connections=connections):
+        load = Load("/dev/nbd0")
+        with nothing_goes_wrong(load, there.image):
+            load.see_it_run()
+            assert "as before" in nbd("resize", "nbd0").err
+            os.truncate(there.image, 20 * MIB)
+            assert FIRST.size == 16 * MIB
+            assert f"{20 * MIB} bytes now" in nbd("resize", "nbd0").err
+            assert FIRST.size == 20 * MIB
+            load.see_it_run()
+        with open("/dev/nbd0", "r+b", buffering=0) as device:
+            device.seek(20 * MIB - 4096)
+            assert device.write(b"x" * 4096) == 4096
+            os.fsync(device.fileno())
+        assert there.image.read_bytes().endswith(b"x" * 4096)
+        os.truncate(there.image, 16 * MIB)
+        assert f"{16 * MIB} bytes now" in nbd("resize", "nbd0").err
+        assert FIRST.size == 16 * MIB
+
+
+def test_a_size_that_changed_at_reconnect_is_taken_when_resize_says_so(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0"):
+            load = Load("/dev/nbd0")
+            with nothing_goes_wrong(load, there.image):
+                load.see_it_run()
+                server.kill()
+                os.truncate(there.image, 20 * MIB)
+                servers.enter_context(there.serve())
+                eventually(lambda: f"{20 * MIB} bytes now" in trouble_of("nbd0"))
+                assert FIRST.size == 16 * MIB
+                nbd_ok("resize", "nbd0")
+                load.see_it_run()
+            assert FIRST.size == 20 * MIB
+
+
+def test_a_mounted_device_does_not_shrink(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0"):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        try:
+            os.truncate(there.image, 8 * MIB)
+            done = nbd("resize", "nbd0")
+            assert (done.code, FIRST.size) == (7, 16 * MIB)
+            assert "mounted at /mnt" in done.err
+            os.truncate(there.image, 16 * MIB)
+        finally:
+            shell("umount /mnt")
+
+
+def test_a_device_that_is_open_does_not_shrink(tmp_path: Path) -> None:
+    """What was written beyond its new end would be lost, though nobody has claimed it."""
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0"):
+        os.truncate(there.image, 8 * MIB)
+        with open("/dev/nbd0", "r+b", buffering=0):
+            done = nbd("resize", "nbd0")
+            assert (done.code, FIRST.size) == (7, 16 * MIB)
+            assert f"open in process {os.getpid()} " in done.err
+        nbd_ok("resize", "nbd0")
+        assert FIRST.size == 8 * MIB
+
+
+# -- requests under way ------------------------------------------------------------------------------------------------
+
+
+def write() -> None:
+    fd = os.open("/dev/nbd0", os.O_WRONLY | os.O_DIRECT)
+    os.pwritev(fd, [mmap.mmap(-1, 4096)], 0)
+    os.close(fd)
+
+
+def flush() -> None:
+    fd = os.open("/dev/nbd0", os.O_RDWR)
+    os.fsync(fd)
+    os.close(fd)
+
+
+class Slow:
+    """An nbdkit whose size can be set, and which begins to write or to flush and goes on when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._size, self._begun, self._gate = (folder / name for name in ("size", "begun", "gate"))
+        self._size.write_text("64M")
+        self.closed = False
+        waits = f"touch {self._begun}; until [ -e {self._gate} ]; do sleep 0.05; done"
+        self._script = [
+            f"get_size=cat {self._size}", "pread=head -c $3 /dev/zero", "can_write=exit 0", "can_flush=exit 0",
+            f"pwrite=cat >/dev/null; {waits}", f"flush={waits}", "thread_model=echo parallel",
+        ]  # fmt: skip
+
+    def serve(self, servers: ExitStack) -> str:
+        return servers.enter_context(nbdkit("eval", *self._script)).uri
+
+    def grow(self) -> None:
+        self._size.write_text("128M")
+
+    def begin(self, request: Callable[[], None]) -> threading.Thread:
+        """Until it is under way."""
+        thread = threading.Thread(target=request)
+        thread.start()
+        eventually(self._begun.exists)
+        return thread
+
+    def go_on(self) -> None:
+        self._gate.touch()
+
+
+@pytest.mark.parametrize("request_under_way", [write, pytest.param(flush, marks=pytest.mark.essential)])
+def test_no_size_is_sent_while_a_request_is_under_way_and_no_other_device_is_held_up(
+    tmp_path: Path, request_under_way: Callable[[], None]
+) -> None:
+    slow = Slow(tmp_path)
+    with ExitStack() as servers, attached(slow.serve(servers), "nbd0"):
+        waiting = slow.begin(request_under_way)
+        slow.grow()
+        done = nbd("resize", "nbd0")
+        if WAITS or request_under_way is write:
+            assert done.code == 6
+            assert "requests under way for 10 s" in done.err and "the size is as before" in done.err
+            assert FIRST.size == 64 * MIB
+        with nbdkit("memory", "1M") as other, attached(other.uri, "nbd1", tag="other"):
+            assert waiting.is_alive()
+        slow.go_on()
+        waiting.join(60)
+        assert not waiting.is_alive()
+        nbd_ok("resize", "nbd0")
+        assert FIRST.size == 128 * MIB
+
+
+def test_no_size_is_sent_where_the_kernel_does_not_count_requests(tmp_path: Path) -> None:
+    slow = Slow(tmp_path)
+    with ExitStack() as servers, attached(slow.serve(servers), "nbd0"):
+        IOSTATS.write_text("0")
+        waiting = slow.begin(write)
+        slow.grow()
+        done = nbd("resize", "nbd0")
+        assert (done.code, FIRST.size) == (6, 64 * MIB)
+        slow.go_on()
+        waiting.join(60)
+        (hint,) = (line.strip()[1:-1] for line in done.err.splitlines() if "echo" in line)
+        shell(hint)
+        nbd_ok("resize", "nbd0")
+        assert FIRST.size == 128 * MIB
