@@ -188,42 +188,6 @@ def test_status_says_when_nobody_mends(tmp_path: Path) -> None:
             eventually(lambda: state_of("nbd0") == "connected")
 
 
-@pytest.mark.parametrize("connections", [1, 4])
-def test_reconnect_under_load_to_another_server_of_the_same_data(tmp_path: Path, connections: int) -> None:
-    there = place(tmp_path, "image")
-    # With several threads nbdkit 1.32 dies of an assertion (raw_send_socket) when a connection ends as it answers.
-    with there.serve("--threads=1") as old, ExitStack() as servers:
-        new = servers.enter_context(nbdkit("--threads=1", "file", f"file={there.image}", unix=f"{tmp_path}/other"))
-        with attached(old.uri, "nbd0", connections=connections):
-            load = Load("/dev/nbd0", writers=3)
-            with nothing_goes_wrong(load, there.image):
-                load.see_it_run()
-                nbd_ok("reconnect", "nbd0")
-                load.see_it_run()
-                assert new.uri in nbd("reconnect", "/dev/nbd0", new.uri).err
-                old.kill()
-                load.see_it_run()
-                assert status.status_of(Device(0)).target == new.uri
-                # The old connections end meanwhile, which shows as "reconnecting" for a moment.
-                eventually(lambda: state_of("nbd0") == "connected")
-
-
-def test_reconnect_to_what_will_not_do_changes_nothing(tmp_path: Path) -> None:
-    there = place(tmp_path, "image")
-    with there.serve() as server, attached(server.uri, "nbd0"):
-        load = Load("/dev/nbd0")
-        with nothing_goes_wrong(load, there.image):
-            load.see_it_run()
-            with nbdkit("memory", "15M") as smaller:
-                done = nbd("reconnect", "nbd0", smaller.uri)
-            assert done.code == 4
-            assert f"{15 * MIB} bytes now, {16 * MIB} were attached" in done.err
-            done = nbd("reconnect", "nbd0", "127.0.0.1:1")
-            assert done.code == 3
-            assert "Connection refused" in done.err
-            assert status.status_of(Device(0)).target == server.uri
-
-
 def test_reconnect_and_resize_say_what_they_cannot_do() -> None:
     assert nbd("reconnect", "nbd0").code == 8
     with nbdkit("memory", "1M") as server:

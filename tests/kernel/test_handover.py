@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Another connection in the place of one that serves: `reconnect`, and what nobody has asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from load import Load
+from servers import nbdkit
+from test_restart import MIB, nothing_goes_wrong, place, state_of
+from tool import ALL, attached, eventually, nbd, nbd_ok, shell
+
+from nbdattach import state, status
+from nbdattach.device import Device
+
+pytestmark = pytest.mark.netlink
+
+
+def write_one_block(content: bytes = b"x") -> None:
+    fd = os.open("/dev/nbd0", os.O_WRONLY | os.O_DIRECT)
+    try:
+        block = mmap.mmap(-1, 4096)
+        block[:] = content * 4096
+        os.pwritev(fd, [block], 0)
+    finally:
+        os.close(fd)
+
+
+# -- reconnect ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_reconnect_under_load_to_another_server_of_the_same_data(tmp_path: Path, connections: int) -> None:
+    there = place(tmp_path, "image")
+    # With several threads nbdkit 1.32 dies of an assertion (raw_send_socket) when a connection ends as it answers.
+    with there.serve("--threads=1") as old, ExitStack() as servers:
+        new = servers.enter_context(nbdkit("--threads=1", "file", f"file={there.image}", unix=f"{tmp_path}/other"))
+        with attached(old.uri, "nbd0", connections=connections):
+            load = Load("/dev/nbd0", writers=3)
+            with nothing_goes_wrong(load, there.image):
+                load.see_it_run()
+                nbd_ok("reconnect", "nbd0")
+                load.see_it_run()
+                assert new.uri in nbd("reconnect", "/dev/nbd0", new.uri).err
+                old.kill()
+                load.see_it_run()
+                assert status.status_of(Device(0)).target == new.uri
+                # The old connections end meanwhile, which shows as "reconnecting" for a moment.
+                eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_reconnect_to_what_will_not_do_changes_nothing(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with there.serve() as server, attached(server.uri, "nbd0"):
+        load = Load("/dev/nbd0")
+        with nothing_goes_wrong(load, there.image):
+            load.see_it_run()
+            with nbdkit("memory", "15M") as smaller:
+                done = nbd("reconnect", "nbd0", smaller.uri)
+            assert done.code == 4
+            assert f"{15 * MIB} bytes now, {16 * MIB} were attached" in done.err
+            done = nbd("reconnect", "nbd0", "127.0.0.1:1")
+            assert done.code == 3
+            assert "Connection refused" in done.err
+            assert status.status_of(Device(0)).target == server.uri
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """The machine, so that the driver is late to see connections end."""
+    with ExitStack() as loops:
+        for _ in range(3):
+            loop = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+            loops.callback(loop.wait)
+            loops.callback(loop.kill)
+        yield
+
+
+@pytest.mark.usefixtures("busy")
+def test_what_reconnect_calls_connected_serves(tmp_path: Path) -> None:
+    there = place(tmp_path, "image", "unix", mebibytes=1)
+    with there.serve() as server, attached(server.uri, "nbd0"):
+        for number in range(24 if ALL else 8):
+            nbd_ok("reconnect", "nbd0")
+            write_one_block(bytes([number]))
+            assert there.image.read_bytes()[:4096] == bytes([number]) * 4096
+
+
+@contextlib.contextmanager
+def without_space(folder: str) -> Iterator[None]:
+    """Nothing can be written there, while what is there stays."""
+    shell(f"dd if=/dev/zero of={folder}/filler bs=4096 status=none || true")
+    try:
+        yield
+    finally:
+        os.unlink(f"{folder}/filler")
+
+
+@pytest.fixture
+def small_run() -> Iterator[None]:
+    """/run/nbdattach is a file system of its own, which is soon full."""
+    os.makedirs(state.RUN, exist_ok=True)
+    shell(f"mount -t tmpfs -o size=128k,mode=0700 tmpfs {state.RUN}")
+    yield
+    shell(f"umount --lazy {state.RUN}")
+
+
+@pytest.mark.usefixtures("small_run")
+def test_nothing_moves_to_another_server_that_cannot_be_written_down(tmp_path: Path) -> None:
+    """The next monitor would go back to the old one, whose data is old by then."""
+    old, new = place(tmp_path, "old", mebibytes=1), place(tmp_path, "new", mebibytes=1)
+    with old.serve() as server, new.serve() as other, attached(server.uri, "nbd0"):
+        with without_space(state.RUN):
+            done = nbd("reconnect", "nbd0", other.uri)
+            assert done.code != 0 and "No space left on device" in done.err
+            write_one_block(b"1")
+        assert (old.image.read_bytes()[:1], new.image.read_bytes()[:1]) == (b"1", b"\0")
+        nbd_ok("reconnect", "nbd0", other.uri)
+        write_one_block(b"2")
+        assert (old.image.read_bytes()[:1], new.image.read_bytes()[:1]) == (b"1", b"2")
+
+
+# -- without being asked -----------------------------------------------------------------------------------------------
+
+
+def test_a_slow_server_gets_each_request_once_though_two_connections_were_wanted(tmp_path: Path) -> None:
+    """The driver takes a request of 3 seconds for a dead connection where it has another one, and sends it again."""
+    log = tmp_path / "log"
+    with nbdkit("--filter=log", "--filter=delay", "memory", "1M", f"logfile={log}", "delay-write=7") as server:
+        nbd_ok("connect", "--connections", "2", server.uri, "nbd0")
+        write_one_block()
+        nbd_ok("disconnect", "nbd0")
+    eventually(lambda: "Disconnect" in log.read_text())
+    assert log.read_text().count(" Write ") == 1
