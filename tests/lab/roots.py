@@ -29,8 +29,8 @@ _PACKAGES = [
 _OF_RELEASE = {
     "bookworm": [],
     "trixie": ["python3-pytest", "python3-pytest-timeout", "python3-hypothesis"],
-    # Python 3.15 imports the pure Python packages of 3.14.
-    "sid": ["python3-pytest", "python3-pytest-timeout", "python3-hypothesis", "python3.15"],
+    # Python 3.15 imports the pure Python packages of 3.14. pivot_root(8) is in a package of its own there.
+    "sid": ["python3-pytest", "python3-pytest-timeout", "python3-hypothesis", "python3.15", "util-linux-extra"],
 }
 # Its pytest is too old for the tests' settings, so newer ones are put here.
 _BESIDE = {"bookworm": ["pytest>=8", "pytest-timeout", "hypothesis"]}
