@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from leftovers import clear_away, leftovers, spoilt
+from leftovers import beside_the_monitor, clear_away, no_monitor, spoilt
 from tool import eventually
 
 
@@ -43,10 +43,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test: no device attached, none with a size, no process, no file of ours, no WRITE_ZEROES left on."""
+    """After each test: no device attached, none with a size, no process, no file of ours, no WRITE_ZEROES left on.
+
+    A monitor may run on: to start one takes half a second, and no user starts one for each device.
+    """
+    if not request.node.get_closest_marker("any_monitor"):
+        eventually(no_monitor)
     yield
     deadline = time.monotonic() + 60
-    while left := leftovers():
+    while left := beside_the_monitor():
         if time.monotonic() > deadline:
             clear_away()
             pytest.fail(f"left behind: {left}")

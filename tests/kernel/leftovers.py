@@ -30,7 +30,8 @@ def clear_away() -> None:
 
 
 def leftovers() -> list[str]:
-    _stop_monitor()
+    """What is there that would not be if we had never been."""
+    no_monitor()
     left = beside_the_monitor()
     left += [f"process {pid}: monitor" for pid in monitors()]
     return left + [f"file {name}" for name in files() if name == "monitor"]
@@ -45,11 +46,12 @@ def beside_the_monitor() -> list[str]:
     return left + [f"file {name}" for name in files() if name not in ("lock", "monitor")]
 
 
-def _stop_monitor() -> None:
-    """It outlives attachments; the next test shall find none."""
+def no_monitor() -> bool:
+    """Whether there is none; it is told to end, as it outlives attachments."""
     for pid in monitors():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
+    return not monitors() and "monitor" not in files()
 
 
 def files() -> list[str]:

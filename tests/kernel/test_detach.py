@@ -25,6 +25,8 @@ from nbdattach.device import Device
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 FIRST = Kernel(Device(0))
 MIB = 1 << 20
 BLOCK = 4096

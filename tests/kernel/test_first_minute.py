@@ -16,6 +16,8 @@ from tool import eventually, shell
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 README = Path(__file__).parents[2] / "README.md"
 
 

@@ -20,7 +20,7 @@ from tool import ALL, attached, eventually, nbd, nbd_ok, shell
 from nbdattach import state, status
 from nbdattach.device import Device
 
-pytestmark = pytest.mark.netlink
+pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
 
 
 def write_one_block(content: bytes = b"x") -> None:

@@ -13,6 +13,8 @@ import nbdattach
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 FIRST = Kernel(Device(0))
 
 

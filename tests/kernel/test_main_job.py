@@ -17,6 +17,8 @@ from nbdattach import sysfs
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 MIB = 1 << 20
 FIRST = Kernel(Device(0))
 

@@ -22,6 +22,8 @@ from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, TlsFailed
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 TABLE = Path("/etc/nbdtab")
 FIRST = Kernel(Device(0))
 MIB = 1 << 20

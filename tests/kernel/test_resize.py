@@ -22,7 +22,7 @@ from tool import attached, eventually, nbd, nbd_ok, shell
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
-pytestmark = pytest.mark.netlink
+pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
 FIRST = Kernel(Device(0))
 IOSTATS = Path("/sys/block/nbd0/queue/iostats")
 # Linux 6.1 does not count a flush, and does not wait for it either.

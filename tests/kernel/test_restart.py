@@ -20,7 +20,7 @@ from tool import attached, digest_of, eventually, nbd, promised, shell, sparse_f
 from nbdattach import status
 from nbdattach.device import parse_device
 
-pytestmark = pytest.mark.netlink
+pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
 MIB = 1 << 20
 # What the issue promises, in seconds after the server's return.
 NEW, OLD = promised(1.0), promised(6.0)

@@ -14,6 +14,8 @@ from nbdattach import ioctl_backend, netlink_backend, settings, state
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 FIRST = Kernel(Device(0))
 QUEUE = Path("/sys/block/nbd0/queue")
 

@@ -22,6 +22,8 @@ from tool import attached, connect, eventually, nbd, shell, sparse_file
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 MIB = 1 << 20
 FIRST = Kernel(Device(0))
 DEAD_PEER = 3

@@ -24,6 +24,8 @@ from nbdattach import render, state, status, sysfs
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 PYTHON_PAGE = Path(__file__).parents[2] / "man/nbdattach-python.7"
 FIRST = Kernel(Device(0))
 # 64 devices are to cost less than 100 ms of CPU; reading an attribute of /sys costs a machine some 10 us, in Python.

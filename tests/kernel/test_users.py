@@ -40,6 +40,8 @@ from nbdattach.device import Device
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 FIRST = Kernel(Device(0))
 MIB = 1 << 20
 OPENER = "import os, sys, time; fd = os.open(sys.argv[1], int(sys.argv[2])); print(flush=True); time.sleep(600)"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from load import Load
 from servers import nbdkit
 from terminal import terminal
@@ -10,6 +11,8 @@ from tool import attached, command, eventually
 
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
+
+pytestmark = pytest.mark.any_monitor
 
 
 def test_a_writer_is_seen_at_work() -> None:

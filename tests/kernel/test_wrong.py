@@ -19,6 +19,8 @@ import nbdattach
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 
+pytestmark = pytest.mark.any_monitor
+
 FIRST = Kernel(Device(0))
 NEWSTYLE = b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3)
 INFO_EXPORT = struct.pack(">QIIIHQH", 0x3E889045565A9, 7, 3, 12, 0, 1 << 20, 1)

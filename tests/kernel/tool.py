@@ -21,6 +21,7 @@ import nbdattach
 CHUNK = 1 << 20
 # The backend that these tests attach by; each lane of the Makefile names one.
 BACKEND = os.environ.get("LAB_BACKEND", "ioctl")
+TOOL = str(Path(__file__).with_name("bin") / "nbdattach")
 # To nbd-client, so that it does not attach by netlink. Without a name, 3.27.1 takes none of its arguments beside it.
 BY_IOCTL = "-nonetlink -N ''"
 # make test-all: each step and many rounds; make test takes samples.
@@ -51,7 +52,7 @@ def command(name: str, *arguments: str) -> list[str]:
     """An nbdattach command line; connect goes by the lane's backend, where it names none."""
     if name == "connect" and "--backend" not in arguments:
         arguments = ("--backend", BACKEND, *arguments)
-    return [sys.executable, "-m", "nbdattach", name, *arguments]
+    return [sys.executable, TOOL, name, *arguments]
 
 
 def nbd(*arguments: str, seconds: float = 240) -> Done:
