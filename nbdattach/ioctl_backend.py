@@ -19,6 +19,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
 from nbdattach.interpreter import bare_python
+from nbdattach.link import drop_at_close
 from nbdattach.node import Node
 from nbdattach.process import asleep
 from nbdattach.sysfs import Kernel
@@ -86,6 +87,8 @@ class Worker:
         )
         words = [device.path, state.path(device), "swap" if job.wishes.swap else "", *map(str, numbers)]
         try:
+            for number in job.sockets:
+                drop_at_close(number)
             try:
                 process = subprocess.Popen(
                     bare_python("main", *words),

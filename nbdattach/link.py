@@ -22,6 +22,7 @@ _FAREWELL = 0.05
 # What a work item of the kernel needs from reading the last byte to its end, many times over.
 _SCOUT_ENDS = 0.01
 _BURIAL = 1.0
+_DROP = struct.pack("ii", 1, 0)  # struct linger
 # asm-generic/socket.h; Python has no name for it. The kernel doubles it, and keeps an int.
 _SO_SNDBUFFORCE = 32
 _MAX_BUFFER = 2**30 - 1
@@ -74,8 +75,10 @@ class Link:
     def unlimited(self) -> None:
         unlimited(self._sock.fileno())
 
-    def make_room(self, size: int) -> None:
-        make_room(self._sock.fileno(), size)
+    def get_ready(self, room: int) -> None:
+        """For the kernel; see `make_room` and `drop_at_close`."""
+        make_room(self._sock.fileno(), room)
+        drop_at_close(self._sock.fileno())
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -83,6 +86,7 @@ class Link:
     def cut(self) -> None:
         """Ends the connection in both directions; the driver then counts it as dead."""
         with contextlib.suppress(OSError):
+            drop_at_close(self._sock.fileno())  # an older release has not done that
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def bury(self, deadline: Deadline) -> None:
@@ -97,7 +101,7 @@ class Link:
             farewell = Deadline(max(_FAREWELL, 3 * (self.round_trip or 0)))
             while (state := tcp.Info(self._sock).state) != tcp.CLOSE:
                 if not (farewell if state == tcp.FIN_WAIT1 else deadline).sleep(_POLL) or state == tcp.ESTABLISHED:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError):  # TLS in the kernel knows no reset, but `drop_at_close`
                         ioctl.reset_connection(self._sock.fileno())
                     break
         self.close()
@@ -130,6 +134,17 @@ def make_room(number: int, size: int) -> None:
             sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, min(size, _MAX_BUFFER))
         except PermissionError:  # without CAP_NET_ADMIN up to net.core.wmem_max
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, min(size, _MAX_BUFFER))
+
+
+def drop_at_close(number: int) -> None:
+    """Whoever closes the connection last, be it the driver, drops what it has not delivered, and resets it.
+
+    Else TCP keeps that for a quarter of an hour, and an old write comes to the server when the link heals, after newer
+    ones, perhaps of another attachment (SO_LINGER of 0 seconds; __tcp_close in net/ipv4/tcp.c).
+    """
+    with socket.socket(fileno=os.dup(number)) as sock:
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
 
 
 def can_make_room() -> bool:

@@ -61,6 +61,7 @@ class Links:
         self._failing = record.on_loss == 0
         self._handed_over = (time.monotonic(), self._kernel.completed)
         self._doubted = time.monotonic()  # since when there is doubt, where there is
+        self._was_idle = True  # since the last hand-over, as far as somebody has looked
 
     # -- what they are like ----------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class Links:
 
     def is_proven(self) -> bool:
         """A request that was done since, or a driver without any that has wanted no other for long, proves it."""
-        if self._has_served() or (not self._kernel.pending and time.monotonic() - self._doubted > _DOUBT):
+        if self.has_served() or (not self._kernel.pending and time.monotonic() - self._doubted > _DOUBT):
             self._proven = True
         return self._proven
 
@@ -109,12 +110,23 @@ class Links:
         if not self._timeout:
             self._proven, self._doubted = False, time.monotonic()
 
-    def has_served_nothing(self, seconds: float) -> bool:
-        """Whether the last hand-over was less than so long ago, and no request is known to be done since."""
-        return not self._has_served() and time.monotonic() - self._handed_over[0] < seconds
+    def look(self) -> None:
+        """Once a second. A driver without requests is no sign of a server that does none."""
+        self._was_idle = self._was_idle or not self._kernel.pending
 
-    def _has_served(self) -> bool:
-        """A request that failed counts as done, too, and where they may fail for that very reason it says nothing."""
+    def has_served_nothing(self, seconds: float) -> bool:
+        """Whether no request is known to be done since the last hand-over.
+
+        If there was none for a moment, that says something only for so long after the hand-over.
+        """
+        recent = time.monotonic() - self._handed_over[0] < seconds
+        return not self.has_served() and (recent or not self._was_idle)
+
+    def has_served(self) -> bool:
+        """Whether a request is known to be done since the last hand-over began.
+
+        One that failed counts as done, too, and where they may fail for that very reason it says nothing.
+        """
         return not self._failing and self._handed_over[1] != self._kernel.completed
 
     def await_quiet(self, seconds: float) -> bool:
@@ -143,26 +155,42 @@ class Links:
 
     def hand_over(self, link: Link, waiting: Deadline) -> bool:
         """Gives the driver the connection in the place of a dead one; whether it took it before the deadline."""
+        link.get_ready(self._kernel.most_in_flight(self._kernel.max_sectors_kb))
+        before = self._kernel.completed  # what waits is done while we make sure that the driver took it
+        try:
+            if not self._is_taken(link, waiting):
+                return False
+        except OSError:
+            link.cut()  # the driver may have it, and nobody would know
+            raise
+        self._links.append(link)
+        self._proven = bool(self._timeout)
+        self._doubted = time.monotonic()
+        self._handed_over = (self._doubted, before)
+        self._was_idle = False
+        return True
+
+    def _is_taken(self, link: Link, waiting: Deadline) -> bool:
         late = _POLL
-        link.make_room(self._kernel.most_in_flight(self._kernel.max_sectors_kb))
         while not self._take(link, late):
             late = min(2 * late, _LATE)
             if link.over or not waiting.sleep(_POLL):
                 return False
-        self._links.append(link)
-        self._proven = bool(self._timeout)
-        self._doubted = time.monotonic()
-        self._handed_over = (self._doubted, self._kernel.completed)
         return True
 
     def settle(self, on_loss: float | None) -> None:
         """The driver waits for a lost server by itself for so long, while no monitor is there to know better."""
         self.complete = len(self._links) == self._wanted
-        self._failing = on_loss == 0
+        self.be_patient(on_loss)
+
+    def be_patient(self, on_loss: float | None) -> None:
+        """Requests wait for a connection again, where they failed."""
         patience = math.inf if on_loss is None else on_loss
         # With one connection and no timeout nothing may be said of it: the driver would set queue/io_timeout, too.
         self._reconfigure(dead_conn_timeout=dead_conn_timeout(patience), timeout=self._timeout or None)
-        self._handed_over = (self._handed_over[0], self._kernel.completed)  # those before may have failed
+        if self._failing:
+            self._handed_over = (self._handed_over[0], self._kernel.completed)  # those before may have failed
+        self._failing = on_loss == 0
 
     def fail_requests(self) -> None:
         """What waits for a connection fails, and what comes fails at once."""

@@ -237,18 +237,21 @@ class Monitor:
             with self._logged(device.name):
                 record = None if device in self._watches else state.load(device)
                 if record and record.reconnect and record.backend == "netlink":
-                    self._watch(device, record, [])
+                    self._watch(Watch(device, record, [], self._log), adopted=True)
 
-    def _watch(self, device: Device, record: state.Record, links: list[Link], relay: Relay | None = None) -> None:
-        watch = Watch(device, record, links, self._log, relay)
+    def _watch(self, watch: Watch, adopted: bool = False) -> None:
+        """In the place of another one. One that was `adopted` holds no connection, so it takes no other one's place."""
+        device = watch.device
         with self._mutex:
             before = self._watches.get(device)
+            if adopted and before:
+                return
             self._watches[device] = watch
             self._outlive()
         if before:
             before.give_way()
         else:
-            self._log(f"{device.name}: watching {record.target}")
+            self._log(f"{device.name}: watching {watch.target}")
         watch.check()
 
     # -- commands ------------------------------------------------------------------------------------------------------
@@ -288,7 +291,7 @@ class Monitor:
             record = state.load(device)
             if record is None or record.backend != "netlink":
                 raise NotAttached(device.path)
-            self._watch(device, record, links, relay)
+            self._watch(Watch(device, record, links, self._log, relay))
             caller.reply("watching")
             return
         with self._mutex:

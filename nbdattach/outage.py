@@ -5,7 +5,8 @@ Theory of operation. An outage begins with the first sign of trouble: a connecti
 
     silent   it owes an answer and none comes. Another connection is dialled, as only a server that answers that one
              shows that it is the old connection that is of no use. It may also recover by itself; then nothing was.
-    dead     it has ended, or we have cut it. Requests wait in the driver for a new one. From now on --on-loss counts.
+    dead     it has ended, or we have cut it. Requests wait in the driver for a new one. From now on --on-loss counts,
+             unless another connection lives: that one serves them.
     failing  --on-loss has passed: requests fail, and we go on trying.
     over     the driver has all its connections. Where the next one dies before it has served one request, it was not
              over at all, and goes on as it was ("fruitless").
@@ -58,14 +59,22 @@ class Outage:
     told: bool = False  # so have the driver and the log
     failing: bool = False
     fruitless: bool = False
+    served: bool = False  # by a connection that lives
 
     def age(self, now: float) -> float:
         return now - self.began
 
     def lose(self, now: float) -> None:
-        """A connection is known to be dead."""
+        """No connection lives."""
+        self.served = False
         if self.died is None:
             self.died = now
+
+    def keep(self, has_served: bool) -> None:
+        """A connection lives, and has done a request or not: one that dies before it has done any was no help."""
+        self.served = True
+        if has_served:
+            self.died = None
 
     def give_up_silent(self, silence: float, now: float) -> bool:
         """Whether connections that have been silent for so long are to be cut, when the server answers no other either.
@@ -81,7 +90,7 @@ class Outage:
 
     def until_failing(self, now: float) -> float:
         """Seconds; infinite where nothing is to fail, or does already."""
-        if self.failing or self.died is None or self.terms.on_loss is None:
+        if self.failing or self.served or self.died is None or self.terms.on_loss is None:
             return math.inf
         return max(0.0, self.died + self.terms.on_loss - now)
 
@@ -105,7 +114,7 @@ class Outage:
 
     def again(self) -> Outage:
         """The same one, which had only seemed to be over. The driver was told to wait since, so it is told anew."""
-        return dataclasses.replace(self, fruitless=True, told=False, failing=False)
+        return dataclasses.replace(self, fruitless=True, told=False, failing=False, served=False)
 
 
 def pause_after(age: float) -> float:

@@ -232,10 +232,7 @@ class Kernel:
     @property
     def stat(self) -> Stat | None:
         """All at one moment. None where the device is not there."""
-        fields = [int(field) for field in (self._read("stat") or "").split()]
-        if len(fields) < 9:
-            return None
-        return Stat(read=fields[2] * SECTOR, written=fields[6] * SECTOR, inflight=fields[8])
+        return _stat(self._path)
 
     @property
     def written(self) -> int:
@@ -255,9 +252,12 @@ class Kernel:
 
     @property
     def pending(self) -> int:
-        """Requests that are not done, as `Stat` counts them: those for which a kernel waits that freezes the queue."""
-        stat = self.stat
-        return stat.inflight if stat else 0
+        """0 if every request is done, as a kernel wants it that freezes the queue. What cannot be told is not done.
+
+        Linux 6.12 counts those to a partition there only, later ones at the device, too.
+        """
+        stats = [_stat(f"{self._path}{part}") for part in ("", *(f"/{name}" for name in self.partitions))]
+        return self.inflight + sum(stat.inflight if stat else 1 for stat in stats)
 
     @property
     def io_timeout(self) -> float:
@@ -294,6 +294,13 @@ class Kernel:
 
     def _read(self, attribute: str) -> str | None:
         return _read(f"{self._path}/{attribute}")
+
+
+def _stat(folder: str) -> Stat | None:
+    fields = [int(field) for field in (_read(f"{folder}/stat") or "").split()]
+    if len(fields) < 9:
+        return None
+    return Stat(read=fields[2] * SECTOR, written=fields[6] * SECTOR, inflight=fields[8])
 
 
 def _read(path: str) -> str | None:

@@ -90,6 +90,11 @@ class Watch:
             remember(record.place(), record.address)
         self._round_trip = self._links.round_trip or _UNKNOWN_ROUND_TRIP
 
+    @property
+    def target(self) -> str:
+        """As it is written down."""
+        return self._record.target
+
     # -- what the monitor calls ------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -112,6 +117,7 @@ class Watch:
                 self._end("no longer attached")
             if self._ended or self._held:
                 return not self._ended
+            self._links.look()
             if self._links.silent or not self._links.is_proven():
                 self.check()
             if self._unsaved:
@@ -259,19 +265,31 @@ class Watch:
     def _in_outage(self, dead: bool) -> Outage:
         with self._kernel_calls():
             outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
+            if dead:
+                self._see_what_lives(outage)
             if dead and not outage.told:
                 outage.told = True
-                outage.lose(boot_time())
                 self._log(f"{self.device.name}: connection to {self._target().uri} lost; {self._consequence(outage)}")
                 self._say_trouble(outage)
             return outage
+
+    def _see_what_lives(self, outage: Outage) -> None:
+        """One of several connections may serve all requests, and be lost or be back while others are dialled."""
+        if not self._links.alive:
+            outage.lose(boot_time())
+            return
+        outage.keep(self._links.has_served())
+        if outage.failing:
+            self._links.be_patient(self._record.on_loss)
+            outage.failing = False
 
     def _known_outage(self) -> Outage:
         """A new one, or that of the monitor before this one, which may have been killed meanwhile."""
         known = state.trouble_of(self.device)
         if known is None or known.began is None:
             return Outage(self._terms, boot_time(), now())
-        return Outage(self._terms, known.began, known.since, died=known.began, failing=known.state == "lost")
+        began = min(known.began, boot_time())  # what was silent counts as dead when --dead-peer has passed, too
+        return Outage(self._terms, began, known.since, died=known.began, failing=known.state == "lost")
 
     def _last_one_again(self) -> Outage | None:
         """Where not one request was done since, and a connection dies as soon as it has come, nothing is over yet."""
@@ -280,6 +298,8 @@ class Watch:
         return None
 
     def _consequence(self, outage: Outage) -> str:
+        if outage.served:
+            return "another one serves"
         if not outage.until_failing(boot_time()):
             return "requests fail"
         on_loss = self._record.on_loss
@@ -310,8 +330,10 @@ class Watch:
     def _give_up_silent(self, outage: Outage) -> None:
         """Neither the old connections get through nor a new one: what comes now shall wait for a good one."""
         with self._kernel_calls():
-            if self._links.silent and outage.give_up_silent(self._links.silence, boot_time()):
-                self._links.cut()
+            silent = self._links.silent
+            if silent and outage.give_up_silent(self._links.silence, boot_time()):
+                for link in silent:
+                    link.cut()
                 self._in_outage(dead=True)
 
     def _note_failure(self, outage: Outage, error: NbdattachError) -> None:
@@ -333,10 +355,9 @@ class Watch:
 
     def _fail_when_due(self, outage: Outage) -> None:
         """When --on-loss has had its time, what waits fails, and what comes fails at once."""
-        if outage.until_failing(boot_time()) > 0:
-            return
         with self._kernel_calls():
-            if self._is_well():
+            self._see_what_lives(outage)
+            if outage.until_failing(boot_time()) > 0 or self._is_well():
                 return
             self._links.fail_requests()
             outage.failing = True
@@ -347,11 +368,11 @@ class Watch:
     def _recovered(self) -> None:
         """The driver has all its connections: as they were before."""
         with self._kernel_calls():
-            outage, self._outage = self._outage, None
+            outage = self._outage
             if outage is None and self._settled:
                 return
             self._settle()
-            self._last_outage = outage
+            self._outage, self._last_outage = None, outage
             if outage and outage.told:
                 seconds = outage.age(boot_time())
                 self._log(f"{self.device.name}: {self._target().uri} connected again after {seconds:.1f} s")
@@ -367,6 +388,7 @@ class Watch:
                 self._log(line)
 
     def _settle(self) -> None:
+        self._settled = False  # should the driver not be told
         self._links.settle(self._record.on_loss)
         self._settled = True
         state.save_trouble(self.device, None)
@@ -487,6 +509,7 @@ class Watch:
 
     def _replace_all(self, fresh: list[Connection]) -> None:
         """Every connection by a new one; what was in flight is sent again over those."""
+        self.check()  # afterwards: what we did not hold may be dead still
         with self._kernel_calls():
             if not self._links.has_dead():  # else requests wait for just this
                 self._links.await_quiet(_QUIET)
@@ -495,7 +518,6 @@ class Watch:
             taken = [self._hand_over(connection, noticed) for connection in fresh]
             self._outage = self._last_outage = None  # what comes now is another one
             self._settle()
-        self.check()  # what we did not hold may be dead still
         if not all(taken):
             cause = "the driver did not take the new connection"
             raise KernelRefused(self.device.path, cause, "the monitor goes on trying: see nbdattach status")

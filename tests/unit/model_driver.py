@@ -78,9 +78,10 @@ class Driver:
         self.failed: list[int] = []
         self.size = MIB
         self._patience = ON_LOSS  # dead_conn_timeout
-        # Since when it lacks a connection, and has not been well in between; and since when it lacks none.
+        # Since when it has had no connection that has served; and since when it lacks none.
         self._ill: float | None = None
         self._whole = -math.inf
+        self._was_idle = True  # since then, when the monitor looked
         self.watched_since = -math.inf  # by this monitor, which may not know that it has only seemed to be well
 
     @property
@@ -91,6 +92,13 @@ class Driver:
     @property
     def connected(self) -> bool:
         return not any(slot.dead or has_ended(slot.sock) for slot in self.slots)
+
+    @property
+    def _lives(self) -> bool:
+        return any(slot.leads_to_a_server and not slot.dead and not has_ended(slot.sock) for slot in self.slots)
+
+    def monitor_looks(self) -> None:
+        self._was_idle = self._was_idle or not self.request
 
     def attach(self, sockets: list[socket.socket]) -> None:
         self.slots = [Slot(sock) for sock in sockets]
@@ -132,12 +140,12 @@ class Driver:
                 self._read(slot)
             if slot.ended == math.inf and has_ended(slot.sock):
                 slot.ended = now
-                if slot.leads_to_a_server and self._ill is None:
-                    self._ill = now
             if now >= slot.ended + self.late and not slot.dead:
                 slot.dead = True
                 self._world.announce()
-        if self.connected and now >= self._whole + FRUITLESS:
+        if not self._lives and self._ill is None:
+            self._ill = now
+        if self.connected and self._was_idle and now >= self._whole + FRUITLESS:
             self._ill = None
         request = self.request
         if request and request.slot and request.slot.dead and now >= request.sent + _RESEND:
@@ -154,7 +162,7 @@ class Driver:
 
     def begin_anew(self) -> None:
         """An outage that follows is another one."""
-        self._ill = None if self.connected else self._world.now
+        self._ill = None if self._lives else self._world.now
 
     def see_that_nothing_waits_for_ever(self) -> None:
         """To be called after the monitor has looked."""
@@ -168,7 +176,7 @@ class Driver:
             while data := slot.sock.recv(8, socket.MSG_DONTWAIT):
                 if len(data) == 8:  # what a scout has sent is shorter
                     self._complete(int.from_bytes(data, "big"), self.done)
-                    self._ill = None if self.connected else self._world.now
+                    self._ill = None
 
     # -- messages --------------------------------------------------------------------------------------------------
 
@@ -207,6 +215,7 @@ class Driver:
         self.slots[place].sock.close()
         self.slots[place] = fresh
         self._whole = self._world.now
+        self._was_idle = False
         if self.request and self.request.slot is None:
             self._send(self.request)
 

@@ -429,7 +429,7 @@ def test_a_send_of_all_that_can_be_in_flight_waits_for_no_server(transport: Tran
     """The server reads nothing."""
     with transport() as (made, ours, _):
         assert not link.has_room(ours.fileno(), ROOM)
-        made.make_room(ROOM)
+        made.get_ready(ROOM)
         assert link.has_room(ours.fileno(), ROOM)
         ours.setblocking(False)
         piece, sent = bytes(1 << 20), 0
@@ -441,7 +441,7 @@ def test_a_send_of_all_that_can_be_in_flight_waits_for_no_server(transport: Tran
 def test_without_the_capability_there_is_as_much_room_as_every_user_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link.socket, "socket", WithoutCapability)
     with unix() as (made, ours, _):
-        made.make_room(ROOM)
+        made.get_ready(ROOM)
         allowed = int(Path("/proc/sys/net/core/wmem_max").read_text())
         assert link.has_room(ours.fileno(), min(allowed, ROOM))
         assert link.has_room(ours.fileno(), ROOM) == (allowed >= ROOM)

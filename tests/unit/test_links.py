@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -152,3 +153,25 @@ def test_quiet_is_a_moment_without_requests(sys: Sys) -> None:
     assert not made.await_quiet(0.01)
     sys.say(completed=6, inflight=0)
     assert made.await_quiet(0)
+
+
+class NoMemory(LateDriver):
+    """It has taken a connection, and there was no memory for its answer."""
+
+    def reconfigure(self, *arguments: object, **more: object) -> None:
+        super().reconfigure(*arguments, **more)  # type: ignore[arg-type]
+        raise OSError(errno.ENOMEM, "no memory")
+
+
+@pytest.mark.usefixtures("sys")
+def test_a_connection_that_the_driver_may_have_is_ended_where_nobody_can_know() -> None:
+    """Else the monitor would offer others without end, while the driver needs none."""
+    made = Links(Device(0), dataclasses.replace(RECORD, io_timeout=3.0), [Link(socket.socketpair()[0])])
+    made.family = cast(netlink.Family, NoMemory())
+    made.cut()
+    made.bury_dead(deadline.Deadline(0))
+    ours, server = socket.socketpair()
+    with server:
+        with pytest.raises(OSError, match="no memory"):
+            made.hand_over(Link(ours), deadline.Deadline(60))
+        assert server.recv(1) == b""

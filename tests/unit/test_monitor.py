@@ -165,6 +165,13 @@ def test_a_device_that_cannot_be_cut_off_from_its_server_keeps_no_other_one(monk
     assert cut == [NBD0, NBD1]
 
 
+def test_a_watch_that_was_adopted_takes_no_place_of_one_that_holds_the_connections() -> None:
+    made = watching()
+    held = made._watches[NBD0]
+    made._watch(Watch(NBD0, WATCHED, [], silent), adopted=True)
+    assert made._watches[NBD0] is held
+
+
 @pytest.mark.parametrize("target", ["garbage://x", "nbd://[", ""])
 def test_a_state_file_that_says_what_cannot_be_costs_no_other_device_its_monitor(
     host: Host, monkeypatch: pytest.MonkeyPatch, target: str

@@ -52,6 +52,30 @@ def test_requests_of_every_kind_are_counted_once_they_are_done(host: Host, stat:
     assert Kernel(NBD0).completed == completed
 
 
+STAT = "  1 0 8 0 20 0 8 0 {} 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "partition", "inflight", "pending"),
+    [(0, 0, "0 0", 0), (0, 2, "0 2", 4), (1, 0, "0 0", 1), (0, 1, "0 0", 1), (0, 0, "1 2", 3), (None, 0, "0 0", 1)],
+)
+def test_a_request_that_any_counter_knows_is_not_done(
+    host: Host, device: int | None, partition: int, inflight: str, pending: int
+) -> None:
+    """Linux 6.12 counts that of a partition there, later ones also at the device; what cannot be read is not quiet."""
+    host.attach()
+    block = host.sys / "block/nbd0"
+    part = host.sys / "class/block/nbd0/nbd0p1"
+    (block / "nbd0p1").mkdir()
+    part.mkdir(parents=True, exist_ok=True)
+    (part / "partition").write_text("1\n")
+    if device is not None:
+        (block / "stat").write_text(STAT.format(device))
+    (block / "nbd0p1/stat").write_text(STAT.format(partition))
+    (block / "inflight").write_text(f"{inflight}\n")
+    assert Kernel(NBD0).pending == pending
+
+
 @pytest.mark.parametrize(
     ("stat", "found"),
     [

@@ -287,11 +287,24 @@ def test_a_step_of_the_clock_makes_no_request_fail_sooner_or_later(
     """The outage began 100 s ago, the monitor was killed meanwhile, and somebody has set the clock."""
     state.save_trouble(NBD0, Trouble("reconnecting", "2026-01-02T03:04:05Z", None, "", boot_time() - 100))
     monkeypatch.setattr("time.time", lambda: 1_767_323_145.0 + step)
-    outage = attachment.watched()._in_outage(dead=True)
+    watch = attachment.watched()
+    watch._links.cut()
+    outage = watch._in_outage(dead=True)
     assert outage.until_failing(boot_time()) == pytest.approx(200, abs=30)
 
 
+def test_no_outage_of_a_monitor_before_this_one_began_in_the_future(attachment: Attachment) -> None:
+    """Requests of a silent server fail when --dead-peer and --on-loss have passed, so that moment may be to come."""
+    moment = boot_time() + 25
+    state.save_trouble(NBD0, Trouble("reconnecting", "2026-01-02T03:04:05Z", None, "", moment))
+    watch = attachment.watched()
+    watch._links.cut()
+    outage = watch._in_outage(dead=True)
+    assert outage.age(boot_time()) >= 0 and outage.died == moment
+
+
 def test_an_outage_is_told_with_the_moment_when_requests_began_to_wait(attachment: Attachment) -> None:
+    attachment.watch._links.cut()
     outage = attachment.watch._in_outage(dead=True)
     trouble = state.trouble_of(NBD0)
     assert trouble and (trouble.state, trouble.began) == ("reconnecting", outage.died)

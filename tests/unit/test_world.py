@@ -16,6 +16,8 @@ from model_driver import MIB
 from world import AWAY, HOME, Server, World
 
 from nbdattach import state
+from nbdattach.client import Connection
+from nbdattach.errors import NoConnection
 
 pytestmark = pytest.mark.once
 # Most of what happens happens to the server that the device is at.
@@ -80,6 +82,10 @@ class Events(RuleBasedStateMachine):
     def one_answers(self, ours: bool) -> None:
         self.server(ours, lambda one: one.reads).answer()
         self.world.go_on()
+
+    @rule(quick=st.booleans())
+    def servers_answer_at_once(self, quick: bool) -> None:
+        self.world.quick = quick
 
     @rule(ours=at_ours)
     def one_has_another_size(self, ours: bool) -> None:
@@ -210,6 +216,76 @@ def test_a_link_that_recovers_by_itself_after_a_restart_of_its_server_is_left_al
         world.step(pauses=200)
         assert world.driver.connected and state.trouble_of(world.watch.device) is None
         assert len(home.accepted) - before <= 1  # it was dialled once, to see whether it answers
+
+
+def go_on(world: World, seconds: int) -> None:
+    end = world.now + seconds
+    while world.now < end:
+        world.clock.sleep(1)
+        world.step()
+
+
+def test_what_is_served_while_a_connection_is_handed_over_ends_the_outage() -> None:
+    """The next loss is another one, and --on-loss begins anew."""
+    with World(1) as world:
+        home, world.quick = world.servers[HOME], True
+        home.die()
+        world.driver.submit(1)
+        go_on(world, 250)
+        home.lives = True
+        go_on(world, 6)
+        assert world.driver.done == [1]
+        home.die()
+        world.driver.submit(2)
+        go_on(world, 250)
+        assert world.driver.failed == []
+        go_on(world, 60)
+        assert world.driver.failed == [2]
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+@pytest.mark.parametrize("lives", [1, 14, 60])
+def test_requests_fail_after_on_loss_though_a_server_comes_again_and_again_and_serves_none(
+    connections: int, lives: int
+) -> None:
+    with World(connections) as world:
+        home = world.servers[HOME]
+        home.die()
+        world.driver.submit(1)
+        while not world.driver.failed:
+            home.lives = True
+            go_on(world, lives)
+            home.die()
+            go_on(world, 2)  # `see_that_nothing_waits_for_ever` ends this
+        assert world.driver.failed == [1]
+
+
+def test_nothing_fails_while_one_of_two_connections_serves() -> None:
+    """The server has one place only after a restart, for longer than --on-loss; then it restarts once more."""
+    with World(2) as world:
+        home = world.servers[HOME]
+        dial = world.watch._carrier.dial
+
+        def dial_if_there_is_room(*arguments: object, **more: object) -> Connection:
+            if home.accepted:
+                raise NoConnection(HOME, "no place", "")
+            return dial(*arguments, **more)  # type: ignore[arg-type]
+
+        world.watch._carrier.dial = dial_if_there_is_room  # type: ignore[method-assign]
+        world.quick = True
+        home.die()
+        go_on(world, 1)
+        home.lives = True
+        for number in range(400):
+            go_on(world, 1)
+            world.driver.submit(number)
+            world.go_on()
+        home.die()
+        world.driver.submit(400)
+        go_on(world, 3)
+        home.lives = True
+        go_on(world, 10)
+        assert (world.driver.failed, world.driver.done[-1]) == ([], 400)
 
 
 TestEvents = Events.TestCase

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Nothing that was sent over a connection that was given up comes to the server later, after newer writes.
+
+TCP keeps what it has not delivered, and sends it when the link is back, for a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from certificates import make
+from far import ADDRESS, cut_link, heal_link
+from leftovers import monitors
+from servers import Server, nbdkit
+from test_restart import network  # noqa: F401 - a fixture
+from tool import attached, connect, eventually, nbd_ok, shell, sparse_file
+
+from nbdattach import launch
+from nbdattach.device import Device
+from nbdattach.sysfs import Kernel
+
+pytestmark = pytest.mark.netlink  # both backends are in it
+FIRST = Kernel(Device(0))
+BLOCK = 4096
+BLOCKS = 8
+
+
+def write(number: int, content: bytes) -> None:
+    node = os.open("/dev/nbd0", os.O_WRONLY | os.O_DIRECT)
+    try:
+        block = mmap.mmap(-1, BLOCK)
+        block[:] = content * BLOCK
+        os.pwritev(node, [block], number * BLOCK)
+    finally:
+        os.close(node)
+
+
+def write_old(number: int) -> None:
+    with suppress(OSError):  # where the device is given up, too
+        write(number, b"O")
+
+
+def given_up() -> bool:
+    """Whether the connection is, while it has data that the server has not."""
+    return any("FIN-WAIT-1" in line for line in connections())
+
+
+def connections() -> list[str]:
+    return shell(f"ss -tnaH dst {ADDRESS}").splitlines()
+
+
+class Site:
+    """A server behind a link, with old writes on their way to it when the link was cut."""
+
+    def __init__(self, stack: ExitStack, folder: Path, far: str, tls: bool) -> None:
+        self.image = sparse_file(folder / "image", 1 << 20)
+        words = ["--tls=require", f"--tls-certificates={make(folder / 'certificates')}"] if tls else []
+        self._server: Server = stack.enter_context(
+            nbdkit(*words, "--threads=1", "file", f"file={self.image}", address=ADDRESS, namespace=far)
+        )
+        self.uri = self._server.export(scheme="nbds" if tls else "nbd")
+        self._writes = [threading.Thread(target=write_old, args=[number]) for number in range(BLOCKS)]
+
+    def lose(self) -> None:
+        write(0, b"A")
+        cut_link()
+        for each in self._writes:
+            each.start()
+
+    def write_new(self) -> None:
+        for each in self._writes:
+            each.join()
+        for number in range(BLOCKS):
+            write(number, b"N")
+
+    def holds_what_is_new(self) -> None:
+        assert [line for line in connections() if "ESTAB" not in line and "SYN-SENT" not in line] == []
+        assert self.image.read_bytes()[: BLOCKS * BLOCK] == b"N" * BLOCKS * BLOCK
+
+
+def in_the_outage() -> None:
+    """The monitor that has given it up is restarted; the next one holds no connection."""
+    eventually(given_up)
+    (monitor,) = monitors()
+    os.kill(monitor, signal.SIGTERM)
+    eventually(lambda: not monitors())
+    launch.ensure_monitor()
+
+
+@pytest.mark.parametrize(
+    ("tls", "meanwhile"),
+    [
+        pytest.param(False, lambda: eventually(given_up), id="clear"),
+        pytest.param(True, lambda: eventually(given_up), id="TLS by the kernel"),
+        pytest.param(False, in_the_outage, id="another monitor"),
+    ],
+)
+def test_no_old_write_comes_after_a_newer_one(
+    tmp_path: Path,
+    network: str,  # noqa: F811
+    tls: bool,
+    meanwhile: Callable[[], None],
+) -> None:
+    with ExitStack() as stack:
+        site = Site(stack, tmp_path, network, tls)
+        with attached(site.uri, "nbd0", **({"tls_verify": False} if tls else {})):
+            site.lose()
+            meanwhile()
+            heal_link()
+            site.write_new()
+            site.holds_what_is_new()
+
+
+def force() -> None:
+    nbd_ok("disconnect", "--force", "nbd0")
+
+
+def wait_for_the_worker() -> None:
+    eventually(lambda: not FIRST.attached)
+    nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.parametrize(("backend", "end"), [("netlink", force), ("ioctl", wait_for_the_worker)])
+def test_no_old_write_comes_to_the_next_attachment(
+    tmp_path: Path,
+    network: str,  # noqa: F811
+    backend: str,
+    end: Callable[[], None],
+) -> None:
+    with ExitStack() as stack:
+        site = Site(stack, tmp_path, network, tls=False)
+        connect(site.uri, "nbd0", backend=backend, dead_peer=3)
+        site.lose()
+        end()
+        heal_link()
+        with attached(site.uri, "nbd0", backend=backend):
+            site.write_new()
+            site.holds_what_is_new()
