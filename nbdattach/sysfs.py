@@ -6,6 +6,7 @@ Source of the attributes: drivers/block/nbd.c (pid, backend), Documentation/ABI/
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ SYS = "/sys"
 SECTOR = 512
 # Bytes: the kernel shows an attribute in one page at most.
 _MAX_ATTRIBUTE = 1 << 16
+# Of this process or machine, and no sign that the kernel has no such attribute.
+_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Bytes, of what the netlink backend has for an identifier.
 MAX_IDENTIFIER = 1024
 DEFAULT_IO_TIMEOUT = 30.0
@@ -304,13 +307,15 @@ def _stat(folder: str) -> Stat | None:
 
 
 def _read(path: str) -> str | None:
-    """The attribute's text; None where there is none, or it went while we looked.
+    """The attribute's text; None where there is none, or it went while we looked. Raises the errors of `_OWN_TROUBLE`.
 
     Three system calls; a file of Python makes three times as many, and `status` reads some thousand attributes.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in _OWN_TROUBLE:
+            raise
         return None
     try:
         return os.read(fd, _MAX_ATTRIBUTE).decode(errors="surrogateescape").strip() or None

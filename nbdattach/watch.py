@@ -73,7 +73,7 @@ class Watch:
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
         self._check = False
-        self._held = False
+        self._held = 0  # by so many commands
         self._ended = False
         self._orders: list[tuple[Callable[[], str], Done]] = []
         # Around what the kernel is told, and our links; may be held for as long as a burial takes.
@@ -129,14 +129,16 @@ class Watch:
     def hold(self) -> None:
         """Hands off: on return nothing of ours touches the device, until `release`. May take some seconds."""
         with self._news:
-            self._held = True
+            self._held += 1
             self._news.notify_all()
         with self._at_kernel:
             return
 
     def release(self) -> None:
         with self._news:
-            self._held = False
+            self._held -= 1
+            if self._held:
+                return
         # Its record goes with a detach, though the device may stay until the last of its users has closed it.
         if self._links.is_there() and state.remembers(self.device):
             self.check()
@@ -208,7 +210,7 @@ class Watch:
             self._log(f"{self.device.name}: {error}; once more")
             with self._news:
                 self._check = True
-                self._news.wait_for(lambda: self._held or self._ended, timeout=_OWN_TROUBLE)
+                self._news.wait_for(lambda: bool(self._held) or self._ended, timeout=_OWN_TROUBLE)
             return True
 
     def _next_work(self) -> Callable[[], None] | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,14 @@ def test_counters_are_told_in_bytes(host: Host, stat: str | None, found: Stat | 
     if stat is not None:
         (host.sys / "block/nbd0/stat").write_text(stat)
     assert Kernel(NBD0).stat == found
+
+
+def test_a_process_without_descriptors_does_not_take_a_device_for_detached(host: Host) -> None:
+    host.attach()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Kernel(NBD0).pid  # noqa: B018 - it reads
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

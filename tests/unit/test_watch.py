@@ -74,6 +74,9 @@ class Attachment:
         export = Export("disk", self.size, 1, "newstyle-fixed")
         return cast(Connection, SimpleNamespace(stream=stream, export=export, relay=None, tls=None))
 
+    def patch(self, owner: object, name: str, value: object) -> None:
+        self._monkeypatch.setattr(owner, name, value)
+
     @property
     def is_cut(self) -> bool:
         """Whether its first connection is."""
@@ -154,6 +157,18 @@ def test_an_order_that_fails_in_an_unforeseen_way_is_answered(attachment: Attach
     with pytest.raises(ZeroDivisionError):
         attachment.watch._obey(fail, outcomes.append)
     assert [str(outcome) for outcome in outcomes] == ["/dev/nbd0: ZeroDivisionError: by zero"]
+
+
+def test_two_commands_that_hold_a_device_hold_it_until_both_are_done(attachment: Attachment) -> None:
+    watch = attachment.watch
+    checked: list[None] = []
+    attachment.patch(watch, "check", lambda: checked.append(None))
+    watch.hold()
+    watch.hold()
+    watch.release()
+    assert checked == []
+    watch.release()
+    assert checked == [None]
 
 
 # -- another server ----------------------------------------------------------------------------------------------------
