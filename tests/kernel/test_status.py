@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import workers
+from leftovers import monitors, workers
 from servers import nbdkit
 from tool import ALL, BACKEND, BY_IOCTL, attached, connect, eventually, nbd, nbd_ok, shell
 
@@ -86,7 +86,7 @@ def test_a_killed_worker_and_a_pid_that_another_program_has_now(monkeypatch: pyt
         shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
         worker = told()["pid"]
         os.kill(worker, signal.SIGKILL)
-        eventually(lambda: not workers())
+        eventually(lambda: [pid for pid, _ in workers()] == monitors())
         assert (told()["state"], told()["target"]) == ("lost", server.uri)
         # The kernel numbers on; the number comes round again in seconds on a busy host.
         with subprocess.Popen(["sleep", "60"]) as sleeper:
