@@ -6,8 +6,11 @@ From Linux 6.12 on the kernel waits for them with a lock that each message for e
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import mmap
 import os
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,6 +27,7 @@ from nbdattach.sysfs import Kernel
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
 FIRST = Kernel(Device(0))
+BLKPG = 0x1269
 IOSTATS = Path("/sys/block/nbd0/queue/iostats")
 # Linux 6.1 does not count a flush, and does not wait for it either.
 WAITS = os.uname().release.split(".")[:2] != ["6", "1"]
@@ -108,8 +112,17 @@ def write(path: str = "/dev/nbd0") -> None:
 
 def write_to_a_partition() -> None:
     """Linux 6.12 counts it there only."""
-    shell("addpart /dev/nbd0 1 0 2048")
+    add_partition(Path("/dev/nbd0"), 1 << 20)
     write("/dev/nbd0p1")
+
+
+def add_partition(device: Path, size: int) -> None:
+    """The first one, at the beginning: BLKPG of linux/blkpg.h, as Debian 13 has no addpart(8)."""
+    add, number = 1, 1
+    partition = ctypes.create_string_buffer(struct.pack("@qqi64s64s", 0, size, number, b"", b""))
+    argument = struct.pack("@iiiP", add, 0, ctypes.sizeof(partition), ctypes.addressof(partition))
+    with device.open("rb") as node:
+        fcntl.ioctl(node, BLKPG, argument)
 
 
 def flush() -> None:
