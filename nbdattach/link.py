@@ -85,8 +85,10 @@ class Link:
 
     def cut(self) -> None:
         """Ends the connection in both directions; the driver then counts it as dead."""
+        if self._tcp:
+            with contextlib.suppress(OSError):  # an older release has not done that
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
         with contextlib.suppress(OSError):
-            drop_at_close(self._sock.fileno())  # an older release has not done that
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def bury(self, deadline: Deadline) -> None:

@@ -82,6 +82,11 @@ class Links:
         return any(not link.over for link in list(self._links))
 
     @property
+    def answering(self) -> bool:
+        """Whether any of those lives, and is not silent."""
+        return any(not link.over and not link.silent for link in self._links)
+
+    @property
     def silence(self) -> float:
         """Seconds for which the most silent peer has owed an answer."""
         return max((link.silence for link in self._links), default=0.0)
@@ -120,7 +125,8 @@ class Links:
         If there was none for a moment, that says something only for so long after the hand-over.
         """
         recent = time.monotonic() - self._handed_over[0] < seconds
-        return not self.has_served() and (recent or not self._was_idle)
+        waits = not self._failing and not self._was_idle  # where requests fail, none waits
+        return not self.has_served() and (recent or waits)
 
     def has_served(self) -> bool:
         """Whether a request is known to be done since the last hand-over began.

@@ -71,7 +71,7 @@ class Outage:
             self.died = now
 
     def keep(self, has_served: bool) -> None:
-        """A connection lives, and has done a request or not: one that dies before it has done any was no help."""
+        """A connection lives and answers; whether it has served: one that dies before it has was no help."""
         self.served = True
         if has_served:
             self.died = None

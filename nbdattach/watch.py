@@ -279,8 +279,10 @@ class Watch:
         """One of several connections may serve all requests, and be lost or be back while others are dialled."""
         if not self._links.alive:
             outage.lose(boot_time())
+        if not self._links.answering:
+            outage.served = False
             return
-        outage.keep(self._links.has_served())
+        outage.keep(not self._links.has_served_nothing(FRUITLESS))
         if outage.failing:
             self._links.be_patient(self._record.on_loss)
             outage.failing = False
@@ -332,10 +334,9 @@ class Watch:
     def _give_up_silent(self, outage: Outage) -> None:
         """Neither the old connections get through nor a new one: what comes now shall wait for a good one."""
         with self._kernel_calls():
-            silent = self._links.silent
-            if silent and outage.give_up_silent(self._links.silence, boot_time()):
-                for link in silent:
-                    link.cut()
+            if self._links.silent and outage.give_up_silent(self._links.silence, boot_time()):
+                # All of them: over one that lives requests would be done while the silent one still has older ones.
+                self._links.cut()
                 self._in_outage(dead=True)
 
     def _note_failure(self, outage: Outage, error: NbdattachError) -> None:

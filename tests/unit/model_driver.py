@@ -78,9 +78,9 @@ class Driver:
         self.failed: list[int] = []
         self.size = MIB
         self._patience = ON_LOSS  # dead_conn_timeout
-        # Since when it has had no connection that has served; and since when it lacks none.
+        # Since when it has had no connection that has served; and when it took the last one.
         self._ill: float | None = None
-        self._whole = -math.inf
+        self._taken = -math.inf
         self._was_idle = True  # since then, when the monitor looked
         self.watched_since = -math.inf  # by this monitor, which may not know that it has only seemed to be well
 
@@ -145,7 +145,7 @@ class Driver:
                 self._world.announce()
         if not self._lives and self._ill is None:
             self._ill = now
-        if self.connected and self._was_idle and now >= self._whole + FRUITLESS:
+        if self._lives and self._was_idle and now >= self._taken + FRUITLESS:
             self._ill = None
         request = self.request
         if request and request.slot and request.slot.dead and now >= request.sent + _RESEND:
@@ -214,7 +214,7 @@ class Driver:
             fresh.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _LIMIT)
         self.slots[place].sock.close()
         self.slots[place] = fresh
-        self._whole = self._world.now
+        self._taken = self._world.now
         self._was_idle = False
         if self.request and self.request.slot is None:
             self._send(self.request)

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import socket
 import struct
 import termios
@@ -119,6 +120,17 @@ def test_what_we_have_closed_is_over() -> None:
         made = Link(ours)
         made.close()
         assert made.over
+
+
+def test_a_connection_is_cut_though_there_is_no_free_descriptor() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with tcp() as (made, _, theirs):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            made.cut()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert theirs.recv(1) == b""
 
 
 def test_a_reset_connection_is_over() -> None:

@@ -147,6 +147,17 @@ def test_requests_that_stand_still_are_a_doubt_however_long_they_do(sys: Sys) ->
         assert made.is_proven()
 
 
+def test_where_requests_fail_at_once_none_waits_for_a_server(sys: Sys) -> None:
+    """So requests under way each time somebody looks say nothing of the last outage."""
+    driver = LateDriver()
+    with handed_over(driver, FAIL) as (made, _, _taken):
+        sys.say(completed=5, inflight=1)
+        made.look()
+        assert made.has_served_nothing(10)
+        driver.clock.sleep(3600)
+        assert not made.has_served_nothing(10)
+
+
 def test_quiet_is_a_moment_without_requests(sys: Sys) -> None:
     made = Links(Device(0), RECORD, [])
     sys.say(completed=5, inflight=1)

@@ -6,14 +6,16 @@ monitor. What must never happen is told in `world`; here is what may happen, and
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 
 import pytest
+import world as world_module
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from model_driver import MIB
-from world import AWAY, HOME, Server, World
+from model_driver import MIB, ON_LOSS
+from world import AWAY, HOME, ModelLink, Server, World
 
 from nbdattach import state
 from nbdattach.client import Connection
@@ -260,7 +262,8 @@ def test_requests_fail_after_on_loss_though_a_server_comes_again_and_again_and_s
         assert world.driver.failed == [1]
 
 
-def test_nothing_fails_while_one_of_two_connections_serves() -> None:
+@pytest.mark.parametrize("busy", [True, False])
+def test_nothing_fails_while_one_of_two_connections_lives(busy: bool) -> None:
     """The server has one place only after a restart, for longer than --on-loss; then it restarts once more."""
     with World(2) as world:
         home = world.servers[HOME]
@@ -278,14 +281,38 @@ def test_nothing_fails_while_one_of_two_connections_serves() -> None:
         home.lives = True
         for number in range(400):
             go_on(world, 1)
-            world.driver.submit(number)
-            world.go_on()
+            if busy:
+                world.driver.submit(number)
+                world.go_on()
         home.die()
         world.driver.submit(400)
         go_on(world, 3)
         home.lives = True
         go_on(world, 10)
         assert (world.driver.failed, world.driver.done[-1]) == ([], 400)
+
+
+def owed(link: ModelLink) -> float:
+    """Silence of a link that loses all but small packets: it owes an answer as soon as a request is sent."""
+    request = link._world.driver.request
+    if link.over or request is None or request.slot is None:
+        return 0.0
+    same = os.fstat(link.fileno()).st_ino == os.fstat(request.slot.sock.fileno()).st_ino
+    return link._world.now - request.sent if same else 0.0
+
+
+def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_nothing_gets_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ModelLink, "silence", property(owed))
+    monkeypatch.setattr(world_module.World, "check", lambda _: None)  # each connection is cut, and has reason to be
+    with World(1) as world:
+        world.servers[HOME].slow = True
+        world.driver.submit(1)
+        began = world.now
+        while not world.driver.failed:
+            go_on(world, 5)
+            assert world.now < began + ON_LOSS + 100
 
 
 TestEvents = Events.TestCase
