@@ -76,18 +76,15 @@ class Link:
         unlimited(self._sock.fileno())
 
     def get_ready(self, room: int) -> None:
-        """For the kernel; see `make_room` and `drop_at_close`."""
-        make_room(self._sock.fileno(), room)
-        drop_at_close(self._sock.fileno())
+        get_ready(self._sock.fileno(), room)
 
     def fileno(self) -> int:
         return self._sock.fileno()
 
     def cut(self) -> None:
         """Ends the connection in both directions; the driver then counts it as dead."""
-        if self._tcp:
-            with contextlib.suppress(OSError):  # an older release has not done that
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
+        with contextlib.suppress(OSError):  # an older release has not done that
+            _drop_at_close(self._sock)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -124,6 +121,12 @@ def unlimited(number: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(_TIMEVAL.size))
 
 
+def get_ready(number: int, room: int) -> None:
+    """For the driver by netlink, which keeps a device over many connections."""
+    make_room(number, room)
+    drop_at_close(number)
+
+
 def make_room(number: int, size: int) -> None:
     """Lets the socket's buffer take so many bytes at once, so that no send has to wait for its peer.
 
@@ -145,8 +148,13 @@ def drop_at_close(number: int) -> None:
     ones, perhaps of another attachment (SO_LINGER of 0 seconds; __tcp_close in net/ipv4/tcp.c).
     """
     with socket.socket(fileno=os.dup(number)) as sock:
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
+        _drop_at_close(sock)
+
+
+def _drop_at_close(sock: socket.socket) -> None:
+    """Takes no descriptor, so that a connection can be cut where there is no free one."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
 
 
 def can_make_room() -> bool:

@@ -106,7 +106,7 @@ class Links:
 
     def is_proven(self) -> bool:
         """A request that was done since, or a driver without any that has wanted no other for long, proves it."""
-        if self.has_served() or (not self._kernel.pending and time.monotonic() - self._doubted > _DOUBT):
+        if self._has_served() or (not self._kernel.pending and time.monotonic() - self._doubted > _DOUBT):
             self._proven = True
         return self._proven
 
@@ -126,9 +126,9 @@ class Links:
         """
         recent = time.monotonic() - self._handed_over[0] < seconds
         waits = not self._failing and not self._was_idle  # where requests fail, none waits
-        return not self.has_served() and (recent or waits)
+        return not self._has_served() and (recent or waits)
 
-    def has_served(self) -> bool:
+    def _has_served(self) -> bool:
         """Whether a request is known to be done since the last hand-over began.
 
         One that failed counts as done, too, and where they may fail for that very reason it says nothing.

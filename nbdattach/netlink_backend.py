@@ -27,7 +27,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
 from nbdattach.interpreter import bare_python
-from nbdattach.link import drop_at_close, make_room, unlimited
+from nbdattach.link import get_ready, unlimited
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.wishes import DEFAULT_ON_LOSS
@@ -99,8 +99,7 @@ def attach(device: Device, job: Job) -> Claimed:
         try:
             room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
             for number in job.sockets:
-                make_room(number, room)
-                drop_at_close(number)
+                get_ready(number, room)
             locks.enter_context(_guarded(device, job))
             try:
                 _connect(family, device, job)  # an interrupt is told only after it is done

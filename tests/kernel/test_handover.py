@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from load import Load
+from load import BLOCK, Load, write_direct
 from servers import nbdkit
 from test_restart import MIB, nothing_goes_wrong, place, state_of
 from tool import ALL, attached, eventually, nbd, nbd_ok, shell
@@ -21,16 +20,6 @@ from nbdattach import state, status
 from nbdattach.device import Device
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
-
-
-def write_one_block(content: bytes = b"x") -> None:
-    fd = os.open("/dev/nbd0", os.O_WRONLY | os.O_DIRECT)
-    try:
-        block = mmap.mmap(-1, 4096)
-        block[:] = content * 4096
-        os.pwritev(fd, [block], 0)
-    finally:
-        os.close(fd)
 
 
 # -- reconnect ---------------------------------------------------------------------------------------------------------
@@ -89,7 +78,7 @@ def test_what_reconnect_calls_connected_serves(tmp_path: Path) -> None:
     with there.serve() as server, attached(server.uri, "nbd0"):
         for number in range(24 if ALL else 8):
             nbd_ok("reconnect", "nbd0")
-            write_one_block(bytes([number]))
+            write_direct("/dev/nbd0", content=bytes([number]) * BLOCK)
             assert there.image.read_bytes()[:4096] == bytes([number]) * 4096
 
 
@@ -120,10 +109,10 @@ def test_nothing_moves_to_another_server_that_cannot_be_written_down(tmp_path: P
         with without_space(state.RUN):
             done = nbd("reconnect", "nbd0", other.uri)
             assert done.code != 0 and "No space left on device" in done.err
-            write_one_block(b"1")
+            write_direct("/dev/nbd0", content=b"1" * BLOCK)
         assert (old.image.read_bytes()[:1], new.image.read_bytes()[:1]) == (b"1", b"\0")
         nbd_ok("reconnect", "nbd0", other.uri)
-        write_one_block(b"2")
+        write_direct("/dev/nbd0", content=b"2" * BLOCK)
         assert (old.image.read_bytes()[:1], new.image.read_bytes()[:1]) == (b"1", b"2")
 
 
@@ -135,7 +124,7 @@ def test_a_slow_server_gets_each_request_once_though_two_connections_were_wanted
     log = tmp_path / "log"
     with nbdkit("--filter=log", "--filter=delay", "memory", "1M", f"logfile={log}", "delay-write=7") as server:
         nbd_ok("connect", "--connections", "2", server.uri, "nbd0")
-        write_one_block()
+        write_direct("/dev/nbd0")
         nbd_ok("disconnect", "nbd0")
     eventually(lambda: "Disconnect" in log.read_text())
     assert log.read_text().count(" Write ") == 1

@@ -6,7 +6,6 @@ TCP keeps what it has not delivered, and sends it when the link is back, for a q
 
 from __future__ import annotations
 
-import mmap
 import os
 import signal
 import threading
@@ -18,6 +17,7 @@ import pytest
 from certificates import make
 from far import ADDRESS, cut_link, heal_link
 from leftovers import monitors
+from load import BLOCK, write_direct
 from servers import Server, nbdkit
 from test_restart import network  # noqa: F401 - a fixture
 from tool import attached, connect, eventually, nbd_ok, shell, sparse_file
@@ -28,18 +28,11 @@ from nbdattach.sysfs import Kernel
 
 pytestmark = pytest.mark.netlink  # both backends are in it
 FIRST = Kernel(Device(0))
-BLOCK = 4096
 BLOCKS = 8
 
 
 def write(number: int, content: bytes) -> None:
-    node = os.open("/dev/nbd0", os.O_WRONLY | os.O_DIRECT)
-    try:
-        block = mmap.mmap(-1, BLOCK)
-        block[:] = content * BLOCK
-        os.pwritev(node, [block], number * BLOCK)
-    finally:
-        os.close(node)
+    write_direct("/dev/nbd0", number * BLOCK, content * BLOCK)
 
 
 def write_old(number: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import mmap
 import os
 import struct
 import threading
@@ -17,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from load import Load
+from load import Load, write_direct
 from servers import nbdkit
 from test_restart import MIB, nothing_goes_wrong, place, trouble_of
 from tool import attached, eventually, nbd, nbd_ok, shell
@@ -104,16 +103,14 @@ def test_a_device_that_is_open_does_not_shrink(tmp_path: Path) -> None:
 # -- requests under way ------------------------------------------------------------------------------------------------
 
 
-def write(path: str = "/dev/nbd0") -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
-    os.pwritev(fd, [mmap.mmap(-1, 4096)], 0)
-    os.close(fd)
+def write() -> None:
+    write_direct("/dev/nbd0")
 
 
 def write_to_a_partition() -> None:
     """Linux 6.12 counts it there only."""
     add_partition(Path("/dev/nbd0"), 1 << 20)
-    write("/dev/nbd0p1")
+    write_direct("/dev/nbd0p1")
 
 
 def add_partition(device: Path, size: int) -> None:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-import mmap
-import os
 import subprocess
 import sys
 import threading
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from far import cut_link
+from load import write_direct
 from servers import nbdkit
 from test_restart import network, place  # noqa: F401 - a fixture
 from tool import attached, connect, eventually, nbd, shell, sparse_file
@@ -38,13 +37,10 @@ def clients(port: int) -> list[str]:
 
 
 def write(number: int, failures: list[OSError]) -> None:
-    node = os.open("/dev/nbd0", os.O_WRONLY | os.O_DIRECT)
     try:
-        os.pwritev(node, [mmap.mmap(-1, MIB)], number * MIB)  # aligned, as O_DIRECT wants it
+        write_direct("/dev/nbd0", number * MIB, bytes(MIB))
     except OSError as error:
         failures.append(error)
-    finally:
-        os.close(node)
 
 
 @pytest.mark.essential
