@@ -200,9 +200,13 @@ class Links:
 
     def fail_requests(self) -> None:
         """What waits for a connection fails, and what comes fails at once."""
-        self._failing = True
+        self.are_failing()
         self._reconfigure(dead_conn_timeout=0)
         self._scout()  # so that what waits finds out
+
+    def are_failing(self) -> None:
+        """Requests fail: from here on one that is done is no sign of a server."""
+        self._failing = True
 
     def set_size(self, size: int) -> None:
         """In bytes. Only while no request is under way."""

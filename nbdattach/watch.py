@@ -140,10 +140,10 @@ class Watch:
             if self._held:
                 return
         # Its record goes with a detach, though the device may stay until the last of its users has closed it.
-        if self._links.is_there() and state.remembers(self.device):
-            self.check()
-        else:
-            self._end("no longer attached")
+        with contextlib.suppress(OSError):  # what cannot be seen now is seen by the thread, once it can be
+            if not (self._links.is_there() and state.remembers(self.device)):
+                self._end("no longer attached")
+        self.check()
 
     def cut(self) -> None:
         """The connections are of no more use: whoever sends over them gets an error."""
@@ -293,7 +293,10 @@ class Watch:
         if known is None or known.began is None:
             return Outage(self._terms, boot_time(), now())
         began = min(known.began, boot_time())  # what was silent counts as dead when --dead-peer has passed, too
-        return Outage(self._terms, began, known.since, died=known.began, failing=known.state == "lost")
+        failing = known.state == "lost"
+        if failing:
+            self._links.are_failing()
+        return Outage(self._terms, began, known.since, died=known.began, failing=failing)
 
     def _last_one_again(self) -> Outage | None:
         """Where not one request was done since, and a connection dies as soon as it has come, nothing is over yet."""

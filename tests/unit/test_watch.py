@@ -171,6 +171,20 @@ def test_two_commands_that_hold_a_device_hold_it_until_both_are_done(attachment:
     assert checked == [None]
 
 
+def test_hands_that_are_off_come_back_though_this_machine_has_no_descriptor_left(attachment: Attachment) -> None:
+    """A thread of the watch may wait for just that, and a device that nobody watches would lose its server for good."""
+
+    def no_descriptor(_: Links) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    checked: list[None] = []
+    attachment.patch(attachment.watch, "check", lambda: checked.append(None))
+    attachment.patch(Links, "is_there", no_descriptor)
+    attachment.watch.hold()
+    attachment.watch.release()
+    assert checked == [None]
+
+
 # -- another server ----------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +330,18 @@ def test_no_outage_of_a_monitor_before_this_one_began_in_the_future(attachment: 
     watch._links.cut()
     outage = watch._in_outage(dead=True)
     assert outage.age(boot_time()) >= 0 and outage.died == moment
+
+
+@pytest.mark.parametrize("word", ["lost", "reconnecting"])
+def test_a_request_that_fails_while_the_server_is_lost_is_no_sign_of_it_to_the_next_monitor_either(
+    attachment: Attachment, word: str
+) -> None:
+    state.save_trouble(NBD0, Trouble(word, "2026-01-02T03:04:05Z", None, "", boot_time() - 400))
+    watch = attachment.watched()
+    watch._links.cut()
+    watch._in_outage(dead=True)
+    attachment.sys.say(completed=1, inflight=0)
+    assert watch._links._has_served() == (word == "reconnecting")
 
 
 def test_an_outage_is_told_with_the_moment_when_requests_began_to_wait(attachment: Attachment) -> None:
