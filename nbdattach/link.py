@@ -23,11 +23,14 @@ _FAREWELL = 0.05
 _SCOUT_ENDS = 0.01
 _BURIAL = 1.0
 _DROP = struct.pack("ii", 1, 0)  # struct linger
+# With several connections: TCP ends one after so much of the time after which the driver would use another one.
+_SOONER = 0.75
 # asm-generic/socket.h; Python has no name for it. The kernel doubles it, and keeps an int.
 _SO_SNDBUFFORCE = 32
 _MAX_BUFFER = 2**30 - 1
 # What the kernel takes (MAX_TCP_KEEPIDLE in net/tcp.h).
 _MAX_KEEPALIVE = 32767
+_MAX_INT = 2**31 - 1
 
 
 class Link:
@@ -75,8 +78,8 @@ class Link:
     def unlimited(self) -> None:
         unlimited(self._sock.fileno())
 
-    def get_ready(self, room: int) -> None:
-        get_ready(self._sock.fileno(), room)
+    def get_ready(self, room: int, resent_after: float) -> None:
+        get_ready(self._sock.fileno(), room, resent_after)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -88,22 +91,31 @@ class Link:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    def bury(self, deadline: Deadline) -> None:
+    def bury(self, deadline: Deadline) -> bool:
         """Returns when nothing that was sent over it can still come to the server: no old write may arrive late.
 
         What the server has received already it shall finish: until the deadline it may say so by closing its end.
+        False where that is only so once the driver closes it, too: TLS in the kernel knows no other reset.
         """
         self.cut()
+        buried = True
         if not self._tcp:
             _await_read(self._sock, deadline)
         else:
             farewell = Deadline(max(_FAREWELL, 3 * (self.round_trip or 0)))
             while (state := tcp.Info(self._sock).state) != tcp.CLOSE:
                 if not (farewell if state == tcp.FIN_WAIT1 else deadline).sleep(_POLL) or state == tcp.ESTABLISHED:
-                    with contextlib.suppress(OSError):  # TLS in the kernel knows no reset, but `drop_at_close`
-                        ioctl.reset_connection(self._sock.fileno())
+                    buried = self._reset()
                     break
         self.close()
+        return buried
+
+    def _reset(self) -> bool:
+        try:
+            ioctl.reset_connection(self._sock.fileno())
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         self._sock.close()
@@ -121,10 +133,16 @@ def unlimited(number: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(_TIMEVAL.size))
 
 
-def get_ready(number: int, room: int) -> None:
-    """For the driver by netlink, which keeps a device over many connections."""
+def get_ready(number: int, room: int, resent_after: float) -> None:
+    """For the driver by netlink, which keeps a device over many connections.
+
+    `resent_after`: seconds after which it sends a request again over another connection that it has; 0 where it has
+    no other one.
+    """
     make_room(number, room)
     drop_at_close(number)
+    if resent_after:
+        give_up_within(number, resent_after * _SOONER)
 
 
 def make_room(number: int, size: int) -> None:
@@ -149,6 +167,19 @@ def drop_at_close(number: int) -> None:
     """
     with socket.socket(fileno=os.dup(number)) as sock:
         _drop_at_close(sock)
+
+
+def give_up_within(number: int, seconds: float) -> None:
+    """TCP ends the connection, and drops what it has not delivered, when the peer acknowledges nothing for so long.
+
+    The driver only shuts down a connection whose request is too old (nbd_xmit_timeout), and sends the request again
+    over another one. TCP would go on with the first one, and an old write would come to the server after a newer one.
+    (TCP_USER_TIMEOUT, tcp(7). It also holds while the peer's window is closed, so it is nothing for a connection that
+    has no other one beside it: see `tcp`.)
+    """
+    with socket.socket(fileno=os.dup(number)) as sock:
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _within(seconds * 1000, _MAX_INT))
 
 
 def _drop_at_close(sock: socket.socket) -> None:

@@ -8,15 +8,19 @@ Decisions that matter:
   timeout, the driver sets it on the socket; where it has none, a scout that is taken before and others that are dropped
   afterwards show it. The latter alone do not: the driver drops all while it has not seen the connection before end, and
   on a busy machine it may be late. So until a request is done, it is asked again.
+* Before the driver gets a new connection, TCP has nothing left of a dead one that it could still send. What we cannot
+  reset, the driver does when it closes it: a scout takes the place of each connection that is dead.
 * The limits of the queue are never written here, and a size only while no request is under way: newer kernels wait for
   all of them, for ever when their server is gone, and hold the lock meanwhile that each message for each device needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import time
+from collections.abc import Callable
 
 from nbdattach import netlink
 from nbdattach.deadline import Deadline
@@ -33,6 +37,9 @@ _LATE = 0.1
 _DOUBT = 10.0
 _POLL = 0.005
 _QUICK_POLL = 0.0005
+_FAILING_POLL = 0.1
+# The kernel looks at the age of requests so much later, at most (blk_add_timer rounds to whole seconds).
+_TIMER = 2.0
 
 
 class Gone(Exception):
@@ -56,12 +63,16 @@ class Links:
         # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request. Several connections without
         # --io-timeout are of a connect before that was asked for.
         self._timeout = math.ceil(record.io_timeout) or (RESEND_SECONDS if self._wanted > 1 else 0)
+        # Whether the driver may hold a dead connection over which TCP still sends.
+        self._unburied = not self.complete
         # Whether there is no doubt that the driver uses the connection that it was given last.
         self._proven = True
         self._failing = record.on_loss == 0
         self._handed_over = (time.monotonic(), self._kernel.completed)
         self._doubted = time.monotonic()  # since when there is doubt, where there is
         self._was_idle = True  # since the last hand-over, as far as somebody has looked
+        # When a request was last known to be done, or none under way.
+        self._moved, self._completed = time.monotonic(), self._kernel.completed
 
     # -- what they are like ----------------------------------------------------------------------------------------
 
@@ -117,7 +128,26 @@ class Links:
 
     def look(self) -> None:
         """Once a second. A driver without requests is no sign of a server that does none."""
-        self._was_idle = self._was_idle or not self._kernel.pending
+        idle, completed = not self._kernel.pending, self._kernel.completed
+        self._was_idle = self._was_idle or idle
+        if idle or completed != self._completed:
+            self._moved, self._completed = time.monotonic(), completed
+
+    @property
+    def resent_after(self) -> float:
+        """Seconds until a request that was under way over a dead connection comes back to the driver, at most."""
+        return (self._timeout or RESEND_SECONDS) + _TIMER
+
+    @property
+    def stuck(self) -> float:
+        """Seconds for which no request was done although there were some; 0.0 where that says nothing.
+
+        A request of one of several connections has been given to each of the others in that time. One that has no
+        request owes no answer, so it does not look silent.
+        """
+        self.look()
+        seconds = time.monotonic() - self._moved
+        return seconds if self._wanted > 1 and seconds > self._wanted * self.resent_after else 0.0
 
     def has_served_nothing(self, seconds: float) -> bool:
         """Whether no request is known to be done since the last hand-over.
@@ -154,20 +184,22 @@ class Links:
             link.close()
 
     def bury_dead(self, deadline: Deadline) -> None:
-        """Returns when nothing that was sent over them can still come to the server."""
+        """Returns when nothing that was sent over them can still come to the server; `hand_over` does the rest."""
         for link in [link for link in self._links if link.over]:
-            link.bury(deadline)
+            self._unburied = not link.bury(deadline) or self._unburied
             self._links.remove(link)
 
     def hand_over(self, link: Link, waiting: Deadline) -> bool:
         """Gives the driver the connection in the place of a dead one; whether it took it before the deadline."""
-        link.get_ready(self._kernel.most_in_flight(self._kernel.max_sectors_kb))
+        resent_after = self._timeout if self._wanted > 1 else 0
+        link.get_ready(self._kernel.most_in_flight(self._kernel.max_sectors_kb), resent_after)
         before = self._kernel.completed  # what waits is done while we make sure that the driver took it
         try:
             if not self._is_taken(link, waiting):
                 return False
         except OSError:
             link.cut()  # the driver may have it, and nobody would know
+            self._unburied = True
             raise
         self._links.append(link)
         self._proven = bool(self._timeout)
@@ -187,6 +219,7 @@ class Links:
     def settle(self, on_loss: float | None) -> None:
         """The driver waits for a lost server by itself for so long, while no monitor is there to know better."""
         self.complete = len(self._links) == self._wanted
+        self._unburied = self._unburied and not self.complete
         self.be_patient(on_loss)
 
     def be_patient(self, on_loss: float | None) -> None:
@@ -199,10 +232,20 @@ class Links:
         self._failing = on_loss == 0
 
     def fail_requests(self) -> None:
-        """What waits for a connection fails, and what comes fails at once."""
+        """What waits for a connection fails, and what was sent and is not answered; what comes fails at once."""
         self.are_failing()
+        self.cut()
         self._reconfigure(dead_conn_timeout=0)
         self._scout()  # so that what waits finds out
+
+    def await_failure(self, go_on: Callable[[], bool]) -> None:
+        """Until no request is under way, or all that were have come back to the driver; or `go_on` says no.
+
+        A connection that came sooner would get them once more.
+        """
+        patience = Deadline(self.resent_after)
+        while self._kernel.pending and go_on() and patience.sleep(_FAILING_POLL):
+            pass
 
     def are_failing(self) -> None:
         """Requests fail: from here on one that is done is no sign of a server."""
@@ -226,6 +269,8 @@ class Links:
         `late` is how many seconds it has to see a scout end.
         """
         if self._timeout:
+            if self._unburied and not self._close_dead():
+                return False
             self._reconfigure(sockets=[link.fileno()])
             taken = link.limited
             link.unlimited()
@@ -241,6 +286,18 @@ class Links:
         # A driver that was late to see the first scout end has dropped both others, and sees it about now.
         time.sleep(_LATE)
         return not self._scout()
+
+    def _close_dead(self) -> bool:
+        """Whether the driver has closed all dead connections: whether it took a scout in the place of each."""
+        dead = self._wanted - sum(not link.over for link in self._links)
+        with contextlib.ExitStack() as stack:
+            scouts = [stack.enter_context(Scout()) for _ in range(dead)]
+            self._reconfigure(sockets=[scout.fileno() for scout in scouts])
+            taken = [scout.was_taken() for scout in scouts]
+        if not self.complete:  # not all are dead that we do not hold
+            return any(taken)
+        self._unburied = not all(taken)
+        return not self._unburied
 
     def _reconfigure(
         self,

@@ -99,7 +99,7 @@ def attach(device: Device, job: Job) -> Claimed:
         try:
             room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
             for number in job.sockets:
-                get_ready(number, room)
+                get_ready(number, room, job.wishes.io_timeout if len(job.sockets) > 1 else 0.0)
             locks.enter_context(_guarded(device, job))
             try:
                 _connect(family, device, job)  # an interrupt is told only after it is done

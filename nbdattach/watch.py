@@ -277,9 +277,10 @@ class Watch:
 
     def _see_what_lives(self, outage: Outage) -> None:
         """One of several connections may serve all requests, and be lost or be back while others are dialled."""
-        if not self._links.alive:
-            outage.lose(boot_time())
-        if not self._links.answering:
+        stuck = self._links.stuck
+        if stuck or not self._links.alive:
+            outage.lose(boot_time() - stuck)
+        if stuck or not self._links.answering:
             outage.served = False
             return
         outage.keep(not self._links.has_served_nothing(FRUITLESS))
@@ -370,6 +371,7 @@ class Watch:
             self._say_trouble(outage)
         seconds = self._record.on_loss
         self._log(f"{self.device.name}: {self._target().uri} is away for more than {seconds:g} s; requests fail now")
+        self._links.await_failure(lambda: not (self._orders or self._held or self._ended))
 
     def _recovered(self) -> None:
         """The driver has all its connections: as they were before."""

@@ -33,3 +33,9 @@ def cut_link(address: str = ADDRESS) -> None:
 
 def heal_link(address: str = ADDRESS) -> None:
     shell(f"ip -n far addr add {address}/24 dev far")
+
+
+def lose_large_packets() -> None:
+    """Of all connections, also of those that come; small packets get through, and nobody is told (a black hole)."""
+    shell("ip link set near gso_max_segs 1 && ip -n far link set far mtu 600")
+    shell("ip -n far route change 10.9.0.0/24 dev far advmss 1460")

@@ -48,14 +48,15 @@ def given_up() -> list[str]:
 class Site:
     """A server behind a link, with old writes on their way to it when the link was cut."""
 
-    def __init__(self, stack: ExitStack, folder: Path, far: str, tls: bool) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, far: str, tls: bool = False, *, blocks: int = BLOCKS) -> None:
         self.image = sparse_file(folder / "image", 1 << 20)
         words = ["--tls=require", f"--tls-certificates={make(folder / 'certificates')}"] if tls else []
         self._server: Server = stack.enter_context(
             nbdkit(*words, "--threads=1", "file", f"file={self.image}", address=ADDRESS, namespace=far)
         )
         self.uri = self._server.export(scheme="nbds" if tls else "nbd")
-        self._writes = [threading.Thread(target=write_old, args=[number]) for number in range(BLOCKS)]
+        self._blocks = blocks
+        self._writes = [threading.Thread(target=write_old, args=[number]) for number in range(blocks)]
 
     def lose(self) -> None:
         write(0, b"A")
@@ -66,12 +67,13 @@ class Site:
     def write_new(self) -> None:
         for each in self._writes:
             each.join()
-        for number in range(BLOCKS):
+        for number in range(self._blocks):
             write(number, b"N")
 
     def holds_what_is_new(self) -> None:
         assert given_up() == []
-        assert self.image.read_bytes()[: BLOCKS * BLOCK] == b"N" * BLOCKS * BLOCK
+        size = self._blocks * BLOCK
+        assert self.image.read_bytes()[:size] == b"N" * size
 
 
 def in_the_outage() -> None:
@@ -107,6 +109,32 @@ def test_no_old_write_comes_after_a_newer_one(
             site.holds_what_is_new()
 
 
+def connections() -> set[str]:
+    """The ports at this end."""
+    return {line.split()[2] for line in shell(f"ss -tnH state established dst {ADDRESS}").splitlines()}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["clear", "TLS by the kernel"])
+@pytest.mark.parametrize("io_timeout", [1, 5])
+def test_no_old_write_comes_after_one_over_another_connection(
+    tmp_path: Path,
+    network: str,  # noqa: F811
+    tls: bool,
+    io_timeout: int,
+) -> None:
+    """The driver sends a write that is older than --io-timeout again over the other one, which is well."""
+    with ExitStack() as stack:
+        site = Site(stack, tmp_path, network, tls, blocks=1)
+        trust = {"tls_verify": False} if tls else {}
+        with attached(site.uri, "nbd0", connections=2, io_timeout=io_timeout, on_loss=0, **trust):
+            before = connections()
+            site.lose()
+            eventually(lambda: connections() < before)
+            heal_link()
+            site.write_new()
+            site.holds_what_is_new()
+
+
 def force() -> None:
     nbd_ok("disconnect", "--force", "nbd0")
 
@@ -124,7 +152,7 @@ def test_no_old_write_comes_to_the_next_attachment(
     end: Callable[[], None],
 ) -> None:
     with ExitStack() as stack:
-        site = Site(stack, tmp_path, network, tls=False)
+        site = Site(stack, tmp_path, network)
         connect(site.uri, "nbd0", backend=backend, dead_peer=3)
         site.lose()
         end()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import subprocess
 import sys
@@ -12,11 +13,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from far import cut_link
+from far import cut_link, lose_large_packets
 from load import write_direct
-from servers import nbdkit
+from servers import free_port, nbdkit
 from test_restart import network, place  # noqa: F401 - a fixture
-from tool import attached, connect, eventually, nbd, shell, sparse_file
+from tool import attached, connect, eventually, nbd, nbd_ok, shell, sparse_file
 
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
@@ -66,6 +67,62 @@ def test_a_server_at_one_slow_write_is_not_lost_and_not_asked_a_second_time(tmp_
             thread.join(120)
         assert failures == []
         assert (clients(port), len(before)) == (before, 1)
+
+
+@pytest.mark.netlink
+@pytest.mark.parametrize("more", [{}, {"connections": 2, "io_timeout": 3}], ids=["one", "two"])
+def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_nothing_gets_through(
+    tmp_path: Path,
+    network: str,  # noqa: F811
+    more: dict[str, int],
+) -> None:
+    image, failures = sparse_file(tmp_path / "image", 16 * MIB), list[OSError]()
+    with nbdkit("file", f"file={image}", address="10.9.0.2", namespace=network) as server:
+        lose_large_packets()
+        connect(server.uri, "nbd0", on_loss=5, **more)
+        writer = threading.Thread(target=write, args=[0, failures])
+        writer.start()
+        writer.join(60)
+        failed = [failure.errno for failure in failures]
+        nbd_ok("disconnect", "--force", "nbd0")
+        assert failed == [errno.EIO]
+
+
+class Mortal:
+    """A server that is there again at once, and dies of each write."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._over = False
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        script = ("get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=kill -9 $PPID", "can_write=exit 0")
+        while not self._over:
+            with nbdkit("eval", *script, port=self.port) as server:
+                while not self._over and not server.has_ended:
+                    time.sleep(0.02)
+
+    def __enter__(self) -> Mortal:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._thread.join()
+
+
+@pytest.mark.netlink
+def test_a_request_that_its_server_dies_of_fails_after_on_loss() -> None:
+    failures = list[OSError]()
+    with Mortal() as server:
+        nbd_ok("connect", f"127.0.0.1:{server.port}", "nbd0", "--on-loss", "wait:5", "--retry-for", "30")
+        writer = threading.Thread(target=write, args=[0, failures])
+        writer.start()
+        writer.join(60)
+        failed = [failure.errno for failure in failures]
+        nbd_ok("disconnect", "--force", "nbd0")
+    assert failed == [errno.EIO]
 
 
 @pytest.mark.ioctl

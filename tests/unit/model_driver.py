@@ -60,6 +60,7 @@ class Slot:
 class Request:
     number: int
     flush: bool
+    began: float
     slot: Slot | None = None  # over which it was sent
     sent: float = 0.0
     waits: float = math.inf  # since when, for a connection
@@ -106,7 +107,7 @@ class Driver:
     # -- requests --------------------------------------------------------------------------------------------------
 
     def submit(self, number: int, flush: bool = False) -> None:
-        self.request = Request(number, flush)
+        self.request = Request(number, flush, self._world.now)
         self._send(self.request)
 
     def _send(self, request: Request) -> None:
@@ -155,7 +156,10 @@ class Driver:
 
     def _have_patience(self, seconds: float) -> None:
         """How long requests wait for a connection."""
-        age = 0.0 if self._ill is None else self._world.now - self._ill
+        began = self._world.now if self._ill is None else self._ill
+        if self.request and len(self.slots) > 1:  # it was sent over each of them, and none has served it
+            began = min(began, self.request.began)
+        age = self._world.now - began
         if seconds < ON_LOSS and age < ON_LOSS:
             raise Wrong(f"requests are to fail {age:g} s after the loss of a connection")
         self._patience = seconds
@@ -203,6 +207,8 @@ class Driver:
             self._have_patience(dead_conn_timeout)
         for number in sockets:
             self._take(number)
+        if self.request and self.request.slot is None and not all(slot.dead for slot in self.slots):
+            self._send(self.request)
         self.look()
 
     def _take(self, number: int) -> None:
@@ -216,8 +222,6 @@ class Driver:
         self.slots[place] = fresh
         self._taken = self._world.now
         self._was_idle = False
-        if self.request and self.request.slot is None:
-            self._send(self.request)
 
 
 def has_ended(sock: socket.socket) -> bool:

@@ -318,6 +318,15 @@ def test_tcp_does_not_end_a_connection_by_itself_because_its_peer_does_not_read(
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
 
 
+@pytest.mark.parametrize(("resent_after", "milliseconds"), [(0, 0), (1, 750), (60, 45_000), (1e9, 2**31 - 1)])
+def test_tcp_ends_a_connection_before_the_driver_sends_over_another_one_what_it_had(
+    resent_after: float, milliseconds: int
+) -> None:
+    with socket.socket() as sock:
+        link.get_ready(sock.fileno(), ROOM, resent_after)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
+
+
 @pytest.mark.parametrize("seconds", [65_536, 24 * 3600, 365 * 24 * 3600])
 def test_any_time_that_the_command_line_takes_can_be_set(seconds: float) -> None:
     with socket.socket() as sock:
@@ -441,7 +450,7 @@ def test_a_send_of_all_that_can_be_in_flight_waits_for_no_server(transport: Tran
     """The server reads nothing."""
     with transport() as (made, ours, _):
         assert not link.has_room(ours.fileno(), ROOM)
-        made.get_ready(ROOM)
+        made.get_ready(ROOM, 0)
         assert link.has_room(ours.fileno(), ROOM)
         ours.setblocking(False)
         piece, sent = bytes(1 << 20), 0
@@ -453,7 +462,7 @@ def test_a_send_of_all_that_can_be_in_flight_waits_for_no_server(transport: Tran
 def test_without_the_capability_there_is_as_much_room_as_every_user_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link.socket, "socket", WithoutCapability)
     with unix() as (made, ours, _):
-        made.get_ready(ROOM)
+        made.get_ready(ROOM, 0)
         allowed = int(Path("/proc/sys/net/core/wmem_max").read_text())
         assert link.has_room(ours.fileno(), min(allowed, ROOM))
         assert link.has_room(ours.fileno(), ROOM) == (allowed >= ROOM)

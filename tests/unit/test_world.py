@@ -301,18 +301,51 @@ def owed(link: ModelLink) -> float:
     return link._world.now - request.sent if same else 0.0
 
 
+@pytest.mark.parametrize("connections", [1, 2])
 def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_nothing_gets_through(
-    monkeypatch: pytest.MonkeyPatch,
+    connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of two connections, one is always without a request, and so owes no answer."""
     monkeypatch.setattr(ModelLink, "silence", property(owed))
     monkeypatch.setattr(world_module.World, "check", lambda _: None)  # each connection is cut, and has reason to be
-    with World(1) as world:
+    with World(connections) as world:
         world.servers[HOME].slow = True
         world.driver.submit(1)
         began = world.now
         while not world.driver.failed:
             go_on(world, 5)
             assert world.now < began + ON_LOSS + 100
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+def test_the_driver_has_closed_all_dead_connections_before_it_gets_a_new_one(
+    connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS by the kernel knows no reset but that, and TCP would go on to send what it has."""
+
+    def bury(link: ModelLink, _: object) -> bool:
+        link.cut()
+        link.close()
+        return False
+
+    monkeypatch.setattr(ModelLink, "bury", bury)
+    with World(connections) as world:
+        old = [slot.sock for slot in world.driver.slots]
+        still_open: list[int] = []
+        taken = world.taken
+
+        def taken_now(number: int) -> bool:
+            leads_to_a_server = taken(number)
+            if leads_to_a_server:
+                still_open.append(sum(sock.fileno() >= 0 for sock in old))
+            return leads_to_a_server
+
+        world.taken = taken_now  # type: ignore[method-assign]
+        world.servers[HOME].be_silent(world.now)
+        go_on(world, 10)
+        world.servers[HOME].silent_since = math.inf
+        go_on(world, 10)
+        assert still_open == [0] * connections
 
 
 TestEvents = Events.TestCase
