@@ -23,8 +23,8 @@ _FAREWELL = 0.05
 _SCOUT_ENDS = 0.01
 _BURIAL = 1.0
 _DROP = struct.pack("ii", 1, 0)  # struct linger
-# With several connections: TCP ends one after so much of the time after which the driver would use another one.
-_SOONER = 0.75
+# With several connections TCP ends one so much sooner than the driver would use another one: seconds, or a share.
+_SOONER, _SHARE_SOONER = 2.0, 0.25
 # asm-generic/socket.h; Python has no name for it. The kernel doubles it, and keeps an int.
 _SO_SNDBUFFORCE = 32
 _MAX_BUFFER = 2**30 - 1
@@ -91,6 +91,12 @@ class Link:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    def drop_undelivered(self) -> None:
+        """Of a connection that has ended: what it still has to send is not to come to the server any more."""
+        if self._tcp and tcp.Info(self._sock).state == tcp.FIN_WAIT1 and not self._reset():
+            with contextlib.suppress(OSError):
+                give_up_within(self._sock.fileno(), 0)  # when TCP would send it the next time
+
     def bury(self, deadline: Deadline) -> bool:
         """Returns when nothing that was sent over it can still come to the server: no old write may arrive late.
 
@@ -142,7 +148,7 @@ def get_ready(number: int, room: int, resent_after: float) -> None:
     make_room(number, room)
     drop_at_close(number)
     if resent_after:
-        give_up_within(number, resent_after * _SOONER)
+        give_up_within(number, resent_after - min(_SOONER, resent_after * _SHARE_SOONER))
 
 
 def make_room(number: int, size: int) -> None:
@@ -174,8 +180,9 @@ def give_up_within(number: int, seconds: float) -> None:
 
     The driver only shuts down a connection whose request is too old (nbd_xmit_timeout), and sends the request again
     over another one. TCP would go on with the first one, and an old write would come to the server after a newer one.
-    (TCP_USER_TIMEOUT, tcp(7). It also holds while the peer's window is closed, so it is nothing for a connection that
-    has no other one beside it: see `tcp`.)
+    (TCP_USER_TIMEOUT, tcp(7). It counts from the first retransmission, and also while the peer's window is closed, so
+    it is nothing for a connection that has no other one beside it: see `tcp`. It also takes the place of TCP_KEEPCNT:
+    an idle connection ends when it has heard nothing for so long and one probe was not answered.)
     """
     with socket.socket(fileno=os.dup(number)) as sock:
         if sock.family != socket.AF_UNIX:

@@ -38,6 +38,8 @@ _DOUBT = 10.0
 _POLL = 0.005
 _QUICK_POLL = 0.0005
 _FAILING_POLL = 0.1
+# For requests to come back, though --io-timeout is longer: what is new fails meanwhile.
+_PATIENCE = 30.0
 # The kernel looks at the age of requests so much later, at most (blk_add_timer rounds to whole seconds).
 _TIMER = 2.0
 
@@ -131,7 +133,12 @@ class Links:
         idle, completed = not self._kernel.pending, self._kernel.completed
         self._was_idle = self._was_idle or idle
         if idle or completed != self._completed:
-            self._moved, self._completed = time.monotonic(), completed
+            self._completed = completed
+            self.move()
+
+    def move(self) -> None:
+        """From now on it counts how long no request is done."""
+        self._moved = time.monotonic()
 
     @property
     def resent_after(self) -> float:
@@ -183,6 +190,13 @@ class Links:
         for link in self._links:
             link.close()
 
+    def drop_undelivered(self) -> None:
+        """What TCP still has of those that are dead, where the driver sends the same over another one."""
+        if self.alive:
+            for link in self._links:
+                if link.over:
+                    link.drop_undelivered()
+
     def bury_dead(self, deadline: Deadline) -> None:
         """Returns when nothing that was sent over them can still come to the server; `hand_over` does the rest."""
         for link in [link for link in self._links if link.over]:
@@ -194,6 +208,8 @@ class Links:
         resent_after = self._timeout if self._wanted > 1 else 0
         link.get_ready(self._kernel.most_in_flight(self._kernel.max_sectors_kb), resent_after)
         before = self._kernel.completed  # what waits is done while we make sure that the driver took it
+        if not self.alive:
+            self.move()  # without a connection nothing was stuck in one
         try:
             if not self._is_taken(link, waiting):
                 return False
@@ -243,7 +259,7 @@ class Links:
 
         A connection that came sooner would get them once more.
         """
-        patience = Deadline(self.resent_after)
+        patience = Deadline(min(_PATIENCE, self.resent_after))
         while self._kernel.pending and go_on() and patience.sleep(_FAILING_POLL):
             pass
 

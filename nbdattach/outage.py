@@ -58,7 +58,7 @@ class Outage:
     died: float | None = None
     told: bool = False  # so have the driver and the log
     failing: bool = False
-    fruitless: bool = False
+    fruitless: int = 0  # how often a connection has come that served nothing
     served: bool = False  # by a connection that lives
 
     def age(self, now: float) -> float:
@@ -114,7 +114,7 @@ class Outage:
 
     def again(self) -> Outage:
         """The same one, which had only seemed to be over. The driver was told to wait since, so it is told anew."""
-        return dataclasses.replace(self, fruitless=True, told=False, failing=False, served=False)
+        return dataclasses.replace(self, fruitless=self.fruitless + 1, told=False, failing=False, served=False)
 
 
 def pause_after(age: float) -> float:

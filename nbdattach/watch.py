@@ -143,6 +143,7 @@ class Watch:
         with contextlib.suppress(OSError):  # what cannot be seen now is seen by the thread, once it can be
             if not (self._links.is_there() and state.remembers(self.device)):
                 self._end("no longer attached")
+        self._links.move()
         self.check()
 
     def cut(self) -> None:
@@ -268,6 +269,7 @@ class Watch:
         with self._kernel_calls():
             outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
             if dead:
+                self._links.drop_undelivered()
                 self._see_what_lives(outage)
             if dead and not outage.told:
                 outage.told = True
@@ -328,6 +330,9 @@ class Watch:
             for link in self._links.silent:
                 link.cut()
             self._in_outage(dead=True)
+        if outage.fruitless > 1:  # one that is silent proves nothing yet; that the next one is, too, does
+            self._fail_when_due(outage)
+        with self._kernel_calls():
             return self._hand_over(fresh, Deadline(NOTICED))
 
     def _is_well(self) -> bool:
@@ -366,12 +371,15 @@ class Watch:
             self._see_what_lives(outage)
             if outage.until_failing(boot_time()) > 0 or self._is_well():
                 return
+            if self._links.alive and not self._links.stuck:
+                return  # only silent, so it may recover: until the server answers another one, or none for long
             self._links.fail_requests()
             outage.failing = True
             self._say_trouble(outage)
         seconds = self._record.on_loss
         self._log(f"{self.device.name}: {self._target().uri} is away for more than {seconds:g} s; requests fail now")
-        self._links.await_failure(lambda: not (self._orders or self._held or self._ended))
+        if outage.fruitless:  # else what was under way may as well be served by the next one
+            self._links.await_failure(lambda: not (self._orders or self._held or self._ended))
 
     def _recovered(self) -> None:
         """The driver has all its connections: as they were before."""

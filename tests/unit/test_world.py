@@ -348,6 +348,54 @@ def test_the_driver_has_closed_all_dead_connections_before_it_gets_a_new_one(
         assert still_open == [0] * connections
 
 
+def until(world: World, moment: float) -> None:
+    while world.now < moment:
+        world.step(pauses=1)
+        world.clock.sleep(0.1)
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+def test_a_hiccup_right_after_a_long_outage_fails_nothing_and_ends_no_connection(connections: int) -> None:
+    with World(connections) as world:
+        home = world.servers[HOME]
+        lost_for_long(world)
+        home.lives = True
+        world.step()
+        world.driver.submit(2)
+        home.slow = True
+        world.clock.sleep(3)
+        home.silent_since = world.now - 1.5
+        world.step(pauses=1)
+        home.silent_since, home.slow = math.inf, False
+        home.answer()
+        go_on(world, 3)
+        assert (world.driver.failed, world.driver.done) == ([1], [2])
+
+
+def test_the_only_place_of_a_server_that_came_just_in_time_is_kept_while_it_is_at_its_first_request() -> None:
+    with World(2) as world:
+        home, dial = world.servers[HOME], world.watch._carrier.dial
+
+        def dial_if_there_is_room(*arguments: object, **more: object) -> Connection:
+            if home.accepted:
+                raise NoConnection(HOME, "no place", "")
+            return dial(*arguments, **more)  # type: ignore[arg-type]
+
+        world.watch._carrier.dial = dial_if_there_is_room  # type: ignore[method-assign]
+        world.driver.submit(1)
+        home.die()
+        until(world, world.now + 294)
+        home.lives = home.slow = True
+        came = world.now
+        until(world, came + 4)
+        assert world.driver._lives
+        until(world, came + 8)  # --on-loss has passed since
+        home.slow = False
+        home.answer()
+        go_on(world, 3)
+        assert (world.driver.failed, world.driver.done) == ([], [1])
+
+
 TestEvents = Events.TestCase
 # Where make test has a fixed budget, these need a larger one than others: a fault takes several events in a row.
 TestEvents.settings = settings(stateful_step_count=40, max_examples=max(200, settings().max_examples))
