@@ -11,7 +11,7 @@ import _socket
 import os
 import sys
 
-from nbdattach import ioctl
+from nbdattach import syscalls
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def write_back_main(arguments: Sequence[str]) -> None:
     while channel.recv(1):
         for number in map(int, arguments[1:]):
             try:
-                ioctl.sync_file_range(number)
+                syscalls.sync_file_range(number)
             except OSError as error:
                 failed = failed or error.errno or 1
         channel.send(b"%d" % failed)

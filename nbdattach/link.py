@@ -9,7 +9,7 @@ import select
 import socket
 import struct
 
-from nbdattach import ioctl, tcp
+from nbdattach import syscalls, tcp
 from nbdattach.deadline import Deadline
 
 _TIMEVAL = struct.Struct("ll")
@@ -118,7 +118,7 @@ class Link:
 
     def _reset(self) -> bool:
         try:
-            ioctl.reset_connection(self._sock.fileno())
+            syscalls.reset_connection(self._sock.fileno())
         except OSError:
             return False
         return True
@@ -129,7 +129,7 @@ class Link:
 
 def _await_read(sock: socket.socket, deadline: Deadline) -> None:
     """Until the peer of a Unix socket has taken all that was sent, or the deadline."""
-    while ioctl.bytes_unread(sock.fileno()) and deadline.sleep(_POLL):
+    while syscalls.bytes_unread(sock.fileno()) and deadline.sleep(_POLL):
         pass
 
 

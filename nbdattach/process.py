@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from nbdattach import ioctl
+from nbdattach import syscalls
 from nbdattach.wiretext import plain
 
 PROC = "/proc"
@@ -81,14 +81,14 @@ def never_kill_for_memory() -> None:
 def survive() -> None:
     """The machine may swap to what depends on us: we must not wait for memory, nor die for want of it."""
     never_kill_for_memory()
-    for wish in (ioctl.pr_set_io_flusher, ioctl.mlockall_on_fault):
+    for wish in (syscalls.pr_set_io_flusher, syscalls.mlockall_on_fault):
         with contextlib.suppress(OSError):
             wish()
 
 
 def stay_in_memory() -> None:
     """After `survive`: also what has not been in use so far will not have to be read from disk."""
-    for wish in (ioctl.mlockall_now, ioctl.mlockall_on_fault):  # the second one is for what comes later
+    for wish in (syscalls.mlockall_now, syscalls.mlockall_on_fault):  # the second one is for what comes later
         with contextlib.suppress(OSError):
             wish()
 
@@ -245,7 +245,7 @@ def runs_our_programs(pid: int) -> bool:
     try:
         namespace = os.open(f"{PROC}/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            owner = ioctl.ns_get_userns(namespace)
+            owner = syscalls.ns_get_userns(namespace)
         finally:
             os.close(namespace)
         try:

@@ -17,20 +17,3 @@ NBD_SET_FLAGS = 0xAB0A
 # linux/fs.h: _IO(0x12, n)
 BLKROSET = 0x125D
 BLKRRPART = 0x125F
-
-# linux/sockios.h
-SIOCOUTQ = 0x5411
-
-# linux/nsfs.h: _IO(0xb7, 1)
-NS_GET_USERNS = 0xB701
-
-# linux/prctl.h
-PR_SET_IO_FLUSHER = 57
-
-# asm-generic/mman.h
-MCL_CURRENT = 1
-MCL_FUTURE = 2
-MCL_ONFAULT = 4
-
-# linux/fs.h: SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
-SYNC_FILE_RANGE_ALL = 1 | 2 | 4

@@ -3,7 +3,7 @@
 
 It is run by a bare interpreter (`python -I -S`) as a process of its own, because one forked from a loaded
 command line keeps that memory for good. So it imports next to nothing, and nothing outside this package's
-`ioctl`, `lifeline`, `shutdown`, `tcp` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
+`ioctl`, `lifeline`, `shutdown`, `syscalls`, `tcp` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
 
     reports (worker -> parent)  "ready PID" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
     orders  (parent -> worker)  "G": go into NBD_DO_IT; "C": committed, live on without me; "U", or closed before: undo
@@ -19,7 +19,7 @@ import os
 import sys
 import time
 
-from nbdattach import ioctl, shutdown
+from nbdattach import ioctl, shutdown, syscalls
 from nbdattach.lifeline import Lifeline
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
@@ -328,7 +328,7 @@ def tidy_main(arguments: list[str]) -> None:
     path, state_file, pid = arguments
     name = os.path.basename(path)
     try:
-        ioctl.flock(os.open(f"/sys/block/{name}", os.O_RDONLY | os.O_CLOEXEC))  # one such process is enough
+        syscalls.flock(os.open(f"/sys/block/{name}", os.O_RDONLY | os.O_CLOEXEC))  # one such process is enough
         while _attribute(name, "pid") in ("", pid):
             if _is_free(path) and _tidied(path, state_file):
                 break
@@ -390,9 +390,9 @@ def _prepared(path: str, swap: bool) -> int:
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write("-1000")
             step = "PR_SET_IO_FLUSHER"
-            ioctl.pr_set_io_flusher()
+            syscalls.pr_set_io_flusher()
             step = "mlockall"
-            ioctl.mlockall()
+            syscalls.mlockall()
     except OSError as error:
         raise StepFailed(step, error.errno or 0) from error
     return node

@@ -26,8 +26,8 @@ DOORS = {
     "socket": {"stream", "systemd", "netlink", "link", "control", "tls", "carrier", "relay", "pump", "blocking"},
     # certificate: reads them; pump: what a socket of it says that must not wait
     "ssl": {"tls", "certificate", "pump"},
-    "fcntl": {"ioctl", "node", "state"},  # node: flock on the device node; state: the lock of a tag
-    "ctypes": {"ioctl"},
+    "fcntl": {"ioctl", "syscalls", "node", "state"},  # node: flock on the device node; state: the lock of a tag
+    "ctypes": {"ioctl", "syscalls"},
     "click": {"cli", "usage", "shell"},
     "pyroute2": {"netlink"},
     "curses": {"screen"},

@@ -91,7 +91,7 @@ def test_only_where_the_root_is_ours_programs_are_ours(
 def test_programs_in_a_namespace_of_another_user_namespace_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any user may make one, and put any program at /bin/umount in it."""
     monkeypatch.setattr(process, "lines", lambda _: OURS)
-    monkeypatch.setattr(process.ioctl, "ns_get_userns", lambda _: os.open("/proc/self/ns/net", os.O_RDONLY))
+    monkeypatch.setattr(process.syscalls, "ns_get_userns", lambda _: os.open("/proc/self/ns/net", os.O_RDONLY))
     assert not process.runs_our_programs(os.getpid())
 
 
@@ -100,7 +100,7 @@ def test_programs_in_a_namespace_that_cannot_be_looked_at_are_not_ours(monkeypat
         raise PermissionError
 
     monkeypatch.setattr(process, "lines", lambda _: OURS)
-    monkeypatch.setattr(process.ioctl, "ns_get_userns", refuse)
+    monkeypatch.setattr(process.syscalls, "ns_get_userns", refuse)
     assert not process.runs_our_programs(os.getpid())
     assert not process.runs_our_programs(1 << 22)
 
