@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import shlex
 import sys
 import time
 from dataclasses import replace
 
+import nbdattach
 from nbdattach import attachment, bootline, monitor, stream
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
@@ -104,7 +106,7 @@ def _say(words: str) -> None:
 
 def see_all_is_there() -> None:
     """For whoever made the initramfs, and in it: does there what can be done without a kernel of its own."""
-    for name in os.listdir(os.path.dirname(__file__)):
-        if not name.startswith("_"):
-            importlib.import_module(f"{__package__}.{name.partition('.')[0]}")
+    for module in pkgutil.walk_packages(nbdattach.__path__, "nbdattach."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     stream.warm_up()

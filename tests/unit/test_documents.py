@@ -17,12 +17,18 @@ PAGES = sorted(path.name for path in ROOT.glob("*.md"))
 
 
 def map_of_the_source() -> list[str]:
-    rows = re.findall(r"^\| (`\w+\.py`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    return [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
+    rows = re.findall(r"^\| (`[\w/]+\.py`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)]
+
+
+def modules() -> list[str]:
+    package = Path(nbdattach.__file__).parent
+    found = [str(path.relative_to(package)) for path in package.rglob("*.py")]
+    return [path for path in found if not path.endswith("/__init__.py")]
 
 
 def test_map_of_the_source_has_each_module_once() -> None:
-    assert sorted(map_of_the_source()) == sorted(path.name for path in Path(nbdattach.__file__).parent.glob("*.py"))
+    assert sorted(map_of_the_source()) == sorted(modules())
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Imports go one way, and each outside thing has one door. This reads the imports of every module and holds that."""
+"""Imports go one way, and each outside thing has one door. This reads the imports of every module and holds that.
+
+A room is a package in `nbdattach`. The last paragraph of its `__init__` says which others it may import.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -15,7 +18,14 @@ import nbdattach
 pytestmark = pytest.mark.once
 
 PACKAGE = Path(nbdattach.__file__).parent
-MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
+# By names without "nbdattach."; that of a package ends with "__init__".
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
+    for path in PACKAGE.rglob("*.py")
+}
+ROOMS = sorted(name.removesuffix(".__init__") for name in MODULES if name.endswith(".__init__"))
+# These stand on nothing but one another, and every room may import them.
+GROUND = {"errors", "device", "wiretext", "deadline", "clock", "wishes", "values", "facts"}
 
 # Outside thing: the modules that may import it.
 DOORS = {
@@ -66,13 +76,61 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 def outside(module: str) -> set[str]:
     """All prefixes of what a module imports: "urllib.parse.quote", "urllib.parse", "urllib"."""
-    names = [name.split(".") for name in imported(MODULES[module])]
-    return {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
+    return prefixes(imported(MODULES[module]))
+
+
+def prefixes(names: Iterable[str]) -> set[str]:
+    split = [name.split(".") for name in names]
+    return {".".join(parts[:end]) for parts in split for end in range(1, len(parts) + 1)}
 
 
 def ours(module: str) -> set[str]:
-    """Modules of this package that a module imports."""
+    """Modules of this package that a module imports, without the `__init__` of rooms."""
     return {name.removeprefix("nbdattach.") for name in outside(module)} & set(MODULES) - {"__init__"}
+
+
+def room_of(module: str) -> str:
+    """Its room; a module that is in none is a room of its own."""
+    return module.partition(".")[0]
+
+
+def allowed(room: str) -> set[str]:
+    """What its first lines say that it may import."""
+    text = ast.get_docstring(MODULES[f"{room}.__init__"]) or ""
+    last = " ".join(text.split("\n\n")[-1].split())
+    assert last.startswith("May import: ") and last.endswith("."), f"{room}: {last}"
+    names = set(last.removeprefix("May import: ").removesuffix(".").split(", ")) - {"nothing else of ours"}
+    assert names <= {*ROOMS, *MODULES}, f"{room}: {last}"
+    return names
+
+
+def test_room_imports_only_what_its_first_lines_allow() -> None:
+    for module in MODULES:
+        room = room_of(module)
+        if room in ROOMS:
+            assert {*map(room_of, ours(module))} <= {room, *GROUND, *allowed(room)}, module
+
+
+def test_ground_stands_on_itself() -> None:
+    assert {name: ours(name) - GROUND for name in GROUND} == {name: set() for name in GROUND}
+
+
+def test_rooms_look_one_way() -> None:
+    looks: dict[str, set[str]] = {}
+    for module in MODULES:
+        looks.setdefault(room_of(module), set()).update(map(room_of, ours(module)))
+    for room in ROOMS:
+        looks[room] = (looks[room] | allowed(room)) - {room}
+    TopologicalSorter(looks).prepare()
+
+
+def test_room_has_a_door_and_nothing_behind_it() -> None:
+    """What is imported from a room is one of its modules: its `__init__` only says what the room is for."""
+    for room in ROOMS:
+        tree = MODULES[f"{room}.__init__"]
+        assert [type(node) for node in tree.body] == [ast.Expr], room
+    folders = {str(path.parent.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")} - {"."}
+    assert sorted(folders) == ROOMS
 
 
 @pytest.mark.parametrize("thing", DOORS)
