@@ -20,16 +20,16 @@ _SECONDS = 10
 
 
 def bare_python(function: str, *arguments: str, module: str = "worker") -> list[str]:
-    """The command for a function of that module: isolated (-I) and without site-packages (-S), about 9 MB."""
+    """The command for a function of that module of ours: isolated (-I) and without site-packages (-S), about 9 MB."""
     boot = "import sys; sys.path.insert(0, sys.argv.pop(1)); import nbdattach; del sys.path[0]; "
-    boot += f"from nbdattach import {module}; {module}.{function}(sys.argv[1:])"
+    boot += f"from nbdattach.{module} import {function}; {function}(sys.argv[1:])"
     return [sys.executable, "-I", "-S", "-c", boot, _PLACE, *arguments]
 
 
 def python(module: str, function: str) -> list[str]:
     """The command for a function without arguments of a module that needs the libraries, too: those that we see."""
     boot = "import sys; sys.path.insert(0, sys.argv[1]); import nbdattach; sys.path[:] = sys.argv[2:]; "
-    boot += f"from nbdattach import {module}; {module}.{function}()"
+    boot += f"from nbdattach.{module} import {function}; {function}()"
     return [sys.executable, "-I", "-c", boot, _PLACE, *dict.fromkeys([*_libraries(), _PLACE])]
 
 

@@ -62,13 +62,13 @@ def files() -> list[str]:
 def workers() -> list[tuple[int, str]]:
     """Worker processes of ours, with guards and flushes, relays, and monitors."""
     return [
-        (pid, line) for pid, line in _processes() if "import worker; " in line or is_relay(line) or _is_monitor(line)
+        (pid, line) for pid, line in _processes() if "worker import " in line or is_relay(line) or _is_monitor(line)
     ]
 
 
 def is_relay(line: str) -> bool:
     """By its command line."""
-    return "relay.main" in line
+    return "from nbdattach.relay" in line
 
 
 def monitors() -> list[int]:
@@ -77,7 +77,7 @@ def monitors() -> list[int]:
 
 
 def _is_monitor(line: str) -> bool:
-    return "monitor.main" in line or "nbdattach monitor" in line
+    return "from nbdattach.monitor" in line or "nbdattach monitor" in line
 
 
 def _processes() -> list[tuple[int, str]]:

@@ -180,7 +180,7 @@ def test_partitions_go_with_the_last_user_of_a_device_that_was_detached_by_force
 
 def tidying() -> list[int]:
     """Processes that wait until a device is free."""
-    return [pid for pid, line in workers() if "worker.tidy_main" in line]
+    return [pid for pid, line in workers() if "import tidy_main" in line]
 
 
 @pytest.mark.ioctl
