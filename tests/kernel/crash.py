@@ -15,6 +15,8 @@ import os
 import signal
 import sys
 
+import nbdattach
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
@@ -31,7 +33,9 @@ _CALLS = {
 # pyroute2 makes many calls of one message.
 _MESSAGES = {"netlink.Family.connect", "netlink.Family.reconfigure", "netlink.Family.disconnect"}
 # Who only looks, and the handshake: nothing is changed by them that could stay.
-_LOOKS = {"cli", "client", "connections", "driver", "netlink", "process", "status", "stream", "systemd", "users"}
+_LOOKS = (
+    "cli.", "client.", "connections.", "driver.", "netlink.", "process.", "status.", "stream.", "systemd.", "users.",
+)  # fmt: skip
 _LOOK = {
     "state.load",
     "state.trouble_of",
@@ -42,7 +46,8 @@ _LOOK = {
     "link.watch_peer",
 }
 _ROUNDS = 2
-_HELPER = b"from nbdattach import worker"
+_HELPER = b"worker import "
+_PACKAGE = f"{os.path.dirname(nbdattach.__file__)}/"
 
 
 class Steps:
@@ -67,7 +72,7 @@ class Steps:
         elif name := _call(arg):
             place = _innermost(frame)
             aside = frame.f_code.co_filename.endswith("/subprocess.py") and name != "fork_exec"  # its own pipes
-            if place and place.partition(".")[0] not in _LOOKS and place not in _LOOK and not aside:
+            if place and not place.startswith(_LOOKS) and place not in _LOOK and not aside:
                 self._note(f"{moment} {place}: {name}")
 
     def _note(self, what: str) -> None:
@@ -113,8 +118,11 @@ def _innermost(frame: FrameType | None) -> str:
 
 
 def _function(frame: FrameType) -> str:
-    folder, _, name = frame.f_code.co_filename.rpartition("/")
-    return f"{name[:-3]}.{frame.f_code.co_qualname}" if folder.endswith("/nbdattach") else ""
+    """Its full name below the package; empty where it is not of ours."""
+    file = frame.f_code.co_filename
+    if not file.startswith(_PACKAGE):
+        return ""
+    return f"{file.removeprefix(_PACKAGE).removesuffix('.py').replace('/', '.')}.{frame.f_code.co_qualname}"
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
