@@ -10,9 +10,9 @@ import sys
 
 from nbdattach import sysfs
 from nbdattach.errors import KernelRefused
+from nbdattach.interpreter import SYSTEM_PATH
 from nbdattach.process import is_root
 
-MODPROBE_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _CONTAINER_MARKS = ("/run/systemd/container", "/.dockerenv", "/run/.containerenv")
 MODPROBE_SECONDS = 60
 DRIVER = "nbd driver"
@@ -48,7 +48,7 @@ def modprobe(*arguments: str) -> subprocess.CompletedProcess[str]:
             capture_output=True,
             text=True,
             timeout=MODPROBE_SECONDS,
-            env={"PATH": MODPROBE_PATH, "LC_ALL": "C"},
+            env={"PATH": SYSTEM_PATH, "LC_ALL": "C"},
         )
     except OSError as error:
         raise _without_modprobe(error) from None

@@ -16,6 +16,8 @@ import nbdattach
 
 PACKAGE = os.path.dirname(os.path.abspath(nbdattach.__file__))
 _PLACE = os.path.dirname(PACKAGE)
+# Where programs of the system are; the PATH of whoever calls us may have others first.
+SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _SECONDS = 10
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 
-from nbdattach.driver import MODPROBE_PATH
+from nbdattach.interpreter import SYSTEM_PATH
 
 FOLDER = "/etc/lvm"
 SECONDS = 10
@@ -36,7 +36,7 @@ def settings() -> Settings | None:
             text=True,
             errors="replace",
             timeout=SECONDS,
-            env={"PATH": MODPROBE_PATH, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"},
+            env={"PATH": SYSTEM_PATH, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"},
         )
     except FileNotFoundError:
         return None

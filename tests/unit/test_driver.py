@@ -66,7 +66,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(driver, "open", made.open, raising=False)
     monkeypatch.setattr(driver, "sys", SimpleNamespace(platform="linux"))
     monkeypatch.setattr(driver, "is_root", lambda: True)
-    monkeypatch.setattr(driver, "MODPROBE_PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(driver, "SYSTEM_PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sysfs, "SYS", str(tmp_path / "sys"))
     return made
 
