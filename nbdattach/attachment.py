@@ -26,6 +26,7 @@ from nbdattach import backends, control, credentials, driver, geometry, launch, 
 from nbdattach.backend import Hold, Job, Spent, Taken
 from nbdattach.client import silent
 from nbdattach.clock import now
+from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, Wishes
 from nbdattach.connections import connected
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -44,9 +45,8 @@ from nbdattach.status import status_of
 from nbdattach.stream import Trace, address_of
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
+from nbdattach.text import plain, quoted
 from nbdattach.users import in_use, users_of
-from nbdattach.wiretext import plain, quoted
-from nbdattach.wishes import DEFAULT_ON_LOSS, FOREVER, Wishes
 
 if TYPE_CHECKING:
     from socket import socket

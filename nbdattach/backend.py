@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nbdattach import settings
+from nbdattach.connect_options import Wishes
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.export import Export
@@ -22,7 +23,6 @@ from nbdattach.geometry import Geometry
 from nbdattach.node import Busy, Node
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
-from nbdattach.wishes import Wishes
 
 # Milliseconds of queue/io_timeout, with several connections: the driver takes a request of this age for a dead
 # connection, drops that and sends the request again over another one, though the server may still be at it. Slow is

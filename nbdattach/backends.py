@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nbdattach.backend import Hold, Job
+from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
-from nbdattach.wishes import Wishes
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from nbdattach import nbdtab
+from nbdattach.connect_options import FOREVER, Wishes
 from nbdattach.device import Device
 from nbdattach.errors import Malformed
 from nbdattach.target import Target
-from nbdattach.wiretext import plain, quoted
-from nbdattach.wishes import FOREVER, Wishes
+from nbdattach.text import plain, quoted
 
 DEFAULT_DEVICE = "nbd0"
 # A server that comes up together with this machine has so long, in seconds.

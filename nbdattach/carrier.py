@@ -29,7 +29,7 @@ from nbdattach.interpreter import bare_python
 from nbdattach.link import watch_peer
 from nbdattach.stream import Stream, Trace
 from nbdattach.target import Target
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 START_SECONDS = 30
 # Over its own deadline, until it counts as stuck.

@@ -9,7 +9,7 @@ import ssl
 from datetime import UTC, datetime
 from typing import Any
 
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 
 class Certificate:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from nbdattach import __version__, usage, values
+from nbdattach import __version__, option_values, usage
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -33,7 +33,7 @@ _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: a 
 
 
 class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
-    """What one of the functions of `values` makes of the text. `words` are what a shell can offer."""
+    """What one of the functions of `option_values` makes of the text. `words` are what a shell can offer."""
 
     def __init__(self, name: str, parse: Callable[[str], Any], words: Sequence[str] = ()) -> None:
         self.name = name
@@ -55,15 +55,15 @@ class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 
 
 def _seconds(least: float = 0.0) -> Value:
-    return Value("SEC", functools.partial(values.seconds, least=least))
+    return Value("SEC", functools.partial(option_values.seconds, least=least))
 
 
 def _number(least: int) -> Value:
-    return Value("N", functools.partial(values.number, least=least))
+    return Value("N", functools.partial(option_values.number, least=least))
 
 
 def _one_of(words: Sequence[str]) -> Value:
-    return Value("WORD", functools.partial(values.one_of, words=words), words)
+    return Value("WORD", functools.partial(option_values.one_of, words=words), words)
 
 
 # -- what a shell can offer, where the user presses Tab -----------------------------------------------------------
@@ -156,7 +156,7 @@ _export_option = click.option(
 )
 _timeout_option = click.option(
     "--connect-timeout",
-    type=_seconds(values.LEAST_CONNECT_TIMEOUT),
+    type=_seconds(option_values.LEAST_CONNECT_TIMEOUT),
     default=30.0,
     show_default=True,
     help="Deadline of each whole connect-and-handshake.",
@@ -255,14 +255,14 @@ def cli(ctx: click.Context) -> None:
 @click.option(
     "-b",
     "--block-size",
-    type=Value("N", values.block_size, [*map(str, values.BLOCK_SIZES)]),
+    type=Value("N", option_values.block_size, [*map(str, option_values.BLOCK_SIZES)]),
     metavar="N",
     help="Logical block size in bytes.",
 )
 @click.option(
     "-C",
     "--connections",
-    type=Value("N|auto", values.connections, ["auto"]),
+    type=Value("N|auto", option_values.connections, ["auto"]),
     metavar="N|auto",
     default="auto",
     show_default=True,
@@ -274,21 +274,21 @@ def cli(ctx: click.Context) -> None:
 )
 @click.option(
     "--backend",
-    type=_one_of(values.BACKENDS),
-    metavar=f"[{'|'.join(values.BACKENDS)}]",
+    type=_one_of(option_values.BACKENDS),
+    metavar=f"[{'|'.join(option_values.BACKENDS)}]",
     default="auto",
     show_default=True,
     help="How the kernel is given the connection.",
 )
 @click.option(
     "--on-loss",
-    type=Value("wait[:SEC]|fail", values.on_loss, ["wait", "wait:300", "fail"]),
+    type=Value("wait[:SEC]|fail", option_values.on_loss, ["wait", "wait:300", "fail"]),
     metavar="wait[:SEC]|fail",
     help="What requests do while the server is away.  [default: wait:300]",
 )
 @click.option(
     "--dead-peer",
-    type=_seconds(values.LEAST_DEAD_PEER),
+    type=_seconds(option_values.LEAST_DEAD_PEER),
     default=30.0,
     show_default=True,
     help="How soon a silent peer counts as gone.",
@@ -299,8 +299,8 @@ def cli(ctx: click.Context) -> None:
 @_tls_options
 @click.option(
     "--tls-transport",
-    type=_one_of(values.TRANSPORTS),
-    metavar=f"[{'|'.join(values.TRANSPORTS)}]",
+    type=_one_of(option_values.TRANSPORTS),
+    metavar=f"[{'|'.join(option_values.TRANSPORTS)}]",
     default="auto",
     show_default=True,
     help="Who encrypts once attached.",

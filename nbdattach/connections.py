@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from nbdattach.carrier import Carrier
 from nbdattach.client import Connection
+from nbdattach.connect_options import Wishes
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
 from nbdattach.export import Export
 from nbdattach.stream import Trace
 from nbdattach.target import Target
-from nbdattach.wishes import Wishes
 
 # Where --connections says auto.
 AUTO_CONNECTIONS = 4

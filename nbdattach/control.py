@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from nbdattach import facts, process, state
+from nbdattach import process, state, untrusted_json
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, error_of, facts_of
 from nbdattach.target import Target
@@ -174,7 +174,7 @@ def _reply(connection: socket.socket) -> str:
     if not message:
         raise NoMonitor("went away")
     try:
-        reply = facts.made_of(_Reply, facts.parsed(message))
+        reply = untrusted_json.made_of(_Reply, untrusted_json.parsed(message))
     except ValueError as error:
         raise NoMonitor(f"its reply cannot be read ({error})") from None
     if reply.said is not None:
@@ -195,7 +195,7 @@ class Caller:
         """The request, and the sockets that came with it, now ours. One that makes no sense is None, without any."""
         message, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_MESSAGE, _MAX_SOCKETS)
         with contextlib.suppress(ValueError):
-            request = facts.made_of(Request, facts.parsed(message), strict=True)
+            request = untrusted_json.made_of(Request, untrusted_json.parsed(message), strict=True)
             if all(stat.S_ISSOCK(os.fstat(number).st_mode) for number in descriptors):
                 return request, descriptors
         for number in descriptors:

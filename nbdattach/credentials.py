@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from nbdattach.errors import TlsFailed
 from nbdattach.target import Target
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 # File names in a directory of certificates, as QEMU and nbdkit have them.
 _CA, _CRL, _CERT, _KEY = "ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem"

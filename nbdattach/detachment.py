@@ -32,8 +32,8 @@ from nbdattach.node import Busy, Node, cannot_open
 from nbdattach.state import Identity
 from nbdattach.stream import Trace
 from nbdattach.sysfs import Kernel, identifier
+from nbdattach.text import quoted
 from nbdattach.users import A_LOOK, in_use, kept_open_by, numbers_of, open_by, opened, serving_pid, users_of
-from nbdattach.wiretext import quoted
 from nbdattach.worker import GOODBYE_SECONDS, mark_unflushed
 
 if TYPE_CHECKING:

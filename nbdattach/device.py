@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from nbdattach.errors import Malformed
-from nbdattach.wiretext import quoted
+from nbdattach.text import quoted
 
 _DEVICE = re.compile(r"(?:/dev/)?nbd(0|[1-9][0-9]{0,6})", re.ASCII)
 _PARTITION = re.compile(r"((?:/dev/)?nbd[0-9]+)p[0-9]+", re.ASCII)

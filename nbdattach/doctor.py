@@ -28,7 +28,7 @@ from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.status import Status, status_of
 from nbdattach.sysfs import Kernel
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 # Who is well answers in no time; the second is the time that pyroute2 takes to load on a slow machine.
 MONITOR_SECONDS = 5

@@ -11,7 +11,7 @@ import errno as errno_names
 import os
 from collections.abc import Sequence
 
-from nbdattach.wiretext import plain, quoted
+from nbdattach.text import plain, quoted
 
 # Names of a server's exports to show in one hint; `nbdattach list` shows them all.
 MAX_NAMES_IN_HINT = 8

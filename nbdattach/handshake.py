@@ -59,7 +59,7 @@ from nbdattach.proto import (
 )
 from nbdattach.steps import Note, Receive, Send, StartTls, Steps
 from nbdattach.target import Target
-from nbdattach.wiretext import from_wire, quoted, to_wire
+from nbdattach.text import from_wire, quoted, to_wire
 
 # Padding after NBD_OPT_EXPORT_NAME without NO_ZEROES, and the reserved bytes of the old style.
 RESERVED = 124

@@ -17,7 +17,7 @@ from nbdattach.proto import (
     NBD_FLAG_SEND_TRIM,
     TRANSMISSION_FLAGS,
 )
-from nbdattach.wiretext import quoted
+from nbdattach.text import quoted
 
 if TYPE_CHECKING:
     from nbdattach.state import Record

@@ -23,7 +23,7 @@ from nbdattach.link import drop_at_close
 from nbdattach.node import Node
 from nbdattach.process import asleep
 from nbdattach.sysfs import Kernel
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 # From the order to the device being there; the kernel needs milliseconds, an emulated machine a second.
 START_SECONDS = 30

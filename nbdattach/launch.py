@@ -11,7 +11,7 @@ from nbdattach.control import NoMonitor
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
 from nbdattach.interpreter import python
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 UNIT = "nbdattach-monitor.service"
 # Of the monitor of a checkout, or another installation, beside one that has UNIT.

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbdattach import values
+from nbdattach import option_values
+from nbdattach.connect_options import Wishes
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
 from nbdattach.target import Target, parse_target, with_tls
-from nbdattach.wiretext import plain, quoted
-from nbdattach.wishes import Wishes
+from nbdattach.text import plain, quoted
 
 _FIELD = re.compile(r"[^ \t]+")
 _FIELDS = "a line is DEVICE HOST EXPORT [OPTION,...]"
@@ -95,15 +95,15 @@ class _Kind:
 
 
 def _one_of(words: Sequence[str]) -> Callable[[str], str]:
-    return lambda text: values.one_of(text, words)
+    return lambda text: option_values.one_of(text, words)
 
 
 def _number(least: int) -> Callable[[str], int]:
-    return lambda text: values.number(text, least)
+    return lambda text: option_values.number(text, least)
 
 
 def _seconds(least: float = 0.0) -> Callable[[str], float]:
-    return lambda text: values.seconds(text, least)
+    return lambda text: option_values.seconds(text, least)
 
 
 def _path(text: str) -> str:
@@ -115,15 +115,15 @@ def _path(text: str) -> str:
 # By their long names at connect. What is missing is no property of an attachment: -f, --json, -N.
 _WISHES = {
     "read-only": _Kind("read_only"),
-    "block-size": _Kind("block_size", values.block_size),
-    "connections": _Kind("connections", values.connections),
-    "connect-timeout": _Kind("connect_timeout", _seconds(values.LEAST_CONNECT_TIMEOUT)),
+    "block-size": _Kind("block_size", option_values.block_size),
+    "connections": _Kind("connections", option_values.connections),
+    "connect-timeout": _Kind("connect_timeout", _seconds(option_values.LEAST_CONNECT_TIMEOUT)),
     "retry-for": _Kind("retry_for", _seconds()),
-    "backend": _Kind("backend", _one_of(values.BACKENDS)),
-    "on-loss": _Kind("on_loss", values.on_loss),
-    "dead-peer": _Kind("dead_peer", _seconds(values.LEAST_DEAD_PEER)),
+    "backend": _Kind("backend", _one_of(option_values.BACKENDS)),
+    "on-loss": _Kind("on_loss", option_values.on_loss),
+    "dead-peer": _Kind("dead_peer", _seconds(option_values.LEAST_DEAD_PEER)),
     "io-timeout": _Kind("io_timeout", _seconds()),
-    "tls-transport": _Kind("tls_transport", _one_of(values.TRANSPORTS)),
+    "tls-transport": _Kind("tls_transport", _one_of(option_values.TRANSPORTS)),
     "tag": _Kind("tag", str),
     "expect-size": _Kind("expect_size", _number(0)),
     "size": _Kind("raw_size", _number(1)),

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 from nbdattach import netlink, process, state, sysfs
 from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
+from nbdattach.connect_options import DEFAULT_ON_LOSS
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
@@ -30,7 +31,6 @@ from nbdattach.interpreter import bare_python
 from nbdattach.link import get_ready, unlimited
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel, identifier
-from nbdattach.wishes import DEFAULT_ON_LOSS
 
 # The age at which the driver looks at a request without an answer, in seconds. With one connection it sends it again
 # where the connection was replaced meanwhile, and else waits on: a slow server costs a line in the kernel's log, and

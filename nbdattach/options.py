@@ -34,7 +34,7 @@ from nbdattach.proto import (
 )
 from nbdattach.steps import Note, Receive, Send, Steps, T
 from nbdattach.target import Target
-from nbdattach.wiretext import from_wire, quoted
+from nbdattach.text import from_wire, quoted
 
 _OPTION = struct.Struct(">QII")  # magic, option, length
 _REPLY = struct.Struct(">QIII")  # magic, option, reply type, length

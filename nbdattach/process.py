@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from nbdattach import syscalls
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 PROC = "/proc"
 # File systems whose server may be away (proc_filesystems(5)).

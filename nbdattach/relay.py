@@ -28,11 +28,11 @@ from typing import Any
 
 from nbdattach import client, process, shutdown, tls  # noqa: F401 - tls: to have it in memory when the disk is away
 from nbdattach.errors import NbdattachError, facts_of
-from nbdattach.facts import parsed
 from nbdattach.link import watch_peer
 from nbdattach.pump import Pump, Pumps
 from nbdattach.stream import warm_up
 from nbdattach.target import Target
+from nbdattach.untrusted_json import parsed
 
 MAX_MESSAGE = 1 << 16
 # Bytes; nothing here recurses.

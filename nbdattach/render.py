@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 if TYPE_CHECKING:  # what `doctor` and `status` load is of no use to `info`
     from nbdattach.client import Checked, Inspected

@@ -17,15 +17,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from nbdattach import facts, process
+from nbdattach import process, untrusted_json
+from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
 from nbdattach.process import alive, started
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
-from nbdattach.wiretext import quoted
-from nbdattach.wishes import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
+from nbdattach.text import quoted
 from nbdattach.worker import STATE_FILES, UNFLUSHED
 
 RUN = "/run/nbdattach"
@@ -152,7 +152,7 @@ def save_trouble(device: Device, trouble: Trouble | None) -> None:
 def trouble_of(device: Device) -> Trouble | None:
     """What the monitor last said of the device, be the monitor dead or not."""
     try:
-        trouble = facts.made_of(Trouble, _content(_trouble_path(device)))
+        trouble = untrusted_json.made_of(Trouble, _content(_trouble_path(device)))
     except (OSError, ValueError):
         return None
     return trouble if trouble.state in ("reconnecting", "lost") else None
@@ -165,7 +165,7 @@ def _trouble_path(device: Device) -> str:
 def _content(name: str) -> Any:
     """Of a state file. Raises OSError, ValueError."""
     with open(name) as file:
-        return facts.parsed(file.read(facts.MAX_TEXT + 1))
+        return untrusted_json.parsed(file.read(untrusted_json.MAX_TEXT + 1))
 
 
 def _write(name: str, content: dict[str, object]) -> None:
@@ -192,7 +192,7 @@ def load(device: Device) -> Record | None:
     A device whose worker was killed while somebody used it is still ours: the kernel keeps the dead one's pid.
     """
     try:
-        record = facts.made_of(Record, _content(path(device)))
+        record = untrusted_json.made_of(Record, _content(path(device)))
     except (OSError, ValueError):
         return None
     if not (record.connections and record.block_size and (record.tls is None or record.tls.keys() >= _TLS)):

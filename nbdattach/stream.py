@@ -19,7 +19,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
 from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
 from nbdattach.target import Target
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 if TYPE_CHECKING:
     from nbdattach.certificate import Certificate

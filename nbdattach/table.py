@@ -16,12 +16,12 @@ from dataclasses import replace
 
 from nbdattach import api, detachment, nbdtab, state, sysfs
 from nbdattach.client import silent
+from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, facts_of
 from nbdattach.nbdtab import Entry, Table
 from nbdattach.sysfs import Kernel, identifier
-from nbdattach.wiretext import from_wire, plain, quoted
-from nbdattach.wishes import Wishes
+from nbdattach.text import from_wire, plain, quoted
 
 PATH = "/etc/nbdtab"
 MAX_BYTES = 1 << 20  # a line of 200 bytes for each of 5000 devices

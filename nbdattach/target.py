@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from nbdattach.errors import Malformed
 from nbdattach.proto import DEFAULT_PORT, MAX_STRING
-from nbdattach.wiretext import from_wire, plain, quoted, to_wire
+from nbdattach.text import from_wire, plain, quoted, to_wire
 
 _SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
 _TLS_PARAMETERS = ("tls-certificates", "tls-hostname", "tls-psk-file")

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 from nbdattach import certificate, credentials
+from nbdattach.connect_options import DEFAULT_TIMEOUT
 from nbdattach.credentials import File
 from nbdattach.errors import ConnectionLost, MaybeNotInKernel, NotInKernel, TlsFailed
 from nbdattach.target import Target
-from nbdattach.wiretext import plain, quoted
-from nbdattach.wishes import DEFAULT_TIMEOUT
+from nbdattach.text import plain, quoted
 
 # linux/tls.h, linux/socket.h
 SOL_TLS = 282

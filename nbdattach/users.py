@@ -19,7 +19,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.process import Opener
 from nbdattach.sysfs import Block, Kernel
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 # How long somebody must have the device open to count as a user; who only looks at it has closed it by then.
 A_LOOK = 2.0

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from nbdattach import render
-from nbdattach.wiretext import plain
+from nbdattach.text import plain
 
 if TYPE_CHECKING:
     from nbdattach.status import Status

@@ -15,11 +15,11 @@ from tool import nbd_ok, partitioned_image, shell
 
 from nbdattach import netlink, udev
 from nbdattach.client import silent
+from nbdattach.connect_options import Wishes
 from nbdattach.connections import connected
 from nbdattach.device import Device
 from nbdattach.sysfs import Kernel
 from nbdattach.target import parse_target
-from nbdattach.wishes import Wishes
 
 pytestmark = pytest.mark.udev
 FIRST = Kernel(Device(0))

@@ -18,6 +18,7 @@ import pytest
 from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
 
 from nbdattach import client, transmission
+from nbdattach.connect_options import Wishes
 from nbdattach.connections import connected
 from nbdattach.errors import (
     ConnectionLost,
@@ -31,7 +32,6 @@ from nbdattach.errors import (
 from nbdattach.export import BlockSize, Export
 from nbdattach.options import DENIED
 from nbdattach.target import Target, parse_target
-from nbdattach.wishes import Wishes
 
 SIZE = 1 << 20
 # What a test of an honest server may take, in seconds.

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdattach.backend import Job, set_queue_limits
+from nbdattach.connect_options import Wishes
 from nbdattach.export import Export
 from nbdattach.geometry import plan
 from nbdattach.sysfs import MAX_IDENTIFIER, identifier
 from nbdattach.target import Target
-from nbdattach.wishes import Wishes
 
 EXPORT = Export("disk", 1 << 20, 0x101, "newstyle-fixed")
 PAGE = 4096

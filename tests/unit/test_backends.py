@@ -15,8 +15,8 @@ import pytest
 
 import nbdattach
 from nbdattach import backends, ioctl_backend
+from nbdattach.connect_options import Wishes
 from nbdattach.errors import KernelRefused
-from nbdattach.wishes import Wishes
 
 MISSING = KernelRefused("netlink backend", "not here", "get it")
 NO_WAIT = "the ioctl backend cannot wait for a server: the kernel ends its attachment when the connection is lost"

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from nbdattach import bootline
+from nbdattach.connect_options import FOREVER
 from nbdattach.errors import Malformed
-from nbdattach.wiretext import quoted
-from nbdattach.wishes import FOREVER
+from nbdattach.text import quoted
 
 DHCP = {"ROOTSERVER": "10.0.0.1", "ROOTPATH": "boot,disk,nbd2"}
 

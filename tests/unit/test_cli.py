@@ -20,12 +20,12 @@ from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
 from nbdattach import attachment, backends, cli, client, detachment, foreground, handover, launch, screen, state, status
+from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 from nbdattach.state import Record
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target
-from nbdattach.wishes import Wishes
 
 Capture = pytest.CaptureFixture[str]
 GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 65536) + wire.ack(wire.GO)
@@ -413,7 +413,7 @@ def test_command_line_imports_nothing_heavy() -> None:
     assert "nbdattach.cli" in loaded
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess", "ctypes", "asyncio"} == set()
     assert {name for name in loaded if name.startswith("nbdattach.")} == {
-        "nbdattach.cli", "nbdattach.errors", "nbdattach.usage", "nbdattach.values", "nbdattach.wiretext",
+        "nbdattach.cli", "nbdattach.errors", "nbdattach.usage", "nbdattach.option_values", "nbdattach.text",
     }  # fmt: skip
 
 

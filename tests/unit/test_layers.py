@@ -25,7 +25,7 @@ MODULES = {
 }
 ROOMS = sorted(name.removesuffix(".__init__") for name in MODULES if name.endswith(".__init__"))
 # These stand on nothing but one another, and every room may import them.
-GROUND = {"errors", "device", "wiretext", "deadline", "clock", "wishes", "values", "facts"}
+GROUND = {"errors", "device", "text", "deadline", "clock", "connect_options", "option_values", "untrusted_json"}
 
 # Outside thing: the modules that may import it.
 DOORS = {
@@ -49,8 +49,8 @@ DOORS = {
 }
 # These do no I/O at all: they know text, bytes and numbers.
 PURE = (
-    "proto", "wiretext", "errors", "device", "target", "export", "steps", "transmission", "options", "handshake",
-    "geometry", "wishes", "identity", "render", "view", "bootline", "values", "nbdtab",
+    "proto", "text", "errors", "device", "target", "export", "steps", "transmission", "options", "handshake",
+    "geometry", "connect_options", "identity", "render", "view", "bootline", "option_values", "nbdtab",
 )  # fmt: skip
 IMPURE = {
     "socket", "ssl", "subprocess", "fcntl", "ctypes", "click", "pyroute2", "select", "selectors", "signal",

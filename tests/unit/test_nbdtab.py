@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdattach import attachment, cli, table
+from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed
 from nbdattach.nbdtab import Entry, Table, parse
 from nbdattach.target import Target
-from nbdattach.wishes import Wishes
 
 
 def sound(text: str) -> tuple[Entry, ...]:

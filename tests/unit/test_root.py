@@ -13,11 +13,11 @@ import pytest
 
 import nbdattach
 from nbdattach import attachment, monitor, root
+from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
 from nbdattach.stream import Trace
 from nbdattach.target import Target
-from nbdattach.wishes import Wishes
 
 
 class Kernel:

@@ -13,11 +13,11 @@ from host import Host, pretend
 
 from nbdattach import attachment, cli, detachment, state
 from nbdattach.attachment import Attached
+from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NoConnection, Refused
 from nbdattach.state import Identity, Record
 from nbdattach.target import Target
-from nbdattach.wishes import Wishes
 
 Capture = pytest.CaptureFixture[str]
 Attach = Callable[[Target, Device, Wishes, object], Attached]

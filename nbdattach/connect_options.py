@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from nbdattach.errors import Malformed
-from nbdattach.wiretext import quoted
+from nbdattach.text import quoted
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_ON_LOSS = 300.0

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach import facts
+from nbdattach import untrusted_json
 from nbdattach.control import Request
 from nbdattach.state import Record, Trouble
 
@@ -43,7 +43,7 @@ class Thing:
     ],
 )
 def test_what_has_the_right_types_is_made(content: dict[str, Any]) -> None:
-    assert facts.made_of(Thing, content) == Thing(**content)
+    assert untrusted_json.made_of(Thing, content) == Thing(**content)
 
 
 WRONG: list[object] = [
@@ -60,14 +60,14 @@ WRONG: list[object] = [
 @pytest.mark.parametrize("content", WRONG, ids=repr)
 def test_nothing_is_made_of_a_wrong_type(content: object) -> None:
     with pytest.raises(ValueError, match=r"Thing"):
-        facts.made_of(Thing, content)
+        untrusted_json.made_of(Thing, content)
 
 
 def test_an_unknown_field_is_left_out_or_refused() -> None:
     content = {"name": "x", "colour": "blue"}
-    assert facts.made_of(Thing, content) == Thing("x")
+    assert untrusted_json.made_of(Thing, content) == Thing("x")
     with pytest.raises(ValueError, match="unknown fields of Thing"):
-        facts.made_of(Thing, content, strict=True)
+        untrusted_json.made_of(Thing, content, strict=True)
 
 
 @pytest.mark.parametrize("kind", [Record, Trouble, Request])
@@ -77,7 +77,7 @@ def test_whatever_stands_in_a_field_nothing_but_a_value_error_comes_of_it(kind: 
     name = data.draw(st.sampled_from(sorted(whole)))
     value = data.draw(VALUES)
     try:
-        made = facts.made_of(kind, facts.parsed(json.dumps({**whole, name: value})))
+        made = untrusted_json.made_of(kind, untrusted_json.parsed(json.dumps({**whole, name: value})))
     except ValueError:
         return
     assert getattr(made, name) == value
@@ -86,31 +86,31 @@ def test_whatever_stands_in_a_field_nothing_but_a_value_error_comes_of_it(kind: 
 @pytest.mark.parametrize("text", [DEEP, '{"a":' * 9000, "[" * 65 + "]" * 65, "[[]" * 33], ids=len)
 def test_what_is_deep_is_refused_before_it_is_parsed(text: str) -> None:
     with pytest.raises(ValueError, match="too many brackets"):
-        facts.parsed(text)
+        untrusted_json.parsed(text)
 
 
 def test_brackets_in_names_are_no_depth() -> None:
     name = '[{"\\' * 999
-    assert facts.parsed(json.dumps({"name": name})) == {"name": name}
+    assert untrusted_json.parsed(json.dumps({"name": name})) == {"name": name}
 
 
 def test_what_is_long_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(ValueError, match="characters"):
-        facts.parsed('"' + "x" * facts.MAX_TEXT + '"')
+        untrusted_json.parsed('"' + "x" * untrusted_json.MAX_TEXT + '"')
 
 
 @pytest.mark.parametrize("text", ["", "{", '"', '{"a": "\\', b"\xff", "9" * 5000])
 def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        facts.parsed(text)
+        untrusted_json.parsed(text)
 
 
 def test_a_deep_message_does_not_crash_a_thread_with_a_small_stack() -> None:
     """Python 3.13's own parser crashes the whole process there: this is the stack of the monitor's threads."""
     code = (
-        "import threading, sys; from nbdattach import facts; threading.stack_size(256 << 10)\n"
+        "import threading, sys; from nbdattach import untrusted_json; threading.stack_size(256 << 10)\n"
         "def parse():\n"
-        "    try: facts.parsed('[' * 65000)\n"
+        "    try: untrusted_json.parsed('[' * 65000)\n"
         "    except ValueError: print('refused')\n"
         "thread = threading.Thread(target=parse); thread.start(); thread.join()"
     )
