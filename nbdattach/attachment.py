@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import backends, control, credentials, driver, geometry, launch, settings, state, sysfs, udev
+from nbdattach import backends, control, credentials, driver, geometry, launch, settings, state, sysfs
 from nbdattach.backend import Hold, Job, Spent, Taken
 from nbdattach.client import silent
 from nbdattach.clock import now
@@ -38,9 +38,10 @@ from nbdattach.errors import (
     NbdattachError,
 )
 from nbdattach.export import Export
+from nbdattach.host import udev
+from nbdattach.host.procfs import alive, started
 from nbdattach.link import has_room
 from nbdattach.node import Busy, Unanswered
-from nbdattach.process import alive, started
 from nbdattach.status import status_of
 from nbdattach.stream import Trace, address_of
 from nbdattach.sysfs import Kernel

@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from nbdattach import client, process, systemd
+from nbdattach import client
 from nbdattach.client import Connection, silent
 from nbdattach.deadline import Deadline
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NotInKernel, error_of
 from nbdattach.export import BlockSize, Export
-from nbdattach.interpreter import bare_python
+from nbdattach.host import procfs, systemd
+from nbdattach.host.spawn import bare_python
 from nbdattach.link import watch_peer
 from nbdattach.stream import Stream, Trace
 from nbdattach.target import Target
@@ -40,7 +41,7 @@ _CLOSED = 3
 _LEAST = 1.0
 _MAX_MESSAGE = 1 << 16
 # As the worker; and where OpenSSL looks for the system's authorities.
-_SHEDS = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class Carrier:
@@ -100,7 +101,7 @@ class Carrier:
             from nbdattach import tls
 
             tls.warm_up(target)
-            process.stay_in_memory()
+            procfs.stay_in_memory()
 
     def _may_pass(self, error: NotInKernel) -> bool:
         """A server that is on its way down, or up, may do it again; a relay would be for the rest of the attachment.
@@ -185,7 +186,7 @@ class Relay:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,  # should the interpreter itself fail, its last words reach us
                 cwd="/",
-                env={key: os.environ[key] for key in _SHEDS if key in os.environ},
+                env={key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ},
                 timeout=START_SECONDS,
             )
         except (OSError, subprocess.TimeoutExpired) as error:

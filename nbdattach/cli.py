@@ -569,7 +569,8 @@ def monitor(background: bool) -> None:
     if background:
         launch.in_background()
         return
-    from nbdattach import log, monitor
+    from nbdattach import monitor
+    from nbdattach.host import log
 
     monitor.run(log.to_stderr)
 

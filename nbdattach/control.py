@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from nbdattach import process, state, untrusted_json
+from nbdattach import state, untrusted_json
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, error_of, facts_of
+from nbdattach.host import procfs
 from nbdattach.target import Target
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class Caller:
                 if not self._connection.recv(_MAX_MESSAGE):
                     return True
             except TimeoutError:
-                stopped = stopped + 1 if process.stopped(self.pid) else 0
+                stopped = stopped + 1 if procfs.stopped(self.pid) else 0
             except OSError:
                 return True
         return False

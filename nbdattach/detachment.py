@@ -21,13 +21,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from nbdattach import blocking, control, driver, process, state, sysfs, systemd, udev
-from nbdattach.blocking import Opening, Unanswered
+from nbdattach import control, driver, state, sysfs
 from nbdattach.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
-from nbdattach.interpreter import bare_python
+from nbdattach.host import blocking, procfs, systemd, udev
+from nbdattach.host.blocking import Opening, Unanswered
+from nbdattach.host.spawn import bare_python
 from nbdattach.node import Busy, Node, cannot_open
 from nbdattach.state import Identity
 from nbdattach.stream import Trace
@@ -385,7 +386,7 @@ def _disconnect_stuck(device: Device, say: Callable[[str], None]) -> bool:
 def _kill_server_process(device: Device) -> bool:
     """A signal to the process in NBD_DO_IT makes the kernel shut the connections down. False where it is not known."""
     pid = serving_pid(device)
-    if not pid or not process.has_open(process.group_of(pid), numbers_of(device)):
+    if not pid or not procfs.has_open(procfs.group_of(pid), numbers_of(device)):
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -407,7 +408,7 @@ def _await_worker(device: Device, deadline: Deadline) -> None:
     kernel = Kernel(device)
     pid = None if kernel.by_netlink else kernel.pid  # with netlink, that of a command which has long ended
     patience = Deadline(min(GOODBYE_SECONDS, deadline.remaining()))
-    while pid and process.alive(pid) and patience.sleep(_POLL):
+    while pid and procfs.alive(pid) and patience.sleep(_POLL):
         pass
 
 

@@ -9,23 +9,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import (
-    backends,
-    control,
-    driver,
-    interpreter,
-    launch,
-    link,
-    lvm,
-    process,
-    selinux,
-    state,
-    sysfs,
-    systemd,
-    udev,
-)
+from nbdattach import backends, control, driver, launch, link, state, sysfs
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
+from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
 from nbdattach.status import Status, status_of
 from nbdattach.sysfs import Kernel
 from nbdattach.text import plain
@@ -66,9 +53,9 @@ def examine() -> list[Finding]:
 
 
 def _permission() -> Finding:
-    if not process.is_root():
+    if not procfs.is_root():
         return Finding("permission", "not root, so nothing can be attached or detached", True, "sudo nbdattach ...")
-    if not process.may_administer():
+    if not procfs.may_administer():
         remedy = "start the container with the capability: docker run --cap-add SYS_ADMIN, or podman run --privileged"
         return Finding("permission", "root without CAP_SYS_ADMIN, so nothing can be attached or detached", True, remedy)
     return Finding("permission", "running as root")
@@ -160,7 +147,7 @@ def _away(status: Status, trouble: dict[str, str | None]) -> Finding:
 def _timeout(device: Device) -> Iterator[Finding]:
     """Of what another program attached. Only root can tell ours from theirs."""
     kernel = Kernel(device)
-    if not process.is_root() or not kernel.attached or state.load(device):
+    if not procfs.is_root() or not kernel.attached or state.load(device):
         return
     seconds, gives_up = kernel.io_timeout, kernel.gives_up
     if gives_up is not False and 0 < seconds < WEEK:
@@ -190,7 +177,7 @@ def _netlink() -> Finding:
     if not sysfs.driver_loaded():
         return Finding("netlink", "pyroute2 is installed")
     # All commands to all families wait for one that hangs, as one of the driver can.
-    answer = process.answer_within(NETLINK_SECONDS, _why_no_netlink)
+    answer = procfs.answer_within(NETLINK_SECONDS, _why_no_netlink)
     if answer is None:
         says = "the kernel does not answer: another command by netlink hangs there"
         return Finding("netlink", says, True, "dmesg tells which, mostly; then: reboot")
@@ -210,7 +197,7 @@ def _why_no_netlink() -> str:
 
 def _buffers() -> Iterator[Finding]:
     """Worth a line where root may not enlarge them, as in a container."""
-    if process.is_root() and not link.can_make_room():
+    if procfs.is_root() and not link.can_make_room():
         says = "send buffers stay small without CAP_NET_ADMIN: see LIMITS in nbdattach(8) about programs with signals"
         yield Finding("buffers", says, remedy="start the container with the capability: docker run --cap-add NET_ADMIN")
 
@@ -234,7 +221,7 @@ def _monitor() -> Iterator[Finding]:
 def _running_monitor(package: str) -> Finding:
     """connect uses any monitor that runs, and that may be of another installation than this command."""
     pid = control.listener()
-    if package == interpreter.own_package() or not pid:
+    if package == spawn.own_package() or not pid:
         return Finding("monitor", "running")
     says = f"running, with the code of another nbdattach: {plain(package)}"
     return Finding("monitor", says, remedy=f"kill {pid}; tail --pid={pid} -f /dev/null; nbdattach monitor -b")

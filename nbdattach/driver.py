@@ -10,8 +10,8 @@ import sys
 
 from nbdattach import sysfs
 from nbdattach.errors import KernelRefused
-from nbdattach.interpreter import SYSTEM_PATH
-from nbdattach.process import is_root
+from nbdattach.host.procfs import is_root
+from nbdattach.host.spawn import SYSTEM_PATH
 
 _CONTAINER_MARKS = ("/run/systemd/container", "/.dockerenv", "/run/.containerenv")
 MODPROBE_SECONDS = 60

@@ -7,11 +7,11 @@ import os
 import select
 from collections.abc import Callable
 
-from nbdattach import process, systemd
 from nbdattach.api import Attachment
 from nbdattach.client import silent
 from nbdattach.device import parse_device
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
+from nbdattach.host import procfs, systemd
 from nbdattach.stream import Trace
 from nbdattach.sysfs import Kernel
 
@@ -28,7 +28,7 @@ def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None
     there = attached.status()
     # A relay may die, and the monitor starts another.
     worker = os.pidfd_open(there.pid) if there.pid and there.backend == "ioctl" else None
-    woken = process.end_signals()
+    woken = procfs.end_signals()
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
     while True:
         ready, _, _ = select.select([one for one in (worker, woken) if one is not None], [], [], _LOOK)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import sys
 
-from nbdattach import syscalls, uapi
+from nbdattach import uapi
+from nbdattach.host import syscalls
 
 # fcntl.ioctl parses its argument as a C int; the kernel takes an unsigned long.
 _INT_MAX = 2**31 - 1

@@ -13,15 +13,16 @@ import select
 import subprocess
 import sys
 
-from nbdattach import state, systemd, worker
+from nbdattach import state, worker
 from nbdattach.backend import PATIENT_MS, Job, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
-from nbdattach.interpreter import bare_python
+from nbdattach.host import systemd
+from nbdattach.host.procfs import asleep
+from nbdattach.host.spawn import bare_python
 from nbdattach.link import drop_at_close
 from nbdattach.node import Node
-from nbdattach.process import asleep
 from nbdattach.sysfs import Kernel
 from nbdattach.text import plain
 
@@ -29,7 +30,7 @@ from nbdattach.text import plain
 START_SECONDS = 30
 _POLL = 0.002
 _MAX_REPORT = 4096
-_SHEDS = ("PATH", "LD_LIBRARY_PATH")
+_KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
 
 
 # The kernel's own default: with one connection it only writes to the kernel's log.
@@ -97,7 +98,7 @@ class Worker:
                     stdout=subprocess.DEVNULL,
                     stderr=their_reports,  # should the interpreter itself fail, its last words reach us
                     cwd="/",
-                    env={key: os.environ[key] for key in _SHEDS if key in os.environ},
+                    env={key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ},
                 )
             finally:
                 os.close(their_orders)

@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import subprocess
 
-from nbdattach import control, interpreter, state, systemd
+from nbdattach import control, state
 from nbdattach.control import NoMonitor
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
-from nbdattach.interpreter import python
+from nbdattach.host import spawn, systemd
+from nbdattach.host.spawn import python
 from nbdattach.text import plain
 
 UNIT = "nbdattach-monitor.service"
@@ -66,8 +67,8 @@ def _ways() -> list[list[str]]:
 def _is_of_other_code(unit: str) -> bool:
     """Whether the unit is installed and runs another nbdattach. If that cannot be told, its admin knows better."""
     program = systemd.program(unit)
-    package = interpreter.package_of(program) if program else None
-    return package is not None and package != os.path.realpath(interpreter.PACKAGE)
+    package = spawn.package_of(program) if program else None
+    return package is not None and package != os.path.realpath(spawn.PACKAGE)
 
 
 def _transient(unit: str) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import _socket  # the module socket costs 1 MB
 import os
 
-from nbdattach import tcp
+from nbdattach.host import tcp
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:

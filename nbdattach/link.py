@@ -9,8 +9,8 @@ import select
 import socket
 import struct
 
-from nbdattach import syscalls, tcp
 from nbdattach.deadline import Deadline
+from nbdattach.host import syscalls, tcp
 
 _TIMEVAL = struct.Struct("ll")
 # How long a peer may leave data without any sign of life before it is asked by another connection. Two retransmissions

@@ -17,16 +17,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from nbdattach import control, driver, netlink, process, shutdown, state, sysfs, systemd
+from nbdattach import control, driver, netlink, state, sysfs
 from nbdattach.carrier import Relay
 from nbdattach.control import SAME_VERSION, Caller, Door, Request
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.driverlog import DriverLog
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
-from nbdattach.interpreter import own_package
+from nbdattach.host import procfs, storage_daemon, systemd
+from nbdattach.host.log import Log, kernel_log, to_stderr
+from nbdattach.host.spawn import own_package
 from nbdattach.link import Link
-from nbdattach.log import Log, kernel_log, to_stderr
 from nbdattach.realroot import RealRoot
 from nbdattach.stream import prepare, warm_up
 from nbdattach.watch import Watch
@@ -49,7 +50,7 @@ def run(log: Log, ready: Callable[[], None] = lambda: None, root: RealRoot | Non
     With `root` it only stands in, until the monitor of that system is there.
     """
     driver.ensure_loaded()
-    if not process.is_root():
+    if not procfs.is_root():
         raise KernelRefused("monitor", "no permission", "it needs root: try sudo")
     warm_up()
     _prepare(log)
@@ -69,7 +70,7 @@ def _prepare(log: Log) -> None:
                 prepare(record.place(), Deadline(_PREPARATION))
             except NbdattachError as error:
                 log(f"{device.name}: {error}")
-            process.stay_in_memory()
+            procfs.stay_in_memory()
 
 
 @contextlib.contextmanager
@@ -107,10 +108,10 @@ class Monitor:
         self._told = -1  # how many watches systemd knows of: it may log each word that it hears
 
     def run(self, ready: Callable[[], None]) -> None:
-        process.raise_descriptor_limit()
-        process.survive()
+        procfs.raise_descriptor_limit()
+        procfs.survive()
         threading.stack_size(_STACK)
-        woken = process.end_signals()
+        woken = procfs.end_signals()
         with contextlib.closing(Door()) as door:
             self._adopt()
             gc.freeze()
@@ -225,11 +226,11 @@ class Monitor:
         Files that we were loaded from and that are deleted are kept by us until the end, though, and a file system with
         such files cannot be made read-only: then it is the better end to be killed.
         """
-        outdated = process.runs_from_deleted_files()
+        outdated = procfs.runs_from_deleted_files()
         if outdated and not self._outdated and not self._root:
             self._log("monitor: what it runs from has been replaced; systemctl restart nbdattach-monitor.service")
         self._outdated = outdated
-        shutdown.outlive(bool(self._watches) and not outdated)
+        storage_daemon.outlive(bool(self._watches) and not outdated)
 
     def _adopt(self) -> None:
         """Whatever is attached and asked to be watched, by commands that found no monitor or by one before us."""

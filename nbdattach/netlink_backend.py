@@ -21,13 +21,14 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
-from nbdattach import netlink, process, state, sysfs
+from nbdattach import netlink, state, sysfs
 from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.connect_options import DEFAULT_ON_LOSS
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
-from nbdattach.interpreter import bare_python
+from nbdattach.host import procfs
+from nbdattach.host.spawn import bare_python
 from nbdattach.link import get_ready, unlimited
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel, identifier
@@ -133,7 +134,7 @@ def _without_old_partitions(device: Device) -> None:
 @contextlib.contextmanager
 def _guarded(device: Device, job: Job) -> Iterator[None]:
     """Should we be killed meanwhile, a process that reads the end of our pipe undoes what we did."""
-    pid = threading.get_native_id() if process.sees_all() else 0  # the kernel's name for who sends
+    pid = threading.get_native_id() if procfs.sees_all() else 0  # the kernel's name for who sends
     command = bare_python("guard_main", device.path, state.path(device), identifier(job.tag), str(pid))
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
         try:

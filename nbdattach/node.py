@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from nbdattach import blocking, ioctl
-from nbdattach.blocking import Unanswered as Unanswered
+from nbdattach import ioctl
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.interpreter import bare_python
+from nbdattach.host import blocking
+from nbdattach.host.blocking import Unanswered as Unanswered
+from nbdattach.host.spawn import bare_python
 from nbdattach.sysfs import Block, Kernel
 
 T = TypeVar("T")

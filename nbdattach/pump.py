@@ -23,8 +23,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from nbdattach import tcp
 from nbdattach.deadline import Deadline
+from nbdattach.host import tcp
 from nbdattach.link import Link
 from nbdattach.proto import NBD_CMD_DISC, NBD_REQUEST_MAGIC
 from nbdattach.tls import forget_errors, has_ended

@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nbdattach import client, process, shutdown, tls  # noqa: F401 - tls: to have it in memory when the disk is away
+from nbdattach import client
 from nbdattach.errors import NbdattachError, facts_of
+from nbdattach.host import procfs, storage_daemon
 from nbdattach.link import watch_peer
 from nbdattach.pump import Pump, Pumps
 from nbdattach.stream import warm_up
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     if os.fork():
         os._exit(0)  # so that init, and not the command line or the monitor, is the one to reap us
     os.setsid()
-    shutdown.outlive()
+    storage_daemon.outlive()
     # It ends with its connections, and those end with the device.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> None:
     os.close(null)
     warm_up()
     threading.stack_size(_STACK)
-    process.survive()
+    procfs.survive()
     gc.freeze()
     try:
         with socket.socket(fileno=int(arguments[0])) as orders:

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from nbdattach import process, untrusted_json
+from nbdattach import untrusted_json
 from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
-from nbdattach.process import alive, started
+from nbdattach.host import procfs
+from nbdattach.host.procfs import alive, started
 from nbdattach.sysfs import Kernel, identifier
 from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.text import quoted
@@ -283,8 +284,8 @@ def _wait_for(fd: int, byte: int, thing: str) -> None:
     """The kernel would wait without end; a holder that is stopped never gives the lock back."""
     patience, suspect = Deadline(_LOCK_SECONDS), None
     while not _locked_within(fd, byte, Deadline(_LOOK_SECONDS)):
-        holder = process.lock_holder(f"{RUN}/lock", byte)
-        stopped = holder is not None and process.stopped(holder.pid)
+        holder = procfs.lock_holder(f"{RUN}/lock", byte)
+        stopped = holder is not None and procfs.stopped(holder.pid)
         if holder and stopped and holder == suspect:
             cause = f"process {holder} is at work on it, and is stopped"
             hint = f"kill -CONT {holder.pid} lets it go on, kill -KILL {holder.pid} ends it"

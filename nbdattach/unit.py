@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from nbdattach import handover, process, systemd, table
+from nbdattach import handover, table
 from nbdattach.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError
+from nbdattach.host import procfs, systemd
 from nbdattach.sysfs import Kernel
 from nbdattach.users import users_of
 
@@ -74,7 +75,7 @@ def _save(device: Device, say: Callable[[str], None]) -> None:
         os.sync()
         return "done"
 
-    done = process.answer_within(SYNC_SECONDS, sync)
+    done = procfs.answer_within(SYNC_SECONDS, sync)
     where = "what was written so far is on its server" if done else "not all that was written is on its server"
     say(f"{device.path}: still in use, so it stays attached; {where}")
 

@@ -13,11 +13,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from nbdattach import process, state, sysfs
+from nbdattach import state, sysfs
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
-from nbdattach.process import Opener
+from nbdattach.host import procfs
+from nbdattach.host.procfs import Opener
 from nbdattach.sysfs import Block, Kernel
 from nbdattach.text import plain
 
@@ -102,7 +103,7 @@ class Census:
         """Of all mount namespaces that can be seen; what is at the same place in ours and in others, once."""
         found: list[Mount] = []
         ours: set[tuple[str, str]] = set()
-        for owner, lines in process.mount_tables():
+        for owner, lines in procfs.mount_tables():
             mounts = [_mount(line, owner) for line in lines]
             found += [one for one in mounts if (one.number, one.path) not in ours]
             if owner is None:
@@ -112,14 +113,14 @@ class Census:
     @cached_property
     def swaps(self) -> set[str]:
         """Names of devices."""
-        return {line.split()[0].removeprefix("/dev/") for line in process.lines("swaps")[1:]}
+        return {line.split()[0].removeprefix("/dev/") for line in procfs.lines("swaps")[1:]}
 
     @cached_property
     def loops(self) -> dict[str, list[str]]:
         """Loop devices by the number of the block device that backs them, by whatever name."""
         found: dict[str, list[str]] = {}
         for loop, backing in sysfs.loops().items():
-            number = process.block_number(backing)
+            number = procfs.block_number(backing)
             if number:
                 found.setdefault(number, []).append(loop)
         return found
@@ -170,7 +171,7 @@ def open_by(device: Device, *own_fds: int) -> list[Opener]:
     the kernel tells is that of whoever attached the device, and may have it open as anybody else.
     """
     serving = serving_pid(device)
-    return process.openers(numbers_of(device), {process.group_of(serving)} if serving else (), own_fds)
+    return procfs.openers(numbers_of(device), {procfs.group_of(serving)} if serving else (), own_fds)
 
 
 def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:
@@ -178,7 +179,7 @@ def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:
     numbers = numbers_of(device)
     there, patience = open_by(device, *own_fds), Deadline(A_LOOK)
     while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
-        there = [one for one in there if process.still_open(one.pid, one.fd, numbers)]
+        there = [one for one in there if procfs.still_open(one.pid, one.fd, numbers)]
     return there
 
 
@@ -189,7 +190,7 @@ def serving_pid(device: Device) -> int | None:
     record = state.load(device)
     if record and record.pid:
         return record.pid
-    return Kernel(device).pid if process.sees_all() else None
+    return Kernel(device).pid if procfs.sees_all() else None
 
 
 def numbers_of(device: Device) -> set[str]:
@@ -226,9 +227,9 @@ def _mounted(mount: Mount, direct: bool) -> User:
 
 def _elsewhere(pid: int, command: str) -> str:
     """How root gets rid of what is mounted in another mount namespace, and runs no program of another user's there."""
-    if process.runs_our_programs(pid):
+    if procfs.runs_our_programs(pid):
         return f"nsenter -m -t {pid} {command}"
-    service = process.service_of(pid)
+    service = procfs.service_of(pid)
     return f"systemctl restart {_word(service)}" if service else f"kill {pid}"
 
 
@@ -256,4 +257,4 @@ def _mount(line: str, owner: Opener | None) -> Mount:
     """One line of mountinfo (proc_pid_mountinfo(5))."""
     before, _, after = line.partition(" - ")
     fields, kind, source = before.split(" "), *after.split(" ")[:2]
-    return Mount(process.unescaped(fields[4]), fields[2], process.unescaped(source), kind, owner)
+    return Mount(procfs.unescaped(fields[4]), fields[2], procfs.unescaped(source), kind, owner)

@@ -31,12 +31,12 @@ from nbdattach.clock import boot_time, now
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
+from nbdattach.host.log import Log
+from nbdattach.host.procfs import started
 from nbdattach.link import Link
 from nbdattach.links import NOTICED, Gone, Links
-from nbdattach.log import Log
 from nbdattach.node import Busy, Node
 from nbdattach.outage import FRUITLESS, Outage, Terms
-from nbdattach.process import started
 from nbdattach.stream import address_of, remember
 from nbdattach.sysfs import Kernel
 from nbdattach.target import Target

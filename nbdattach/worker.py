@@ -2,8 +2,8 @@
 """The process that stays behind an ioctl attachment: sets the device up and blocks in NBD_DO_IT.
 
 It is run by a bare interpreter (`python -I -S`) as a process of its own, because one forked from a loaded
-command line keeps that memory for good. So it imports next to nothing, and nothing outside this package's
-`ioctl`, `lifeline`, `shutdown`, `syscalls`, `tcp` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
+command line keeps that memory for good. So it imports next to nothing, and of this package only `ioctl`, `lifeline`,
+`storage_daemon`, `syscalls`, `tcp` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
 
     reports (worker -> parent)  "ready PID" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
     orders  (parent -> worker)  "G": go into NBD_DO_IT; "C": committed, live on without me; "U", or closed before: undo
@@ -19,7 +19,8 @@ import os
 import sys
 import time
 
-from nbdattach import ioctl, shutdown, syscalls
+from nbdattach import ioctl
+from nbdattach.host import storage_daemon, syscalls
 from nbdattach.lifeline import Lifeline
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
@@ -125,7 +126,7 @@ def main(arguments: list[str]) -> None:
     if os.fork():
         os._exit(0)  # so that init, and not the command line, is the one to reap us
     os.setsid()
-    shutdown.outlive()
+    storage_daemon.outlive()
     # A signal in NBD_DO_IT makes the kernel shut the sockets down: none may reach this thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:

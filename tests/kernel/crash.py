@@ -34,8 +34,17 @@ _CALLS = {
 _MESSAGES = {"netlink.Family.connect", "netlink.Family.reconfigure", "netlink.Family.disconnect"}
 # Who only looks, and the handshake: nothing is changed by them that could stay.
 _LOOKS = (
-    "cli.", "client.", "connections.", "driver.", "netlink.", "process.", "status.", "stream.", "systemd.", "users.",
-)  # fmt: skip
+    "cli.",
+    "client.",
+    "connections.",
+    "driver.",
+    "netlink.",
+    "host.procfs.",
+    "status.",
+    "stream.",
+    "host.systemd.",
+    "users.",
+)
 _LOOK = {
     "state.load",
     "state.trouble_of",

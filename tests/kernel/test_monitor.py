@@ -20,9 +20,10 @@ from servers import nbdkit, qemu_nbd
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
 from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, sparse_file
 
-from nbdattach import control, launch, process, state, status, sysfs
+from nbdattach import control, launch, state, status, sysfs
 from nbdattach.control import Request
 from nbdattach.device import Device
+from nbdattach.host import procfs
 from nbdattach.sysfs import Kernel
 
 pytestmark = pytest.mark.netlink
@@ -162,7 +163,7 @@ def test_a_stopped_command_does_not_keep_a_device_from_its_server(tmp_path: Path
         with attached(server.uri, "nbd0"):
             stopped = subprocess.Popen([sys.executable, "-c", STOPPED])
             try:
-                eventually(lambda: process.stopped(stopped.pid))
+                eventually(lambda: procfs.stopped(stopped.pid))
                 server.kill()
                 servers.enter_context(there.serve())
                 assert seconds_for_a_new_read("/dev/nbd0") < promised(12)

@@ -13,11 +13,12 @@ import pytest
 from servers import nbdkit
 from tool import nbd_ok, partitioned_image, shell
 
-from nbdattach import netlink, udev
+from nbdattach import netlink
 from nbdattach.client import silent
 from nbdattach.connect_options import Wishes
 from nbdattach.connections import connected
 from nbdattach.device import Device
+from nbdattach.host import udev
 from nbdattach.sysfs import Kernel
 from nbdattach.target import parse_target
 

@@ -35,8 +35,9 @@ from tool import (
 )
 
 import nbdattach
-from nbdattach import control, detachment, process, state, status
+from nbdattach import control, detachment, state, status
 from nbdattach.device import Device
+from nbdattach.host import procfs
 from nbdattach.node import Node
 from nbdattach.sysfs import Kernel
 
@@ -146,7 +147,7 @@ def mounted_in_a_container() -> str:
         mount --bind /usr usr && ln -s usr/bin usr/lib usr/lib64 . && mount /dev/nbd0 disk && pivot_root . old &&
         exec /bin/sleep 600"""
     holder = subprocess.Popen(["unshare", "-m", "sh", "-c", program])
-    eventually(lambda: process.name_of(holder.pid) == "sleep" or holder.poll() is not None)
+    eventually(lambda: procfs.name_of(holder.pid) == "sleep" or holder.poll() is not None)
     where = f"mounted at /disk in the mount namespace of process {holder.pid} (sleep)"
     return f"{where}: kill {holder.pid}"
 

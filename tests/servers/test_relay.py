@@ -22,7 +22,7 @@ from nbdattach.carrier import Carrier
 from nbdattach.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NoConnection, TlsFailed
-from nbdattach.process import alive
+from nbdattach.host.procfs import alive
 from nbdattach.target import Target, parse_target, with_tls
 
 

@@ -111,7 +111,7 @@ OURS = re.compile(rb"(.*\.)?(invalid|example|test)|(127|10)(\.\d+){3}|192\.(168|
 # What documents point to. Nothing is fetched from there.
 DOCUMENTS = {
     b"www.debian.org": {"debian/copyright"},
-    b"systemd.io": {"nbdattach/shutdown.py"},
+    b"systemd.io": {"nbdattach/host/storage_daemon.py"},
 }
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach.blocking import Opening, Sending, Unanswered, WriteBack
 from nbdattach.deadline import Deadline
+from nbdattach.host.blocking import Opening, Sending, Unanswered, WriteBack
 
 A_MINUTE = 60.0
 

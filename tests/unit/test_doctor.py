@@ -20,24 +20,10 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import (
-    backends,
-    control,
-    doctor,
-    driver,
-    interpreter,
-    link,
-    lvm,
-    process,
-    render,
-    selinux,
-    state,
-    status,
-    systemd,
-    udev,
-)
+from nbdattach import backends, control, doctor, driver, link, render, state, status
 from nbdattach.doctor import Finding, examine
 from nbdattach.errors import KernelRefused, NbdattachError
+from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
 from nbdattach.state import Record, Trouble
 
 RELEASE = "6.9.3-test"
@@ -109,11 +95,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(selinux, "POLICIES", str(tmp_path / "etc/selinux/*/policy/policy.*"))
     monkeypatch.setattr(selinux, "KERNEL_LOG", str(tmp_path / "kmsg"))
     monkeypatch.setattr(control, "PLACE", str(tmp_path / "monitor"))
-    monkeypatch.setattr(process, "is_root", lambda: True)
-    monkeypatch.setattr(status, "has_open", lambda pid, numbers: process.alive(pid))
-    monkeypatch.setattr(process, "may_administer", lambda: True)
+    monkeypatch.setattr(procfs, "is_root", lambda: True)
+    monkeypatch.setattr(status, "has_open", lambda pid, numbers: procfs.alive(pid))
+    monkeypatch.setattr(procfs, "may_administer", lambda: True)
     monkeypatch.setattr(link, "can_make_room", lambda: True)
-    monkeypatch.setattr(process, "sees_all", lambda: True)
+    monkeypatch.setattr(procfs, "sees_all", lambda: True)
     monkeypatch.setattr(status, "sees_all", lambda: True)
     monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
@@ -180,13 +166,13 @@ def test_nothing_is_written(machine: Machine) -> None:
 
 
 def test_not_root(machine: Machine) -> None:
-    machine.patch.setattr(process, "is_root", lambda: False)
+    machine.patch.setattr(procfs, "is_root", lambda: False)
     says = "not root, so nothing can be attached or detached"
     assert machine.says("permission") == in_the_way("permission", says, "sudo nbdattach ...")
 
 
 def test_root_without_the_capability(machine: Machine) -> None:
-    machine.patch.setattr(process, "may_administer", lambda: False)
+    machine.patch.setattr(procfs, "may_administer", lambda: False)
     says = "root without CAP_SYS_ADMIN, so nothing can be attached or detached"
     remedy = "start the container with the capability: docker run --cap-add SYS_ADMIN, or podman run --privileged"
     assert machine.says("permission") == in_the_way("permission", says, remedy)
@@ -194,7 +180,7 @@ def test_root_without_the_capability(machine: Machine) -> None:
 
 def test_capability_is_asked_of_the_kernel() -> None:
     drop = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if os.geteuid() == 0 else []
-    code = "from nbdattach import process; print(process.may_administer())"
+    code = "from nbdattach.host import procfs; print(procfs.may_administer())"
     done = subprocess.run([*drop, sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -367,7 +353,7 @@ def test_time_outs_of_our_own_are_what_was_asked_for(machine: Machine) -> None:
 
 def test_without_root_nobody_can_tell_whose_time_out_it_is(machine: Machine) -> None:
     timed(machine, 5000, None)
-    machine.patch.setattr(process, "is_root", lambda: False)
+    machine.patch.setattr(procfs, "is_root", lambda: False)
     assert machine.says("/dev/nbd0") is None
 
 
@@ -466,7 +452,7 @@ def test_a_monitor_that_hangs_is_not_waited_for(machine: Machine, installed: boo
 def test_a_monitor_that_answers_is_well(machine: Machine) -> None:
     machine.attach()
     state.save(NBD0, WATCHED)
-    with monitor(lambda caller: caller.reply(interpreter.own_package())):
+    with monitor(lambda caller: caller.reply(spawn.own_package())):
         assert machine.says("monitor") == Finding("monitor", "running")
 
 

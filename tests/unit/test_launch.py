@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from nbdattach import control, interpreter, launch, state
+from nbdattach import control, launch, state
 from nbdattach.control import NoMonitor
+from nbdattach.host import spawn
 
 PROGRAM = "/usr/bin/nbdattach"
 
@@ -23,7 +24,7 @@ class Host:
         self.works = works
         self.others = others
         self.up = False
-        self.program, self.package = PROGRAM, interpreter.PACKAGE  # of the unit, if it is installed
+        self.program, self.package = PROGRAM, spawn.PACKAGE  # of the unit, if it is installed
         self.tried: list[str] = []
         self.commands: list[list[str]] = []
 
@@ -39,7 +40,7 @@ class Host:
 def hosted(monkeypatch: pytest.MonkeyPatch, host: Host, systemd: bool = True) -> Host:
     monkeypatch.setattr(launch.systemd, "in_charge", lambda: systemd)
     monkeypatch.setattr(launch.systemd, "program", lambda _: host.program)
-    monkeypatch.setattr(launch.interpreter, "package_of", {PROGRAM: host.package}.get)
+    monkeypatch.setattr(launch.spawn, "package_of", {PROGRAM: host.package}.get)
     monkeypatch.setattr(state, "RUN", tempfile.mkdtemp())
     monkeypatch.setattr(control, "answers", lambda: host.up)
     monkeypatch.setattr(launch.subprocess, "run", host.run)
@@ -70,7 +71,7 @@ def test_systemd_comes_first_where_it_is_in_charge(
     assert host.tried == tried
 
 
-@pytest.mark.parametrize("package", [interpreter.PACKAGE, None])
+@pytest.mark.parametrize("package", [spawn.PACKAGE, None])
 @pytest.mark.parametrize("program", [PROGRAM, ""])
 def test_a_unit_of_the_same_code_or_of_its_admin_is_started(
     monkeypatch: pytest.MonkeyPatch, program: str, package: str

@@ -33,11 +33,22 @@ DOORS = {
     # tls: only the type of what it wraps
     # carrier, relay: the orders between them; pump: what is handed to it
     # blocking: descriptors from a process that opens what may hang
-    "socket": {"stream", "systemd", "netlink", "link", "control", "tls", "carrier", "relay", "pump", "blocking"},
+    "socket": {
+        "stream",
+        "host.systemd",
+        "netlink",
+        "link",
+        "control",
+        "tls",
+        "carrier",
+        "relay",
+        "pump",
+        "host.blocking",
+    },
     # certificate: reads them; pump: what a socket of it says that must not wait
     "ssl": {"tls", "certificate", "pump"},
-    "fcntl": {"ioctl", "syscalls", "node", "state"},  # node: flock on the device node; state: the lock of a tag
-    "ctypes": {"ioctl", "syscalls"},
+    "fcntl": {"ioctl", "host.syscalls", "node", "state"},  # node: flock on the device node; state: the lock of a tag
+    "ctypes": {"ioctl", "host.syscalls"},
     "click": {"cli", "usage", "shell"},
     "pyroute2": {"netlink"},
     "curses": {"screen"},

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import control, driverlog, interpreter, monitor, netlink, process, shutdown, state
+from nbdattach import control, driverlog, monitor, netlink, state
 from nbdattach.control import Door, Request
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
+from nbdattach.host import procfs, spawn, storage_daemon
 from nbdattach.monitor import Monitor
 from nbdattach.state import Record
 from nbdattach.watch import Watch
@@ -75,7 +76,7 @@ def test_a_monitor_answers_with_its_pid() -> None:
 @pytest.mark.usefixtures("host")
 def test_a_monitor_tells_which_nbdattach_it_is_of() -> None:
     with serving(Monitor(silent)):
-        assert control.ask(Request("package"), PATIENCE) == interpreter.own_package()
+        assert control.ask(Request("package"), PATIENCE) == spawn.own_package()
 
 
 def test_a_monitor_that_may_not_read_the_kernels_log_says_so_and_goes_on(
@@ -312,11 +313,11 @@ def test_one_that_was_replaced_gives_up_its_place_at_shutdown_and_says_so_once(
 ) -> None:
     said: list[str] = []
     marks: list[bool] = []
-    monkeypatch.setattr(shutdown, "outlive", marks.append)
+    monkeypatch.setattr(storage_daemon, "outlive", marks.append)
     monitor = Monitor(said.append)
     monitor._watches[NBD0] = Watch(NBD0, WATCHED, [], said.append)
     monitor._outlive()
-    monkeypatch.setattr(process, "runs_from_deleted_files", lambda: True)
+    monkeypatch.setattr(procfs, "runs_from_deleted_files", lambda: True)
     monitor._outlive()
     monitor._outlive()
     assert (marks, len(said)) == ([True, False, False], 1)
@@ -364,7 +365,7 @@ def test_the_real_one_makes_no_room_for_a_second(host: Host) -> None:
 
 LOGS = """
 import os, sys, time
-from nbdattach.log import to_stderr
+from nbdattach.host.log import to_stderr
 began = time.monotonic()
 for _ in range(5000):
     to_stderr("x" * 100)

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import detachment, process, state, status, sysfs, worker
+from nbdattach import detachment, state, status, sysfs, worker
 from nbdattach.errors import DeviceInUse, Malformed
+from nbdattach.host import procfs
 from nbdattach.state import Record, Trouble
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
@@ -133,7 +134,7 @@ def test_a_half_written_file_is_no_record(host: Host) -> None:
     assert state.load(NBD0) is None
 
 
-WORKER = replace(BARE, backend="ioctl", pid=os.getpid(), started=process.started(os.getpid()))
+WORKER = replace(BARE, backend="ioctl", pid=os.getpid(), started=procfs.started(os.getpid()))
 NOT_OURS: dict[str, tuple[Record, Callable[[Host], None]]] = {
     "nothing attached": (BARE, lambda _: None),
     "another attachment": (BARE, lambda host: host.attach(pid=4712)),
@@ -279,7 +280,7 @@ def test_a_stopped_command_does_not_keep_the_next_one_waiting_for_ever(host: Hos
         with alarm(60), pytest.raises(DeviceInUse) as caught, lock():
             pass
         assert caught.value.thing == thing
-        assert caught.value.cause == f"process {pid} ({process.name_of(pid)}) is at work on it, and is stopped"
+        assert caught.value.cause == f"process {pid} ({procfs.name_of(pid)}) is at work on it, and is stopped"
         assert caught.value.hint == f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
         os.kill(pid, signal.SIGCONT)
         with alarm(60), lock():
@@ -292,10 +293,10 @@ def test_a_command_that_hangs_does_not_keep_the_next_one_waiting_for_ever(
 ) -> None:
     state.make_run()
     monkeypatch.setattr(state, "_LOCK_SECONDS", 0.1)
-    monkeypatch.setattr(process, "stopped", lambda _: False)
+    monkeypatch.setattr(procfs, "stopped", lambda _: False)
     with held_by_another(lock) as pid, alarm(60), pytest.raises(DeviceInUse) as caught, lock():
         pass
-    assert caught.value.cause == f"process {pid} ({process.name_of(os.getpid())}) has been at work on it for 0.1 s"
+    assert caught.value.cause == f"process {pid} ({procfs.name_of(os.getpid())}) has been at work on it for 0.1 s"
     assert caught.value.hint == f"kill {pid} ends it"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import systemd
+from nbdattach.host import systemd
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from nbdattach.tcp import Info, Silence
+from nbdattach.host.tcp import Info, Silence
 
 
 @dataclass

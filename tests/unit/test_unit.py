@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import handover, systemd, table, unit
+from nbdattach import handover, table, unit
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError, NotAttached
+from nbdattach.host import systemd
 from nbdattach.users import User, Users
 
 UNIT = "nbdattach@nbd0.service"
@@ -187,14 +188,14 @@ def test_without_systemctl_nothing_is_going_on(monkeypatch: pytest.MonkeyPatch, 
 
 
 MARKED = """
-from nbdattach import shutdown
+from nbdattach.host import storage_daemon
 def line():
     return open("/proc/self/cmdline", "rb").read()
 before = line()
-shutdown.outlive()
-shutdown.outlive()
+storage_daemon.outlive()
+storage_daemon.outlive()
 marked = line()
-shutdown.outlive(False)
+storage_daemon.outlive(False)
 print(marked[:1] == b"@", marked[1:] == before[1:], line() == before, before[:1] != b"@")
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import nbdattach
-from nbdattach import interpreter
+from nbdattach.host import spawn
 
 # What is run: it tells where it and a library come from, and imports a module of Python that it has not seen yet.
 PROBE = """
@@ -41,8 +41,9 @@ class Machine:
         for place in (self.site, self.checkout):
             package = place / "nbdattach"
             package.mkdir(parents=True)
-            for module in ("__init__", "interpreter"):
-                shutil.copy(f"{Path(nbdattach.__file__).parent}/{module}.py", package)
+            for module in ("__init__.py", "host/__init__.py", "host/spawn.py"):
+                (package / module).parent.mkdir(exist_ok=True)
+                shutil.copy(f"{Path(nbdattach.__file__).parent}/{module}", package / module)
             (package / "probe.py").write_text(PROBE)
         (self.site / "colorsys.py").write_text(DECOY)
         for place in (self.site, self.libraries):
@@ -51,14 +52,14 @@ class Machine:
 
     def script_runs(self, call: str, script: Path, before: str = "") -> str:
         """The same for a script that does `before` first."""
-        code = f"import subprocess; from nbdattach import interpreter; subprocess.run(interpreter.{call}, check=True)"
+        code = f"import subprocess; from nbdattach.host import spawn; subprocess.run(spawn.{call}, check=True)"
         script.write_text(f"{before}\n{code}\n")
         done = subprocess.run([self.python, script], cwd="/", env={}, capture_output=True, text=True)
         return done.stdout.strip() or done.stderr
 
     def runs(self, call: str, *path: Path, options: str = "", folder: Path = Path("/")) -> str:
-        """What the command that `interpreter` makes prints, where `path` is the PYTHONPATH of the one that makes it."""
-        code = f"import subprocess; from nbdattach import interpreter; subprocess.run(interpreter.{call}, check=True)"
+        """What the command that `spawn` makes prints, where `path` is the PYTHONPATH of the one that makes it."""
+        code = f"import subprocess; from nbdattach.host import spawn; subprocess.run(spawn.{call}, check=True)"
         command = [self.python, *options.split(), "-c", code]
         environment = {"PYTHONPATH": ":".join(map(str, path))}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -118,9 +119,9 @@ def test_current_folder_is_not_searched_for_libraries(machine: Machine, tmp_path
     """`python -m` puts it first, under its full name."""
     (tmp_path / "pyroute2.py").write_text(DECOY)
     (tmp_path / "program.py").write_text(
-        "import subprocess, sys; from nbdattach import interpreter\n"
+        "import subprocess, sys; from nbdattach.host import spawn\n"
         + ("sys.path.insert(0, '/nonexistent')\n" if folder == "moved" else "")
-        + f"subprocess.run(interpreter.{PYTHON}, check=True)\n"
+        + f"subprocess.run(spawn.{PYTHON}, check=True)\n"
     )
     done = subprocess.run([machine.python, "-m", "program"], cwd=tmp_path, env={}, capture_output=True, text=True)
     assert done.stdout.strip() == f"{machine.site} True {machine.site}", done.stderr
@@ -140,12 +141,12 @@ def script(folder: Path, shebang: str) -> str:
 
 
 def test_package_of_a_script_is_that_of_its_interpreter(machine: Machine, tmp_path: Path) -> None:
-    assert interpreter.package_of(script(tmp_path, f"#!{machine.python}")) == str(machine.site / "nbdattach")
-    assert interpreter.package_of(script(tmp_path, f"#! {machine.python} -s")) == str(machine.site / "nbdattach")
+    assert spawn.package_of(script(tmp_path, f"#!{machine.python}")) == str(machine.site / "nbdattach")
+    assert spawn.package_of(script(tmp_path, f"#! {machine.python} -s")) == str(machine.site / "nbdattach")
 
 
 @pytest.mark.parametrize("shebang", ["", "#!", "#!/bin/sh", "#!/nonexistent", "\x7fELF\udcff", "#!/bin/false"])
 def test_package_of_another_program_is_not_known(tmp_path: Path, shebang: str) -> None:
     (tmp_path / "nbdattach").write_bytes(f"{shebang}\n".encode("utf-8", "surrogateescape"))
-    assert interpreter.package_of(str(tmp_path / "nbdattach")) is None
-    assert interpreter.package_of(str(tmp_path / "missing")) is None
+    assert spawn.package_of(str(tmp_path / "nbdattach")) is None
+    assert spawn.package_of(str(tmp_path / "missing")) is None

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import process, users
+from nbdattach import users
+from nbdattach.host import procfs
 
 
 def test_an_answer_comes_from_a_process_that_holds_nobody_up() -> None:
@@ -17,7 +18,7 @@ def test_an_answer_comes_from_a_process_that_holds_nobody_up() -> None:
     def where() -> str:
         return " ".join(os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2))
 
-    assert process.answer_within(60, where) == "/dev/null /dev/null /dev/null"
+    assert procfs.answer_within(60, where) == "/dev/null /dev/null /dev/null"
 
 
 def test_nothing_is_asked_of_a_file_system_that_may_never_answer(
@@ -38,12 +39,12 @@ def test_nothing_is_asked_of_a_file_system_that_may_never_answer(
         asked.append(place)
         raise FileNotFoundError
 
-    monkeypatch.setattr(process, "PROC", str(tmp_path))
-    monkeypatch.setattr(process, "_remote", {})
+    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
+    monkeypatch.setattr(procfs, "_remote", {})
     with monkeypatch.context() as asking:
         asking.setattr(os, "stat", ask)
         for fd in (3, 4):
-            assert not process.still_open(7, fd, {"43:0"})
+            assert not procfs.still_open(7, fd, {"43:0"})
     assert asked == [f"{tmp_path}/7/fd/4"]
 
 
@@ -62,8 +63,8 @@ def test_files_that_were_replaced_under_a_process_are_seen(
 ) -> None:
     (tmp_path / "self").mkdir()
     (tmp_path / "self/maps").write_text(f"7f0-7f1 rw-p 00000000 00:00 0    [heap]\n{line}\n")
-    monkeypatch.setattr(process, "PROC", str(tmp_path))
-    assert process.runs_from_deleted_files() == deleted
+    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
+    assert procfs.runs_from_deleted_files() == deleted
 
 
 OURS = ["1 0 8:1 / / rw - ext4 /dev/sda1 rw", "2 1 0:5 / /proc rw - proc proc rw"]
@@ -84,25 +85,25 @@ def test_only_where_the_root_is_ours_programs_are_ours(
     monkeypatch: pytest.MonkeyPatch, theirs: list[str], ours: bool
 ) -> None:
     pid = os.getpid()
-    monkeypatch.setattr(process, "lines", {"self/mountinfo": OURS, f"{pid}/mountinfo": theirs}.get)
-    assert process.runs_our_programs(pid) == ours
+    monkeypatch.setattr(procfs, "lines", {"self/mountinfo": OURS, f"{pid}/mountinfo": theirs}.get)
+    assert procfs.runs_our_programs(pid) == ours
 
 
 def test_programs_in_a_namespace_of_another_user_namespace_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any user may make one, and put any program at /bin/umount in it."""
-    monkeypatch.setattr(process, "lines", lambda _: OURS)
-    monkeypatch.setattr(process.syscalls, "ns_get_userns", lambda _: os.open("/proc/self/ns/net", os.O_RDONLY))
-    assert not process.runs_our_programs(os.getpid())
+    monkeypatch.setattr(procfs, "lines", lambda _: OURS)
+    monkeypatch.setattr(procfs.syscalls, "ns_get_userns", lambda _: os.open("/proc/self/ns/net", os.O_RDONLY))
+    assert not procfs.runs_our_programs(os.getpid())
 
 
 def test_programs_in_a_namespace_that_cannot_be_looked_at_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> int:
         raise PermissionError
 
-    monkeypatch.setattr(process, "lines", lambda _: OURS)
-    monkeypatch.setattr(process.syscalls, "ns_get_userns", refuse)
-    assert not process.runs_our_programs(os.getpid())
-    assert not process.runs_our_programs(1 << 22)
+    monkeypatch.setattr(procfs, "lines", lambda _: OURS)
+    monkeypatch.setattr(procfs.syscalls, "ns_get_userns", refuse)
+    assert not procfs.runs_our_programs(os.getpid())
+    assert not procfs.runs_our_programs(1 << 22)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +120,8 @@ def test_programs_in_a_namespace_that_cannot_be_looked_at_are_not_ours(monkeypat
     ],
 )
 def test_a_service_is_what_systemd_can_restart(monkeypatch: pytest.MonkeyPatch, line: str, service: str) -> None:
-    monkeypatch.setattr(process, "lines", {"7/cgroup": [line]}.get)
-    assert process.service_of(7) == service
+    monkeypatch.setattr(procfs, "lines", {"7/cgroup": [line]}.get)
+    assert procfs.service_of(7) == service
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_a_service_is_what_systemd_can_restart(monkeypatch: pytest.MonkeyPatch, 
 def test_no_hint_makes_root_run_a_program_of_another_users_namespace(
     monkeypatch: pytest.MonkeyPatch, ours: bool, service: str, hint: str
 ) -> None:
-    monkeypatch.setattr(process, "runs_our_programs", lambda _: ours)
-    monkeypatch.setattr(process, "service_of", lambda _: service)
-    mount = users.Mount("/a b", "43:0", "/dev/nbd0", "ext4", process.Opener(7, "sleep"))
+    monkeypatch.setattr(procfs, "runs_our_programs", lambda _: ours)
+    monkeypatch.setattr(procfs, "service_of", lambda _: service)
+    mount = users.Mount("/a b", "43:0", "/dev/nbd0", "ext4", procfs.Opener(7, "sleep"))
     assert users._mounted(mount, True).release == hint

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from nbdattach import syscalls
+from nbdattach.host import syscalls
 from nbdattach.text import plain
 
 PROC = "/proc"

@@ -11,7 +11,7 @@ import _socket
 import os
 import sys
 
-from nbdattach import syscalls
+from nbdattach.host import syscalls
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:

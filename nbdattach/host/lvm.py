@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 
-from nbdattach.interpreter import SYSTEM_PATH
+from nbdattach.host.spawn import SYSTEM_PATH
 
 FOLDER = "/etc/lvm"
 SECONDS = 10
