@@ -37,15 +37,15 @@ from nbdattach.errors import (
     KernelRefused,
     NbdattachError,
 )
-from nbdattach.export import Export
 from nbdattach.host import udev
 from nbdattach.host.procfs import alive, started
 from nbdattach.link import has_room
 from nbdattach.node import Busy, Unanswered
+from nbdattach.protocol.export import Export
+from nbdattach.protocol.target import Target
 from nbdattach.status import status_of
 from nbdattach.stream import Trace, address_of
 from nbdattach.sysfs import Kernel
-from nbdattach.target import Target
 from nbdattach.text import plain, quoted
 from nbdattach.users import in_use, users_of
 

@@ -18,11 +18,11 @@ from nbdattach import settings
 from nbdattach.connect_options import Wishes
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.export import Export
 from nbdattach.geometry import Geometry
 from nbdattach.node import Busy, Node
+from nbdattach.protocol.export import Export
+from nbdattach.protocol.target import Target
 from nbdattach.sysfs import Kernel
-from nbdattach.target import Target
 
 # Milliseconds of queue/io_timeout, with several connections: the driver takes a request of this age for a dead
 # connection, drops that and sends the request again over another one, though the server may still be at it. Slow is

@@ -15,7 +15,7 @@ from nbdattach import nbdtab
 from nbdattach.connect_options import FOREVER, Wishes
 from nbdattach.device import Device
 from nbdattach.errors import Malformed
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted
 
 DEFAULT_DEVICE = "nbd0"

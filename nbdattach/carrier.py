@@ -24,12 +24,12 @@ from nbdattach import client
 from nbdattach.client import Connection, silent
 from nbdattach.deadline import Deadline
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NotInKernel, error_of
-from nbdattach.export import BlockSize, Export
 from nbdattach.host import procfs, systemd
 from nbdattach.host.spawn import bare_python
 from nbdattach.link import watch_peer
+from nbdattach.protocol.export import BlockSize, Export
+from nbdattach.protocol.target import Target
 from nbdattach.stream import Stream, Trace
-from nbdattach.target import Target
 from nbdattach.text import plain
 
 START_SECONDS = 30

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from nbdattach.api import Attachment
     from nbdattach.completion import Offer
     from nbdattach.device import Device
+    from nbdattach.protocol.target import Target
     from nbdattach.status import Status
-    from nbdattach.target import Target
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _D = TypeVar("_D")
@@ -220,7 +220,7 @@ def _say_error(error: NbdattachError) -> None:
 
 
 def _target(text: str, export: str | None, trust: dict[str, Any] | None = None) -> Target:
-    from nbdattach.target import parse_target, with_tls
+    from nbdattach.protocol.target import parse_target, with_tls
 
     return with_tls(parse_target(text, export), **trust or {})
 

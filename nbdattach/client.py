@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbdattach import handshake, transmission
 from nbdattach.connect_options import DEFAULT_TIMEOUT
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError, TlsFailed
-from nbdattach.export import Export, Listed
-from nbdattach.proto import NBD_FLAG_HAS_FLAGS
+from nbdattach.protocol import handshake, transmission
+from nbdattach.protocol.constants import NBD_FLAG_HAS_FLAGS
+from nbdattach.protocol.export import Export, Listed
+from nbdattach.protocol.target import Target
 from nbdattach.stream import Stream, Trace, dial
-from nbdattach.target import Target
 
 if TYPE_CHECKING:
     from nbdattach.carrier import Relay

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nbdattach import sysfs
 from nbdattach.device import Device
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 
 # The user waits at the keyboard.
 SECONDS = 1.5

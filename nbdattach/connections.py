@@ -14,9 +14,9 @@ from nbdattach.client import Connection
 from nbdattach.connect_options import Wishes
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
-from nbdattach.export import Export
+from nbdattach.protocol.export import Export
+from nbdattach.protocol.target import Target
 from nbdattach.stream import Trace
-from nbdattach.target import Target
 
 # Where --connections says auto.
 AUTO_CONNECTIONS = 4

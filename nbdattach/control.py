@@ -23,7 +23,7 @@ from nbdattach import state, untrusted_json
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, error_of, facts_of
 from nbdattach.host import procfs
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 
 if TYPE_CHECKING:
     from nbdattach.carrier import Relay

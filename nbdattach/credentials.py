@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from nbdattach.errors import TlsFailed
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 from nbdattach.text import plain
 
 # File names in a directory of certificates, as QEMU and nbdkit have them.

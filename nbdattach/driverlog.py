@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 
-from nbdattach.proto import NBD_ESHUTDOWN
+from nbdattach.protocol.constants import NBD_ESHUTDOWN
 
 KMSG = "/dev/kmsg"
 # Bytes; one read gives one record (Documentation/ABI/testing/dev-kmsg).

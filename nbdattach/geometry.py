@@ -7,9 +7,9 @@ import errno
 from dataclasses import dataclass
 
 from nbdattach.errors import KernelRefused, Malformed, Refused
-from nbdattach.export import Export
 from nbdattach.option_values import BLOCK_SIZES
-from nbdattach.proto import NBD_FLAG_READ_ONLY, NBD_FLAG_ROTATIONAL, NBD_FLAG_SEND_WRITE_ZEROES
+from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY, NBD_FLAG_ROTATIONAL, NBD_FLAG_SEND_WRITE_ZEROES
+from nbdattach.protocol.export import Export
 
 SECTOR = 512
 # The smallest page of a Linux machine; what holds here holds on machines with larger pages.

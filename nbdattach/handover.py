@@ -7,8 +7,8 @@ from nbdattach import control, driver, launch, state
 from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
+from nbdattach.protocol.target import Target
 from nbdattach.sysfs import Kernel
-from nbdattach.target import Target
 
 
 def reconnect(device: Device, target: Target | None = None) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbdattach.export import Export
-from nbdattach.proto import (
+from nbdattach.protocol.constants import (
     NBD_FLAG_CAN_MULTI_CONN,
     NBD_FLAG_READ_ONLY,
     NBD_FLAG_SEND_FLUSH,
@@ -17,6 +16,7 @@ from nbdattach.proto import (
     NBD_FLAG_SEND_TRIM,
     TRANSMISSION_FLAGS,
 )
+from nbdattach.protocol.export import Export
 from nbdattach.text import quoted
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from nbdattach import option_values
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
-from nbdattach.target import Target, parse_target, with_tls
+from nbdattach.protocol.target import Target, parse_target, with_tls
 from nbdattach.text import plain, quoted
 
 _FIELD = re.compile(r"[^ \t]+")

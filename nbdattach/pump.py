@@ -26,7 +26,7 @@ from collections.abc import Callable
 from nbdattach.deadline import Deadline
 from nbdattach.host import tcp
 from nbdattach.link import Link
-from nbdattach.proto import NBD_CMD_DISC, NBD_REQUEST_MAGIC
+from nbdattach.protocol.constants import NBD_CMD_DISC, NBD_REQUEST_MAGIC
 from nbdattach.tls import forget_errors, has_ended
 
 # Bytes on their way in one direction; in use only as far as the traffic needs it.

@@ -30,9 +30,9 @@ from nbdattach import client
 from nbdattach.errors import NbdattachError, facts_of
 from nbdattach.host import procfs, storage_daemon
 from nbdattach.link import watch_peer
+from nbdattach.protocol.target import Target
 from nbdattach.pump import Pump, Pumps
 from nbdattach.stream import warm_up
-from nbdattach.target import Target
 from nbdattach.untrusted_json import parsed
 
 MAX_MESSAGE = 1 << 16

@@ -14,9 +14,9 @@ from nbdattach.text import plain
 if TYPE_CHECKING:  # what `doctor` and `status` load is of no use to `info`
     from nbdattach.client import Checked, Inspected
     from nbdattach.doctor import Finding
-    from nbdattach.export import Listed
+    from nbdattach.protocol.export import Listed
+    from nbdattach.protocol.target import Target
     from nbdattach.status import Status
-    from nbdattach.target import Target
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # What a table may take of a terminal's line.

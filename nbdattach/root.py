@@ -20,7 +20,7 @@ import nbdattach
 from nbdattach import attachment, bootline, monitor, stream
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 
 # Where the hook has put certificates and keys, when nothing else is said. The real root has them there, too.
 TLS_FOLDER = "/etc/nbdattach/tls"

@@ -24,8 +24,8 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
 from nbdattach.host import procfs
 from nbdattach.host.procfs import alive, started
+from nbdattach.protocol.target import Target, parse_target, with_tls
 from nbdattach.sysfs import Kernel, identifier
-from nbdattach.target import Target, parse_target, with_tls
 from nbdattach.text import quoted
 from nbdattach.worker import STATE_FILES, UNFLUSHED
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
-from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
-from nbdattach.target import Target
+from nbdattach.protocol.steps import Note, Receive, Send, StartTls, Step, Steps, T
+from nbdattach.protocol.target import Target
 from nbdattach.text import plain
 
 if TYPE_CHECKING:

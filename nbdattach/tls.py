@@ -19,7 +19,7 @@ from nbdattach import certificate, credentials
 from nbdattach.connect_options import DEFAULT_TIMEOUT
 from nbdattach.credentials import File
 from nbdattach.errors import ConnectionLost, MaybeNotInKernel, NotInKernel, TlsFailed
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted
 
 # linux/tls.h, linux/socket.h

@@ -19,8 +19,8 @@ from nbdattach.connect_options import Wishes
 from nbdattach.connections import connected
 from nbdattach.device import Device
 from nbdattach.host import udev
+from nbdattach.protocol.target import parse_target
 from nbdattach.sysfs import Kernel
-from nbdattach.target import parse_target
 
 pytestmark = pytest.mark.udev
 FIRST = Kernel(Device(0))

@@ -17,7 +17,7 @@ import certificates
 import pytest
 from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
 
-from nbdattach import client, transmission
+from nbdattach import client
 from nbdattach.connect_options import Wishes
 from nbdattach.connections import connected
 from nbdattach.errors import (
@@ -29,9 +29,10 @@ from nbdattach.errors import (
     TlsFailed,
     UnknownExport,
 )
-from nbdattach.export import BlockSize, Export
-from nbdattach.options import DENIED
-from nbdattach.target import Target, parse_target
+from nbdattach.protocol import transmission
+from nbdattach.protocol.export import BlockSize, Export
+from nbdattach.protocol.options import DENIED
+from nbdattach.protocol.target import Target, parse_target
 
 SIZE = 1 << 20
 # What a test of an honest server may take, in seconds.

@@ -19,7 +19,7 @@ from servers import Server, nbd_server, nbdkit, qemu_nbd
 
 from nbdattach import certificate, cli, client, tls
 from nbdattach.errors import NbdattachError
-from nbdattach.target import parse_target, with_tls
+from nbdattach.protocol.target import parse_target, with_tls
 
 SIZE = 1 << 20
 SOON = 60.0

@@ -11,9 +11,9 @@ from typing import Any
 
 import wire
 
-from nbdattach import handshake
-from nbdattach.steps import Receive, Steps, T
-from nbdattach.target import Target
+from nbdattach.protocol import handshake
+from nbdattach.protocol.steps import Receive, Steps, T
+from nbdattach.protocol.target import Target
 
 ASKERS: tuple[Callable[[Target], Steps[Any]], ...] = (handshake.enter, handshake.inspect, handshake.catalogue)
 TARGETS = tuple(Target(host="db1", export=name, tls=tls) for name in ("", "disk", "a\udcff") for tls in (False, True))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nbdattach.errors import DeadlinePassed
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 
 Serve = Callable[[socket.socket], None]
 PATIENCE = 60.0

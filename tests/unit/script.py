@@ -11,9 +11,9 @@ from typing import Generic, cast
 
 from nbdattach.deadline import Deadline
 from nbdattach.errors import ConnectionLost, NbdattachError
-from nbdattach.steps import Note, Receive, Send, StartTls, Step, Steps, T
+from nbdattach.protocol.steps import Note, Receive, Send, StartTls, Step, Steps, T
+from nbdattach.protocol.target import Target
 from nbdattach.stream import Stream
-from nbdattach.target import Target
 
 
 @dataclass

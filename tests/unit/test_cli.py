@@ -23,9 +23,9 @@ from nbdattach import attachment, backends, cli, client, detachment, foreground,
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
+from nbdattach.protocol.target import Target
 from nbdattach.state import Record
 from nbdattach.sysfs import Kernel
-from nbdattach.target import Target
 
 Capture = pytest.CaptureFixture[str]
 GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 65536) + wire.ack(wire.GO)

@@ -12,7 +12,7 @@ from peer import closed_port, listening, says, says_and_hears
 
 from nbdattach import client
 from nbdattach.errors import BrokenProtocol, ConnectionLost, NoConnection, Refused, UnknownExport
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 
 PATIENCE = 60.0
 COOKIE = client.CHECK_COOKIE

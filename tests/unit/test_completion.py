@@ -16,9 +16,9 @@ from nbdattach import client, completion
 from nbdattach.cli import cli
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
-from nbdattach.export import Listed
+from nbdattach.protocol.export import Listed
+from nbdattach.protocol.target import Target
 from nbdattach.shell import speak_ours
-from nbdattach.target import Target
 
 Ask = Callable[[str], list[str]]
 

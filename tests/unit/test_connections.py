@@ -17,7 +17,7 @@ from peer import Serve, drain, soon
 from nbdattach.connect_options import Wishes
 from nbdattach.connections import connected
 from nbdattach.errors import BrokenProtocol, DeadlinePassed, NbdattachError, NoConnection, Refused
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 
 MULTI_CONN = 1 | 1 << 8
 SERVED = wire.greeting() + wire.sized(wire.GO, flags=MULTI_CONN) + wire.ack(wire.GO)

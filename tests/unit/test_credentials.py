@@ -14,7 +14,7 @@ import pytest
 from nbdattach import credentials
 from nbdattach.credentials import Credentials, File
 from nbdattach.errors import TlsFailed
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 
 PLACE = Target("db1", tls=True)
 

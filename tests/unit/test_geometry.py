@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, Refused
-from nbdattach.export import BlockSize, Export
 from nbdattach.geometry import MAX_REQUEST_KB, MAX_SIZE, PAGE, Geometry, plan
+from nbdattach.protocol.export import BlockSize, Export
 
 THING = "nbd://db1/disk"
 FLAGS = 0x0105  # HAS_FLAGS, SEND_FLUSH, CAN_MULTI_CONN

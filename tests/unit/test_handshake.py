@@ -9,11 +9,11 @@ import pytest
 import wire
 from script import fails, play, succeeds
 
-from nbdattach import handshake
 from nbdattach.errors import BrokenProtocol, NbdattachError, NoConnection, Refused, TlsFailed, UnknownExport
-from nbdattach.export import BlockSize, Export
-from nbdattach.steps import Steps
-from nbdattach.target import Target
+from nbdattach.protocol import handshake
+from nbdattach.protocol.export import BlockSize, Export
+from nbdattach.protocol.steps import Steps
+from nbdattach.protocol.target import Target
 
 DEFAULT = Target(host="db1")
 NAMED = Target(host="db1", export="disk")

@@ -19,10 +19,10 @@ import wire
 from hostile import Case, case, listen_without_end
 from script import Played, play
 
-from nbdattach import handshake
 from nbdattach.errors import BrokenProtocol, NbdattachError
-from nbdattach.steps import Steps
-from nbdattach.target import Target
+from nbdattach.protocol import handshake
+from nbdattach.protocol.steps import Steps
+from nbdattach.protocol.target import Target
 
 ALL = os.environ.get("NBDATTACH_EXAMPLES") == "all"
 CASES = int(os.environ.get("NBDATTACH_HOSTILE", "100000" if ALL else "5000"))

@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbdattach.errors import NbdattachError
-from nbdattach.export import BlockSize, Export
 from nbdattach.geometry import plan
 from nbdattach.identity import difference
+from nbdattach.protocol.export import BlockSize, Export
 from nbdattach.state import Record
 
 MIB = 1 << 20

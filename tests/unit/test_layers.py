@@ -18,6 +18,13 @@ import nbdattach
 pytestmark = pytest.mark.once
 
 PACKAGE = Path(nbdattach.__file__).parent
+
+
+def room_of(module: str) -> str:
+    """Its room; a module that is in none is a room of its own."""
+    return module.partition(".")[0]
+
+
 # By names without "nbdattach."; that of a package ends with "__init__".
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
@@ -60,9 +67,19 @@ DOORS = {
 }
 # These do no I/O at all: they know text, bytes and numbers.
 PURE = (
-    "proto", "text", "errors", "device", "target", "export", "steps", "transmission", "options", "handshake",
-    "geometry", "connect_options", "identity", "render", "view", "bootline", "option_values", "nbdtab",
-)  # fmt: skip
+    *(name for name in MODULES if room_of(name) == "protocol"),
+    "text",
+    "errors",
+    "device",
+    "geometry",
+    "connect_options",
+    "identity",
+    "render",
+    "view",
+    "bootline",
+    "option_values",
+    "nbdtab",
+)
 IMPURE = {
     "socket", "ssl", "subprocess", "fcntl", "ctypes", "click", "pyroute2", "select", "selectors", "signal",
     "threading", "time", "pathlib", "shutil", "tempfile", "curses",
@@ -98,11 +115,6 @@ def prefixes(names: Iterable[str]) -> set[str]:
 def ours(module: str) -> set[str]:
     """Modules of this package that a module imports, without the `__init__` of rooms."""
     return {name.removeprefix("nbdattach.") for name in outside(module)} & set(MODULES) - {"__init__"}
-
-
-def room_of(module: str) -> str:
-    """Its room; a module that is in none is a room of its own."""
-    return module.partition(".")[0]
 
 
 def allowed(room: str) -> set[str]:

@@ -9,10 +9,10 @@ import pytest
 import wire
 from script import fails, succeeds
 
-from nbdattach import handshake
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
-from nbdattach.export import Listed
-from nbdattach.target import Target
+from nbdattach.protocol import handshake
+from nbdattach.protocol.export import Listed
+from nbdattach.protocol.target import Target
 
 SERVER = Target(host="db1")
 HELLO = wire.greeting()

@@ -18,9 +18,9 @@ import nbdattach
 from nbdattach import doctor, errors, nbdtab, render
 from nbdattach.cli import cli
 from nbdattach.client import Checked, Inspected
-from nbdattach.export import Export
+from nbdattach.protocol.export import Export
+from nbdattach.protocol.target import Target
 from nbdattach.status import Status
-from nbdattach.target import Target
 
 pytestmark = pytest.mark.once
 

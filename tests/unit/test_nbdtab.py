@@ -15,7 +15,7 @@ from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed
 from nbdattach.nbdtab import Entry, Table, parse
-from nbdattach.target import Target
+from nbdattach.protocol.target import Target
 
 
 def sound(text: str) -> tuple[Entry, ...]:

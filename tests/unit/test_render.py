@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from nbdattach import render
 from nbdattach.client import Checked, Inspected
 from nbdattach.errors import Refused
-from nbdattach.export import BlockSize, Export, Listed
+from nbdattach.protocol.export import BlockSize, Export, Listed
+from nbdattach.protocol.target import Target
 from nbdattach.render import size_text
 from nbdattach.status import Status
-from nbdattach.target import Target
 
 TARGET = Target("db1", 99, export="disk")
 HOSTILE = "\x1b[2J\r\n\u202e\u2028\x9b'\\\udcff%s{0}"

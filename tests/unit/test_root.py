@@ -16,8 +16,8 @@ from nbdattach import attachment, monitor, root
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
+from nbdattach.protocol.target import Target
 from nbdattach.stream import Trace
-from nbdattach.target import Target
 
 
 class Kernel:

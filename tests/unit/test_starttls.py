@@ -7,10 +7,10 @@ import pytest
 import wire
 from script import fails, succeeds
 
-from nbdattach import handshake
 from nbdattach.errors import BrokenProtocol, ConnectionLost, TlsFailed
-from nbdattach.steps import StartTls
-from nbdattach.target import Target, parse_target
+from nbdattach.protocol import handshake
+from nbdattach.protocol.steps import StartTls
+from nbdattach.protocol.target import Target, parse_target
 
 SECURE = Target(host="db1", export="disk", tls=True)
 HELLO = wire.greeting()

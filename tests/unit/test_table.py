@@ -16,8 +16,8 @@ from nbdattach.attachment import Attached
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NoConnection, Refused
+from nbdattach.protocol.target import Target
 from nbdattach.state import Identity, Record
-from nbdattach.target import Target
 
 Capture = pytest.CaptureFixture[str]
 Attach = Callable[[Target, Device, Wishes, object], Attached]

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nbdattach.errors import Malformed
-from nbdattach.target import Target, parse_target, with_tls
+from nbdattach.protocol.target import Target, parse_target, with_tls
 
 NO_HOST_NO_PATH = "neither a host nor the absolute path of a socket"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"

@@ -27,7 +27,7 @@ from tlspeer import EXPORT, STARTTLS, after_yes, answers_hello, context, secure,
 
 from nbdattach import certificate, cli, client, stream, tls
 from nbdattach.errors import ConnectionLost, MaybeNotInKernel, NbdattachError, NotInKernel, TlsFailed
-from nbdattach.target import Target, parse_target, with_tls
+from nbdattach.protocol.target import Target, parse_target, with_tls
 
 Capture = pytest.CaptureFixture[str]
 V2, V3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3

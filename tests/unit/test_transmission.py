@@ -9,10 +9,10 @@ import pytest
 import wire
 from script import fails, succeeds
 
-from nbdattach import transmission
 from nbdattach.errors import BrokenProtocol, ConnectionLost, DeadlinePassed, NoConnection, Refused, TlsFailed
-from nbdattach.steps import Note, Send, Steps
-from nbdattach.target import Target
+from nbdattach.protocol import transmission
+from nbdattach.protocol.steps import Note, Send, Steps
+from nbdattach.protocol.target import Target
 
 SERVER = Target(host="db1")
 COOKIE = 0x0123456789ABCDEF

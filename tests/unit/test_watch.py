@@ -25,11 +25,11 @@ from nbdattach.clock import boot_time
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
-from nbdattach.export import Export
 from nbdattach.link import Link
 from nbdattach.links import Links
+from nbdattach.protocol.export import Export
+from nbdattach.protocol.target import Target
 from nbdattach.state import Record, Trouble
-from nbdattach.target import Target
 from nbdattach.watch import Done, Watch
 
 NBD0 = Device(0)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a server says and what a client must say, byte by byte.
 
-The numbers are the specification's, written out again: a slip of the pen in `nbdattach.proto` must show.
+The numbers are the specification's, written out again: a slip of the pen in `nbdattach.protocol.constants` must show.
 """
 
 from __future__ import annotations

@@ -33,12 +33,12 @@ from nbdattach import deadline, links, netlink, settings, state, sysfs, watch
 from nbdattach.client import Connection
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
-from nbdattach.export import Export
 from nbdattach.link import Link
 from nbdattach.links import Links
 from nbdattach.outage import Outage
+from nbdattach.protocol.export import Export
+from nbdattach.protocol.target import Target, parse_target
 from nbdattach.state import Record
-from nbdattach.target import Target, parse_target
 from nbdattach.watch import Watch
 
 NBD0 = Device(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused
-from nbdattach.proto import (
+from nbdattach.protocol.constants import (
     NBD_CMD_DISC,
     NBD_CMD_READ,
     NBD_EINVAL,
@@ -17,7 +17,7 @@ from nbdattach.proto import (
     NBD_REQUEST_MAGIC,
     NBD_SIMPLE_REPLY_MAGIC,
 )
-from nbdattach.steps import Note, Receive, Send, Steps
+from nbdattach.protocol.steps import Note, Receive, Send, Steps
 
 _REQUEST = struct.Struct(">IHHQQI")  # magic, command flags, type, cookie, offset, length: 28 bytes
 _SIMPLE_REPLY = struct.Struct(">IIQ")  # magic, error, cookie: 16 bytes

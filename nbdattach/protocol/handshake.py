@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from nbdattach import transmission
 from nbdattach.errors import (
     BrokenProtocol,
     ConnectionLost,
@@ -20,19 +19,8 @@ from nbdattach.errors import (
     TlsFailed,
     UnknownExport,
 )
-from nbdattach.export import BlockSize, Export, Listed
-from nbdattach.options import (
-    DENIED,
-    OptionRefused,
-    Reply,
-    abort,
-    next_reply,
-    plain_option,
-    politely,
-    send_option,
-    unexpected,
-)
-from nbdattach.proto import (
+from nbdattach.protocol import transmission
+from nbdattach.protocol.constants import (
     IHAVEOPT,
     MAX_STRING,
     NBD_FLAG_C_FIXED_NEWSTYLE,
@@ -57,8 +45,20 @@ from nbdattach.proto import (
     OLDSTYLE_MAGIC,
     OPTION_NAMES,
 )
-from nbdattach.steps import Note, Receive, Send, StartTls, Steps
-from nbdattach.target import Target
+from nbdattach.protocol.export import BlockSize, Export, Listed
+from nbdattach.protocol.options import (
+    DENIED,
+    OptionRefused,
+    Reply,
+    abort,
+    next_reply,
+    plain_option,
+    politely,
+    send_option,
+    unexpected,
+)
+from nbdattach.protocol.steps import Note, Receive, Send, StartTls, Steps
+from nbdattach.protocol.target import Target
 from nbdattach.text import from_wire, quoted, to_wire
 
 # Padding after NBD_OPT_EXPORT_NAME without NO_ZEROES, and the reserved bytes of the old style.

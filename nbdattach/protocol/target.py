@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote_to_bytes
 
 from nbdattach.errors import Malformed
-from nbdattach.proto import DEFAULT_PORT, MAX_STRING
+from nbdattach.protocol.constants import DEFAULT_PORT, MAX_STRING
 from nbdattach.text import from_wire, plain, quoted, to_wire
 
 _SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")

@@ -11,7 +11,7 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from nbdattach.errors import BrokenProtocol, NbdattachError, NoConnection, Refused, TlsFailed
-from nbdattach.proto import (
+from nbdattach.protocol.constants import (
     IHAVEOPT,
     MAX_STRING,
     NBD_OPT_ABORT,
@@ -32,8 +32,8 @@ from nbdattach.proto import (
     REPLY_MAGIC,
     REPLY_NAMES,
 )
-from nbdattach.steps import Note, Receive, Send, Steps, T
-from nbdattach.target import Target
+from nbdattach.protocol.steps import Note, Receive, Send, Steps, T
+from nbdattach.protocol.target import Target
 from nbdattach.text import from_wire, quoted
 
 _OPTION = struct.Struct(">QII")  # magic, option, length

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbdattach.proto import NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_READ_ONLY, NBD_FLAG_SEND_WRITE_ZEROES, TRANSMISSION_FLAGS
+from nbdattach.protocol.constants import (
+    NBD_FLAG_CAN_MULTI_CONN,
+    NBD_FLAG_READ_ONLY,
+    NBD_FLAG_SEND_WRITE_ZEROES,
+    TRANSMISSION_FLAGS,
+)
 
 
 @dataclass(frozen=True, slots=True)
