@@ -19,9 +19,9 @@ from nbdattach.client import silent
 from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, Wishes
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import NotAttached
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import Target, parse_target, with_tls
 from nbdattach.state import identity_of
-from nbdattach.sysfs import Kernel
 
 if TYPE_CHECKING:
     from nbdattach.status import Status

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import backends, control, credentials, driver, geometry, launch, settings, state, sysfs
+from nbdattach import backends, control, credentials, geometry, launch, state
 from nbdattach.backend import Hold, Job, Spent, Taken
 from nbdattach.client import silent
 from nbdattach.clock import now
@@ -39,13 +39,14 @@ from nbdattach.errors import (
 )
 from nbdattach.host import udev
 from nbdattach.host.procfs import alive, started
+from nbdattach.kernel import driver, settings, sysfs
+from nbdattach.kernel.node import Busy, Unanswered
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.link import has_room
-from nbdattach.node import Busy, Unanswered
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.status import status_of
 from nbdattach.stream import Trace, address_of
-from nbdattach.sysfs import Kernel
 from nbdattach.text import plain, quoted
 from nbdattach.users import in_use, users_of
 

@@ -14,15 +14,15 @@ import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
-from nbdattach import settings
 from nbdattach.connect_options import Wishes
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.geometry import Geometry
-from nbdattach.node import Busy, Node
+from nbdattach.kernel import settings
+from nbdattach.kernel.node import Busy, Node
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
-from nbdattach.sysfs import Kernel
 
 # Milliseconds of queue/io_timeout, with several connections: the driver takes a request of this age for a dead
 # connection, drops that and sends the request again over another one, though the server may still be at it. Slow is

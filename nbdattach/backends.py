@@ -83,7 +83,7 @@ def why_no_netlink() -> NbdattachError | None:
     """None where netlink can be used, else the reason and the remedy."""
     if importlib.util.find_spec("pyroute2") is None:
         return KernelRefused("netlink backend", "pyroute2 is not installed", f"{how_to_install()}, or --backend ioctl")
-    from nbdattach import netlink
+    from nbdattach.kernel import netlink
 
     try:
         netlink.Family().close()

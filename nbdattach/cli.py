@@ -496,7 +496,8 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
     wanted = [_device(text) for text in devices]
     if watch and as_json:
         raise Malformed("--watch", "does not go with --json", "leave out one; a program can ask status --json again")
-    from nbdattach import api, driver, render
+    from nbdattach import api, render
+    from nbdattach.kernel import driver
 
     driver.refuse_other_systems()
     if watch:

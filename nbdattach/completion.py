@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from nbdattach import sysfs
 from nbdattach.device import Device
+from nbdattach.kernel import sysfs
 from nbdattach.protocol.target import Target
 
 # The user waits at the keyboard.

@@ -21,7 +21,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from nbdattach import control, driver, state, sysfs
+from nbdattach import control, state
 from nbdattach.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -29,16 +29,17 @@ from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
 from nbdattach.host import blocking, procfs, systemd, udev
 from nbdattach.host.blocking import Opening, Unanswered
 from nbdattach.host.spawn import bare_python
-from nbdattach.node import Busy, Node, cannot_open
+from nbdattach.kernel import driver, sysfs
+from nbdattach.kernel.node import Busy, Node, cannot_open
+from nbdattach.kernel.sysfs import Kernel, identifier
+from nbdattach.kernel.worker import GOODBYE_SECONDS, mark_unflushed
 from nbdattach.state import Identity
 from nbdattach.stream import Trace
-from nbdattach.sysfs import Kernel, identifier
 from nbdattach.text import quoted
 from nbdattach.users import A_LOOK, in_use, kept_open_by, numbers_of, open_by, opened, serving_pid, users_of
-from nbdattach.worker import GOODBYE_SECONDS, mark_unflushed
 
 if TYPE_CHECKING:
-    from nbdattach import netlink
+    from nbdattach.kernel import netlink
 
 DETACH_SECONDS = 60
 # What a server that is there needs at most for a flush, when its data may be given up.
@@ -324,7 +325,7 @@ def _farewell(device: Device, stack: contextlib.ExitStack) -> netlink.Farewell |
     if not Kernel(device).by_netlink:
         return None
     try:
-        from nbdattach import netlink
+        from nbdattach.kernel import netlink
 
         with netlink.Family() as family:
             return stack.enter_context(family.farewell(device.index))

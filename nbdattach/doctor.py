@@ -9,12 +9,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import backends, control, driver, launch, link, state, sysfs
+from nbdattach import backends, control, launch, link, state
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
+from nbdattach.kernel import driver, sysfs
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.status import Status, status_of
-from nbdattach.sysfs import Kernel
 from nbdattach.text import plain
 
 # Who is well answers in no time; the second is the time that pyroute2 takes to load on a slow machine.

@@ -12,8 +12,8 @@ from nbdattach.client import silent
 from nbdattach.device import parse_device
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
 from nbdattach.host import procfs, systemd
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.stream import Trace
-from nbdattach.sysfs import Kernel
 
 # With netlink there is no process to wait for, so the kernel is asked every so many seconds.
 _LOOK = 2.0

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from nbdattach import control, driver, launch, state
+from nbdattach import control, launch, state
 from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
+from nbdattach.kernel import driver
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import Target
-from nbdattach.sysfs import Kernel
 
 
 def reconnect(device: Device, target: Target | None = None) -> str:

@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 
-from nbdattach import state, worker
+from nbdattach import state
 from nbdattach.backend import PATIENT_MS, Job, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -21,9 +21,10 @@ from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
 from nbdattach.host import systemd
 from nbdattach.host.procfs import asleep
 from nbdattach.host.spawn import bare_python
+from nbdattach.kernel import worker
+from nbdattach.kernel.node import Node
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.link import drop_at_close
-from nbdattach.node import Node
-from nbdattach.sysfs import Kernel
 from nbdattach.text import plain
 
 # From the order to the device being there; the kernel needs milliseconds, an emulated machine a second.

@@ -17,16 +17,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from nbdattach import control, driver, netlink, state, sysfs
+from nbdattach import control, state
 from nbdattach.carrier import Relay
 from nbdattach.control import SAME_VERSION, Caller, Door, Request
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
-from nbdattach.driverlog import DriverLog
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import procfs, storage_daemon, systemd
 from nbdattach.host.log import Log, kernel_log, to_stderr
 from nbdattach.host.spawn import own_package
+from nbdattach.kernel import driver, netlink, sysfs
+from nbdattach.kernel.driver_log import DriverLog
 from nbdattach.link import Link
 from nbdattach.realroot import RealRoot
 from nbdattach.stream import prepare, warm_up

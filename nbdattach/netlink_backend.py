@@ -21,7 +21,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
-from nbdattach import netlink, state, sysfs
+from nbdattach import state
 from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.connect_options import DEFAULT_ON_LOSS
 from nbdattach.deadline import Deadline
@@ -29,9 +29,10 @@ from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
 from nbdattach.host import procfs
 from nbdattach.host.spawn import bare_python
+from nbdattach.kernel import netlink, sysfs
+from nbdattach.kernel.node import Node
+from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.link import get_ready, unlimited
-from nbdattach.node import Node
-from nbdattach.sysfs import Kernel, identifier
 
 # The age at which the driver looks at a request without an answer, in seconds. With one connection it sends it again
 # where the connection was replaced meanwhile, and else waits on: a slow server costs a line in the kernel's log, and

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from nbdattach import sysfs
+from nbdattach.kernel import sysfs
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 

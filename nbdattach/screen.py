@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from nbdattach import clock, sysfs
+from nbdattach import clock
 from nbdattach.device import Device
 from nbdattach.errors import Malformed, NbdattachError, NotAttached
+from nbdattach.kernel import sysfs
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.status import status_of
-from nbdattach.sysfs import Kernel
 from nbdattach.view import Sample, View
 
 if TYPE_CHECKING:

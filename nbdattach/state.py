@@ -24,10 +24,10 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
 from nbdattach.host import procfs
 from nbdattach.host.procfs import alive, started
+from nbdattach.kernel.sysfs import Kernel, identifier
+from nbdattach.kernel.worker import STATE_FILES, UNFLUSHED
 from nbdattach.protocol.target import Target, parse_target, with_tls
-from nbdattach.sysfs import Kernel, identifier
 from nbdattach.text import quoted
-from nbdattach.worker import STATE_FILES, UNFLUSHED
 
 RUN = "/run/nbdattach"
 _DEVICES = 1 << 32

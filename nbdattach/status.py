@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbdattach import sysfs
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.host.procfs import alive, group_of, has_open, sees_all
+from nbdattach.kernel import sysfs
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.state import Record, Trouble, load, monitor_lives, trouble_of
-from nbdattach.sysfs import Kernel
 from nbdattach.users import Census, numbers_of
 
 

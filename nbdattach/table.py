@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
-from nbdattach import api, detachment, nbdtab, state, sysfs
+from nbdattach import api, detachment, nbdtab, state
 from nbdattach.client import silent
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, facts_of
+from nbdattach.kernel import sysfs
+from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.nbdtab import Entry, Table
-from nbdattach.sysfs import Kernel, identifier
 from nbdattach.text import from_wire, plain, quoted
 
 PATH = "/etc/nbdtab"

@@ -17,7 +17,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError
 from nbdattach.host import procfs, systemd
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.users import users_of
 
 # File systems and swap on it have stop jobs of their own, which may take that long by systemd's default.

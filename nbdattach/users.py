@@ -13,13 +13,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from nbdattach import state, sysfs
+from nbdattach import state
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.host import procfs
 from nbdattach.host.procfs import Opener
-from nbdattach.sysfs import Block, Kernel
+from nbdattach.kernel import sysfs
+from nbdattach.kernel.sysfs import Block, Kernel
 from nbdattach.text import plain
 
 # How long somebody must have the device open to count as a user; who only looks at it has closed it by then.

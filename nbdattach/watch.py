@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from nbdattach import identity, netlink, settings, state
+from nbdattach import identity, state
 from nbdattach.carrier import Carrier, Relay
 from nbdattach.client import Connection, silent
 from nbdattach.clock import boot_time, now
@@ -33,14 +33,15 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
 from nbdattach.host.log import Log
 from nbdattach.host.procfs import started
+from nbdattach.kernel import netlink, settings
+from nbdattach.kernel.node import Busy, Node
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.link import Link
 from nbdattach.links import NOTICED, Gone, Links
-from nbdattach.node import Busy, Node
 from nbdattach.outage import FRUITLESS, Outage, Terms
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
 from nbdattach.stream import address_of, remember
-from nbdattach.sysfs import Kernel
 from nbdattach.users import kept_open_by, opened, users_of
 
 Done: TypeAlias = Callable[[str | NbdattachError], None]

@@ -21,7 +21,7 @@ SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _SECONDS = 10
 
 
-def bare_python(function: str, *arguments: str, module: str = "worker") -> list[str]:
+def bare_python(function: str, *arguments: str, module: str = "kernel.worker") -> list[str]:
     """The command for a function of that module of ours: isolated (-I) and without site-packages (-S), about 9 MB."""
     boot = "import sys; sys.path.insert(0, sys.argv.pop(1)); import nbdattach; del sys.path[0]; "
     boot += f"from nbdattach.{module} import {function}; {function}(sys.argv[1:])"

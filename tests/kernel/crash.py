@@ -31,14 +31,14 @@ _CALLS = {
     "_io": {"__exit__"},  # a file written is a file closed
 }
 # pyroute2 makes many calls of one message.
-_MESSAGES = {"netlink.Family.connect", "netlink.Family.reconfigure", "netlink.Family.disconnect"}
+_MESSAGES = {"kernel.netlink.Family.connect", "kernel.netlink.Family.reconfigure", "kernel.netlink.Family.disconnect"}
 # Who only looks, and the handshake: nothing is changed by them that could stay.
 _LOOKS = (
     "cli.",
     "client.",
     "connections.",
-    "driver.",
-    "netlink.",
+    "kernel.driver.",
+    "kernel.netlink.",
     "host.procfs.",
     "status.",
     "stream.",
@@ -48,10 +48,10 @@ _LOOKS = (
 _LOOK = {
     "state.load",
     "state.trouble_of",
-    "sysfs._read",
-    "worker._attribute",
-    "worker._loop_on",
-    "worker._log",
+    "kernel.sysfs._read",
+    "kernel.worker._attribute",
+    "kernel.worker._loop_on",
+    "kernel.worker._log",
     "link.watch_peer",
 }
 _ROUNDS = 2
@@ -207,7 +207,8 @@ def _contest() -> None:
 
 def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
     """Has it call `in_helper` first."""
-    from nbdattach import ioctl_backend, netlink_backend, node
+    from nbdattach import ioctl_backend, netlink_backend
+    from nbdattach.kernel import node
 
     bare_python = node.bare_python
     other = str(os.getpid() if both else 0)

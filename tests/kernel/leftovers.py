@@ -9,7 +9,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-from nbdattach import netlink, status, sysfs
+from nbdattach import status
+from nbdattach.kernel import netlink, sysfs
 
 
 def spoilt() -> list[str]:

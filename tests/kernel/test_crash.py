@@ -24,7 +24,7 @@ from tool import ALL, BACKEND, eventually, nbd, partitioned_image
 from nbdattach import api, attachment, detachment, ioctl_backend, launch, netlink_backend, state, status  # noqa: F401
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 EVERY = int(os.environ.get("CRASH_EVERY") or (1 if ALL else 12))
 # Of the samples, always the same: a change is judged by it, and not by the day. CRASH_START=1 takes others.

@@ -20,10 +20,11 @@ from servers import nbdkit
 from tool import connect, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, promised, shell, sparse_file
 
 import nbdattach
-from nbdattach import detachment, netlink
+from nbdattach import detachment
 from nbdattach.device import Device
-from nbdattach.node import Node
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel import netlink
+from nbdattach.kernel.node import Node
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

@@ -15,7 +15,7 @@ from test_restart import place, state_of
 from tool import BY_IOCTL, attached, command, connect, eventually, nbd, nbd_ok, shell
 
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 FIRST = Kernel(Device(0))
 

@@ -34,7 +34,7 @@ from tool import (
 )
 
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 # Most of it is about the worker; test_monitor and test_restart tell how attachments by netlink live and end.
 pytestmark = pytest.mark.ioctl

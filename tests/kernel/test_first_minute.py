@@ -14,7 +14,7 @@ import pytest
 from tool import eventually, shell
 
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

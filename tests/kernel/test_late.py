@@ -24,7 +24,7 @@ from tool import attached, connect, eventually, nbd_ok, shell, sparse_file
 
 from nbdattach import launch
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.netlink  # both backends are in it
 FIRST = Kernel(Device(0))

@@ -11,7 +11,7 @@ from tool import attached, connect, nbd, nbd_ok, partitioned_image, shell, spars
 
 import nbdattach
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

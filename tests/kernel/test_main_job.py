@@ -13,9 +13,9 @@ import pytest
 from servers import Server, nbd_server, nbdkit, qemu_nbd
 from tool import attached, digest_of, fill_with_noise, nbd, nbd_ok, partitioned_image, shell, sparse_file
 
-from nbdattach import sysfs
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel import sysfs
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

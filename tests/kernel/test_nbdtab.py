@@ -20,7 +20,7 @@ from tool import BACKEND, command, eventually, nbd, nbd_ok, shell, sparse_file
 from nbdattach import status, table
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, TlsFailed
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

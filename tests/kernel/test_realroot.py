@@ -12,7 +12,8 @@ import pytest
 # The first process of a namespace has one of an initramfs as its child, and then changes its own root.
 _PROGRAM = """
 import ctypes, os, subprocess, sys
-from nbdattach import realroot, sysfs
+from nbdattach import realroot
+from nbdattach.kernel import sysfs
 
 MS_BIND, MS_MOVE, MNT_DETACH = 0x1000, 0x2000, 2
 libc = ctypes.CDLL(None, use_errno=True)

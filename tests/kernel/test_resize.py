@@ -22,7 +22,7 @@ from test_restart import MIB, nothing_goes_wrong, place, trouble_of
 from tool import attached, eventually, nbd, nbd_ok, shell
 
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
 FIRST = Kernel(Device(0))

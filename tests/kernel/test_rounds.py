@@ -18,7 +18,7 @@ from servers import nbdkit
 from tool import ALL, attached, partitioned_image
 
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.udev
 ROUNDS = int(os.environ.get("ROUNDS") or (25 if ALL else 8))

@@ -10,9 +10,10 @@ import pytest
 from servers import nbdkit
 from tool import BACKEND, attached, connect, fill_with_noise, nbd_ok, partitioned_image, shell
 
-from nbdattach import ioctl_backend, netlink_backend, settings, state
+from nbdattach import ioctl_backend, netlink_backend, state
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel import settings
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

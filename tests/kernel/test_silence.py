@@ -20,7 +20,7 @@ from test_restart import network, place  # noqa: F401 - a fixture
 from tool import attached, connect, eventually, nbd, nbd_ok, shell, sparse_file
 
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

@@ -20,9 +20,10 @@ from servers import nbdkit
 from tool import ALL, BACKEND, BY_IOCTL, attached, connect, eventually, nbd, nbd_ok, shell
 
 import nbdattach
-from nbdattach import render, state, status, sysfs
+from nbdattach import render, state, status
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel import sysfs
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

@@ -19,7 +19,7 @@ from tls_server import ClearServer, record_server
 from tool import BACKEND, attached, digest_of, eventually, fill_with_noise, nbd, nbd_ok, promised, shell, sparse_file
 
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 FIRST = Kernel(Device(0))
 MIB = 1 << 20

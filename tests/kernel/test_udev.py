@@ -13,14 +13,14 @@ import pytest
 from servers import nbdkit
 from tool import nbd_ok, partitioned_image, shell
 
-from nbdattach import netlink
 from nbdattach.client import silent
 from nbdattach.connect_options import Wishes
 from nbdattach.connections import connected
 from nbdattach.device import Device
 from nbdattach.host import udev
+from nbdattach.kernel import netlink
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import parse_target
-from nbdattach.sysfs import Kernel
 
 pytestmark = pytest.mark.udev
 FIRST = Kernel(Device(0))

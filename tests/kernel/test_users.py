@@ -38,8 +38,8 @@ import nbdattach
 from nbdattach import control, detachment, state, status
 from nbdattach.device import Device
 from nbdattach.host import procfs
-from nbdattach.node import Node
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.node import Node
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

@@ -10,7 +10,7 @@ from terminal import terminal
 from tool import attached, command, eventually
 
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

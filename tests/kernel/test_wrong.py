@@ -17,7 +17,7 @@ from tool import BY_IOCTL, command, connect, eventually, nbd, nbd_ok, shell
 
 import nbdattach
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
 

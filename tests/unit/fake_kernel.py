@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ioctl half of the kernel's nbd driver, in this process: behaves as `nbdattach.ioctl` does on /dev/nbdN.
+"""The ioctl half of the kernel's nbd driver, in this process: behaves as `nbdattach.kernel.ioctl` does on /dev/nbdN.
 
 Source: drivers/block/nbd.c of Linux 6.1 (names of functions there are in brackets); BLKROSET and BLKRRPART are of
 block/ioctl.c. The sockets are real ones: what the driver would say to the server is said, what it would wait for
@@ -38,7 +38,7 @@ class _Config:
 
 
 class FakeKernel:
-    """One device. Each ioctl is a method with the name, arguments and errors of the function in `nbdattach.ioctl`.
+    """One device. Each ioctl is a method with the name, arguments and errors of that function in `kernel.ioctl`.
 
     `calls` is what was called, in order; a step in `fails` raises the errno it has there, before it does anything.
     """

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import state, sysfs
+from nbdattach import state
 from nbdattach.device import Device
+from nbdattach.kernel import sysfs
 
 NBD0, NBD1 = Device(0), Device(1)
 

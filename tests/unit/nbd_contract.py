@@ -23,9 +23,9 @@ from typing import Any, Protocol, TypeVar
 import pytest
 from fake_kernel import DISCONNECT, FLAG_CAN_MULTI_CONN, FLAG_READ_ONLY, FakeKernel
 
-from nbdattach import ioctl, worker
 from nbdattach.device import Device
-from nbdattach.sysfs import Kernel
+from nbdattach.kernel import ioctl, worker
+from nbdattach.kernel.sysfs import Kernel
 
 __all__ = [
     "test_another_task_is_turned_away_until_the_sockets_are_cleared",
@@ -58,7 +58,7 @@ class Machine(Protocol):
 
     @property
     def kernel(self) -> Any:
-        """The module `nbdattach.ioctl`, or what behaves like it."""
+        """The module `nbdattach.kernel.ioctl`, or what behaves like it."""
 
     def open(self) -> int: ...
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from nbdattach.backend import Job, set_queue_limits
 from nbdattach.connect_options import Wishes
 from nbdattach.geometry import plan
+from nbdattach.kernel.sysfs import MAX_IDENTIFIER, identifier
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
-from nbdattach.sysfs import MAX_IDENTIFIER, identifier
 
 EXPORT = Export("disk", 1 << 20, 0x101, "newstyle-fixed")
 PAGE = 4096

@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import nbdattach
+import nbdattach.kernel
 from nbdattach import backends, ioctl_backend
 from nbdattach.connect_options import Wishes
 from nbdattach.errors import KernelRefused
@@ -142,11 +143,11 @@ def test_where_the_family_opens_there_is_no_reason(monkeypatch: pytest.MonkeyPat
 
 def pretend(monkeypatch: pytest.MonkeyPatch, family: object) -> None:
     """pyroute2 is installed, and this is what becomes of opening the family."""
-    module = ModuleType("nbdattach.netlink")
+    module = ModuleType("nbdattach.kernel.netlink")
     module.Family = family  # type: ignore[attr-defined]
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setitem(sys.modules, "nbdattach.netlink", module)
-    monkeypatch.setattr(nbdattach, "netlink", module, raising=False)
+    monkeypatch.setitem(sys.modules, "nbdattach.kernel.netlink", module)
+    monkeypatch.setattr(nbdattach.kernel, "netlink", module, raising=False)
 
 
 @pytest.mark.parametrize("wishes", [Wishes(connections=4, io_timeout=60), Wishes(connections=4, reconnect=False)])

@@ -32,8 +32,8 @@ def noting(name, *rest):
     seen.update({PYROUTE2})
     return made
 builtins.__import__ = noting
-import nbdattach.netlink
-from nbdattach import netlink
+import nbdattach.kernel.netlink
+from nbdattach.kernel import netlink
 netlink.FAMILY = "nlctrl"  # which every kernel has
 netlink.Family().close()
 print(*seen)
@@ -53,24 +53,24 @@ print(*{PYROUTE2})
     ],
 )
 def test_a_program_that_imports_us_has_all_of_pyroute2(program: str) -> None:
-    assert run(f"import nbdattach.netlink; {program}") == "IPRoute"
+    assert run(f"import nbdattach.kernel.netlink; {program}") == "IPRoute"
 
 
 def test_a_program_that_has_imported_pyroute2_before_us_keeps_it() -> None:
     assert (
-        run("import pyroute2; before = pyroute2; import nbdattach.netlink, pyroute2; print(before is pyroute2)")
+        run("import pyroute2; before = pyroute2; import nbdattach.kernel.netlink, pyroute2; print(before is pyroute2)")
         == "True"
     )
 
 
 def test_modules_of_the_package_are_its_attributes_as_ever() -> None:
     assert (
-        run("import nbdattach.netlink, pyroute2; print(pyroute2.netlink.generic.__name__)")
+        run("import nbdattach.kernel.netlink, pyroute2; print(pyroute2.netlink.generic.__name__)")
         == "pyroute2.netlink.generic"
     )
 
 
 def test_a_package_that_is_missing_is_missing() -> None:
-    program = "from nbdattach.bare_package import bare\nwith bare('no_such_package'): import no_such_package"
+    program = "from nbdattach.kernel.bare_package import bare\nwith bare('no_such_package'): import no_such_package"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_package'"

@@ -23,9 +23,9 @@ from nbdattach import attachment, backends, cli, client, detachment, foreground,
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import Target
 from nbdattach.state import Record
-from nbdattach.sysfs import Kernel
 
 Capture = pytest.CaptureFixture[str]
 GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 65536) + wire.ack(wire.GO)
@@ -428,7 +428,10 @@ def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> Non
 def test_info_and_list_import_neither_the_kernels_side_nor_tls() -> None:
     loaded = loaded_by("from nbdattach.cli import run; run(['info', '127.0.0.1:1'])")
     assert "nbdattach.client" in loaded
-    assert loaded & {"pyroute2", "ssl", "nbdattach.attachment", "nbdattach.ioctl", "nbdattach.ioctl_backend"} == set()
+    assert (
+        loaded & {"pyroute2", "ssl", "nbdattach.attachment", "nbdattach.kernel.ioctl", "nbdattach.ioctl_backend"}
+        == set()
+    )
 
 
 # -- list, info, check against a server --------------------------------------------------------------------------------

@@ -20,10 +20,11 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import backends, control, doctor, driver, link, render, state, status
+from nbdattach import backends, control, doctor, link, render, state, status
 from nbdattach.doctor import Finding, examine
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
+from nbdattach.kernel import driver
 from nbdattach.state import Record, Trouble
 
 RELEASE = "6.9.3-test"

@@ -12,8 +12,8 @@ from typing import IO
 
 import pytest
 
-from nbdattach import driver, sysfs
 from nbdattach.errors import KernelRefused
+from nbdattach.kernel import driver, sysfs
 
 RELEASE = "6.1.0-test"
 CONTAINERS = ["/run/systemd/container", "/.dockerenv", "/run/.containerenv"]

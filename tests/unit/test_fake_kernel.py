@@ -17,9 +17,9 @@ from fake_kernel import FLAG_READ_ONLY, FakeKernel
 from nbd_contract import *  # noqa: F403 - the contract's tests
 from nbd_contract import Fake, Machine, Peer, Real, elsewhere, peers
 
-from nbdattach import ioctl, worker
 from nbdattach.device import parse_device
-from nbdattach.worker import StepFailed
+from nbdattach.kernel import ioctl, worker
+from nbdattach.kernel.worker import StepFailed
 
 FLAGS = 0x0105
 CLEARED = [("NBD_CLEAR_QUE", 0), ("NBD_CLEAR_SOCK", 0), ("BLKRRPART", 0)]

@@ -43,7 +43,7 @@ DOORS = {
     "socket": {
         "stream",
         "host.systemd",
-        "netlink",
+        "kernel.netlink",
         "link",
         "control",
         "tls",
@@ -54,10 +54,15 @@ DOORS = {
     },
     # certificate: reads them; pump: what a socket of it says that must not wait
     "ssl": {"tls", "certificate", "pump"},
-    "fcntl": {"ioctl", "host.syscalls", "node", "state"},  # node: flock on the device node; state: the lock of a tag
-    "ctypes": {"ioctl", "host.syscalls"},
+    "fcntl": {
+        "kernel.ioctl",
+        "host.syscalls",
+        "kernel.node",
+        "state",
+    },  # node: flock on the device node; state: the lock of a tag
+    "ctypes": {"kernel.ioctl", "host.syscalls"},
     "click": {"cli", "usage", "shell"},
-    "pyroute2": {"netlink"},
+    "pyroute2": {"kernel.netlink"},
     "curses": {"screen"},
     "http": set(),
     "urllib.request": set(),

@@ -10,7 +10,7 @@ import time
 import pytest
 from test_link import Opened, cut_off, each_kind, eventually, fill, tcp, unix
 
-from nbdattach.lifeline import Lifeline
+from nbdattach.kernel.lifeline import Lifeline
 
 
 @each_kind

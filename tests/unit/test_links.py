@@ -16,8 +16,9 @@ from unittest import mock
 import pytest
 from late_driver import LateDriver
 
-from nbdattach import deadline, links, netlink, sysfs
+from nbdattach import deadline, links
 from nbdattach.device import Device
+from nbdattach.kernel import netlink, sysfs
 from nbdattach.link import Link
 from nbdattach.links import Links
 from nbdattach.state import Record

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import control, driverlog, monitor, netlink, state
+from nbdattach import control, monitor, state
 from nbdattach.control import Door, Request
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.host import procfs, spawn, storage_daemon
+from nbdattach.kernel import driver_log, netlink
 from nbdattach.monitor import Monitor
 from nbdattach.state import Record
 from nbdattach.watch import Watch
@@ -83,7 +84,7 @@ def test_a_monitor_that_may_not_read_the_kernels_log_says_so_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a container, or in a unit that another administrator has tightened."""
-    monkeypatch.setattr(driverlog, "KMSG", str(tmp_path / "kmsg"))
+    monkeypatch.setattr(driver_log, "KMSG", str(tmp_path / "kmsg"))
     log: list[str] = []
     assert Monitor(log.append)._driver_log() is None
     assert len(log) == 1 and "while it is shut down is not noticed" in log[0]
@@ -328,7 +329,8 @@ def test_one_that_was_replaced_gives_up_its_place_at_shutdown_and_says_so_once(
 
 STANDS_IN = """
 import sys
-from nbdattach import monitor, netlink, realroot, state, control
+from nbdattach import monitor, realroot, state, control
+from nbdattach.kernel import netlink
 state.RUN = sys.argv[1]
 control.PLACE = f"{state.RUN}/monitor"
 realroot.RealRoot.follow = lambda self: None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nbdattach import netlink
+from nbdattach.kernel import netlink
 
 FAMILY, GROUP = 42, 7  # numbers that the kernel gave them
 CONNECT, DISCONNECT, RECONFIGURE, LINK_DEAD = 1, 2, 3, 4

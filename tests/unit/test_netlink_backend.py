@@ -10,10 +10,10 @@ from typing import cast
 
 import pytest
 
-from nbdattach import netlink
 from nbdattach.backend import Job
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused
+from nbdattach.kernel import netlink
 from nbdattach.netlink_backend import _connect
 
 JOB = cast(

@@ -23,7 +23,8 @@ from nbdattach.state import Record
 TARGET = "nbd://db1/disk"
 WATCH = """
 import sys
-from nbdattach import cli, screen, state, sysfs
+from nbdattach import cli, screen, state
+from nbdattach.kernel import sysfs
 sysfs.SYS, state.RUN, screen.PERIOD = *sys.argv[1:3], 0.2
 {}
 sys.exit(cli.run(["status", "--watch", *sys.argv[3:]]))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from host import NBD0, Host, pretend
 
-from nbdattach import sysfs
-from nbdattach.sysfs import Kernel, Stat
+from nbdattach.kernel import sysfs
+from nbdattach.kernel.sysfs import Kernel, Stat
 
 
 @pytest.fixture

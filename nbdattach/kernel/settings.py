@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 
 from nbdattach.device import Device
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY, NBD_FLAG_SEND_FLUSH, NBD_FLAG_SEND_FUA
-from nbdattach.sysfs import Kernel
 
 WRITE_BACK = "write back"
 WRITE_THROUGH = "write through"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import driverlog
-from nbdattach.driverlog import DriverLog
+from nbdattach.kernel import driver_log
+from nbdattach.kernel.driver_log import DriverLog
 
 REFUSED = b"3,%d,5140900,-;block nbd%d: Other side returned error (108)\n SUBSYSTEM=block\n DEVICE=b43:0\n"
 OTHERS = [
@@ -30,8 +30,8 @@ class Log:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._kernels, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        monkeypatch.setattr(driverlog.os, "open", lambda *_: ours.detach())
-        monkeypatch.setattr(driverlog.os, "lseek", lambda *_: 0)
+        monkeypatch.setattr(driver_log.os, "open", lambda *_: ours.detach())
+        monkeypatch.setattr(driver_log.os, "lseek", lambda *_: 0)
         self.read = DriverLog()
 
     def say(self, *records: bytes) -> None:
@@ -65,7 +65,7 @@ def test_records_that_were_overwritten_are_passed_by(log: Log, monkeypatch: pyte
             raise BrokenPipeError
         return read(number, size)
 
-    monkeypatch.setattr(driverlog.os, "read", fails_once)
+    monkeypatch.setattr(driver_log.os, "read", fails_once)
     log.say(REFUSED % (1, 3))
     assert log.read.read() == [3]
 
@@ -73,6 +73,6 @@ def test_records_that_were_overwritten_are_passed_by(log: Log, monkeypatch: pyte
 def test_only_what_comes_from_now_on_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tmp_path / "kmsg"
     old.write_bytes(REFUSED % (1, 3))
-    monkeypatch.setattr(driverlog, "KMSG", str(old))
+    monkeypatch.setattr(driver_log, "KMSG", str(old))
     with contextlib.closing(DriverLog()) as now:
         assert os.read(now.fileno(), 1) == b""  # the end of the file

@@ -19,9 +19,9 @@ import os
 import sys
 import time
 
-from nbdattach import ioctl
 from nbdattach.host import storage_daemon, syscalls
-from nbdattach.lifeline import Lifeline
+from nbdattach.kernel import ioctl
+from nbdattach.kernel.lifeline import Lifeline
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:

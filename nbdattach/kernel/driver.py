@@ -8,10 +8,10 @@ import os
 import subprocess
 import sys
 
-from nbdattach import sysfs
 from nbdattach.errors import KernelRefused
 from nbdattach.host.procfs import is_root
 from nbdattach.host.spawn import SYSTEM_PATH
+from nbdattach.kernel import sysfs
 
 _CONTAINER_MARKS = ("/run/systemd/container", "/.dockerenv", "/run/.containerenv")
 MODPROBE_SECONDS = 60

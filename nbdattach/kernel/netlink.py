@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from nbdattach.bare_package import bare
+from nbdattach.kernel.bare_package import bare
 
 with bare("pyroute2"):
     from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, SOL_NETLINK, ctrlmsg, genlmsg, nla

@@ -10,8 +10,8 @@ from __future__ import annotations
 import fcntl
 import sys
 
-from nbdattach import uapi
 from nbdattach.host import syscalls
+from nbdattach.kernel import uapi
 
 # fcntl.ioctl parses its argument as a C int; the kernel takes an unsigned long.
 _INT_MAX = 2**31 - 1

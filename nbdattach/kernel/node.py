@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from nbdattach import ioctl
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.host import blocking
 from nbdattach.host.blocking import Unanswered as Unanswered
 from nbdattach.host.spawn import bare_python
-from nbdattach.sysfs import Block, Kernel
+from nbdattach.kernel import ioctl
+from nbdattach.kernel.sysfs import Block, Kernel
 
 T = TypeVar("T")
 # udev holds a shared lock while it probes the device: that takes milliseconds.
