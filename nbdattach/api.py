@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nbdattach.client import silent
 from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, Wishes
+from nbdattach.connection.client import silent
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import NotAttached
 from nbdattach.kernel.sysfs import Kernel

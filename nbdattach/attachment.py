@@ -22,11 +22,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import backends, control, credentials, geometry, launch, state
+from nbdattach import backends, control, geometry, launch, state
 from nbdattach.backend import Hold, Job, Spent, Taken
-from nbdattach.client import silent
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, Wishes
+from nbdattach.connection import credentials
+from nbdattach.connection.client import silent
+from nbdattach.connection.kernel_socket import has_room
+from nbdattach.connection.stream import Trace, address_of
 from nbdattach.connections import connected
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -42,11 +45,9 @@ from nbdattach.host.procfs import alive, started
 from nbdattach.kernel import driver, settings, sysfs
 from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.link import has_room
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.status import status_of
-from nbdattach.stream import Trace, address_of
 from nbdattach.text import plain, quoted
 from nbdattach.users import in_use, users_of
 
@@ -269,7 +270,7 @@ def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: D
 
 
 def _lack_of_room(device: Device, backend: backends.Backend, job: Job) -> list[str]:
-    """What the user should hear where a send may have to wait for the server (`link.make_room`)."""
+    """What the user should hear where a send may have to wait for the server (`kernel_socket.make_room`)."""
     room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
     if backend.name != "netlink" or all(has_room(number, room) for number in job.sockets):
         return []

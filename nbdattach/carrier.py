@@ -20,16 +20,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from nbdattach import client
-from nbdattach.client import Connection, silent
+from nbdattach.connection import client
+from nbdattach.connection.client import Connection, silent
+from nbdattach.connection.kernel_socket import watch_peer
+from nbdattach.connection.stream import Stream, Trace
 from nbdattach.deadline import Deadline
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NotInKernel, error_of
 from nbdattach.host import procfs, systemd
 from nbdattach.host.spawn import bare_python
-from nbdattach.link import watch_peer
 from nbdattach.protocol.export import BlockSize, Export
 from nbdattach.protocol.target import Target
-from nbdattach.stream import Stream, Trace
 from nbdattach.text import plain
 
 START_SECONDS = 30
@@ -98,7 +98,7 @@ class Carrier:
     def get_ready(self, target: Target) -> None:
         """The disk that this machine runs from may be away when it is dialled next. A relay has all that it needs."""
         if target.tls and self._wanted != "relay":
-            from nbdattach import tls
+            from nbdattach.connection import tls
 
             tls.warm_up(target)
             procfs.stay_in_memory()

@@ -585,7 +585,8 @@ def monitor(background: bool) -> None:
 def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """List the exports that a server offers."""
     place = _target(target, None, _trust(tls))
-    from nbdattach import client, render
+    from nbdattach import render
+    from nbdattach.connection import client
 
     exports = client.list_exports(place, connect_timeout, _trace())
     click.echo(render.list_json(place, exports) if as_json else render.list_table(exports))
@@ -601,7 +602,8 @@ def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> Non
 def info(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """Show one export: size, flags, block sizes."""
     place = _target(target, export, _trust(tls))
-    from nbdattach import client, render
+    from nbdattach import render
+    from nbdattach.connection import client
 
     found = client.inspect(place, connect_timeout, _trace())
     click.echo(render.info_json(place, found) if as_json else render.info_lines(place, found))
@@ -617,7 +619,8 @@ def info(target: str, export: str | None, connect_timeout: float, as_json: bool,
 def check(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """Check that an export can be read: handshake, then a real read, without the kernel."""
     place = _target(target, export, _trust(tls))
-    from nbdattach import client, render
+    from nbdattach import render
+    from nbdattach.connection import client
 
     found = client.check(place, connect_timeout, _trace())
     if as_json:

@@ -71,7 +71,7 @@ def tags(typed: str) -> list[Offer]:
 
 def exports(typed: str, place: Callable[[], Target]) -> list[Offer]:
     """Names that the server offers which is meant by what stands on the command line already."""
-    from nbdattach import client
+    from nbdattach.connection import client
 
     return _words(lambda: (one.name for one in client.list_exports(place(), SECONDS)), typed)
 

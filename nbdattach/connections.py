@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from nbdattach.carrier import Carrier
-from nbdattach.client import Connection
 from nbdattach.connect_options import Wishes
+from nbdattach.connection.client import Connection
+from nbdattach.connection.stream import Trace
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
-from nbdattach.stream import Trace
 
 # Where --connections says auto.
 AUTO_CONNECTIONS = 4

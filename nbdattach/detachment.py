@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from nbdattach import control, state
-from nbdattach.client import silent
+from nbdattach.connection.client import silent
+from nbdattach.connection.stream import Trace
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
@@ -34,7 +35,6 @@ from nbdattach.kernel.node import Busy, Node, cannot_open
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.kernel.worker import GOODBYE_SECONDS, mark_unflushed
 from nbdattach.state import Identity
-from nbdattach.stream import Trace
 from nbdattach.text import quoted
 from nbdattach.users import A_LOOK, in_use, kept_open_by, numbers_of, open_by, opened, serving_pid, users_of
 

@@ -9,7 +9,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import backends, control, launch, link, state
+from nbdattach import backends, control, launch, state
+from nbdattach.connection import kernel_socket
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
@@ -198,7 +199,7 @@ def _why_no_netlink() -> str:
 
 def _buffers() -> Iterator[Finding]:
     """Worth a line where root may not enlarge them, as in a container."""
-    if procfs.is_root() and not link.can_make_room():
+    if procfs.is_root() and not kernel_socket.can_make_room():
         says = "send buffers stay small without CAP_NET_ADMIN: see LIMITS in nbdattach(8) about programs with signals"
         yield Finding("buffers", says, remedy="start the container with the capability: docker run --cap-add NET_ADMIN")
 

@@ -8,12 +8,12 @@ import select
 from collections.abc import Callable
 
 from nbdattach.api import Attachment
-from nbdattach.client import silent
+from nbdattach.connection.client import silent
+from nbdattach.connection.stream import Trace
 from nbdattach.device import parse_device
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
 from nbdattach.host import procfs, systemd
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.stream import Trace
 
 # With netlink there is no process to wait for, so the kernel is asked every so many seconds.
 _LOOK = 2.0

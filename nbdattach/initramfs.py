@@ -44,7 +44,8 @@ def main() -> None:
         sys.exit(f"nbdattach: the kernel {version} has no driver nbd")
     for name in ENTRIES:
         _load(name, set())
-    from nbdattach import root, stream
+    from nbdattach import root
+    from nbdattach.connection import stream
 
     stream.warm_up()
     _print("copy", os.path.realpath(sys.executable), PYTHON)

@@ -15,6 +15,7 @@ import sys
 
 from nbdattach import state
 from nbdattach.backend import PATIENT_MS, Job, Taken, remove_old_partitions, set_queue_limits
+from nbdattach.connection.kernel_socket import drop_at_close
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
@@ -24,7 +25,6 @@ from nbdattach.host.spawn import bare_python
 from nbdattach.kernel import worker
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.link import drop_at_close
 from nbdattach.text import plain
 
 # From the order to the device being there; the kernel needs milliseconds, an emulated machine a second.

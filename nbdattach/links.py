@@ -3,7 +3,7 @@
 
 Decisions that matter:
 * We hold duplicates of the kernel's sockets, which show what is dead. A monitor that was restarted holds none; it asks
-  the kernel: a scout (`link.Scout`) is taken where a connection is dead, and dropped where all live.
+  the kernel: a scout (`kernel_socket.Scout`) is taken where a connection is dead, and dropped where all live.
 * That the kernel took a connection is seen, not believed: RECONFIGURE says nothing of it. Where the device has a
   timeout, the driver sets it on the socket; where it has none, a scout that is taken before and others that are dropped
   afterwards show it. The latter alone do not: the driver drops all while it has not seen the connection before end, and
@@ -22,11 +22,11 @@ import math
 import time
 from collections.abc import Callable
 
+from nbdattach.connection.kernel_socket import Link, Scout
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.kernel import netlink
 from nbdattach.kernel.sysfs import Kernel, identifier
-from nbdattach.link import Link, Scout
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout
 from nbdattach.state import Record
 

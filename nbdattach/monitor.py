@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 
 from nbdattach import control, state
 from nbdattach.carrier import Relay
+from nbdattach.connection.kernel_socket import Link
+from nbdattach.connection.stream import prepare, warm_up
 from nbdattach.control import SAME_VERSION, Caller, Door, Request
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
@@ -28,9 +30,7 @@ from nbdattach.host.log import Log, kernel_log, to_stderr
 from nbdattach.host.spawn import own_package
 from nbdattach.kernel import driver, netlink, sysfs
 from nbdattach.kernel.driver_log import DriverLog
-from nbdattach.link import Link
 from nbdattach.realroot import RealRoot
-from nbdattach.stream import prepare, warm_up
 from nbdattach.watch import Watch
 
 _TICK = 1.0

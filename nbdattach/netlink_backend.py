@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from nbdattach import state
 from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.connect_options import DEFAULT_ON_LOSS
+from nbdattach.connection.kernel_socket import get_ready, unlimited
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
@@ -32,7 +33,6 @@ from nbdattach.host.spawn import bare_python
 from nbdattach.kernel import netlink, sysfs
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel, identifier
-from nbdattach.link import get_ready, unlimited
 
 # The age at which the driver looks at a request without an answer, in seconds. With one connection it sends it again
 # where the connection was replaced meanwhile, and else waits on: a slow server costs a line in the kernel's log, and

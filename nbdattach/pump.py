@@ -23,11 +23,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from nbdattach.connection.kernel_socket import Link
+from nbdattach.connection.tls import forget_errors, has_ended
 from nbdattach.deadline import Deadline
 from nbdattach.host import tcp
-from nbdattach.link import Link
 from nbdattach.protocol.constants import NBD_CMD_DISC, NBD_REQUEST_MAGIC
-from nbdattach.tls import forget_errors, has_ended
 
 # Bytes on their way in one direction; in use only as far as the traffic needs it.
 BUFFER = 128 << 10

@@ -26,13 +26,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nbdattach import client
+from nbdattach.connection import client
+from nbdattach.connection.kernel_socket import watch_peer
+from nbdattach.connection.stream import warm_up
 from nbdattach.errors import NbdattachError, facts_of
 from nbdattach.host import procfs, storage_daemon
-from nbdattach.link import watch_peer
 from nbdattach.protocol.target import Target
 from nbdattach.pump import Pump, Pumps
-from nbdattach.stream import warm_up
 from nbdattach.untrusted_json import parsed
 
 MAX_MESSAGE = 1 << 16

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nbdattach.text import plain
 
 if TYPE_CHECKING:  # what `doctor` and `status` load is of no use to `info`
-    from nbdattach.client import Checked, Inspected
+    from nbdattach.connection.client import Checked, Inspected
     from nbdattach.doctor import Finding
     from nbdattach.protocol.export import Listed
     from nbdattach.protocol.target import Target

@@ -17,7 +17,8 @@ import time
 from dataclasses import replace
 
 import nbdattach
-from nbdattach import attachment, bootline, monitor, stream
+from nbdattach import attachment, bootline, monitor
+from nbdattach.connection import stream
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.protocol.target import Target

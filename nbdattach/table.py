@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
 from nbdattach import api, detachment, nbdtab, state
-from nbdattach.client import silent
 from nbdattach.connect_options import Wishes
+from nbdattach.connection.client import silent
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, facts_of
 from nbdattach.kernel import sysfs

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 
 from nbdattach import handover, table
-from nbdattach.client import silent
+from nbdattach.connection.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError

@@ -26,8 +26,10 @@ from typing import TypeAlias
 
 from nbdattach import identity, state
 from nbdattach.carrier import Carrier, Relay
-from nbdattach.client import Connection, silent
 from nbdattach.clock import boot_time, now
+from nbdattach.connection.client import Connection, silent
+from nbdattach.connection.kernel_socket import Link
+from nbdattach.connection.stream import address_of, remember
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
@@ -36,12 +38,10 @@ from nbdattach.host.procfs import started
 from nbdattach.kernel import netlink, settings
 from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.link import Link
 from nbdattach.links import NOTICED, Gone, Links
 from nbdattach.outage import FRUITLESS, Outage, Terms
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
-from nbdattach.stream import address_of, remember
 from nbdattach.users import kept_open_by, opened, users_of
 
 Done: TypeAlias = Callable[[str | NbdattachError], None]

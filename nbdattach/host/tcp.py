@@ -5,7 +5,7 @@ Decision that matters: a peer is silent while it owes an answer and none comes: 
 not answer a question about its closed window. A peer that acknowledges everything and keeps its window closed is slow,
 for as long as it likes. So TCP_USER_TIMEOUT is not set: since Linux 5.11 it ends a connection, too, whose window has
 been closed for that long, though the peer answers every probe (tcp_probe_timer in net/ipv4/tcp_timer.c). The exception
-is one of several connections: `link.give_up_within` tells why.
+is one of several connections: `kernel_socket.give_up_within` tells why.
 
 The worker imports this module, so it imports next to nothing.
 """

@@ -35,13 +35,13 @@ _MESSAGES = {"kernel.netlink.Family.connect", "kernel.netlink.Family.reconfigure
 # Who only looks, and the handshake: nothing is changed by them that could stay.
 _LOOKS = (
     "cli.",
-    "client.",
+    "connection.client.",
     "connections.",
     "kernel.driver.",
     "kernel.netlink.",
     "host.procfs.",
     "status.",
-    "stream.",
+    "connection.stream.",
     "host.systemd.",
     "users.",
 )
@@ -52,7 +52,7 @@ _LOOK = {
     "kernel.worker._attribute",
     "kernel.worker._loop_on",
     "kernel.worker._log",
-    "link.watch_peer",
+    "connection.kernel_socket.watch_peer",
 }
 _ROUNDS = 2
 _HELPER = b"worker import "

@@ -155,7 +155,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 
 @pytest.mark.netlink
 def test_a_write_of_a_program_that_gets_signals_does_not_fail_when_the_server_dies(tmp_path: Path) -> None:
-    """Since Linux 6.13 (`link.make_room`). The signal comes while it sends to a server that reads nothing."""
+    """Since Linux 6.13 (`kernel_socket.make_room`). The signal comes while it sends to a server that reads nothing."""
     there = place(tmp_path, "image", "unix")  # whose buffers are the smallest
     with ExitStack() as servers:
         server = servers.enter_context(there.serve())

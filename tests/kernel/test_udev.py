@@ -13,8 +13,8 @@ import pytest
 from servers import nbdkit
 from tool import nbd_ok, partitioned_image, shell
 
-from nbdattach.client import silent
 from nbdattach.connect_options import Wishes
+from nbdattach.connection.client import silent
 from nbdattach.connections import connected
 from nbdattach.device import Device
 from nbdattach.host import udev

@@ -17,8 +17,8 @@ import certificates
 import pytest
 from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
 
-from nbdattach import client
 from nbdattach.connect_options import Wishes
+from nbdattach.connection import client
 from nbdattach.connections import connected
 from nbdattach.errors import (
     ConnectionLost,

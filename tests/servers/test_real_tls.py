@@ -17,7 +17,8 @@ import pytest
 from certificates import PAST, Authority
 from servers import Server, nbd_server, nbdkit, qemu_nbd
 
-from nbdattach import certificate, cli, client, tls
+from nbdattach import cli
+from nbdattach.connection import certificate, client, tls
 from nbdattach.errors import NbdattachError
 from nbdattach.protocol.target import parse_target, with_tls
 

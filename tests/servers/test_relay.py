@@ -18,7 +18,7 @@ from servers import Server, nbdkit
 from tls_server import record_server
 
 from nbdattach.carrier import Carrier
-from nbdattach.client import Connection
+from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NoConnection, TlsFailed
 from nbdattach.host.procfs import alive

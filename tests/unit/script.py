@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, cast
 
+from nbdattach.connection.stream import Stream
 from nbdattach.deadline import Deadline
 from nbdattach.errors import ConnectionLost, NbdattachError
 from nbdattach.protocol.steps import Note, Receive, Send, StartTls, Step, Steps, T
 from nbdattach.protocol.target import Target
-from nbdattach.stream import Stream
 
 
 @dataclass

@@ -19,8 +19,9 @@ from host import Host, pretend
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, backends, cli, client, detachment, foreground, handover, launch, screen, state, status
+from nbdattach import attachment, backends, cli, detachment, foreground, handover, launch, screen, state, status
 from nbdattach.connect_options import Wishes
+from nbdattach.connection import client
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 from nbdattach.kernel.sysfs import Kernel
@@ -427,7 +428,7 @@ def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> Non
 
 def test_info_and_list_import_neither_the_kernels_side_nor_tls() -> None:
     loaded = loaded_by("from nbdattach.cli import run; run(['info', '127.0.0.1:1'])")
-    assert "nbdattach.client" in loaded
+    assert "nbdattach.connection.client" in loaded
     assert (
         loaded & {"pyroute2", "ssl", "nbdattach.attachment", "nbdattach.kernel.ioctl", "nbdattach.ioctl_backend"}
         == set()

@@ -10,7 +10,7 @@ import pytest
 import wire
 from peer import closed_port, listening, says, says_and_hears
 
-from nbdattach import client
+from nbdattach.connection import client
 from nbdattach.errors import BrokenProtocol, ConnectionLost, NoConnection, Refused, UnknownExport
 from nbdattach.protocol.target import Target
 

@@ -12,8 +12,9 @@ from click.shell_completion import get_completion_class
 from host import Host, pretend
 from peer import listening
 
-from nbdattach import client, completion
+from nbdattach import completion
 from nbdattach.cli import cli
+from nbdattach.connection import client
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
 from nbdattach.protocol.export import Listed

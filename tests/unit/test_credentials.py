@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import credentials
-from nbdattach.credentials import Credentials, File
+from nbdattach.connection import credentials
+from nbdattach.connection.credentials import Credentials, File
 from nbdattach.errors import TlsFailed
 from nbdattach.protocol.target import Target
 

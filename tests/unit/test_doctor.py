@@ -20,7 +20,8 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import backends, control, doctor, link, render, state, status
+from nbdattach import backends, control, doctor, render, state, status
+from nbdattach.connection import kernel_socket
 from nbdattach.doctor import Finding, examine
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
@@ -99,7 +100,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(procfs, "is_root", lambda: True)
     monkeypatch.setattr(status, "has_open", lambda pid, numbers: procfs.alive(pid))
     monkeypatch.setattr(procfs, "may_administer", lambda: True)
-    monkeypatch.setattr(link, "can_make_room", lambda: True)
+    monkeypatch.setattr(kernel_socket, "can_make_room", lambda: True)
     monkeypatch.setattr(procfs, "sees_all", lambda: True)
     monkeypatch.setattr(status, "sees_all", lambda: True)
     monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
@@ -188,7 +189,7 @@ def test_capability_is_asked_of_the_kernel() -> None:
 
 def test_root_that_cannot_enlarge_buffers(machine: Machine) -> None:
     assert machine.says("buffers") is None
-    machine.patch.setattr(link, "can_make_room", lambda: False)
+    machine.patch.setattr(kernel_socket, "can_make_room", lambda: False)
     says = "send buffers stay small without CAP_NET_ADMIN: see LIMITS in nbdattach(8) about programs with signals"
     remedy = "start the container with the capability: docker run --cap-add NET_ADMIN"
     assert machine.says("buffers") == worth_knowing("buffers", says, remedy)

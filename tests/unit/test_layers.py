@@ -41,19 +41,19 @@ DOORS = {
     # carrier, relay: the orders between them; pump: what is handed to it
     # blocking: descriptors from a process that opens what may hang
     "socket": {
-        "stream",
+        "connection.stream",
         "host.systemd",
         "kernel.netlink",
-        "link",
+        "connection.kernel_socket",
         "control",
-        "tls",
+        "connection.tls",
         "carrier",
         "relay",
         "pump",
         "host.blocking",
     },
     # certificate: reads them; pump: what a socket of it says that must not wait
-    "ssl": {"tls", "certificate", "pump"},
+    "ssl": {"connection.tls", "connection.certificate", "pump"},
     "fcntl": {
         "kernel.ioctl",
         "host.syscalls",

@@ -17,9 +17,9 @@ import pytest
 from late_driver import LateDriver
 
 from nbdattach import deadline, links
+from nbdattach.connection.kernel_socket import Link
 from nbdattach.device import Device
 from nbdattach.kernel import netlink, sysfs
-from nbdattach.link import Link
 from nbdattach.links import Links
 from nbdattach.state import Record
 

@@ -17,7 +17,7 @@ import pytest
 import nbdattach
 from nbdattach import doctor, errors, nbdtab, render
 from nbdattach.cli import cli
-from nbdattach.client import Checked, Inspected
+from nbdattach.connection.client import Checked, Inspected
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.status import Status

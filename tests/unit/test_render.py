@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdattach import render
-from nbdattach.client import Checked, Inspected
+from nbdattach.connection.client import Checked, Inspected
 from nbdattach.errors import Refused
 from nbdattach.protocol.export import BlockSize, Export, Listed
 from nbdattach.protocol.target import Target

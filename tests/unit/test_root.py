@@ -14,10 +14,10 @@ import pytest
 import nbdattach
 from nbdattach import attachment, monitor, root
 from nbdattach.connect_options import Wishes
+from nbdattach.connection.stream import Trace
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
 from nbdattach.protocol.target import Target
-from nbdattach.stream import Trace
 
 
 class Kernel:

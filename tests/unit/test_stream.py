@@ -28,13 +28,13 @@ from peer import (
     soon,
 )
 
-from nbdattach import client, stream
+from nbdattach.connection import client, stream
+from nbdattach.connection.stream import Stream, dial
 from nbdattach.deadline import Deadline
 from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.steps import Note, Receive, Send, Steps
 from nbdattach.protocol.target import Target, parse_target
-from nbdattach.stream import Stream, dial
 
 GO = wire.greeting() + wire.sized(wire.GO) + wire.ack(wire.GO)
 LISTING = wire.greeting() + wire.listed(b"root", b"of all") + wire.ack(wire.LIST)

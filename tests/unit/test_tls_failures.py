@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from peer import Serve, drain, left_waiting_for, listening, says_and_hears
 from tlspeer import EXPORT, STARTTLS, after_yes, answers_hello, context, secure, trickles
 
-from nbdattach import certificate, cli, client, stream, tls
+from nbdattach import cli
+from nbdattach.connection import certificate, client, stream, tls
 from nbdattach.errors import ConnectionLost, MaybeNotInKernel, NbdattachError, NotInKernel, TlsFailed
 from nbdattach.protocol.target import Target, parse_target, with_tls
 

@@ -20,13 +20,13 @@ from late_driver import LateDriver
 from test_links import Sys
 
 from nbdattach import state, watch
-from nbdattach.client import Connection
 from nbdattach.clock import boot_time
+from nbdattach.connection.client import Connection
+from nbdattach.connection.kernel_socket import Link
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.kernel import netlink, settings, sysfs
-from nbdattach.link import Link
 from nbdattach.links import Links
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target

@@ -18,7 +18,7 @@ from model_driver import MIB, ON_LOSS
 from world import AWAY, HOME, ModelLink, Server, World
 
 from nbdattach import state
-from nbdattach.client import Connection
+from nbdattach.connection.client import Connection
 from nbdattach.errors import NoConnection
 
 pytestmark = pytest.mark.once

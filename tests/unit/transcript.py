@@ -23,7 +23,8 @@ from unittest import mock
 import wire
 from peer import listening, says, says_and_hears
 
-from nbdattach import __version__, cli, stream
+from nbdattach import __version__, cli
+from nbdattach.connection import stream
 from nbdattach.errors import DeviceInUse, KernelRefused, NotAttached
 
 COMMANDS = sorted(cli.cli.commands)
@@ -129,9 +130,9 @@ SERVED = {
 }
 # Command, the function that does its work, and what that raises.
 RAISED: list[tuple[str, str, BaseException]] = [
-    ("info db1", "client.inspect", RuntimeError("boom")),
-    ("info db1", "client.inspect", KeyboardInterrupt()),
-    ("info db1", "client.inspect", OSError(28, "No space left on device")),
+    ("info db1", "connection.client.inspect", RuntimeError("boom")),
+    ("info db1", "connection.client.inspect", KeyboardInterrupt()),
+    ("info db1", "connection.client.inspect", OSError(28, "No space left on device")),
     ("connect db1", "attachment.attach", KernelRefused.at("/dev/nbd0", "NBD_SET_SOCK", 16)),
     ("disconnect nbd0", "detachment.detach", DeviceInUse("/dev/nbd0", "mounted", "umount it", ["mounted at /srv"])),
     ("status nbd0", "status.status_of", NotAttached("/dev/nbd0")),

@@ -30,11 +30,11 @@ from unittest import mock
 from model_driver import MIB, ON_LOSS, Driver, Wrong, has_ended
 
 from nbdattach import deadline, links, state, watch
-from nbdattach.client import Connection
+from nbdattach.connection.client import Connection
+from nbdattach.connection.kernel_socket import Link
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.kernel import netlink, settings, sysfs
-from nbdattach.link import Link
 from nbdattach.links import Links
 from nbdattach.outage import Outage
 from nbdattach.protocol.export import Export

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import link
+from nbdattach.connection import kernel_socket
+from nbdattach.connection.kernel_socket import Link, Scout, watch_peer
 from nbdattach.deadline import Deadline
-from nbdattach.link import Link, Scout, watch_peer
 
 Pair = tuple[Link, socket.socket, socket.socket]
 SO_ATTACH_FILTER = 26
@@ -225,7 +225,7 @@ def cut_off(sock: socket.socket) -> None:
 
 
 def test_a_peer_behind_a_cut_link_is_silent_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "SILENT", 0.3)  # two retransmissions take 0.6
+    monkeypatch.setattr(kernel_socket, "SILENT", 0.3)  # two retransmissions take 0.6
     with tcp() as (dead, kernels, theirs), tcp() as (slow, kernels_of_slow, _):
         cut_off(theirs)
         assert not dead.silent
@@ -239,7 +239,7 @@ def test_a_peer_behind_a_cut_link_is_silent_and_a_slow_one_is_not(monkeypatch: p
 
 def test_a_peer_that_does_not_read_for_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers each question about its closed window: a server that is at one slow write reads nothing meanwhile."""
-    monkeypatch.setattr(link, "SILENT", 0.3)
+    monkeypatch.setattr(kernel_socket, "SILENT", 0.3)
     watched = []
     with tcp() as (ours, kernels, _theirs):
         fill(kernels)
@@ -250,7 +250,7 @@ def test_a_peer_that_does_not_read_for_long_is_not_silent(monkeypatch: pytest.Mo
 
 
 def test_a_peer_that_does_not_read_and_is_cut_off_then_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "SILENT", 0.3)
+    monkeypatch.setattr(kernel_socket, "SILENT", 0.3)
     with tcp() as (ours, kernels, theirs):
         fill(kernels)
         cut_off(theirs)
@@ -259,14 +259,14 @@ def test_a_peer_that_does_not_read_and_is_cut_off_then_is_silent(monkeypatch: py
 
 @each_kind
 def test_an_idle_peer_is_not_silent(pair: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "SILENT", 0.001)
+    monkeypatch.setattr(kernel_socket, "SILENT", 0.001)
     with pair() as (ours, _, _theirs):
         time.sleep(0.05)
         assert not ours.silent
 
 
 def test_what_is_over_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "SILENT", 0.001)
+    monkeypatch.setattr(kernel_socket, "SILENT", 0.001)
     with tcp() as (ours, kernels, theirs):
         cut_off(theirs)
         kernels.sendall(b"request")
@@ -323,7 +323,7 @@ def test_tcp_ends_a_connection_before_the_driver_sends_over_another_one_what_it_
     resent_after: float, milliseconds: int
 ) -> None:
     with socket.socket() as sock:
-        link.get_ready(sock.fileno(), ROOM, resent_after)
+        kernel_socket.get_ready(sock.fileno(), ROOM, resent_after)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
 
 
@@ -351,7 +351,7 @@ def test_a_scout_that_is_dropped_was_not_taken() -> None:
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_scout_that_is_kept_was_taken(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "_BURIAL", 0.1)
+    monkeypatch.setattr(kernel_socket, "_BURIAL", 0.1)
     with Scout() as scout, socket.socket(fileno=os.dup(scout.fileno())) as kept:
         if ended:
             kept.shutdown(socket.SHUT_RDWR)  # the driver has tried to use it meanwhile
@@ -387,8 +387,10 @@ class Driver:
 def test_the_driver_counts_a_scout_as_dead_before_anything_comes_in_its_place(
     slow: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "_BURIAL", PATIENCE)
-    monkeypatch.setattr(link, "_SCOUT_ENDS", 0.3)  # a thread of Python is slower than a work item of the kernel
+    monkeypatch.setattr(kernel_socket, "_BURIAL", PATIENCE)
+    monkeypatch.setattr(
+        kernel_socket, "_SCOUT_ENDS", 0.3
+    )  # a thread of Python is slower than a work item of the kernel
     with Scout() as scout:
         driver = Driver(scout.fileno(), slow)
         assert scout.was_taken()
@@ -397,7 +399,7 @@ def test_the_driver_counts_a_scout_as_dead_before_anything_comes_in_its_place(
 
 
 def test_a_scout_does_not_wait_for_a_driver_that_does_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "_BURIAL", 0.2)
+    monkeypatch.setattr(kernel_socket, "_BURIAL", 0.2)
     with Scout() as scout:
         driver = Driver(scout.fileno(), slow=PATIENCE)
         with before_the_deadline():
@@ -476,7 +478,7 @@ def test_what_was_delivered_may_be_read_to_its_end() -> None:
     with tcp() as (made, ours, theirs):
         ours.send(b"all")
         ours.shutdown(socket.SHUT_RDWR)
-        eventually(lambda: link.tcp.Info(ours).state != link.tcp.FIN_WAIT1)
+        eventually(lambda: kernel_socket.tcp.Info(ours).state != kernel_socket.tcp.FIN_WAIT1)
         made.drop_undelivered()
         assert (theirs.recv(16), theirs.recv(16)) == (b"all", b"")
 
@@ -486,9 +488,9 @@ def test_what_was_delivered_may_be_read_to_its_end() -> None:
 def test_a_send_of_all_that_can_be_in_flight_waits_for_no_server(transport: Transport) -> None:
     """The server reads nothing."""
     with transport() as (made, ours, _):
-        assert not link.has_room(ours.fileno(), ROOM)
+        assert not kernel_socket.has_room(ours.fileno(), ROOM)
         made.get_ready(ROOM, 0)
-        assert link.has_room(ours.fileno(), ROOM)
+        assert kernel_socket.has_room(ours.fileno(), ROOM)
         ours.setblocking(False)
         piece, sent = bytes(1 << 20), 0
         for _ in range(ROOM >> 20):
@@ -497,10 +499,10 @@ def test_a_send_of_all_that_can_be_in_flight_waits_for_no_server(transport: Tran
 
 
 def test_without_the_capability_there_is_as_much_room_as_every_user_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link.socket, "socket", WithoutCapability)
+    monkeypatch.setattr(kernel_socket.socket, "socket", WithoutCapability)
     with unix() as (made, ours, _):
         made.get_ready(ROOM, 0)
         allowed = int(Path("/proc/sys/net/core/wmem_max").read_text())
-        assert link.has_room(ours.fileno(), min(allowed, ROOM))
-        assert link.has_room(ours.fileno(), ROOM) == (allowed >= ROOM)
-    assert link.can_make_room() == (allowed >= 1 << 30)
+        assert kernel_socket.has_room(ours.fileno(), min(allowed, ROOM))
+        assert kernel_socket.has_room(ours.fileno(), ROOM) == (allowed >= ROOM)
+    assert kernel_socket.can_make_room() == (allowed >= 1 << 30)

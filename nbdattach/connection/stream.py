@@ -22,8 +22,8 @@ from nbdattach.protocol.target import Target
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
-    from nbdattach.certificate import Certificate
-    from nbdattach.tls import Handshake
+    from nbdattach.connection.certificate import Certificate
+    from nbdattach.connection.tls import Handshake
 
 Trace: TypeAlias = Callable[[str], None]
 _Address: TypeAlias = tuple[int, Any]
@@ -138,7 +138,7 @@ class Stream:
 
     def _start_tls(self, hostname: str) -> None:
         """From here on inside TLS with a verified server; the plain socket is detached and cannot be used again."""
-        from nbdattach import tls  # ssl costs 10 ms, and most connections do without
+        from nbdattach.connection import tls  # ssl costs 10 ms, and most connections do without
 
         try:
             self._arm()
@@ -180,7 +180,7 @@ class Stream:
         """The server's, None where it has shown none."""
         if not self._tls:
             return None
-        from nbdattach import certificate
+        from nbdattach.connection import certificate
 
         return certificate.of(self.sock)  # type: ignore[arg-type]
 
@@ -368,7 +368,7 @@ def warm_up() -> None:
 def prepare(target: Target, deadline: Deadline) -> None:
     """Loads all that dialling this target takes. Raises `NbdattachError` where its host cannot be found."""
     if target.tls:
-        from nbdattach import tls
+        from nbdattach.connection import tls
 
         tls.warm_up(target)
     if target.host:

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbdattach.connect_options import DEFAULT_TIMEOUT
+from nbdattach.connection.stream import Stream, Trace, dial
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError, TlsFailed
 from nbdattach.protocol import handshake, transmission
 from nbdattach.protocol.constants import NBD_FLAG_HAS_FLAGS
 from nbdattach.protocol.export import Export, Listed
 from nbdattach.protocol.target import Target
-from nbdattach.stream import Stream, Trace, dial
 
 if TYPE_CHECKING:
     from nbdattach.carrier import Relay
-    from nbdattach.certificate import Certificate
+    from nbdattach.connection.certificate import Certificate
 
 # As large as a page: the kernel reads no less, and most servers have no larger minimum.
 CHECK_READ = 4096

@@ -15,9 +15,9 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from nbdattach import certificate, credentials
 from nbdattach.connect_options import DEFAULT_TIMEOUT
-from nbdattach.credentials import File
+from nbdattach.connection import certificate, credentials
+from nbdattach.connection.credentials import File
 from nbdattach.errors import ConnectionLost, MaybeNotInKernel, NotInKernel, TlsFailed
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted
