@@ -17,7 +17,7 @@ _HOMES = {
     "disconnect": "api",
     "attachments": "api",
     "find": "api",
-    "Status": "status",
+    "Status": "attached.status",
     "NbdattachError": "errors",
     "Malformed": "errors",
     "NoConnection": "errors",

@@ -15,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from nbdattach.attached.state import identity_of
 from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, Wishes
 from nbdattach.connection.client import silent
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import NotAttached
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import Target, parse_target, with_tls
-from nbdattach.state import identity_of
 
 if TYPE_CHECKING:
-    from nbdattach.status import Status
+    from nbdattach.attached.status import Status
 
 DETACH_SECONDS = 60.0
 Say = Callable[[str], None]
@@ -58,7 +58,7 @@ class Attachment:
 
     def status(self) -> Status:
         """What the kernel and our records say of it now: the fields of `status --json`. Raises `NotAttached`."""
-        from nbdattach.status import status_of
+        from nbdattach.attached.status import status_of
 
         return status_of(self._place)
 
@@ -236,7 +236,7 @@ def attachments() -> list[Status]:
     for one in nbdattach.attachments():
         print(one.device, one.state, one.target)
     """
-    from nbdattach.status import all_attached
+    from nbdattach.attached.status import all_attached
 
     return all_attached()
 

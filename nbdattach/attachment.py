@@ -22,7 +22,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import backends, control, geometry, launch, state
+from nbdattach import backends, control, geometry, launch
+from nbdattach.attached import state
+from nbdattach.attached.status import status_of
+from nbdattach.attached.users import in_use, users_of
 from nbdattach.backend import Hold, Job, Spent, Taken
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, Wishes
@@ -47,9 +50,7 @@ from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
-from nbdattach.status import status_of
 from nbdattach.text import plain, quoted
-from nbdattach.users import in_use, users_of
 
 if TYPE_CHECKING:
     from socket import socket

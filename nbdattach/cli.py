@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from nbdattach.api import Attachment
+    from nbdattach.attached.status import Status
     from nbdattach.completion import Offer
     from nbdattach.device import Device
     from nbdattach.protocol.target import Target
-    from nbdattach.status import Status
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _D = TypeVar("_D")
@@ -439,7 +439,8 @@ def _devices_of(
 
 
 def _all_of_ours() -> Iterator[Attachment]:
-    from nbdattach import api, state
+    from nbdattach import api
+    from nbdattach.attached import state
 
     state.refuse_hidden()
     for one in api.attachments():

@@ -52,7 +52,8 @@ def table_devices(typed: str, path: str) -> list[Offer]:
 
 def targets(typed: str) -> list[Offer]:
     """Those that are attached now, and those of the table for boot."""
-    from nbdattach import state, table
+    from nbdattach import table
+    from nbdattach.attached import state
 
     def found() -> Iterator[str]:
         for device in _attached():
@@ -82,7 +83,7 @@ def _attached() -> list[Device]:
 
 def _tag(device: Device) -> str | None:
     """What everybody may know of it."""
-    from nbdattach import state
+    from nbdattach.attached import state
 
     record = state.load(device)
     return record.tag if record else sysfs.Kernel(device).backend

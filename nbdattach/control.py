@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from nbdattach import state, untrusted_json
+from nbdattach import untrusted_json
+from nbdattach.attached import state
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, error_of, facts_of
 from nbdattach.host import procfs

@@ -9,14 +9,15 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import backends, control, launch, state
+from nbdattach import backends, control, launch
+from nbdattach.attached import state
+from nbdattach.attached.status import Status, status_of
 from nbdattach.connection import kernel_socket
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
 from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.status import Status, status_of
 from nbdattach.text import plain
 
 # Who is well answers in no time; the second is the time that pyroute2 takes to load on a slow machine.

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from nbdattach import control, launch, state
+from nbdattach import control, launch
+from nbdattach.attached import state
 from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached

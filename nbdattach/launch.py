@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import subprocess
 
-from nbdattach import control, state
+from nbdattach import control
+from nbdattach.attached import state
 from nbdattach.control import NoMonitor
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError

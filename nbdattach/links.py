@@ -22,13 +22,13 @@ import math
 import time
 from collections.abc import Callable
 
+from nbdattach.attached.state import Record
 from nbdattach.connection.kernel_socket import Link, Scout
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.kernel import netlink
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout
-from nbdattach.state import Record
 
 # The driver notices a connection that was shut down almost at once; a busy machine may need this many seconds.
 NOTICED = 10.0

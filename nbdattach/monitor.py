@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from nbdattach import control, state
+from nbdattach import control
+from nbdattach.attached import state
 from nbdattach.carrier import Relay
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import prepare, warm_up

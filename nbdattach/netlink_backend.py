@@ -21,7 +21,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
-from nbdattach import state
+from nbdattach.attached import state
 from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.connect_options import DEFAULT_ON_LOSS
 from nbdattach.connection.kernel_socket import get_ready, unlimited

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from nbdattach.text import plain
 
 if TYPE_CHECKING:  # what `doctor` and `status` load is of no use to `info`
+    from nbdattach.attached.status import Status
     from nbdattach.connection.client import Checked, Inspected
     from nbdattach.doctor import Finding
     from nbdattach.protocol.export import Listed
     from nbdattach.protocol.target import Target
-    from nbdattach.status import Status
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # What a table may take of a terminal's line.

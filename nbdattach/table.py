@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
-from nbdattach import api, detachment, nbdtab, state
+from nbdattach import api, detachment, nbdtab
+from nbdattach.attached import state
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.client import silent
 from nbdattach.device import Device

@@ -16,8 +16,8 @@ from nbdattach import render
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
+    from nbdattach.attached.status import Status
     from nbdattach.kernel.sysfs import Stat
-    from nbdattach.status import Status
 
 HISTORY = 60  # samples kept of a device, and shown where there is room
 _LEAST_HISTORY = 8  # fewer say nothing

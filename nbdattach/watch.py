@@ -24,7 +24,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from nbdattach import identity, state
+from nbdattach.attached import same_export, state
+from nbdattach.attached.users import kept_open_by, opened, users_of
 from nbdattach.carrier import Carrier, Relay
 from nbdattach.clock import boot_time, now
 from nbdattach.connection.client import Connection, silent
@@ -42,7 +43,6 @@ from nbdattach.links import NOTICED, Gone, Links
 from nbdattach.outage import FRUITLESS, Outage, Terms
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
-from nbdattach.users import kept_open_by, opened, users_of
 
 Done: TypeAlias = Callable[[str | NbdattachError], None]
 
@@ -587,7 +587,7 @@ class Watch:
         )
         # While its size is being changed, the server may be of either.
         any_size = any_size or (size is None and made.export.size == record.new_size)
-        differs = identity.difference(record, made.export, made.export.size if any_size else size)
+        differs = same_export.difference(record, made.export, made.export.size if any_size else size)
         if differs:
             self._say_goodbye(made)
             hint = f"nbdattach resize {self.device.path} takes another size; nothing else will do"

@@ -40,14 +40,14 @@ _LOOKS = (
     "kernel.driver.",
     "kernel.netlink.",
     "host.procfs.",
-    "status.",
+    "attached.status.",
     "connection.stream.",
     "host.systemd.",
-    "users.",
+    "attached.users.",
 )
 _LOOK = {
-    "state.load",
-    "state.trouble_of",
+    "attached.state.load",
+    "attached.state.trouble_of",
     "kernel.sysfs._read",
     "kernel.worker._attribute",
     "kernel.worker._loop_on",

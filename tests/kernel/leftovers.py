@@ -9,7 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from nbdattach import status
+from nbdattach.attached import status
 from nbdattach.kernel import netlink, sysfs
 
 

@@ -21,7 +21,7 @@ from servers import nbdkit
 from tool import ALL, BACKEND, eventually, nbd, partitioned_image
 
 # Else each round would import them for itself.
-from nbdattach import api, attachment, detachment, ioctl_backend, launch, netlink_backend, state, status  # noqa: F401
+from nbdattach.attached import state, status  # noqa: F401
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.kernel.sysfs import Kernel

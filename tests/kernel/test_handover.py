@@ -16,7 +16,7 @@ from servers import nbdkit
 from test_restart import MIB, nothing_goes_wrong, place, state_of
 from tool import ALL, attached, eventually, nbd, nbd_ok, shell
 
-from nbdattach import state, status
+from nbdattach.attached import state, status
 from nbdattach.device import Device
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]

@@ -20,7 +20,8 @@ from servers import nbdkit, qemu_nbd
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
 from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, sparse_file
 
-from nbdattach import control, launch, state, status
+from nbdattach import control, launch
+from nbdattach.attached import state, status
 from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.host import procfs

@@ -33,7 +33,7 @@ from tool import (
     sparse_file,
 )
 
-from nbdattach import status
+from nbdattach.attached import status
 from nbdattach.device import parse_device
 
 MIB = 1 << 20

@@ -17,7 +17,7 @@ from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbdkit
 from tool import attached, digest_of, eventually, nbd, promised, shell, sparse_file
 
-from nbdattach import status
+from nbdattach.attached import status
 from nbdattach.device import parse_device
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]

@@ -10,7 +10,8 @@ import pytest
 from servers import nbdkit
 from tool import BACKEND, attached, connect, fill_with_noise, nbd_ok, partitioned_image, shell
 
-from nbdattach import ioctl_backend, netlink_backend, state
+from nbdattach import ioctl_backend, netlink_backend
+from nbdattach.attached import state
 from nbdattach.device import Device
 from nbdattach.kernel import settings
 from nbdattach.kernel.sysfs import Kernel

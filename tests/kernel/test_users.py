@@ -35,7 +35,8 @@ from tool import (
 )
 
 import nbdattach
-from nbdattach import control, detachment, state, status
+from nbdattach import control, detachment
+from nbdattach.attached import state, status
 from nbdattach.device import Device
 from nbdattach.host import procfs
 from nbdattach.kernel.node import Node

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import state
+from nbdattach.attached import state
 from nbdattach.device import Device
 from nbdattach.kernel import sysfs
 

@@ -19,14 +19,15 @@ from host import Host, pretend
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, backends, cli, detachment, foreground, handover, launch, screen, state, status
+from nbdattach import attachment, backends, cli, detachment, foreground, handover, launch, screen
+from nbdattach.attached import state, status
+from nbdattach.attached.state import Record
 from nbdattach.connect_options import Wishes
 from nbdattach.connection import client
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import Target
-from nbdattach.state import Record
 
 Capture = pytest.CaptureFixture[str]
 GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 65536) + wire.ack(wire.GO)

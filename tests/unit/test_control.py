@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import control, errors, state
+from nbdattach import control, errors
+from nbdattach.attached import state
 from nbdattach.control import Caller, Door, NoMonitor, Request
 from nbdattach.device import Device
 from nbdattach.errors import (

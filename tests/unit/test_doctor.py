@@ -20,13 +20,14 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import backends, control, doctor, render, state, status
+from nbdattach import backends, control, doctor, render
+from nbdattach.attached import state, status
+from nbdattach.attached.state import Record, Trouble
 from nbdattach.connection import kernel_socket
 from nbdattach.doctor import Finding, examine
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
 from nbdattach.kernel import driver
-from nbdattach.state import Record, Trouble
 
 RELEASE = "6.9.3-test"
 WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, reconnect=True)

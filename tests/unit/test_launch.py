@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from nbdattach import control, launch, state
+from nbdattach import control, launch
+from nbdattach.attached import state
 from nbdattach.control import NoMonitor
 from nbdattach.host import spawn
 

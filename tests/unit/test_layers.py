@@ -58,7 +58,7 @@ DOORS = {
         "kernel.ioctl",
         "host.syscalls",
         "kernel.node",
-        "state",
+        "attached.state",
     },  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"kernel.ioctl", "host.syscalls"},
     "click": {"cli", "usage", "shell"},
@@ -78,7 +78,7 @@ PURE = (
     "device",
     "geometry",
     "connect_options",
-    "identity",
+    "attached.same_export",
     "render",
     "view",
     "bootline",

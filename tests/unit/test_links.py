@@ -17,11 +17,11 @@ import pytest
 from late_driver import LateDriver
 
 from nbdattach import deadline, links
+from nbdattach.attached.state import Record
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.device import Device
 from nbdattach.kernel import netlink, sysfs
 from nbdattach.links import Links
-from nbdattach.state import Record
 
 RECORD = Record("tag", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42)
 FAIL = dataclasses.replace(RECORD, on_loss=0.0)

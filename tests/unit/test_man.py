@@ -16,11 +16,11 @@ import pytest
 
 import nbdattach
 from nbdattach import doctor, errors, nbdtab, render
+from nbdattach.attached.status import Status
 from nbdattach.cli import cli
 from nbdattach.connection.client import Checked, Inspected
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
-from nbdattach.status import Status
 
 pytestmark = pytest.mark.once
 

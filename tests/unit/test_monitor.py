@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import control, monitor, state
+from nbdattach import control, monitor
+from nbdattach.attached import state
+from nbdattach.attached.state import Record
 from nbdattach.control import Door, Request
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.host import procfs, spawn, storage_daemon
 from nbdattach.kernel import driver_log, netlink
 from nbdattach.monitor import Monitor
-from nbdattach.state import Record
 from nbdattach.watch import Watch
 
 PATIENCE = 60.0
@@ -329,7 +330,8 @@ def test_one_that_was_replaced_gives_up_its_place_at_shutdown_and_says_so_once(
 
 STANDS_IN = """
 import sys
-from nbdattach import monitor, realroot, state, control
+from nbdattach import monitor, realroot, control
+from nbdattach.attached import state
 from nbdattach.kernel import netlink
 state.RUN = sys.argv[1]
 control.PLACE = f"{state.RUN}/monitor"

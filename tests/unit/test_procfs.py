@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import users
+from nbdattach.attached import users
 from nbdattach.host import procfs
 
 

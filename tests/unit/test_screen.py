@@ -16,14 +16,15 @@ import pytest
 from host import NBD0, NBD1, Host, pretend
 from terminal import Terminal, terminal
 
-from nbdattach import state
+from nbdattach.attached import state
+from nbdattach.attached.state import Record
 from nbdattach.device import Device
-from nbdattach.state import Record
 
 TARGET = "nbd://db1/disk"
 WATCH = """
 import sys
-from nbdattach import cli, screen, state
+from nbdattach import cli, screen
+from nbdattach.attached import state
 from nbdattach.kernel import sysfs
 sysfs.SYS, state.RUN, screen.PERIOD = *sys.argv[1:3], 0.2
 {}

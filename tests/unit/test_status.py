@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from host import NBD0, Host, pretend
 
-from nbdattach import state
+from nbdattach.attached import state
+from nbdattach.attached.state import Record, Trouble
+from nbdattach.attached.status import Status, status_of
 from nbdattach.errors import NotAttached
-from nbdattach.state import Record, Trouble
-from nbdattach.status import Status, status_of
 
 WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711, reconnect=True)
 AWAY = Trouble("reconnecting", "2026-01-02T03:05:00Z", "2026-01-02T03:05:04Z", "nbd://db1/disk: no")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdattach import view
+from nbdattach.attached.status import Status
 from nbdattach.kernel.sysfs import Stat
-from nbdattach.status import Status
 from nbdattach.view import Sample, View
 
 NOW = "2026-01-02T03:04:17Z"

@@ -19,7 +19,9 @@ import pytest
 from late_driver import LateDriver
 from test_links import Sys
 
-from nbdattach import state, watch
+from nbdattach import watch
+from nbdattach.attached import state
+from nbdattach.attached.state import Record, Trouble
 from nbdattach.clock import boot_time
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
@@ -30,7 +32,6 @@ from nbdattach.kernel import netlink, settings, sysfs
 from nbdattach.links import Links
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
-from nbdattach.state import Record, Trouble
 from nbdattach.watch import Done, Watch
 
 NBD0 = Device(0)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model_driver import MIB, ON_LOSS
 from world import AWAY, HOME, ModelLink, Server, World
 
-from nbdattach import state
+from nbdattach.attached import state
 from nbdattach.connection.client import Connection
 from nbdattach.errors import NoConnection
 

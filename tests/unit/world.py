@@ -29,7 +29,9 @@ from unittest import mock
 
 from model_driver import MIB, ON_LOSS, Driver, Wrong, has_ended
 
-from nbdattach import deadline, links, state, watch
+from nbdattach import deadline, links, watch
+from nbdattach.attached import state
+from nbdattach.attached.state import Record
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.device import Device
@@ -39,7 +41,6 @@ from nbdattach.links import Links
 from nbdattach.outage import Outage
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target, parse_target
-from nbdattach.state import Record
 from nbdattach.watch import Watch
 
 NBD0 = Device(0)

@@ -20,7 +20,7 @@ from nbdattach.protocol.export import Export
 from nbdattach.text import quoted
 
 if TYPE_CHECKING:
-    from nbdattach.state import Record
+    from nbdattach.attached.state import Record
 
 # What the driver makes use of, and cannot unlearn while the device is attached (nbd_parse_flags, nbd_set_size).
 _USED_FLAGS = NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nbdattach.attached.state import Record, Trouble, load, monitor_lives, trouble_of
+from nbdattach.attached.users import Census, numbers_of
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.host.procfs import alive, group_of, has_open, sees_all
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.state import Record, Trouble, load, monitor_lives, trouble_of
-from nbdattach.users import Census, numbers_of
 
 
 @dataclass(frozen=True, slots=True)

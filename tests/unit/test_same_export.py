@@ -9,11 +9,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from nbdattach.attached.same_export import difference
+from nbdattach.attached.state import Record
 from nbdattach.errors import NbdattachError
 from nbdattach.geometry import plan
-from nbdattach.identity import difference
 from nbdattach.protocol.export import BlockSize, Export
-from nbdattach.state import Record
 
 MIB = 1 << 20
 FLAGS = 0x0105  # HAS_FLAGS, SEND_FLUSH, CAN_MULTI_CONN
