@@ -55,7 +55,7 @@ from nbdattach.text import plain, quoted
 if TYPE_CHECKING:
     from socket import socket
 
-    from nbdattach.carrier import Relay
+    from nbdattach.relay.dialer import Relay
 
 SETTLE_SECONDS = 60
 # A worker whose server has left ends in milliseconds.

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-from nbdattach.carrier import Carrier
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.client import Connection
 from nbdattach.connection.stream import Trace
@@ -17,6 +16,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
+from nbdattach.relay.dialer import Carrier
 
 # Where --connections says auto.
 AUTO_CONNECTIONS = 4

@@ -27,7 +27,7 @@ from nbdattach.host import procfs
 from nbdattach.protocol.target import Target
 
 if TYPE_CHECKING:
-    from nbdattach.carrier import Relay
+    from nbdattach.relay.dialer import Relay
 
 PLACE = f"{state.RUN}/monitor"
 _MAX_MESSAGE = 1 << 16

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 
 from nbdattach import control
 from nbdattach.attached import state
-from nbdattach.carrier import Relay
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import prepare, warm_up
 from nbdattach.control import SAME_VERSION, Caller, Door, Request
@@ -32,6 +31,7 @@ from nbdattach.host.spawn import own_package
 from nbdattach.kernel import driver, netlink, sysfs
 from nbdattach.kernel.driver_log import DriverLog
 from nbdattach.realroot import RealRoot
+from nbdattach.relay.dialer import Relay
 from nbdattach.watch import Watch
 
 _TICK = 1.0

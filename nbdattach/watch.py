@@ -26,7 +26,6 @@ from typing import TypeAlias
 
 from nbdattach.attached import same_export, state
 from nbdattach.attached.users import kept_open_by, opened, users_of
-from nbdattach.carrier import Carrier, Relay
 from nbdattach.clock import boot_time, now
 from nbdattach.connection.client import Connection, silent
 from nbdattach.connection.kernel_socket import Link
@@ -43,6 +42,7 @@ from nbdattach.links import NOTICED, Gone, Links
 from nbdattach.outage import FRUITLESS, Outage, Terms
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
+from nbdattach.relay.dialer import Carrier, Relay
 
 Done: TypeAlias = Callable[[str | NbdattachError], None]
 

@@ -18,8 +18,8 @@ from nbdattach.protocol.export import Export, Listed
 from nbdattach.protocol.target import Target
 
 if TYPE_CHECKING:
-    from nbdattach.carrier import Relay
     from nbdattach.connection.certificate import Certificate
+    from nbdattach.relay.dialer import Relay
 
 # As large as a page: the kernel reads no less, and most servers have no larger minimum.
 CHECK_READ = 4096

@@ -69,7 +69,7 @@ def workers() -> list[tuple[int, str]]:
 
 def is_relay(line: str) -> bool:
     """By its command line."""
-    return "from nbdattach.relay" in line
+    return "from nbdattach.relay.process" in line
 
 
 def monitors() -> list[int]:

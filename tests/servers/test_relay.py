@@ -17,13 +17,13 @@ from certificates import make
 from servers import Server, nbdkit
 from tls_server import record_server
 
-from nbdattach.carrier import Carrier
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NoConnection, TlsFailed
 from nbdattach.host.procfs import alive
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target, parse_target, with_tls
+from nbdattach.relay.dialer import Carrier
 
 
 @pytest.fixture(scope="module")

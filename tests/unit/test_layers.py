@@ -47,13 +47,13 @@ DOORS = {
         "connection.kernel_socket",
         "control",
         "connection.tls",
-        "carrier",
-        "relay",
-        "pump",
+        "relay.dialer",
+        "relay.process",
+        "relay.pump",
         "host.blocking",
     },
     # certificate: reads them; pump: what a socket of it says that must not wait
-    "ssl": {"connection.tls", "connection.certificate", "pump"},
+    "ssl": {"connection.tls", "connection.certificate", "relay.pump"},
     "fcntl": {
         "kernel.ioctl",
         "host.syscalls",

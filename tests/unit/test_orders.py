@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nbdattach import relay
-from nbdattach.pump import Pumps
+from nbdattach.relay import process
+from nbdattach.relay.pump import Pumps
 
 PATIENCE = 60.0
 
@@ -22,7 +22,7 @@ def orders() -> Iterator[socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(PATIENCE)
     pumps = Pumps()
-    threads = [threading.Thread(target=relay._Clerk(theirs, pumps).work), threading.Thread(target=pumps.run)]
+    threads = [threading.Thread(target=process._Clerk(theirs, pumps).work), threading.Thread(target=pumps.run)]
     for thread in threads:
         thread.start()
     with theirs:

@@ -20,7 +20,7 @@ from typing import cast
 import pytest
 from certificates import make
 
-from nbdattach.pump import BUFFER, Pump, Pumps
+from nbdattach.relay.pump import BUFFER, Pump, Pumps
 
 DISCONNECT = struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0)
 REQUEST = struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 0, 4096)
@@ -281,7 +281,7 @@ def test_call_sees_what_ended_before_it(pumps: Pumps, authority: Path, version: 
 
 
 def test_a_server_that_does_not_take_the_goodbye_is_left(pumped: Pumped, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbdattach.pump.GOODBYE_SECONDS", 0.3)
+    monkeypatch.setattr("nbdattach.relay.pump.GOODBYE_SECONDS", 0.3)
     pumped.kernel.sendall(DISCONNECT)
     pumped.kernel.close()
     eventually(lambda: pumped.pump.over)

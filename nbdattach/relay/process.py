@@ -3,7 +3,7 @@
 
 A TLS connection cannot move from one process to another, so whoever pumps must dial. And a fork of whoever attaches
 keeps that memory for good; one of the monitor would have its threads and locks. So this is a fresh interpreter
-(`python -I -S`), which gets its orders over a Unix socket, as JSON (`carrier` gives them):
+(`python -I -S`), which gets its orders over a Unix socket, as JSON (`dialer` gives them):
 
     {"do": "dial", ...} with a descriptor, the other end of the kernel's socket
                         -> {"trace": TEXT} for each step, then {"export": ..., "tls": ..., "pid": PID} or an error
@@ -32,7 +32,7 @@ from nbdattach.connection.stream import warm_up
 from nbdattach.errors import NbdattachError, facts_of
 from nbdattach.host import procfs, storage_daemon
 from nbdattach.protocol.target import Target
-from nbdattach.pump import Pump, Pumps
+from nbdattach.relay.pump import Pump, Pumps
 from nbdattach.untrusted_json import parsed
 
 MAX_MESSAGE = 1 << 16

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who carries the TLS of one attachment: the kernel, or a relay process of ours. Dials for either.
+"""Dials for an attachment whose TLS the kernel carries, or a relay process of ours.
 
-The relay is told to dial (`relay` tells why it must do that by itself); it gets one end of a pair of Unix sockets, and
-the kernel the other one. It stays at hand for further connections, until `close`.
+The relay is told to dial (`relay.process` tells why it must do that by itself); it gets one end of a pair of Unix
+sockets, and the kernel the other one. It stays at hand for further connections, until `close`.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Relay:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             done = subprocess.run(
-                bare_python("main", str(theirs.fileno()), module="relay"),
+                bare_python("main", str(theirs.fileno()), module="relay.process"),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
