@@ -22,11 +22,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import backends, control, geometry, launch
+from nbdattach import control, launch
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
 from nbdattach.attached.users import in_use, users_of
-from nbdattach.backend import Hold, Job, Spent, Taken
+from nbdattach.backends import choice, limits
+from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, Wishes
 from nbdattach.connection import credentials
@@ -92,10 +93,10 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
     there = _already_there(tag, target, device, wishes)
     if there:
         return there
-    backend = backends.choose(wishes)
+    backend = choice.choose(wishes)
     notes: list[str] = []
     if backend.name == "netlink":
-        wishes, notes = backends.no_less_safe_than_one(wishes)
+        wishes, notes = choice.no_less_safe_than_one(wishes)
     for attempt in range(_ATTEMPTS):
         with suppress(Spent), ExitStack() as end:
             attached = _attach(target, device, wishes, tag, backend, trace, contested=attempt > 0, end=end)
@@ -109,7 +110,7 @@ def _attach(
     device: Device | None,
     wishes: Wishes,
     tag: str,
-    backend: backends.Backend,
+    backend: choice.Backend,
     trace: Trace,
     contested: bool,
     end: ExitStack,
@@ -119,7 +120,7 @@ def _attach(
         there = _already_there(tag, target, device, wishes)  # another command may have been faster
         if there:
             return there
-        shape = geometry.plan(target.uri, export, wishes.read_only, wishes.block_size)
+        shape = limits.plan(target.uri, export, wishes.read_only, wishes.block_size)
         for key in credentials.exposed(target) if target.tls else ():
             notes.append(f"warning: the key {plain(key)} is open to every user: chmod go= {shlex.quote(plain(key))}")
         if shape.tail:
@@ -171,7 +172,7 @@ def _alone_with(tag: str) -> Iterator[None]:
         raise KernelRefused(state.RUN, "no permission", "attaching and detaching need root: try sudo") from error
 
 
-def _taken(backend: backends.Backend, device: Device, job: Job) -> Hold:
+def _taken(backend: choice.Backend, device: Device, job: Job) -> Hold:
     """The device, served and claimed."""
     with _kernel_errors(device, job):
         return backend.attach(device, job)
@@ -225,7 +226,7 @@ def _is_detached(device: Device) -> bool:
 
 def _complete(
     hold: Hold,
-    backend: backends.Backend,
+    backend: choice.Backend,
     job: Job,
     deadline: Deadline,
     have_watched: Callable[[], list[str]],
@@ -249,7 +250,7 @@ def _complete(
         hold.close()
 
 
-def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: Deadline) -> list[str]:
+def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Deadline) -> list[str]:
     node, notes = hold.node, []
     if not job.shape.read_only:
         node.allow_writes()
@@ -270,7 +271,7 @@ def _steps_to_ready(hold: Hold, backend: backends.Backend, job: Job, deadline: D
     return notes
 
 
-def _lack_of_room(device: Device, backend: backends.Backend, job: Job) -> list[str]:
+def _lack_of_room(device: Device, backend: choice.Backend, job: Job) -> list[str]:
     """What the user should hear where a send may have to wait for the server (`kernel_socket.make_room`)."""
     room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
     if backend.name != "netlink" or all(has_room(number, room) for number in job.sockets):
@@ -281,7 +282,7 @@ def _lack_of_room(device: Device, backend: backends.Backend, job: Job) -> list[s
     ]
 
 
-def _record(hold: Hold, backend: backends.Backend, job: Job) -> state.Record:
+def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
     wishes = job.wishes
     on_loss = DEFAULT_ON_LOSS if wishes.on_loss is None else wishes.on_loss
     return state.Record(
@@ -355,7 +356,7 @@ def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) ->
             )
 
 
-def _candidates(device: Device | None, export: Export, backend: backends.Backend) -> Iterator[Device]:
+def _candidates(device: Device | None, export: Export, backend: choice.Backend) -> Iterator[Device]:
     """Devices to try: the one named, or every free one, and then new ones where the backend can make them."""
     if device:
         if _is_spoilt(device, export):

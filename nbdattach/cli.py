@@ -563,9 +563,10 @@ def resize(device: str) -> None:
 @_debug_option
 def monitor(background: bool) -> None:
     """Reconnect devices whose server went away. One runs for all devices of a host; connect starts it when needed."""
-    from nbdattach import backends, launch
+    from nbdattach import launch
+    from nbdattach.backends import choice
 
-    missing = backends.why_no_netlink()
+    missing = choice.why_no_netlink()
     if missing:
         raise missing
     if background:

@@ -9,9 +9,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import backends, control, launch
+from nbdattach import control, launch
 from nbdattach.attached import state
 from nbdattach.attached.status import Status, status_of
+from nbdattach.backends import choice
 from nbdattach.connection import kernel_socket
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
@@ -174,7 +175,7 @@ def _write_zeroes(device: Device) -> Iterator[Finding]:
 
 
 def _netlink() -> Finding:
-    install = backends.how_to_install()
+    install = choice.how_to_install()
     if importlib.util.find_spec("pyroute2") is None:
         return Finding("netlink", "pyroute2 is not installed: nobody connects again after a loss", remedy=install)
     if not sysfs.driver_loaded():
@@ -194,7 +195,7 @@ def _netlink() -> Finding:
 
 
 def _why_no_netlink() -> str:
-    missing = backends.why_no_netlink()
+    missing = choice.why_no_netlink()
     return missing.cause if missing else "usable"
 
 

@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable
 
 from nbdattach.attached.state import Record
+from nbdattach.backends.by_netlink import RESEND_SECONDS, dead_conn_timeout
 from nbdattach.connection.kernel_socket import Link, Scout
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.kernel import netlink
 from nbdattach.kernel.sysfs import Kernel, identifier
-from nbdattach.netlink_backend import RESEND_SECONDS, dead_conn_timeout
 
 # The driver notices a connection that was shut down almost at once; a busy machine may need this many seconds.
 NOTICED = 10.0

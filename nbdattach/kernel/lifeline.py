@@ -2,7 +2,7 @@
 """The connections of an attachment that no monitor looks after, watched by its worker.
 
 The kernel would notice a cut link late (see `tcp` for why TCP is not told to), and the end of one connection among
-several not at all: the requests that it had would wait for a week (`backend.PATIENT_MS`), as with this backend the
+several not at all: the requests that it had would wait for a week (`base.PATIENT_MS`), as with this backend the
 kernel takes no other in its place. So the end of one is the end of all.
 
 The worker imports this module, so it imports next to nothing.

@@ -3,7 +3,7 @@
 
 It is run by a bare interpreter (`python -I -S`) as a process of its own, because one forked from a loaded
 command line keeps that memory for good. So it imports next to nothing, and of this package only `ioctl`, `lifeline`,
-`storage_daemon`, `syscalls`, `tcp` and `uapi`. `ioctl_backend` starts it; they speak over two pipes:
+`storage_daemon`, `syscalls`, `tcp` and `uapi`. `backends.by_ioctl` starts it; they speak over two pipes:
 
     reports (worker -> parent)  "ready PID" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
     orders  (parent -> worker)  "G": go into NBD_DO_IT; "C": committed, live on without me; "U", or closed before: undo

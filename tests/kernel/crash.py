@@ -207,7 +207,7 @@ def _contest() -> None:
 
 def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
     """Has it call `in_helper` first."""
-    from nbdattach import ioctl_backend, netlink_backend
+    from nbdattach.backends import by_ioctl, by_netlink
     from nbdattach.kernel import node
 
     bare_python = node.bare_python
@@ -221,7 +221,7 @@ def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
             line[code] = line[code].replace("from nbdattach", f"{hooked}from nbdattach", 1)
         return line
 
-    for module in (ioctl_backend, netlink_backend, node):
+    for module in (by_ioctl, by_netlink, node):
         module.bare_python = command
 
 

@@ -10,8 +10,8 @@ import pytest
 from servers import nbdkit
 from tool import BACKEND, attached, connect, fill_with_noise, nbd_ok, partitioned_image, shell
 
-from nbdattach import ioctl_backend, netlink_backend
 from nbdattach.attached import state
+from nbdattach.backends import by_ioctl, by_netlink
 from nbdattach.device import Device
 from nbdattach.kernel import settings
 from nbdattach.kernel.sysfs import Kernel
@@ -113,7 +113,7 @@ def test_partitions_of_an_earlier_server_are_gone_before_the_next_one_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through one of them a program would write to the new server, at a place that means something else there."""
-    module, step = (netlink_backend, "_connect") if BACKEND == "netlink" else (ioctl_backend.Worker, "start")
+    module, step = (by_netlink, "_connect") if BACKEND == "netlink" else (by_ioctl.Worker, "start")
     serve, seen = getattr(module, step), []
 
     def look_and_serve(*arguments: object) -> object:

@@ -19,9 +19,10 @@ from host import Host, pretend
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, backends, cli, detachment, foreground, handover, launch, screen
+from nbdattach import attachment, cli, detachment, foreground, handover, launch, screen
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record
+from nbdattach.backends import choice
 from nbdattach.connect_options import Wishes
 from nbdattach.connection import client
 from nbdattach.device import Device
@@ -431,7 +432,7 @@ def test_info_and_list_import_neither_the_kernels_side_nor_tls() -> None:
     loaded = loaded_by("from nbdattach.cli import run; run(['info', '127.0.0.1:1'])")
     assert "nbdattach.connection.client" in loaded
     assert (
-        loaded & {"pyroute2", "ssl", "nbdattach.attachment", "nbdattach.kernel.ioctl", "nbdattach.ioctl_backend"}
+        loaded & {"pyroute2", "ssl", "nbdattach.attachment", "nbdattach.kernel.ioctl", "nbdattach.backends.by_ioctl"}
         == set()
     )
 
@@ -856,7 +857,7 @@ def test_if_tag_leaves_alone_what_is_another_attachment(capsys: Capture, monkeyp
 def test_monitor_is_not_started_where_there_is_no_netlink(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr(backends, "why_no_netlink", lambda: KernelRefused("netlink backend", "not here", "get it"))
+    monkeypatch.setattr(choice, "why_no_netlink", lambda: KernelRefused("netlink backend", "not here", "get it"))
     monkeypatch.setattr(launch, "in_background", lambda: pytest.fail("it was started"))
     assert said_error(capsys, 6, "monitor", *flags) == ("nbdattach: netlink backend: not here", "get it")
 
@@ -864,7 +865,7 @@ def test_monitor_is_not_started_where_there_is_no_netlink(
 @pytest.mark.parametrize("flag", ["-b", "--background"])
 def test_monitor_in_the_background_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     started: list[bool] = []
-    monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
+    monkeypatch.setattr(choice, "why_no_netlink", lambda: None)
     monkeypatch.setattr(launch, "in_background", lambda: started.append(True))
     assert (cli.run(["monitor", flag]), started) == (0, [True])
 

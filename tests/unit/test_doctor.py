@@ -20,9 +20,10 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import backends, control, doctor, render
+from nbdattach import control, doctor, render
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
+from nbdattach.backends import choice
 from nbdattach.connection import kernel_socket
 from nbdattach.doctor import Finding, examine
 from nbdattach.errors import KernelRefused, NbdattachError
@@ -104,7 +105,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(kernel_socket, "can_make_room", lambda: True)
     monkeypatch.setattr(procfs, "sees_all", lambda: True)
     monkeypatch.setattr(status, "sees_all", lambda: True)
-    monkeypatch.setattr(backends, "why_no_netlink", lambda: None)
+    monkeypatch.setattr(choice, "why_no_netlink", lambda: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(systemd, "in_charge", lambda: False)
     monkeypatch.setattr(doctor, "_is_block_device", lambda path: path in made.nodes)
@@ -366,7 +367,7 @@ def test_without_root_nobody_can_tell_whose_time_out_it_is(machine: Machine) -> 
 def test_missing_pyroute2(machine: Machine) -> None:
     machine.patch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyroute2" else object())
     says = "pyroute2 is not installed: nobody connects again after a loss"
-    assert machine.says("netlink") == worth_knowing("netlink", says, backends.how_to_install())
+    assert machine.says("netlink") == worth_knowing("netlink", says, choice.how_to_install())
 
 
 def test_an_interpreter_without_pyroute2_says_so() -> None:
@@ -379,7 +380,7 @@ def test_an_interpreter_without_pyroute2_says_so() -> None:
 
 def test_missing_family(machine: Machine) -> None:
     missing = KernelRefused("netlink backend", "the kernel has no netlink family nbd here", "--backend ioctl")
-    machine.patch.setattr(backends, "why_no_netlink", lambda: missing)
+    machine.patch.setattr(choice, "why_no_netlink", lambda: missing)
     says = "the kernel has no netlink family nbd here: nobody connects again after a loss"
     remedy = "run nbdattach in the network namespace of the host: docker run --network host"
     assert machine.says("netlink") == worth_knowing("netlink", says, remedy)
@@ -387,15 +388,15 @@ def test_missing_family(machine: Machine) -> None:
 
 def test_a_kernel_that_does_not_answer_is_not_waited_for(machine: Machine) -> None:
     machine.patch.setattr(doctor, "NETLINK_SECONDS", 0.2)
-    machine.patch.setattr(backends, "why_no_netlink", lambda: time.sleep(60))
+    machine.patch.setattr(choice, "why_no_netlink", lambda: time.sleep(60))
     says = "the kernel does not answer: another command by netlink hangs there"
     assert machine.says("netlink") == in_the_way("netlink", says, "dmesg tells which, mostly; then: reboot")
 
 
 def test_pyroute2_that_cannot_be_used_is_told(machine: Machine) -> None:
     """Such as one that is too old: the import fails, whatever it is that fails."""
-    machine.patch.setattr(backends, "why_no_netlink", lambda: 1 // 0)
-    remedy = backends.how_to_install()
+    machine.patch.setattr(choice, "why_no_netlink", lambda: 1 // 0)
+    remedy = choice.how_to_install()
     says = "pyroute2 fails: nobody connects again after a loss"
     assert machine.says("netlink") == worth_knowing("netlink", says, remedy)
 

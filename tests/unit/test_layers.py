@@ -76,7 +76,7 @@ PURE = (
     "text",
     "errors",
     "device",
-    "geometry",
+    "backends.limits",
     "connect_options",
     "attached.same_export",
     "render",

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from nbdattach.attached.same_export import difference
 from nbdattach.attached.state import Record
+from nbdattach.backends.limits import plan
 from nbdattach.errors import NbdattachError
-from nbdattach.geometry import plan
 from nbdattach.protocol.export import BlockSize, Export
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nbdattach.backend import Hold, Job
+from nbdattach.backends.base import Hold, Job
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
@@ -30,9 +30,9 @@ def choose(wishes: Wishes) -> Backend:
     if wishes.backend != "ioctl":
         missing = why_no_netlink()
         if missing is None:
-            from nbdattach import netlink_backend
+            from nbdattach.backends import by_netlink
 
-            return Backend("netlink", netlink_backend.attach, makes_devices=True)
+            return Backend("netlink", by_netlink.attach, makes_devices=True)
         if wishes.backend == "netlink" or wishes.on_loss:
             raise missing
     elif wishes.on_loss:
@@ -41,9 +41,9 @@ def choose(wishes: Wishes) -> Backend:
             "the ioctl backend cannot wait for a server: the kernel ends its attachment when the connection is lost",
             "--backend netlink can; with ioctl it is --on-loss fail",
         )
-    from nbdattach import ioctl_backend
+    from nbdattach.backends import by_ioctl
 
-    return Backend("ioctl", ioctl_backend.attach, makes_devices=False)
+    return Backend("ioctl", by_ioctl.attach, makes_devices=False)
 
 
 def no_less_safe_than_one(wishes: Wishes) -> tuple[Wishes, list[str]]:

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator
 
 from nbdattach.attached import state
-from nbdattach.backend import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
+from nbdattach.backends.base import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.connect_options import DEFAULT_ON_LOSS
 from nbdattach.connection.kernel_socket import get_ready, unlimited
 from nbdattach.deadline import Deadline
@@ -175,7 +175,7 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
 def _io_timeout_ms(job: Job) -> int:
     """For queue/io_timeout, where the user has given no time."""
     if len(job.sockets) > 1:
-        return PATIENT_MS  # and no monitor (`backends.no_less_safe_than_one`)
+        return PATIENT_MS  # and no monitor (`choice.no_less_safe_than_one`)
     return (_FAIL_SECONDS if job.wishes.on_loss == 0 else RESEND_SECONDS) * 1000
 
 

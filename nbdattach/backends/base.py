@@ -14,10 +14,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
+from nbdattach.backends.limits import Geometry
 from nbdattach.connect_options import Wishes
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.geometry import Geometry
 from nbdattach.kernel import settings
 from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel

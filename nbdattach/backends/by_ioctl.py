@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from nbdattach.attached import state
-from nbdattach.backend import PATIENT_MS, Job, Taken, remove_old_partitions, set_queue_limits
+from nbdattach.backends.base import PATIENT_MS, Job, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.connection.kernel_socket import drop_at_close
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device

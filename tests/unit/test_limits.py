@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from nbdattach.backends.limits import MAX_REQUEST_KB, MAX_SIZE, PAGE, Geometry, plan
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, Refused
-from nbdattach.geometry import MAX_REQUEST_KB, MAX_SIZE, PAGE, Geometry, plan
 from nbdattach.protocol.export import BlockSize, Export
 
 THING = "nbd://db1/disk"

@@ -10,9 +10,9 @@ from host import NBD0, pretend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach.backend import Job, set_queue_limits
+from nbdattach.backends.base import Job, set_queue_limits
+from nbdattach.backends.limits import plan
 from nbdattach.connect_options import Wishes
-from nbdattach.geometry import plan
 from nbdattach.kernel.sysfs import MAX_IDENTIFIER, identifier
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target

@@ -10,11 +10,11 @@ from typing import cast
 
 import pytest
 
-from nbdattach.backend import Job
+from nbdattach.backends.base import Job
+from nbdattach.backends.by_netlink import _connect
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused
 from nbdattach.kernel import netlink
-from nbdattach.netlink_backend import _connect
 
 JOB = cast(
     Job,

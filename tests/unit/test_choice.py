@@ -13,9 +13,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-import nbdattach
+import nbdattach.backends
 import nbdattach.kernel
-from nbdattach import backends, ioctl_backend
+from nbdattach.backends import by_ioctl, choice
 from nbdattach.connect_options import Wishes
 from nbdattach.errors import KernelRefused
 
@@ -24,12 +24,12 @@ NO_WAIT = "the ioctl backend cannot wait for a server: the kernel ends its attac
 
 
 def attach_by_netlink() -> None:
-    """Stands for netlink_backend.attach, whose import needs pyroute2."""
+    """Stands for by_netlink.attach, whose import needs pyroute2."""
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(nbdattach, "netlink_backend", SimpleNamespace(attach=attach_by_netlink), raising=False)
+    monkeypatch.setattr(nbdattach.backends, "by_netlink", SimpleNamespace(attach=attach_by_netlink), raising=False)
     return monkeypatch
 
 
@@ -39,8 +39,8 @@ WAITS = [None, 0.0, 5.0, math.inf]
 @pytest.mark.parametrize("asked", ["auto", "netlink"])
 @pytest.mark.parametrize("on_loss", WAITS)
 def test_netlink_is_taken_where_it_can_be_had(machine: pytest.MonkeyPatch, asked: str, on_loss: float | None) -> None:
-    machine.setattr(backends, "why_no_netlink", lambda: None)
-    chosen = backends.choose(Wishes(backend=asked, on_loss=on_loss))
+    machine.setattr(choice, "why_no_netlink", lambda: None)
+    chosen = choice.choose(Wishes(backend=asked, on_loss=on_loss))
     assert (chosen.name, chosen.attach, chosen.makes_devices) == ("netlink", attach_by_netlink, True)
 
 
@@ -49,9 +49,9 @@ def test_netlink_is_taken_where_it_can_be_had(machine: pytest.MonkeyPatch, asked
 def test_ioctl_is_taken_where_it_is_asked_for_or_all_there_is(
     machine: pytest.MonkeyPatch, asked: str, missing: KernelRefused | None, on_loss: float | None
 ) -> None:
-    machine.setattr(backends, "why_no_netlink", lambda: missing)
-    chosen = backends.choose(Wishes(backend=asked, on_loss=on_loss))
-    assert (chosen.name, chosen.attach, chosen.makes_devices) == ("ioctl", ioctl_backend.attach, False)
+    machine.setattr(choice, "why_no_netlink", lambda: missing)
+    chosen = choice.choose(Wishes(backend=asked, on_loss=on_loss))
+    assert (chosen.name, chosen.attach, chosen.makes_devices) == ("ioctl", by_ioctl.attach, False)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_ioctl_is_taken_where_it_is_asked_for_or_all_there_is(
 def test_what_only_netlink_can_do_is_refused_with_the_reason_why_it_is_missing(
     machine: pytest.MonkeyPatch, asked: str, on_loss: float | None
 ) -> None:
-    machine.setattr(backends, "why_no_netlink", lambda: MISSING)
+    machine.setattr(choice, "why_no_netlink", lambda: MISSING)
     with pytest.raises(KernelRefused) as caught:
-        backends.choose(Wishes(backend=asked, on_loss=on_loss))
+        choice.choose(Wishes(backend=asked, on_loss=on_loss))
     assert caught.value is MISSING
 
 
@@ -71,9 +71,9 @@ def test_what_only_netlink_can_do_is_refused_with_the_reason_why_it_is_missing(
 def test_ioctl_that_is_asked_to_wait_is_refused(
     machine: pytest.MonkeyPatch, missing: KernelRefused | None, on_loss: float
 ) -> None:
-    machine.setattr(backends, "why_no_netlink", lambda: missing)
+    machine.setattr(choice, "why_no_netlink", lambda: missing)
     with pytest.raises(KernelRefused) as caught:
-        backends.choose(Wishes(backend="ioctl", on_loss=on_loss))
+        choice.choose(Wishes(backend="ioctl", on_loss=on_loss))
     assert str(caught.value) == f"--on-loss: {NO_WAIT}"
     assert caught.value.hint == "--backend netlink can; with ioctl it is --on-loss fail"
 
@@ -83,10 +83,10 @@ def test_ioctl_that_is_asked_to_wait_is_refused(
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyroute2" else pytest.fail(name))
-    reason = backends.why_no_netlink()
+    reason = choice.why_no_netlink()
     assert str(reason) == "netlink backend: pyroute2 is not installed"
     assert reason is not None
-    assert reason.hint == f"{backends.how_to_install()}, or --backend ioctl"
+    assert reason.hint == f"{choice.how_to_install()}, or --backend ioctl"
 
 
 @pytest.fixture
@@ -103,17 +103,17 @@ PIP = f"{sys.executable} -m pip install 'pyroute2>=0.7.2'"
 def test_pip_is_not_the_hint_for_a_python_that_refuses_it(python: Path) -> None:
     """Wherever nbdattach itself is: Debian's Python refuses pip for a checkout, too."""
     (python / "EXTERNALLY-MANAGED").touch()
-    assert backends.how_to_install() == "apt install python3-pyroute2"
+    assert choice.how_to_install() == "apt install python3-pyroute2"
 
 
 def test_pip_is_the_hint_for_other_pythons(python: Path) -> None:
-    assert backends.how_to_install() == PIP
+    assert choice.how_to_install() == PIP
 
 
 def test_pip_is_the_hint_in_a_venv_of_a_python_that_refuses_it(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (python / "EXTERNALLY-MANAGED").touch()
     monkeypatch.setattr(sys, "prefix", "/srv/venv")
-    assert backends.how_to_install() == PIP
+    assert choice.how_to_install() == PIP
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_missing_family_is_named(monkeypatch: pytest.MonkeyPatch, number: int, c
         raise OSError(number, "no")
 
     pretend(monkeypatch, refuse)
-    reason = backends.why_no_netlink()
+    reason = choice.why_no_netlink()
     assert str(reason) == f"netlink backend: {cause}"
     assert reason is not None
     assert reason.hint == "--backend ioctl does without"
@@ -137,7 +137,7 @@ def test_missing_family_is_named(monkeypatch: pytest.MonkeyPatch, number: int, c
 def test_where_the_family_opens_there_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
     pretend(monkeypatch, lambda: SimpleNamespace(close=lambda: closed.append(True)))
-    assert backends.why_no_netlink() is None
+    assert choice.why_no_netlink() is None
     assert closed == [True]
 
 
@@ -152,16 +152,16 @@ def pretend(monkeypatch: pytest.MonkeyPatch, family: object) -> None:
 
 @pytest.mark.parametrize("wishes", [Wishes(connections=4, io_timeout=60), Wishes(connections=4, reconnect=False)])
 def test_several_connections_are_had_where_nothing_is_sent_again_unasked(wishes: Wishes) -> None:
-    assert backends.no_less_safe_than_one(wishes) == (wishes, [])
+    assert choice.no_less_safe_than_one(wishes) == (wishes, [])
 
 
 def test_several_connections_without_a_time_for_requests_are_one_and_the_reason_is_said() -> None:
     """The driver would send what is slow a second time, over another connection, and the first may still be done."""
-    wishes, (note,) = backends.no_less_safe_than_one(Wishes(connections=4))
+    wishes, (note,) = choice.no_less_safe_than_one(Wishes(connections=4))
     assert wishes == Wishes(connections=1)
     assert note.startswith("one connection is what you get") and "--io-timeout SEC" in note
 
 
 @pytest.mark.parametrize("connections", [0, 1])
 def test_one_connection_is_nothing_to_speak_of(connections: int) -> None:
-    assert backends.no_less_safe_than_one(Wishes(connections=connections)) == (Wishes(connections=1), [])
+    assert choice.no_less_safe_than_one(Wishes(connections=connections)) == (Wishes(connections=1), [])
