@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach import control, launch
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
 from nbdattach.attached.users import in_use, users_of
@@ -49,6 +48,7 @@ from nbdattach.host.procfs import alive, started
 from nbdattach.kernel import driver, settings, sysfs
 from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.monitor import control, launch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted

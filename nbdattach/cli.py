@@ -563,8 +563,8 @@ def resize(device: str) -> None:
 @_debug_option
 def monitor(background: bool) -> None:
     """Reconnect devices whose server went away. One runs for all devices of a host; connect starts it when needed."""
-    from nbdattach import launch
     from nbdattach.backends import choice
+    from nbdattach.monitor import launch
 
     missing = choice.why_no_netlink()
     if missing:
@@ -572,10 +572,10 @@ def monitor(background: bool) -> None:
     if background:
         launch.in_background()
         return
-    from nbdattach import monitor
     from nbdattach.host import log
+    from nbdattach.monitor import service
 
-    monitor.run(log.to_stderr)
+    service.run(log.to_stderr)
 
 
 @cli.command("list")

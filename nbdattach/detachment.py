@@ -21,7 +21,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from nbdattach import control
 from nbdattach.attached import state
 from nbdattach.attached.state import Identity
 from nbdattach.attached.users import A_LOOK, in_use, kept_open_by, numbers_of, open_by, opened, serving_pid, users_of
@@ -37,6 +36,7 @@ from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.node import Busy, Node, cannot_open
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.kernel.worker import GOODBYE_SECONDS, mark_unflushed
+from nbdattach.monitor import control
 from nbdattach.text import quoted
 
 if TYPE_CHECKING:

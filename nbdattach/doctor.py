@@ -9,7 +9,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdattach import control, launch
 from nbdattach.attached import state
 from nbdattach.attached.status import Status, status_of
 from nbdattach.backends import choice
@@ -19,6 +18,7 @@ from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
 from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.monitor import control, launch
 from nbdattach.text import plain
 
 # Who is well answers in no time; the second is the time that pyroute2 takes to load on a slow machine.

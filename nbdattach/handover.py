@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from nbdattach import control, launch
 from nbdattach.attached import state
-from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.kernel import driver
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.monitor import control, launch
+from nbdattach.monitor.control import Request
 from nbdattach.protocol.target import Target
 
 

@@ -17,10 +17,11 @@ import time
 from dataclasses import replace
 
 import nbdattach
-from nbdattach import attachment, bootline, monitor
+from nbdattach import attachment, bootline
 from nbdattach.connection import stream
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
+from nbdattach.monitor import service
 from nbdattach.protocol.target import Target
 
 # Where the hook has put certificates and keys, when nothing else is said. The real root has them there, too.
@@ -43,7 +44,7 @@ def main() -> None:
         if root:
             sys.stdout.write(_assignments(root, _attach_in_turns(root)))
             sys.stdout.flush()
-            missing = monitor.stand_in()
+            missing = service.stand_in()
             if missing:
                 _say(f"nobody connects again before the real monitor runs: {missing}")
     except NbdattachError as error:

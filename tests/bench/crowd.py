@@ -15,8 +15,8 @@ from contenders import Contender
 from figures import Row
 from servers import Server
 
-from nbdattach import control
 from nbdattach.errors import NbdattachError
+from nbdattach.monitor import control
 
 # More is slow: 16 commands are up to a minute of CPU time in a guest.
 WATCHED = (1, 16)

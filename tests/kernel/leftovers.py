@@ -78,7 +78,7 @@ def monitors() -> list[int]:
 
 
 def _is_monitor(line: str) -> bool:
-    return "from nbdattach.monitor" in line or "nbdattach monitor" in line
+    return "from nbdattach.monitor.service" in line or "nbdattach monitor" in line
 
 
 def _processes() -> list[tuple[int, str]]:

@@ -22,9 +22,9 @@ from servers import Server, nbdkit
 from test_restart import network  # noqa: F401 - a fixture
 from tool import attached, connect, eventually, nbd_ok, shell, sparse_file
 
-from nbdattach import launch
 from nbdattach.device import Device
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.monitor import launch
 
 pytestmark = pytest.mark.netlink  # both backends are in it
 FIRST = Kernel(Device(0))

@@ -20,19 +20,20 @@ from servers import nbdkit, qemu_nbd
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
 from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, sparse_file
 
-from nbdattach import control, launch
 from nbdattach.attached import state, status
-from nbdattach.control import Request
 from nbdattach.device import Device
 from nbdattach.host import procfs
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.monitor import control, launch
+from nbdattach.monitor.control import Request
 
 pytestmark = pytest.mark.netlink
 FIRST = Kernel(Device(0))
 MAX_MONITOR_KB = 40 << 10
 STOPPED = """import os, signal
-from nbdattach import control, device
+from nbdattach.monitor import control
+from nbdattach import device
 with control.hands_off(device.Device(0)):
     os.kill(os.getpid(), signal.SIGSTOP)
 """

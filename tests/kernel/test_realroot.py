@@ -12,7 +12,7 @@ import pytest
 # The first process of a namespace has one of an initramfs as its child, and then changes its own root.
 _PROGRAM = """
 import ctypes, os, subprocess, sys
-from nbdattach import realroot
+from nbdattach.monitor import real_root
 from nbdattach.kernel import sysfs
 
 MS_BIND, MS_MOVE, MNT_DETACH = 0x1000, 0x2000, 2
@@ -32,7 +32,7 @@ def make(place, folder):
 def stand_in():
     os.chroot(old)
     os.chdir("/")
-    root = realroot.RealRoot()
+    root = real_root.RealRoot()
     for _ in range(3):
         print("ready", flush=True)
         sys.stdin.readline()

@@ -12,7 +12,7 @@ import pytest
 from dpkg import NBDATTACH, install, run
 from tool import eventually
 
-from nbdattach import control
+from nbdattach.monitor import control
 
 ROOT = Path(__file__).resolve().parents[2]
 

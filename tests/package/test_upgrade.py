@@ -14,7 +14,7 @@ from load import Load
 from servers import Server, free_port, nbdkit
 from tool import eventually, shell, sparse_file
 
-from nbdattach import control
+from nbdattach.monitor import control
 
 pytestmark = pytest.mark.usefixtures("installed")
 MIB = 1 << 20

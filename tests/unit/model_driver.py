@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from nbdattach.outage import FRUITLESS
+from nbdattach.monitor.outage import FRUITLESS
 
 MIB = 1 << 20
 ON_LOSS = 300.0

@@ -19,7 +19,7 @@ from host import Host, pretend
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, cli, detachment, foreground, handover, launch, screen
+from nbdattach import attachment, cli, detachment, foreground, handover, screen
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record
 from nbdattach.backends import choice
@@ -28,6 +28,7 @@ from nbdattach.connection import client
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.monitor import launch
 from nbdattach.protocol.target import Target
 
 Capture = pytest.CaptureFixture[str]

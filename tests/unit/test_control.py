@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import control, errors
+from nbdattach import errors
 from nbdattach.attached import state
-from nbdattach.control import Caller, Door, NoMonitor, Request
 from nbdattach.device import Device
 from nbdattach.errors import (
     DeviceInUse,
@@ -29,6 +28,8 @@ from nbdattach.errors import (
     Refused,
     TlsFailed,
 )
+from nbdattach.monitor import control
+from nbdattach.monitor.control import Caller, Door, NoMonitor, Request
 
 NBD0 = Device(0)
 PATIENCE = 60.0

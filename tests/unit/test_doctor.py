@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import control, doctor, render
+from nbdattach import doctor, render
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.backends import choice
@@ -29,6 +29,7 @@ from nbdattach.doctor import Finding, examine
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
 from nbdattach.kernel import driver
+from nbdattach.monitor import control
 
 RELEASE = "6.9.3-test"
 WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, reconnect=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from nbdattach import control, launch
 from nbdattach.attached import state
-from nbdattach.control import NoMonitor
 from nbdattach.host import spawn
+from nbdattach.monitor import control, launch
+from nbdattach.monitor.control import NoMonitor
 
 PROGRAM = "/usr/bin/nbdattach"
 

@@ -45,7 +45,7 @@ DOORS = {
         "host.systemd",
         "kernel.netlink",
         "connection.kernel_socket",
-        "control",
+        "monitor.control",
         "connection.tls",
         "relay.dialer",
         "relay.process",

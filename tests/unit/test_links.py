@@ -16,12 +16,13 @@ from unittest import mock
 import pytest
 from late_driver import LateDriver
 
-from nbdattach import deadline, links
+from nbdattach import deadline
 from nbdattach.attached.state import Record
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.device import Device
 from nbdattach.kernel import netlink, sysfs
-from nbdattach.links import Links
+from nbdattach.monitor import links
+from nbdattach.monitor.links import Links
 
 RECORD = Record("tag", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42)
 FAIL = dataclasses.replace(RECORD, on_loss=0.0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach.outage import FIRST_PAUSE, MAX_PAUSE, Outage, Terms, pause_after
+from nbdattach.monitor.outage import FIRST_PAUSE, MAX_PAUSE, Outage, Terms, pause_after
 
 pytestmark = pytest.mark.once
 ages = st.floats(0, allow_nan=False)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 import nbdattach
-from nbdattach import attachment, monitor, root
+from nbdattach import attachment, root
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.stream import Trace
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
+from nbdattach.monitor import service
 from nbdattach.protocol.target import Target
 
 
@@ -41,7 +42,7 @@ class Kernel:
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
     monkeypatch.setattr(attachment, "attach", made.attach)
-    monkeypatch.setattr(monitor, "stand_in", lambda: made.stand_in)
+    monkeypatch.setattr(service, "stand_in", lambda: made.stand_in)
     monkeypatch.setattr(root, "_KERNEL_LINE", str(tmp_path / "cmdline"))
     return made
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nbdattach import untrusted_json
 from nbdattach.attached.state import Record, Trouble
-from nbdattach.control import Request
+from nbdattach.monitor.control import Request
 
 RECORD = asdict(Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711))
 TROUBLE = asdict(Trouble("lost", "2026-01-02T03:04:05Z", None, ""))

@@ -19,7 +19,6 @@ import pytest
 from late_driver import LateDriver
 from test_links import Sys
 
-from nbdattach import watch
 from nbdattach.attached import state
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.clock import boot_time
@@ -29,10 +28,11 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.kernel import netlink, settings, sysfs
-from nbdattach.links import Links
+from nbdattach.monitor import watch
+from nbdattach.monitor.links import Links
+from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
-from nbdattach.watch import Done, Watch
 
 NBD0 = Device(0)
 OLD, NEW = "nbd://db1/disk", "nbd://db2/disk"

@@ -29,7 +29,7 @@ from unittest import mock
 
 from model_driver import MIB, ON_LOSS, Driver, Wrong, has_ended
 
-from nbdattach import deadline, links, watch
+from nbdattach import deadline
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
 from nbdattach.connection.client import Connection
@@ -37,11 +37,12 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.kernel import netlink, settings, sysfs
-from nbdattach.links import Links
-from nbdattach.outage import Outage
+from nbdattach.monitor import links, watch
+from nbdattach.monitor.links import Links
+from nbdattach.monitor.outage import Outage
+from nbdattach.monitor.watch import Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target, parse_target
-from nbdattach.watch import Watch
 
 NBD0 = Device(0)
 HOME, AWAY = "nbd://db1/disk", "nbd://db2/disk"

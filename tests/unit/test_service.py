@@ -17,16 +17,16 @@ from pathlib import Path
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import control, monitor
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
-from nbdattach.control import Door, Request
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.host import procfs, spawn, storage_daemon
 from nbdattach.kernel import driver_log, netlink
-from nbdattach.monitor import Monitor
-from nbdattach.watch import Watch
+from nbdattach.monitor import control, service
+from nbdattach.monitor.control import Door, Request
+from nbdattach.monitor.service import Monitor
+from nbdattach.monitor.watch import Watch
 
 PATIENCE = 60.0
 WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, reconnect=True)
@@ -154,7 +154,7 @@ def test_a_request_that_fails_in_an_unforeseen_way_is_answered_and_logged(
 
 
 def test_a_device_that_cannot_be_cut_off_from_its_server_keeps_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor.time, "sleep", lambda _: None)
+    monkeypatch.setattr(service.time, "sleep", lambda _: None)
     cut: list[Device] = []
 
     def cut_off(watch: Watch) -> None:
@@ -179,7 +179,7 @@ def test_a_watch_that_was_adopted_takes_no_place_of_one_that_holds_the_connectio
 def test_a_state_file_that_says_what_cannot_be_costs_no_other_device_its_monitor(
     host: Host, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    monkeypatch.setattr(monitor.time, "sleep", lambda _: None)
+    monkeypatch.setattr(service.time, "sleep", lambda _: None)
     watched: list[Device] = []
     monkeypatch.setattr(Watch, "check", lambda self: watched.append(self.device))
     host.attach(NBD0)
@@ -330,7 +330,7 @@ def test_one_that_was_replaced_gives_up_its_place_at_shutdown_and_says_so_once(
 
 STANDS_IN = """
 import sys
-from nbdattach import monitor, realroot, control
+from nbdattach.monitor import service as monitor, real_root as realroot, control
 from nbdattach.attached import state
 from nbdattach.kernel import netlink
 state.RUN = sys.argv[1]
@@ -351,7 +351,7 @@ def other_monitor(host: Host, *words: str) -> subprocess.Popen[str]:
 
 
 def test_who_stands_in_makes_room_for_the_real_one(host: Host) -> None:
-    with other_monitor(host, "stands in") as other, monitor._one_place():
+    with other_monitor(host, "stands in") as other, service._one_place():
         assert other.wait(PATIENCE) == 0
         assert state.monitor_lives()
     assert not state.monitor_lives()
@@ -359,7 +359,7 @@ def test_who_stands_in_makes_room_for_the_real_one(host: Host) -> None:
 
 def test_the_real_one_makes_no_room_for_a_second(host: Host) -> None:
     with other_monitor(host) as other:
-        with pytest.raises(NbdattachError) as caught, monitor._one_place():
+        with pytest.raises(NbdattachError) as caught, service._one_place():
             pass
         assert str(caught.value) == "monitor: another one runs already on this host"
         other.kill()
@@ -390,7 +390,7 @@ def test_a_journal_that_reads_nothing_does_not_hang_it() -> None:
 
 def test_it_says_one_word_to_its_command_and_nothing_to_who_has_that_number_later(tmp_path: Path) -> None:
     reader, writer = os.pipe()
-    say = monitor._once(writer)
+    say = service._once(writer)
     say("ready")
     later = os.open(tmp_path / "later", os.O_WRONLY | os.O_CREAT)
     try:
@@ -410,5 +410,5 @@ def test_a_monitor_that_stands_in_does_not_speak_to_the_service_manager_of_its_p
         raise RuntimeError(os.environ.get("NOTIFY_SOCKET", "nobody to tell"))
 
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/of/the/parent")
-    monkeypatch.setattr(monitor, "run", run)
-    assert monitor.stand_in() == "nobody to tell"
+    monkeypatch.setattr(service, "run", run)
+    assert service.stand_in() == "nobody to tell"

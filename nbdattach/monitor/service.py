@@ -17,11 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from nbdattach import control
 from nbdattach.attached import state
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import prepare, warm_up
-from nbdattach.control import SAME_VERSION, Caller, Door, Request
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
@@ -30,9 +28,11 @@ from nbdattach.host.log import Log, kernel_log, to_stderr
 from nbdattach.host.spawn import own_package
 from nbdattach.kernel import driver, netlink, sysfs
 from nbdattach.kernel.driver_log import DriverLog
-from nbdattach.realroot import RealRoot
+from nbdattach.monitor import control
+from nbdattach.monitor.control import SAME_VERSION, Caller, Door, Request
+from nbdattach.monitor.real_root import RealRoot
+from nbdattach.monitor.watch import Watch
 from nbdattach.relay.dialer import Relay
-from nbdattach.watch import Watch
 
 _TICK = 1.0
 # Should an announcement of the kernel have been lost.

@@ -38,8 +38,8 @@ from nbdattach.host.procfs import started
 from nbdattach.kernel import netlink, settings
 from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.links import NOTICED, Gone, Links
-from nbdattach.outage import FRUITLESS, Outage, Terms
+from nbdattach.monitor.links import NOTICED, Gone, Links
+from nbdattach.monitor.outage import FRUITLESS, Outage, Terms
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Carrier, Relay

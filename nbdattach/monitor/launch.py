@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 import subprocess
 
-from nbdattach import control
 from nbdattach.attached import state
-from nbdattach.control import NoMonitor
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
 from nbdattach.host import spawn, systemd
 from nbdattach.host.spawn import python
+from nbdattach.monitor import control
+from nbdattach.monitor.control import NoMonitor
 from nbdattach.text import plain
 
 UNIT = "nbdattach-monitor.service"
@@ -50,14 +50,14 @@ def _start() -> None:
 
 def in_background() -> None:
     """Starts one as a daemon, whatever init there is. Raises `NbdattachError` where it does not come up."""
-    failure = _failure_of(python("monitor", "main_in_background"))
+    failure = _failure_of(python("monitor.service", "main_in_background"))
     if failure:
         raise NbdattachError("monitor", failure.removeprefix("monitor: "), "see dmesg for its log")
 
 
 def _ways() -> list[list[str]]:
     """To be tried in this order: each starts a monitor of the same code as this command."""
-    daemon = python("monitor", "main_in_background")
+    daemon = python("monitor.service", "main_in_background")
     if not systemd.in_charge():
         return [daemon]
     if _is_of_other_code(UNIT):
@@ -77,7 +77,7 @@ def _transient(unit: str) -> list[str]:
     command = ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--property=Type=notify"]
     command += ["--property=Restart=on-failure", "--property=OOMScoreAdjust=-1000", "--property=KillMode=process"]
     command += ["--property=DefaultDependencies=no", "--property=IgnoreOnIsolate=yes"]  # to the end of a shutdown
-    return [*command, *python("monitor", "main")]
+    return [*command, *python("monitor.service", "main")]
 
 
 def _failure_of(command: list[str]) -> str | None:
