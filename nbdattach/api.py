@@ -83,7 +83,7 @@ class Attachment:
             except nbdattach.DeviceInUse as error:
                 print(error, *error.users, sep="\n")
         """
-        from nbdattach import detachment
+        from nbdattach.operations import detachment
 
         return detachment.detach(
             self._place,
@@ -103,7 +103,7 @@ class Attachment:
 
             attachment.reconnect("nbd://db2/disk")
         """
-        from nbdattach import handover
+        from nbdattach.operations import handover
 
         return handover.reconnect(self._place, parse_target(target, export) if target is not None else None)
 
@@ -112,7 +112,7 @@ class Attachment:
 
         attachment.resize()
         """
-        from nbdattach import handover
+        from nbdattach.operations import handover
 
         return handover.resize(self._place)
 
@@ -200,7 +200,7 @@ def connect(
 
 def attach(target: Target, device: Device | None, wishes: Wishes, trace: Say = silent) -> Attachment:
     """`connect`, of what has been parsed already."""
-    from nbdattach import attachment
+    from nbdattach.operations import attachment
 
     done = attachment.attach(target, device, wishes, trace)
     return Attachment(done.device.path, done.pid, done.notes, done.fresh)
@@ -223,7 +223,7 @@ def disconnect(
 
         nbdattach.disconnect("nbd0", if_tag="db")
     """
-    from nbdattach import detachment
+    from nbdattach.operations import detachment
 
     return detachment.detach(
         parse_device(device), timeout, force=force, only_tag=if_tag, say=say, progress=progress, trace=trace
@@ -247,7 +247,7 @@ def find(*, tag: str | None = None, target: str | None = None, export: str | Non
     for one in nbdattach.find(tag="db"):
         one.disconnect()
     """
-    from nbdattach import detachment
+    from nbdattach.operations import detachment
 
     uri = None if target is None else parse_target(target, export).uri
     return [Attachment.at(one.path) for one in detachment.attached_as(tag=tag, target=uri)]

@@ -542,7 +542,7 @@ def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -
     if target is None and _target("localhost", None, trust).tls:
         raise Malformed("--tls", "its options go only with a TARGET", "leave them out for those of connect")
     place = None if target is None else _target(target, export, trust)
-    from nbdattach import handover
+    from nbdattach.operations import handover
 
     _say(f"{where.path}: connected to {handover.reconnect(where, place)}")
 

@@ -17,11 +17,12 @@ import time
 from dataclasses import replace
 
 import nbdattach
-from nbdattach import attachment, bootline
+from nbdattach import bootline
 from nbdattach.connection import stream
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.monitor import service
+from nbdattach.operations import attachment
 from nbdattach.protocol.target import Target
 
 # Where the hook has put certificates and keys, when nothing else is said. The real root has them there, too.

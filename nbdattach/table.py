@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
-from nbdattach import api, detachment, nbdtab
+from nbdattach import api, nbdtab
 from nbdattach.attached import state
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.client import silent
@@ -23,6 +23,7 @@ from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, f
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.nbdtab import Entry, Table
+from nbdattach.operations import detachment
 from nbdattach.text import from_wire, plain, quoted
 
 PATH = "/etc/nbdtab"

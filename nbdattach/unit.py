@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from nbdattach import handover, table
+from nbdattach import table
 from nbdattach.attached.users import users_of
 from nbdattach.connection.client import silent
 from nbdattach.deadline import Deadline
@@ -19,6 +19,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError
 from nbdattach.host import procfs, systemd
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.operations import handover
 
 # File systems and swap on it have stop jobs of their own, which may take that long by systemd's default.
 UNMOUNT_SECONDS = 90

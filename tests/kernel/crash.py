@@ -36,7 +36,7 @@ _MESSAGES = {"kernel.netlink.Family.connect", "kernel.netlink.Family.reconfigure
 _LOOKS = (
     "cli.",
     "connection.client.",
-    "connections.",
+    "operations.connections.",
     "kernel.driver.",
     "kernel.netlink.",
     "host.procfs.",
@@ -199,7 +199,7 @@ def _become(arguments: tuple[str, ...], said: str, steps: Steps) -> NoReturn:
 def _contest() -> None:
     from dataclasses import replace
 
-    from nbdattach import attachment
+    from nbdattach.operations import attachment
 
     job = attachment.Job
     attachment.Job = lambda *facts: replace(job(*facts), contested=True)  # type: ignore[assignment,misc]

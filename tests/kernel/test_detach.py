@@ -20,11 +20,11 @@ from servers import nbdkit
 from tool import connect, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, promised, shell, sparse_file
 
 import nbdattach
-from nbdattach import detachment
 from nbdattach.device import Device
 from nbdattach.kernel import netlink
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.operations import detachment
 
 pytestmark = pytest.mark.any_monitor
 

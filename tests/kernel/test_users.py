@@ -35,13 +35,13 @@ from tool import (
 )
 
 import nbdattach
-from nbdattach import detachment
 from nbdattach.attached import state, status
 from nbdattach.device import Device
 from nbdattach.host import procfs
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control
+from nbdattach.operations import detachment
 
 pytestmark = pytest.mark.any_monitor
 

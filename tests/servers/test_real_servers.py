@@ -19,7 +19,6 @@ from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
 
 from nbdattach.connect_options import Wishes
 from nbdattach.connection import client
-from nbdattach.connections import connected
 from nbdattach.errors import (
     ConnectionLost,
     DeadlinePassed,
@@ -29,6 +28,7 @@ from nbdattach.errors import (
     TlsFailed,
     UnknownExport,
 )
+from nbdattach.operations.connections import connected
 from nbdattach.protocol import transmission
 from nbdattach.protocol.export import BlockSize, Export
 from nbdattach.protocol.options import DENIED

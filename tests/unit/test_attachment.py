@@ -11,9 +11,9 @@ from contextlib import suppress
 
 import pytest
 
-from nbdattach import attachment, detachment
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
+from nbdattach.operations import attachment, detachment
 
 NBD0 = Device(0)
 

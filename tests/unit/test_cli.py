@@ -19,7 +19,7 @@ from host import Host, pretend
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import attachment, cli, detachment, foreground, handover, screen
+from nbdattach import cli, foreground, screen
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record
 from nbdattach.backends import choice
@@ -29,6 +29,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import launch
+from nbdattach.operations import attachment, detachment, handover
 from nbdattach.protocol.target import Target
 
 Capture = pytest.CaptureFixture[str]
@@ -433,7 +434,14 @@ def test_info_and_list_import_neither_the_kernels_side_nor_tls() -> None:
     loaded = loaded_by("from nbdattach.cli import run; run(['info', '127.0.0.1:1'])")
     assert "nbdattach.connection.client" in loaded
     assert (
-        loaded & {"pyroute2", "ssl", "nbdattach.attachment", "nbdattach.kernel.ioctl", "nbdattach.backends.by_ioctl"}
+        loaded
+        & {
+            "pyroute2",
+            "ssl",
+            "nbdattach.operations.attachment",
+            "nbdattach.kernel.ioctl",
+            "nbdattach.backends.by_ioctl",
+        }
         == set()
     )
 

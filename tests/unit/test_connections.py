@@ -15,8 +15,8 @@ import wire
 from peer import Serve, drain, soon
 
 from nbdattach.connect_options import Wishes
-from nbdattach.connections import connected
 from nbdattach.errors import BrokenProtocol, DeadlinePassed, NbdattachError, NoConnection, Refused
+from nbdattach.operations.connections import connected
 from nbdattach.protocol.target import Target
 
 MULTI_CONN = 1 | 1 << 8

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 import nbdattach
-from nbdattach import attachment, root
+from nbdattach import root
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.stream import Trace
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
 from nbdattach.monitor import service
+from nbdattach.operations import attachment
 from nbdattach.protocol.target import Target
 
 

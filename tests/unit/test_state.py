@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import detachment
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.errors import DeviceInUse, Malformed
 from nbdattach.host import procfs
 from nbdattach.kernel import sysfs, worker
+from nbdattach.operations import detachment
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
 FULL = replace(

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from host import Host, pretend
 
-from nbdattach import attachment, cli, detachment
+from nbdattach import cli
 from nbdattach.attached import state
 from nbdattach.attached.state import Identity, Record
-from nbdattach.attachment import Attached
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NoConnection, Refused
+from nbdattach.operations import attachment, detachment
+from nbdattach.operations.attachment import Attached
 from nbdattach.protocol.target import Target
 
 Capture = pytest.CaptureFixture[str]

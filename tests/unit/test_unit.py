@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import handover, table, unit
+from nbdattach import table, unit
 from nbdattach.attached.users import User, Users
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError, NotAttached
 from nbdattach.host import systemd
+from nbdattach.operations import handover
 
 UNIT = "nbdattach@nbd0.service"
 NBD0 = Device(0)

@@ -133,8 +133,12 @@ RAISED: list[tuple[str, str, BaseException]] = [
     ("info db1", "connection.client.inspect", RuntimeError("boom")),
     ("info db1", "connection.client.inspect", KeyboardInterrupt()),
     ("info db1", "connection.client.inspect", OSError(28, "No space left on device")),
-    ("connect db1", "attachment.attach", KernelRefused.at("/dev/nbd0", "NBD_SET_SOCK", 16)),
-    ("disconnect nbd0", "detachment.detach", DeviceInUse("/dev/nbd0", "mounted", "umount it", ["mounted at /srv"])),
+    ("connect db1", "operations.attachment.attach", KernelRefused.at("/dev/nbd0", "NBD_SET_SOCK", 16)),
+    (
+        "disconnect nbd0",
+        "operations.detachment.detach",
+        DeviceInUse("/dev/nbd0", "mounted", "umount it", ["mounted at /srv"]),
+    ),
     ("status nbd0", "attached.status.status_of", NotAttached("/dev/nbd0")),
     ("status --json nbd0", "attached.status.status_of", NotAttached("/dev/nbd0")),
 ]

@@ -33,7 +33,6 @@ from nbdattach.connection import credentials
 from nbdattach.connection.client import silent
 from nbdattach.connection.kernel_socket import has_room
 from nbdattach.connection.stream import Trace, address_of
-from nbdattach.connections import connected
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import (
@@ -49,6 +48,7 @@ from nbdattach.kernel import driver, settings, sysfs
 from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
+from nbdattach.operations.connections import connected
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted
@@ -215,7 +215,7 @@ def _interrupts_wait(device: Device) -> Iterator[None]:
 
 def _is_detached(device: Device) -> bool:
     """Detaches it again, unless somebody uses it already: then the command has succeeded before it was interrupted."""
-    from nbdattach import detachment
+    from nbdattach.operations import detachment
 
     try:
         detachment.detach(device, _CLEAR_SECONDS)
