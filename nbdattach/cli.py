@@ -680,7 +680,7 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: 
     if bool(devices) + everything + only_check == 0 or (devices and everything):
         raise click.UsageError("Give devices, or --all, or --check.", click.get_current_context())
     wanted = None if everything else list(dict.fromkeys(_device(text) for text in devices))
-    from nbdattach import table
+    from nbdattach.boot import table
 
     found = table.read(path)
     entries, failures = table.chosen(found, wanted, path)
@@ -736,8 +736,8 @@ def down(devices: tuple[str, ...], everything: bool, unit: str | None, path: str
     if bool(devices) + everything != 1:
         raise click.UsageError("Give devices, or --all.", click.get_current_context())
     wanted = list(dict.fromkeys(_device(text) for text in devices))
-    from nbdattach import table
-    from nbdattach import unit as units
+    from nbdattach.boot import table
+    from nbdattach.boot import unit as units
 
     failures: list[NbdattachError] = []
     if everything:

@@ -45,15 +45,15 @@ def free_devices(typed: str) -> list[Offer]:
 
 def table_devices(typed: str, path: str) -> list[Offer]:
     """Devices that have a line in the table for boot, with their targets."""
-    from nbdattach import table
+    from nbdattach.boot import table
 
     return _offers(lambda: [(one.device, one.target.uri) for one in table.read(path).entries], typed)
 
 
 def targets(typed: str) -> list[Offer]:
     """Those that are attached now, and those of the table for boot."""
-    from nbdattach import table
     from nbdattach.attached import state
+    from nbdattach.boot import table
 
     def found() -> Iterator[str]:
         for device in _attached():

@@ -17,8 +17,8 @@ import pytest
 from servers import Server, free_port, nbd_server, nbdkit
 from tool import BACKEND, command, eventually, nbd, nbd_ok, shell, sparse_file
 
-from nbdattach import table
 from nbdattach.attached import status
+from nbdattach.boot import table
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, TlsFailed
 from nbdattach.kernel.sysfs import Kernel

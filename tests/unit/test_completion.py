@@ -84,7 +84,7 @@ def test_lines_of_the_table(ask: Ask, table: Path, command: str) -> None:
 
 
 def test_targets_of_the_table(monkeypatch: pytest.MonkeyPatch, ask: Ask, table: Path) -> None:
-    from nbdattach import table as tables
+    from nbdattach.boot import table as tables
 
     read = tables.read
     monkeypatch.setattr(tables, "read", lambda: read(str(table)))

@@ -81,9 +81,9 @@ PURE = (
     "attached.same_export",
     "render",
     "view",
-    "bootline",
+    "boot.kernel_command_line",
     "option_values",
-    "nbdtab",
+    "boot.nbdtab",
 )
 IMPURE = {
     "socket", "ssl", "subprocess", "fcntl", "ctypes", "click", "pyroute2", "select", "selectors", "signal",

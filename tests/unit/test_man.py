@@ -15,8 +15,9 @@ import click
 import pytest
 
 import nbdattach
-from nbdattach import doctor, errors, nbdtab, render
+from nbdattach import doctor, errors, render
 from nbdattach.attached.status import Status
+from nbdattach.boot import nbdtab
 from nbdattach.cli import cli
 from nbdattach.connection.client import Checked, Inspected
 from nbdattach.protocol.export import Export

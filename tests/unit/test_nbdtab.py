@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach import cli, table
+from nbdattach import cli
+from nbdattach.boot import table
+from nbdattach.boot.nbdtab import Entry, Table, parse
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed
-from nbdattach.nbdtab import Entry, Table, parse
 from nbdattach.operations import attachment
 from nbdattach.protocol.target import Target
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import nbdattach
-from nbdattach import root
+from nbdattach.boot import root
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.stream import Trace
 from nbdattach.device import Device
@@ -162,7 +162,7 @@ def kernels(folder: Path, answer: str) -> dict[str, str]:
 
 
 def test_a_kernel_without_the_driver_makes_no_initramfs(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "nbdattach.initramfs", str(tmp_path), "1.2.3"]
+    command = [sys.executable, "-P", "-m", "nbdattach.boot.initramfs", str(tmp_path), "1.2.3"]
     done = subprocess.run(command, capture_output=True, text=True, env=kernels(tmp_path, ""))
     assert (done.returncode, done.stderr) == (1, "nbdattach: the kernel 1.2.3 has no driver nbd\n")
 
@@ -170,7 +170,7 @@ def test_a_kernel_without_the_driver_makes_no_initramfs(tmp_path: Path) -> None:
 def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:
     """Byte code alone, beside an interpreter that finds nothing else."""
     found = subprocess.run(
-        [sys.executable, "-P", "-m", "nbdattach.initramfs", str(tmp_path), "1.2.3"],
+        [sys.executable, "-P", "-m", "nbdattach.boot.initramfs", str(tmp_path), "1.2.3"],
         check=True,
         capture_output=True,
         text=True,
@@ -190,7 +190,7 @@ def test_what_an_initramfs_gets_is_all_that_it_takes(tmp_path: Path) -> None:
 import sys
 dynamic = [path for path in sys.path if path.endswith("lib-dynload")]
 sys.path[:] = [*dynamic, "{modules}", "{stdlib}"]
-from nbdattach import root
+from nbdattach.boot import root
 root.see_all_is_there()
 for name, module in sorted(sys.modules.items()):
     if name.partition(".")[0] == "nbdattach":

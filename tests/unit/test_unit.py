@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach import table, unit
 from nbdattach.attached.users import User, Users
+from nbdattach.boot import table, unit
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError, NotAttached
 from nbdattach.host import systemd

@@ -19,7 +19,7 @@ install() {
     # The Python that nbdattach runs with; it may be one of a virtual environment.
     command=$(type -P nbdattach)
     python=$(sed -n '1s/^#! *\([^ ]*\).*/\1/p' "$command")
-    if ! listing=$("$python" -I -m nbdattach.initramfs "${initdir:?}" "${kernel:?}"); then
+    if ! listing=$("$python" -I -m nbdattach.boot.initramfs "${initdir:?}" "${kernel:?}"); then
         dfatal "nbdattach: the Python of $command cannot load what it takes"
         exit 1
     fi
@@ -35,7 +35,7 @@ install() {
         esac
     done <<<"$listing"
     # A module that is missing shall be missed now, and not when the machine boots.
-    start="import sys; sys.path.append('$libraries'); from nbdattach import root; root.see_all_is_there()"
+    start="import sys; sys.path.append('$libraries'); from nbdattach.boot import root; root.see_all_is_there()"
     if ! chroot "$initdir" /usr/bin/python3 -I -S -c "$start"; then
         dfatal 'nbdattach: what was copied does not run'
         exit 1

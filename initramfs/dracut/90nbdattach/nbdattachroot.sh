@@ -22,7 +22,7 @@ export NBDATTACH_CMDLINE NBDATTACH_SINCE
 
 modprobe nbd
 modprobe -q tls
-said=$(/usr/bin/python3 -I -S -c "import sys; sys.path.append('/usr/lib/nbdattach'); from nbdattach import root; root.main()")
+said=$(/usr/bin/python3 -I -S -c "import sys; sys.path.append('/usr/lib/nbdattach'); from nbdattach.boot import root; root.main()")
 code=$?
 if [ "$code" = 75 ]; then
     exit 1 # not yet

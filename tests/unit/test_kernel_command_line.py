@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbdattach import bootline
+from nbdattach.boot import kernel_command_line
 from nbdattach.connect_options import FOREVER
 from nbdattach.errors import Malformed
 from nbdattach.text import quoted
@@ -13,8 +13,8 @@ from nbdattach.text import quoted
 DHCP = {"ROOTSERVER": "10.0.0.1", "ROOTPATH": "boot,disk,nbd2"}
 
 
-def root(line: str, **dhcp: str) -> bootline.Root:
-    found = bootline.parse(f"BOOT_IMAGE=/vmlinuz quiet {line} ip=dhcp\n", dhcp)
+def root(line: str, **dhcp: str) -> kernel_command_line.Root:
+    found = kernel_command_line.parse(f"BOOT_IMAGE=/vmlinuz quiet {line} ip=dhcp\n", dhcp)
     assert found
     return found
 
@@ -23,7 +23,7 @@ def root(line: str, **dhcp: str) -> bootline.Root:
     "line", ["", "root=/dev/sda1", "root=/dev/nbd0", "root=UUID=1234 nbdopts=swap", "nbdroot=", "root=nbd"]
 )
 def test_a_root_elsewhere_is_left_alone(line: str) -> None:
-    assert bootline.parse(line, DHCP) is None
+    assert kernel_command_line.parse(line, DHCP) is None
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_of_two_the_last_one_counts() -> None:
 )  # fmt: skip
 def test_mistakes(line: str, error: str) -> None:
     with pytest.raises(Malformed) as caught:
-        bootline.parse(line, {})
+        kernel_command_line.parse(line, {})
     assert str(caught.value) == error
 
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 
 import nbdattach
-from nbdattach import bootline
+from nbdattach.boot import kernel_command_line
 from nbdattach.connection import stream
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
@@ -41,7 +41,7 @@ _ANOTHER_TURN = 75
 def main() -> None:
     """Prints what the initramfs has to know, as assignments of a shell. Nothing where the root is elsewhere."""
     try:
-        root = bootline.parse(_words(), os.environ)
+        root = kernel_command_line.parse(_words(), os.environ)
         if root:
             sys.stdout.write(_assignments(root, _attach_in_turns(root)))
             sys.stdout.flush()
@@ -60,7 +60,7 @@ def _words() -> str:
         return file.read()
 
 
-def _attach_in_turns(root: bootline.Root) -> Device:
+def _attach_in_turns(root: kernel_command_line.Root) -> Device:
     """`attach`, or its beginning: exits where another turn may do what this one did not."""
     if _FIRST_TURN not in os.environ:
         return attach(root)
@@ -73,7 +73,7 @@ def _attach_in_turns(root: bootline.Root) -> Device:
         sys.exit(_ANOTHER_TURN)
 
 
-def attach(root: bootline.Root) -> Device:
+def attach(root: kernel_command_line.Root) -> Device:
     """Raises `NbdattachError`; then nothing is attached."""
     target = _trusting(root.target)
     _say(f"attaching {target.uri}")
@@ -96,7 +96,7 @@ def _trusting(target: Target) -> Target:
     return target if named or not target.tls or not target.tls_verify else replace(target, tls_ca=TLS_FOLDER)
 
 
-def _assignments(root: bootline.Root, device: Device) -> str:
+def _assignments(root: kernel_command_line.Root, device: Device) -> str:
     told = {"ROOT": root.root, "ROOTFSTYPE": root.fstype, "ROOTFLAGS": root.flags and f"-o {root.flags}"}
     told["NBDATTACH_DEVICE"] = device.path
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in told.items() if value)

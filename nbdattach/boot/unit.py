@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from nbdattach import table
 from nbdattach.attached.users import users_of
+from nbdattach.boot import table
 from nbdattach.connection.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device

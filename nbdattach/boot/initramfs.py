@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Copies what `root` needs into the tree of an initramfs, for the hooks of initramfs-tools and dracut.
 
-    python3 -m nbdattach.initramfs TREE KERNEL_VERSION
+    python3 -m nbdattach.boot.initramfs TREE KERNEL_VERSION
 
 Copied are Python's byte code and whom to trust. Printed is what the hook's own tools do better, with all that belongs
 to it: "copy FILE PLACE" for each ELF file, "module NAME" for each kernel module.
@@ -28,7 +28,7 @@ import nbdattach
 PACKAGES = "/usr/lib/nbdattach"
 PYTHON = "/usr/bin/python3"
 # root: the way in. worker: the guard of an attachment under way, and the flush before a detach.
-ENTRIES = ("nbdattach.root", "nbdattach.kernel.worker")
+ENTRIES = ("nbdattach.boot.root", "nbdattach.kernel.worker")
 # The driver, and TLS in the kernel with the ciphers that it may be asked for, by the names the kernel knows them by.
 _DRIVERS = ("nbd", "tls", "af_packet")
 _CIPHERS = ("gcm", "gcm(aes)", "rfc7539", "rfc7539(chacha20,poly1305)", "aes", "ctr", "ghash", "chacha20", "poly1305")
@@ -44,7 +44,7 @@ def main() -> None:
         sys.exit(f"nbdattach: the kernel {version} has no driver nbd")
     for name in ENTRIES:
         _load(name, set())
-    from nbdattach import root
+    from nbdattach.boot import root
     from nbdattach.connection import stream
 
     stream.warm_up()

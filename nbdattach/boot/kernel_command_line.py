@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from nbdattach import nbdtab
+from nbdattach.boot import nbdtab
 from nbdattach.connect_options import FOREVER, Wishes
 from nbdattach.device import Device
 from nbdattach.errors import Malformed

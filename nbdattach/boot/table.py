@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
-from nbdattach import api, nbdtab
+from nbdattach import api
 from nbdattach.attached import state
+from nbdattach.boot import nbdtab
+from nbdattach.boot.nbdtab import Entry, Table
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.client import silent
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, facts_of
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel, identifier
-from nbdattach.nbdtab import Entry, Table
 from nbdattach.operations import detachment
 from nbdattach.text import from_wire, plain, quoted
 
