@@ -34,7 +34,7 @@ _CALLS = {
 _MESSAGES = {"kernel.netlink.Family.connect", "kernel.netlink.Family.reconfigure", "kernel.netlink.Family.disconnect"}
 # Who only looks, and the handshake: nothing is changed by them that could stay.
 _LOOKS = (
-    "cli.",
+    "cli.main.",
     "connection.client.",
     "operations.connections.",
     "kernel.driver.",
@@ -181,7 +181,7 @@ def run(
 def _become(arguments: tuple[str, ...], said: str, steps: Steps) -> NoReturn:
     import threading
 
-    from nbdattach import cli
+    from nbdattach.cli import main
 
     null, out = os.open(os.devnull, os.O_RDONLY), os.open(said, os.O_WRONLY | os.O_APPEND)
     for fd, number in ((null, 0), (out, 1), (out, 2)):
@@ -189,7 +189,7 @@ def _become(arguments: tuple[str, ...], said: str, steps: Steps) -> NoReturn:
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     threading.setprofile(steps)
     sys.setprofile(steps)
-    code = cli.run(list(arguments))
+    code = main.run(list(arguments))
     sys.setprofile(None)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -20,8 +20,8 @@ from servers import nbdkit
 from tool import ALL, BACKEND, BY_IOCTL, attached, connect, eventually, nbd, nbd_ok, shell
 
 import nbdattach
-from nbdattach import render
 from nbdattach.attached import state, status
+from nbdattach.cli import render
 from nbdattach.device import Device
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel

@@ -209,7 +209,7 @@ def test_without_permission(tmp_path: Path) -> None:
     with nbdkit("memory", "1M") as server:
         done = subprocess.run(
             ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c",
-             "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nbdattach.cli import main; main()",
+             "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nbdattach.cli.main import main; main()",
              f"{Path(nbdattach.__file__).parent.parent}:{Path(pytest.__file__).parent.parent}",
              "connect", server.uri, "/dev/nbd0"],
             capture_output=True, text=True,

@@ -17,7 +17,7 @@ import pytest
 from certificates import PAST, Authority
 from servers import Server, nbd_server, nbdkit, qemu_nbd
 
-from nbdattach import cli
+from nbdattach.cli import main
 from nbdattach.connection import certificate, client, tls
 from nbdattach.errors import NbdattachError
 from nbdattach.protocol.target import parse_target, with_tls
@@ -81,9 +81,9 @@ def test_list_info_and_check_over_tls(pki: Path, kind: str, capsys: Capture) -> 
     with serving(kind, pki) as server:
         uri = server.export(EXPORTS[kind], "nbds")
         for command in ("list", "info", "check"):
-            assert cli.run([command, "--tls-ca", str(pki / "client"), "--json", uri]) == 0
+            assert main.run([command, "--tls-ca", str(pki / "client"), "--json", uri]) == 0
         said = capsys.readouterr()
-        assert cli.run(["info", "--tls-ca", str(pki / "client"), uri]) == 0
+        assert main.run(["info", "--tls-ca", str(pki / "client"), uri]) == 0
         lines = capsys.readouterr().out.splitlines()
     assert said.err == ""
     listed, info, checked = map(json.loads, said.out.replace("}\n{", "}\0{").split("\0"))
@@ -102,7 +102,7 @@ def test_list_info_and_check_over_tls(pki: Path, kind: str, capsys: Capture) -> 
 def test_server_that_requires_tls_names_the_option(pki: Path, kind: str, command: str, capsys: Capture) -> None:
     with serving(kind, pki) as server:
         uri = server.export(EXPORTS[kind] or "x")
-        assert cli.run([command, uri]) == 5
+        assert main.run([command, uri]) == 5
     line, hint = capsys.readouterr().err.splitlines()
     assert line.startswith(f"nbdattach: {uri}: the server requires TLS")
     assert hint == f"(--tls asks for it, and so does {uri.replace('nbd:', 'nbds:')})"

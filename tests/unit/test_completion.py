@@ -12,14 +12,14 @@ from click.shell_completion import get_completion_class
 from host import Host, pretend
 from peer import listening
 
-from nbdattach import completion
-from nbdattach.cli import cli
+from nbdattach.cli import completion
+from nbdattach.cli.main import cli
+from nbdattach.cli.shell import speak_ours
 from nbdattach.connection import client
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
 from nbdattach.protocol.export import Listed
 from nbdattach.protocol.target import Target
-from nbdattach.shell import speak_ours
 
 Ask = Callable[[str], list[str]]
 

@@ -20,10 +20,11 @@ from types import SimpleNamespace
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach import doctor, render
+from nbdattach import doctor
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.backends import choice
+from nbdattach.cli import render
 from nbdattach.connection import kernel_socket
 from nbdattach.doctor import Finding, examine
 from nbdattach.errors import KernelRefused, NbdattachError
@@ -373,7 +374,7 @@ def test_missing_pyroute2(machine: Machine) -> None:
 
 def test_an_interpreter_without_pyroute2_says_so() -> None:
     """As a user has it: the import itself finds nothing."""
-    code = "import sys; sys.modules['pyroute2'] = None; from nbdattach.cli import run; run(['doctor', '--json'])"
+    code = "import sys; sys.modules['pyroute2'] = None; from nbdattach.cli.main import run; run(['doctor', '--json'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     (found,) = [one for one in json.loads(done.stdout)["findings"] if one["subject"] == "netlink"]
     assert found["says"] == "pyroute2 is not installed: nobody connects again after a loss"

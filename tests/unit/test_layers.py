@@ -61,9 +61,9 @@ DOORS = {
         "attached.state",
     },  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"kernel.ioctl", "host.syscalls"},
-    "click": {"cli", "usage", "shell"},
+    "click": {"cli.main", "cli.usage", "cli.shell"},
     "pyroute2": {"kernel.netlink"},
-    "curses": {"screen"},
+    "curses": {"cli.screen"},
     "http": set(),
     "urllib.request": set(),
     "asyncio": set(),
@@ -79,8 +79,8 @@ PURE = (
     "backends.limits",
     "connect_options",
     "attached.same_export",
-    "render",
-    "view",
+    "cli.render",
+    "cli.view",
     "boot.kernel_command_line",
     "option_values",
     "boot.nbdtab",
@@ -90,7 +90,7 @@ IMPURE = {
     "threading", "time", "pathlib", "shutil", "tempfile", "curses",
 }  # fmt: skip
 # Module of ours: the ones of ours that may import it.
-INNER = {"cli": {"__main__"}, "__main__": set()}
+INNER = {"cli.main": {"__main__"}, "__main__": set()}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

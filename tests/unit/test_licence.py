@@ -52,7 +52,7 @@ def is_marked(path: Path) -> bool:
 
 def test_the_files_are_found() -> None:
     """As a test of nothing would succeed."""
-    assert {Path("nbdattach/cli.py"), Path("man/nbdattach.8"), Path("Makefile"), Path(".ci/run")} <= set(files())
+    assert {Path("nbdattach/cli/main.py"), Path("man/nbdattach.8"), Path("Makefile"), Path(".ci/run")} <= set(files())
 
 
 def test_no_source_file_is_without_its_licence() -> None:

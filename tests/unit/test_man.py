@@ -15,10 +15,11 @@ import click
 import pytest
 
 import nbdattach
-from nbdattach import doctor, errors, render
+from nbdattach import doctor, errors
 from nbdattach.attached.status import Status
 from nbdattach.boot import nbdtab
-from nbdattach.cli import cli
+from nbdattach.cli import render
+from nbdattach.cli.main import cli
 from nbdattach.connection.client import Checked, Inspected
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach import cli
 from nbdattach.boot import table
 from nbdattach.boot.nbdtab import Entry, Table, parse
+from nbdattach.cli import main
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed
@@ -357,7 +357,7 @@ FLAGS = ["read-only", "tls", "tls-no-verify", "swap", "no-reconnect"]
 
 
 def long_names() -> set[str]:
-    connect = cli.cli.commands["connect"]
+    connect = main.cli.commands["connect"]
     return {name[2:] for option in connect.params for name in option.opts if name.startswith("--")} - NOT_IN_A_TABLE
 
 
@@ -370,7 +370,7 @@ def connected(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> tuple[Targ
         raise KernelRefused("it", "no", "try")
 
     monkeypatch.setattr(attachment, "attach", attach)
-    code = cli.run(["connect", *options, "-N", "disk", "db1", "nbd0"])
+    code = main.run(["connect", *options, "-N", "disk", "db1", "nbd0"])
     assert code == (6 if asked else 2)
     return asked[0] if asked else None
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach import render
 from nbdattach.attached.status import Status
+from nbdattach.cli import render
+from nbdattach.cli.render import size_text
 from nbdattach.connection.client import Checked, Inspected
 from nbdattach.errors import Refused
 from nbdattach.protocol.export import BlockSize, Export, Listed
 from nbdattach.protocol.target import Target
-from nbdattach.render import size_text
 
 TARGET = Target("db1", 99, export="disk")
 HOSTILE = "\x1b[2J\r\n\u202e\u2028\x9b'\\\udcff%s{0}"

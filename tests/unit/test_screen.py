@@ -23,7 +23,7 @@ from nbdattach.device import Device
 TARGET = "nbd://db1/disk"
 WATCH = """
 import sys
-from nbdattach import cli, screen
+from nbdattach.cli import main as cli, screen
 from nbdattach.attached import state
 from nbdattach.kernel import sysfs
 sysfs.SYS, state.RUN, screen.PERIOD = *sys.argv[1:3], 0.2
@@ -108,7 +108,7 @@ def test_ctrl_backslash_leaves_the_terminal_in_order(host: Host) -> None:
 
 
 def test_a_signal_at_the_very_beginning_finds_the_terminal_in_order(host: Host) -> None:
-    early = "import os, signal\nfrom nbdattach import screen\nold = screen.samples\n"
+    early = "import os, signal\nfrom nbdattach.cli import screen\nold = screen.samples\n"
     early += "screen.samples = lambda wanted: (os.kill(os.getpid(), signal.SIGTERM), old(wanted))[1]"
     with terminal(command(host, first=early)) as made:
         assert made.end() == -signal.SIGTERM
@@ -128,7 +128,7 @@ def test_it_ends_when_the_terminal_goes_away_and_nobody_says_so(host: Host) -> N
 
 
 def test_an_error_is_told_on_the_users_own_screen(host: Host) -> None:
-    broken = "from nbdattach import screen\ndef samples(wanted): raise ValueError('deep inside')\n"
+    broken = "from nbdattach.cli import screen\ndef samples(wanted): raise ValueError('deep inside')\n"
     with terminal(command(host, first=broken + "screen.samples = samples")) as made:
         assert made.end() == 1
         _, _, after = made.said.rpartition(LEFT)
@@ -311,6 +311,6 @@ def test_closed_standard_files_are_refused() -> None:
 
 
 def test_curses_is_loaded_only_where_it_is_used() -> None:
-    script = "import sys; from nbdattach import cli, screen; print('curses' in sys.modules)"
+    script = "import sys; from nbdattach.cli import main as cli, screen; print('curses' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("False\n", "")

@@ -136,7 +136,7 @@ def test_a_bare_interpreter_runs_the_code_of_the_checkout(machine: Machine) -> N
 
 def script(folder: Path, shebang: str) -> str:
     """As pip and Debian's tools write it."""
-    (folder / "nbdattach").write_text(f"{shebang}\nfrom nbdattach.cli import main\n")
+    (folder / "nbdattach").write_text(f"{shebang}\nfrom nbdattach.cli.main import main\n")
     return str(folder / "nbdattach")
 
 

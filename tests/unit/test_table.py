@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from host import Host, pretend
 
-from nbdattach import cli
 from nbdattach.attached import state
 from nbdattach.attached.state import Identity, Record
+from nbdattach.cli import main
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NoConnection, Refused
@@ -29,7 +29,7 @@ PARALLEL_SECONDS = 60
 
 def ran(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
-    code = cli.run(list(arguments))
+    code = main.run(list(arguments))
     said = capsys.readouterr()
     return code, said.out, said.err
 
@@ -159,7 +159,7 @@ def test_up_of_a_device_without_a_line_names_the_file(
 
 def test_the_default_is_etc_nbdtab(capsys: Capture) -> None:
     for command in ("up", "down"):
-        (option,) = [one for one in cli.cli.commands[command].params if one.name == "path"]
+        (option,) = [one for one in main.cli.commands[command].params if one.name == "path"]
         assert option.default == "/etc/nbdtab"
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from peer import Serve, drain, left_waiting_for, listening, says_and_hears
 from tlspeer import EXPORT, STARTTLS, after_yes, answers_hello, context, secure, trickles
 
-from nbdattach import cli
+from nbdattach.cli import main
 from nbdattach.connection import certificate, client, stream, tls
 from nbdattach.errors import ConnectionLost, MaybeNotInKernel, NbdattachError, NotInKernel, TlsFailed
 from nbdattach.protocol.target import Target, parse_target, with_tls
@@ -176,7 +176,7 @@ def test_no_verify_warns_each_time_also_with_a_certificate_of_ours(pki: Path, ca
     said = EXPORT + wire.simple_reply(0, client.CHECK_COOKIE) + bytes(4096)
     with listening(secure(context(pki / "good", clients=True), said)) as place:
         for _ in range(2):
-            assert cli.run([command, "--tls-no-verify", *ours, place.uri]) == 0
+            assert main.run([command, "--tls-no-verify", *ours, place.uri]) == 0
             assert capsys.readouterr().err == WARNING
 
 
@@ -928,9 +928,9 @@ def test_server_without_keys_is_told(pki: Path, tmp_path: Path) -> None:
 def test_info_shows_the_certificate(pki: Path, capsys: Capture) -> None:
     with listening(secure(context(pki / "good", V2, "ECDHE-ECDSA-AES128-GCM-SHA256"))) as place:
         arguments = ["info", "--tls-ca", str(pki / "good"), place.uri]
-        assert cli.run(arguments) == 0
+        assert main.run(arguments) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert cli.run([*arguments, "--json"]) == 0
+        assert main.run([*arguments, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
     until = certificate.describe_file(str(pki / "good" / "server-cert.pem")).until
     assert lines[0] == f"target:      nbds://127.0.0.1:{place.port}"
@@ -950,7 +950,7 @@ def test_info_shows_the_certificate(pki: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize("command", ["list", "info", "check"])
 def test_failure_on_the_command_line_is_one_line_and_one_hint(pki: Path, capsys: Capture, command: str) -> None:
     with listening(secure(context(pki / "expired"))) as place:
-        assert cli.run([command, "--tls-ca", str(pki / "good"), place.uri]) == 5
+        assert main.run([command, "--tls-ca", str(pki / "good"), place.uri]) == 5
     said = capsys.readouterr()
     assert said.out == ""
     line = f"nbdattach: nbds://127.0.0.1:{place.port}: {NOT_VERIFIED}expired 2020-02-01T00:00:00Z\n"

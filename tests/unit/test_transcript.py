@@ -12,7 +12,8 @@ import click
 import pytest
 import transcript
 
-from nbdattach import cli, errors
+from nbdattach import errors
+from nbdattach.cli import main
 
 HERE = Path(__file__).parent
 WRITTEN = (HERE / "transcript.txt").read_text()
@@ -27,7 +28,7 @@ def test_every_answer_is_as_written() -> None:
 
 def test_every_command_and_every_exit_code_is_in_it() -> None:
     asked = {command for command, *_ in ANSWERS}
-    assert {f"nbdattach {command} --help" for command in cli.cli.commands} < asked
+    assert {f"nbdattach {command} --help" for command in main.cli.commands} < asked
     classes = (one for one in vars(errors).values() if isinstance(one, type))
     codes = {one.exit_code for one in classes if issubclass(one, errors.NbdattachError)}
     assert {int(code) for *_, code in ANSWERS} == {0, *codes}
@@ -43,7 +44,7 @@ def test_usage_error_is_one_line_and_one_hint(command: str) -> None:
 
 @pytest.mark.parametrize("hint", sorted(set(re.findall(r"see nbdattach (.*--help)\)$", WRITTEN, re.MULTILINE))))
 def test_hint_works_as_it_is_typed(hint: str) -> None:
-    assert cli.run(hint.split()) == 0
+    assert main.run(hint.split()) == 0
 
 
 def test_python_m_says_the_same_in_a_process_of_its_own() -> None:

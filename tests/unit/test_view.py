@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdattach import view
 from nbdattach.attached.status import Status
+from nbdattach.cli import view
+from nbdattach.cli.view import Sample, View
 from nbdattach.kernel.sysfs import Stat
-from nbdattach.view import Sample, View
 
 NOW = "2026-01-02T03:04:17Z"
 MIB = 1 << 20

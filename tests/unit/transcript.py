@@ -23,11 +23,12 @@ from unittest import mock
 import wire
 from peer import listening, says, says_and_hears
 
-from nbdattach import __version__, cli
+from nbdattach import __version__
+from nbdattach.cli import main
 from nbdattach.connection import stream
 from nbdattach.errors import DeviceInUse, KernelRefused, NotAttached
 
-COMMANDS = sorted(cli.cli.commands)
+COMMANDS = sorted(main.cli.commands)
 NO_COMMAND = ["", "--debug"]
 USAGE = r"""
 frobnicate
@@ -150,7 +151,7 @@ def said(line: str) -> str:
     arguments = [word.encode().decode("unicode_escape") for word in shlex.split(line)]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code: Any = cli.run(arguments)
+            code: Any = main.run(arguments)
         except SystemExit as end:
             code = end.code
     texts = [

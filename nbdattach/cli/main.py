@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from nbdattach import __version__, option_values, usage
+from nbdattach import __version__, option_values
+from nbdattach.cli import usage
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.text import plain
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from nbdattach.api import Attachment
     from nbdattach.attached.status import Status
-    from nbdattach.completion import Offer
+    from nbdattach.cli.completion import Offer
     from nbdattach.device import Device
     from nbdattach.protocol.target import Target
 
@@ -70,44 +71,44 @@ def _one_of(words: Sequence[str]) -> Value:
 
 
 def _free_devices(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    from nbdattach import completion
+    from nbdattach.cli import completion
 
     return _items(completion.free_devices(typed))
 
 
 def _attached_devices(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    from nbdattach import completion
+    from nbdattach.cli import completion
 
     return _items(completion.attached_devices(typed))
 
 
 def _table_devices(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    from nbdattach import completion
+    from nbdattach.cli import completion
 
     return _items(completion.table_devices(typed, ctx.params.get("path") or _TABLE))
 
 
 def _targets(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
-    from nbdattach import completion
+    from nbdattach.cli import completion
 
     return _files(ctx, param, typed) if typed.startswith("/") else _items(completion.targets(typed))
 
 
 def _attachments(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    from nbdattach import completion
+    from nbdattach.cli import completion
 
     return _items(completion.attached_devices(typed) or completion.targets(typed))
 
 
 def _tags(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    from nbdattach import completion
+    from nbdattach.cli import completion
 
     return _items(completion.tags(typed))
 
 
 def _exports(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
     """Those of the server that the command line names; click leaves arguments before an open option in `args`."""
-    from nbdattach import completion
+    from nbdattach.cli import completion
 
     def place() -> Target:
         given = {name: ctx.params.get(name) for name in ("tls_ca", "tls_cert", "tls_key", "tls_hostname")}
@@ -341,7 +342,8 @@ def connect(
             "goes only with " + ("--size BYTES" if no_handshake else "--no-handshake"),
             "give both, or none",
         )
-    from nbdattach import api, render
+    from nbdattach import api
+    from nbdattach.cli import render
 
     done = api.connect(
         target,
@@ -363,7 +365,7 @@ def connect(
             done.disconnect()
         raise
     if foreground:
-        from nbdattach import foreground as front
+        from nbdattach.cli import foreground as front
 
         front.stay(done, _say_error, _trace())
 
@@ -497,12 +499,13 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
     wanted = [_device(text) for text in devices]
     if watch and as_json:
         raise Malformed("--watch", "does not go with --json", "leave out one; a program can ask status --json again")
-    from nbdattach import api, render
+    from nbdattach import api
+    from nbdattach.cli import render
     from nbdattach.kernel import driver
 
     driver.refuse_other_systems()
     if watch:
-        from nbdattach import screen
+        from nbdattach.cli import screen
 
         screen.watch(wanted)
         return
@@ -587,7 +590,7 @@ def monitor(background: bool) -> None:
 def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """List the exports that a server offers."""
     place = _target(target, None, _trust(tls))
-    from nbdattach import render
+    from nbdattach.cli import render
     from nbdattach.connection import client
 
     exports = client.list_exports(place, connect_timeout, _trace())
@@ -604,7 +607,7 @@ def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> Non
 def info(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """Show one export: size, flags, block sizes."""
     place = _target(target, export, _trust(tls))
-    from nbdattach import render
+    from nbdattach.cli import render
     from nbdattach.connection import client
 
     found = client.inspect(place, connect_timeout, _trace())
@@ -621,7 +624,7 @@ def info(target: str, export: str | None, connect_timeout: float, as_json: bool,
 def check(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """Check that an export can be read: handshake, then a real read, without the kernel."""
     place = _target(target, export, _trust(tls))
-    from nbdattach import render
+    from nbdattach.cli import render
     from nbdattach.connection import client
 
     found = client.check(place, connect_timeout, _trace())
@@ -638,7 +641,8 @@ def check(target: str, export: str | None, connect_timeout: float, as_json: bool
 @_debug_option
 def doctor(as_json: bool) -> None:
     """Say what stands in the way on this machine, and the remedy."""
-    from nbdattach import doctor, render
+    from nbdattach import doctor
+    from nbdattach.cli import render
 
     found = doctor.examine()
     click.echo(render.findings_json(found) if as_json else render.findings_lines(found))
@@ -791,7 +795,7 @@ def run(arguments: list[str]) -> int:
     """The exit code of the command."""
     debug = "--debug" in arguments
     if os.environ.get("_NBDATTACH_COMPLETE", "").endswith("_complete"):
-        from nbdattach import shell
+        from nbdattach.cli import shell
 
         shell.speak_ours()
     try:

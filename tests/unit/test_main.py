@@ -19,10 +19,10 @@ from host import Host, pretend
 from peer import Serve, closed_port, listening, says, says_and_hears, silence
 
 import nbdattach
-from nbdattach import cli, foreground, screen
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record
 from nbdattach.backends import choice
+from nbdattach.cli import foreground, main, screen
 from nbdattach.connect_options import Wishes
 from nbdattach.connection import client
 from nbdattach.device import Device
@@ -37,12 +37,12 @@ GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 655
 READ = wire.simple_reply(0, client.CHECK_COOKIE) + bytes(4096)
 LISTING = wire.greeting() + wire.listed(b"root", b"of all") + wire.ack(wire.LIST)
 LISTING += wire.sized(wire.INFO) + wire.ack(wire.INFO)
-COMMANDS = sorted(cli.cli.commands)
+COMMANDS = sorted(main.cli.commands)
 
 
 def ran(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
-    code = cli.run(list(arguments))
+    code = main.run(list(arguments))
     said = capsys.readouterr()
     return code, said.out, said.err
 
@@ -339,7 +339,7 @@ def test_help_of_each_command(capsys: Capture, command: str, flag: str) -> None:
 
 @pytest.mark.parametrize("command", ["connect", "status", "list", "info", "check", "doctor"])
 def test_json_is_offered_where_the_contract_says(command: str) -> None:
-    names = [name for param in cli.cli.commands[command].params for name in param.opts]
+    names = [name for param in main.cli.commands[command].params for name in param.opts]
     assert "--json" in names
 
 
@@ -374,7 +374,7 @@ def test_unexpected_exception_is_no_traceback(
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setattr(client, "inspect", breaking(RuntimeError("boom")))
     with pytest.raises(RuntimeError, match="boom"):
-        cli.run(arguments)
+        main.run(arguments)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), click.Abort()])
@@ -414,11 +414,12 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_command_line_imports_nothing_heavy() -> None:
-    loaded = loaded_by("import nbdattach.cli")
-    assert "nbdattach.cli" in loaded
+    loaded = loaded_by("import nbdattach.cli.main")
+    assert "nbdattach.cli.main" in loaded
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess", "ctypes", "asyncio"} == set()
     assert {name for name in loaded if name.startswith("nbdattach.")} == {
-        "nbdattach.cli", "nbdattach.errors", "nbdattach.usage", "nbdattach.option_values", "nbdattach.text",
+        "nbdattach.cli", "nbdattach.cli.main", "nbdattach.cli.usage", "nbdattach.errors", "nbdattach.option_values",
+        "nbdattach.text",
     }  # fmt: skip
 
 
@@ -426,12 +427,12 @@ def test_command_line_imports_nothing_heavy() -> None:
     "arguments", [["-h"], ["connect", "-h"], ["up", "-h"], ["--version"], ["frobnicate"], ["connect"]]
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
-    loaded = loaded_by(f"from nbdattach.cli import run; run({arguments!r})")
+    loaded = loaded_by(f"from nbdattach.cli.main import run; run({arguments!r})")
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess"} == set()
 
 
 def test_info_and_list_import_neither_the_kernels_side_nor_tls() -> None:
-    loaded = loaded_by("from nbdattach.cli import run; run(['info', '127.0.0.1:1'])")
+    loaded = loaded_by("from nbdattach.cli.main import run; run(['info', '127.0.0.1:1'])")
     assert "nbdattach.connection.client" in loaded
     assert (
         loaded
@@ -715,7 +716,7 @@ def test_options_of_connect_become_wishes(monkeypatch: pytest.MonkeyPatch, optio
         raise KernelRefused("it", "no", "try")
 
     monkeypatch.setattr(attachment, "attach", attach)
-    assert cli.run(["connect", *options, "db1", "nbd3"]) == 6
+    assert main.run(["connect", *options, "db1", "nbd3"]) == 6
     assert asked == [(Target("db1"), Device(3), wishes)]
 
 
@@ -728,7 +729,7 @@ def test_a_tag_is_taken_as_it_was_typed(monkeypatch: pytest.MonkeyPatch, tag: st
         raise KernelRefused("it", "no", "try")
 
     monkeypatch.setattr(attachment, "attach", attach)
-    assert cli.run(["connect", "--tag", tag, "db1"]) == 6
+    assert main.run(["connect", "--tag", tag, "db1"]) == 6
     assert asked == [tag]
 
 
@@ -876,7 +877,7 @@ def test_monitor_in_the_background_is_a_process_of_its_own(monkeypatch: pytest.M
     started: list[bool] = []
     monkeypatch.setattr(choice, "why_no_netlink", lambda: None)
     monkeypatch.setattr(launch, "in_background", lambda: started.append(True))
-    assert (cli.run(["monitor", flag]), started) == (0, [True])
+    assert (main.run(["monitor", flag]), started) == (0, [True])
 
 
 @pytest.mark.parametrize(
@@ -890,7 +891,7 @@ def test_result_that_cannot_be_written_is_one_line_and_one_hint(
 
     monkeypatch.setattr(client, "inspect", fails)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # which run() replaces
-    assert cli.run(["info", "db1"]) == 1
+    assert main.run(["info", "db1"]) == 1
     assert capsys.readouterr().err == (
         f"nbdattach: cannot write the result: {words}\n"
         "(run it again with an output that can be written; nbdattach status shows what is attached)\n"

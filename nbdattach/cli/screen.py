@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 
 from nbdattach import clock
 from nbdattach.attached.status import status_of
+from nbdattach.cli.view import Sample, View
 from nbdattach.device import Device
 from nbdattach.errors import Malformed, NbdattachError, NotAttached
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.view import Sample, View
 
 if TYPE_CHECKING:
     import curses

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from nbdattach import render
+from nbdattach.cli import render
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
