@@ -109,7 +109,7 @@ def test_reconnecting() -> None:
         connect(server.uri, "nbd0", on_loss=15.0)
         server.kill()
         # The first attempt fails a moment after the loss.
-        eventually(lambda: "Connection refused" in ((told()["trouble"] or {}).get("error") or ""))
+        eventually(lambda: "Connection refused" in (told().get("trouble", {}).get("error") or ""))
         found = told()
         assert found["state"] == "reconnecting"
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["trouble"]["since"])
