@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -60,6 +60,11 @@ class _OwnWords(click.Command):
 
 class Command(_OwnWords):
     """One command."""
+
+
+def command(name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
+    """As click.command, for a `Command`."""
+    return click.command(name, cls=Command)
 
 
 class Group(_OwnWords, click.Group):

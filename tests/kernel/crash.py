@@ -34,7 +34,7 @@ _CALLS = {
 _MESSAGES = {"kernel.netlink.Family.connect", "kernel.netlink.Family.reconfigure", "kernel.netlink.Family.disconnect"}
 # Who only looks, and the handshake: nothing is changed by them that could stay.
 _LOOKS = (
-    "cli.main.",
+    "cli.",
     "connection.client.",
     "operations.connections.",
     "kernel.driver.",

@@ -61,7 +61,7 @@ DOORS = {
         "attached.state",
     },  # node: flock on the device node; state: the lock of a tag
     "ctypes": {"kernel.ioctl", "host.syscalls"},
-    "click": {"cli.main", "cli.usage", "cli.shell"},
+    "click": {name for name in MODULES if room_of(name) == "cli"},
     "pyroute2": {"kernel.netlink"},
     "curses": {"cli.screen"},
     "http": set(),

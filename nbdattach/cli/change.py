@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands that change what is attached, and the one that keeps it connected: reconnect, resize, monitor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nbdattach.cli.offers import attached_devices, targets
+from nbdattach.cli.options import debug_option, export_option, tls_options, trust_of
+from nbdattach.cli.report import say
+from nbdattach.cli.types import device_of, target_of
+from nbdattach.cli.usage import command
+from nbdattach.errors import Malformed
+
+
+@command()
+@click.argument("device", shell_complete=attached_devices)
+@click.argument("target", required=False, shell_complete=targets)
+@export_option
+@tls_options
+@debug_option
+def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -> None:
+    """Hand a device over to a new connection, or to another server of the same data, without an I/O error.
+
+    Without TARGET the new connection goes to where the old one went.
+    """
+    where = device_of(device)
+    if target is None and export is not None:
+        raise Malformed("--export", "goes only with a TARGET", "leave it out for the same export")
+    trust = trust_of(tls)
+    if target is None and target_of("localhost", None, trust).tls:
+        raise Malformed("--tls", "its options go only with a TARGET", "leave them out for those of connect")
+    place = None if target is None else target_of(target, export, trust)
+    from nbdattach.operations import handover
+
+    say(f"{where.path}: connected to {handover.reconnect(where, place)}")
+
+
+@command()
+@click.argument("device", shell_complete=attached_devices)
+@debug_option
+def resize(device: str) -> None:
+    """Ask the server for the size of the export again, and give it to the device."""
+    where = device_of(device)
+    from nbdattach import api
+
+    say(f"{where.path}: {api.Attachment.at(where.path).resize()}")
+
+
+@command()
+@click.option("-b", "--background", is_flag=True, help="Return when it is ready; its log goes to the kernel's.")
+@debug_option
+def monitor(background: bool) -> None:
+    """Reconnect devices whose server went away. One runs for all devices of a host; connect starts it when needed."""
+    from nbdattach.backends import choice
+    from nbdattach.monitor import launch
+
+    missing = choice.why_no_netlink()
+    if missing:
+        raise missing
+    if background:
+        launch.in_background()
+        return
+    from nbdattach.host import log
+    from nbdattach.monitor import service
+
+    service.run(log.to_stderr)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command disconnect, and which attachments its words mean."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from nbdattach.cli.offers import attachments_or_targets, tags
+from nbdattach.cli.options import debug_option, export_option
+from nbdattach.cli.report import each, progress, say, say_over, trace
+from nbdattach.cli.types import device_of, seconds
+from nbdattach.cli.usage import command
+from nbdattach.errors import Malformed, NotAttached
+from nbdattach.text import plain
+
+if TYPE_CHECKING:
+    from nbdattach.api import Attachment
+
+
+@command()
+@click.argument("attachments", nargs=-1, metavar="[DEVICE|TARGET]...", shell_complete=attachments_or_targets)
+@export_option
+@click.option("--tag", metavar="NAME", shell_complete=tags, help="What has this tag, wherever it is.")
+@click.option("--all", "everything", is_flag=True, help="All that nbdattach has attached.")
+@click.option("--if-tag", metavar="NAME", shell_complete=tags, help="Leave alone what has another tag.")
+@click.option(
+    "--timeout", type=seconds(), default=60.0, show_default=True, help="How long to wait for the kernel to let go."
+)
+@click.option("--force", is_flag=True, help="Detach under its users, and lose what cannot be flushed.")
+@debug_option
+def disconnect(
+    attachments: tuple[str, ...],
+    export: str | None,
+    tag: str | None,
+    everything: bool,
+    if_tag: str | None,
+    timeout: float,
+    force: bool,
+) -> None:
+    """Detach devices, once it is safe.
+
+    A device in use (mounted, swapped on, held by another device, open in a process) is left alone, and its users are
+    named. What was written is flushed to the server first.
+    """
+    if bool(attachments) + (tag is not None) + everything != 1:
+        raise click.UsageError("Give devices or targets, or --tag, or --all.", click.get_current_context())
+    if tag == "" or if_tag == "":
+        raise Malformed("--tag" if tag == "" else "--if-tag", "an empty name", "nbdattach status --json shows the tags")
+    from nbdattach import api
+
+    wanted = _devices_of(attachments, export, tag, everything)
+
+    def one(meant: str | Attachment) -> None:
+        device = meant if isinstance(meant, str) else meant.device
+        detach = functools.partial(api.disconnect, meant) if isinstance(meant, str) else meant.disconnect
+        try:
+            done = detach(timeout, force=force, if_tag=if_tag, say=say, progress=progress(device), trace=trace())
+        finally:
+            say_over("")
+        if done:
+            say(f"{device}: {done}, nothing to do")
+
+    each(wanted, one)
+
+
+def _devices_of(
+    attachments: tuple[str, ...], export: str | None, tag: str | None, everything: bool
+) -> list[str | Attachment]:
+    """Paths of devices that were named, and attachments that were found by what they are: only those are meant then.
+
+    Says what is not attached, which is no error. Raises `Malformed` for what can be neither.
+    """
+    from nbdattach import api
+
+    if everything:
+        return [*_all_of_ours()]
+    if tag is not None:
+        return [*_those(f"tag {plain(tag)}", api.find(tag=tag))]
+    found: dict[str, str | Attachment] = {}
+    for text in attachments:
+        try:
+            device = device_of(text).path
+            found[device] = device
+        except Malformed as no_device:
+            for one in _those(plain(text), _attached_to(text, export, no_device)):
+                found.setdefault(one.device, one)
+    return list(found.values())
+
+
+def _all_of_ours() -> Iterator[Attachment]:
+    from nbdattach import api
+    from nbdattach.attached import state
+
+    state.refuse_hidden()
+    for one in api.attachments():
+        if one.target is None:
+            say(f"{one.device}: left alone, another tool attached it; name it to detach it")
+        else:
+            with contextlib.suppress(NotAttached):
+                yield api.Attachment.at(one.device)
+
+
+def _attached_to(text: str, export: str | None, no_device: Malformed) -> list[Attachment]:
+    """Where the target is attached. A word that is none, and that looks more like a mistyped device, is refused."""
+    from nbdattach import api
+
+    if text.startswith("/dev/"):
+        raise no_device
+    found = api.find(target=text, export=export)
+    if not found and "/" not in text and ":" not in text:
+        raise no_device
+    if len(found) > 1:
+        cause = f"attached at {' and '.join(one.device for one in found)}"
+        raise Malformed(plain(text), cause, "name the device, or its --tag")
+    return found
+
+
+def _those(name: str, found: list[Attachment]) -> list[Attachment]:
+    if not found:
+        say(f"{name}: not attached, nothing to do")
+    return found

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a shell can offer where the user presses Tab, for the options that name it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from nbdattach.cli.types import TABLE, target_of
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from nbdattach.cli.completion import Offer
+    from nbdattach.protocol.target import Target
+
+
+def free_devices(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach.cli import completion
+
+    return _items(completion.free_devices(typed))
+
+
+def attached_devices(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach.cli import completion
+
+    return _items(completion.attached_devices(typed))
+
+
+def table_devices(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach.cli import completion
+
+    return _items(completion.table_devices(typed, ctx.params.get("path") or TABLE))
+
+
+def targets(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach.cli import completion
+
+    return files(ctx, param, typed) if typed.startswith("/") else _items(completion.targets(typed))
+
+
+def attachments_or_targets(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach.cli import completion
+
+    return _items(completion.attached_devices(typed) or completion.targets(typed))
+
+
+def tags(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from nbdattach.cli import completion
+
+    return _items(completion.tags(typed))
+
+
+def exports(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Those of the server that the command line names; click leaves arguments before an open option in `args`."""
+    from nbdattach.cli import completion
+
+    def place() -> Target:
+        given = {name: ctx.params.get(name) for name in ("tls_ca", "tls_cert", "tls_key", "tls_hostname")}
+        trust = {name.removeprefix("tls_"): value for name, value in given.items()}
+        target = ctx.params.get("target") or ctx.args[0]
+        return target_of(target, None, {**trust, "required": bool(ctx.params.get("tls"))})
+
+    return _items(completion.exports(typed, place))
+
+
+def files(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(typed, type="file")]
+
+
+def _items(offers: Sequence[Offer]) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(offer.word, help=offer.help) for offer in offers]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a command tells the user beside its result, on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import click
+
+from nbdattach.errors import DeviceInUse, NbdattachError
+
+_D = TypeVar("_D")
+
+
+def say(line: str) -> None:
+    click.echo(f"nbdattach: {line}", err=True)
+
+
+def say_error(error: NbdattachError) -> None:
+    say(str(error))
+    for line in error.users if isinstance(error, DeviceInUse) else ():
+        click.echo(f"  {line}", err=True)
+    click.echo(f"({error.hint})", err=True)
+
+
+def _is_debug() -> bool:
+    ctx = click.get_current_context(silent=True)
+    return bool(ctx and ctx.find_root().obj)
+
+
+def trace() -> Callable[[str], None]:
+    if not _is_debug():
+        return lambda _: None
+    return lambda line: say(f"debug: {line}")
+
+
+def warn_of_no_verify(where: str = "") -> None:
+    cause = "the server is not verified (--tls-no-verify): whoever is in between reads and changes all data"
+    say(f"{where}warning: {cause}")
+
+
+def progress(device: str) -> Callable[[float], None]:
+    """Tells on a terminal, in one line that is written over, that a flush takes its time."""
+
+    def tell(seconds: float) -> None:
+        if seconds >= 1:
+            say_over(f"nbdattach: {device}: flushing to the server, {seconds:.0f} s")
+
+    return tell if sys.stderr.isatty() else lambda _: None
+
+
+def say_over(line: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{line}\x1b[K", err=True, nl=False)
+
+
+def each(devices: Sequence[_D], do: Callable[[_D], None], failures: Sequence[NbdattachError] = ()) -> None:
+    """All of them, whatever becomes of one; the first failure decides the exit code."""
+    failures = [*failures]
+    for device in devices:
+        try:
+            do(device)
+        except NbdattachError as error:
+            failures.append(error)
+    raise_all(failures)
+
+
+def raise_all(failures: Sequence[NbdattachError]) -> None:
+    """The first of them decides the exit code."""
+    for failure in failures[1:]:
+        say_error(failure)
+    if failures:
+        raise failures[0]

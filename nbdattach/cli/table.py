@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands for what /etc/nbdtab names: up, down."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from nbdattach.cli.offers import table_devices
+from nbdattach.cli.options import debug_option, table_option
+from nbdattach.cli.report import each, progress, say, say_error, say_over, trace, warn_of_no_verify
+from nbdattach.cli.types import device_of, seconds
+from nbdattach.cli.usage import command
+from nbdattach.errors import NbdattachError
+
+if TYPE_CHECKING:
+    from nbdattach.device import Device
+
+
+@command()
+@click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=table_devices)
+@click.option("--all", "everything", is_flag=True, help="Every line, all at the same time.")
+@click.option("--check", "only_check", is_flag=True, help="Only look for mistakes, in the whole file.")
+@click.option(
+    "--retry-for",
+    type=seconds(),
+    default=0.0,
+    show_default=True,
+    help="For lines that have no retry-for of their own.",
+)
+@table_option
+@debug_option
+def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: float, path: str) -> None:
+    """Attach what /etc/nbdtab names; print the devices.
+
+    Attached already is done. Devices that do not come are reported; the others are attached all the same.
+    """
+    if bool(devices) + everything + only_check == 0 or (devices and everything):
+        raise click.UsageError("Give devices, or --all, or --check.", click.get_current_context())
+    wanted = None if everything else list(dict.fromkeys(device_of(text) for text in devices))
+    from nbdattach.boot import table
+
+    found = table.read(path)
+    entries, failures = table.chosen(found, wanted, path)
+    if only_check:
+        failures = list(dict.fromkeys([*(mistake.error for mistake in found.mistakes), *failures]))
+        for failure in failures:  # in the order of the lines
+            say_error(failure)
+        click.get_current_context().exit(failures[0].exit_code if failures else 0)
+    for entry in entries:
+        if not entry.target.tls_verify:
+            warn_of_no_verify(f"{entry.device.path}: ")
+    for failure in failures:
+        say_error(failure)
+    failed: dict[Device, NbdattachError] = {}
+    with _killed_by_interrupt():
+        for entry, outcome in table.up(table.patient(entries, retry_for), trace()):
+            if isinstance(outcome, NbdattachError):
+                failed[entry.device] = outcome
+                say_error(outcome)
+                continue
+            for note in outcome.notes:
+                say(note)
+            click.echo(outcome.device)
+            sys.stdout.flush()
+    failures += [failed[entry.device] for entry in entries if entry.device in failed]
+    if failures:
+        click.get_current_context().exit(failures[0].exit_code)
+
+
+@contextlib.contextmanager
+def _killed_by_interrupt() -> Iterator[None]:
+    """For work in threads, which no KeyboardInterrupt reaches: to be killed leaves nothing half done."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@command()
+@click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=table_devices)
+@click.option("--all", "everything", is_flag=True, help="Every line, from the last one to the first.")
+@click.option("--unit", metavar="NAME", help="This is ExecStop= of that systemd unit.")
+@table_option
+@debug_option
+def down(devices: tuple[str, ...], everything: bool, unit: str | None, path: str) -> None:
+    """Detach what /etc/nbdtab names, once it is safe.
+
+    Not attached is done. What is neither from the table nor what it says is left alone.
+    """
+    if bool(devices) + everything != 1:
+        raise click.UsageError("Give devices, or --all.", click.get_current_context())
+    wanted = list(dict.fromkeys(device_of(text) for text in devices))
+    from nbdattach.boot import table
+    from nbdattach.boot import unit as units
+
+    failures: list[NbdattachError] = []
+    if everything:
+        wanted, failures = table.all_to_detach(path)
+
+    def one(device: Device) -> None:
+        try:
+            detach = functools.partial(units.down, unit=unit) if unit else table.down
+            done = detach(device, path=path, say=say, progress=progress(device.path), trace=trace())
+        finally:
+            say_over("")
+        if done:
+            say(f"{device.path}: {done}, nothing to do")
+
+    each(wanted, one, failures)

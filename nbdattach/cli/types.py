@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the text of arguments and options means: types for click, targets, devices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nbdattach import option_values
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from nbdattach.device import Device
+    from nbdattach.protocol.target import Target
+
+
+class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
+    """What one of the functions of `option_values` makes of the text. `words` are what a shell can offer."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any], words: Sequence[str] = ()) -> None:
+        self.name = name
+        self._parse = parse
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value  # a default
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, _ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
+
+
+def seconds(least: float = 0.0) -> Value:
+    return Value("SEC", functools.partial(option_values.seconds, least=least))
+
+
+def number(least: int) -> Value:
+    return Value("N", functools.partial(option_values.number, least=least))
+
+
+def one_of(words: Sequence[str]) -> Value:
+    return Value("WORD", functools.partial(option_values.one_of, words=words), words)
+
+
+TABLE = "/etc/nbdtab"
+
+
+def target_of(text: str, export: str | None, trust: dict[str, Any] | None = None) -> Target:
+    from nbdattach.protocol.target import parse_target, with_tls
+
+    return with_tls(parse_target(text, export), **trust or {})
+
+
+def device_of(text: str) -> Device:
+    from nbdattach.device import parse_device
+
+    return parse_device(text)
