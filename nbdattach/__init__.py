@@ -11,6 +11,45 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # the module typing costs the worker 1 MB
+if TYPE_CHECKING:
+    from nbdattach.api import Attachment, attachments, connect, disconnect, find
+    from nbdattach.attached.status import Status
+    from nbdattach.errors import (
+        BrokenProtocol,
+        ConnectionLost,
+        DeadlinePassed,
+        DeviceInUse,
+        KernelRefused,
+        Malformed,
+        NbdattachError,
+        NoConnection,
+        NotAttached,
+        Refused,
+        TlsFailed,
+        UnknownExport,
+    )
+
+__all__ = [
+    "Attachment",
+    "BrokenProtocol",
+    "ConnectionLost",
+    "DeadlinePassed",
+    "DeviceInUse",
+    "KernelRefused",
+    "Malformed",
+    "NbdattachError",
+    "NoConnection",
+    "NotAttached",
+    "Refused",
+    "Status",
+    "TlsFailed",
+    "UnknownExport",
+    "attachments",
+    "connect",
+    "disconnect",
+    "find",
+]
 _HOMES = {
     "Attachment": "api",
     "connect": "api",
