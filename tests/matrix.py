@@ -52,7 +52,7 @@ class Suite:
 
 _KERNEL = ("tests/kernel",)
 # The second path holds the fake kernel of the unit tests against the real one.
-_CONTRACT = (*_KERNEL, "tests/unit/test_fake_kernel.py")
+_CONTRACT = (*_KERNEL, "tests/unit/kernel/test_fake_kernel.py")
 _IOCTL = ("--env", "LAB_BACKEND=ioctl", "--env", "NBDATTACH_DEVICE=/dev/nbd3")
 _NETLINK = ("--env", "LAB_BACKEND=netlink")
 SUITES = {

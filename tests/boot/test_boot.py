@@ -110,7 +110,7 @@ systemctl start srv.mount mnt.mount dev-nbd2.swap
 """
 
 
-@pytest.mark.rare  # tests/unit/test_unit.py and test_units.py have the decisions
+@pytest.mark.rare  # tests/unit/boot/test_unit.py and test_units.py have the decisions
 def test_a_server_that_never_comes_holds_up_nothing_and_a_later_start_works(tmp_path: Path) -> None:
     place = make_disks(tmp_path)
     table = NBDTAB.replace("swap swap", "swap swap,retry-for=5").replace("whole\n", "whole retry-for=5\n")

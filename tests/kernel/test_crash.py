@@ -31,10 +31,13 @@ EVERY = int(os.environ.get("CRASH_EVERY") or (1 if ALL else 12))
 START = int(os.environ.get("CRASH_START", "0"))
 FIRST = Kernel(Device(0))
 SECONDS = 10
-COMMIT = {"ioctl": "after ioctl_backend.Worker.commit: write 1", "netlink": "before netlink.Family.reconfigure 1"}
+COMMIT = {
+    "ioctl": "after backends.by_ioctl.Worker.commit: write 1",
+    "netlink": "before kernel.netlink.Family.reconfigure 1",
+}
 # Attached, and not open yet, so the kernel has nobody whose end would undo it, and the guard is dead: what is left then
 # says what it is in status, and goes with disconnect.
-NOBODY_HAS_IT = ("after netlink.Family.connect 1", "before node.Node.claim: open 1")
+NOBODY_HAS_IT = ("after kernel.netlink.Family.connect 1", "before kernel.node.Node.claim: open 1")
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -268,7 +271,7 @@ def test_a_connect_killed_while_it_asks_for_the_monitor_leaves_nothing_that_nobo
             assert "already attached" in place.connect().said
         place.see_it_work()
 
-    each(some(steps[steps.index("after state._write: replace 1") :]), one_round)
+    each(some(steps[steps.index("after attached.state._write: replace 1") :]), one_round)
 
 
 def is_watched() -> bool:
@@ -293,5 +296,5 @@ def test_a_guard_killed_at_any_step_leaves_what_disconnect_takes_away(unwatched:
     die()
     nothing_is_left()
     steps = Path("/tmp/crash.helper").read_text().splitlines()
-    assert "after ioctl.nbd_clear_sock: ioctl 1" in steps
+    assert "after kernel.ioctl.nbd_clear_sock: ioctl 1" in steps
     each(some(steps), one_round)

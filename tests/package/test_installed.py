@@ -13,7 +13,7 @@ from shells import SHELLS, shell
 
 pytestmark = pytest.mark.usefixtures("installed")
 # What each command line answers, the same with each click.
-TRANSCRIPT = (Path(__file__).resolve().parents[1] / "unit/transcript.txt").read_text()
+TRANSCRIPT = (Path(__file__).resolve().parents[1] / "unit/cli/transcript.txt").read_text()
 
 
 @pytest.mark.parametrize("line", ["", "ls", "connect", "connect --retry-for 5m db1"])

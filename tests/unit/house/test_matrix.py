@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.once
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parents[2]
 # The end of a console of 6.12.113, shortened.
 DIED_IN_FORK = """\
 .............lab: the guest ended without a status; the end of its console:

@@ -13,7 +13,7 @@ import pytest
 
 import nbdattach
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted(path.name for path in ROOT.glob("*.md"))
 
 

@@ -3,7 +3,7 @@
 
 transcript.txt holds it. `on_each_library` compares it with what each version of click makes of it. To write it anew:
 
-    .venv/bin/python tests/unit/transcript.py >tests/unit/transcript.txt
+    .venv/bin/python tests/unit/cli/transcript.py >tests/unit/cli/transcript.txt
 """
 
 from __future__ import annotations

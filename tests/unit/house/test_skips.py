@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.once
 
-CONFTEST = (Path(__file__).resolve().parents[1] / "conftest.py").read_text()
+CONFTEST = (Path(__file__).resolve().parents[2] / "conftest.py").read_text()
 UNEXPECTED = {
     "library": 'import pytest\npytest.importorskip("no_such_library")\ndef test(): pass\n',
     "mark": 'import pytest\n@pytest.mark.skip(reason="today")\ndef test(): pass\n',

@@ -157,7 +157,7 @@ def kernels(folder: Path, answer: str) -> dict[str, str]:
     """An environment with this code, installed or not, and with a modprobe that says so to everything."""
     (folder / "modprobe").write_text(f"#!/bin/sh\necho {answer}\n")
     (folder / "modprobe").chmod(0o755)
-    here = str(Path(nbdattach.__file__).parents[1])
+    here = str(Path(nbdattach.__file__).parents[2])
     return {**os.environ, "PYTHONPATH": here, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.once
 
-SCRIPT = Path(__file__).resolve().parents[2] / "systemd" / "nbdattach-tag"
+SCRIPT = Path(__file__).resolve().parents[3] / "systemd" / "nbdattach-tag"
 PLAIN = rb"[A-Za-z0-9#+.:=@_-]"
 ESCAPE = rb"\\x[0-9a-f]{2}"
 UNCUT = 190

@@ -26,7 +26,7 @@ from nbdattach.protocol.target import Target
 
 pytestmark = pytest.mark.once
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "man" / "nbdattach.8"
 PAGES = sorted((ROOT / "man").iterdir())
 TABLE_PAGE = ROOT / "man" / "nbdtab.5"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DIED = "demo: the guest died, which touches nothing of this machine: "
 UNKNOWN = "mount: /mnt/out: fsconfig() failed: hostfs: Unknown parameter '/out'"
 CONSOLE = f"""\

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.once
 
-SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
+SYSTEMD = Path(__file__).resolve().parents[3] / "systemd"
 UNITS = ("nbdattach@.service", "nbdattach-monitor.service")
 ATTACH = "Wants=nbdattach@{0}.service\nAfter=nbdattach@{0}.service\nJobRunningTimeoutSec=10\n"
 BEFORE_REMOTE = "Wants=remote-fs-pre.target\nBefore=remote-fs-pre.target\n"

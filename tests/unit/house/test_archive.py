@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.once
 
-TREE = Path(__file__).resolve().parents[2]
+TREE = Path(__file__).resolve().parents[3]
 RELEASE = subprocess.run(["sh", "-c", ". /etc/os-release; echo $VERSION_CODENAME"], capture_output=True, text=True)
 CODENAME = RELEASE.stdout.strip()
 

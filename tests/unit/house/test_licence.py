@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LICENCE = "GPL-2.0-or-later"
 LINE = f"SPDX-License-Identifier: {LICENCE}"
 # README.md tells the licence of these, and of all pages of text (*.md).
@@ -27,7 +27,7 @@ EXEMPT = {
     "nbdattach/py.typed",
     "tests/diskless/guest/etc/fstab",
     "tests/diskless/guest/etc/hosts",
-    "tests/unit/transcript.txt",  # compared byte by byte with what the command line says
+    "tests/unit/cli/transcript.txt",  # compared byte by byte with what the command line says
 }
 IGNORED = [".git", "PKG-INFO", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines())]
 
