@@ -188,8 +188,17 @@ remove-extras:
 fresh: .needs-root provision $(VENV)/installed
 	$(PYTEST) --timeout 900 $(if $(K),-k $(K)) tests/fresh
 
+# The last commit whose modules were all in one folder: an upgrade from its package costs no attachment.
+BEFORE_ROOMS := 805a54f
+dist/before/nbdattach.deb: | provision-deb
+	rm -rf build/before
+	mkdir -p build/before dist/before
+	git archive $(BEFORE_ROOMS) | tar -x -C build/before
+	$(MAKE) --no-print-directory -C build/before deb
+	cp build/before/dist/nbdattach_*_all.deb $@
+
 ## what the package does when it is installed, in a guest
-package: deb $(VENV)/installed
+package: deb dist/before/nbdattach.deb $(VENV)/installed
 	lintian --allow-root --fail-on error,warning dist/nbdattach_*.deb
 	$(PYTEST) $(LIMIT) tests/package/test_distributions.py
 	$(GUEST) --timeout 900 -- $(PYTEST) $(LIMIT) $(if $(K),-k $(K)) --ignore=tests/package/test_distributions.py tests/package

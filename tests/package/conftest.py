@@ -25,6 +25,12 @@ def deb() -> Path:
 
 
 @pytest.fixture(scope="session")
+def before_rooms() -> Path:
+    """The package of a release whose modules were all in one folder."""
+    return ROOT / "dist/before/nbdattach.deb"
+
+
+@pytest.fixture(scope="session")
 def guest() -> None:
     if "nbdattach.lab=1" not in Path("/proc/cmdline").read_text():
         pytest.exit("this test installs packages, so it runs in a guest only: see tests/lab/README.md", returncode=4)

@@ -84,6 +84,48 @@ def test_reinstalled_under_a_writer(tmp_path: Path, deb: Path) -> None:
         one.detach()
 
 
+@pytest.mark.parametrize("tls", [None, "relay"])
+def test_upgraded_under_a_writer_from_modules_in_one_folder(
+    tmp_path: Path, deb: Path, before_rooms: Path, tls: str | None
+) -> None:
+    """The old monitor and the old relay have the names of modules that are gone; the new monitor takes all over."""
+    install(before_rooms)
+    one = disk(tmp_path)
+    if tls:
+        certificates = make(tmp_path / "certificates")
+        one.serve_options = ["--tls=require", f"--tls-certificates={certificates}"]
+        one.connect_options += ["--tls-ca", f"{certificates}/ca-cert.pem", "--tls-transport", tls]
+    with ExitStack() as servers:
+        server = servers.enter_context(one.serve())
+        one.attach()
+        before = control.listener()
+        with writer() as load:
+            load.see_it_run()
+            install(deb)
+            load.see_it_run()
+            assert control.listener() not in (None, before)
+            server.kill()
+            servers.enter_context(one.serve())
+            load.see_it_run()
+        assert load.errors == []
+        assert status("nbd0")["state"] == "connected"
+        one.detach()
+
+
+def test_upgraded_by_ioctl_from_modules_in_one_folder(tmp_path: Path, deb: Path, before_rooms: Path) -> None:
+    install(before_rooms)
+    one = disk(tmp_path)
+    one.connect_options = ["--backend", "ioctl"]
+    with one.serve():
+        one.attach()
+        with writer() as load:
+            load.see_it_run()
+            install(deb)
+            load.see_it_run()
+        assert load.errors == []
+        one.detach()
+
+
 def test_removed_under_a_writer_and_installed_again(tmp_path: Path, deb: Path) -> None:
     """The monitor goes on without its program, and gives way to the one that comes with the next package."""
     one = disk(tmp_path)
