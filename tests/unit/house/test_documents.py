@@ -14,7 +14,7 @@ import pytest
 import nbdattach
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = sorted(path.name for path in ROOT.glob("*.md"))
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("doc/*.md")])
 
 
 PACKAGE = Path(nbdattach.__file__).parent
@@ -44,7 +44,7 @@ def test_map_of_the_source_names_each_module_that_is_in_no_room() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_link_leads_to_a_file_of_the_tree(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -92,3 +92,24 @@ def test_no_line_of_a_page_but_a_row_is_longer_than_editors_allow(page: str) -> 
     longest = settings_of_editors().getint("*.md", "max_line_length")
     lines = (ROOT / page).read_text().splitlines()
     assert [line for line in lines if len(line) > longest and not line.startswith("|")] == []
+
+
+# -- what tests cite -----------------------------------------------------------------------------------------------
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def rows_of_the_protocol() -> set[int]:
+    return {int(row) for row in re.findall(r"^\| (\d+) \|", (ROOT / "doc/protocol.md").read_text(), re.MULTILINE)}
+
+
+def test_each_row_of_the_protocol_is_held_by_a_test_and_each_test_names_a_row_that_there_is() -> None:
+    cited = {int(row) for path in TESTS for row in re.findall(r"mark\.row\((\d+)\)", path.read_text())}
+    assert cited == rows_of_the_protocol()
+
+
+def test_promise_that_is_named_is_in_the_contract() -> None:
+    contract = (ROOT / "doc/contract.md").read_text()
+    promises = set(re.findall(r"^(\d+)\. \*\*", contract, re.MULTILINE))
+    texts = [path.read_text() for path in [*TESTS, *PACKAGE.rglob("*.py")]]
+    assert {number for text in texts for number in re.findall(r"[Pp]romise (\d+)", text)} <= promises
