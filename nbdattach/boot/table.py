@@ -131,7 +131,7 @@ def down(
     progress: Callable[[float], None] = lambda _: None,
     trace: api.Say = silent,
 ) -> str:
-    """Detaches the device if `up` attached it or its line names its export; why there was nothing to do, else "".
+    """Detaches the device if `up` attached it or its line names its export. Returns why there was nothing to do, or "".
 
     Raises `DeviceInUse` if the device holds something else, or is in use.
     """

@@ -128,7 +128,7 @@ def inspect(target: Target) -> Steps[Export]:
 
 
 def catalogue(target: Target) -> Steps[list[Listed]]:
-    """All exports of the server, with sizes where it tells them; leaves the server politely. Raises as `enter`."""
+    """All exports of the server, with sizes if it reports them; leaves the server politely. Raises as `enter`."""
     server = yield from _open(target)
     if server.oldstyle:
         yield from transmission.disconnect()
