@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The time of day as our JSON tells it, and the clock by which ages are told."""
+"""The time of day in the format of our JSON, and the clock that measures ages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def now(ahead: float = 0.0) -> str:
 
 
 def boot_time() -> float:
-    """Seconds since this machine was started. Nobody sets this clock, it is the same for all processes, and it goes on
+    """Seconds since this machine was started. This clock cannot be set, is the same for all processes, and goes on
     while the machine sleeps (CLOCK_BOOTTIME, clock_gettime(2)).
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME)

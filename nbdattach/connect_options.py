@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a user wants of an attachment, as one value that crosses the layers. No I/O."""
+"""The options of one attachment, as one value for all layers. No I/O."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MAX_TAG = 255
 class Wishes:
     """The options of connect. Sizes in bytes, times in seconds; `connections` 0 means auto.
 
-    `on_loss` is how long I/O waits for a server that is away: 0 to fail at once, `FOREVER`, or None for what the
-    backend does by itself. `reconnect`: the monitor looks after the attachment. `root`: the root file system is to be
-    on it, and the monitor will be started from there.
+    `on_loss` is how long I/O waits for a server that is away: 0 to fail at once, `FOREVER`, or None for the backend's
+    default. `reconnect`: the monitor reconnects it. `root`: the root file system will be on it, and the real system's
+    monitor will be started from there.
     """
 
     read_only: bool = False
@@ -41,11 +41,11 @@ class Wishes:
     io_timeout: float = 0.0
     reconnect: bool = True
     tls_transport: str = "auto"  # "auto" | "kernel" | "relay"
-    table: str = ""  # the file that names it, where `up` attaches it
+    table: str = ""  # the file that names it, if `up` attaches it
     root: bool = False
 
     def __post_init__(self) -> None:
-        """A tag becomes a line of text in /sys, and names in /dev. Raises `Malformed`."""
+        """Raises `Malformed` if the tag is unfit for a line in /sys and for names in /dev."""
         if not self.tag.isprintable() or self.tag != self.tag.strip():
             cause = f"{quoted(self.tag)} has characters that no name should have"
             raise Malformed("--tag", cause, "letters and digits do")
@@ -54,5 +54,5 @@ class Wishes:
 
     @property
     def whole_io_timeout(self) -> int:
-        """In seconds as the kernel counts them: no fraction, and none becomes nothing."""
+        """In whole seconds, as the kernel takes it, rounded up so that a fraction does not become 0."""
         return math.ceil(self.io_timeout)

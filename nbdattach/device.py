@@ -11,7 +11,7 @@ from nbdattach.text import quoted
 
 _DEVICE = re.compile(r"(?:/dev/)?nbd(0|[1-9][0-9]{0,6})", re.ASCII)
 _PARTITION = re.compile(r"((?:/dev/)?nbd[0-9]+)p[0-9]+", re.ASCII)
-# 20 bits of minor numbers are all that the kernel has (MINORBITS, linux/kdev_t.h).
+# The kernel has 20 bits of minor numbers (MINORBITS, linux/kdev_t.h).
 MAX_INDEX = (1 << 20) - 1
 
 

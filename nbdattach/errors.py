@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong, as classes: each takes the facts, makes the sentence and carries its exit code.
+"""Our errors: each class takes the facts, words the message and has its exit code.
 
-`str(error)` is one line, "thing: cause"; `error.hint` is what to do about it.
+`str(error)` is one line, "thing: cause"; `error.hint` tells how to solve it.
 Exit codes are those of the contract (nbdattach(8), EXIT STATUS).
 """
 
@@ -30,13 +30,13 @@ class NbdattachError(Exception):
 
 
 class Malformed(NbdattachError):
-    """An option, TARGET or DEVICE that cannot be meant."""
+    """An invalid option, TARGET or DEVICE."""
 
     exit_code = 2
 
 
 class NoConnection(NbdattachError):
-    """Nobody answers at the target, or it went away during the handshake."""
+    """The server does not answer, or the connection ended during the handshake."""
 
     exit_code = 3
 
@@ -57,20 +57,20 @@ class DeadlinePassed(NoConnection):
 
     def __init__(self, thing: str, seconds: float, doing: str, silent: bool = False) -> None:
         cause, hint = f"no answer within {seconds:g} s ({doing})", "--connect-timeout SEC sets how long to wait"
-        if silent:  # as qemu-nbd, whose kernel accepts more clients than it serves
+        if silent:  # such as qemu-nbd: the kernel accepts more clients for it than it serves
             cause += ": the server may be full"
             hint = f"qemu-nbd serves more clients with --shared=N; a device attached to it here is one; {hint}"
         super().__init__(thing, cause, hint)
 
 
 class Refused(NbdattachError):
-    """The server said no, in its words or by what it offers."""
+    """The server refused, or does not offer it."""
 
     exit_code = 4
 
 
 class UnknownExport(Refused):
-    """The server has no export of that name; `offered` are the names it has, None where it does not tell."""
+    """The server has no export of that name; `offered` are the names it has, None if it does not list them."""
 
     def __init__(self, thing: str, name: str, offered: Sequence[str] | None, where: str, words: str = "") -> None:
         what = f"export named {quoted(name)}" if name else "default export"
@@ -90,7 +90,7 @@ class UnknownExport(Refused):
 
 
 class BrokenProtocol(NbdattachError):
-    """The server sent what the NBD specification does not allow, or more than we accept."""
+    """The server sent data that the NBD specification does not allow, or more than we accept."""
 
     exit_code = 4
 
@@ -99,21 +99,21 @@ class BrokenProtocol(NbdattachError):
 
 
 class TlsFailed(NbdattachError):
-    """TLS was asked for or required, and could not be had."""
+    """TLS was requested or required, and failed."""
 
     exit_code = 5
 
 
 class NotInKernel(TlsFailed):
-    """The kernel cannot carry TLS with this server: it did not take it over, or the server does what it cannot."""
+    """The kernel cannot do TLS with this server: it refused, or lacks the version or cipher."""
 
 
 class MaybeNotInKernel(NotInKernel):
-    """The server only closed the connection, which may be for that, or because it is about to end."""
+    """The server just closed the connection: for that reason perhaps, or because it is about to stop."""
 
 
 class KernelRefused(NbdattachError):
-    """A system call failed at `step`, or this machine cannot do what was asked."""
+    """A system call failed at `step`, or this machine cannot do the operation."""
 
     exit_code = 6
 
@@ -149,7 +149,7 @@ _FROM_AFAR = (Malformed, NoConnection, Refused, TlsFailed, KernelRefused, Device
 
 
 def facts_of(error: NbdattachError) -> dict[str, object]:
-    """What another process of ours makes the error of again."""
+    """The facts from which `error_of` in another process of ours makes the same error."""
     return {"thing": error.thing, "cause": error.cause, "hint": error.hint, "code": error.exit_code}
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Values of options, from the text that users type on the command line and in /etc/nbdtab. No I/O.
 
-Each function raises ValueError with what is wrong with the text.
+Each function raises ValueError that says why the text is invalid.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TRANSPORTS = ("auto", "kernel", "relay")
 MAX_CONNECTIONS = 64
 # The nbd driver takes logical blocks up to a page (blk_validate_block_size, linux/blkdev.h), which is 4096 at least.
 BLOCK_SIZES = (512, 1024, 2048, 4096)
-MAX_SECONDS = 365 * 24 * 3600  # more is a slip of the finger, and the kernel's clocks end somewhere
+MAX_SECONDS = 365 * 24 * 3600  # more is a typing error, and the kernel's timers have a limit
 LEAST_CONNECT_TIMEOUT = 0.001
 LEAST_DEAD_PEER = 1.0
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
@@ -39,7 +39,7 @@ def number(text: str, least: int) -> int:
 
 
 def block_size(text: str) -> int:
-    """A number of bytes that every kernel takes."""
+    """A block size in bytes that every kernel accepts."""
     if number(text, 1) not in BLOCK_SIZES:
         raise ValueError(f"{text!r} is none of {', '.join(map(str, BLOCK_SIZES))}")
     return int(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text that came over the wire: kept whole for the way back, made safe and short where a person reads it."""
+"""Text from a server: lossless when it is sent back, and safe and short when it is shown to a user."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ MAX_SHOWN = 200
 
 
 def from_wire(data: bytes) -> str:
-    """Bytes of the peer as text; what is no UTF-8 survives the way back through `to_wire`."""
+    """The peer's bytes as text; `to_wire` gives the same bytes back, even if they are not UTF-8."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def to_wire(text: str) -> bytes:
-    """The bytes `from_wire` made `text` of, or its UTF-8."""
+    """The bytes that `from_wire` got, or else `text` as UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -24,5 +24,5 @@ def plain(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """`plain(text)` in single quotes; quotes and backslashes of its own are escaped."""
+    """`plain(text)` in single quotes; quotes and backslashes in it are escaped."""
     return "'" + plain(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""JSON that another process of ours wrote, read back: state files, and messages between commands, monitor and relay.
+"""Reads JSON that another process of ours wrote: state files, and messages between commands, monitor and relay.
 
-The file may be broken, and the process may be of another version, so nothing is taken on trust: a value of the wrong
-type is an error here, and never one later, in a thread of the monitor or in the status of another device.
+The file may be broken, and the process may be of another version, so nothing is trusted: a value of the wrong type is
+an error here, and not later in a thread of the monitor or in the status of another device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_TEXT = 1 << 20
 _MAX_BRACKETS = 64
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(r"[\[{]")
-# Halves of characters which are not the bytes of a name that is no UTF-8 (os.fsdecode): they cannot be encoded.
+# Surrogates other than those that os.fsdecode makes of bytes that are not UTF-8: they cannot be encoded.
 _LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 # The kernel's sizes and numbers of processes are less.
 _MAX_NUMBER = 1 << 63
@@ -43,7 +43,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def made_of(kind: type[T], content: object, strict: bool = False) -> T:
-    """A dataclass of the fields in `content`. Raises ValueError, also where a field without a default is missing.
+    """A dataclass of the fields in `content`. Raises ValueError, also if a field without a default is missing.
 
     A newer version may have more fields; they are left out, or refused if `strict`.
     """
@@ -64,13 +64,13 @@ def made_of(kind: type[T], content: object, strict: bool = False) -> T:
 
 @functools.cache
 def _types(kind: type[Any]) -> dict[str, Any]:
-    """By the names of its fields, in their order; Python evaluates each annotation for that, so once a class."""
+    """The types by field name, in order. Cached, because Python evaluates each annotation for that."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def _is_of(value: object, kind: Any) -> bool:
-    """Whether a value that came as JSON is of that type. No number of ours is negative, infinite or not a number."""
+    """Whether a value from JSON is of that type. None of our numbers is negative, infinite or NaN."""
     if isinstance(kind, UnionType):
         return any(_is_of(value, one) for one in typing.get_args(kind))
     if typing.get_origin(kind) is dict:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Copies what `root` needs into the tree of an initramfs, for the hooks of initramfs-tools and dracut.
+"""Copies all that `root` needs into the tree of an initramfs, for the hooks of initramfs-tools and dracut.
 
     python3 -m nbdattach.boot.initramfs TREE KERNEL_VERSION
 
-Copied are Python's byte code and whom to trust. Printed is what the hook's own tools do better, with all that belongs
-to it: "copy FILE PLACE" for each ELF file, "module NAME" for each kernel module.
+It copies Python's byte code, certificates and keys. Other files it prints, because the hook's own tools copy them
+together with their dependencies: "copy FILE PLACE" for each ELF file, "module NAME" for each kernel module.
 
-No file of Python is listed by hand. What our modules import, be it in a function, is read from their source and really
-imported; what that brings along is in `sys.modules` then.
+No file of Python is listed by hand. It reads the imports of our modules, also those in functions, from their source
+and imports them. Then `sys.modules` has these modules and all that they import.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENTRIES = ("nbdattach.boot.root", "nbdattach.kernel.worker")
 # The driver, and TLS in the kernel with the ciphers that it may be asked for, by the names the kernel knows them by.
 _DRIVERS = ("nbd", "tls", "af_packet")
 _CIPHERS = ("gcm", "gcm(aes)", "rfc7539", "rfc7539(chacha20,poly1305)", "aes", "ctr", "ghash", "chacha20", "poly1305")
-# Names of servers that no name server knows, and what says whom to trust.
+# Names of servers that no name server knows.
 _HOSTS = "/etc/hosts"
 _STDLIB = os.path.dirname(os.__file__)
 
@@ -62,7 +62,7 @@ def _print(*words: str) -> None:
 
 
 def _load(name: str, seen: set[str]) -> None:
-    """Imports it, and all that our modules import when they run; others are left to what they import at once."""
+    """Imports it; for a module of ours also the imports in its functions, recursively."""
     if name in seen:
         return
     seen.add(name)
@@ -112,7 +112,7 @@ def _is_of_python(file: str) -> bool:
 
 
 def _trust(folder: str, tree: str) -> None:
-    """Certificates and keys, and names of servers where none are there yet."""
+    """Copies certificates and keys, and /etc/hosts if the tree has none yet."""
     if os.path.exists(_HOSTS) and not os.path.exists(f"{tree}{_HOSTS}"):
         os.makedirs(os.path.dirname(f"{tree}{_HOSTS}"), exist_ok=True)
         shutil.copyfile(_HOSTS, f"{tree}{_HOSTS}")
@@ -123,20 +123,20 @@ def _trust(folder: str, tree: str) -> None:
 
 
 def _copy_secretly(file: str, place: str) -> None:
-    """The tree may be open to everybody, and the copy of a key is at no moment."""
+    """Copies a key so that no other user can read it at any moment, even if all users can read the tree."""
     with open(file, "rb") as key, open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
-        os.fchmod(copy.fileno(), 0o600)  # one that another hook has put there
+        os.fchmod(copy.fileno(), 0o600)  # for a file that another hook put there
         shutil.copyfileobj(key, copy)
 
 
 def _modules_of_ciphers(version: str) -> list[str]:
-    """Those of that kernel; one that is built in has none."""
+    """The modules of that kernel for our ciphers; a built-in cipher has none."""
     aliases = (f"crypto-{cipher}" for cipher in _CIPHERS)
     return sorted({name for alias in aliases for name in _modprobe(version, "--resolve-alias", alias)})
 
 
 def _modprobe(version: str, *question: str) -> list[str]:
-    """Words of the answer, which is about the modules of that kernel; none where there is nothing of it."""
+    """Words of modprobe's answer about that kernel's modules; empty if it has none."""
     return subprocess.run(
         ["modprobe", "--set-version", version, *question], capture_output=True, text=True
     ).stdout.split()

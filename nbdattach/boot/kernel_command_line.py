@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's command line: which export is to be the root file system, and where. No I/O.
+"""The kernel's command line: the export and the device of the root file system. No I/O.
 
-It is read as others read it: nbdroot=, nbddev= and root=/dev/nbdN as Debian's nbd-client does, root=nbd:SERVER:EXPORT
-as dracut does. An NBD URI may stand in both. nbdopts= has the options of connect, as the fourth field of nbdtab(5).
+It reads nbdroot=, nbddev= and root=/dev/nbdN as Debian's nbd-client does, and root=nbd:SERVER:EXPORT as dracut does.
+Both may have an NBD URI instead. nbdopts= has the options of connect, as the fourth field of nbdtab(5).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted
 
 DEFAULT_DEVICE = "nbd0"
-# A server that comes up together with this machine has so long, in seconds.
+# Seconds to wait for a server that boots together with this machine.
 RETRY_FOR = 300
 _URI = re.compile(r"nbds?://")
 _FORMS = "nbdroot=nbd://HOST/EXPORT, nbdroot=HOST,EXPORT,nbd0 or root=nbd:HOST:EXPORT"
@@ -30,7 +30,7 @@ _DRACUT = re.compile(r"nbd:(\[[^]]*\]|[^:]*):([^:]*)(?::([^:]*))?(?::([^:]*))?(?
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """What is to be attached where, and what the initramfs is to mount then; empty where that is said elsewhere."""
+    """The target, its device, and how the initramfs mounts it; a field is empty if another option tells that."""
 
     device: Device
     target: Target
@@ -42,7 +42,7 @@ class Root:
 
 @dataclass(slots=True)
 class _Words:
-    """The words that are of interest; of those given twice the last one counts, as for the kernel."""
+    """The words that we use; if one is given twice, the last one counts, as for the kernel."""
 
     root: str = ""
     nbdroot: str = ""
@@ -51,7 +51,7 @@ class _Words:
 
 
 def parse(line: str, dhcp: Mapping[str, str]) -> Root | None:
-    """None where no root on NBD is asked for. `dhcp` has ROOTSERVER and ROOTPATH, as far as they were told.
+    """None if the root is not to be on NBD. `dhcp` has ROOTSERVER and ROOTPATH, if the DHCP server sent them.
 
     Raises `Malformed`.
     """
@@ -105,7 +105,7 @@ def _debian(words: _Words, dhcp: Mapping[str, str]) -> Root:
 
 
 def _split_path(text: str) -> tuple[str, str, str]:
-    """HOST:/EXPORT, where the slash is part of the name as it is of NFS, or HOST:PORT/EXPORT."""
+    """Splits HOST:/EXPORT, where the slash belongs to the name as in NFS, or HOST:PORT/EXPORT."""
     found = re.fullmatch(r"(\[[^]]*\][^/]*?|[^/]*?)(:?/)(.*)", text)
     return (found[1], found[2], found[3]) if found else (text, "", "")
 
@@ -117,9 +117,10 @@ def _told(dhcp: Mapping[str, str], name: str) -> str:
 
 
 def _refuse_more_than_a_word(name: str, text: str) -> None:
-    """What is asked for becomes a line of the table. There a blank ends the field, and # what is read of the line.
+    """Raises `Malformed` if the text has a blank, # or control character: it becomes part of a line of nbdtab.
 
-    So options of the operator, such as those of TLS, would be replaced or left out by whoever answers for DHCP.
+    There a blank ends the field, and # begins a comment. So an attacker's DHCP answer could replace or cut off the
+    options of the operator, such as those of TLS.
     """
     if any(char == "#" or char.isspace() or not char.isprintable() for char in text):
         cause = "has a blank, # or control character in it"
@@ -139,13 +140,13 @@ def _place(server: str, export: str) -> str:
 
 
 def _place_by_port(server: str, export: str) -> str:
-    """Where a number is a port, and PORT/EXPORT is both."""
+    """As `_place`, but a number as `export` is a port, and PORT/EXPORT is both."""
     port, _, name = export.partition("/")
     return _place(f"{server}:{port}", name) if port.isascii() and port.isdigit() else _place(server, export)
 
 
 def _root(words: _Words, device: str, place: str, made: bool = False) -> Root:
-    """`made`: the root has no other name than that of the device."""
+    """`made`: the device is the root, because no other option names the root."""
     found = _DEVICE.fullmatch(device or DEFAULT_DEVICE)
     if not found:
         raise Malformed(quoted(device), "not an nbd device", "such as nbd0 or /dev/nbd0")
@@ -161,7 +162,7 @@ def _root(words: _Words, device: str, place: str, made: bool = False) -> Root:
 
 
 def _for_a_root(wishes: Wishes) -> Wishes:
-    """Who lives on it cannot bear an error, and no process of ours outlives the initramfs."""
+    """A root must get no I/O error, so requests wait. No process of ours outlives the initramfs, so netlink only."""
     if wishes.backend == "ioctl" or wishes.tls_transport == "relay":
         what = "backend ioctl" if wishes.backend == "ioctl" else "tls-transport relay"
         raise Malformed("nbdopts", f"{what} needs a process, and none of the initramfs stays", "leave it out")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The text of /etc/nbdtab: what is to be attached where. No I/O.
+"""The text of /etc/nbdtab: the exports to attach, with their devices and options. No I/O.
 
 A line is DEVICE HOST EXPORT [OPTION[,OPTION...]], as nbdtab(5) of nbd-client has it. HOST may be an NBD URI, and the
 options may be those of connect by their long names. A mistake is an error with line and column; nothing is guessed.
@@ -23,7 +23,7 @@ from nbdattach.text import plain, quoted
 _FIELD = re.compile(r"[^ \t]+")
 _FIELDS = "a line is DEVICE HOST EXPORT [OPTION,...]"
 _LEFT_TO_URI = "-"
-# Who attaches at boot stands elsewhere than who tries it out. A NUL begins the name of an abstract socket.
+# Relative paths: the working directory at boot differs from a shell's. A NUL begins an abstract socket's name.
 _RELATIVE = re.compile(r"[?&](socket|tls-certificates|tls-psk-file)=(?!/|%2[Ff]|%00)")
 _OPTIONS = "nbdtab(5) tells the options"
 _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
@@ -31,7 +31,7 @@ _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line: what is to be attached at the device. `says_retry`: it has retry-for, be it 0."""
+    """One line: the target to attach at the device. `says_retry`: the line has retry-for, even if it is 0."""
 
     line: int
     device: Device
@@ -41,13 +41,13 @@ class Entry:
 
     @property
     def tag(self) -> str:
-        """The identity of its attachment."""
+        """The tag that its attachment gets."""
         return self.wishes.tag or self.target.uri
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """Why a line is none. `device` is the one that it is about, None where not even that can be read."""
+    """Why a line is invalid. `device` is the line's, None if not even that can be read."""
 
     line: int
     device: Device | None
@@ -56,14 +56,14 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What a table says; lines with a mistake are not among the entries."""
+    """The valid lines of a table, and the mistakes in all others."""
 
     entries: tuple[Entry, ...]
     mistakes: tuple[Mistake, ...]
 
 
 def parse(text: str, name: str) -> Table:
-    """The table of that text; `name` is the file's, for errors."""
+    """Parses the text of a table; `name` is the file's, for errors."""
     lines = [_Line(name, number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
     entries: list[Entry] = []
     mistakes: list[Mistake] = []
@@ -112,7 +112,7 @@ def _path(text: str) -> str:
     return text
 
 
-# By their long names at connect. What is missing is no property of an attachment: -f, --json, -N.
+# By connect's long names. Options that are no property of an attachment are left out: -f, --json, -N.
 _WISHES = {
     "read-only": _Kind("read_only"),
     "block-size": _Kind("block_size", option_values.block_size),
@@ -145,7 +145,7 @@ _PLACE = {
     "unix": _Kind("unix"),
     "no-handshake": _Kind("no_handshake"),
 }
-# What is so here without being asked for.
+# Options of nbd-client that change nothing, because we always do so.
 _NOTHING = {"persist": _Kind(""), "no_optgo": _Kind("")}
 _KNOWN = {**_WISHES, **_TRUST, **_PLACE, **_NOTHING}
 # nbd-client's name: ours.
@@ -184,7 +184,7 @@ class _Line:
         return Malformed(f"{plain(self._name)}:{self.number}:{where.column}", cause, hint)
 
     def entry(self, taken: dict[Device | str, int]) -> Entry | None:
-        """None where there are mistakes. `taken` tells which line was the first to name a device or a tag."""
+        """None if there are mistakes. `taken` maps a device or tag to the line that names it first."""
         target, wishes = None, None
         with self._noted():
             self._see_it_is_readable()
@@ -204,7 +204,7 @@ class _Line:
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
-        """Goes on after a mistake: all of them are wanted."""
+        """Notes a mistake and goes on, so that all of them are reported."""
         try:
             yield
         except Malformed as error:
@@ -245,7 +245,7 @@ class _Line:
         return "://" in host and not host.startswith("/")
 
     def _at(self, where: _Word, parse: Callable[[], Any], say_what: bool = True) -> Any:
-        """What it gives; an error gets the place instead of what it is about, or both with `say_what`."""
+        """The result of `parse`; an error names the place in the file, and with `say_what` also its own subject."""
         try:
             return parse()
         except Malformed as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Attaches the root file system, from an initramfs: what the kernel's command line asks for.
+"""Attaches the root file system from an initramfs, as the kernel's command line asks for.
 
-The kernel keeps the connection, what is known of it moves along in /run, and the monitor of the real system finds both
-there. Until that one is loaded, from the very root that it is to watch over, another one stands in; no process of the
-initramfs stays for longer. Only this module and what it calls are in an initramfs.
+The kernel keeps the connection, the state file moves along in /run, and the monitor of the real system finds both.
+That monitor is loaded from the very root that it watches over. Until it runs, an interim monitor of the initramfs does
+its work; no process of the initramfs stays longer. An initramfs has only this module and the modules that it uses.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from nbdattach.monitor import service
 from nbdattach.operations import attachment
 from nbdattach.protocol.target import Target
 
-# Where the hook has put certificates and keys, when nothing else is said. The real root has them there, too.
+# The hook puts certificates and keys here; used if no option names others. The real root has them there, too.
 TLS_FOLDER = "/etc/nbdattach/tls"
 _KERNEL_LINE = "/proc/cmdline"
-# In the environment, of an initramfs that reads words from elsewhere, too: all of them.
+# Environment variable: the whole command line, from an initramfs that reads parts of it from elsewhere, too.
 _ALL_WORDS = "NBDATTACH_CMDLINE"
-# In the environment, of one that calls us again and again: the uptime, in seconds, of the first time.
+# Environment variable, from an initramfs that calls us again and again: the uptime at the first call, in seconds.
 _FIRST_TURN = "NBDATTACH_SINCE"
-# Seconds of such a turn. Others want to do something, too: the next network card may be the right one.
+# Seconds of one such call. The initramfs has other work between them: the next network card may be the right one.
 _TURN = 10.0
-# The exit code that asks for another turn (EX_TEMPFAIL of sysexits.h).
+# The exit code that asks to be called again (EX_TEMPFAIL of sysexits.h).
 _ANOTHER_TURN = 75
 
 
 def main() -> None:
-    """Prints what the initramfs has to know, as assignments of a shell. Nothing where the root is elsewhere."""
+    """Attaches the root and prints shell assignments for the initramfs. Does nothing if the root is not on NBD."""
     try:
         root = kernel_command_line.parse(_words(), os.environ)
         if root:
@@ -61,7 +61,7 @@ def _words() -> str:
 
 
 def _attach_in_turns(root: kernel_command_line.Root) -> Device:
-    """`attach`, or its beginning: exits where another turn may do what this one did not."""
+    """`attach`; if the initramfs calls us repeatedly, tries for one turn, and exits if there is time for another."""
     if _FIRST_TURN not in os.environ:
         return attach(root)
     left = root.wishes.retry_for - (time.monotonic() - float(os.environ[_FIRST_TURN]))
@@ -74,13 +74,13 @@ def _attach_in_turns(root: kernel_command_line.Root) -> Device:
 
 
 def attach(root: kernel_command_line.Root) -> Device:
-    """Raises `NbdattachError`; then nothing is attached."""
+    """Raises `NbdattachError` if nothing was attached."""
     target = _trusting(root.target)
     _say(f"attaching {target.uri}")
     failures: set[str] = set()
 
     def tell(step: str) -> None:
-        if "cannot" in step and step not in failures:  # it is tried for minutes, and somebody may look at the screen
+        if "cannot" in step and step not in failures:  # tries go on for minutes, and a user may look at the screen
             failures.add(step)
             _say(step)
 
@@ -91,7 +91,7 @@ def attach(root: kernel_command_line.Root) -> Device:
 
 
 def _trusting(target: Target) -> Target:
-    """There are no authorities of a machine in an initramfs: whom to trust is named, or in the folder."""
+    """Trusts the folder's authorities if no option names others: an initramfs has no system-wide ones."""
     named = target.tls_ca or target.tls_cert or target.tls_certificates or target.tls_psk_file
     return target if named or not target.tls or not target.tls_verify else replace(target, tls_ca=TLS_FOLDER)
 
@@ -108,7 +108,7 @@ def _say(words: str) -> None:
 
 
 def see_all_is_there() -> None:
-    """For whoever made the initramfs, and in it: does there what can be done without a kernel of its own."""
+    """Tests an initramfs from inside its tree, on a running system: imports all modules, looks up one name."""
     for module in pkgutil.walk_packages(nbdattach.__path__, "nbdattach."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The table for boot: reads /etc/nbdtab, attaches what it names, and detaches that again.
+"""The table for boot: reads /etc/nbdtab, attaches its lines, and detaches them again.
 
 Decisions that matter:
-* One bad line is no reason to leave the machine without its other disks: those are attached, and the error is told.
-* What `up` attached is marked with the name of its table, so that `down` finds it again even where the line has been
-  edited or removed meanwhile. Anything else is detached only where it is what the line says.
+* If one line is bad, the others are attached all the same, and the error is reported.
+* `up` marks its attachments with the name of the table, so that `down` finds them even if the line has been edited or
+  removed meanwhile. `down` detaches any other attachment only if it is the one that the line names.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from nbdattach.text import from_wire, plain, quoted
 
 PATH = "/etc/nbdtab"
 MAX_BYTES = 1 << 20  # a line of 200 bytes for each of 5000 devices
-# At the same time; each may have several connections, and a process of its own by ioctl.
+# At the same time; each may have several connections, and with the ioctl backend its own process.
 MAX_AT_ONCE = 32
 
 
 def read(path: str = PATH) -> Table:
-    """Raises `Malformed` where the file cannot be read."""
+    """Raises `Malformed` if the file cannot be read."""
     name = os.path.abspath(path)
     try:
         with open(path, "rb") as file:
@@ -53,7 +53,7 @@ def _marked(wishes: Wishes, name: str) -> Wishes:
 
 
 def entry_of(table: Table, device: Device, path: str = PATH) -> Entry:
-    """The line of that device. Raises `Malformed` where it has none, or one with a mistake."""
+    """The line of that device. Raises `Malformed` if there is none, or if it has a mistake."""
     for mistake in table.mistakes:
         if mistake.device == device:
             raise mistake.error
@@ -66,7 +66,7 @@ def entry_of(table: Table, device: Device, path: str = PATH) -> Entry:
 def chosen(
     table: Table, devices: Sequence[Device] | None, path: str = PATH
 ) -> tuple[list[Entry], list[NbdattachError]]:
-    """The lines of these devices, None for all; and why some cannot be had."""
+    """The lines of these devices, None for all; and an error for each that has no valid line."""
     if devices is None:
         return [*table.entries], [mistake.error for mistake in table.mistakes]
     entries: list[Entry] = []
@@ -80,12 +80,12 @@ def chosen(
 
 
 def patient(entries: Sequence[Entry], seconds: float) -> list[Entry]:
-    """These lines; those that say nothing of it keep trying for so long."""
+    """These lines, with `seconds` as retry-for where a line has none."""
     return [one if one.says_retry else replace(one, wishes=replace(one.wishes, retry_for=seconds)) for one in entries]
 
 
 def up(entries: Sequence[Entry], trace: api.Say = silent) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
-    """Attaches them all at the same time; what became of each, as they come."""
+    """Attaches them all at the same time; yields the outcome of each as it comes."""
     with ThreadPoolExecutor(max(1, min(len(entries), MAX_AT_ONCE))) as pool:
         work = {pool.submit(_up, entry, trace): entry for entry in entries}
         for done in as_completed(work):
@@ -100,14 +100,14 @@ def _up(entry: Entry, trace: api.Say) -> api.Attachment | NbdattachError:
 
 
 def _of_device(device: Device, error: NbdattachError) -> NbdattachError:
-    """The same error, that names the device: of many, it tells which one did not come."""
+    """The same error with the device's name, so that it tells which of many devices failed."""
     return error_of({**facts_of(error), "thing": f"{device.path}: {error.thing}"})
 
 
 def all_to_detach(path: str = PATH) -> tuple[list[Device], list[NbdattachError]]:
-    """The devices of the table, from its last line to the first, after those that `up` attached of lines now gone.
+    """The devices of the table, from its last line to the first, after those that `up` attached from lines now gone.
 
-    And its mistakes: a table that cannot be read keeps nothing attached that came from it.
+    And its mistakes: even if the table cannot be read, the devices that came from it are among the result.
     """
     try:
         table = read(path)
@@ -131,12 +131,12 @@ def down(
     progress: Callable[[float], None] = lambda _: None,
     trace: api.Say = silent,
 ) -> str:
-    """Detaches what `up` attached there, or what the table says; why there was nothing to do, else an empty text.
+    """Detaches the device if `up` attached it or its line names its export. Returns why there was nothing to do, or "".
 
-    Raises `DeviceInUse` where the device holds something else, or is in use.
+    Raises `DeviceInUse` if the device holds something else, or is in use.
     """
     if not Kernel(device).attached:
-        return detachment.detach(device, trace=trace)  # takes away what may be left
+        return detachment.detach(device, trace=trace)  # removes leftovers, if any
     state.refuse_hidden()
     meant, record = state.identity_of(device), state.load(device)
     line = _line_of(device, path)
@@ -148,7 +148,7 @@ def down(
 
 
 def _is_what(line: Entry, device: Device, record: state.Record | None) -> bool:
-    """Whether it is what the line says. Without a record, what the kernel calls it tells."""
+    """Whether the line's export is attached. Without a record, the identifier in the kernel decides."""
     if record:
         return (record.tag, record.target) == (line.tag, line.target.uri)
     return Kernel(device).backend == identifier(line.tag).strip()

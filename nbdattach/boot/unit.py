@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stopping the systemd unit of a device means, which depends on why it is stopped.
+"""Stops the systemd unit of a device; the action depends on why systemd stops it.
 
-* Alone: the device is detached, or it is in use, and stays.
-* In order to be started again: a device in use stays attached, and gets a new connection. No user of it notices.
-* At shutdown: whoever uses it is about to stop, so that is waited for.
+* Only this unit: the device is detached; if it is in use, it stays attached.
+* For a restart: a device in use stays attached and gets a new connection. Its users do not notice.
+* For a shutdown: the device's users are about to stop, so we wait for them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from nbdattach.host import procfs, systemd
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import handover
 
-# File systems and swap on it have stop jobs of their own, which may take that long by systemd's default.
+# systemd stops the file systems and swap on it, too, which may take that long by its default.
 UNMOUNT_SECONDS = 90
-# For what else may let go by itself: volumes, processes that end. The rest stays until the machine is off.
+# For other users, which may let go by themselves: volumes, processes that end. Others stay until the machine is off.
 HOLDER_SECONDS = 5
-# For what has been written to what stays; together with these, less than the TimeoutStopSec of the unit.
+# For the sync before a device in use is left attached; together with the above, less than the unit's TimeoutStopSec.
 SYNC_SECONDS = 120
 _POLL = 0.2
 
@@ -61,7 +61,7 @@ def down(
 
 
 def _hand_over(device: Device, say: Callable[[str], None]) -> None:
-    """A failure is no reason to let go of it: the attachment is as good as it was."""
+    """A failure is only reported, because the attachment still has its old connection."""
     kept = f"{device.path}: in use, so it stays attached"
     try:
         say(f"{kept}: handed over to a new connection of {handover.reconnect(device)}")
@@ -70,7 +70,7 @@ def _hand_over(device: Device, say: Callable[[str], None]) -> None:
 
 
 def _save(device: Device, say: Callable[[str], None]) -> None:
-    """The network goes next, and what its users have written may still be in memory."""
+    """Writes all dirty data to the server now, because systemd stops the network next."""
 
     def sync() -> str:
         os.sync()

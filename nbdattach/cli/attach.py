@@ -127,7 +127,7 @@ def connect(
     try:
         click.echo(render.as_json(render.status_object(done.status())) if as_json else done.device)
         sys.stdout.flush()
-    except (OSError, KeyboardInterrupt):  # a user who cannot be told of the attachment does not have it
+    except (OSError, KeyboardInterrupt):  # undo it, because the user was not told of the attachment
         if done.fresh:
             done.disconnect()
         raise

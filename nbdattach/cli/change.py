@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands that change what is attached, and the one that keeps it connected: reconnect, resize, monitor."""
+"""Commands that change an attachment, and the one that keeps attachments connected: reconnect, resize, monitor."""
 
 from __future__ import annotations
 

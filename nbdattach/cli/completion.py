@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What could stand at a place of a command line that is being typed: devices, targets, tags, exports. For shells.
+"""Words that complete an unfinished command line: devices, targets, tags, exports. For shells.
 
-It asks for no rights, waits for nobody for long, and has nothing to say where something goes wrong. What it offers goes
-into a command line as it is: a name that a shell would read otherwise is left out, be it a server's or a user's.
+It needs no rights, waits for a server only for a short time, and on an error offers nothing. The shell inserts a word
+unchanged, so names with characters that are special to a shell are left out, from servers and users alike.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from nbdattach.protocol.target import Target
 
 # The user waits at the keyboard.
 SECONDS = 1.5
-# More are not read through, and a server may have very many.
+# A user does not read more, and a server may have very many.
 MAX_OFFERS = 1000
 _SAFE = re.compile(r"[A-Za-z0-9_./:@%+,\[\]-]{1,255}", re.ASCII)
-# Not a quotation, a list, or an end of the text, in any of the shells.
+# All characters but these could be a quotation, a list, or an end of the text in one of the shells.
 _HARMLESS = re.compile(r"[^A-Za-z0-9_./@%+ -]", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A word, and what it means, where that is not plain."""
+    """A word, and its explanation if it needs one."""
 
     word: str
     help: str | None = None
 
 
 def attached_devices(typed: str) -> list[Offer]:
-    """Devices that something is attached to, with its tag."""
+    """Attached devices, with their tags."""
     return _offers(lambda: [(device, _tag(device)) for device in _attached()], typed)
 
 
 def free_devices(typed: str) -> list[Offer]:
-    """Devices to which something could be attached."""
+    """Devices that are not attached."""
     return _offers(lambda: [(device, None) for device in sysfs.devices() if not sysfs.Kernel(device).attached], typed)
 
 
@@ -51,7 +51,7 @@ def table_devices(typed: str, path: str) -> list[Offer]:
 
 
 def targets(typed: str) -> list[Offer]:
-    """Those that are attached now, and those of the table for boot."""
+    """Targets that are attached now, and those of the table for boot."""
     from nbdattach.attached import state
     from nbdattach.boot import table
 
@@ -66,12 +66,12 @@ def targets(typed: str) -> list[Offer]:
 
 
 def tags(typed: str) -> list[Offer]:
-    """Those of what is attached."""
+    """Tags of the attached devices."""
     return _words(lambda: (tag for tag in map(_tag, _attached()) if tag), typed)
 
 
 def exports(typed: str, place: Callable[[], Target]) -> list[Offer]:
-    """Names that the server offers which is meant by what stands on the command line already."""
+    """Names of the exports of the server that the command line names already."""
     from nbdattach.connection import client
 
     return _words(lambda: (one.name for one in client.list_exports(place(), SECONDS)), typed)
@@ -82,7 +82,7 @@ def _attached() -> list[Device]:
 
 
 def _tag(device: Device) -> str | None:
-    """What everybody may know of it."""
+    """The tag, as far as a user without privileges may read it."""
     from nbdattach.attached import state
 
     record = state.load(device)
@@ -90,7 +90,7 @@ def _tag(device: Device) -> str | None:
 
 
 def _offers(find: Callable[[], list[tuple[Device, str | None]]], typed: str) -> list[Offer]:
-    """As the user has begun it: /dev/nbd0, or nbd0."""
+    """In the form that the user has begun: /dev/nbd0, or nbd0."""
     with contextlib.suppress(Exception):
         found = [(one.name if typed.startswith("n") else one.path, about) for one, about in find()]
         return [Offer(word, _plain_help(about)) for word, about in found if word.startswith(typed)][:MAX_OFFERS]
@@ -107,5 +107,5 @@ def _words(find: Callable[[], Iterator[str]], typed: str) -> list[Offer]:
 
 
 def _plain_help(about: str | None) -> str | None:
-    """Shells cut such texts at characters of their own."""
+    """Without the characters at which shells cut such texts."""
     return _HARMLESS.sub(" ", about)[:100] if about else None

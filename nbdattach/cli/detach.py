@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command disconnect, and which attachments its words mean."""
+"""The command disconnect, and how it finds the attachments that its arguments name."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def disconnect(
 def _devices_of(
     attachments: tuple[str, ...], export: str | None, tag: str | None, everything: bool
 ) -> list[str | Attachment]:
-    """Paths of devices that were named, and attachments that were found by what they are: only those are meant then.
+    """Paths for devices that the user named; attachments for those found by target or tag, so that no later one is hit.
 
-    Says what is not attached, which is no error. Raises `Malformed` for what can be neither.
+    Reports names that are not attached, which is no error. Raises `Malformed` for a word that is invalid as both.
     """
     from nbdattach import api
 
@@ -106,7 +106,7 @@ def _all_of_ours() -> Iterator[Attachment]:
 
 
 def _attached_to(text: str, export: str | None, no_device: Malformed) -> list[Attachment]:
-    """Where the target is attached. A word that is none, and that looks more like a mistyped device, is refused."""
+    """The target's attachments. Raises `no_device` if there are none and the word looks like a mistyped device."""
     from nbdattach import api
 
     if text.startswith("/dev/"):

@@ -15,12 +15,12 @@ from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
 from nbdattach.host import procfs, systemd
 from nbdattach.kernel.sysfs import Kernel
 
-# With netlink there is no process to wait for, so the kernel is asked every so many seconds.
+# With netlink there is no process to wait for, so we ask the kernel every so many seconds.
 _LOOK = 2.0
 
 
 def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None], trace: Trace = silent) -> None:
-    """Returns when a signal has detached the device. While it cannot be detached safely, says so and stays.
+    """Returns when a signal has made us detach the device. If it cannot be detached safely, reports that and stays.
 
     Raises `NoConnection` when the attachment ends by itself, `NotAttached` when it has ended already.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: its commands, and the way out of each.
+"""The command line: all commands, and the exit code and error message of each.
 
-What does the work is imported where it is used: --help is fast.
+Modules that do the work are imported in the functions that use them, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nbdattach.cli.report import say, say_error
 from nbdattach.errors import NbdattachError
 from nbdattach.text import plain
 
-_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: a reader that left, a full disk
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: its reader exited, or the disk is full
 
 
 @click.group(cls=usage.Group)
@@ -55,7 +55,7 @@ for _command in (
 
 def main() -> NoReturn:
     """The console script: one line and one hint for each error, the documented exit code, no traceback."""
-    # A socket or pipe of ours must never get the number of a standard file that the caller has closed.
+    # None of our sockets and pipes may get the number of a standard file that the caller has closed.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDWR)
@@ -64,7 +64,7 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit code of the command."""
+    """Runs the command and returns its exit code."""
     debug = "--debug" in arguments
     if os.environ.get("_NBDATTACH_COMPLETE", "").endswith("_complete"):
         from nbdattach.cli import shell

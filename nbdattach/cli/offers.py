@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a shell can offer where the user presses Tab, for the options that name it."""
+"""Functions for click's shell_complete=: each lists the words that a shell offers when the user presses Tab."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def tags(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[Compl
 
 
 def exports(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Those of the server that the command line names; click leaves arguments before an open option in `args`."""
+    """Exports of the server on the command line; click leaves arguments before an incomplete option in `args`."""
     from nbdattach.cli import completion
 
     def place() -> Target:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Options that several commands have, and what their values mean together."""
+"""Options that several commands share, and the functions that combine their values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _file_option(name: str, text: str) -> Callable[[_F], _F]:
 
 
 def tls_options(function: _F) -> _F:
-    """What says that TLS is required, and whom to trust."""
+    """Adds the options that require TLS and tell how to verify the server."""
     for option in reversed(
         (
             click.option("--tls", is_flag=True, help="Require TLS, as nbds:// does."),
@@ -66,7 +66,7 @@ def tls_options(function: _F) -> _F:
 
 
 def trust_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes what `tls_options` gave out of the options, as arguments for `target.with_tls`."""
+    """Removes the values of `tls_options` from the options; returns them as arguments for `target.with_tls`."""
     names = {
         "required": "tls", "ca": "tls_ca", "cert": "tls_cert", "key": "tls_key", "hostname": "tls_hostname",
         "psk": "tls_psk",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Results as people and programs read them: tables, lines, JSON. Takes our dataclasses, gives text."""
+"""Results for users and programs: makes tables, lines and JSON of our dataclasses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nbdattach.text import plain
 
-if TYPE_CHECKING:  # what `doctor` and `status` load is of no use to `info`
+if TYPE_CHECKING:  # `info` does not need the modules of `doctor` and `status`
     from nbdattach.attached.status import Status
     from nbdattach.connection.client import Checked, Inspected
     from nbdattach.doctor import Finding
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # what `doctor` and `status` load is of no use to `info`
     from nbdattach.protocol.target import Target
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-# What a table may take of a terminal's line.
+# Columns of a table on a terminal, at most.
 WIDTH = 80
 
 
@@ -36,7 +36,7 @@ def as_json(value: object) -> str:
 
 
 def status_object(one: Status) -> dict[str, object]:
-    """The object of the contract; "trouble" is there only where there is some."""
+    """The JSON object of nbdattach(8); it has "trouble" only if there is some."""
     found = asdict(one)
     if found["trouble"] is None:
         del found["trouble"]
@@ -48,7 +48,7 @@ def status_json(found: Sequence[Status]) -> str:
 
 
 def status_table(found: Sequence[Status]) -> str:
-    """One line a device, cut so that it fits 80 characters; below them what is known of those in trouble."""
+    """One line a device, cut to fit 80 characters; below them a line for each device in trouble."""
     rows = [("DEVICE", "STATE", "SIZE", "RO", "TLS", "TARGET", "MOUNTED")]
     rows += [
         (
@@ -173,7 +173,7 @@ def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
 
 
 def _cell(text: str, wide: int) -> str:
-    """`text` in exactly `wide` columns of a terminal, cut with a ~ where it is longer."""
+    """`text` in exactly `wide` columns of a terminal, cut with a ~ if it is longer."""
     if _columns(text) > wide:
         while _columns(text) > wide - 1:
             text = text[:-1]

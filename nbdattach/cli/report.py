@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a command tells the user beside its result, on standard error."""
+"""A command's messages to the user beside its result: errors, warnings, progress, on standard error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def warn_of_no_verify(where: str = "") -> None:
 
 
 def progress(device: str) -> Callable[[float], None]:
-    """Tells on a terminal, in one line that is written over, that a flush takes its time."""
+    """Shows on a terminal how long a flush takes, in one line that is overwritten."""
 
     def tell(seconds: float) -> None:
         if seconds >= 1:
@@ -57,7 +57,7 @@ def say_over(line: str) -> None:
 
 
 def each(devices: Sequence[_D], do: Callable[[_D], None], failures: Sequence[NbdattachError] = ()) -> None:
-    """All of them, whatever becomes of one; the first failure decides the exit code."""
+    """Does all of them, even if one fails; the first failure decides the exit code."""
     failures = [*failures]
     for device in devices:
         try:
@@ -68,7 +68,7 @@ def each(devices: Sequence[_D], do: Callable[[_D], None], failures: Sequence[Nbd
 
 
 def raise_all(failures: Sequence[NbdattachError]) -> None:
-    """The first of them decides the exit code."""
+    """Prints all but the first and raises that, so that it decides the exit code."""
     for failure in failures[1:]:
         say_error(failure)
     if failures:

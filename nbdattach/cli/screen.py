@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The terminal of `status --watch`: takes samples, shows the view, and leaves everything as it was.
+"""The terminal of `status --watch`: takes samples, shows the view, and restores the terminal.
 
-curses knows terminals; what it does about signals and keys is done here instead. It would exit in the middle of a
-signal, and it cannot tell a terminal that went away from one where nobody types. So all signals arrive as bytes of a
-pipe, between two pages.
+curses draws; signals and keys are handled here. curses would exit in the middle of a signal, and it cannot tell a
+terminal that went away from one where the user does not type. So all signals arrive as bytes of a pipe, which is read
+between two pages.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _QUIT = b"qQ"
 
 
 def watch(wanted: list[Device]) -> None:
-    """Shows these devices, or all that are attached, until the user has seen enough.
+    """Shows these devices, or all that are attached, until the user quits.
 
-    SIGTERM, SIGHUP and SIGQUIT end the process as they would have without us, but for the terminal.
+    SIGTERM, SIGHUP and SIGQUIT end the process as by default, after the terminal is restored.
     """
     _refuse_other_than_terminals()
     library = _curses()
@@ -51,7 +51,7 @@ def watch(wanted: list[Device]) -> None:
 
 
 def samples(wanted: list[Device]) -> list[Sample]:
-    """Of what is wanted all, attached or not; else of what is attached."""
+    """Samples of all `wanted` devices, attached or not; without any, of all attached devices."""
     found = []
     for device in wanted or sysfs.devices():
         stat = Kernel(device).stat
@@ -64,7 +64,7 @@ def samples(wanted: list[Device]) -> list[Sample]:
 
 
 class _Watch:
-    """The loop, and what it needs."""
+    """The loop of the view."""
 
     def __init__(self, library: ModuleType, window: curses.window, signals: int, wanted: list[Device]) -> None:
         self._curses = library
@@ -72,17 +72,17 @@ class _Watch:
         self._signals = signals
         self._wanted = wanted
         self._view = View()
-        # The console of the kernel has no such bars in its fonts, whatever the locale says.
+        # The kernel's console has no such bars in its fonts, even if the locale is UTF-8.
         self._ascii_only = locale.nl_langinfo(locale.CODESET) != "UTF-8" or os.environ["TERM"] == "linux"
 
     def run(self) -> int:
-        """Returns the signal that shall end the process; 0 where the user ended the view."""
+        """Returns the signal that is to end the process; 0 if the user ended the view."""
         due = time.monotonic()
         while True:
             moment = time.monotonic()
             if moment >= due:
                 self._view.add(moment, samples(self._wanted))
-                due = due + PERIOD if due + PERIOD > moment else moment + PERIOD  # what was slept over is not made up
+                due = due + PERIOD if due + PERIOD > moment else moment + PERIOD  # missed samples are not made up for
             self._draw()
             ready, _, _ = select.select([sys.stdin.fileno(), self._signals], [], [], max(0.0, due - time.monotonic()))
             for number in os.read(self._signals, 64) if self._signals in ready else b"":
@@ -98,7 +98,7 @@ class _Watch:
                 return 0
 
     def _ends(self) -> bool:
-        """Whether the user typed q, or there is nobody any more who could."""
+        """Whether the user typed q, or the terminal is gone."""
         try:
             typed = os.read(sys.stdin.fileno(), 1024)
         except OSError:
@@ -110,22 +110,22 @@ class _Watch:
         height, width = self._window.getmaxyx()
         self._window.erase()
         for y, line in enumerate(self._view.page(width, height, clock.now(), self._ascii_only)):
-            # Should the C library think that a character is wider than we do, the rest goes here, and is wiped.
+            # If the C library thinks a character wider than we do, the last line's rest is here: clear it.
             self._window.move(y, 0)
             self._window.clrtoeol()
-            with contextlib.suppress(self._curses.error):  # the cursor has no place behind the last character of all
+            with contextlib.suppress(self._curses.error):  # the cursor cannot go behind the last character
                 self._window.addstr(y, 0, line)
         self._window.refresh()
 
     def _fit(self) -> None:
-        """By what the terminal says now: also while we were stopped it may have changed, and nobody told us."""
+        """Asks the terminal for its size: it may have changed while we were stopped, without a signal to us."""
         size = _size()
         if size and size != self._window.getmaxyx():
             self._curses.resizeterm(*size)
             self._window.clearok(True)
 
     def _stop(self) -> None:
-        """The terminal goes back to the shell, and this process sleeps until it is called again."""
+        """Gives the terminal back to the shell and stops this process until SIGCONT."""
         self._curses.endwin()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
@@ -133,14 +133,14 @@ class _Watch:
         self._all_anew()
 
     def _all_anew(self) -> None:
-        """Others have used the terminal. In the background this stops us again, by SIGTTOU, before we write to it."""
+        """Takes the terminal back from other programs. In the background, SIGTTOU stops us again before we write."""
         with contextlib.suppress(self._curses.error):  # SIGCONT also comes when the terminal goes away
             self._curses.reset_prog_mode()
         self._window.clearok(True)
 
 
 def _size() -> tuple[int, int] | None:
-    """Lines and columns; None where the terminal does not tell, such as a serial line, or went away."""
+    """Lines and columns; None if the terminal does not tell them, such as a serial line, or is gone."""
     try:
         size = os.get_terminal_size(sys.stdout.fileno())
     except OSError:
@@ -175,7 +175,7 @@ def _curses() -> ModuleType:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A descriptor with the numbers of the signals that came. curses takes over none that somebody else handles."""
+    """A descriptor with the numbers of the signals that came. curses takes over no signal that has a handler."""
     pipe, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     old_wake = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -194,8 +194,8 @@ def _signals() -> Iterator[int]:
 
 @contextlib.contextmanager
 def _screen(library: ModuleType) -> Iterator[curses.window]:
-    """The whole terminal, without echo and cursor, until the end of the context, however that ends."""
-    if _size():  # curses would rather believe these, which nobody sets again when the size changes
+    """The whole terminal, without echo and cursor, until the context ends, also by an exception."""
+    if _size():  # curses would prefer these variables, which are wrong once the size changes
         os.environ.pop("LINES", None)
         os.environ.pop("COLUMNS", None)
     window = library.initscr()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The protocol of our completion scripts (completions/): what a shell sends, and the lines that it reads.
+"""The protocol of our completion scripts (completions/): the words that a shell sends, and the lines that it reads.
 
-It began as that of click, whose versions do not agree: 8.4.0 answers fish in another form than 8.3 and 8.4.2 do.
+It began as click's, but its versions differ: 8.4.0 answers fish in another form than 8.3 and 8.4.2.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Zsh(ZshComplete):
 
 
 class Fish(FishComplete):
-    """One "type,word" a line, with a tab and its help. fish sends the word that is being typed as it is, quotes too."""
+    """One "type,word" a line, with a tab and its help. fish sends the unfinished word unchanged, with its quotes."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
         args = split_arg_string(os.environ["COMP_WORDS"])[1:]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands for what /etc/nbdtab names: up, down."""
+"""Commands for the devices of /etc/nbdtab: up, down."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: 
 
 @contextlib.contextmanager
 def _killed_by_interrupt() -> Iterator[None]:
-    """For work in threads, which no KeyboardInterrupt reaches: to be killed leaves nothing half done."""
+    """SIGINT kills the process, because KeyboardInterrupt does not reach threads. Nothing is left half done then."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

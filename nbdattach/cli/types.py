@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the text of arguments and options means: types for click, targets, devices."""
+"""Parses the text of arguments and options: types for click, targets, devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
-    """What one of the functions of `option_values` makes of the text. `words` are what a shell can offer."""
+    """Parses text with a function of `option_values`. `words` are the values that a shell can offer."""
 
     def __init__(self, name: str, parse: Callable[[str], Any], words: Sequence[str] = ()) -> None:
         self.name = name

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Usage errors in our own words: those of click differ from one version to the next.
 
-`Command` and `Group` read a command line as click does, and say what is wrong with it. Each error names its command.
+`Command` and `Group` read a command line as click does, and word its mistakes. Each error names its command.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NoSuchName(click.UsageError):
 
 
 class _OwnWords(click.Command):
-    """What commands and the group have in common."""
+    """Base class of commands and of the group."""
 
     def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click has it
         """In this order; before 8.5, click keeps them in a set."""
@@ -73,7 +73,7 @@ class Group(_OwnWords, click.Group):
     command_class = Command
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # Called without a command, too: click would answer by itself, to stdout or stderr, with exit code 0 or 2.
+        # click calls the group without a command, too; else it would answer itself, with exit code 0 or 2.
         ours = {"invoke_without_command": True, "subcommand_metavar": "COMMAND [ARGS]..."}
         super().__init__(*args, **{**options, **ours})
 
@@ -102,7 +102,7 @@ def _wrong_value(error: click.BadParameter) -> str:
 
 
 def hint(error: click.UsageError) -> str:
-    """What to do about it: a command that works as it is printed."""
+    """The hint: a command that works as it is printed."""
     see = f"see {path(error)} --help"
     if not isinstance(error, NoSuchName) or not error.similar:
         return see

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The live view as text: samples of the devices become rates, and these the lines of a page. No I/O, no terminal.
+"""The live view as text: computes rates from samples of the devices, and the lines of a page. No I/O, no terminal.
 
-Times are in seconds on one and the same monotonic clock, widths in columns of a terminal.
+Times are in seconds on one monotonic clock, widths in columns of a terminal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbdattach.attached.status import Status
     from nbdattach.kernel.sysfs import Stat
 
-HISTORY = 60  # samples kept of a device, and shown where there is room
+HISTORY = 60  # samples kept of a device, and shown if there is room
 _LEAST_HISTORY = 8  # fewer say nothing
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 _RATE = len("1.234 MiB")
@@ -32,7 +32,7 @@ _SPANS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One device at one moment. `status` is None for a device that is asked for and not attached."""
+    """One device at one moment. `status` is None for a device that the user named and that is not attached."""
 
     device: str
     status: Status | None
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(slots=True)
 class _Track:
-    """One attachment as it was seen so far; rates in bytes a second, None before there are two samples."""
+    """The samples of one attachment so far; rates in bytes a second, None before there are two samples."""
 
     sample: Sample
     moment: float
@@ -50,7 +50,7 @@ class _Track:
     history: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     def goes_on_in(self, sample: Sample) -> bool:
-        """Not so where the device was attached anew: then its counters may have begun anew, and so does its history."""
+        """False if the device was attached anew: its counters may have restarted, so its history restarts, too."""
         old, new = self.sample, sample
         if not (old.status and new.status and old.stat and new.stat):
             return False
@@ -67,13 +67,13 @@ class _Track:
 
 
 class View:
-    """What is known of the devices by now. `page` shows it as often as is liked."""
+    """Collects samples of the devices with `add`; `page` shows them, as often as needed."""
 
     def __init__(self) -> None:
         self._tracks: dict[str, _Track] = {}
 
     def add(self, moment: float, samples: Sequence[Sample]) -> None:
-        """One look at all devices; of those that are not in it nothing is kept."""
+        """Adds one sample of each device; a device without one is forgotten."""
         tracks = {}
         for sample in samples:
             track = self._tracks.get(sample.device)
@@ -87,8 +87,8 @@ class View:
     def page(self, width: int, height: int, now: str, ascii_only: bool = False) -> list[str]:
         """At most `height` lines of at most `width` columns. `now` is the time of day, as `clock.now` tells it.
 
-        Each device has a line, as far as there is room; what is left goes to troubles first, then to the targets,
-        of all or of none.
+        Each device has a line, as far as there is room. Lines that are left show troubles first, then the targets, of
+        all devices or of none.
         """
         tracks = list(self._tracks.values())
         room = height - (2 if tracks and height > 2 else 1)
@@ -110,7 +110,7 @@ class View:
                 lines.append(_GAP + _trouble_text(track.sample.status, now))
         if ascii_only:
             lines = [line.encode("ascii", "backslashreplace").decode("ascii") for line in lines]
-        # A line of its own for each, whatever is in it.
+        # Cut each to the width, so that each stays one line.
         return [render._cell(line.rstrip(), width).rstrip() for line in lines[:height]] if width > 0 else []
 
 
@@ -119,7 +119,7 @@ def _has_trouble(track: _Track) -> bool:
 
 
 def _summary(attached: int, hidden: int, width: int) -> str:
-    """The longest that fits: that devices are hidden must be seen in the smallest terminal."""
+    """The longest that fits; even the smallest terminal must show that devices are hidden."""
     said = f"{attached or 'no'} device{'s' if attached > 1 else ''} attached"
     full = f"{said}, {hidden} not shown" if hidden else said
     choice = [full, f"{hidden} not shown", f"+{hidden}"] if hidden else [said]
@@ -129,7 +129,7 @@ def _summary(attached: int, hidden: int, width: int) -> str:
 
 
 def _table(tracks: Sequence[_Track], width: int, bars: str) -> list[str]:
-    """The heads and a line for each; columns that do not fit are left out from the right, the history first."""
+    """The heads and a line for each device. Columns that do not fit are left out from the right, the history first."""
     rows = [_HEADS, *(_cells(track) for track in tracks)]
     widths = [max(len(row[0]) for row in rows), max(len(row[1]) for row in rows), _RATE, _RATE, len(_HEADS[4])]
     while len(widths) > 1 and _taken(widths) > width:
@@ -167,7 +167,7 @@ def _rate_text(rate: float | None) -> str:
 
 
 def _bars(values: Sequence[float], bars: str) -> str:
-    """One for each value, the tallest for the greatest of them; the lowest is for nothing at all."""
+    """One bar for each value: the tallest for the greatest value, the lowest only for 0."""
     most = max(values, default=0.0)
     steps = len(bars) - 1
     return "".join(bars[max(1, round(value / most * steps))] if value else bars[0] for value in values)
@@ -180,7 +180,7 @@ def _target_text(status: Status) -> str:
 
 
 def _trouble_text(status: Status, now: str) -> str:
-    """As spans and not as moments: a line of 80 columns then has room for the reason, and nobody has to subtract."""
+    """With spans, not moments: 80 columns then have room for the reason, and the user need not subtract."""
     trouble = status.trouble or {}
     since, next_try = trouble.get("since"), trouble.get("next_try")
     soon = f", next try in {_span(now, next_try)}" if next_try else ""
@@ -188,7 +188,7 @@ def _trouble_text(status: Status, now: str) -> str:
 
 
 def _span(begin: str | None, end: str | None) -> str:
-    """From one RFC 3339 moment to the other, in the largest unit that is there once; never negative."""
+    """From one RFC 3339 moment to the other, in the largest unit that gives at least 1; never negative."""
     try:
         seconds = int((datetime.fromisoformat(end or "") - datetime.fromisoformat(begin or "")).total_seconds())
     except (ValueError, TypeError):

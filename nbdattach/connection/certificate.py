@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a certificate tells of itself, as far as it can be read; never an error, and nothing to trust by."""
+"""Reads a certificate's names and dates for messages, never to verify it; one that cannot be read is no error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbdattach.text import plain
 
 
 class Certificate:
-    """Names, issuer, and the times of its validity, RFC 3339 in UTC; all empty where nobody could read it."""
+    """Names, issuer, and the times of its validity, RFC 3339 in UTC; all empty if it could not be read."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         alternatives = [
@@ -28,7 +28,7 @@ class Certificate:
 
 
 def describe(certificate: bytes) -> Certificate:
-    """A certificate in DER. Python reads one that it has not verified from a file only; so this is one in memory."""
+    """A certificate in DER. Python reads an unverified one only from a file, so we write it to a file in memory."""
     try:
         file = os.memfd_create("certificate")
         with open(file, "w") as pem:
@@ -43,12 +43,12 @@ def describe_file(path: str) -> Certificate:
     """The first certificate of a PEM file."""
     try:
         return Certificate(ssl._ssl._test_decode_cert(path))  # type: ignore[attr-defined]
-    except Exception:  # a private function: it may go, or give something else. Then the words are fewer.
+    except Exception:  # a private function: it may go or change. Then the message has fewer facts.
         return Certificate({})
 
 
 def of(sock: ssl.SSLSocket) -> Certificate | None:
-    """The server's, on a living connection; None where both have a key and no certificate."""
+    """The server's certificate, on an open connection; None if both sides use a pre-shared key instead."""
     shown = sock.getpeercert(binary_form=True)
     return describe(shown) if shown else None
 

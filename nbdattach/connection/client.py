@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can be asked of a server without a kernel driver: its list, one export, a check; and a connection to attach."""
+"""Asks a server without the kernel's driver: its list, one export, a check; and connects for an attachment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECK_COOKIE = 0x6E62646174746163  # "nbdattac", to be known in a capture
 
 
 def silent(_: str) -> None:
-    """A trace that nobody reads."""
+    """Discards the trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Inspected:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Times in milliseconds, None for what did not come to pass; `error` is None when all is well."""
+    """Times in milliseconds, None for a step that was not reached; `error` is None if all is well."""
 
     handshake_ms: float | None
     read_ms: float | None
@@ -89,7 +89,7 @@ def connect(
     """A connection in the transmission phase. Raises `NbdattachError`.
 
     `timeout` in seconds, for all of it; `connect_within`, for TCP alone. `raw_size`: the size in bytes of an export
-    without a handshake. `kernel_tls`: TLS, where the target wants it, is in the kernel's hands.
+    without a handshake. `kernel_tls`: if the target wants TLS, the kernel encrypts.
     """
     if raw_size is not None and target.tls:
         raise TlsFailed(target.uri, "TLS begins in the handshake", "leave out either that, or --no-handshake")
@@ -106,7 +106,7 @@ def connect(
 
 
 def check(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Checked:
-    """Handshake, then one read of the export's beginning. Raises nothing of ours: the error is in the result."""
+    """Handshake, then one read of the export's beginning. A `NbdattachError` is not raised, but is in the result."""
     began = time.monotonic()
     handshake_ms: float | None = None
     try:
@@ -125,7 +125,7 @@ def check(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silen
 
 
 def _check_length(export: Export) -> int:
-    """Bytes to read: a whole number of the server's minimum blocks, 0 for an export without one."""
+    """Bytes to read: a multiple of the server's minimum block; 0 if the export is smaller than one."""
     minimum = export.block_size.minimum if export.block_size else 1
     maximum = export.block_size.maximum if export.block_size else CHECK_READ
     wanted = min(max(CHECK_READ, minimum), export.size, maximum)

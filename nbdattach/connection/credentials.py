@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files of TLS with one target, whole. They are read anew for each connection, so that renewed ones are seen.
+"""Reads the TLS files of one target, anew for each connection, so that renewed files are used.
 
-The disk that they are on may be the very one that the connection is for, and cannot be read before that is back. So a
-thread reads them, which may hang; then what was read the last time has to do. What is kept is as secret as the files.
+The files may be on the very device that the connection is for, and cannot be read until it is back. So a thread reads
+them. If it hangs, the contents from the last time are used. That copy in memory is as secret as the files.
 
-Some files need not be there: the list of revoked certificates, and our own certificate. Such a file that was there and
-is gone may be about to be replaced, and without it more would be allowed than before. So the copy in memory stays in
-use; a new process starts without it. A file that is there and cannot be read is an error.
+Some files are optional: the list of revoked certificates, and our own certificate. If such a file disappears, it may
+be about to be replaced, and without it more would be allowed than before. So the copy in memory stays in use; a new
+process starts without it. A file that exists and cannot be read is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nbdattach.text import plain
 _CA, _CRL, _CERT, _KEY = "ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem"
 # More than all authorities of a machine in one file.
 _MAX_FILE = 16 << 20
-# Seconds that a disk has, where there is something to fall back on.
+# Seconds to wait for the disk if there is a copy to fall back on.
 _PATIENCE = 2.0
 
 
@@ -52,7 +52,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """None for what the target does not name, and what its directory does not have. `cert` and `key` come together."""
+    """None for a file that the target does not name or its directory does not have. `cert` comes with `key`."""
 
     ca: File | None = None
     revoked: File | None = None
@@ -68,14 +68,14 @@ def of(target: Target, seconds: float) -> Credentials:
 
 
 def exposed(target: Target) -> list[str]:
-    """Files with secrets of the target that every user of this machine can read, or replace the content of."""
+    """Files with secrets of the target that every user of this machine can read or overwrite."""
     folder = target.tls_certificates or target.tls_ca
     key = target.tls_psk_file or target.tls_key or target.tls_cert or (f"{folder}/{_KEY}" if folder else "")
     return [key] if key and _is_open_to_others(key) else []
 
 
 def _is_open_to_others(path: str) -> bool:
-    """By its mode, and those of all folders above it."""
+    """Judged by its mode and the modes of all folders above it."""
     try:
         place = os.path.realpath(path)
         if not os.stat(place).st_mode & (stat.S_IROTH | stat.S_IWOTH):
@@ -90,7 +90,7 @@ def _is_open_to_others(path: str) -> bool:
 
 
 class _Reading(threading.Thread):
-    """One time, of all files. `found` is None until it is over."""
+    """Reads all files once. `found` is None until that is done."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(daemon=True)
@@ -106,7 +106,7 @@ class _Reading(threading.Thread):
 
 
 class _Shelf:
-    """What was read of a choice of files, and who reads them now."""
+    """The contents of one set of files, and the thread that hangs in reading them, if any."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -137,7 +137,7 @@ def _with_what_is_gone(found: Credentials, before: Credentials | None) -> Creden
     return replace(found, revoked=found.revoked or before.revoked)
 
 
-# One for each choice of files; those are few on a host.
+# One for each set of files; a host has few of those.
 _shelves: dict[tuple[str | bool, ...], _Shelf] = {}
 
 
@@ -163,7 +163,7 @@ def _read_all(target: Target) -> Credentials:
 
 
 def _is_there(path: str) -> bool:
-    """Also if it cannot be read, or is a link to nothing: only a name that is missing is no file."""
+    """True also if it cannot be read or is a broken link: only a missing name counts as no file."""
     try:
         os.lstat(path)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A connection that the kernel uses, as our duplicate of its socket shows it; and how to end it for good."""
+"""A connection that the kernel uses: observes and ends it through our duplicate of the socket."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from nbdattach.deadline import Deadline
 from nbdattach.host import syscalls, tcp
 
 _TIMEVAL = struct.Struct("ll")
-# How long a peer may leave data without any sign of life before it is asked by another connection. Two retransmissions
-# have gone out by then; a peer that only takes its time over the requests acknowledges at once.
+# How long a peer may leave data unacknowledged before we test it with another connection. TCP has retransmitted twice
+# by then; a peer that is only slow with the requests acknowledges at once.
 SILENT = 1.0
 _POLL = 0.005
-# A FIN on its way gets so long to arrive before the connection is reset.
+# A FIN has so long to be acknowledged before the connection is reset.
 _FAREWELL = 0.05
-# What a work item of the kernel needs from reading the last byte to its end, many times over.
+# Many times as long as the kernel's work item takes from reading the last byte to its end.
 _SCOUT_ENDS = 0.01
 _BURIAL = 1.0
 _DROP = struct.pack("ii", 1, 0)  # struct linger
-# With several connections TCP ends one so much sooner than the driver would use another one: seconds, or a share.
+# With several connections, TCP ends a silent one this much before the driver resends over another: seconds, or a share.
 _SOONER, _SHARE_SOONER = 2.0, 0.25
 # asm-generic/socket.h; Python has no name for it. The kernel doubles it, and keeps an int.
 _SO_SNDBUFFORCE = 32
 _MAX_BUFFER = 2**30 - 1
-# What the kernel takes (MAX_TCP_KEEPIDLE in net/tcp.h).
+# The kernel's limit (MAX_TCP_KEEPIDLE in net/tcp.h).
 _MAX_KEEPALIVE = 32767
 _MAX_INT = 2**31 - 1
 
 
 class Link:
-    """Our duplicate of a socket in the kernel's hands. Not closed by the kernel's detach, nor keeping it attached."""
+    """Our duplicate of a socket that the kernel uses. A detach does not close it, and it does not prevent a detach."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -48,18 +48,18 @@ class Link:
 
     @property
     def over(self) -> bool:
-        """Shut down in both directions, by whichever side; or closed by us."""
+        """Whether it is shut down in both directions, by either side, or closed by us."""
         number = self._sock.fileno()
         return number < 0 or tcp.ends(number) != 0
 
     @property
     def silence(self) -> float:
-        """Seconds for which the peer has owed an answer; to be asked every second. 0.0 for one that only is slow."""
+        """Seconds since the peer last answered data; call this every second. 0.0 for a peer that is only slow."""
         return self._silence.of(self._sock) if self._tcp and not self.over else 0.0
 
     @property
     def silent(self) -> bool:
-        """The link is cut, or the peer's machine gone, as far as anybody can tell from here."""
+        """Whether the link seems cut or the peer's machine gone."""
         return self.silence >= SILENT
 
     @property
@@ -86,22 +86,22 @@ class Link:
 
     def cut(self) -> None:
         """Ends the connection in both directions; the driver then counts it as dead."""
-        with contextlib.suppress(OSError):  # an older release has not done that
+        with contextlib.suppress(OSError):  # a connection from an older release does not have it yet
             _drop_at_close(self._sock)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def drop_undelivered(self) -> None:
-        """Of a connection that has ended: what it still has to send is not to come to the server any more."""
+        """For a connection that has ended: data that TCP still holds is dropped and never reaches the server."""
         if self._tcp and tcp.Info(self._sock).state == tcp.FIN_WAIT1 and not self._reset():
             with contextlib.suppress(OSError):
-                give_up_within(self._sock.fileno(), 0)  # when TCP would send it the next time
+                give_up_within(self._sock.fileno(), 0)  # takes effect when TCP would retransmit
 
     def bury(self, deadline: Deadline) -> bool:
-        """Returns when nothing that was sent over it can still come to the server: no old write may arrive late.
+        """Returns when no data sent over the connection can still reach the server: no old write may arrive late.
 
-        What the server has received already it shall finish: until the deadline it may say so by closing its end.
-        False where that is only so once the driver closes it, too: TLS in the kernel knows no other reset.
+        The server may finish the requests that it has received: until the deadline we wait for it to close its end.
+        False if the data is only dropped once the driver closes its socket, too: kernel TLS allows no other reset.
         """
         self.cut()
         buried = True
@@ -128,22 +128,21 @@ class Link:
 
 
 def _await_read(sock: socket.socket, deadline: Deadline) -> None:
-    """Until the peer of a Unix socket has taken all that was sent, or the deadline."""
+    """Waits until the peer of a Unix socket has read all that was sent, or until the deadline."""
     while syscalls.bytes_unread(sock.fileno()) and deadline.sleep(_POLL):
         pass
 
 
 def unlimited(number: int) -> None:
-    """Sending over the socket may take as long as it takes: a slow server is not a dead one."""
+    """Removes the socket's send timeout, because a slow server is not a dead one."""
     with socket.socket(fileno=os.dup(number)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(_TIMEVAL.size))
 
 
 def get_ready(number: int, room: int, resent_after: float) -> None:
-    """For the driver by netlink, which keeps a device over many connections.
+    """Prepares the socket for the driver's netlink interface, where a device outlives its connections.
 
-    `resent_after`: seconds after which it sends a request again over another connection that it has; 0 where it has
-    no other one.
+    `resent_after`: seconds after which the driver sends a request again over another connection; 0 if it has no other.
     """
     make_room(number, room)
     drop_at_close(number)
@@ -154,9 +153,9 @@ def get_ready(number: int, room: int, resent_after: float) -> None:
 def make_room(number: int, size: int) -> None:
     """Lets the socket's buffer take so many bytes at once, so that no send has to wait for its peer.
 
-    Since Linux 6.13 the driver gives a request that it has sent in part, when a signal came, to a work item. That fails
-    it with EIO if the connection then ends (nbd_send_cmd and nbd_pending_cmd_work in drivers/block/nbd.c). A send that
-    needs not wait is never one in part.
+    If a signal interrupts a send, Linux 6.13 and later give the partly sent request to a work item. If the connection
+    then ends, that fails the request with EIO (nbd_send_cmd and nbd_pending_cmd_work in drivers/block/nbd.c). A send
+    that does not have to wait is never partial.
     """
     with socket.socket(fileno=os.dup(number)) as sock:
         try:
@@ -166,23 +165,23 @@ def make_room(number: int, size: int) -> None:
 
 
 def drop_at_close(number: int) -> None:
-    """Whoever closes the connection last, be it the driver, drops what it has not delivered, and resets it.
+    """The last close of the connection, also by the driver, drops undelivered data and resets the connection.
 
-    Else TCP keeps that for a quarter of an hour, and an old write comes to the server when the link heals, after newer
-    ones, perhaps of another attachment (SO_LINGER of 0 seconds; __tcp_close in net/ipv4/tcp.c).
+    Otherwise TCP keeps the data for a quarter of an hour. When the link heals, an old write reaches the server after
+    newer ones, perhaps of another attachment (SO_LINGER of 0 seconds; __tcp_close in net/ipv4/tcp.c).
     """
     with socket.socket(fileno=os.dup(number)) as sock:
         _drop_at_close(sock)
 
 
 def give_up_within(number: int, seconds: float) -> None:
-    """TCP ends the connection, and drops what it has not delivered, when the peer acknowledges nothing for so long.
+    """TCP ends the connection and drops undelivered data if the peer acknowledges nothing for so long.
 
-    The driver only shuts down a connection whose request is too old (nbd_xmit_timeout), and sends the request again
-    over another one. TCP would go on with the first one, and an old write would come to the server after a newer one.
-    (TCP_USER_TIMEOUT, tcp(7). It counts from the first retransmission, and also while the peer's window is closed, so
-    it is nothing for a connection that has no other one beside it: see `tcp`. It also takes the place of TCP_KEEPCNT:
-    an idle connection ends when it has heard nothing for so long and one probe was not answered.)
+    If a request is too old, the driver only shuts down its connection (nbd_xmit_timeout) and sends the request again
+    over another one. TCP would go on with the first one, and an old write would reach the server after a newer one.
+    (TCP_USER_TIMEOUT, tcp(7). It counts from the first retransmission, and also while the peer's window is closed. So
+    do not use it on a device's only connection: see `tcp`. It also replaces TCP_KEEPCNT: an idle connection ends if
+    it has received nothing for so long and one probe was not answered.)
     """
     with socket.socket(fileno=os.dup(number)) as sock:
         if sock.family != socket.AF_UNIX:
@@ -190,7 +189,7 @@ def give_up_within(number: int, seconds: float) -> None:
 
 
 def _drop_at_close(sock: socket.socket) -> None:
-    """Takes no descriptor, so that a connection can be cut where there is no free one."""
+    """Needs no new descriptor, so that a connection can be cut even if none is free."""
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
 
@@ -204,7 +203,7 @@ def can_make_room() -> bool:
 
 
 def has_room(number: int, size: int) -> bool:
-    """Whether it takes so many bytes at once. The kernel doubles what it is told, for what it needs around the data."""
+    """Whether it takes so many bytes at once. The kernel doubles the size that is set, for its own overhead."""
     with socket.socket(fileno=os.dup(number)) as sock:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 2 * min(size, _MAX_BUFFER)
 
@@ -212,8 +211,8 @@ def has_room(number: int, size: int) -> bool:
 def watch_peer(sock: socket.socket, seconds: float) -> None:
     """An idle TCP peer that answers nothing for so long counts as gone (keepalive).
 
-    TCP says the same of one that owes an answer only after a quarter of an hour or so (net.ipv4.tcp_retries2). Sooner
-    is for whoever looks at `Link.silence`: see `tcp` for the reason.
+    If data is unacknowledged, TCP gives up only after about a quarter of an hour (net.ipv4.tcp_retries2). The monitor
+    notices sooner through `Link.silence`: see `tcp` for the reason.
     """
     if sock.family == socket.AF_UNIX:
         return
@@ -228,29 +227,29 @@ def _within(value: float, limit: int) -> int:
 
 
 class Scout:
-    """A connection that leads nowhere, to find out whether the driver would take one: it does where one is dead.
+    """A dummy socket offered to the driver, which accepts it only if one of its connections is dead.
 
-    Nothing can be sent over it, so requests that are waiting come back to wait, and none is lost in it.
+    Nothing can be sent over it, so a request that the driver tries to send is queued again, and none is lost.
     """
 
     def __init__(self) -> None:
         self._kernels, self._ours = socket.socketpair()
         self._ours.shutdown(socket.SHUT_RD)
-        # Whoever drops the other end drops this byte unread, and that is an error at ours (unix_release_sock in
-        # net/unix/af_unix.c); a driver that took it, and found out that it is no good, is none.
+        # If the driver does not take the other end, closing it drops this byte unread, and our end gets an error
+        # (unix_release_sock in net/unix/af_unix.c). A driver that took it and then gave it up causes no such error.
         self._ours.send(b"?")
 
     def fileno(self) -> int:
-        """To be handed over."""
+        """The descriptor to hand over to the driver."""
         return self._kernels.fileno()
 
     def was_taken(self) -> bool:
-        """To be asked once. On return the driver has seen the end of it, and counts the connection as dead again."""
+        """Call this once. On return the driver has seen the socket's end, and counts the connection as dead again."""
         self._kernels.close()
         if tcp.ends(self._ours.fileno()) & select.POLLERR:
             return False
-        # The driver marks whatever connection is in that place as dead when it finds the end of this one. So nothing
-        # else may be put there before: it reads the byte first.
+        # When the driver reads the end of this socket, it marks the connection that is in its place by then as dead.
+        # So no other connection may be put there before that; the driver reads the byte first, which we can see.
         self._ours.shutdown(socket.SHUT_WR)
         deadline = Deadline(_BURIAL)
         _await_read(self._ours, deadline)

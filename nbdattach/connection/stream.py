@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 Trace: TypeAlias = Callable[[str], None]
 _Address: TypeAlias = tuple[int, Any]
 
-# What lookups have told, and which are under way, by host and port.
+# Addresses from earlier lookups, and lookups under way, by host and port.
 _mutex = threading.Lock()
 _known: dict[tuple[str, int], list[_Address]] = {}
 _asked: dict[tuple[str, int], _Question] = {}
-# Seconds for a lookup whose answer is known from before; less than the shortest try of the monitor.
+# Seconds to wait for a lookup if an earlier answer is known; less than the monitor's shortest try.
 _LOOKUP_PATIENCE = 1.0
 
 
@@ -52,7 +52,7 @@ class Stream:
         self._doing = "connecting"
 
     def run(self, steps: Steps[T]) -> T:
-        """Does what the generator asks, in order; its result. Our own errors are thrown into it."""
+        """Runs the generator's steps in order and returns its result. A `NbdattachError` is thrown into it."""
         try:
             step = next(steps)
             while True:
@@ -78,7 +78,7 @@ class Stream:
         return b""
 
     def _receive(self, size: int) -> bytes:
-        """Exactly `size` bytes, never one more: what follows may belong to the kernel."""
+        """Exactly `size` bytes, never one more: the bytes after them may be for the kernel."""
         data = bytearray()
         with self._foreign_errors():
             while len(data) < size:
@@ -93,7 +93,7 @@ class Stream:
         return bytes(data)
 
     def _acknowledge(self) -> None:
-        """At once: nbd-server holds its next small packet back until then, 40 ms for each export of a list."""
+        """Makes TCP acknowledge at once: nbd-server delays its next small packet until then, 40 ms for each export."""
         if self.sock.family != socket.AF_UNIX:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
@@ -106,7 +106,7 @@ class Stream:
                 raise
             except OSError:
                 if self._tls:
-                    self.sock.recv(1)  # raises what the server said in TLS before it left, if it said something
+                    self.sock.recv(1)  # raises the server's TLS alert, if it sent one before it left
                 raise
 
     def _arm(self) -> None:
@@ -131,13 +131,13 @@ class Stream:
             raise self._lost(f": {words}" if words else "") from error
 
     def _lost(self, why: str) -> NbdattachError:
-        """Who asked for our certificate and leaves without a word inside TLS does so for what it was shown."""
+        """A server that asked for our certificate, then closes before any NBD data in TLS, has rejected it."""
         if self._tls and self._tls.may_dislike_us and not self._heard_in_tls:
             return self._tls.closed()
         return ConnectionLost(self._target.uri, self._doing + why)
 
     def _start_tls(self, hostname: str) -> None:
-        """From here on inside TLS with a verified server; the plain socket is detached and cannot be used again."""
+        """Switches to TLS with a verified server; the plain socket is detached and cannot be used again."""
         from nbdattach.connection import tls  # ssl costs 10 ms, and most connections do without
 
         try:
@@ -151,9 +151,9 @@ class Stream:
         self._trace(" ".join(self.tls or ()) + (", in the kernel" if self._kernel_tls else ""))
 
     def _see_nothing_is_there(self) -> None:
-        """Between its NBD_REP_ACK and our first word in TLS the server has nothing to say.
+        """Raises if data arrived between the server's NBD_REP_ACK and our ClientHello.
 
-        What is there was put there in the clear, by whomever, to be taken for something said in TLS.
+        Such data is plaintext, injected to be mistaken for TLS data.
         """
         self.sock.setblocking(False)
         try:
@@ -171,13 +171,13 @@ class Stream:
         )
 
     def see_nothing_is_left(self) -> None:
-        """What OpenSSL has read already the kernel would never see; and it would take what follows for that."""
+        """Raises if OpenSSL holds data that we did not ask for: the kernel would miss it and misread the rest."""
         if self._kernel_tls and self.tls and self.sock.pending():  # type: ignore[attr-defined]
             raise BrokenProtocol(self._target.uri, "the server sent more than it was asked for")
 
     @property
     def certificate(self) -> Certificate | None:
-        """The server's, None where it has shown none."""
+        """The server's certificate, None if it sent none."""
         if not self._tls:
             return None
         from nbdattach.connection import certificate
@@ -208,8 +208,8 @@ def dial(
 ) -> Stream:
     """A connection to the target's server. Raises `NoConnection`, `DeadlinePassed`.
 
-    `connect_within`: seconds that TCP has for each address; the deadline holds besides. `kernel_tls`: where TLS is
-    spoken, the kernel takes it over.
+    `connect_within`: seconds that TCP has for each address, within the deadline. `kernel_tls`: if TLS is used, the
+    kernel takes it over.
     """
     if target.socket:
         trace(f"connecting to {plain(target.socket)}")
@@ -224,13 +224,13 @@ def dial(
 def _connect_to_any(
     target: Target, addresses: list[_Address], deadline: Deadline, connect_within: float, trace: Trace
 ) -> socket.socket:
-    """The first address that answers; each gets its share of the time, so a dead first one does not eat it all."""
+    """The first address that answers. Each gets its share of the time, so that a dead first one does not use it up."""
     failures: list[NbdattachError] = []
     for tried, address in enumerate(addresses):
         trace(f"connecting to {address[1][0]} port {address[1][1]}")
         try:
             share = deadline.remaining() / (len(addresses) - tried)
-            limit = connect_within if connect_within < share else deadline.seconds  # what the user may have set
+            limit = connect_within if connect_within < share else deadline.seconds  # the one that the user set
             return _connect(target, address, min(share, connect_within), limit)
         except NoConnection as failure:
             failures.append(failure)
@@ -238,7 +238,7 @@ def _connect_to_any(
 
 
 def _connect(target: Target, address: _Address, seconds: float, limit: float) -> socket.socket:
-    """Within `seconds`; an error tells of the `limit` that this comes from."""
+    """Connects within `seconds`; an error names the `limit` that they were computed from."""
     family, place = address
     sock: socket.socket | None = None
     try:
@@ -261,10 +261,10 @@ def _connect(target: Target, address: _Address, seconds: float, limit: float) ->
 
 
 def _reset(sock: socket.socket) -> None:
-    """Closes it without TIME_WAIT, so that the server gets its port at once.
+    """Closes the socket without TIME_WAIT, so that the server gets its port at once.
 
-    The kernel takes the port of an outgoing connection from a range. If that is the very port of this host which it
-    connects to, the socket opens a connection with itself: that succeeds, and keeps the server from its port.
+    The kernel takes the port of an outgoing connection from a range. If it picks the very port of this host that we
+    connect to, the socket connects to itself: that succeeds, and then the server cannot bind its port.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
@@ -279,8 +279,8 @@ def _connect_hint(target: Target) -> str:
 def _resolve(target: Target, deadline: Deadline) -> list[_Address]:
     """Addresses of the target's host. A name server that is silent must not outlast the deadline.
 
-    Where they have been known before, a lookup that fails or hangs holds nobody up: the host may be one whose disk has
-    the files for it.
+    If a lookup fails or hangs, addresses from an earlier one are used: the files that a lookup needs may be on the very
+    device that is to be connected again.
     """
     with contextlib.suppress(NoConnection):
         return _lookup(target, socket.AI_NUMERICHOST)
@@ -288,7 +288,7 @@ def _resolve(target: Target, deadline: Deadline) -> list[_Address]:
     with _mutex:
         known, asked = _known.get(place), _asked.get(place)
         patience = deadline.remaining()
-        if known:  # and who hangs has been waited for before
+        if known:  # do not wait again for a lookup that hangs already
             patience = 0.0 if asked else min(patience, _LOOKUP_PATIENCE)
         if asked is None:
             asked = _asked[place] = _Question(target)
@@ -303,7 +303,7 @@ def _resolve(target: Target, deadline: Deadline) -> list[_Address]:
 
 
 class _Question:
-    """One lookup, in a thread; while it hangs, others who ask the same wait for it instead of asking again."""
+    """One lookup, in a thread; while it hangs, other callers wait for it instead of starting the same again."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -325,13 +325,13 @@ class _Question:
                 _asked.pop(place, None)
 
     def outcome(self, seconds: float) -> list[_Address] | NoConnection | None:
-        """None where there is none in that time."""
+        """None if there is no outcome in that time."""
         self._thread.join(seconds)
         return self._answers[0] if self._answers else None
 
 
 def remember(target: Target, address: str) -> None:
-    """A numeric address at which the target was reached, for when nobody can say where its host is."""
+    """Keeps a numeric address at which the target was reached, for when its name cannot be looked up."""
     with contextlib.suppress(NoConnection):
         found = _lookup(replace(target, host=address), socket.AI_NUMERICHOST)
         with _mutex:
@@ -339,7 +339,7 @@ def remember(target: Target, address: str) -> None:
 
 
 def address_of(sock: socket.socket) -> str | None:
-    """The numeric address at its other end; None where it has none, or is gone."""
+    """The peer's numeric address; None if it has none or is gone."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
     try:
@@ -360,13 +360,13 @@ def _lookup(target: Target, flags: int) -> list[_Address]:
 
 
 def warm_up() -> None:
-    """Loads what the first lookup of a name loads: a process that cannot read its disk later has it then."""
+    """Does one lookup, which loads the libraries for it: later the process may not be able to read its disk."""
     with contextlib.suppress(OSError):
         socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
 
 
 def prepare(target: Target, deadline: Deadline) -> None:
-    """Loads all that dialling this target takes. Raises `NbdattachError` where its host cannot be found."""
+    """Loads all files that connecting to this target needs. Raises `NbdattachError` if its host cannot be found."""
     if target.tls:
         from nbdattach.connection import tls
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one door to `ssl`: contexts with what a target asks for, the TLS handshake, and its failures in plain words.
+"""TLS with a server: the OpenSSL context for a target, the handshake, and its failures in plain words.
 
 Kernel transport (Documentation/networking/tls.rst): OpenSSL hands the keys to the kernel as soon as the handshake is
-done, and the socket is a plain one from then on. TLS 1.2 only: 1.3 has key updates and tickets, records that the nbd
-driver cannot read; 1.2 has none of them, and OpenSSL before 3.2 does not hand over the receiving side of 1.3.
+done, and the socket is a plain one from then on. TLS 1.2 only: TLS 1.3 has key updates and tickets, and the nbd driver
+cannot read such records; also, OpenSSL before 3.2 does not hand over the receiving side of TLS 1.3.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SOL_TLS = 282
 TLS_TX = 1
 TLS_RX = 2
 _OP_ENABLE_KTLS = 1 << 3  # the name came with Python 3.12
-# What the kernel's tls module takes of TLS 1.2, with forward secrecy; and the same with a pre-shared key.
+# Ciphers of TLS 1.2 that the kernel's tls module has, with forward secrecy; below, the same with a pre-shared key.
 _AES = "ECDHE+AESGCM:DHE+AESGCM"
 _CHACHA = "ECDHE+CHACHA20:DHE+CHACHA20"
 _CRYPTO = "/proc/crypto"
-# How long files may take that are read for later, in seconds.
+# Seconds to wait for files that are only read in advance.
 _READING = 2.0
 # Drivers of the kernel that do AES in C; those that use the processor's instructions are several times faster.
 _AES_IN_C = ("aes-generic", "aes-fixed-time")
@@ -41,13 +41,13 @@ _PSK_CIPHERS = (
 _SERVER_HELLO, _CERTIFICATE, _CERTIFICATE_REQUEST = 2, 11, 13  # HandshakeType (RFC 5246, 7.4; RFC 8446, 4)
 # X509_V_ERR_ of openssl/x509_vfy.h
 _NO_CRL, _NOT_YET, _EXPIRED, _CRL_EXPIRED, _SELF_SIGNED, _REVOKED = 3, 9, 10, 12, 18, 23
-_UNTRUSTED = (2, 7, 19, 20, 21)  # no issuer known, or one of that name with another key
+_UNTRUSTED = (2, 7, 19, 20, 21)  # the issuer is unknown, or has another key than the one of that name
 _WRONG_NAME = (62, 64)
-# A line of a file of keys; one that was commented out is none.
+# A line of a file of keys; a commented-out line does not match.
 # OpenSSL takes no longer names or keys (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
 _PSK_LINE = re.compile(r"([^:#][^:]{0,127}):((?:[0-9A-Fa-f]{2}){1,256})")
-# Reasons of OpenSSL: a server does not like who we are; it does not, and keys are all there is to dislike; there is
-# nothing that both can do; this is no TLS at all.
+# Reasons of OpenSSL, in this order: the server rejects our certificate; it rejects our pre-shared key, if we use one;
+# no common version; no common cipher; the peer does not speak TLS.
 _NOT_US = (
     "CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNSUPPORTED_CERTIFICATE", "CERTIFICATE_REVOKED", "CERTIFICATE_EXPIRED",
     "CERTIFICATE_UNKNOWN", "UNKNOWN_CA", "ACCESS_DENIED",
@@ -60,12 +60,12 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD", "PACKET_LENGTH", "UNEXPECTED_MESSAG
 _ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
 _UNEXPECTED_END = "UNEXPECTED_EOF"
 _IN_PYTHON = re.compile(r" \(_ssl\.c:\d+\)$")
-# A certificate may be for hundreds of names; so many are shown where none is the one that was wanted.
+# A certificate may have hundreds of names; an error shows so many of them if none is the right one.
 _MAX_NAMES = 8
 
 
 class Handshake:
-    """TLS with the server of one target. Its files may take so many seconds. Raises `TlsFailed`, TimeoutError."""
+    """TLS with the server of one target. Reads its files within `seconds`. Raises `TlsFailed`, TimeoutError."""
 
     def __init__(self, target: Target, for_kernel: bool, seconds: float = DEFAULT_TIMEOUT) -> None:
         self._target = target
@@ -74,11 +74,11 @@ class Handshake:
         self._certificate = b""  # the server's, DER
         self._answered = False  # the server chose a version and a cipher
         self._asked = False  # the server wants to see a certificate of ours
-        self._user = ""  # whose pre-shared key it is
+        self._user = ""  # the name of the pre-shared key
         self._context = self._made_context()
 
     def over(self, sock: socket.socket, name: str) -> ssl.SSLSocket:
-        """The socket inside TLS with a server whose certificate has this name; the plain one is detached.
+        """Does the handshake and returns the TLS socket; the server's certificate must have `name`. `sock` is detached.
 
         Raises `TlsFailed`, `ConnectionLost`, TimeoutError.
         """
@@ -99,13 +99,13 @@ class Handshake:
         return inside
 
     def rehearse(self) -> None:
-        """Up to our first word, which goes nowhere: what that needs has been read from disk then."""
+        """Makes our ClientHello and sends it nowhere, so that all code and files it needs are read from disk."""
         name = self._target.verified_name or "localhost"
         with contextlib.suppress(ssl.SSLWantReadError, ValueError):
             self._context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name).do_handshake()
 
     def _see_name_is_possible(self, name: str) -> None:
-        """Before the socket is given away: wrap_socket does not always close it when it refuses a name."""
+        """Raises if no certificate can have this name. wrap_socket refuses it too, but may leave the socket open."""
         try:
             self._context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name or None)
         except (ValueError, ssl.SSLError) as error:
@@ -113,7 +113,7 @@ class Handshake:
             raise TlsFailed(self._target.uri, cause, "--tls-hostname NAME says the right one") from error
 
     def _see_it_in_kernel(self, inside: ssl.SSLSocket) -> None:
-        """Asked for each direction: a socket that is in the kernel in one only would give the device garbage."""
+        """Raises if the kernel did not take TLS over in both directions: with only one the device would get garbage."""
         for direction, name in ((TLS_TX, "sending"), (TLS_RX, "receiving")):
             try:
                 inside.getsockopt(SOL_TLS, direction, 4)
@@ -126,7 +126,7 @@ class Handshake:
             inside.close()
             raise NotInKernel(self._target.uri, "the server sent data before it was asked", "is this an NBD server?")
 
-    # -- what is asked for -----------------------------------------------------------------------------------------
+    # -- the context for the target --------------------------------------------------------------------------------
 
     def _made_context(self) -> ssl.SSLContext:
         target = self._target
@@ -149,8 +149,8 @@ class Handshake:
             context.verify_mode = ssl.CERT_NONE
         if not target.tls_psk_file:
             self._show_ourselves(context)
-        # What a server shows that is refused, and what it asks for, is nowhere else to be had. Without it the words
-        # are fewer.
+        # Only this private hook shows a refused certificate, and whether the server asks for ours. Without the hook,
+        # errors say less.
         with contextlib.suppress(AttributeError):
             context._msg_callback = self._see_message  # type: ignore[attr-defined]
         return context
@@ -215,7 +215,7 @@ class Handshake:
         context.set_psk_client_callback(lambda _hint: (user, key))
         self._user = user
 
-    # -- what went wrong -------------------------------------------------------------------------------------------
+    # -- errors ----------------------------------------------------------------------------------------------------
 
     def _see_message(self, _conn: Any, direction: str, _version: Any, _kind: Any, message: Any, data: bytes) -> None:
         if direction != "read":
@@ -224,15 +224,15 @@ class Handshake:
         self._asked = self._asked or message == _CERTIFICATE_REQUEST
         if message != _CERTIFICATE or self._certificate:
             return
-        # A list, which fills the message but for its length (RFC 5246, 7.4.2); in TLS 1.3 a context of one byte comes
-        # before it (RFC 8446, 4.4.2). In it a length and the server's own certificate come first.
+        # The message is a length of 3 bytes and a list (RFC 5246, 7.4.2); in TLS 1.3 a context of one byte comes
+        # before them (RFC 8446, 4.4.2). The list begins with a length and the server's own certificate.
         body = data[4:]
         place = 3 if int.from_bytes(body[:3], "big") == len(body) - 3 else 4
         length = int.from_bytes(body[place : place + 3], "big")
         self._certificate = body[place + 3 : place + 3 + length]
 
     def failure(self, error: OSError) -> TlsFailed:
-        """The error in words that say what to do."""
+        """OpenSSL's error as ours, with cause and hint."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return self._not_verified(error)
         if has_ended(error):
@@ -255,29 +255,29 @@ class Handshake:
         return self._failed(f"TLS: {plain(str(error))}", "--debug shows each step")
 
     def closed(self) -> TlsFailed:
-        """The server closed the connection in the handshake or right after it: GnuTLS servers tell no reason."""
+        """The error if the server closed the connection in or right after the handshake: GnuTLS sends no reason."""
         if self._asked or (self._user and self._answered):
             return self._not_us("")
         hint = "its log may tell why; does it want a key (--tls-psk)?" if self._answered else self._in_common()
         said = "the server closed the connection in the TLS handshake"
-        # Servers do so, too, that find nothing in common (nbdkit, with GnuTLS).
+        # A server that finds no common cipher may also just close (nbdkit, with GnuTLS).
         return self._failed(said, hint) if self._answered else self._nothing_for_kernel(said, hint, MaybeNotInKernel)
 
     @staticmethod
     def is_of_tls(error: OSError) -> bool:
-        """Not of the connection below."""
+        """Whether the error is of TLS, not of the connection below it."""
         return isinstance(error, ssl.SSLError) and not has_ended(error)
 
     @staticmethod
     def words(error: OSError) -> str:
-        """Of an error of the connection below. That it ended is all there is to say: how OpenSSL says so, depends."""
+        """For an error of the connection below TLS. "" if it just ended: OpenSSL's text for that varies."""
         return "" if has_ended(error) else error.strerror or str(error)
 
     @property
     def may_dislike_us(self) -> bool:
-        """The server asked who we are, or nobody saw whether it did.
+        """Whether the server may have rejected our certificate: it asked for one, or we could not see whether it did.
 
-        With TLS 1.3, and qemu-nbd in any, it judges the answer after the handshake.
+        In TLS 1.3, and qemu-nbd in any version, the server checks the certificate after the handshake.
         """
         return self._asked or not self._answered
 
@@ -285,11 +285,11 @@ class Handshake:
         return TlsFailed(self._target.uri, cause, hint)
 
     def _nothing_for_kernel(self, cause: str, hint: str, kind: type[NotInKernel] = NotInKernel) -> TlsFailed:
-        """`NotInKernel` where we offered only what the kernel takes: there is more to offer."""
+        """`NotInKernel` if we offered only the kernel's ciphers: the relay can offer more."""
         return (kind if self._for_kernel and not self._user else TlsFailed)(self._target.uri, cause, hint)
 
     def _not_us(self, said: str) -> TlsFailed:
-        """`said` is the server's reason; "" where it only closed the connection."""
+        """`said` is the server's reason; "" if it only closed the connection."""
         told = f" ({said})" if said else ""
         if self._user:
             whose = f"the key of {quoted(self._user)} from {plain(self._target.tls_psk_file)}"
@@ -331,7 +331,7 @@ class Handshake:
         return self._nothing_for_kernel("the server found no way of TLS in common with us", self._in_common())
 
     def _in_common(self) -> str:
-        """The hint on a server that did not even answer."""
+        """The hint if the server did not even answer our ClientHello."""
         if self._user:
             return "does it use pre-shared keys at all, in TLS 1.2?"
         if self._for_kernel:
@@ -381,13 +381,13 @@ class Handshake:
 
 
 def warm_up(target: Target) -> None:
-    """The files of the target are known then, also when their disk is away."""
+    """Reads the target's files in advance, so that a copy is there when their disk is not."""
     with contextlib.suppress(TlsFailed, TimeoutError):
         Handshake(target, True, _READING).rehearse()
 
 
 def _kernel_is_slow_at_aes() -> bool:
-    """Whether it has AES in C, and nothing better."""
+    """Whether it has AES only in C."""
     try:
         with open(_CRYPTO) as file:
             blocks = file.read().split("\n\n")
@@ -407,10 +407,10 @@ def inside_cipher(sock: ssl.SSLSocket) -> str:
 
 
 def has_ended(error: OSError) -> bool:
-    """Whether the server or the network ended the connection; not TLS, which may have told why.
+    """Whether the server or the network ended the connection, without a TLS alert that gives the reason.
 
-    OpenSSL 3.0 and Python have classes for it. OpenSSL 3.5 lets the system's own errors through, and what is read after
-    a send that failed is a plain SSLError with SSL_ERROR_SYSCALL: of the unexpected end, or of an alert that was there.
+    OpenSSL 3.0 and Python have classes for that. OpenSSL 3.5 passes on the system's own errors. With it, a read after a
+    failed send raises a plain SSLError with SSL_ERROR_SYSCALL, for an unexpected end and also for a waiting alert.
     """
     if isinstance(error, _ENDED):
         return True
@@ -421,12 +421,12 @@ def has_ended(error: OSError) -> bool:
 
 
 def forget_errors() -> None:
-    """After an error of one connection, so that it is not taken for one of the next connection of this thread.
+    """Clears OpenSSL's errors of this thread, so that one connection's error is not reported for the next one.
 
     OpenSSL keeps errors in a queue for each thread, and looks there when a call has nothing to read yet. Python leaves
     a system's error in it (seen with Python 3.13 and OpenSSL 3.5, 3.14 and 3.15 and OpenSSL 3.6). From then on each
-    read of any connection in the thread fails so. A handshake begins with an empty queue (state_machine in
-    ssl/statem/statem.c), be it one with nobody.
+    read of any connection in the thread fails with it. A handshake empties the queue first (state_machine in
+    ssl/statem/statem.c), so we begin one that has no peer.
     """
     nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
         ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="nobody"
@@ -436,7 +436,7 @@ def forget_errors() -> None:
 
 
 def _reason(error: OSError) -> str:
-    """As TLSV1_ALERT_UNKNOWN_CA. Python has no name for those that are newer than it, and shows OpenSSL's words."""
+    """Such as TLSV1_ALERT_UNKNOWN_CA. Python shows OpenSSL's words for a reason that is newer than Python."""
     return (getattr(error, "reason", None) or _IN_PYTHON.sub("", str(error))).upper().replace(" ", "_")
 
 
@@ -458,7 +458,7 @@ def _load(file: File, what: str, load: Callable[[str], Any]) -> None:
 
 
 def _see(file: File, what: str) -> None:
-    """That the file has it in PEM: OpenSSL has one error for all that it may have instead. Raises `TlsFailed`."""
+    """Raises `TlsFailed` if the file has none of it in PEM: OpenSSL has one error for any other content."""
     if not re.search(rb"^-----BEGIN [A-Z0-9 ]*" + what.encode() + rb"-----", file.content, re.MULTILINE):
         name = {"CERTIFICATE": "certificate", "PRIVATE KEY": "key"}.get(what, "list of revoked certificates")
         raise TlsFailed(plain(file.path), f"no {name} in PEM in it", f"it has a line -----BEGIN {what}-----")

@@ -2,7 +2,7 @@
 """Constants of the NBD protocol, with the names and in the order of its specification.
 
 Source: the NBD specification, doc/proto.md, sections "Values" and "Protocol phases".
-This file holds numbers only; what they mean to us is in `handshake` and `transmission`.
+This file holds numbers only; `handshake` and `transmission` use them.
 """
 
 from __future__ import annotations

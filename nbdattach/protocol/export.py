@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the handshake learns about an export. Facts only, no I/O."""
+"""The facts about an export that a server reports in the handshake. No I/O."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One export of a server's list. `size` is in bytes, None where the server tells none."""
+    """One export of a server's list. `size` is in bytes, None if the server reports none."""
 
     name: str
     description: str

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The handshake phase, client side, as generators that do no I/O (see `steps`).
 
-Source: NBD specification, "Handshake", "Option types", "Option reply types". It reads in that order.
-Nothing of the peer is believed: each length is checked against a named limit before it is read,
-and the number of replies is bounded. The deadline is the business of whoever drives the generator.
+Source: NBD specification, "Handshake", "Option types", "Option reply types", in that order.
+No length from the peer is trusted: each is checked against a named limit before it is read,
+and the number of replies is bounded. The caller that drives the generator keeps the deadline.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ RESERVED = 124
 MAX_SERVER_REPLY = 4 + 2 * MAX_STRING
 # Information types we do not know are skipped; known ones end at 2 + MAX_STRING, newer ones get room.
 MAX_INFO_REPLY = 65536
-# There are four information types today; a server that sends more than this many is wasting our time.
+# There are four information types today; a server that sends more replies than this is broken or hostile.
 MAX_INFO_REPLIES = 64
-# More exports than any server known; bounds the time a hostile list takes.
+# More exports than any known server has; bounds the time that a hostile list takes.
 MAX_EXPORTS = 10_000
 # Bounds the memory a hostile list takes: the names and descriptions together, in bytes.
 MAX_LIST_BYTES = 8 << 20
@@ -78,14 +78,14 @@ MAX_MINIMUM_BLOCK = 65536
 
 _EXPORT_INFO = struct.Struct(">QH")  # size, transmission flags
 _BLOCK_SIZE_INFO = struct.Struct(">III")  # minimum, preferred, maximum payload
-# Refusals of NBD_OPT_GO after which we ask on.
+# Refusals of NBD_OPT_GO after which we try other options.
 _ASKED_OTHERWISE = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
 _ASKED = (NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """What the first bytes of a server tell. An old style server has told its export with them."""
+    """The server's greeting. In the old style, the greeting includes the export."""
 
     fixed: bool = False
     no_zeroes: bool = False
@@ -97,7 +97,7 @@ class _Server:
 
 
 def enter(target: Target) -> Steps[Export]:
-    """Into the transmission phase of the target's export: after the last step the socket carries requests.
+    """Enters the transmission phase of the target's export: after the last step the socket carries requests.
 
     Raises `Refused`, `UnknownExport`, `BrokenProtocol`, `TlsFailed`, `ConnectionLost`.
     """
@@ -120,7 +120,7 @@ def enter(target: Target) -> Steps[Export]:
 def inspect(target: Target) -> Steps[Export]:
     """The target's export as the server describes it; leaves the server politely. Raises as `enter`.
 
-    Not by NBD_OPT_INFO, which nbd-server answers with a size of 0: only who goes in learns the truth everywhere.
+    NBD_OPT_INFO is not used, because nbd-server answers it with a size of 0. To enter works with every server.
     """
     export = yield from enter(target)
     yield from transmission.disconnect()
@@ -128,7 +128,7 @@ def inspect(target: Target) -> Steps[Export]:
 
 
 def catalogue(target: Target) -> Steps[list[Listed]]:
-    """All exports of the server, with sizes where it tells them; leaves the server politely. Raises as `enter`."""
+    """All exports of the server, with sizes if it reports them; leaves the server politely. Raises as `enter`."""
     server = yield from _open(target)
     if server.oldstyle:
         yield from transmission.disconnect()
@@ -184,7 +184,7 @@ def _oldstyle(target: Target) -> Steps[_Server]:
 
 
 def _starttls(target: Target, server: _Server) -> Steps[None]:
-    """NBD_OPT_STARTTLS, before anything else. What was learnt before it is the greeting only, and is kept by no one."""
+    """NBD_OPT_STARTTLS, before any other option: only the greeting comes before TLS."""
     if not server.fixed:
         raise TlsFailed(target.uri, "a server without fixed newstyle cannot do TLS", "nbd:// reaches it in the clear")
     try:
@@ -200,7 +200,7 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
 
 
 def _unknown(target: Target, refused: OptionRefused) -> Steps[Refused]:
-    """The error that also tells what the server has. Whatever goes wrong in asking for that is no news."""
+    """The error, with the names of the server's exports. If they cannot be listed, the error goes without them."""
     try:
         offered = yield from _offered(target)
     except NbdattachError:
@@ -212,13 +212,15 @@ def _unknown(target: Target, refused: OptionRefused) -> Steps[Refused]:
 
 
 def _listed_but_closed(target: Target, words: str = "") -> Refused:
-    """nbdkit says ERR_UNKNOWN if the plugin cannot open the export, whatever the reason."""
+    """nbdkit sends NBD_REP_ERR_UNKNOWN if its plugin cannot open the export, for any reason."""
     said = f"; it says: {quoted(words)}" if words else ""
     return Refused(target.uri, f"the server lists the export and does not let us in{said}", DENIED)
 
 
 def _see_it_listed(target: Target) -> Steps[bool]:
-    """NBD_OPT_EXPORT_NAME cannot tell an unknown name from a lost connection, so look before. False: it may be unknown.
+    """Looks in the list first: after NBD_OPT_EXPORT_NAME, an unknown name looks like a lost connection.
+
+    False if the name is not in the list, or if there is no list. Raises `UnknownExport`.
 
     The default export need not be in the list ("reserved for a default export"); a named one must.
     """
@@ -229,7 +231,7 @@ def _see_it_listed(target: Target) -> Steps[bool]:
 
 
 def _offered(target: Target) -> Steps[list[str] | None]:
-    """Names of the server's exports, None where it does not tell: this is only for a better message."""
+    """Names of the server's exports, None if it refuses to list them: this is only for a better message."""
     try:
         return [one.name for one in (yield from _list(target))]
     except Refused:
@@ -268,7 +270,7 @@ def _ask(target: Target, option: int, name: str) -> Steps[Export]:
 
 
 class _Found:
-    """The pieces of information as they come in, in any order."""
+    """Collects the information replies, which come in any order."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -338,7 +340,7 @@ def _list_with_sizes(target: Target) -> Steps[list[Listed]]:
         room -= len(export.description)
         if room < 0:
             raise _list_too_long(target)
-        # nbd-server answers 0 to NBD_OPT_INFO for every export: that is no size.
+        # nbd-server answers NBD_OPT_INFO with size 0 for every export: that means unknown.
         sized.append(Listed(one.name, one.description or export.description, export.size or None))
     return sized
 

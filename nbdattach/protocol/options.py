@@ -86,7 +86,7 @@ class OptionRefused(Refused):
         self.words = words
 
 
-# nbd-server has the same words for all of these, and its protocol no others.
+# nbd-server sends the same text for all of these.
 DENIED = (
     "its log tells why; nbd-server means: not allowed, maxconnections reached, cannot open its file, or prerun failed"
 )
@@ -138,7 +138,7 @@ def plain_option(target: Target, option: int) -> Steps[None]:
 
 
 def politely(steps: Steps[T], but_for: Container[int] = ()) -> Steps[T]:
-    """`steps`; when the server refuses, NBD_OPT_ABORT before we leave, `but_for` refusals that are no leaving."""
+    """Runs `steps`; if the server refuses, sends NBD_OPT_ABORT, except for the refusals in `but_for`."""
     try:
         return (yield from steps)
     except (Refused, TlsFailed) as refused:
@@ -148,7 +148,7 @@ def politely(steps: Steps[T], but_for: Container[int] = ()) -> Steps[T]:
 
 
 def abort() -> Steps[None]:
-    """A soft disconnect. Nobody waits for the answer, nor minds that the server has gone already."""
+    """Sends NBD_OPT_ABORT, a soft disconnect; waits for no reply, and does not fail if the server is gone already."""
     try:
         yield from send_option(NBD_OPT_ABORT)
     except (NoConnection, TlsFailed):

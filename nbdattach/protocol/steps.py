@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The alphabet in which protocol code speaks: a generator yields these steps and is handed what it asked for.
+"""The steps that protocol code yields as a generator; the caller does them and sends received bytes back.
 
 The kernel takes the socket over right after the handshake, so a byte read too many would be lost:
-`Receive` asks for an exact size, and nobody reads ahead.
+`Receive` asks for an exact size, and no code reads ahead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Wants exactly `size` bytes sent back into the generator."""
+    """Asks for exactly `size` bytes, to be sent back into the generator."""
 
     size: int
 
@@ -35,7 +35,7 @@ class StartTls:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is happening, for --debug and for errors that must tell what was waited for."""
+    """Names the present step, for --debug and for an error such as a timeout in it."""
 
     text: str
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TARGET: where a server and its export are, as users type it.
+"""TARGET: a server and its export, as users type them.
 
 `HOST`, `HOST:PORT`, `[V6ADDR]:PORT`, `/unix/socket`, or an NBD URI (NBD specification, doc/uri.md).
 Parsing touches nothing but the text (and the working directory, for a relative socket path).
@@ -29,9 +29,9 @@ _FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://H
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server (`host` and `port`, or the Unix `socket`), the export wanted there, and how it is to be trusted.
+    """A server (`host` and `port`, or the Unix `socket`), its export, and how to verify the server.
 
-    `tls_ca`, `tls_cert`, `tls_key` and `tls_verify` have no place in a URI; the others have.
+    `tls_ca`, `tls_cert`, `tls_key` and `tls_verify` cannot be in a URI; the others can.
     """
 
     host: str = ""
@@ -59,7 +59,7 @@ class Target:
 
     @property
     def verified_name(self) -> str:
-        """The name a TLS certificate must have; "" where none is known. It has no scope, and no dot at its end."""
+        """The name that the server's certificate must have; "" if none is known. Without scope and final dot."""
         return self.tls_hostname or self.host.partition("%")[0].removesuffix(".")
 
     def _uri(self, export: str) -> str:
@@ -83,7 +83,7 @@ class Target:
 
 
 def parse_target(text: str, export: str | None = None) -> Target:
-    """The target that `text` names; `export` is what -N/--export gave, None without it.
+    """The target that `text` names; `export` is the value of -N/--export, None without it.
 
     Raises `Malformed` with the part that is wrong.
     """
@@ -111,12 +111,12 @@ def with_tls(
     psk: str | None = None,
     verify: bool = True,
 ) -> Target:
-    """The target, with what --tls and its like say; each of them means that TLS is required. Raises `Malformed`.
+    """The target with the --tls options; each of them means that TLS is required. Raises `Malformed`.
 
-    Paths are made absolute: whoever dials again later may stand elsewhere.
+    Paths are made absolute, because the monitor, which reconnects later, has another working directory.
     """
     for name, value in (("ca", ca), ("cert", cert), ("key", key), ("hostname", hostname), ("psk", psk)):
-        if value == "":  # of a variable that is not set, perhaps; it may not mean "in the clear"
+        if value == "":  # perhaps from a variable that is not set; it must not mean "without TLS"
             raise Malformed(f"--tls-{name}", "empty", "give a name, or leave it out")
     if not (required or ca or cert or key or hostname or psk or not verify):
         return target
@@ -286,7 +286,7 @@ def _checked_export(text: str, name: str) -> str:
 
 
 def _checked_socket(text: str, path: str) -> str:
-    """`path`, made absolute: whoever dials again later may stand elsewhere. A leading NUL means abstract."""
+    """`path`, made absolute, because the monitor has another working directory. A leading NUL means abstract."""
     if "\0" in path[1:] or path in ("", "\0"):
         raise Malformed(
             quoted(text), "not a socket path", "write /run/nbd.sock, or %00NAME in a URI for an abstract one"

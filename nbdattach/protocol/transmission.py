@@ -43,7 +43,7 @@ def read(thing: str, offset: int, length: int, cookie: int) -> Steps[bytes]:
 
 
 def disconnect() -> Steps[None]:
-    """NBD_CMD_DISC, which has no reply; a server that has gone already did not need it."""
+    """Sends NBD_CMD_DISC, which has no reply; does not fail if the server is gone already."""
     yield Note("NBD_CMD_DISC")
     try:
         yield Send(_REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_DISC, 0, 0, 0))
@@ -52,6 +52,6 @@ def disconnect() -> Steps[None]:
 
 
 def error_words(error: int) -> tuple[int, str]:
-    """Number and words of an error value; one the specification does not know counts as NBD_EINVAL."""
+    """Number and words of an error value; one that is not in the specification counts as NBD_EINVAL."""
     known = error if error in NBD_ERRORS else NBD_EINVAL
     return known, NBD_ERRORS[known]
