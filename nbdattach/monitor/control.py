@@ -211,7 +211,7 @@ class Caller:
 
     @property
     def pid(self) -> int:
-        """0 if its number means nothing here, because it is in another pid namespace."""
+        """Of the command; 0 if it is in another pid namespace, so that we cannot see it."""
         return _peer(self._connection)
 
     def wait_until_gone(self) -> bool:

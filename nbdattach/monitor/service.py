@@ -260,7 +260,7 @@ class Monitor:
     # -- commands ------------------------------------------------------------------------------------------------------
 
     def _serve(self, caller: Caller) -> None:
-        """One command, in a thread of its own."""
+        """Serves one command; each has its own thread."""
         with contextlib.closing(caller):
             try:
                 request, descriptors = caller.read()

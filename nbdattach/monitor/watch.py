@@ -374,7 +374,7 @@ class Watch:
             if outage.until_failing(boot_time()) > 0 or self._is_well():
                 return
             if self._links.alive and not self._links.stuck:
-                return  # only silent, so it may recover: until the server answers another one, or none for long
+                return  # only silent, so it may recover, until we give it up
             self._links.fail_requests()
             outage.failing = True
             self._say_trouble(outage)
@@ -614,7 +614,7 @@ class Watch:
                 connection.stream.run(transmission.disconnect())
             connection.stream.close()
 
-    # -- small things ----------------------------------------------------------------------------------------------
+    # -- helpers ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _kernel_calls(self) -> Iterator[None]:

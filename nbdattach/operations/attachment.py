@@ -4,7 +4,7 @@
 Decisions that matter:
 * The exclusive claim on the node is the lock: the kernel grants it to one process, refuses it while the device is in
   use, and releases it when we die. No lock file can do that.
-* A backend undoes everything unless it is told that the attachment is complete. So a connect that fails, or is
+* A backend undoes everything unless we commit, when the attachment is complete. So a connect that fails, or is
   killed at any moment, leaves nothing behind.
 * The kernel decides between us and foreign tools: the second process gets EBUSY and looks for another device.
 * The monitor watches the device before the attachment is complete. So at whichever moment the command ends, it never
