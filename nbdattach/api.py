@@ -6,8 +6,8 @@
     with nbdattach.connect("nbd://db1/disk", "/dev/nbd0") as attachment:
         print(attachment.device, attachment.status().size)
 
-Devices are named as on the command line: "/dev/nbd0" or "nbd0". Sizes in bytes, times in seconds. What goes wrong is a
-subclass of `NbdattachError`, with `thing`, `cause`, `hint` and `exit_code`.
+Devices are named as on the command line: "/dev/nbd0" or "nbd0". Sizes in bytes, times in seconds. Errors are subclasses
+of `NbdattachError`, with `thing`, `cause`, `hint` and `exit_code`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Say = Callable[[str], None]
 class Attachment:
     """An attached device. As a context manager it detaches at the end.
 
-    `device` is its path, `pid` the kernel's name for whoever attached it, `notes` what the user should hear of the
-    connect; `fresh` is False where it was attached before.
+    `device` is its path, `pid` the process that attached it as the kernel reports it, `notes` messages of the connect
+    for the user; `fresh` is False if it was attached before.
     """
 
     def __init__(self, device: str, pid: int | None, notes: Sequence[str] = (), fresh: bool = True) -> None:
@@ -46,7 +46,7 @@ class Attachment:
 
     @classmethod
     def at(cls, device: str) -> Attachment:
-        """What is attached there now, by whomever. Raises `NotAttached`.
+        """The attachment that is there now, made by nbdattach or another program. Raises `NotAttached`.
 
         print(nbdattach.Attachment.at("nbd0").status().target)
         """
@@ -57,7 +57,7 @@ class Attachment:
         return cls(place.path, pid, fresh=False)
 
     def status(self) -> Status:
-        """What the kernel and our records say of it now: the fields of `status --json`. Raises `NotAttached`."""
+        """Its present state from the kernel and our records: the fields of `status --json`. Raises `NotAttached`."""
         from nbdattach.attached.status import status_of
 
         return status_of(self._place)
@@ -72,11 +72,11 @@ class Attachment:
         progress: Callable[[float], None] = lambda _: None,
         trace: Say = silent,
     ) -> str:
-        """Detaches once it is safe. Raises `DeviceInUse`, `KernelRefused`; it then stays.
+        """Detaches once it is safe. Raises `DeviceInUse`, `KernelRefused`; the device then stays attached.
 
-        `timeout` is how long the kernel may take to let go. With `force` it goes under its users, and what cannot be
-        flushed is lost: `say` tells each. What has come to the device after this attachment ended is left alone; then
-        the reason why there was nothing to do is returned, else an empty text.
+        `timeout` is how long the kernel may take to release it. With `force` it is detached even while it is in use,
+        and data that cannot be flushed is lost: `say` gets a message for each. If this attachment has ended, a later
+        one at the device is left alone. Returns the reason if there was nothing to do, otherwise an empty text.
 
             try:
                 attachment.disconnect()
@@ -99,7 +99,7 @@ class Attachment:
     def reconnect(self, target: str | None = None, export: str | None = None) -> str:
         """Hands the device over to a new connection, or to another server of the same data. Netlink only.
 
-        The URI that it is connected to then is returned. Requests in flight are sent again; none fails.
+        Returns the URI that it is connected to then. Requests in flight are sent again; none fails.
 
             attachment.reconnect("nbd://db2/disk")
         """
@@ -108,7 +108,7 @@ class Attachment:
         return handover.reconnect(self._place, parse_target(target, export) if target is not None else None)
 
     def resize(self) -> str:
-        """Gives the device the size that the export now has, and says what became of it. Netlink only.
+        """Gives the device the size that the export now has; returns the outcome as text. Netlink only.
 
         attachment.resize()
         """
@@ -156,13 +156,13 @@ def connect(
     tls_transport: str = "auto",
     trace: Say = silent,
 ) -> Attachment:
-    """Attaches `target` (and its `export`, where it is no URI) at `device`, or at a free one.
+    """Attaches `target` (and its `export`, if `target` is no URI) at `device`, or at a free one.
 
-    Sizes in bytes, times in seconds, `connections` 0 for as many as are good. The device is ready when this returns.
+    Sizes in bytes, times in seconds, `connections` 0 for an automatic number. The device is ready when this returns.
     `on_loss` is how long requests wait for a server that is away: None for the default, 0 not at all,
-    `float("inf")` for ever. With `reconnect` the monitor looks after it, and is started where none runs. With `size`
-    the server sends no greeting, and the export has that many bytes. `trace` is told each step. Any of `tls_...` but
-    the last asks for TLS; `tls_verify` False accepts any certificate.
+    `float("inf")` for ever. With `reconnect` the monitor watches it, and is started if none runs. With `size`
+    the server sends no greeting, and the export has that many bytes. `trace` is called with each step. Each `tls_...`
+    except `tls_transport` requires TLS; `tls_verify` False accepts any certificate.
     Raises the subclasses of `NbdattachError`.
 
         attachment = nbdattach.connect("db1", "nbd0", export="disk", read_only=True, tag="db")
@@ -199,7 +199,7 @@ def connect(
 
 
 def attach(target: Target, device: Device | None, wishes: Wishes, trace: Say = silent) -> Attachment:
-    """`connect`, of what has been parsed already."""
+    """`connect` for options that have been parsed already."""
     from nbdattach.operations import attachment
 
     done = attachment.attach(target, device, wishes, trace)
@@ -216,10 +216,10 @@ def disconnect(
     progress: Callable[[float], None] = lambda _: None,
     trace: Say = silent,
 ) -> str:
-    """Detaches what is attached at the device, as `Attachment.disconnect` does; with `if_tag` only what has that tag.
+    """Detaches the device, as `Attachment.disconnect` does; with `if_tag` only if its attachment has that tag.
 
-    Returns why there was nothing to do, an empty text where it was detached. `progress` is called during a long flush
-    with the seconds that it has taken.
+    Returns why there was nothing to do, or an empty text after it was detached. `progress` is called during a long
+    flush with the seconds that it has taken.
 
         nbdattach.disconnect("nbd0", if_tag="db")
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stands in the way on this machine, each with its remedy as a command. Changes nothing, and opens no device."""
+"""Finds problems of this machine, each with its remedy as a command. Changes nothing, and opens no device."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.text import plain
 
-# Who is well answers in no time; the second is the time that pyroute2 takes to load on a slow machine.
+# A healthy monitor answers at once. NETLINK_SECONDS allows for importing pyroute2 on a slow machine.
 MONITOR_SECONDS = 5
 NETLINK_SECONDS = 30
-# In seconds: without end, for all that matters, and not beyond what the kernel can count.
+# In seconds: in practice without end, and small enough for the kernel's counter.
 WEEK = 7 * 24 * 3600
 
 _INSTALL_RULES = (
@@ -35,9 +35,9 @@ _INSTALL_RULES = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `stands_in_the_way` is False for what is good, and for what is only worth knowing.
+    """The result of one check. `stands_in_the_way` is False if all is well, or if it is only advice.
 
-    What is only worth knowing has a remedy, what is good has none.
+    Advice has a remedy; a good result has none.
     """
 
     subject: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """All findings, in the order in which one would mend them."""
+    """All findings, in the order in which a user should mend them."""
     driver.refuse_other_systems()
     found = [_permission(), _driver()]
     if sysfs.driver_loaded():
@@ -95,7 +95,7 @@ def _nodes() -> Finding:
 
 
 def _is_block_device(path: str) -> bool:
-    """Looks at the node alone: to open a dead device is to wait for it."""
+    """Only reads the node's type, because to open a dead device means to wait for it."""
     try:
         return stat.S_ISBLK(os.stat(path).st_mode)
     except OSError:
@@ -123,7 +123,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _wedged(device: Device) -> Iterator[Finding]:
-    """A device that holds something nobody serves any more, or nobody serves now."""
+    """Reports a device that is not served any more, or is not served now."""
     kernel = Kernel(device)
     pid = kernel.pid
     remedy = f"stop what uses it, then: nbdattach disconnect {device.path}"
@@ -140,7 +140,7 @@ def _wedged(device: Device) -> Iterator[Finding]:
 
 
 def _away(status: Status, trouble: dict[str, str | None]) -> Finding:
-    """By netlink an attachment without a connection is no wreck: it works again when the server is back."""
+    """By netlink, an attachment without a connection is not broken: it works again when the server is back."""
     return Finding(
         status.device,
         f"{status.state} since {trouble['since']}: {plain(trouble['error'] or 'trying')}",
@@ -149,7 +149,7 @@ def _away(status: Status, trouble: dict[str, str | None]) -> Finding:
 
 
 def _timeout(device: Device) -> Iterator[Finding]:
-    """Of what another program attached. Only root can tell ours from theirs."""
+    """Reports the timeout of a device that another program attached. Only root can tell it from our own."""
     kernel = Kernel(device)
     if not procfs.is_root() or not kernel.attached or state.load(device):
         return
@@ -164,7 +164,7 @@ def _timeout(device: Device) -> Iterator[Finding]:
 
 
 def _write_zeroes(device: Device) -> Iterator[Finding]:
-    """Left behind by another program: from 6.12 to 7.2 the driver cannot switch it off (nbd.c, __nbd_set_size)."""
+    """Reports a setting left by another program: Linux 6.12 to 7.2 cannot switch it off (nbd.c, __nbd_set_size)."""
     kernel = Kernel(device)
     if kernel.sends_write_zeroes and not kernel.attached:
         # The driver cannot be unloaded while it serves a device. Without DEVICE, connect takes another one by itself.
@@ -180,7 +180,7 @@ def _netlink() -> Finding:
         return Finding("netlink", "pyroute2 is not installed: nobody connects again after a loss", remedy=install)
     if not sysfs.driver_loaded():
         return Finding("netlink", "pyroute2 is installed")
-    # All commands to all families wait for one that hangs, as one of the driver can.
+    # If a netlink command hangs, as the driver's can, all commands to all families wait for it.
     answer = procfs.answer_within(NETLINK_SECONDS, _why_no_netlink)
     if answer is None:
         says = "the kernel does not answer: another command by netlink hangs there"
@@ -189,7 +189,7 @@ def _netlink() -> Finding:
         return Finding("netlink", "pyroute2 fails: nobody connects again after a loss", remedy=install)
     if answer == "usable":
         return Finding("netlink", answer)
-    # connect then goes by ioctl; the family is shown to the host's network namespace alone (nbd.c: no netnsok).
+    # connect then uses ioctl; only the host's network namespace sees the family (nbd.c: no netnsok).
     remedy = "run nbdattach in the network namespace of the host: docker run --network host"
     return Finding("netlink", f"{answer}: nobody connects again after a loss", remedy=remedy)
 
@@ -200,14 +200,14 @@ def _why_no_netlink() -> str:
 
 
 def _buffers() -> Iterator[Finding]:
-    """Worth a line where root may not enlarge them, as in a container."""
+    """Reports send buffers if root may not enlarge them, as in a container."""
     if procfs.is_root() and not kernel_socket.can_make_room():
         says = "send buffers stay small without CAP_NET_ADMIN: see LIMITS in nbdattach(8) about programs with signals"
         yield Finding("buffers", says, remedy="start the container with the capability: docker run --cap-add NET_ADMIN")
 
 
 def _monitor() -> Iterator[Finding]:
-    """Only where an attachment relies on it: else connect starts it when it is needed."""
+    """Checks the monitor only if an attachment relies on it: otherwise connect starts it when it is needed."""
     relying = [device for device in sysfs.devices() if _relies_on_monitor(state.load(device))]
     if not relying:
         return
@@ -223,7 +223,7 @@ def _monitor() -> Iterator[Finding]:
 
 
 def _running_monitor(package: str) -> Finding:
-    """connect uses any monitor that runs, and that may be of another installation than this command."""
+    """connect uses any running monitor, even one of another installation than this command's."""
     pid = control.listener()
     if package == spawn.own_package() or not pid:
         return Finding("monitor", "running")
@@ -232,7 +232,7 @@ def _running_monitor(package: str) -> Finding:
 
 
 def _relies_on_monitor(record: state.Record | None) -> bool:
-    """By ioctl there is nothing that a monitor could mend, whatever connect was asked for."""
+    """False for ioctl, even if connect was asked to reconnect: there a monitor can mend nothing."""
     return record is not None and record.reconnect and record.backend == "netlink"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ioctl backend: starts the worker process that keeps the device, and sees it through until it serves.
+"""The ioctl backend: starts the worker process that keeps the device, and waits until the kernel serves it.
 
-What the worker does, and the words the two exchange, is in `worker`.
+The module `worker` has the worker's side, and the messages between the two.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.text import plain
 
-# From the order to the device being there; the kernel needs milliseconds, an emulated machine a second.
+# Time until the kernel serves the device; it needs milliseconds, on an emulated machine a second.
 START_SECONDS = 30
 _POLL = 0.002
 _MAX_REPORT = 4096
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
 
 
-# The kernel's own default: with one connection it only writes to the kernel's log.
+# The kernel's own default: with one connection, a request of this age only causes a line in the kernel's log.
 _IO_TIMEOUT_MS = 30_000
 _CLEAR_SECONDS = 5.0
 
@@ -44,10 +44,10 @@ def attach(device: Device, job: Job) -> Worker:
     node = Node.claim(device)
     try:
         remove_old_partitions(node)
-        # NBD_SET_SOCK decides between us and foreign tools: whoever comes second gets EBUSY.
+        # NBD_SET_SOCK decides between us and foreign tools: the second process gets EBUSY.
         started = Worker.start(node, job)
         try:
-            # As soon as the kernel serves the device, somebody may read from it.
+            # Before go(): as soon as the kernel serves the device, a program may read from it.
             set_queue_limits(device, job, PATIENT_MS if len(job.sockets) > 1 else _IO_TIMEOUT_MS)
             started.go()
         except BaseException:
@@ -61,7 +61,7 @@ def attach(device: Device, job: Job) -> Worker:
 
 
 class Worker:
-    """A started worker. Until `commit` it undoes everything as soon as we close our end or die."""
+    """A started worker. Until `commit` it undoes everything if we close our end of the pipe or die."""
 
     def __init__(self, node: Node, orders: int, reports: int) -> None:
         self.node = node
@@ -72,7 +72,7 @@ class Worker:
 
     @classmethod
     def start(cls, node: Node, job: Job) -> Worker:
-        """The device set up but not yet serving. Raises `Taken`, `KernelRefused` with the step that failed."""
+        """Sets the device up; it does not serve yet. Raises `Taken`, `KernelRefused` with the step that failed."""
         their_orders, orders = os.pipe()
         reports, their_reports = os.pipe()
         started = cls(node, orders, reports)
@@ -97,7 +97,7 @@ class Worker:
                     pass_fds=(their_orders, their_reports, *job.sockets),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=their_reports,  # should the interpreter itself fail, its last words reach us
+                    stderr=their_reports,  # if the interpreter itself fails, we read its error
                     cwd="/",
                     env={key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ},
                 )
@@ -128,12 +128,12 @@ class Worker:
         raise KernelRefused.at(self._device.path, step, int(number), _HINTS.get(int(number), ""))
 
     def go(self) -> None:
-        """Into NBD_DO_IT. Returns when the kernel serves the device at its full size."""
+        """Sends the worker into NBD_DO_IT. Returns when the kernel serves the device at its full size."""
         os.write(self._orders, worker.GO)
         kernel, deadline = Kernel(self._device), Deadline(START_SECONDS)
         while not deadline.passed:
-            # The driver marks the partitions for scanning once more after the size is set, then sleeps.
-            # Who scans before that would see them vanish again at the next open.
+            # After it sets the size, the driver marks the partitions for another scan, then sleeps.
+            # If we scanned before that, they would vanish again at the next open.
             if kernel.attached and kernel.size and asleep(self.pid):
                 return
             self.raise_if_ended(_POLL)
@@ -151,7 +151,7 @@ class Worker:
         self._close_orders()
 
     def abandon(self) -> None:
-        """The worker undoes what it did; returns when it has ended."""
+        """Makes the worker undo its steps; returns when it has ended."""
         with contextlib.suppress(OSError):
             os.write(self._orders, worker.UNDO)  # a process forked from ours may hold our end open
         self._close_orders()
@@ -159,7 +159,7 @@ class Worker:
         self.close()
 
     def _report(self) -> str:
-        """The next line of the worker; its last words when it dies."""
+        """The next line from the worker; its last output if it dies."""
         line = b""
         while not line.endswith(b"\n") and len(line) < _MAX_REPORT:
             byte = os.read(self._reports, 1)
@@ -169,7 +169,7 @@ class Worker:
         return line.decode(errors="replace").strip()
 
     def _drain(self) -> str:
-        """What it says until it has closed its end, which it does by ending."""
+        """Reads the worker's output until it ends."""
         said = b""
         while more := os.read(self._reports, _MAX_REPORT):
             said = (said + more)[-_MAX_REPORT:]

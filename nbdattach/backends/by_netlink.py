@@ -2,12 +2,12 @@
 """The netlink backend: one message attaches, and no process stays behind.
 
 Decisions that matter:
-* The message says NBD_CFLAG_DISCONNECT_ON_CLOSE, and we hold the node open until the attachment is complete: a connect
-  that is killed before takes the attachment with it. The last step takes the flag away. For the milliseconds before we
-  have the node there is a guard, a process that undoes what a dead connect left. It serves for all of the time where
-  the flag cannot: others who close the device before we have it would take it down.
-* To open an idle node is to make the kernel refuse the message, so the device cannot be claimed before. A lock among
-  our own commands keeps two of them from setting the limits of one device; against others the kernel decides.
+* The message sets NBD_CFLAG_DISCONNECT_ON_CLOSE, and we hold the node open until the attachment is complete: if connect
+  is killed before, the kernel detaches the device. The last step clears the flag. For the milliseconds before we have
+  the node open, a guard process detaches the device if connect dies. If other programs open and close the device all
+  the time, we do not set the flag, because their close would detach it: then the guard protects the whole time.
+* If we opened an idle node, the kernel would refuse the message, so we cannot claim the device before. A lock keeps two
+  of our own commands from setting the limits of one device; between us and other programs, the kernel decides.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from nbdattach.kernel import netlink, sysfs
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel, identifier
 
-# The age at which the driver looks at a request without an answer, in seconds. With one connection it sends it again
-# where the connection was replaced meanwhile, and else waits on: a slow server costs a line in the kernel's log, and
-# nothing else. So this is what requests that were in flight when the server died wait at most after a reconnect. With
-# several connections it takes the connection for dead and sends the request over another one: so there the user says
-# the age, and not we.
+# The age in seconds at which the driver looks at a request without an answer. With one connection, it sends the request
+# again if the connection was replaced meanwhile, and otherwise waits on: a slow server only costs a line in the
+# kernel's log. So requests that were in flight when the server died wait at most this long after a reconnect. With
+# several connections, the driver takes the connection for dead and sends the request over another one, so there the
+# user must choose the age.
 RESEND_SECONDS = 3
-# Where requests are to fail at once, those in flight can as well be looked at sooner.
+# If requests are to fail at once (--on-loss fail), the driver can look at those in flight sooner.
 _FAIL_SECONDS = 1
 # Seconds; the kernel multiplies it by its ticks and keeps it in a long.
 MAX_DEAD_CONN_TIMEOUT = 2_000_000
 # udev may have a free device open for a moment, and the kernel then calls it busy.
 _BRIEFLY_OPEN = 2.0
-# In no step with a program that opens and closes it in a loop.
+# Randomised, so as not to run in lockstep with a program that opens and closes the device in a loop.
 _POLLS = (0.001, 0.02)
 
 
 class Claimed:
-    """A device attached by netlink that goes when we close it, until `commit`."""
+    """A device attached by netlink. Until `commit`, the kernel detaches it when we close it."""
 
     pid = None
 
@@ -62,7 +62,7 @@ class Claimed:
         self._locks = locks
 
     def raise_if_ended(self, within: float) -> None:
-        """The kernel tells nobody; but our own end of the connections shows it. Raises `ConnectionLost`."""
+        """The kernel does not report a lost connection, but our duplicates show it. Raises `ConnectionLost`."""
         poll = select.poll()
         for number in self._job.sockets:
             poll.register(number, select.POLLRDHUP)
@@ -94,7 +94,7 @@ def attach(device: Device, job: Job) -> Claimed:
             raise Taken
         family = locks.enter_context(netlink.Family())
         resend = _io_timeout_ms(job)
-        if sysfs.exists(device):  # else the message makes it
+        if sysfs.exists(device):  # if not, the message creates it
             _without_old_partitions(device)
             set_queue_limits(device, job, resend)
         node, ours = None, True
@@ -104,12 +104,12 @@ def attach(device: Device, job: Job) -> Claimed:
                 get_ready(number, room, job.wishes.io_timeout if len(job.sockets) > 1 else 0.0)
             locks.enter_context(_guarded(device, job))
             try:
-                _connect(family, device, job)  # an interrupt is told only after it is done
+                _connect(family, device, job)  # an interrupt is raised only after it is done
             except (Taken, KernelRefused):
-                ours = False  # though it may look so: another command, of the same tag, was faster
+                ours = False  # it may look like ours, because another command with the same tag was faster
                 raise
             node = Node.claim_within(device, Deadline(job.wishes.connect_timeout))
-            set_queue_limits(device, job, resend)  # a new one, or a foreign tool was at it
+            set_queue_limits(device, job, resend)  # again: the device may be new, or a foreign tool changed them
             for number in job.sockets:
                 unlimited(number)
             if not _is_ours(device, job):
@@ -125,7 +125,7 @@ def attach(device: Device, job: Job) -> Claimed:
 
 
 def _without_old_partitions(device: Device) -> None:
-    """To open the device makes the kernel refuse the message of another program, so only where there are any."""
+    """Removes old partitions. Opens the device only if it has any: meanwhile the kernel refuses others' messages."""
     kernel = Kernel(device)
     if kernel.partitions and not kernel.attached:
         with Node.claim(device) as node:
@@ -134,8 +134,8 @@ def _without_old_partitions(device: Device) -> None:
 
 @contextlib.contextmanager
 def _guarded(device: Device, job: Job) -> Iterator[None]:
-    """Should we be killed meanwhile, a process that reads the end of our pipe undoes what we did."""
-    pid = threading.get_native_id() if procfs.sees_all() else 0  # the kernel's name for who sends
+    """If we are killed inside this context, a guard process sees our pipe close and detaches the device."""
+    pid = threading.get_native_id() if procfs.sees_all() else 0  # the sender's pid as the kernel sees it
     command = bare_python("guard_main", device.path, state.path(device), identifier(job.tag), str(pid))
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
         try:
@@ -156,13 +156,13 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
                 block_size=shape.block_size,
                 flags=shape.flags,
                 sockets=job.sockets,
-                dead_conn_timeout=0,  # until the commit nobody would reconnect
+                dead_conn_timeout=0,  # until the commit, no monitor would reconnect
                 timeout=job.wishes.whole_io_timeout,
                 client_flags=0 if job.contested else netlink.NBD_CFLAG_DISCONNECT_ON_CLOSE,
                 backend=identifier(job.tag),
             )
         except OSError as error:
-            if error.errno == errno.ENOBUFS:  # the kernel had no memory for its answer, whatever that was
+            if error.errno == errno.ENOBUFS:  # the kernel had no memory for its answer, so we do not know the outcome
                 raise
             if error.errno != errno.EBUSY:
                 raise _refused(device, error) from error
@@ -173,20 +173,20 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
 
 
 def _io_timeout_ms(job: Job) -> int:
-    """For queue/io_timeout, where the user has given no time."""
+    """The value for queue/io_timeout if the user has given none."""
     if len(job.sockets) > 1:
-        return PATIENT_MS  # and no monitor (`choice.no_less_safe_than_one`)
+        return PATIENT_MS  # no monitor is used then (`choice.no_less_safe_than_one`)
     return (_FAIL_SECONDS if job.wishes.on_loss == 0 else RESEND_SECONDS) * 1000
 
 
 def dead_conn_timeout(on_loss: float | None) -> int:
-    """Whole seconds for the kernel, which waits by itself while no monitor is there to know better."""
+    """Whole seconds that the kernel waits for a new connection by itself, in case no monitor runs."""
     seconds = DEFAULT_ON_LOSS if on_loss is None else on_loss
     return math.ceil(min(seconds, MAX_DEAD_CONN_TIMEOUT))
 
 
 def _is_ours(device: Device, job: Job) -> bool:
-    """Whoever opens and closes the device between the message and our claim has taken it down again."""
+    """False if another program detached it: by open and close of the device between the message and our claim."""
     kernel = Kernel(device)
     return kernel.backend == identifier(job.tag).strip() and kernel.size == job.shape.size
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which backend attaches, and in plain words why another one cannot."""
+"""Chooses the backend, and explains why the other one cannot be used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Backend:
 
 
 def choose(wishes: Wishes) -> Backend:
-    """What --backend says; auto takes netlink where it can be had. Raises `KernelRefused` for what it cannot do."""
+    """The backend of --backend; auto prefers netlink. Raises `KernelRefused` if it cannot do what was requested."""
     if wishes.backend != "ioctl":
         missing = why_no_netlink()
         if missing is None:
@@ -47,13 +47,13 @@ def choose(wishes: Wishes) -> Backend:
 
 
 def no_less_safe_than_one(wishes: Wishes) -> tuple[Wishes, list[str]]:
-    """The wishes with as many connections as are safe by netlink, and what to say where that is fewer than asked for.
+    """The wishes with as many connections as are safe by netlink, and a note if that is less than requested.
 
-    With several, the driver has no way to send a request again but its age: it takes the connection of one that is too
-    old for dead, and sends it over another, though the server may still be at it (nbd_xmit_timeout in nbd.c). No
-    default is right: a short one starves a slow server, and its late write lands on newer data; a long one makes
-    requests wait for as long after each restart of the server. So the user says it, or has one connection. Where no
-    monitor is asked for nothing is sent again.
+    With several connections, the driver sends a request again only because of its age: if it is too old, the driver
+    takes its connection for dead and sends it over another, though the server may still work on it (nbd_xmit_timeout in
+    nbd.c). No default is right: with a short one, a slow server gets no work done, and its late write overwrites newer
+    data; with a long one, requests wait that long after each restart of the server. So the user must set it, or gets
+    one connection. Without a monitor (--no-reconnect), no request is sent again.
     """
     if wishes.connections == 1 or (wishes.connections and (wishes.io_timeout or not wishes.reconnect)):
         return wishes, []
@@ -72,7 +72,7 @@ def how_to_install() -> str:
 
 
 def _refuses_pip() -> bool:
-    """Whether pip installs nothing because this Python is Debian's own, and not that of a venv (PEP 668)."""
+    """Whether pip refuses to install, because this Python is Debian's own and not that of a venv (PEP 668)."""
     import sysconfig
 
     mark = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
@@ -80,7 +80,7 @@ def _refuses_pip() -> bool:
 
 
 def why_no_netlink() -> NbdattachError | None:
-    """None where netlink can be used, else the reason and the remedy."""
+    """None if netlink can be used, otherwise the reason and the remedy."""
     if importlib.util.find_spec("pyroute2") is None:
         return KernelRefused("netlink backend", "pyroute2 is not installed", f"{how_to_install()}, or --backend ioctl")
     from nbdattach.kernel import netlink

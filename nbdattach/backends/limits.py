@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From what the server offers and the user wants to what the kernel is told. Arithmetic only, no I/O."""
+"""Computes the kernel's settings from the server's offer and the user's options. Arithmetic only, no I/O."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY, NBD_FLAG_ROTATIONAL
 from nbdattach.protocol.export import Export
 
 SECTOR = 512
-# The smallest page of a Linux machine; what holds here holds on machines with larger pages.
+# The smallest page of a Linux machine; limits that hold here also hold on machines with larger pages.
 PAGE = 4096
 # loff_t: a signed 64-bit number of bytes.
 MAX_SIZE = 2**63 - 1
-# What the driver of 6.12 switches on and can never switch off again: the next server at the same device would be sent
-# requests that it does not know. Writing zeroes costs more without; wrong requests would cost more still.
+# Flags that the driver of 6.12 switches on and can never switch off: it would send the next server at the same device
+# requests that it does not know. To write zeroes is slower without them, but wrong requests would be worse.
 _STICKY_FLAGS = NBD_FLAG_ROTATIONAL | NBD_FLAG_SEND_WRITE_ZEROES
-# Largest request where the server sets no limit. The driver's own default (128 KiB on 6.1, 1280 KiB on 6.12) is left
-# behind because a value once written to the queue outlives the attachment that it was meant for.
+# Largest request if the server sets no limit. We do not rely on the driver's default (128 KiB on 6.1, 1280 KiB on
+# 6.12), because a value written to the queue for an earlier attachment outlives it.
 MAX_REQUEST_KB = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes in bytes. `tail` is what lies behind the last whole block and cannot be reached."""
+    """Sizes in bytes. `tail` is the part after the last whole block, which cannot be reached."""
 
     blocks: int
     block_size: int
@@ -46,8 +46,8 @@ class Geometry:
 def plan(thing: str, export: Export, read_only: bool = False, block_size: int | None = None) -> Geometry:
     """The geometry of `export`. `block_size` in bytes, None for the server's minimum.
 
-    Raises `KernelRefused` for what the driver cannot honour, `Malformed` for a block size that cannot be,
-    `Refused` for an export with nothing in it.
+    Raises `KernelRefused` for limits that the driver cannot honour, `Malformed` for an impossible block size,
+    `Refused` for an export of less than one block.
     """
     if export.size > MAX_SIZE:
         step = f"an export of {export.size} bytes"
@@ -85,7 +85,7 @@ def _chosen_block(thing: str, minimum: int, wanted: int | None) -> int:
 
 
 def _max_sectors_kb(thing: str, export: Export) -> int:
-    """The largest request, in KiB, a whole number of pages (and so of blocks): the kernel knows no finer limit."""
+    """The largest request in KiB: a whole number of pages (and so of blocks), because the kernel has no finer limit."""
     if export.block_size is None:
         return MAX_REQUEST_KB
     pages = export.block_size.maximum // PAGE

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How commands speak with the monitor: one request and one reply over /run/nbdattach/monitor, as JSON.
 
-A request names what to do and the device; with "watch" go the descriptors of the kernel's connections, and at last that
-of the orders to their relay, where one carries them. A reply has
-"said", or the parts of an error. "hold" lasts for as long as the connection: the monitor keeps its hands off the
-device until the command that asked is done, or dead.
+A request names an action and the device. "watch" also passes the descriptors of the kernel's connections and, if a
+relay carries them, last the descriptor for orders to the relay. A reply has "said", or the parts of an error.
+"hold" lasts as long as the connection: the monitor does not touch the device until the command that asked has ended
+or died.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 PLACE = f"{state.RUN}/monitor"
 _MAX_MESSAGE = 1 << 16
 _MAX_SOCKETS = 64
-# A monitor that is alive answers in no time, but for what waits for a server: those requests have no limit.
+# A healthy monitor answers at once. Only requests that wait for a server may take longer: those have no limit.
 _PATIENCE = 30.0
 SAME_VERSION = "is it of the same version?"
-# A command that has the monitor keep its hands off a device is looked at this often, in seconds. If it is stopped at so
-# many looks in a row, the monitor waits no longer: nobody else connects the device again.
+# While a command holds a device, the monitor checks this often, in seconds, whether the command is stopped (SIGSTOP).
+# After so many checks in a row it waits no longer, because only the monitor reconnects the device.
 _LOOK_SECONDS = 1.0
 _STOPPED_LOOKS = 5
 _UCRED = struct.Struct("iII")  # pid, uid, gid
@@ -46,16 +46,16 @@ class NoMonitor(NbdattachError):
     """No monitor runs on this host."""
 
     def __init__(self, cause: str, silent: bool = False) -> None:
-        self.silent = silent  # it is there, and does not answer
+        self.silent = silent  # it runs, but does not answer
         super().__init__("monitor", cause, "nbdattach monitor starts it, and says what is wrong")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a command wants.
+    """A command's request.
 
-    `target` is a URI, and `trust` what `state.trust_of` tells of it, for "reconnect"; `relay` the pid of a relay, for
-    "watch".
+    For "reconnect", `target` is a URI and `trust` the result of `state.trust_of` for it. For "watch", `relay` is the
+    pid of a relay.
     """
 
     do: str  # "watch" | "hold" | "cut" | "reconnect" | "resize" | "ping" | "package"
@@ -66,7 +66,7 @@ class Request:
 
     @property
     def place(self) -> Target | None:
-        """Where to; None for where it went before. Raises `Malformed`."""
+        """The target to connect to; None for the same as before. Raises `Malformed`."""
         return state.place_of(self.target, self.trust) if self.target else None
 
 
@@ -93,7 +93,7 @@ def answers() -> bool:
 
 
 def listener() -> int | None:
-    """The process that should answer, as the kernel knows it; None where there is none."""
+    """The pid, from the kernel, of the process that should answer; None if no monitor runs."""
     try:
         with _connected(_PATIENCE) as connection:
             return _peer(connection)
@@ -108,7 +108,7 @@ def _peer(connection: socket.socket) -> int:
 
 
 def watch(device: Device, sockets: Sequence[socket.socket], relay: Relay | None = None) -> None:
-    """Asks the monitor to look after the device, whose connections are these. Raises `NoMonitor` and others."""
+    """Asks the monitor to watch the device, which has these connections. Raises `NoMonitor` and others."""
     numbers = [sock.fileno() for sock in sockets]
     if relay:
         ask(Request("watch", device.name, relay=relay.pid), _PATIENCE, [*numbers, relay.fileno()])
@@ -117,15 +117,15 @@ def watch(device: Device, sockets: Sequence[socket.socket], relay: Relay | None 
 
 
 def cut(device: Device) -> None:
-    """Asks the monitor to shut the device's connections down, where it knows them. Raises `NbdattachError`."""
+    """Asks the monitor to shut down the device's connections, if it has them. Raises `NbdattachError`."""
     ask(Request("cut", device.name), _PATIENCE)
 
 
 @contextlib.contextmanager
 def hands_off(device: Device, insist: bool = True) -> Iterator[None]:
-    """The monitor, where one runs, does not touch the device meanwhile.
+    """If a monitor runs, it does not touch the device inside this context.
 
-    Raises `NoMonitor` where it runs and does not answer; without `insist` it is left to itself then.
+    Raises `NbdattachError` if it runs and does not answer; without `insist` we go on without its answer.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -143,7 +143,7 @@ def hands_off(device: Device, insist: bool = True) -> Iterator[None]:
 
 
 def ask(request: Request, patience: float | None = None, descriptors: Sequence[int] = ()) -> str:
-    """What the monitor says to it. `patience` in seconds. Raises `NbdattachError`: the monitor's, or `NoMonitor`."""
+    """Returns the monitor's reply. `patience` in seconds. Raises `NbdattachError`: the monitor's, or `NoMonitor`."""
     with _connected(patience) as connection:
         _send(connection, request, descriptors)
         return _reply(connection)
@@ -194,7 +194,7 @@ class Caller:
         self._connection = connection
 
     def read(self) -> tuple[Request | None, list[int]]:
-        """The request, and the sockets that came with it, now ours. One that makes no sense is None, without any."""
+        """The request and the sockets that came with it, which we now own. None and no sockets if it is malformed."""
         message, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_MESSAGE, _MAX_SOCKETS)
         with contextlib.suppress(ValueError):
             request = untrusted_json.made_of(Request, untrusted_json.parsed(message), strict=True)
@@ -211,11 +211,11 @@ class Caller:
 
     @property
     def pid(self) -> int:
-        """0 if its number means nothing here, because it is in another pid namespace."""
+        """Of the command; 0 if it is in another pid namespace, so that we cannot see it."""
         return _peer(self._connection)
 
     def wait_until_gone(self) -> bool:
-        """Until the command has closed its end, or died. False: it has been stopped for a while, and may never end."""
+        """Waits until the command closes its end or dies. False if it has been stopped for long and may never end."""
         stopped = 0
         self._connection.settimeout(_LOOK_SECONDS)
         while stopped < _STOPPED_LOOKS:
@@ -233,7 +233,7 @@ class Caller:
 
 
 class Door:
-    """Where commands come in. Only root gets through /run/nbdattach to it."""
+    """The socket on which the monitor accepts commands. Only root can reach it through /run/nbdattach."""
 
     def __init__(self) -> None:
         state.make_run()

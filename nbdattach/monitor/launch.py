@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Starts the monitor where none runs: through systemd where that is in charge, else by itself."""
+"""Starts the monitor if none runs: through systemd if systemd is in charge, otherwise as a daemon."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nbdattach.monitor.control import NoMonitor
 from nbdattach.text import plain
 
 UNIT = "nbdattach-monitor.service"
-# Of the monitor of a checkout, or another installation, beside one that has UNIT.
+# The unit for a monitor of a checkout or of a second installation, if another installation owns UNIT.
 UNIT_BESIDE = "nbdattach-monitor-beside.service"
 START_SECONDS = 30
 _POLL = 0.05
-# All that a monitor gets of our environment, because it is for all devices and outlives us. It must not get what a
-# service manager tells the process that it started, such as NOTIFY_SOCKET and LISTEN_FDS.
+# The only variables of our environment that a monitor gets, because it serves all devices and outlives us. It must not
+# get variables that a service manager set for our process, such as NOTIFY_SOCKET and LISTEN_FDS.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
@@ -49,14 +49,14 @@ def _start() -> None:
 
 
 def in_background() -> None:
-    """Starts one as a daemon, whatever init there is. Raises `NbdattachError` where it does not come up."""
+    """Starts the monitor as a daemon, under any init system. Raises `NbdattachError` if it does not start."""
     failure = _failure_of(python("monitor.service", "main_in_background"))
     if failure:
         raise NbdattachError("monitor", failure.removeprefix("monitor: "), "see dmesg for its log")
 
 
 def _ways() -> list[list[str]]:
-    """To be tried in this order: each starts a monitor of the same code as this command."""
+    """Commands to try in this order: each starts a monitor that runs the same code as this command."""
     daemon = python("monitor.service", "main_in_background")
     if not systemd.in_charge():
         return [daemon]
@@ -66,14 +66,14 @@ def _ways() -> list[list[str]]:
 
 
 def _is_of_other_code(unit: str) -> bool:
-    """Whether the unit is installed and runs another nbdattach. If that cannot be told, its admin knows better."""
+    """Whether the unit is installed and runs another nbdattach. False if we cannot tell: we trust its admin then."""
     program = systemd.program(unit)
     package = spawn.package_of(program) if program else None
     return package is not None and package != os.path.realpath(spawn.PACKAGE)
 
 
 def _transient(unit: str) -> list[str]:
-    """Where no unit is installed; so the monitor outlives the end of the unit that connect runs in."""
+    """A transient unit, if none is installed: so the monitor goes on when the unit that connect runs in ends."""
     command = ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--property=Type=notify"]
     command += ["--property=Restart=on-failure", "--property=OOMScoreAdjust=-1000", "--property=KillMode=process"]
     command += ["--property=DefaultDependencies=no", "--property=IgnoreOnIsolate=yes"]  # to the end of a shutdown
@@ -81,7 +81,7 @@ def _transient(unit: str) -> list[str]:
 
 
 def _failure_of(command: list[str]) -> str | None:
-    """Why it could not be started, None where it was."""
+    """Why the command failed, None if it succeeded."""
     try:
         done = subprocess.run(
             command,

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All connections that the driver has of one device, as far as we hold them; and how one takes the place of another.
+"""The connections of one device that we hold duplicates of, and how a new connection replaces a dead one.
 
 Decisions that matter:
-* We hold duplicates of the kernel's sockets, which show what is dead. A monitor that was restarted holds none; it asks
-  the kernel: a scout (`kernel_socket.Scout`) is taken where a connection is dead, and dropped where all live.
-* That the kernel took a connection is seen, not believed: RECONFIGURE says nothing of it. Where the device has a
-  timeout, the driver sets it on the socket; where it has none, a scout that is taken before and others that are dropped
-  afterwards show it. The latter alone do not: the driver drops all while it has not seen the connection before end, and
-  on a busy machine it may be late. So until a request is done, it is asked again.
-* Before the driver gets a new connection, TCP has nothing left of a dead one that it could still send. What we cannot
-  reset, the driver does when it closes it: a scout takes the place of each connection that is dead.
-* The limits of the queue are never written here, and a size only while no request is under way: newer kernels wait for
-  all of them, for ever when their server is gone, and hold the lock meanwhile that each message for each device needs.
+* We hold duplicates of the kernel's sockets, which show which connections are dead. A restarted monitor holds none, so
+  it asks the kernel: the driver takes a scout (`kernel_socket.Scout`) if a connection is dead, and drops it otherwise.
+* We check that the driver took a connection, because the answer to RECONFIGURE does not say so. If the device has a
+  timeout, the driver sets it on the socket. If not, scouts show it: the driver takes one before, and drops others
+  afterwards. Dropped scouts alone prove nothing: the driver also drops every socket until it has noticed that the old
+  connection ended, and on a busy machine that may take a while. So we ask again until a request is done.
+* Before the driver gets a new connection, TCP must have no data of a dead one that it could still send. If we cannot
+  reset a connection, the driver resets it when it closes it: we make a scout replace each dead connection.
+* We never write the queue limits here, and the size only while no request is under way. Newer kernels wait for all
+  requests (for ever if the server is gone), and hold meanwhile the lock that every message for every device needs.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from nbdattach.kernel.sysfs import Kernel, identifier
 
 # The driver notices a connection that was shut down almost at once; a busy machine may need this many seconds.
 NOTICED = 10.0
-# How late it may be to see a scout end; and how long, once a second, it is asked whether it uses a new connection.
+# _LATE: how late the driver may notice that a scout ended. _DOUBT: how long we ask it, once a second, whether it uses a
+# new connection.
 _LATE = 0.1
 _DOUBT = 10.0
 _POLL = 0.005
 _QUICK_POLL = 0.0005
 _FAILING_POLL = 0.1
-# For requests to come back, though --io-timeout is longer: what is new fails meanwhile.
+# We wait at most this long for requests to come back, even if --io-timeout is longer, because new ones fail meanwhile.
 _PATIENCE = 30.0
-# The kernel looks at the age of requests so much later, at most (blk_add_timer rounds to whole seconds).
+# The kernel checks the age of requests at most this much later (blk_add_timer rounds to whole seconds).
 _TIMER = 2.0
 
 
@@ -49,7 +50,7 @@ class Gone(Exception):
 
 
 class Links:
-    """For one caller at a time. What speaks to the kernel needs `family`, and raises `Gone` or OSError."""
+    """For one caller at a time. Methods that send messages to the kernel need `family`, and raise `Gone` or OSError."""
 
     family: netlink.Family
 
@@ -60,23 +61,23 @@ class Links:
         self._links = links
         self._kernel = Kernel(device)
         self._pid = record.kernel_pid
-        # Else the monitor before us has taken its duplicates with it, perhaps in the middle of something.
+        # If not, the monitor before us ended and its duplicates were closed, perhaps in the middle of a change.
         self.complete = len(links) == self._wanted
-        # NBD_ATTR_TIMEOUT, in seconds; 0 where the driver never gives up on a request. Several connections without
-        # --io-timeout are of a connect before that was asked for.
+        # NBD_ATTR_TIMEOUT, in seconds; 0 if the driver never gives up on a request. Several connections without
+        # --io-timeout come from an older release, which did not require that option.
         self._timeout = math.ceil(record.io_timeout) or (RESEND_SECONDS if self._wanted > 1 else 0)
         # Whether the driver may hold a dead connection over which TCP still sends.
         self._unburied = not self.complete
-        # Whether there is no doubt that the driver uses the connection that it was given last.
+        # Whether it is certain that the driver uses the connection that we gave it last.
         self._proven = True
         self._failing = record.on_loss == 0
         self._handed_over = (time.monotonic(), self._kernel.completed)
-        self._doubted = time.monotonic()  # since when there is doubt, where there is
-        self._was_idle = True  # since the last hand-over, as far as somebody has looked
-        # When a request was last known to be done, or none under way.
+        self._doubted = time.monotonic()  # since when it is not certain, if so
+        self._was_idle = True  # at one of our checks since the last hand-over
+        # When we last saw that a request was done, or that none was under way.
         self._moved, self._completed = time.monotonic(), self._kernel.completed
 
-    # -- what they are like ----------------------------------------------------------------------------------------
+    # -- their state -----------------------------------------------------------------------------------------------
 
     def is_there(self) -> bool:
         return self._kernel.by_netlink and self._kernel.pid == self._pid
@@ -91,12 +92,12 @@ class Links:
 
     @property
     def alive(self) -> bool:
-        """Whether any of those that we hold lives."""
+        """Whether any connection that we hold is alive."""
         return any(not link.over for link in list(self._links))
 
     @property
     def answering(self) -> bool:
-        """Whether any of those lives, and is not silent."""
+        """Whether any connection that we hold is alive and not silent."""
         return any(not link.over and not link.silent for link in self._links)
 
     @property
@@ -109,27 +110,30 @@ class Links:
         return [link for link in self._links if link.silent]
 
     def are_well(self) -> bool:
-        """Whether none is dead or silent. Those that we do not hold cannot show that, and are not."""
+        """Whether none is dead or silent. False if we do not hold all of them, because we cannot see the others."""
         return self.complete and not self.silent and not self.has_dead()
 
     @property
     def round_trip(self) -> float | None:
-        """Seconds, None where none is known."""
+        """Seconds, None if we hold no connection."""
         return max((link.round_trip or 0.0 for link in self._links), default=None)
 
     def is_proven(self) -> bool:
-        """A request that was done since, or a driver without any that has wanted no other for long, proves it."""
+        """Whether it is certain that the driver uses the last connection: if a request was done since.
+
+        If the driver has no request under way, it is also certain after `_DOUBT` seconds in which it took no scout.
+        """
         if self._has_served() or (not self._kernel.pending and time.monotonic() - self._doubted > _DOUBT):
             self._proven = True
         return self._proven
 
     def doubt(self) -> None:
-        """The driver has seen a connection end. It may have been so late that it dropped the one after that."""
+        """The driver noticed that a connection ended. If it was late, it may have dropped the next one we gave it."""
         if not self._timeout:
             self._proven, self._doubted = False, time.monotonic()
 
     def look(self) -> None:
-        """Once a second. A driver without requests is no sign of a server that does none."""
+        """To be called once a second. If the driver has no requests, that does not mean that the server is stuck."""
         idle, completed = not self._kernel.pending, self._kernel.completed
         self._was_idle = self._was_idle or idle
         if idle or completed != self._completed:
@@ -137,19 +141,19 @@ class Links:
             self.move()
 
     def move(self) -> None:
-        """From now on it counts how long no request is done."""
+        """Starts to count anew how long no request has been done."""
         self._moved = time.monotonic()
 
     @property
     def resent_after(self) -> float:
-        """Seconds until a request that was under way over a dead connection comes back to the driver, at most."""
+        """At most so many seconds pass until a request that was sent over a dead connection is back at the driver."""
         return (self._timeout or RESEND_SECONDS) + _TIMER
 
     @property
     def stuck(self) -> float:
-        """Seconds for which no request was done although there were some; 0.0 where that says nothing.
+        """Seconds for which no request was done although there were some; 0.0 if that is no sign of trouble.
 
-        A request of one of several connections has been given to each of the others in that time. One that has no
+        With several connections, the driver has tried a request over each of them in that time. A connection without a
         request owes no answer, so it does not look silent.
         """
         self.look()
@@ -157,30 +161,30 @@ class Links:
         return seconds if self._wanted > 1 and seconds > self._wanted * self.resent_after else 0.0
 
     def has_served_nothing(self, seconds: float) -> bool:
-        """Whether no request is known to be done since the last hand-over.
+        """Whether we know of no request that was done since the last hand-over.
 
-        If there was none for a moment, that says something only for so long after the hand-over.
+        If the driver was idle at some moment, this counts only for `seconds` after the hand-over.
         """
         recent = time.monotonic() - self._handed_over[0] < seconds
-        waits = not self._failing and not self._was_idle  # where requests fail, none waits
+        waits = not self._failing and not self._was_idle  # if requests fail, none waits
         return not self._has_served() and (recent or waits)
 
     def _has_served(self) -> bool:
-        """Whether a request is known to be done since the last hand-over began.
+        """Whether we know of a request that was done since the last hand-over began.
 
-        One that failed counts as done, too, and where they may fail for that very reason it says nothing.
+        The kernel counts a failed request as done, too, so this is False while requests fail.
         """
         return not self._failing and self._handed_over[1] != self._kernel.completed
 
     def await_quiet(self, seconds: float) -> bool:
-        """Until no request is under way; False where one still is after so long."""
+        """Waits until no request is under way; False if one still is after `seconds`."""
         quiet = Deadline(seconds)
         while self._kernel.pending:
             if not quiet.sleep(_QUICK_POLL):
                 return False
         return True
 
-    # -- what is done to them --------------------------------------------------------------------------------------
+    # -- changes of them -------------------------------------------------------------------------------------------
 
     def cut(self) -> None:
         for link in list(self._links):
@@ -191,30 +195,30 @@ class Links:
             link.close()
 
     def drop_undelivered(self) -> None:
-        """What TCP still has of those that are dead, where the driver sends the same over another one."""
+        """Drops data that TCP has not delivered on dead connections, because the driver sends it again over another."""
         if self.alive:
             for link in self._links:
                 if link.over:
                     link.drop_undelivered()
 
     def bury_dead(self, deadline: Deadline) -> None:
-        """Returns when nothing that was sent over them can still come to the server; `hand_over` does the rest."""
+        """Returns when no data sent over dead connections can still reach the server; `hand_over` does the rest."""
         for link in [link for link in self._links if link.over]:
             self._unburied = not link.bury(deadline) or self._unburied
             self._links.remove(link)
 
     def hand_over(self, link: Link, waiting: Deadline) -> bool:
-        """Gives the driver the connection in the place of a dead one; whether it took it before the deadline."""
+        """Gives the driver the connection in place of a dead one; returns whether it took it before the deadline."""
         resent_after = self._timeout if self._wanted > 1 else 0
         link.get_ready(self._kernel.most_in_flight(self._kernel.max_sectors_kb), resent_after)
-        before = self._kernel.completed  # what waits is done while we make sure that the driver took it
+        before = self._kernel.completed  # read now: waiting requests are done while we check that the driver took it
         if not self.alive:
-            self.move()  # without a connection nothing was stuck in one
+            self.move()  # without a connection, no request was stuck in one
         try:
             if not self._is_taken(link, waiting):
                 return False
         except OSError:
-            link.cut()  # the driver may have it, and nobody would know
+            link.cut()  # the driver may have taken it, and we would not know
             self._unburied = True
             raise
         self._links.append(link)
@@ -233,56 +237,59 @@ class Links:
         return True
 
     def settle(self, on_loss: float | None) -> None:
-        """The driver waits for a lost server by itself for so long, while no monitor is there to know better."""
+        """Sets how long the driver waits for a lost server by itself, in case no monitor runs then."""
         self.complete = len(self._links) == self._wanted
         self._unburied = self._unburied and not self.complete
         self.be_patient(on_loss)
 
     def be_patient(self, on_loss: float | None) -> None:
-        """Requests wait for a connection again, where they failed."""
+        """If requests failed, they wait for a connection again."""
         patience = math.inf if on_loss is None else on_loss
-        # With one connection and no timeout nothing may be said of it: the driver would set queue/io_timeout, too.
+        # With one connection and no timeout, the message must not name one: the driver would set queue/io_timeout.
         self._reconfigure(dead_conn_timeout=dead_conn_timeout(patience), timeout=self._timeout or None)
         if self._failing:
-            self._handed_over = (self._handed_over[0], self._kernel.completed)  # those before may have failed
+            self._handed_over = (self._handed_over[0], self._kernel.completed)  # requests before may have failed
         self._failing = on_loss == 0
 
     def fail_requests(self) -> None:
-        """What waits for a connection fails, and what was sent and is not answered; what comes fails at once."""
+        """Fails requests that wait for a connection or for an answer. New requests fail at once."""
         self.are_failing()
         self.cut()
         self._reconfigure(dead_conn_timeout=0)
-        self._scout()  # so that what waits finds out
+        self._scout()  # wakes the requests that wait, so that they fail
 
     def await_failure(self, go_on: Callable[[], bool]) -> None:
-        """Until no request is under way, or all that were have come back to the driver; or `go_on` says no.
+        """Waits until no request is under way, or all are back at the driver, or `go_on` returns False.
 
-        A connection that came sooner would get them once more.
+        If we handed over a connection sooner, the driver would send them again over it.
         """
         patience = Deadline(min(_PATIENCE, self.resent_after))
         while self._kernel.pending and go_on() and patience.sleep(_FAILING_POLL):
             pass
 
     def are_failing(self) -> None:
-        """Requests fail: from here on one that is done is no sign of a server."""
+        """Requests fail: from now on, a request that is done does not prove that a server answers."""
         self._failing = True
 
     def set_size(self, size: int) -> None:
         """In bytes. Only while no request is under way."""
         self._reconfigure(size=size)
 
-    # -- what the kernel is told -----------------------------------------------------------------------------------
+    # -- messages to the kernel ------------------------------------------------------------------------------------
 
     def _scout(self) -> bool:
-        """Asks the driver. Requests that wait for a connection wake up, find this one dead, and wait again."""
+        """Asks the driver whether a connection is dead: it takes a scout only then.
+
+        Requests that wait for a connection wake up, find the scout dead, and wait again.
+        """
         with Scout() as scout:
             self._reconfigure(sockets=[scout.fileno()])
             return scout.was_taken()
 
     def _take(self, link: Link, late: float) -> bool:
-        """Whether the driver took it. While it has not seen the old connection end, it drops any other in silence.
+        """Whether the driver took it. Until it has noticed that the old connection ended, it silently drops any other.
 
-        `late` is how many seconds it has to see a scout end.
+        `late` is how many seconds it gets to notice that a scout ended.
         """
         if self._timeout:
             if self._unburied and not self._close_dead():
@@ -291,26 +298,26 @@ class Links:
             taken = link.limited
             link.unlimited()
             return taken
-        # There is one place only. A scout that is taken shows that it is dead; only after that does a scout that is
-        # dropped show that the place has been filled.
+        # There is one connection only. If the driver takes a scout, the old connection is dead. After that, if it drops
+        # a scout, it has taken the new connection.
         if not self._scout():
             return False
         time.sleep(late)
         self._reconfigure(sockets=[link.fileno()])
         if self._scout():
             return False
-        # A driver that was late to see the first scout end has dropped both others, and sees it about now.
+        # If the driver is late to notice the end of the first scout, it dropped both later sockets, and notices it now.
         time.sleep(_LATE)
         return not self._scout()
 
     def _close_dead(self) -> bool:
-        """Whether the driver has closed all dead connections: whether it took a scout in the place of each."""
+        """Whether the driver has closed all dead connections: it has if it took a scout in place of each."""
         dead = self._wanted - sum(not link.over for link in self._links)
         with contextlib.ExitStack() as stack:
             scouts = [stack.enter_context(Scout()) for _ in range(dead)]
             self._reconfigure(sockets=[scout.fileno() for scout in scouts])
             taken = [scout.was_taken() for scout in scouts]
-        if not self.complete:  # not all are dead that we do not hold
+        if not self.complete:  # of those that we do not hold, some may be alive
             return any(taken)
         self._unburied = not all(taken)
         return not self._unburied
@@ -332,6 +339,6 @@ class Links:
                 dead_conn_timeout=dead_conn_timeout,
             )
         except OSError as error:
-            if error.errno == errno.EINVAL:  # another program has ended it, though somebody still uses the device
+            if error.errno == errno.EINVAL:  # another program has ended it, though the device is still in use
                 raise Gone from error
             raise

@@ -3,16 +3,16 @@
 
 Theory of operation. An outage begins with the first sign of trouble: a connection is silent, or dead.
 
-    silent   it owes an answer and none comes. Another connection is dialled, as only a server that answers that one
-             shows that it is the old connection that is of no use. It may also recover by itself; then nothing was.
+    silent   the server owes an answer and sends none. We dial another connection: if the server answers there, the old
+             connection is useless. If the old connection recovers by itself, there was no outage.
     dead     it has ended, or we have cut it. Requests wait in the driver for a new one. From now on --on-loss counts,
-             unless another connection lives: that one serves them.
+             unless another connection is alive and serves them.
     failing  --on-loss has passed: requests fail, and we go on trying.
-    over     the driver has all its connections. Where the next one dies before it has served one request, it was not
-             over at all, and goes on as it was ("fruitless").
+    over     the driver has all its connections. If the next one dies before it has served one request, the outage was
+             not over, and goes on as before ("fruitless").
 
-All times are seconds of CLOCK_BOOTTIME (`clock.boot_time`): it does not step when somebody sets the clock, and it goes
-on while the machine sleeps.
+All times are seconds of CLOCK_BOOTTIME (`clock.boot_time`): it does not step when a user sets the clock, and it goes on
+while the machine sleeps.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from __future__ import annotations
 import dataclasses
 import math
 
-# Between tries: at once, then a share of the time that the server has been away, and never longer than MAX_PAUSE.
+# The first try is at once; each pause is the age of the outage / _SHARE, between FIRST_PAUSE and MAX_PAUSE.
 FIRST_PAUSE = 0.25
 MAX_PAUSE = 5.0
 _SHARE = 80
-# The pauses of many devices shall not fall together.
+# Random share, so that many devices do not try at the same moment.
 _SPREAD = 0.2
-# What TCP has for one try: a SYN that was lost, or sent into a cut link, must not hold up the next one.
+# Least time that TCP gets for one try. It is short, because a lost SYN must not delay the next try.
 _LEAST_CONNECT = 0.5
 _LEAST_DIAL = 3.0
 _ROUND_TRIPS = 5
 _LEAST_WAIT = 0.01
-# Many devices may lose one server at once, so status is told no more often than anybody looks at it.
+# Many devices may lose one server at once, so we update status only this often: users do not look more often.
 _SAY_AGAIN = 1.0
-# Within so many seconds a new connection that has served nothing may not die, to count as an end of the trouble.
+# If a new connection dies within so many seconds and has served no request, the outage was not over.
 FRUITLESS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Terms:
-    """What connect was told. `on_loss` is None where requests wait for ever."""
+    """The options of connect. `on_loss` is None if requests wait for ever."""
 
     on_loss: float | None
     dead_peer: float
@@ -48,54 +48,54 @@ class Terms:
 
 @dataclasses.dataclass(slots=True)
 class Outage:
-    """`since` tells people when it `began`; `died` is None while connections are only silent."""
+    """`since` is `began` as text for users; `died` is None while connections are only silent."""
 
     terms: Terms
     began: float
     since: str
     error: str = ""  # of the last try
-    said: float = -math.inf  # when status was last told
+    said: float = -math.inf  # when we last updated status
     died: float | None = None
-    told: bool = False  # so have the driver and the log
+    told: bool = False  # whether the driver and the log know of it
     failing: bool = False
-    fruitless: int = 0  # how often a connection has come that served nothing
-    served: bool = False  # by a connection that lives
+    fruitless: int = 0  # how many new connections died and had served no request
+    served: bool = False  # whether a connection that is alive serves requests
 
     def age(self, now: float) -> float:
         return now - self.began
 
     def lose(self, now: float) -> None:
-        """No connection lives."""
+        """No connection is alive."""
         self.served = False
         if self.died is None:
             self.died = now
 
     def keep(self, has_served: bool) -> None:
-        """A connection lives and answers; whether it has served: one that dies before it has was no help."""
+        """A connection is alive and answers. Only if it `has_served` a request is the loss over."""
         self.served = True
         if has_served:
             self.died = None
 
     def give_up_silent(self, silence: float, now: float) -> bool:
-        """Whether connections that have been silent for so long are to be cut, when the server answers no other either.
+        """Whether to cut connections that have been silent for so long, if the server answers no new one either.
 
-        What comes then waits in the driver for a good connection, which is sooner than TCP finds out by itself. Where
-        requests are to fail at the loss of a connection, none is lost before --dead-peer says so.
+        Requests then wait in the driver for a good connection, which comes sooner than TCP gives the old one up. With
+        --on-loss fail a lost connection makes requests fail, so we cut none before --dead-peer has passed.
         """
         if self.terms.on_loss == 0 and silence < self.terms.dead_peer:
             return False
-        if self.died is None:  # else another one is dead already, or was before this one had served a request
+        if self.died is None:  # if set: another one is dead, or was before this one had served a request
             self.died = now + max(0.0, self.terms.dead_peer - self.age(now))
         return True
 
     def until_failing(self, now: float) -> float:
-        """Seconds; infinite where nothing is to fail, or does already."""
+        """Seconds until requests fail; infinite if they never will, or fail already."""
         if self.failing or self.served or self.died is None or self.terms.on_loss is None:
             return math.inf
         return max(0.0, self.died + self.terms.on_loss - now)
 
     def pause(self, now: float, chance: float) -> float:
-        """Seconds until the next try. `chance` from 0 to 1 spreads those of many devices."""
+        """Seconds until the next try. `chance` from 0 to 1 spreads the tries of many devices."""
         spread = 1 + _SPREAD * (2 * chance - 1)
         return min(pause_after(self.age(now)) * spread, self.until_failing(now))
 
@@ -109,11 +109,11 @@ class Outage:
         return max(_LEAST_WAIT, min(patience, self.until_failing(now)))
 
     def may_say(self, now: float) -> bool:
-        """Whether status is to be told again."""
+        """Whether it is time to update status again."""
         return now - self.said >= _SAY_AGAIN
 
     def again(self) -> Outage:
-        """The same one, which had only seemed to be over. The driver was told to wait since, so it is told anew."""
+        """The same outage, which only seemed over. `told` is reset: we told the driver to wait again in between."""
         return dataclasses.replace(self, fruitless=self.fruitless + 1, told=False, failing=False, served=False)
 
 

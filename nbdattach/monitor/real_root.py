@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The real root file system, as a process of the initramfs finds it.
 
-The monitor that stands in until the real one is loaded needs /sys and /run where everybody has them then.
+The initramfs's interim monitor runs until the real system's monitor takes over. It needs the /sys and /run that all
+other processes see by then.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class RealRoot:
-    """What an initramfs has mounted, seen by a process that was started before it became the root of everybody else.
+    """The root that an initramfs mounts and switches to, found by a process that was started before the switch.
 
-    Such a process keeps the root of the initramfs, where nothing is left then. initramfs-tools and older systemd move
-    /run to the real root, so that what is above it there is that root. Newer systemd (257) mounts it there once more
-    and detaches what the initramfs had: then nothing is above it, but the first process has changed its root.
+    Such a process keeps the root of the initramfs, which is empty after the switch. initramfs-tools and older systemd
+    move /run to the real root, so that /run/.. is the real root. Newer systemd (257) mounts /run there a second time
+    and detaches the mount of the initramfs: then /run/.. is /run itself, but process 1 has changed its root.
     """
 
     def __init__(self) -> None:
@@ -28,9 +29,10 @@ class RealRoot:
         self._proc = os.open("/proc", _FOLDER)
 
     def follow(self) -> None:
-        """Goes there, once all that we look at has moved.
+        """Changes our root to the real root, once /run and /sys have moved there.
 
-        Not sooner: to look for /sys where it is not yet is to read the root's own folder, from a disk that may be away.
+        Not sooner: if /sys is not mounted there yet, a look for it reads the root's own folder from a disk that may be
+        away.
         """
         if self._is_in_place() or sysfs.is_there():
             return
@@ -39,10 +41,10 @@ class RealRoot:
                 _enter(above)
                 return
         with _opened("1/root", self._proc) as root:
-            _enter(root)  # our own once more, as long as the first process has not changed
+            _enter(root)  # still our own root, as long as process 1 has not changed its root
 
     def _is_in_place(self) -> bool:
-        """By the folder itself: what it had in it may have been made anew, in the one that is left behind."""
+        """Compares the folder itself: files in it prove nothing, because they may be made anew in the old /run."""
         try:
             return os.path.samestat(os.stat("/run"), os.fstat(self._run))
         except OSError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The monitor: one process a host, which sees to it that attachments get their connections back.
+"""The monitor: one process per host, which reconnects attachments that lost a connection.
 
-It keeps what it knows in memory, and may be killed at any time: started again it takes over whatever is attached, and
-finds what died meanwhile. A `Watch` does the work on each attachment.
+It keeps its state in memory and may be killed at any time: when it is started again, it takes over every attachment and
+finds the connections that died meanwhile. A `Watch` does the work on each attachment.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from nbdattach.monitor.watch import Watch
 from nbdattach.relay.dialer import Relay
 
 _TICK = 1.0
-# Should an announcement of the kernel have been lost.
+# In case an announcement of the kernel was lost.
 _TICKS_BETWEEN_CHECKS = 30
 _LOADING = 10.0
 _BREATH = 0.2
 _PREPARATION = 5.0
-# For one that stands in to end its watches.
+# Seconds for the initramfs's interim monitor to exit.
 _RELIEF = 15.0
 # Bytes; nothing here recurses.
 _STACK = 256 << 10
 
 
 def run(log: Log, ready: Callable[[], None] = lambda: None, root: RealRoot | None = None) -> None:
-    """Until SIGTERM. Calls `ready` when commands are answered. Raises `NbdattachError`; a second monitor ends so.
+    """Runs until SIGTERM. Calls `ready` when it answers commands. Raises `NbdattachError`, as for a second monitor.
 
-    With `root` it only stands in, until the monitor of that system is there.
+    With `root` this is the initramfs's interim monitor; it exits when the real system's monitor takes over.
     """
     driver.ensure_loaded()
     if not procfs.is_root():
@@ -61,9 +61,9 @@ def run(log: Log, ready: Callable[[], None] = lambda: None, root: RealRoot | Non
 
 
 def _prepare(log: Log) -> None:
-    """Where the root file system is on a device, nothing can be read when its server is away: so it is read now.
+    """Reads now all files needed later if the root file system is on a device: they are unreadable during an outage.
 
-    Another one may still stand in meanwhile. Waits for an answer of name servers.
+    The interim monitor may still run meanwhile. Waits for an answer of name servers.
     """
     for device in sysfs.devices():
         record = state.load(device)
@@ -77,7 +77,7 @@ def _prepare(log: Log) -> None:
 
 @contextlib.contextmanager
 def _one_place() -> Iterator[None]:
-    """There is one for all devices; whoever stands in makes room."""
+    """Ensures that this is the only monitor of the host; asks an interim monitor to exit."""
     patience = Deadline(_RELIEF)
     asked = False
     while True:
@@ -99,7 +99,7 @@ def _one_place() -> Iterator[None]:
 
 
 class Monitor:
-    """Its main thread only listens: to the kernel, to commands, to the clock."""
+    """Its main thread only listens to the kernel, commands and the clock."""
 
     def __init__(self, log: Log, root: RealRoot | None = None) -> None:
         self._log = log
@@ -107,7 +107,7 @@ class Monitor:
         self._watches: dict[Device, Watch] = {}
         self._mutex = threading.Lock()  # around that dictionary
         self._outdated = False
-        self._told = -1  # how many watches systemd knows of: it may log each word that it hears
+        self._told = -1  # number of watches last sent to systemd; only changes are sent, because it may log each
 
     def run(self, ready: Callable[[], None]) -> None:
         procfs.raise_descriptor_limit()
@@ -119,7 +119,7 @@ class Monitor:
             gc.freeze()
             ready()
             systemd.notify("READY=1")
-            # The numbers of the netlink family are those of the driver that is loaded now.
+            # The ids of the netlink family change each time the driver is loaded.
             while not self._listen(door, woken):
                 self._log("monitor: the driver was loaded anew")
             systemd.notify("STOPPING=1")
@@ -127,7 +127,7 @@ class Monitor:
             watch.stop()
 
     def _listen(self, door: Door, woken: int) -> bool:
-        """True when a signal ends it, False when the driver is another one."""
+        """True if a signal ended it, False if the driver was loaded anew."""
         driver_now = sysfs.driver_instance()
         with contextlib.ExitStack() as end:
             dead_links = end.enter_context(contextlib.closing(_subscription()))
@@ -137,7 +137,7 @@ class Monitor:
             return self._listen_to(dead_links, told, door, woken, driver_now)
 
     def _driver_log(self) -> DriverLog | None:
-        """None where we may not read it, as in a container; all else goes on without."""
+        """None if we may not read it, as in a container; the monitor works without it."""
         try:
             return DriverLog()
         except OSError as error:
@@ -170,7 +170,7 @@ class Monitor:
                 with self._logged():
                     if self._root:
                         self._root.follow()
-                        self._adopt()  # /sys may have been out of sight for a moment, and all that is attached with it
+                        self._adopt()  # while /sys was not visible for a moment, all attachments seemed to be gone
                     self._tick()
                 if sysfs.driver_instance() not in (0, driver_now):
                     return False
@@ -182,15 +182,15 @@ class Monitor:
 
     @contextlib.contextmanager
     def _logged(self, thing: str = "monitor") -> Iterator[None]:
-        """What goes wrong with one thing shall not end the watch over the others."""
+        """Logs errors: an error with one device must not end the watch over the others."""
         try:
             yield
-        except Exception as error:  # no memory, no descriptors, no thread; a state file that says what cannot be
+        except Exception as error:  # no memory, no descriptors, no thread; a state file with impossible values
             self._log(f"{thing}: {type(error).__name__}: {error}")
             time.sleep(_BREATH)
 
     def _check(self, indices: list[int] | None) -> None:
-        """Those of which the kernel has announced a dead connection; None for all."""
+        """Checks the devices for which the kernel announced a dead connection; None for all."""
         with self._mutex:
             watches = [one for device, one in self._watches.items() if indices is None or device.index in indices]
         for watch in watches:
@@ -198,7 +198,7 @@ class Monitor:
                 watch.hear()
 
     def _cut_off(self, indices: list[int]) -> None:
-        """From servers that are being shut down: what comes next shall wait for their successors."""
+        """Cuts connections to servers that are being shut down, so that new requests wait for the server's return."""
         with self._mutex:
             watches = [one for device, one in self._watches.items() if device.index in indices]
         for watch in watches:
@@ -223,10 +223,10 @@ class Monitor:
             self._outlive()
 
     def _outlive(self) -> None:
-        """Not killed at shutdown where there is something to watch.
+        """Asks not to be killed at shutdown while we watch a device.
 
-        Files that we were loaded from and that are deleted are kept by us until the end, though, and a file system with
-        such files cannot be made read-only: then it is the better end to be killed.
+        Not if files that we run from were deleted: while we keep them open, their file system cannot be made read-only,
+        so it is better that we are killed.
         """
         outdated = procfs.runs_from_deleted_files()
         if outdated and not self._outdated and not self._root:
@@ -235,7 +235,7 @@ class Monitor:
         storage_daemon.outlive(bool(self._watches) and not outdated)
 
     def _adopt(self) -> None:
-        """Whatever is attached and asked to be watched, by commands that found no monitor or by one before us."""
+        """Watches attachments that want a monitor, but were made while none ran or were watched by one before us."""
         for device in sysfs.devices():
             with self._logged(device.name):
                 record = None if device in self._watches else state.load(device)
@@ -243,7 +243,7 @@ class Monitor:
                     self._watch(Watch(device, record, [], self._log), adopted=True)
 
     def _watch(self, watch: Watch, adopted: bool = False) -> None:
-        """In the place of another one. One that was `adopted` holds no connection, so it takes no other one's place."""
+        """Replaces an older watch of the device. An `adopted` watch holds no connection, so it never replaces one."""
         device = watch.device
         with self._mutex:
             before = self._watches.get(device)
@@ -260,7 +260,7 @@ class Monitor:
     # -- commands ------------------------------------------------------------------------------------------------------
 
     def _serve(self, caller: Caller) -> None:
-        """One command, in a thread of its own."""
+        """Serves one command; each has its own thread."""
         with contextlib.closing(caller):
             try:
                 request, descriptors = caller.read()
@@ -274,7 +274,7 @@ class Monitor:
                 self._carry_out(request, links, relay, caller)
             except NbdattachError as error:
                 caller.reply(error)
-            except Exception as error:  # the command gets an answer, and the log says what a traceback would
+            except Exception as error:  # the command gets an answer, and the log gets the error
                 self._log(f"monitor: {request}: {type(error).__name__}: {error}")
                 caller.reply(NbdattachError("monitor", f"{type(error).__name__}: {error}", "see the monitor's log"))
 
@@ -374,7 +374,7 @@ def main() -> None:
 
 
 def main_in_background() -> None:
-    """The monitor as a daemon. The command ends when it is ready, or with the error on stderr and exit code 1."""
+    """The monitor as a daemon. This process ends when it is ready, or with the error on stderr and exit code 1."""
     said = _in_background(None)
     if said:
         sys.stderr.write(f"{said}\n")
@@ -383,7 +383,7 @@ def main_in_background() -> None:
 
 
 def stand_in() -> str:
-    """One for the time from the initramfs to the real monitor, as a daemon; why there is none, else an empty text."""
+    """Starts the initramfs's interim monitor as a daemon; returns the error, or an empty text."""
     return _in_background(RealRoot())
 
 
@@ -398,7 +398,7 @@ def _in_background(root: RealRoot | None) -> str:
     os.close(reader)
     os.environ.pop(
         "NOTIFY_SOCKET", None
-    )  # of the process that started us: its readiness and its end are not ours to tell
+    )  # it belongs to the process that started us; we must not report readiness or an end in its name
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
@@ -414,7 +414,7 @@ def _in_background(root: RealRoot | None) -> str:
 
 
 def _once(writer: int) -> Callable[[str], None]:
-    """Writes the first word, and no other: that number may be of another file by then, and that a server's."""
+    """Writes the first word only: later the descriptor's number may belong to another file, even a server's socket."""
     left = [writer]
 
     def say(word: str) -> None:

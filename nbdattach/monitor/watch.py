@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One attachment under the monitor's eyes: notices what died, dials again, and hands the kernel what fits.
+"""The watch over one attachment: notices a dead connection, dials a new one, and hands it to the kernel.
 
-Three rooms: `outage` decides (arithmetic on times and facts), `links` has the driver's side (which connection is dead,
-and how another one takes its place), and this module the thread between them, with the orders of commands.
+Three modules: `outage` decides (arithmetic on times and facts), `links` has the driver's side (which connection is dead
+and how to replace it), and this module has the thread between them, with the orders of commands.
 
 Decisions that matter:
-* Each attachment has a thread of its own while something is to be done, and none else: a hanging server delays nobody.
-* A change that was ordered is written down before it begins, and what was before is forgotten only when it is done. So
-  a monitor that comes after one that was killed in between goes on with the change, and where it cannot be written
-  down, nothing moves.
-* With one connection queue/io_timeout stays as connect has set it. With several, the driver takes a request of that age
-  for a dead connection, so connect wants to be told how old a request may become (--io-timeout).
+* Each attachment has its own thread while there is work, so a hanging server delays only its own devices.
+* We record an ordered change before it begins, and forget the old state only when it is done. So if a monitor is killed
+  in between, the next one finishes the change. If we cannot record the change, we do not begin it.
+* With one connection, queue/io_timeout stays as connect has set it. With several, the driver takes a connection for
+  dead if a request reaches that age, so connect requires the user to set it (--io-timeout).
 """
 
 from __future__ import annotations
@@ -49,16 +48,17 @@ Done: TypeAlias = Callable[[str | NbdattachError], None]
 _UNKNOWN_ROUND_TRIP = 0.4
 # After an error of this machine (no memory, no space in /run), before the next try.
 _OWN_TROUBLE = 1.0
-# What the peer has for reading what was sent to it, before a connection is reset.
+# Time for the peer to read the data already sent to it, before we reset a connection.
 _BURIAL = 2.0
-# How long a planned hand-over waits for a moment without requests in flight: none has to be sent again then.
+# How long a planned hand-over waits for a moment without requests in flight, so that none has to be sent again.
 _QUIET = 1.0
-# How long a change of the size waits for one. The kernel waits without end, and lets no other message in meanwhile.
+# How long a change of the size waits for such a moment. The kernel itself would wait without limit, and accept no other
+# message meanwhile.
 _QUIET_FOR_SIZE = 10.0
 
 
 class Watch:
-    """All methods may be called from any thread; none waits for a server, but for those that say so."""
+    """All methods may be called from any thread; none waits for a server, except those that say so."""
 
     def __init__(
         self, device: Device, record: state.Record, links: list[Link], log: Log, relay: Relay | None = None
@@ -71,22 +71,22 @@ class Watch:
         wanted = "relay" if transport == "relay" else record.tls_transport
         self._carrier = Carrier(wanted, relay, was_in_kernel=transport == "kernel")
         self._kernel = Kernel(device)
-        # What there is to do; held for moments only.
+        # Protects the list of work; held for moments only.
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
         self._check = False
         self._held = 0  # by so many commands
         self._ended = False
         self._orders: list[tuple[Callable[[], str], Done]] = []
-        # Around what the kernel is told, and our links; may be held for as long as a burial takes.
+        # Protects messages to the kernel, and our links; may be held as long as a burial takes.
         self._at_kernel = threading.RLock()
-        self._inside = 0  # the thread that is there
+        self._inside = 0  # the thread that holds it
         self._terms = Terms(record.on_loss, record.dead_peer, record.connect_timeout)
         self._outage: Outage | None = None
         self._last_outage: Outage | None = None
         self._settled = False
-        self._unsaved = False  # the record, as /run had no space for it
-        self._ready = False  # to dial without a disk
+        self._unsaved = False  # whether the record is not saved, because /run was full
+        self._ready = False  # whether we can dial without reading a disk
         self._told: set[str] = set()
         if record.address:
             remember(record.place(), record.address)
@@ -94,26 +94,26 @@ class Watch:
 
     @property
     def target(self) -> str:
-        """As it is written down."""
+        """As recorded."""
         return self._record.target
 
-    # -- what the monitor calls ------------------------------------------------------------------------------------
+    # -- called by the monitor -------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Something may have died."""
+        """Starts a check, because a connection may have died."""
         with self._news:
             self._check = True
             self._start()
 
     def hear(self) -> None:
-        """The driver says that a connection has died; it may be one that we take for long gone, or for alive."""
+        """The driver reports a dead connection; it may be one that we replaced long ago, or one that seems alive."""
         self._links.doubt()
         self.check()
 
     def tick(self) -> bool:
-        """Once a second. False when there is nothing left to watch."""
+        """To be called once a second. False if there is nothing left to watch."""
         if not self._at_kernel.acquire(blocking=False):
-            return True  # it is being looked at
+            return True  # another thread works on it now
         try:
             if not self._held and not self._ended and not self._links.is_there():
                 self._end("no longer attached")
@@ -129,7 +129,7 @@ class Watch:
             self._at_kernel.release()
 
     def hold(self) -> None:
-        """Hands off: on return nothing of ours touches the device, until `release`. May take some seconds."""
+        """From its return until `release`, no thread of ours touches the device. May take some seconds."""
         with self._news:
             self._held += 1
             self._news.notify_all()
@@ -141,26 +141,26 @@ class Watch:
             self._held -= 1
             if self._held:
                 return
-        # Its record goes with a detach, though the device may stay until the last of its users has closed it.
-        with contextlib.suppress(OSError):  # what cannot be seen now is seen by the thread, once it can be
+        # A detach deletes the record, though the device may stay until its last user has closed it.
+        with contextlib.suppress(OSError):  # if we cannot read it now, the thread does later
             if not (self._links.is_there() and state.remembers(self.device)):
                 self._end("no longer attached")
         self._links.move()
         self.check()
 
     def cut(self) -> None:
-        """The connections are of no more use: whoever sends over them gets an error."""
+        """Shuts down the connections, which are of no use any more: a send over them gets an error."""
         self._links.cut()
 
     def cut_off(self) -> None:
-        """The server is being shut down, and fails each request for as long as we stay."""
+        """Cuts the connections, because the server is being shut down and fails each request while they last."""
         if not self._held and not self._ended and self._links.alive:
             self._log(f"{self.device.name}: {self._target().uri} is being shut down, and refuses requests: cut off")
             self._links.cut()
             self.check()
 
     def reconnect(self, target: Target | None, done: Done) -> None:
-        """A planned hand-over to new connections, of `target` where one is named. `done` is called with the outcome."""
+        """A planned hand-over to new connections, of `target` if one is named. `done` is called with the outcome."""
         self._order(lambda: self._carry_over(target), done)
 
     def resize(self, done: Done) -> None:
@@ -203,7 +203,7 @@ class Watch:
             raise
 
     def _work(self) -> bool:
-        """All there is to do. True to be called again: this machine was in trouble of its own."""
+        """Does all the work there is. True if it must be called again, because of an error of this machine."""
         try:
             with netlink.Family() as self._links.family:
                 while work := self._next_work():
@@ -245,7 +245,7 @@ class Watch:
     # -- mending ---------------------------------------------------------------------------------------------------
 
     def _mend(self) -> None:
-        """Until the driver has no dead connection, and none is silent; or until there is an order to obey first."""
+        """Works until no connection is dead or silent, or until there is an order to obey first."""
         if not self._ready:
             self._ready = True
             self._carrier.get_ready(self._target())
@@ -280,7 +280,7 @@ class Watch:
             return outage
 
     def _see_what_lives(self, outage: Outage) -> None:
-        """One of several connections may serve all requests, and be lost or be back while others are dialled."""
+        """One of several connections may serve all requests; it may be lost or recover while we dial others."""
         stuck = self._links.stuck
         if stuck or not self._links.alive:
             outage.lose(boot_time() - stuck)
@@ -293,18 +293,18 @@ class Watch:
             outage.failing = False
 
     def _known_outage(self) -> Outage:
-        """A new one, or that of the monitor before this one, which may have been killed meanwhile."""
+        """A new outage, or the recorded one of the monitor before us, which may have been killed during it."""
         known = state.trouble_of(self.device)
         if known is None or known.began is None:
             return Outage(self._terms, boot_time(), now())
-        began = min(known.began, boot_time())  # what was silent counts as dead when --dead-peer has passed, too
+        began = min(known.began, boot_time())  # `began` may be ahead: silence counts as a loss only after --dead-peer
         failing = known.state == "lost"
         if failing:
             self._links.are_failing()
         return Outage(self._terms, began, known.since, died=known.began, failing=failing)
 
     def _last_one_again(self) -> Outage | None:
-        """Where not one request was done since, and a connection dies as soon as it has come, nothing is over yet."""
+        """The last outage goes on if a new connection died at once and no request was done since."""
         if self._last_outage and self._links.has_served_nothing(FRUITLESS):
             return self._last_outage.again()
         return None
@@ -318,7 +318,7 @@ class Watch:
         return "requests wait for it" if on_loss is None else f"requests wait {on_loss:g} s"
 
     def _try_once(self, outage: Outage) -> bool:
-        """One try to replace what is dead or silent; True when there is nothing left to replace as far as we know."""
+        """One try to replace a dead or silent connection; True if, as far as we know, none is left to replace."""
         try:
             fresh = self._dial_quickly(outage)
         except NbdattachError as error:
@@ -332,7 +332,7 @@ class Watch:
             for link in self._links.silent:
                 link.cut()
             self._in_outage(dead=True)
-        if outage.fruitless > 1:  # one that is silent proves nothing yet; that the next one is, too, does
+        if outage.fruitless > 1:  # one useless connection proves nothing yet, a second one does
             self._fail_when_due(outage)
         with self._kernel_calls():
             return self._hand_over(fresh, Deadline(NOTICED))
@@ -343,10 +343,10 @@ class Watch:
             return self._links.are_well()
 
     def _give_up_silent(self, outage: Outage) -> None:
-        """Neither the old connections get through nor a new one: what comes now shall wait for a good one."""
+        """Cuts silent connections, because a new one fails, too: requests now wait in the driver for a good one."""
         with self._kernel_calls():
             if self._links.silent and outage.give_up_silent(self._links.silence, boot_time()):
-                # All of them: over one that lives requests would be done while the silent one still has older ones.
+                # All of them: a living one would serve new requests while the silent one still has older ones.
                 self._links.cut()
                 self._in_outage(dead=True)
 
@@ -368,23 +368,23 @@ class Watch:
         return True
 
     def _fail_when_due(self, outage: Outage) -> None:
-        """When --on-loss has had its time, what waits fails, and what comes fails at once."""
+        """If --on-loss has passed, waiting requests fail, and new ones fail at once."""
         with self._kernel_calls():
             self._see_what_lives(outage)
             if outage.until_failing(boot_time()) > 0 or self._is_well():
                 return
             if self._links.alive and not self._links.stuck:
-                return  # only silent, so it may recover: until the server answers another one, or none for long
+                return  # only silent, so it may recover, until we give it up
             self._links.fail_requests()
             outage.failing = True
             self._say_trouble(outage)
         seconds = self._record.on_loss
         self._log(f"{self.device.name}: {self._target().uri} is away for more than {seconds:g} s; requests fail now")
-        if outage.fruitless:  # else what was under way may as well be served by the next one
+        if outage.fruitless:  # if not, the next connection may serve the requests under way
             self._links.await_failure(lambda: not (self._orders or self._held or self._ended))
 
     def _recovered(self) -> None:
-        """The driver has all its connections: as they were before."""
+        """The driver has all its connections again: the outage is over."""
         with self._kernel_calls():
             outage = self._outage
             if outage is None and self._settled:
@@ -398,7 +398,7 @@ class Watch:
             self._have_moved()
 
     def _tell_differences(self) -> None:
-        """Another program may have changed what the kernel does; to mend it would mean to wait for all requests."""
+        """Logs queue settings that another program changed. To restore them, the kernel would wait for all requests."""
         record = self._record
         for line in settings.differences(self.device, record.flags, record.max_sectors_kb, record.block_size):
             if line not in self._told:
@@ -406,7 +406,7 @@ class Watch:
                 self._log(line)
 
     def _settle(self) -> None:
-        self._settled = False  # should the driver not be told
+        self._settled = False  # in case the message to the driver fails
         self._links.settle(self._record.on_loss)
         self._settled = True
         state.save_trouble(self.device, None)
@@ -428,7 +428,7 @@ class Watch:
         return place.uri
 
     def _have_moved(self) -> None:
-        """From now on the server before this one is forgotten."""
+        """Records the new server and forgets the one before."""
         moved = self._record
         if moved.moving_to:
             self._remember_when_possible(
@@ -460,7 +460,7 @@ class Watch:
         return f"{size} bytes now, {before} before"
 
     def _is_lost(self) -> bool:
-        """Requests may wait just for what has another size now."""
+        """Whether a connection is dead: then requests may be waiting for the very server that has the new size."""
         with self._kernel_calls():
             return self._links.has_dead()
 
@@ -476,7 +476,7 @@ class Watch:
                 raise _busy(self.device, "it is connected anew, and its size is as before")
 
     def _nobody_uses_it(self) -> contextlib.AbstractContextManager[object]:
-        """Nobody may use what goes, and nobody may begin to."""
+        """Claims the device, so that no program uses the part that goes. Raises `DeviceInUse`."""
         users = users_of(self.device)
         if not users:
             with contextlib.suppress(Busy):
@@ -493,7 +493,7 @@ class Watch:
         )
 
     def _see_we_can_replace(self) -> None:
-        """A living connection can only be ended by who holds its socket."""
+        """Only a process that holds the socket of a living connection can end it. Raises `KernelRefused`."""
         if self._links.complete:
             return
         with self._kernel_calls():
@@ -516,7 +516,7 @@ class Watch:
         return made
 
     def _begin(self, fresh: list[Connection], **changes: object) -> None:
-        """Writes down what is about to be changed, and where the new server is; nothing moves where that fails."""
+        """Records the change that is about to begin and the new server's address; if that fails, nothing changes."""
         before = self._record
         try:
             self._remember(address=address_of(fresh[0].stream.sock), **changes)
@@ -526,15 +526,15 @@ class Watch:
             raise
 
     def _replace_all(self, fresh: list[Connection]) -> None:
-        """Every connection by a new one; what was in flight is sent again over those."""
-        self.check()  # afterwards: what we did not hold may be dead still
+        """Replaces every connection by a new one; the driver sends requests in flight again over those."""
+        self.check()  # runs afterwards: a connection that we did not hold may still be dead
         with self._kernel_calls():
-            if not self._links.has_dead():  # else requests wait for just this
+            if not self._links.has_dead():  # if one is dead, requests wait for this very replacement
                 self._links.await_quiet(_QUIET)
             self._links.cut()
-            noticed = Deadline(NOTICED)  # for all of them: a command that wants our hands off waits no longer either
+            noticed = Deadline(NOTICED)  # for all together, because a command that wants to hold the device waits
             taken = [self._hand_over(connection, noticed) for connection in fresh]
-            self._outage = self._last_outage = None  # what comes now is another one
+            self._outage = self._last_outage = None  # a later outage is a new one
             self._settle()
         if not all(taken):
             cause = "the driver did not take the new connection"
@@ -547,7 +547,7 @@ class Watch:
             self._unsaved = False
 
     def _remember_when_possible(self, **changes: object) -> None:
-        """What has happened already is not undone because /run is full; it is written down as soon as it can be."""
+        """If /run is full, the change is not undone, because it has happened; it is recorded as soon as possible."""
         try:
             self._remember(**changes)
         except OSError as error:
@@ -561,13 +561,13 @@ class Watch:
         return self._record.place()
 
     def _dial_quickly(self, outage: Outage) -> Connection:
-        """For a device that waits for it. Raises `NbdattachError`."""
+        """Dials with short limits, because a device waits for it. Raises `NbdattachError`."""
         moment = boot_time()
         connect_within = outage.connect_within(self._round_trip, moment)
         return self._dialled(self._target(), outage.dial_within(moment), connect_within)
 
     def _dial(self, target: Target, size: int | None = None, any_size: bool = False) -> Connection:
-        """A connection to what is attached, or to the like of it with another size. Raises `NbdattachError`."""
+        """A connection to the attached export, which may have another size with `any_size`. Raises `NbdattachError`."""
         began = time.monotonic()
         made = self._dialled(target, self._record.connect_timeout, math.inf, size, any_size)
         self._round_trip = max(self._round_trip, time.monotonic() - began)
@@ -585,7 +585,7 @@ class Watch:
             connect_within=connect_within,
             raw_size=record.size if record.raw else None,
         )
-        # While its size is being changed, the server may be of either.
+        # While its size is being changed, the export may have the old or the new size.
         any_size = any_size or (size is None and made.export.size == record.new_size)
         differs = same_export.difference(record, made.export, made.export.size if any_size else size)
         if differs:
@@ -596,7 +596,7 @@ class Watch:
         return made
 
     def _hand_over(self, fresh: Connection, noticed: Deadline) -> bool:
-        """Gives the driver the connection in the place of a dead one; whether it took it. The dead are buried first."""
+        """Buries dead connections, then gives the driver this one in place of a dead one; whether it took it."""
         burial = Deadline(_BURIAL)
         self._links.bury_dead(burial)
         self._carrier.bury(burial)
@@ -614,11 +614,11 @@ class Watch:
                 connection.stream.run(transmission.disconnect())
             connection.stream.close()
 
-    # -- small things ----------------------------------------------------------------------------------------------
+    # -- helpers ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _kernel_calls(self) -> Iterator[None]:
-        """None while we are held, and none for an attachment that is another by now. May be nested."""
+        """Waits while a command holds us; raises `Gone` if the attachment is another one by now. May be nested."""
         if self._inside == threading.get_ident():
             yield
             return
@@ -638,7 +638,7 @@ class Watch:
                 return
 
     def _say_trouble(self, outage: Outage, pause: float | None = None) -> None:
-        """To `status`, which can do without where /run is full."""
+        """Reports the outage to `status`; if /run is full, `status` does without."""
         outage.said = boot_time()
         word = "lost" if outage.failing else "reconnecting"
         next_try = None if pause is None else now(pause)
@@ -648,7 +648,7 @@ class Watch:
             )
 
     def _end(self, why: str | None) -> None:
-        # Whatever is being told to the kernel is told first.
+        # Waits until a message to the kernel that is under way has been answered.
         with self._at_kernel, self._news:
             if self._ended:
                 return

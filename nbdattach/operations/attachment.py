@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Attaching: the order of things, and the way back from each step.
+"""Attaching: the order of the steps, and how each is undone.
 
 Decisions that matter:
-* The exclusive claim on the node is the lock: the kernel grants it to one process, refuses it while anybody uses the
-  device, and takes it back when we die. No lock file can do that.
-* A backend undoes everything unless it is told that the attachment is complete. So a connect that fails, or is
+* The exclusive claim on the node is the lock: the kernel grants it to one process, refuses it while the device is in
+  use, and releases it when we die. No lock file can do that.
+* A backend undoes everything unless we commit, when the attachment is complete. So a connect that fails, or is
   killed at any moment, leaves nothing behind.
-* The kernel decides between us and foreign tools: whoever comes second gets EBUSY and looks for another device.
-* The monitor watches the device before the attachment is complete. So no moment, however the command ends, leaves a
-  device attached that nobody reconnects.
+* The kernel decides between us and foreign tools: the second process gets EBUSY and looks for another device.
+* The monitor watches the device before the attachment is complete. So at whichever moment the command ends, it never
+  leaves a device attached without a monitor.
 """
 
 from __future__ import annotations
@@ -59,20 +59,21 @@ if TYPE_CHECKING:
     from nbdattach.relay.dialer import Relay
 
 SETTLE_SECONDS = 60
-# A worker whose server has left ends in milliseconds.
+# If the server has hung up, the worker ends in milliseconds; allow it this long.
 _LAST_GASP = 2.0
 _CLEAR_SECONDS = 5.0
-# How often a device may be taken down by others while it is attached.
+# Attempts if other programs take the device down while we attach it.
 _ATTEMPTS = 5
-# New device numbers to try when others make some at the same time.
+# New device numbers to try, because other programs may make devices at the same time.
 _MAX_NEW = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The outcome of a connect. `notes` are what the user should hear: a lost tail, fewer connections.
+    """The outcome of a connect. `notes` are messages for the user: a lost tail, fewer connections.
 
-    `pid` is the kernel's for this attachment, by which `detach` knows it again; `fresh` is False where it was there.
+    `pid` is the kernel's for this attachment, by which `detach` recognises it; `fresh` is False if it was attached
+    before.
     """
 
     device: Device
@@ -82,7 +83,7 @@ class Attached:
 
 
 def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace = silent) -> Attached:
-    """Attaches the target's export at `device`, or at a free one. When it returns, the device is ready to use.
+    """Attaches the target's export at `device`, or at a free one. On return the device is ready to use.
 
     Raises `NbdattachError`; then nothing is attached and nothing left behind.
     """
@@ -115,7 +116,7 @@ def _attach(
     contested: bool,
     end: ExitStack,
 ) -> Attached:
-    """`end` is closed when nothing is held any more that the attachment needs."""
+    """The caller closes `end` after we have released everything that the attachment needed."""
     with connected(target, wishes, trace) as (connections, export, notes), _alone_with(tag):
         there = _already_there(tag, target, device, wishes)  # another command may have been faster
         if there:
@@ -150,9 +151,9 @@ def _attach(
 
 
 def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:
-    """The device gets attached, be there a monitor or not; what to say where there is none.
+    """Has the monitor watch the device. If no monitor can, the device stays attached; returns a note for the user.
 
-    Without `sockets` the monitor finds it by itself: when it starts, else at its next round.
+    Without `sockets` the monitor finds the device by itself, when it starts or at its next round.
     """
     try:
         launch.ensure_monitor()
@@ -193,7 +194,7 @@ def _kernel_errors(device: Device, job: Job) -> Iterator[None]:
 
 @contextmanager
 def _interrupts_wait(device: Device) -> Iterator[None]:
-    """From the commit until we hold nothing any more, SIGINT and SIGTERM wait. Then the device is detached for them."""
+    """Delays SIGINT and SIGTERM from the commit until we hold nothing any more. If one came, detaches the device."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -214,7 +215,7 @@ def _interrupts_wait(device: Device) -> Iterator[None]:
 
 
 def _is_detached(device: Device) -> bool:
-    """Detaches it again, unless somebody uses it already: then the command has succeeded before it was interrupted."""
+    """Detaches the device again. False if it is in use already: then connect had succeeded before the interrupt."""
     from nbdattach.operations import detachment
 
     try:
@@ -232,7 +233,7 @@ def _complete(
     have_watched: Callable[[], list[str]],
     end: ExitStack,
 ) -> list[str]:
-    """From "served" to "ready and ours"; what the user should hear. Undoes all where it fails."""
+    """Takes the device from "served" to "ready and ours"; returns notes for the user. Undoes everything on failure."""
     device = hold.node.device
     try:
         with _kernel_errors(device, job):
@@ -259,20 +260,20 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
     notes += _lack_of_room(node.device, backend, job)
     node.scan_partitions(deadline)
     readable = node.is_readable(deadline)
-    # What cannot be read may be a bad sector over there, or a server that left: then it ends soon.
+    # A failed read may mean a bad sector at the server, or that the server hung up: then the attachment ends soon.
     hold.raise_if_ended(0 if readable else _LAST_GASP)
     if not readable:
         notes.append(f"{job.target.uri}: attached, but the server cannot read the first block of the export")
     node.let_udev_in()
     if not udev.settle(Kernel(node.device).paths, SETTLE_SECONDS):
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
-    state.forget(node.device)  # what was said of an attachment before this one
+    state.forget(node.device)  # the state of an attachment before this one
     state.save(node.device, _record(hold, backend, job))
     return notes
 
 
 def _lack_of_room(device: Device, backend: choice.Backend, job: Job) -> list[str]:
-    """What the user should hear where a send may have to wait for the server (`kernel_socket.make_room`)."""
+    """A note for the user if a send may have to wait for the server (`kernel_socket.make_room`)."""
     room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
     if backend.name != "netlink" or all(has_room(number, room) for number in job.sockets):
         return []
@@ -317,14 +318,14 @@ def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
 
 
 def _already_there(tag: str, target: Target, device: Device | None, wishes: Wishes) -> Attached | None:
-    """The attachment that is asked for, where it is there. Raises `DeviceInUse` where `device` holds another one."""
+    """The requested attachment, if it exists already. Raises `DeviceInUse` if `device` holds another one."""
     for candidate in [device] if device else sysfs.devices():
         record = state.load(candidate)
         if record and record.tag == tag and (record.pid is None or alive(record.pid)):
             _see_it_is_what_is_wanted(candidate, target, wishes)
             notes = [f"{candidate.path}: already attached to {target.uri}"]
             if record.backend == "netlink" and record.reconnect and not wishes.root:
-                notes += _have_watched(candidate)  # whoever attached it may have been killed before it did that
+                notes += _have_watched(candidate)  # the command that attached it may have been killed before it did so
             return Attached(candidate, notes, Kernel(candidate).pid, fresh=False)
     if device and Kernel(device).attached:
         raise _holds_other(device)
@@ -332,7 +333,7 @@ def _already_there(tag: str, target: Target, device: Device | None, wishes: Wish
 
 
 def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) -> None:
-    """An attachment with the right tag but another export, or other properties, is not the one asked for."""
+    """Raises `DeviceInUse` if the attachment has the right tag but another export or other properties."""
     there, record = status_of(device), state.load(device)
     hint = f"nbdattach disconnect {device.path}, or give another --tag"
     if there.target != target.uri:
@@ -357,7 +358,7 @@ def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) ->
 
 
 def _candidates(device: Device | None, export: Export, backend: choice.Backend) -> Iterator[Device]:
-    """Devices to try: the one named, or every free one, and then new ones where the backend can make them."""
+    """Devices to try: the one named, or every free one, then new ones if the backend can make them."""
     if device:
         if _is_spoilt(device, export):
             raise KernelRefused(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The connections of one attachment: the first, tried for as long as asked, and the others, which must be its like."""
+"""The connections of one attachment: the first, retried for --retry-for, and others that show the same export."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Carrier
 
-# Where --connections says auto.
+# For --connections auto.
 AUTO_CONNECTIONS = 4
-# Nobody asked for more than the first of those, so a server that may be full is not waited for longer than this.
+# With auto, connections after the first are optional, so we wait no longer than this for a server that may be full.
 _AUTO_SECONDS = 3.0
 _RETRY_PAUSE = 0.5
-# What a server that has no place for another connection comes to.
+# The errors that we may get if the server accepts no further connection.
 _FULL = (NoConnection, Refused, TlsFailed)
 
 
 @contextmanager
 def connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[list[Connection], Export, list[str]]]:
-    """All connections of one attachment; closed at the end, when the kernel has its own reference or needs none."""
+    """All connections of one attachment. We close them at the end, when the kernel has its own references."""
     carrier = Carrier(wishes.tls_transport)
     try:
         connections = [_first_connection(target, wishes, trace, carrier)]
@@ -54,7 +54,7 @@ def connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[li
 
 
 def _first_connection(target: Target, wishes: Wishes, trace: Trace, carrier: Carrier) -> Connection:
-    """Tries again for as long as --retry-for says, while nobody is there."""
+    """Tries again until --retry-for has passed, while the server cannot be reached."""
     patience = Deadline(wishes.retry_for)
     while True:
         try:
@@ -79,7 +79,7 @@ def _check_size(target: Target, export: Export, wishes: Wishes) -> None:
 
 
 def _how_many(target: Target, export: Export, wishes: Wishes) -> tuple[int, list[str]]:
-    """Connections to make, and what to say where it is fewer than asked for."""
+    """The number of connections to make, and a note for the user if it is less than requested."""
     if wishes.connections == 1 or not export.can_multi_conn:
         notes = []
         if wishes.connections > 1:
@@ -91,7 +91,7 @@ def _how_many(target: Target, export: Export, wishes: Wishes) -> tuple[int, list
 def _more_connections(
     target: Target, export: Export, wishes: Wishes, count: int, trace: Trace, carrier: Carrier
 ) -> list[Connection]:
-    """Dialled in parallel; each must show the very same export. With --connections auto, as many as there are."""
+    """Dials in parallel; each must show the very same export. With --connections auto, fewer than `count` may do."""
     if not count:
         return []
     if not wishes.connections:

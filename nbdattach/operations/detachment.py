@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Detaching: only what nobody uses, only after its data is on the server, and done only when the device is free.
+"""Detaching: only a device that is not in use, only after its data is on the server; done only when the device is free.
 
 Decisions that matter:
-* The exclusive claim (`node.Node.claim`) is what refuses: atomic, and nobody can begin to use what is about to go. The
-  lists of users only explain it, and add what claims nothing: loop devices, and processes that have the device open.
-* Whoever opens the device for a moment only is no user. A refusal needs somebody who is there each time we look.
+* The exclusive claim (`node.Node.claim`) decides: it is atomic, and while we have it no program can begin to use the
+  device. The lists of users explain a refusal, and add users without a claim: loop devices, and processes that have the
+  device open.
+* A process that opens the device only for a moment is no user. We refuse only if one has it open each time we look.
 * To open a device can take as long as its server is silent, and no signal interrupts that. So another process opens it
-  and passes the descriptor on, with the claim; the command itself never does.
+  and passes the descriptor on, with the claim; the command itself never opens it.
 * From the last look until the device is empty, the kernel refuses all writes (BLKROSET), and the message that ends the
-  connection is ready to be sent. What reaches the page cache all the same is noticed afterwards, and said.
+  connection is ready to be sent. If a write still reaches the page cache, we notice it afterwards and report it.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ if TYPE_CHECKING:
     from nbdattach.kernel import netlink
 
 DETACH_SECONDS = 60
-# What a server that is there needs at most for a flush, when its data may be given up.
+# A healthy server flushes within so many seconds; with --force, we give up data that takes longer.
 FORCE_SECONDS = 10
-# Of a device to which somebody writes again and again.
+# Flushes of a device to which a program writes again and again.
 _FLUSHES = 5
 _POLL = 0.01
 
@@ -61,14 +62,14 @@ def detach(
     progress: Callable[[float], None] = lambda _: None,
     trace: Trace = silent,
 ) -> str:
-    """Detaches once it is safe; why there was nothing to do, empty where it has been done.
+    """Detaches once it is safe; returns why there was nothing to do, or an empty text after it has detached.
 
-    `seconds` bound the wait for the kernel, not that for the server: a slow flush is not a dead one. `only` and
-    `only_tag` say which attachment is meant: where another one has come to the device, it is left alone. With `force`
-    it goes under its users, and what cannot be flushed is lost; `say` tells each. `progress` is called during a long
-    flush with the seconds that it has taken.
+    `seconds` limits the wait for the kernel, not for the server, because a slow flush is not a dead one. `only` and
+    `only_tag` say which attachment is meant: if the device holds another one, we leave that alone. With `force` we
+    detach it even while it is in use, and data that cannot be flushed is lost; `say` gets a message for each.
+    `progress` is called during a long flush with the seconds that it has taken.
 
-    Raises `DeviceInUse` while anybody uses it, `KernelRefused` where its data cannot be flushed; it then stays.
+    Raises `DeviceInUse` if it is in use, `KernelRefused` if its data cannot be flushed; it then stays attached.
     """
     driver.refuse_other_systems()
     deadline = Deadline(seconds)
@@ -79,7 +80,7 @@ def detach(
     if other := _other_than(device, only, only_tag):
         return other
     with _taken(device, force, say) as node:
-        if force and node.exclusive and not Kernel(device).attached:  # it went when its connections were cut
+        if force and node.exclusive and not Kernel(device).attached:  # it was detached when we cut its connections
             node.clear(deadline)
             state.forget(device)
             return ""
@@ -91,7 +92,7 @@ def detach(
         with control.hands_off(device, insist=not force):
             with _disconnected(node, force, say):
                 trace(f"{device.path}: disconnected")
-                if users_of(device):  # they do not go by themselves, as a process may that gets an error
+                if users_of(device):  # unlike a process that gets an error, they do not go by themselves
                     deadline = Deadline(min(seconds, GOODBYE_SECONDS))
                 _await_worker(device, deadline)
                 node.clear(deadline)
@@ -109,9 +110,9 @@ def detach(
 
 @contextlib.contextmanager
 def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterator[None]:
-    """The connection has ended; at the end of the context the device is empty. Raises `DeviceInUse`, `KernelRefused`.
+    """Ends the connection; the caller empties the device inside the context. Raises `DeviceInUse`, `KernelRefused`.
 
-    Without `force` nothing can be written meanwhile.
+    Without `force` the kernel refuses all writes meanwhile.
     """
     if force:
         _disconnect_by_force(node, say)
@@ -121,9 +122,9 @@ def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterat
         farewell = _farewell(node.device, ready)
         node.get_ready_to_look()
         ready.enter_context(node.closed_to_writers())
-        if not Kernel(node.device).counts_requests:  # then nothing tells whether there were any since the flush
+        if not Kernel(node.device).counts_requests:  # then we cannot tell whether there were any since the flush
             node.flush()
-        if _was_written(node):  # the monitor may have taken its time to let go
+        if _was_written(node):  # the monitor may have been slow to let go, so look again
             raise _is_written(node.device)
         if not _sent(farewell):
             node.disconnect()
@@ -136,7 +137,7 @@ def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterat
 
 
 def _is_lost(node: Node) -> bool:
-    """Whether there are dirty pages that the server can no longer be sent; the connection has ended."""
+    """Whether dirty pages are left that cannot be sent any more, because the connection has ended."""
     try:
         node.was_written(Deadline(FORCE_SECONDS))
     except (Unanswered, OSError):
@@ -145,7 +146,7 @@ def _is_lost(node: Node) -> bool:
 
 
 def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> str:
-    """Why it is not what is meant; empty where it is."""
+    """Why the device does not hold the attachment that is meant; empty if it does."""
     if not Kernel(device).attached:
         return "not attached"
     if only not in (None, state.identity_of(device)) or not (only_tag is None or _has_tag(device, only_tag)):
@@ -183,9 +184,9 @@ def _cut_what_does_not_open(device: Device, force: bool, say: Callable[[str], No
 
 
 def _bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
-    """All that was written is on the server, and nobody uses it; both at the same time, though a flush may take long.
+    """On return, all written data is on the server and the device is not in use, both at the same moment.
 
-    What claims nothing, and what was written, is looked for again after each flush.
+    A flush may take long, so after each flush we look again for users without a claim and for new writes.
     """
     device = node.device
     if force:
@@ -213,12 +214,12 @@ def _open_caches(node: Node) -> None:
 
 
 def _was_written(node: Node) -> bool:
-    """Whether anything was written since the last flush; in doubt: yes. Raises `KernelRefused`."""
+    """Whether a program wrote since the last flush; True if we cannot tell. Raises `KernelRefused`."""
     try:
         return node.was_written(Deadline(FORCE_SECONDS))
     except Unanswered:
         return True
-    except OSError as error:  # the kernel has told it now, and will not tell it to a flush
+    except OSError as error:  # the kernel reports a write error once only, so a later flush will not see it
         if Kernel(node.device).attached:
             with contextlib.suppress(OSError):
                 mark_unflushed(*state.mark_of(node.device))
@@ -231,19 +232,19 @@ def _is_written(device: Device) -> DeviceInUse:
 
 
 def tag_of(device: Device) -> str | None:
-    """The identity of what is attached there; None where nobody gave it one."""
+    """The tag of the attachment at the device; None if it has none."""
     record = state.load(device)
     return record.tag if record else Kernel(device).backend
 
 
 def _has_tag(device: Device, tag: str) -> bool:
-    """Where we have no record of it, by what the kernel keeps of a tag."""
+    """Whether the attachment has this tag; if we have no record, by the part of a tag that the kernel keeps."""
     record = state.load(device)
     return record.tag == tag if record else Kernel(device).backend == identifier(tag).strip()
 
 
 def attached_as(*, tag: str | None = None, target: str | None = None) -> list[Device]:
-    """Where something of this tag, or of this target's URI, is attached. Raises `KernelRefused` without permission."""
+    """Devices with an attachment of this tag, or of this target's URI. Raises `KernelRefused` without permission."""
     state.refuse_hidden()
     found = []
     for device in sysfs.devices():
@@ -257,7 +258,7 @@ def attached_as(*, tag: str | None = None, target: str | None = None) -> list[De
 
 
 def _taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
-    """The device, claimed for us alone; with `force` shared with its users, when there are any."""
+    """The device, claimed for us alone; with `force`, shared with its users if it has any."""
     try:
         node = _claimed(device, force, say)
         try:
@@ -276,7 +277,7 @@ def _taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
 
 
 def _claimed(device: Device, force: bool, say: Callable[[str], None]) -> Node:
-    """Raises `DeviceInUse`, at once where users are known, else when nothing changes for a while."""
+    """Claims the device. Raises `DeviceInUse`: at once if we know its users, otherwise after some time."""
     patience = Deadline(A_LOOK)
     while True:
         try:
@@ -293,7 +294,7 @@ def _claimed_once(device: Device, force: bool, say: Callable[[str], None]) -> No
 
 
 def _refuse_what_claims_nothing(node: Node) -> None:
-    """Loop devices, and processes that have the device open for longer than a look at it."""
+    """Raises `DeviceInUse` if loop devices use the device, or processes keep it open for longer than a probe does."""
     device = node.device
     users = users_of(device)
     if users:
@@ -304,7 +305,7 @@ def _refuse_what_claims_nothing(node: Node) -> None:
 
 
 def _flush(node: Node, patience: float | None, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
-    """With `patience`, in seconds, what is not there by then is given up."""
+    """Flushes. With `patience`, in seconds, data that is not on the server by then is given up."""
     mark: tuple[str, ...] = ()
     if patience is None:
         with contextlib.suppress(OSError):
@@ -318,10 +319,10 @@ def _flush(node: Node, patience: float | None, say: Callable[[str], None], progr
 
 
 def _farewell(device: Device, stack: contextlib.ExitStack) -> netlink.Farewell | None:
-    """The message that ends a device attached by netlink in one step, which a kill cannot split; None if there is none.
+    """The message that detaches a netlink device in one step; None if there is none.
 
-    Killed after NBD_DISCONNECT, we would leave a device that is attached and has no connection: the next disconnect
-    could not flush it, and refuse.
+    With two steps, a kill after NBD_DISCONNECT would leave a device that is attached and has no connection: the next
+    disconnect could not flush it, and would refuse.
     """
     if not Kernel(device).by_netlink:
         return None
@@ -335,7 +336,7 @@ def _farewell(device: Device, stack: contextlib.ExitStack) -> netlink.Farewell |
 
 
 def _sent(farewell: netlink.Farewell | None) -> bool:
-    """Whether the kernel has carried it out."""
+    """Sends the message; returns whether the kernel has carried it out."""
     try:
         if farewell:
             farewell.send()
@@ -352,14 +353,15 @@ def _disconnect_by_force(node: Node, say: Callable[[str], None]) -> None:
         node.disconnect_within(Deadline(GOODBYE_SECONDS))
     except Unanswered:
         say(f"{device.path}: the server reads nothing any more: its connections are cut")
-        _kill_server_process(device)  # which lets that call go on
+        _kill_server_process(device)  # then the blocked call goes on
 
 
 def _disconnect_stuck(device: Device, say: Callable[[str], None]) -> bool:
-    """By the message, which also wakes the requests that wait for a new connection; NBD_CLEAR_SOCK waits for those.
+    """Detaches by the netlink message, because NBD_CLEAR_SOCK waits for requests that wait for a new connection.
 
-    False if there is no such message here. The kernel waits, under the lock of generic netlink, while it is stuck in
-    sending to a server that reads nothing; the monitor can end such a connection. Raises `KernelRefused`.
+    The message wakes those requests. False if it is not available. If the driver is stuck in sending to a server that
+    reads nothing, the kernel waits, with the lock of generic netlink; the monitor can end such a connection.
+    Raises `KernelRefused`.
     """
     with contextlib.ExitStack() as stack:
         farewell = _farewell(device, stack)
@@ -386,7 +388,7 @@ def _disconnect_stuck(device: Device, say: Callable[[str], None]) -> bool:
 
 
 def _kill_server_process(device: Device) -> bool:
-    """A signal to the process in NBD_DO_IT makes the kernel shut the connections down. False where it is not known."""
+    """Kills the process in NBD_DO_IT, which makes the kernel shut the connections down. False if we cannot find it."""
     pid = serving_pid(device)
     if not pid or not procfs.has_open(procfs.group_of(pid), numbers_of(device)):
         return False
@@ -396,7 +398,7 @@ def _kill_server_process(device: Device) -> bool:
 
 
 def _tidy_up(device: Device, deadline: Deadline) -> None:
-    """What a killed worker could not take away, nor a detach while somebody had a partition open."""
+    """Removes state that a killed worker left, or a detach that ended while a program had a partition open."""
     kernel = Kernel(device)
     if sysfs.exists(device) and (state.remembers(device) or kernel.partitions or kernel.size):
         with contextlib.suppress(Busy), _claimed_once(device, False, silent) as node:
@@ -406,23 +408,23 @@ def _tidy_up(device: Device, deadline: Deadline) -> None:
 
 
 def _await_worker(device: Device, deadline: Deadline) -> None:
-    """The process in NBD_DO_IT cleans up by itself when the server has hung up; a silent server is not waited for."""
+    """Waits for the process in NBD_DO_IT, which cleans up once the server has hung up. Not long for a silent server."""
     kernel = Kernel(device)
-    pid = None if kernel.by_netlink else kernel.pid  # with netlink, that of a command which has long ended
+    pid = None if kernel.by_netlink else kernel.pid  # with netlink, the pid of a command that has long ended
     patience = Deadline(min(GOODBYE_SECONDS, deadline.remaining()))
     while pid and procfs.alive(pid) and patience.sleep(_POLL):
         pass
 
 
 def _await_relay(record: state.Record | None) -> None:
-    """It takes its leave of the server, and ends when the monitor has let go of it, too."""
+    """Waits for the relay, which tells the server that it disconnects and ends once the monitor has let go of it."""
     patience = Deadline(GOODBYE_SECONDS + 1)
     while record and record.living_relay and patience.sleep(_POLL):
         pass
 
 
 def _tidy_up_later(device: Device, pid: int | None) -> None:
-    """The kernel keeps the partitions after the last user has gone, so a process waits for that and removes them."""
+    """Starts a process that waits for the last user to go and removes the partitions, because the kernel keeps them."""
     nothing = subprocess.DEVNULL
     with contextlib.suppress(OSError):
         tidying = subprocess.Popen(
@@ -437,7 +439,10 @@ def _tidy_up_later(device: Device, pid: int | None) -> None:
 
 
 def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:
-    """Raises `DeviceInUse`. `pid` is the kernel's for what was detached: another one's device is not waited for."""
+    """Waits until the device is free. Raises `DeviceInUse`.
+
+    `pid` is the kernel's for the attachment that was detached: if another one is at the device, we do not wait for it.
+    """
     kernel = Kernel(device)
     while kernel.pid in (None, pid) and (kernel.attached or kernel.size or kernel.inflight or kernel.partitions):
         if not deadline.sleep(_POLL):

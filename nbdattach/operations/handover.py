@@ -14,17 +14,17 @@ from nbdattach.protocol.target import Target
 
 
 def reconnect(device: Device, target: Target | None = None) -> str:
-    """Hands the device over to new connections, of `target` where one is given; the URI that it now has.
+    """Hands the device over to new connections, to `target` if one is given; returns the URI that it now has.
 
-    Requests in flight are sent again, and none fails. Raises `NbdattachError`; then everything is as before.
+    The driver sends requests in flight again, and none fails. Raises `NbdattachError`; then everything is as before.
     """
     return _asked(device, "reconnect", target)
 
 
 def resize(device: Device) -> str:
-    """Asks the server for the export's size and gives it to the device; says what became of it.
+    """Asks the server for the export's size and gives it to the device; returns the outcome as text.
 
-    Raises `NbdattachError`; `DeviceInUse` where the device would shrink under somebody.
+    Raises `NbdattachError`; `DeviceInUse` if the device would shrink while it is in use.
     """
     return _asked(device, "resize")
 
