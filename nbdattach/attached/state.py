@@ -61,7 +61,7 @@ class Record:
     kernel_pid: int | None
     pid: int | None = None
     started: int | None = None
-    size: int = 0  # of the export, as the server told it
+    size: int = 0  # of the export, as the server announced it
     flags: int = 0  # as the kernel knows them
     block_size: int = 512
     max_sectors_kb: int = 0
@@ -76,7 +76,7 @@ class Record:
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
     trust: Trust | None = None
-    table: str = ""  # the file that named it, where `up` attached it
+    table: str = ""  # the file that named it, if `up` attached it
     address: str | None = None  # at which the target's host was found
     root: bool = False  # the root file system is on it
     moving_to: str = ""  # the URI of a target to which a hand-over has begun
@@ -123,8 +123,8 @@ def trust_of(target: Target) -> Trust | None:
 class Trouble:
     """The monitor's report of an attachment that is not connected. `next_try` is None while a try is under way.
 
-    Both tell when it began: `since` for people, `began` for the monitor, in seconds of `clock.boot_time`, which no
-    user can set.
+    It began at `since` (for people to read), or `began` (for the monitor, in seconds of `clock.boot_time`, a clock that
+    no user can set).
     """
 
     state: str  # "reconnecting" | "lost"
@@ -261,7 +261,7 @@ def device_lock(device: Device) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def monitor_lock() -> Iterator[bool]:
-    """Held by the one monitor of this host for as long as it lives; False where there is one."""
+    """Held by the one monitor of this host for as long as it lives; False if there is one already."""
     with _locks() as fd:
         yield _locked(fd, _MONITOR)
 

@@ -86,7 +86,7 @@ def _trouble(device: Device) -> Trouble | None:
 
 
 def all_attached() -> list[Status]:
-    """Every attached nbd device of this host, ours or not, by number. Empty where there is no driver."""
+    """Every attached nbd device of this host, ours or not, by number. Empty if there is no driver."""
     found, census = [], Census()
     for device in sysfs.devices():
         try:

@@ -80,7 +80,7 @@ def _rejects(patterns: list[str]) -> bool:
 
 
 def _verdict(patterns: list[str], name: str) -> str | None:
-    """ "a", "r", or None where none matches. A pattern is such a letter, any delimiter, a regex, the delimiter."""
+    """ "a", "r", or None if none matches. A pattern is such a letter, any delimiter, a regex, the delimiter."""
     for pattern in patterns:
         try:
             if re.search(pattern[2:-1], name):
@@ -91,7 +91,7 @@ def _verdict(patterns: list[str], name: str) -> str | None:
 
 
 def line_to_keep_out(found: Settings) -> str:
-    """A command where the filter is LVM's default, else the line to write."""
+    """A command if the filter is LVM's default, else the line to write."""
     there = found.get("global_filter", _EVERYTHING)
     # LVM accepts all other names anyway. If the line said so, LVM would accept nbd devices by their other names.
     kept = [one for one in there if one not in _EVERYTHING and _verdict([one], "/dev/nbd0p1") is None]

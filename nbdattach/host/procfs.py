@@ -41,7 +41,7 @@ class Opener:
 
 
 def started(pid: int) -> int | None:
-    """When it started, in clock ticks since boot (field 22 of proc_pid_stat(5)); None where there is none."""
+    """When it started, in clock ticks since boot (field 22 of proc_pid_stat(5)); None if there is no such process."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
@@ -159,7 +159,7 @@ def has_open(pid: int, numbers: set[str]) -> bool:
 
 
 def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
-    """Whether that descriptor of the process is one of these block devices, opened for more than its path."""
+    """Whether that descriptor of the process is one of these block devices, not opened with O_PATH."""
     place = f"{PROC}/{pid}/{_task(pid)}fd/{fd}"
     try:
         path = os.readlink(place)
@@ -277,18 +277,18 @@ def service_of(pid: int) -> str:
 
 
 def group_of(pid: int) -> int:
-    """The process that this thread belongs to; `pid` itself where that cannot be seen."""
+    """The process that this thread belongs to; `pid` itself if we cannot see it."""
     found = [line.split()[1] for line in lines(f"{pid}/status") if line.startswith("Tgid:")]
     return int(found[0]) if found else pid
 
 
 def name_of(pid: int) -> str:
-    """As the kernel keeps it, at most 15 characters; empty where there is no such process."""
+    """As the kernel keeps it, at most 15 characters; empty if there is no such process."""
     return "".join(lines(f"{pid}/comm"))
 
 
 def lines(name: str) -> list[str]:
-    """Of a file in /proc; none where it cannot be read."""
+    """Lines of a file in /proc; none if it cannot be read."""
     try:
         with open(f"{PROC}/{name}", errors="surrogateescape") as file:
             return file.read().removesuffix("\n").split("\n")  # splitlines() knows more ends than the kernel

@@ -72,7 +72,7 @@ def own_package() -> str:
 
 
 def package_of(program: str) -> str | None:
-    """The folder of the nbdattach that this Python script runs, None where that cannot be told."""
+    """The folder of the nbdattach that this Python script runs, None if we cannot find it out."""
     tell = "import nbdattach, os; print(os.path.realpath(os.path.dirname(nbdattach.__file__)))"
     try:
         with open(program, errors="replace") as script:

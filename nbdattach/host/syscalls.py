@@ -85,7 +85,7 @@ def libc() -> ctypes.CDLL:
 
 
 def checked(result: int) -> None:
-    """Raises OSError where the call of a `libc` function has failed."""
+    """Raises OSError if the call of a `libc` function has failed."""
     import ctypes
 
     if result < 0:

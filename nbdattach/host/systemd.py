@@ -24,7 +24,7 @@ def installed(unit: str) -> bool:
 
 
 def program(unit: str) -> str:
-    """The path of the program that the unit runs; empty where there is no such unit."""
+    """The path of the program that the unit runs; empty if there is no such unit."""
     found = re.match(r"\{ path=(.*?) ; ", _systemctl("show", "--property=ExecStart", "--value", unit))
     return found.group(1) if found else ""
 

@@ -52,7 +52,7 @@ class Info:
 
 
 class Silence:
-    """How long one peer has owed an answer. To be asked every few seconds, as TCP does not tell when it asked first."""
+    """How long one peer has owed an answer. Ask it every few seconds, because TCP does not tell when it began."""
 
     def __init__(self) -> None:
         self._since: float | None = None

@@ -207,8 +207,8 @@ class Family:
     ) -> None:
         """NBD_CMD_RECONFIGURE. EINVAL: nothing attached, or by another `backend`.
 
-        Success says nothing about the sockets: the kernel drops a socket silently if no connection is dead. A change of
-        the size waits for all requests in flight, so it never goes together with sockets.
+        Success says nothing about the sockets: the kernel silently drops each one for which it has no dead connection.
+        A change of the size waits for all requests in flight, so we never send it together with sockets.
         """
         attributes: list[tuple[str, Any]] = [("NBD_ATTR_INDEX", index), ("NBD_ATTR_BACKEND_IDENTIFIER", backend)]
         for name, value in (

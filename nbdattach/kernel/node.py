@@ -130,9 +130,9 @@ class Node:
     ) -> None:
         """Sends all data written through this machine's page caches to the server. Raises `KernelRefused`.
 
-        With a silent server this waits without end, and no signal interrupts it; so another process waits, and ours can
-        be interrupted. `patience`: give up after so many seconds. `progress` is called a few times a second, with the
-        seconds so far. If the flush fails, that process calls `worker.mark_unflushed` with `mark`.
+        With a silent server the flush waits without end, and no signal interrupts it. So another process makes it, and
+        ours can be interrupted. `patience`: give up after so many seconds. `progress` is called a few times a second,
+        with the seconds so far. If the flush fails, that process calls `worker.mark_unflushed` with `mark`.
         """
         nothing = subprocess.DEVNULL  # if given up, it lives on; a program that reads our output must not wait for it
         flushing = subprocess.Popen(

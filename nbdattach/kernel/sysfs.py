@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's state of its nbd devices, from /sys. No other module reads /sys or the device numbers in it.
+"""Reads the kernel's state of its nbd devices, and the device numbers, from /sys; sets limits of their queues.
 
 Source of the attributes: drivers/block/nbd.c (pid, backend), Documentation/ABI/stable/sysfs-block.
 """
@@ -163,12 +163,12 @@ class Kernel:
 
     @property
     def backend(self) -> str | None:
-        """The netlink backend identifier; None where none was given."""
+        """The netlink backend identifier; None if none was given."""
         return self._read("backend")
 
     @property
     def by_netlink(self) -> bool:
-        """Attached through the netlink interface: the attribute is there even where no identifier was given."""
+        """Attached through the netlink interface: the attribute is there even if no identifier was given."""
         return os.path.exists(f"{self._path}/backend")
 
     @property

@@ -42,7 +42,7 @@ COMMIT = b"C"
 UNDO = b"U"
 # A server that got NBD_CMD_DISC closes its end at once; if it does not, we cut it off after so many seconds.
 GOODBYE_SECONDS = 5
-# Seconds that a program needs which only probes a device.
+# Seconds that we allow a program that only probes the device.
 GLANCE_SECONDS = 2.0
 # Seconds between checks whether the last user of a detached device has gone: it may be a mount of months.
 _PATIENT_POLL = 0.5
@@ -275,7 +275,7 @@ def flush_main(arguments: list[str]) -> None:
 
 
 def mark_unflushed(state_file: str, identity: str) -> None:
-    """Remembers that written data may be lost: the kernel reports that once. `identity`: of the attachment, as JSON."""
+    """Remembers that data may be lost: the kernel reports that only once. `identity`: of the attachment, as JSON."""
     name = f"{state_file}{UNFLUSHED}"
     try:
         with open(os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

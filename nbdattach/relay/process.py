@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The process that carries TLS where the kernel cannot: dials, does the handshake, and pumps while connections live.
+"""The process that carries TLS if the kernel cannot: dials, does the handshake, and pumps while connections live.
 
 A TLS connection cannot move from one process to another, so the process that pumps must dial. A fork of a command would
 keep the command's memory for good, and a fork of the monitor would have its threads and locks. So this is a fresh
@@ -7,7 +7,7 @@ interpreter (`python -I -S`), which gets its orders over a Unix socket, as JSON 
 
     {"do": "dial", ...} with a descriptor, the other end of the kernel's socket
                         -> {"trace": TEXT} for each step, then {"export": ..., "tls": ..., "pid": PID} or an error
-    {"do": "bury"}      -> {"said": "buried"}: connections without NBD_CMD_DISC can no longer write to the server
+    {"do": "bury"}      -> {"said": "buried"}: connections that ended without NBD_CMD_DISC can no longer write there
 
 It lives while a process can still give orders, or a connection lives. So the monitor makes new connections over the
 same process: while the disk that this machine runs from is away, no new one could be started.

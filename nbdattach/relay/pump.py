@@ -29,7 +29,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.host import tcp
 from nbdattach.protocol.constants import NBD_CMD_DISC, NBD_REQUEST_MAGIC
 
-# Bytes on their way in one direction; in use only as far as the traffic needs it.
+# Bytes on their way in one direction; memory is in use only as far as the traffic needs it.
 BUFFER = 128 << 10
 # TLS gives no larger piece at once (RFC 8446, 5.1).
 _RECORD = 1 << 14
