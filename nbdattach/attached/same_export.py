@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the export that a server shows now is the one that is attached. No I/O.
+"""Whether the export that a server announces now is the one that is attached. No I/O.
 
 Promise 7 of the contract: the same size, no fewer rights, limits that the kernel already keeps to.
 """
@@ -22,14 +22,14 @@ from nbdattach.text import quoted
 if TYPE_CHECKING:
     from nbdattach.attached.state import Record
 
-# What the driver makes use of, and cannot unlearn while the device is attached (nbd_parse_flags, nbd_set_size).
+# Features that the driver uses, and cannot give up while the device is attached (nbd_parse_flags, nbd_set_size).
 _USED_FLAGS = NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM
 
 
 def difference(record: Record, export: Export, size: int | None = None) -> str | None:
-    """In what way `export` is not the attached one; None where it will do.
+    """The difference between `export` and the attached one; None if `export` can take its place.
 
-    `size` is in bytes, where another one than that of the record is wanted.
+    `size` is the expected one in bytes, if it is not that of the record.
     """
     wanted = record.size if size is None else size
     if export.name != record.export:

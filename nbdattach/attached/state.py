@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What we remember of our attachments, in /run/nbdattach: a help, never the truth, which is the kernel's.
+"""Remembers our attachments in /run/nbdattach. The files only help: the kernel decides which devices are attached.
 
 One JSON file an attachment, one more while it is in trouble, and one when a flush has failed; readable by root only,
 written atomically, without secrets.
@@ -33,23 +33,23 @@ RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
 _MONITOR = 1 << 33
 _START = _MONITOR + 1
-# A command looks for another one that holds its lock, and is stopped; at the second look it waits no longer.
+# Seconds between checks of a lock's holder: if it is stopped at two checks in a row, the command waits no longer.
 _LOOK_SECONDS = 1.0
 # Longer than any attachment takes: deadlines of server, partitions, udev and the start of a monitor together.
 _LOCK_SECONDS = 300.0
 _POLL = 0.01
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
-# What a URI has no place for: ca, cert, key, verify.
+# Options of TLS for which a URI has no place: ca, cert, key, verify.
 Trust: TypeAlias = dict[str, str | bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One attachment as connect made it: what status tells of it, and what the monitor needs to mend it.
+    """One attachment as connect made it: data for `status`, and data with which the monitor reconnects it.
 
-    Sizes in bytes, times in seconds; `since` is RFC 3339 in UTC, `on_loss` is None where I/O waits for ever.
-    `pid` and `started` are the worker's, in our pid namespace, None for netlink; `kernel_pid` is the kernel's name for
-    whoever attached the device, by which an attachment is told from the next one at the same device.
+    Sizes in bytes, times in seconds; `since` is RFC 3339 in UTC, `on_loss` is None if I/O waits for ever. `pid` and
+    `started` are the worker's, in our pid namespace, None for netlink; `kernel_pid` is the kernel's number of the
+    process that attached the device, which distinguishes the attachment from the next one at the same device.
     """
 
     tag: str
@@ -61,7 +61,7 @@ class Record:
     kernel_pid: int | None
     pid: int | None = None
     started: int | None = None
-    size: int = 0  # of the export, as the server told it
+    size: int = 0  # of the export, as the server announced it
     flags: int = 0  # as the kernel knows them
     block_size: int = 512
     max_sectors_kb: int = 0
@@ -72,11 +72,11 @@ class Record:
     io_timeout: float = 0.0
     reconnect: bool = False
     tls: dict[str, str] | None = None  # version, cipher, transport
-    tls_transport: str = "auto"  # as it was asked for
+    tls_transport: str = "auto"  # as the user asked for it
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
     trust: Trust | None = None
-    table: str = ""  # the file that named it, where `up` attached it
+    table: str = ""  # the file that named it, if `up` attached it
     address: str | None = None  # at which the target's host was found
     root: bool = False  # the root file system is on it
     moving_to: str = ""  # the URI of a target to which a hand-over has begun
@@ -85,24 +85,24 @@ class Record:
 
     @property
     def living_relay(self) -> int | None:
-        """The pid of the process that carries TLS, where there is one now."""
+        """The pid of the process that carries TLS, if there is one now."""
         there = self.relay is not None and alive(self.relay) and started(self.relay) == self.relay_started
         return self.relay if there else None
 
     def place(self) -> Target:
-        """What to dial. A hand-over that has begun goes on, as the device may be there already."""
+        """The target to dial. A hand-over that has begun goes on, because the device may be there already."""
         if self.moving_to:
             return place_of(self.moving_to, self.moving_trust)
         return place_of(self.target, self.trust)
 
 
-# What a record says of TLS, and what a target has of whom to trust.
+# Keys of a record's `tls`; keys of `trust`, with their types.
 _TLS = {"version", "cipher", "transport"}
 _TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
 
 
 def place_of(uri: str, trust: Trust | None) -> Target:
-    """The target of which those were told. Raises `Malformed`."""
+    """The target with that URI and those options of TLS. Raises `Malformed`."""
     target = parse_target(uri)
     if not trust:
         return target
@@ -113,7 +113,7 @@ def place_of(uri: str, trust: Trust | None) -> Target:
 
 
 def trust_of(target: Target) -> Trust | None:
-    """With the URI, all that there is to know of a target."""
+    """The options of TLS of a target. Together with the URI, they describe it completely."""
     if not target.tls:
         return None
     return {"ca": target.tls_ca, "cert": target.tls_cert, "key": target.tls_key, "verify": target.tls_verify}
@@ -121,9 +121,10 @@ def trust_of(target: Target) -> Trust | None:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What the monitor says of an attachment that is not connected. `next_try` is None while a try is under way.
+    """The monitor's report of an attachment that is not connected. `next_try` is None while a try is under way.
 
-    `since` tells people when it began, `began` the monitor, in seconds of `clock.boot_time`: nobody sets that one.
+    It began at `since` (for people to read), or `began` (for the monitor, in seconds of `clock.boot_time`, a clock that
+    no user can set).
     """
 
     state: str  # "reconnecting" | "lost"
@@ -143,7 +144,7 @@ def save(device: Device, record: Record) -> None:
 
 
 def save_trouble(device: Device, trouble: Trouble | None) -> None:
-    """What the monitor, the only writer, knows of the device; None when all is well. Raises OSError."""
+    """Writes the monitor's report of the device; None if all is well. Only the monitor calls this. Raises OSError."""
     if trouble is None:
         _remove(_trouble_path(device))
     else:
@@ -151,7 +152,7 @@ def save_trouble(device: Device, trouble: Trouble | None) -> None:
 
 
 def trouble_of(device: Device) -> Trouble | None:
-    """What the monitor last said of the device, be the monitor dead or not."""
+    """The monitor's last report of the device, even if the monitor has died since."""
     try:
         trouble = untrusted_json.made_of(Trouble, _content(_trouble_path(device)))
     except (OSError, ValueError):
@@ -186,11 +187,11 @@ def make_run() -> None:
 
 
 def load(device: Device) -> Record | None:
-    """The record of what is attached there now; None when it is not ours, or when the file is stale or broken.
+    """The record of the present attachment; None if it is not ours, or if the file is stale or broken.
 
     Fields that this version does not know are left out; those it misses have their defaults.
 
-    A device whose worker was killed while somebody used it is still ours: the kernel keeps the dead one's pid.
+    If the worker was killed while the device was in use, the device is still ours: the kernel keeps the worker's pid.
     """
     try:
         record = untrusted_json.made_of(Record, _content(path(device)))
@@ -204,7 +205,7 @@ def load(device: Device) -> Record | None:
     pid = kernel.pid
     same_attachment = pid is not None and pid == record.kernel_pid
     same_backend = kernel.by_netlink == (record.backend == "netlink")
-    # Whoever attaches by netlink twice has the same pid both times.
+    # A process that attaches by netlink twice has the same pid both times.
     same_tag = record.backend != "netlink" or kernel.backend == identifier(record.tag).strip()
     return record if same_attachment and same_process and same_backend and same_tag else None
 
@@ -213,19 +214,19 @@ Identity: TypeAlias = tuple[int | None, str | None, str | None]
 
 
 def identity_of(device: Device) -> Identity:
-    """By what an attachment is told from the next one there: kernel's pid, identifier, and when it was made."""
+    """Distinguishes an attachment from the next one there: kernel's pid, identifier, and the time it was made."""
     kernel, record = Kernel(device), load(device)
     return kernel.pid, kernel.backend, record.since if record else None
 
 
 def refuse_hidden() -> None:
-    """Raises `KernelRefused` where only root may know what we have attached."""
+    """Raises `KernelRefused` if only root may see our attachments."""
     if os.path.isdir(RUN) and not os.access(RUN, os.R_OK | os.X_OK):
         raise KernelRefused(RUN, "no permission to see what is attached", "as root: try sudo")
 
 
 def mark_of(device: Device) -> tuple[str, str]:
-    """By what `worker.mark_unflushed` remembers that a flush of this very attachment has failed. Raises OSError."""
+    """Arguments for `worker.mark_unflushed`, to remember that a flush of this attachment failed. Raises OSError."""
     make_run()
     return path(device), json.dumps({"identity": identity_of(device)})
 
@@ -242,7 +243,7 @@ def is_unflushed(device: Device) -> bool:
 
 @contextlib.contextmanager
 def tag_lock(tag: str) -> Iterator[None]:
-    """Two commands for one tag go one after the other. The kernel gives the lock back when we die.
+    """Two commands for one tag run one after the other. If a command dies, the kernel releases its lock.
 
     Raises `DeviceInUse` if the other one is stopped, or takes too long.
     """
@@ -253,14 +254,14 @@ def tag_lock(tag: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def device_lock(device: Device) -> Iterator[bool]:
-    """One command at a time sets the device up where a claim cannot say so; False where another one is at it."""
+    """One command at a time sets the device up where no claim ensures that; False if another command is at it."""
     with _locks() as fd:
         yield _locked(fd, _DEVICES + device.index)
 
 
 @contextlib.contextmanager
 def monitor_lock() -> Iterator[bool]:
-    """Held by the one monitor of this host for as long as it lives; False where there is one."""
+    """Held by the one monitor of this host for as long as it lives; False if there is one already."""
     with _locks() as fd:
         yield _locked(fd, _MONITOR)
 
@@ -274,14 +275,14 @@ def start_lock() -> Iterator[None]:
 
 
 def monitor_lives() -> bool:
-    """Whether somebody holds that lock. Raises OSError where we may not ask."""
+    """Whether a monitor holds `monitor_lock`. Raises OSError if we may not ask."""
     with _locks() as fd:
         answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(_MONITOR))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 def _wait_for(fd: int, byte: int, thing: str) -> None:
-    """The kernel would wait without end; a holder that is stopped never gives the lock back."""
+    """Waits for a lock, but not without end as the kernel would: a holder that is stopped never releases it."""
     patience, suspect = Deadline(_LOCK_SECONDS), None
     while not _locked_within(fd, byte, Deadline(_LOOK_SECONDS)):
         holder = procfs.lock_holder(f"{RUN}/lock", byte)
@@ -328,13 +329,13 @@ def _locks() -> Iterator[int]:
 
 
 def forget(device: Device) -> None:
-    """Removes what is remembered of the device, half-written files included. The caller holds the claim on it."""
+    """Removes all files about the device, half-written ones included. The caller holds the claim on it."""
     for name in [*_kept(device), _trouble_path(device), f"{_trouble_path(device)}.new"]:
         _remove(name)
 
 
 def remembers(device: Device) -> bool:
-    """Whether there is a file of the device, be it stale."""
+    """Whether there is a file about the device, even a stale one."""
     return any(map(os.path.exists, _kept(device)))
 
 

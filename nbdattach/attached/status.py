@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is attached where: the kernel's truth, with what our state files add to it."""
+"""The status of attached devices: the kernel's state, completed by our state files."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Status:
     since: str | None
     mounts: list[str]
     holders: list[str]
-    trouble: dict[str, str | None] | None  # since, next_try, error: of what is not connected, where the monitor knows
+    trouble: dict[str, str | None] | None  # since, next_try, error, if the monitor knows that it is not connected
 
 
 def status_of(device: Device, census: Census | None = None) -> Status:
-    """`census` spares reading all mounts again, for many devices. Raises `NotAttached`."""
+    """With `census`, the mounts are read only once for many devices. Raises `NotAttached`."""
     kernel = Kernel(device)
     pid = kernel.pid
     if pid is None:
@@ -68,17 +68,17 @@ def status_of(device: Device, census: Census | None = None) -> Status:
 
 
 def _is_served(kernel: Kernel, record: Record | None) -> bool:
-    """An ioctl attachment lives as long as its process; one by netlink needs none. In doubt: yes."""
+    """An ioctl attachment lives as long as its process; a netlink attachment needs none. In doubt: yes."""
     if kernel.by_netlink:
         return True
     if record and record.pid:
         return alive(record.pid)
-    # The pid of a dead one may be another program's by now, which does not have the device open.
+    # The pid of a dead worker may be another program's by now, which does not have the device open.
     return not sees_all() or has_open(group_of(kernel.pid or 0), numbers_of(kernel.device))
 
 
 def _trouble(device: Device) -> Trouble | None:
-    """What the monitor says; a dead one's last words are no news, but nobody has mended it since."""
+    """The monitor's report. If the monitor is dead, the state in it still holds: nothing has reconnected it since."""
     trouble = trouble_of(device)
     if trouble and not monitor_lives():
         return Trouble(trouble.state, trouble.since, None, "the monitor is not running")
@@ -86,7 +86,7 @@ def _trouble(device: Device) -> Trouble | None:
 
 
 def all_attached() -> list[Status]:
-    """Every attached nbd device of this host, ours or not, by number. Empty where there is no driver."""
+    """Every attached nbd device of this host, ours or not, by number. Empty if there is no driver."""
     found, census = [], Census()
     for device in sysfs.devices():
         try:

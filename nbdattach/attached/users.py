@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who uses a block device: file systems, swap, devices built on top of it, and processes that have it open.
+"""Finds the users of a block device: file systems, swap, devices built on it, and processes that have it open.
 
-What has users of its own is followed to them, so that the list says in which order to release what. Nothing here
-opens a device: one that is dead would hang.
+If a user is a device with users of its own, those are listed first, so that the list gives the order of release.
+Nothing here opens a device, because opening a dead one would hang.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
 from nbdattach.text import plain
 
-# How long somebody must have the device open to count as a user; who only looks at it has closed it by then.
+# Seconds: a process counts as a user once it has kept the device open this long; probes (udev, blkid) end before.
 A_LOOK = 2.0
-# Between looks. They must not keep step with a program that opens and closes the device in a loop.
+# Seconds between looks. Random, so as not to run in lockstep with a program that opens and closes it in a loop.
 _LOOKS = (0.001, 0.02)
 # Users named in the one line of an error; the list below it has all.
 _MAX_SAID = 3
-# How the device mapper names who made a mapping: the beginning of its uuid, what it is, and what takes it down.
+# Kinds of device mapper mappings: how the uuid begins, the kind's name, and the command that removes the mapping.
 _MAPPINGS = (
     ("LVM-", "LVM volume", "lvchange -an"),
     ("CRYPT-", "dm-crypt mapping", "cryptsetup close"),
@@ -40,7 +40,7 @@ _MAPPINGS = (
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One user. `name` is a path for mounts, else what `status` lists: dm-0, md0, loop0, swap, a process id."""
+    """One user. `name` is a path for mounts, else a name that `status` lists: dm-0, md0, loop0, swap, a process id."""
 
     kind: str  # "mount" | "swap" | "holder" | "process"
     name: str
@@ -58,7 +58,7 @@ class Users:
 
     @property
     def mounts(self) -> list[str]:
-        """Paths as they are here; as they are elsewhere only where it is mounted nowhere here.
+        """Paths in our mount namespace; paths in others only if it is not mounted in ours.
 
         Each service with a private /tmp has mounts of its own of the disk that /tmp is on.
         """
@@ -97,11 +97,11 @@ class Mount:
 
 
 class Census:
-    """What is mounted and swapped on, on all of this host; read when it is first asked for, and only once."""
+    """All mounts and swap devices of this host; read when first asked for, and only once."""
 
     @cached_property
     def mounts(self) -> list[Mount]:
-        """Of all mount namespaces that can be seen; what is at the same place in ours and in others, once."""
+        """Of all mount namespaces that we can see; a mount at the same place in ours and in another counts once."""
         found: list[Mount] = []
         ours: set[tuple[str, str]] = set()
         for owner, lines in procfs.mount_tables():
@@ -118,7 +118,7 @@ class Census:
 
     @cached_property
     def loops(self) -> dict[str, list[str]]:
-        """Loop devices by the number of the block device that backs them, by whatever name."""
+        """Loop devices by the number of the block device that backs them, under any of its names."""
         found: dict[str, list[str]] = {}
         for loop, backing in sysfs.loops().items():
             number = procfs.block_number(backing)
@@ -136,7 +136,7 @@ class Census:
         return Users(list(self._users(Block(device.name), set())))
 
     def _users(self, block: Block, seen: set[str]) -> Iterator[User]:
-        """Of the device and its partitions; what stands on top of one of them has its own users before it."""
+        """Of the device and its partitions; the users of a device on top of them come before that device."""
         direct = not seen
         for part in [*map(Block, block.partitions), block]:
             if part.name in seen:
@@ -166,17 +166,17 @@ def users_of(device: Device) -> Users:
 
 
 def open_by(device: Device, *own_fds: int) -> list[Opener]:
-    """Processes that have the device or a partition open now, but for our `own_fds`, and for the one that serves it.
+    """Processes that have the device or a partition open now, except `own_fds` of ours and the process that serves it.
 
-    That is our worker, or the process of another tool that blocks in NBD_DO_IT. By netlink nobody serves: the pid that
-    the kernel tells is that of whoever attached the device, and may have it open as anybody else.
+    That is our worker, or the process of another tool that blocks in NBD_DO_IT. With netlink no process serves: the
+    kernel shows the pid of the process that attached the device, which may have it open as any other process.
     """
     serving = serving_pid(device)
     return procfs.openers(numbers_of(device), {procfs.group_of(serving)} if serving else (), own_fds)
 
 
 def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:
-    """As `open_by`, of those who have it open for longer than a look at it."""
+    """As `open_by`, but only processes that keep it open for longer than a probe (`A_LOOK`)."""
     numbers = numbers_of(device)
     there, patience = open_by(device, *own_fds), Deadline(A_LOOK)
     while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
@@ -185,7 +185,7 @@ def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:
 
 
 def serving_pid(device: Device) -> int | None:
-    """The process in NBD_DO_IT, as far as its number means something here."""
+    """The process in NBD_DO_IT, if its pid means the same process here."""
     if Kernel(device).by_netlink:
         return None
     record = state.load(device)
@@ -208,7 +208,7 @@ def opened(openers: Collection[Opener]) -> Users:
 
 
 def in_use(device: Device, users: Users) -> DeviceInUse:
-    """The error that says who uses it: these, else whoever has it open, as far as that can be seen."""
+    """The error that names the users: these, else the processes that have it open, as far as we can see them."""
     users = users or opened(open_by(device))
     if users:
         hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
@@ -227,7 +227,7 @@ def _mounted(mount: Mount, direct: bool) -> User:
 
 
 def _elsewhere(pid: int, command: str) -> str:
-    """How root gets rid of what is mounted in another mount namespace, and runs no program of another user's there."""
+    """How root unmounts it in another mount namespace without running another user's program there."""
     if procfs.runs_our_programs(pid):
         return f"nsenter -m -t {pid} {command}"
     service = procfs.service_of(pid)

@@ -22,13 +22,13 @@ _END_SECONDS = 5.0
 
 
 class Unanswered(Exception):
-    """The server lets a request of the kernel wait beyond the deadline."""
+    """The server did not answer a request of the kernel before the deadline."""
 
 
 class Opening:
     """Paths that another process opens. With O_EXCL in `flags` the claim comes with the descriptor.
 
-    The claim belongs to the open file, so it lasts until the last descriptor of that is closed, in whatever process.
+    The claim belongs to the open file, so it lasts until the last descriptor of that file is closed, in any process.
     """
 
     def __init__(self, flags: int, *paths: str) -> None:
@@ -46,11 +46,11 @@ class Opening:
         if descriptors:
             os.set_inheritable(descriptors[0], False)
             return descriptors[0]
-        number = int(message or self._process.wait() or 1)  # without a word: the interpreter itself failed
+        number = int(message or self._process.wait() or 1)  # no message: the interpreter itself failed
         raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
-        """A descriptor that comes later is closed by the kernel."""
+        """If a descriptor comes later, the kernel closes it."""
         self._channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the monitor writes its lines: to the journal, or among those of the kernel. Neither is ever waited for."""
+"""Where the monitor writes its lines: to the journal, or to the kernel's log. It never waits for either."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Log: TypeAlias = Callable[[str], None]
 
 
 def to_stderr(line: str) -> None:
-    """One line, which systemd puts into the journal. It is left out where that would have to be waited for.
+    """Writes one line, which systemd puts into the journal. Drops the line if the write would have to wait.
 
-    The journal may be on a device whose server is away, and that waits for us.
+    The journal may be on a device with a server that is away, and that device waits for us.
     """
     writable = select.poll()
     writable.register(2, select.POLLOUT)
@@ -26,7 +26,7 @@ def to_stderr(line: str) -> None:
 
 
 def kernel_log() -> Log:
-    """Lines among those of the nbd driver, for a monitor without a terminal and without a journal of its own.
+    """Writes lines to the kernel's log, for a monitor without a terminal and without a journal of its own.
 
     It is opened once: later the way to it may lead over a disk that is away, as it does at the end of an initramfs.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one door to LVM: whether it would activate the volumes that it finds on an nbd device. Opens no device."""
+"""Asks LVM whether it would activate the volumes that it finds on an nbd device. Opens no device."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Settings = dict[str, list[str]]
 
 
 def settings() -> Settings | None:
-    """What is in effect, defaults included; each value is a list. None where LVM is not installed.
+    """LVM's settings in effect, defaults included; each value is a list. None if LVM is not installed.
 
-    Raises OSError with its words where it cannot tell.
+    Raises OSError with the message of lvmconfig if that fails.
     """
     try:
         done = subprocess.run(
@@ -50,16 +50,16 @@ def settings() -> Settings | None:
 
 
 def _values(text: str) -> list[str]:
-    """Of ["a", "b"], of "a", of a number."""
+    """Parses ["a", "b"], "a", or a number."""
     if text.startswith(("[", '"')):
         return [re.sub(r"\\(.)", r"\1", value) for value in _STRING.findall(text)]
     return [text]
 
 
 def why_kept_out(found: Settings) -> str:
-    """What keeps it from activating volumes of nbd devices; empty where nothing does."""
+    """The setting that keeps LVM from activating volumes of nbd devices; empty if none does."""
     file = f"{FOLDER}/devices/{''.join(found.get('devicesfile', []))}"
-    # Where there is such a file, filters do not matter (lvmdevices(8)).
+    # If there is such a file, LVM ignores the filters (lvmdevices(8)).
     if found.get("use_devicesfile") == ["1"] and os.path.isfile(file):
         return f"uses only the devices in {file}"
     for key in ("global_filter", "filter"):
@@ -80,7 +80,7 @@ def _rejects(patterns: list[str]) -> bool:
 
 
 def _verdict(patterns: list[str], name: str) -> str | None:
-    """ "a", "r", or None where none matches. A pattern is such a letter, any delimiter, a regex, the delimiter."""
+    """ "a", "r", or None if none matches. A pattern is such a letter, any delimiter, a regex, the delimiter."""
     for pattern in patterns:
         try:
             if re.search(pattern[2:-1], name):
@@ -91,9 +91,9 @@ def _verdict(patterns: list[str], name: str) -> str | None:
 
 
 def line_to_keep_out(found: Settings) -> str:
-    """A command where the filter is LVM's default, else the line to write."""
+    """A command if the filter is LVM's default, else the line to write."""
     there = found.get("global_filter", _EVERYTHING)
-    # To accept everything at the end is what LVM does anyway; said, it would accept nbd devices by their other names.
+    # LVM accepts all other names anyway. If the line said so, LVM would accept nbd devices by their other names.
     kept = [one for one in there if one not in _EVERYTHING and _verdict([one], "/dev/nbd0p1") is None]
     rules = ", ".join(f'"{one}"' for one in ["r|^/dev/nbd|", *kept])
     if there == _EVERYTHING:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes: whether one is still the one we knew, what it has open, what ours asks for itself. The door to /proc."""
+"""Processes, from /proc: their identity, their open files and mounts; and settings of our own process."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from nbdattach.host import syscalls
 from nbdattach.text import plain
 
 PROC = "/proc"
-# File systems whose server may be away (proc_filesystems(5)).
+# File systems with a server that may be away (proc_filesystems(5)).
 _REMOTE = ("nfs", "cifs", "smb3", "fuse", "ceph", "9p", "afs", "glusterfs", "lustre", "gfs2", "ocfs2")
 _CAP_SYS_ADMIN = 1 << 21
-# What looks like a deleted file in a process's maps, and is shared memory.
+# Names of shared memory, which looks like a deleted file in a process's maps.
 _NO_FILES = ("/dev/zero", "/memfd:", "/SYSV")
 _SERVICE = re.compile(r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)")
 _OCTAL = re.compile(r"\\([0-7]{3})")
-# Mount points of theirs, by mount namespace.
+# Mount points of remote file systems, by mount namespace.
 _remote: dict[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Opener:
-    """A process, and the descriptor of a block device in it where that is what it was found by."""
+    """A process, and its descriptor of a block device if we found it by that."""
 
     pid: int
     name: str
@@ -41,7 +41,7 @@ class Opener:
 
 
 def started(pid: int) -> int | None:
-    """When it started, in clock ticks since boot (field 22 of proc_pid_stat(5)); None where there is none."""
+    """When it started, in clock ticks since boot (field 22 of proc_pid_stat(5)); None if there is no such process."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
@@ -73,13 +73,13 @@ def sees_all() -> bool:
 
 
 def never_kill_for_memory() -> None:
-    """This process is passed over when the machine runs out of memory, as far as we may say so."""
+    """The kernel spares this process when the machine runs out of memory, as far as we may ask for that."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
 
 
 def survive() -> None:
-    """The machine may swap to what depends on us: we must not wait for memory, nor die for want of it."""
+    """The machine may swap to a device that needs us: we must not wait for memory, nor be killed when it is short."""
     never_kill_for_memory()
     for wish in (syscalls.pr_set_io_flusher, syscalls.mlockall_on_fault):
         with contextlib.suppress(OSError):
@@ -87,8 +87,8 @@ def survive() -> None:
 
 
 def stay_in_memory() -> None:
-    """After `survive`: also what has not been in use so far will not have to be read from disk."""
-    for wish in (syscalls.mlockall_now, syscalls.mlockall_on_fault):  # the second one is for what comes later
+    """After `survive`: code that has not been in use so far need not be read from disk either."""
+    for wish in (syscalls.mlockall_now, syscalls.mlockall_on_fault):  # the second one is for later mappings
         with contextlib.suppress(OSError):
             wish()
 
@@ -116,9 +116,9 @@ def end_signals() -> int:
 
 
 def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collection[int] = ()) -> list[Opener]:
-    """Who has one of these block devices (major:minor) open now, but for the processes that serve it and `own_fds`.
+    """Processes that have one of these block devices (major:minor) open now, except `serving` and our `own_fds`.
 
-    Without root only our own user's processes can be seen; those of other pid namespaces beside ours never.
+    Without root we see only our own user's processes; processes of other pid namespaces beside ours never.
     """
     found = []
     for pid in _pids():
@@ -159,7 +159,7 @@ def has_open(pid: int, numbers: set[str]) -> bool:
 
 
 def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
-    """Whether that descriptor of the process is one of these block devices, opened for more than its path."""
+    """Whether that descriptor of the process is one of these block devices, not opened with O_PATH."""
     place = f"{PROC}/{pid}/{_task(pid)}fd/{fd}"
     try:
         path = os.readlink(place)
@@ -172,9 +172,9 @@ def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
 
 
 def block_number(place: str, path: str = "", pid: str = "self") -> str | None:
-    """major:minor of a block device; `path` is where it is known to lead to, for `pid`. None for anything else.
+    """major:minor of a block device; None for anything else. `path` is where `place` is known to lead, for `pid`.
 
-    Not all are looked at: stat() of a file on a server that is away would hang.
+    Remote paths are skipped, because stat() of a file on a server that is away would hang.
     """
     path = path or place
     if not path.startswith("/") or path.startswith(_remote_places("self") + _remote_places(pid)):
@@ -187,7 +187,7 @@ def block_number(place: str, path: str = "", pid: str = "self") -> str | None:
 
 
 def _task(pid: int) -> str:
-    """Where its descriptors can be read: its first thread may have ended, and shows none then."""
+    """The folder to read its descriptors from: if its first thread has ended, only another thread shows them."""
     fields = _stat(pid)
     if fields is None or fields[0] not in ("Z", "X"):
         return ""
@@ -198,7 +198,7 @@ def _task(pid: int) -> str:
 def _remote_places(pid: str) -> tuple[str, ...]:
     """Mount points of file systems that may have no answer for us, in the mount namespace of that process.
 
-    Anybody may make a namespace, and mount a file system there that never answers.
+    Any user may make a namespace, and mount a file system there that never answers.
     """
     namespace = _namespace(pid)
     if namespace not in _remote:
@@ -219,7 +219,7 @@ def unescaped(text: str) -> str:
 def mount_tables() -> Iterator[tuple[Opener | None, list[str]]]:
     """Lines of mountinfo (proc_pid_mountinfo(5)): of our mount namespace, then of each other one that we may see.
 
-    With a process of it, None for our own. A process in a chroot may see nothing, so the next one is asked then.
+    With a process of that namespace, None for our own. If a process in a chroot shows nothing, the next one is asked.
     """
     yield None, _mount_lines("self")
     seen = {_namespace("self")}
@@ -240,7 +240,7 @@ def runs_our_programs(pid: int) -> bool:
     """Whether a command in the mount namespace of that process is the program that we know by its name.
 
     nsenter(1) runs the program of that namespace, with our rights. So the namespace must belong to our own user
-    namespace, and its root directory must be ours: a container, or any user who may make namespaces, has others.
+    namespace, and its root directory must be ours: in a container, or in a namespace that a user made, they differ.
     """
     try:
         namespace = os.open(f"{PROC}/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -277,18 +277,18 @@ def service_of(pid: int) -> str:
 
 
 def group_of(pid: int) -> int:
-    """The process that this thread belongs to; `pid` itself where that cannot be seen."""
+    """The process that this thread belongs to; `pid` itself if we cannot see it."""
     found = [line.split()[1] for line in lines(f"{pid}/status") if line.startswith("Tgid:")]
     return int(found[0]) if found else pid
 
 
 def name_of(pid: int) -> str:
-    """As the kernel keeps it, at most 15 characters; empty where there is no such process."""
+    """As the kernel keeps it, at most 15 characters; empty if there is no such process."""
     return "".join(lines(f"{pid}/comm"))
 
 
 def lines(name: str) -> list[str]:
-    """Of a file in /proc; none where it cannot be read."""
+    """Lines of a file in /proc; none if it cannot be read."""
     try:
         with open(f"{PROC}/{name}", errors="surrogateescape") as file:
             return file.read().removesuffix("\n").split("\n")  # splitlines() knows more ends than the kernel
@@ -333,16 +333,16 @@ def may_administer() -> bool:
 
 
 def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
-    """What it returns; empty where it raises, None where the kernel does not let it return.
+    """The answer; empty if `question` raises, None if the kernel does not let it return in time.
 
-    It is asked in a child, as nothing ends a process that hangs in the kernel; such a one is left behind.
+    A child asks, because nothing ends a process that hangs in the kernel; such a child is left behind.
     """
     out, into = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             null = os.open(os.devnull, os.O_RDWR)
-            for number in (0, 1, 2):  # left behind, it keeps nobody waiting who reads what we say
+            for number in (0, 1, 2):  # if left behind, it must not keep our output open
                 os.dup2(null, number)
             os.write(into, question().encode())
         finally:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one door to SELinux: whether its rules meet the driver's own use of its sockets.
+"""Finds out whether SELinux's rules apply to the nbd driver's own use of its sockets.
 
-The driver sends from within the system call of whoever reads or writes. Kernels from 6.10 on do so for nearly all
-requests (060406c61c7c, "block: add plug while submitting IO"), and SELinux then asks whether that program may use the
-socket of who attached the device. Denied, the connection is lost: "Send control failed (result -13)". Since
-81ccca31214e, "nbd: override creds to kernel when calling sock_{send,recv}msg()", the kernel asks for itself.
+The driver sends from within the system call of the program that reads or writes. Kernels from 6.10 on do so for nearly
+all requests (060406c61c7c, "block: add plug while submitting IO"). SELinux then checks whether that program may use the
+socket, which belongs to the process that attached the device. If it may not, the connection is lost: "Send control
+failed (result -13)". Since 81ccca31214e, "nbd: override creds to kernel when calling sock_{send,recv}msg()", the kernel
+sends with rights of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ENFORCE = "/sys/fs/selinux/enforce"
 POLICIES = "/etc/selinux/*/policy/policy.*"
 KERNEL_LOG = "/dev/kmsg"
 FIXED_IN = "6.12.56, 6.17.6 or 6.18"
-_ENDLESS = 1 << 24  # bytes; the largest log of a kernel, and who fills it while we read
+_ENDLESS = 1 << 24  # bytes: the largest log of a kernel; ends the read if a program keeps filling the log
 # prefix "level,sequence,microseconds,flags;" (Documentation/ABI/testing/dev-kmsg)
 _DENIED = re.compile(r"^\d+,\d+,(\d+),[^;]*;.*\bnbd\d+: (?:Send|Receive) (?:control|data) failed \(result -13\)", re.M)
 

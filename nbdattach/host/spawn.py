@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a function of this very package is run in a process of its own, whatever the environment and the folder.
+"""Builds the command that runs a function of this very package as a process, in any environment and folder.
 
 A checkout may be used beside an installed nbdattach, so the process is given the folder of the code to run. It puts the
-folder at the front of sys.path, imports the package, and removes the folder again: modules of ours are found through
-the package then, and no other module is looked for next to it, where one may have the name of one of Python's own.
+folder at the front of sys.path, imports the package, and removes the folder again. Python then finds our modules
+through the package, and looks for no other module in that folder, where one may have the name of one of Python's own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import nbdattach
 
 PACKAGE = os.path.dirname(os.path.abspath(nbdattach.__file__))
 _PLACE = os.path.dirname(PACKAGE)
-# Where programs of the system are; the PATH of whoever calls us may have others first.
+# Folders of the system's programs; the PATH of our caller may have others first.
 SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _SECONDS = 10
 
@@ -29,7 +29,7 @@ def bare_python(function: str, *arguments: str, module: str = "kernel.worker") -
 
 
 def python(module: str, function: str) -> list[str]:
-    """The command for a function without arguments of a module that needs the libraries, too: those that we see."""
+    """The command for a function without arguments of a module that needs libraries: it gets those that we see."""
     boot = "import sys; sys.path.insert(0, sys.argv[1]); import nbdattach; sys.path[:] = sys.argv[2:]; "
     boot += f"from nbdattach.{module} import {function}; {function}()"
     return [sys.executable, "-I", "-c", boot, _PLACE, *dict.fromkeys([*_libraries(), _PLACE])]
@@ -58,7 +58,7 @@ def _added_folder() -> str:
         return os.path.dirname(os.path.realpath(script))
     try:
         return os.getcwd()
-    except FileNotFoundError:  # somebody has removed it
+    except FileNotFoundError:  # the current folder was removed
         return ""
 
 
@@ -72,7 +72,7 @@ def own_package() -> str:
 
 
 def package_of(program: str) -> str | None:
-    """The folder of the nbdattach that this Python script runs, None where that cannot be told."""
+    """The folder of the nbdattach that this Python script runs, None if we cannot find it out."""
     tell = "import nbdattach, os; print(os.path.realpath(os.path.dirname(nbdattach.__file__)))"
     try:
         with open(program, errors="replace") as script:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mark by which systemd knows, at the very end of a shutdown, a process that a disk depends on.
+"""Marks this process for systemd as one that a disk depends on, so that the end of a shutdown does not kill it.
 
-What is left then is killed, before the last file systems are unmounted; but not what root runs with a command line that
-begins with @ (https://systemd.io/ROOT_STORAGE_DAEMONS). All are stopped and continued, though, which ends NBD_DO_IT:
-the mark lets a worker end in peace, not its device live on. A worker imports this: nothing but `os`.
+Before the last file systems are unmounted, systemd kills all processes that are left, except root's with a command line
+that begins with @ (https://systemd.io/ROOT_STORAGE_DAEMONS). But it stops and continues all of them, which ends
+NBD_DO_IT: the mark lets a worker end in peace; it does not keep its device. A worker imports this: nothing but `os`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 
 _ARG_START = 45  # field 48 of proc_pid_stat(5), counted from the one after the name
 _MARK = b"@"
-_first = b""  # what the mark stands on
+_first = b""  # the byte that the mark replaced
 
 
 def outlive(wanted: bool = True) -> None:
-    """Sets the mark, or takes it back. Where that cannot be done, everything else goes on as ever."""
+    """Sets the mark, or takes it back. If that fails, all else goes on as before."""
     global _first
     if wanted == bool(_first):
         return

@@ -39,7 +39,7 @@ def pr_set_io_flusher() -> None:
 
 
 def bytes_unread(sock: int) -> int:
-    """What was sent over a Unix socket, and its peer has not taken yet (SIOCOUTQ, unix(7)); not in bytes of data."""
+    """How much of the data sent over a Unix socket its peer has not read (SIOCOUTQ, unix(7)); not in bytes of data."""
     return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
 
 
@@ -55,12 +55,12 @@ def mlockall() -> None:
 
 
 def mlockall_now() -> None:
-    """Reads all in that this process has mapped now, and locks it; nothing of what comes later."""
+    """Reads in all memory that this process has mapped now, and locks it; later mappings are not locked."""
     checked(libc().mlockall(MCL_CURRENT))
 
 
 def mlockall_on_fault() -> None:
-    """As mlockall, but only what has been in use at some time, which is less."""
+    """As mlockall, but locks only memory that has been in use at some time, which is less."""
     checked(libc().mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
 
 
@@ -85,7 +85,7 @@ def libc() -> ctypes.CDLL:
 
 
 def checked(result: int) -> None:
-    """Raises OSError where the call of a `libc` function has failed."""
+    """Raises OSError if the call of a `libc` function has failed."""
     import ctypes
 
     if result < 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one door to systemd: whether it is there, what it is about to do, and sd_notify(3) without a library."""
+"""Asks systemd: whether it is there, and about its units and jobs; and sd_notify(3) without a library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def installed(unit: str) -> bool:
 
 
 def program(unit: str) -> str:
-    """The path of the program that the unit runs; empty where there is no such unit."""
+    """The path of the program that the unit runs; empty if there is no such unit."""
     found = re.match(r"\{ path=(.*?) ; ", _systemctl("show", "--property=ExecStart", "--value", unit))
     return found.group(1) if found else ""
 
@@ -43,8 +43,8 @@ def restarting(unit: str) -> bool:
 def give_scope(pid: int, name: str) -> None:
     """Takes the process out of the session or unit that it was started from, so that it does not end with that.
 
-    A session would wait at shutdown for a process that lives as long as its device. Where there is no bus, there is no
-    session, and nothing is done.
+    A session would wait at shutdown for a process that lives as long as its device. If there is no bus, there is no
+    session, and this does nothing.
     """
     if not in_charge():
         return
@@ -59,7 +59,7 @@ def _systemctl(*arguments: str) -> str:
 
 
 def _run(*command: str) -> str:
-    """What it prints; nothing where it cannot be asked."""
+    """The output of the command; empty if it cannot be run."""
     try:
         done = subprocess.run(
             command,
@@ -75,9 +75,9 @@ def _run(*command: str) -> str:
 
 
 def notify(state: str) -> None:
-    """Sends `state` to the service manager; nothing happens where none asked to be told.
+    """Sends `state` to the service manager; does nothing if no manager has asked for it.
 
-    It is not waited for: one that hangs, as on a disk whose server is away, shall not hang us.
+    It never waits: a manager that hangs, as on a disk with a server that is away, must not hang us.
     """
     place = os.environ.get("NOTIFY_SOCKET", "")
     if not place.startswith(("/", "@")):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What TCP knows of a peer, from struct tcp_info (linux/tcp.h; the states are in net/tcp_states.h).
+"""How long a TCP peer has been silent, from struct tcp_info (linux/tcp.h; the states are in net/tcp_states.h).
 
 Decision that matters: a peer is silent while it owes an answer and none comes: it does not acknowledge data, or does
 not answer a question about its closed window. A peer that acknowledges everything and keeps its window closed is slow,
-for as long as it likes. So TCP_USER_TIMEOUT is not set: since Linux 5.11 it ends a connection, too, whose window has
-been closed for that long, though the peer answers every probe (tcp_probe_timer in net/ipv4/tcp_timer.c). The exception
+and may stay so. So TCP_USER_TIMEOUT is not set: since Linux 5.11 it also ends a connection with a window that has been
+closed for that long, although the peer answers every probe (tcp_probe_timer in net/ipv4/tcp_timer.c). The exception
 is one of several connections: `kernel_socket.give_up_within` tells why.
 
 The worker imports this module, so it imports next to nothing.
@@ -29,8 +29,8 @@ ESTABLISHED, FIN_WAIT1, CLOSE = 1, 4, 7
 # Four of the eight bytes, which begin with the state; then the 32-bit numbers. By their place:
 _INFO = struct.Struct("=BBBB4x16I")
 _UNACKED, _LAST_DATA_SENT, _LAST_ACK_RECV, _RTT = 8, 13, 16, 19
-# How often data was sent again, or a question about a closed window asked, before it is a sign that no answer came: one
-# loss is no rare thing, and a peer answers no more than one such question in half a second (tcp_invalid_ratelimit).
+# How often TCP must have sent data again, or asked about a closed window, before we conclude that no answer came: one
+# loss is common, and a peer answers at most one such question in half a second (tcp_invalid_ratelimit).
 _RETRANSMITS = _PROBES = 2
 
 
@@ -52,7 +52,7 @@ class Info:
 
 
 class Silence:
-    """How long one peer has owed an answer. To be asked every few seconds, as TCP does not tell when it asked first."""
+    """How long one peer has owed an answer. Ask it every few seconds, because TCP does not tell when it began."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -78,7 +78,7 @@ class Silence:
 
 
 def ends(number: int) -> int:
-    """POLLHUP and POLLERR of a socket, be it TCP or Unix, which come unasked; 0 for a connection that lives."""
+    """POLLHUP and POLLERR of a TCP or Unix socket, which poll(2) always reports; 0 if the connection lives."""
     poll = select.poll()
     poll.register(number, 0)
     return sum(event for _, event in poll.poll(0))

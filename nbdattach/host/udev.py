@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one door to udev: waits until it has done its part, where it runs at all."""
+"""Waits until udev has handled a device, if udev runs at all."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def has_our_rules() -> bool:
 def settle(paths: Sequence[str], seconds: float) -> bool:
     """True when udev has seen these devices as they are now (symlinks, permissions), or does not run.
 
-    It is asked to look once more, at these only, and the end of that is waited for. Its whole queue may never be
-    empty: others can cause events as fast as it handles them.
+    udev is asked to look once more, at these only, and we wait for that. Its whole queue may never be empty, because
+    other programs can cause events as fast as udev handles them.
     """
     if not running():
         return True

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Imports modules of a large package without running its `__init__`, which imports all of them.
 
-pyroute2's takes a fifth of a second and 15 MB, and we need one of its modules. That is a copy of our own: nothing else
-in this process sees it, and who imports the package gets it whole.
+That of pyroute2 takes a fifth of a second and 15 MB, and we need one of its modules. We load a copy of our own: no
+other code in this process sees it, and an import of pyroute2 elsewhere still gives the whole package.
 """
 
 from __future__ import annotations

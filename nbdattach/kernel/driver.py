@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's nbd driver: loads it when it is missing, and says which case it is when it cannot be had."""
+"""Loads the kernel's nbd driver if it is missing, and reports the reason if it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRIVER = "nbd driver"
 
 
 def refuse_other_systems() -> None:
-    """Row 14: attaching is the business of Linux's nbd driver."""
+    """Raises `KernelRefused` unless this is Linux with /sys mounted: only Linux has the nbd driver (row 14)."""
     if not sys.platform.startswith("linux"):
         raise KernelRefused(
             f"this system ({sys.platform})", "not Linux, and only Linux has the nbd driver", "list, info and check work"
@@ -29,7 +29,7 @@ def refuse_other_systems() -> None:
 
 
 def ensure_loaded() -> None:
-    """Returns when the driver is there. Raises `KernelRefused` with the reason and the remedy."""
+    """Loads the driver if it is not loaded yet. Raises `KernelRefused` with the reason and the remedy."""
     refuse_other_systems()
     if sysfs.driver_loaded():
         return
@@ -41,7 +41,7 @@ def ensure_loaded() -> None:
 
 
 def modprobe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """How it ended, whatever its exit code. Raises `KernelRefused` where it cannot be run."""
+    """Runs modprobe; returns its result, with any exit code. Raises `KernelRefused` if it cannot be run."""
     try:
         return subprocess.run(
             ["modprobe", *arguments],
@@ -66,14 +66,14 @@ def _without_modprobe(error: OSError) -> KernelRefused:
 
 
 def load_tls() -> None:
-    """The kernel's TLS, as far as it can be had: whoever needs it finds out whether it is there."""
+    """Tries to load the kernel's module tls. A failure raises nothing here; the use of TLS on a socket fails then."""
     if not sysfs.tls_loaded():
         with contextlib.suppress(KernelRefused):
             modprobe("tls")
 
 
 def why_not(words: str) -> KernelRefused:
-    """The case this is, told from the machine rather than from modprobe's `words`, which are added."""
+    """Why the driver cannot be loaded, judged by the machine's state; if that shows no reason, modprobe's `words`."""
     said = " ".join(words.split())[:200] or "modprobe nbd says nothing"
     release = os.uname().release
     if _in_container():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the nbd driver says in the kernel's log and nowhere else: that a server answers NBD_ESHUTDOWN.
+"""Finds in the kernel's log that a server answers NBD_ESHUTDOWN; the nbd driver reports that nowhere else.
 
 A server that is being shut down may keep its connections and refuse each request (nbdkit does, for as long as a client
-stays). The driver fails those requests and takes the connection for a good one, so no end of it ever shows. The record
+stays). The driver fails those requests but considers the connection healthy, so it never reports it as dead. The record
 is "block nbd0: Other side returned error (108)" (nbd_handle_reply in drivers/block/nbd.c, Linux 6.1 to 7.3).
 """
 
@@ -21,7 +21,7 @@ _REFUSAL = re.compile(rb";block nbd(\d+): Other side returned error \(%d\)\n" % 
 
 
 class DriverLog:
-    """From now on, the devices whose server is being shut down. To be polled by its `fileno`. Raises OSError."""
+    """Reports devices with a server that is shutting down, from now on. Callers poll `fileno`. Raises OSError."""
 
     def __init__(self) -> None:
         self._file = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -31,7 +31,7 @@ class DriverLog:
         return self._file
 
     def read(self) -> list[int]:
-        """Indices told since the last time, each once."""
+        """Indices of the devices reported since the last call, each once."""
         found: set[int] = set()
         while True:
             try:

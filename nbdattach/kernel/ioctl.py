@@ -61,7 +61,7 @@ def nbd_clear_que(fd: int) -> None:
 
 
 def nbd_clear_sock(fd: int) -> None:
-    """Shuts the sockets down, fails what is in flight, and frees the device if nobody else has it open."""
+    """Shuts the sockets down, fails the requests in flight, and frees the device if there is no other opener."""
     fcntl.ioctl(fd, uapi.NBD_CLEAR_SOCK)
 
 

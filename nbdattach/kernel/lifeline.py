@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The connections of an attachment that no monitor looks after, watched by its worker.
+"""The worker's watch over the connections of an attachment that has no monitor.
 
-The kernel would notice a cut link late (see `tcp` for why TCP is not told to), and the end of one connection among
-several not at all: the requests that it had would wait for a week (`base.PATIENT_MS`), as with this backend the
-kernel takes no other in its place. So the end of one is the end of all.
+The kernel notices a cut link late (`tcp` says why TCP has no time-out). If one of several connections ends, the kernel
+does not notice at all: its requests would wait for a week (`base.PATIENT_MS`), because with this backend the kernel
+accepts no connection in its place. So if one connection ends, the worker ends all of them.
 
 The worker imports this module, so it imports next to nothing.
 """

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one door to pyroute2: the kernel's generic netlink family "nbd".
+"""The kernel's generic netlink family "nbd", by pyroute2. No other module uses pyroute2.
 
-Commands, attributes and their types are those of include/uapi/linux/nbd-netlink.h; what each does is in
+Commands, attributes and their types are those of include/uapi/linux/nbd-netlink.h; the code behind each command is in
 drivers/block/nbd.c (nbd_genl_connect, nbd_genl_reconfigure, nbd_genl_disconnect).
 
 pyroute2 writes and reads the messages; the socket is our own. pyroute2's sockets come with 100 modules (asyncio since
-0.9), which take twice as long to import as all the rest of a command, and each needs 3 ms to open. So one of its
-modules is imported, without the rest, and this module only where netlink is really used.
+0.9), which take twice as long to import as all the rest of a command, and each needs 3 ms to open. So we import one of
+its modules without the rest, and import this module only if netlink is really used.
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ class _Socket:
         return bytes(message.data)
 
     def ask(self, message: bytes) -> list[bytes]:
-        """What the kernel answers before it acknowledges. It carries the request out before send(2) returns."""
+        """The kernel's answers before its acknowledgement. It carries the request out before send(2) returns."""
         self._socket.send(message)
         return self.read_answer()
 
     def read_answer(self) -> list[bytes]:
-        """To the last message. One before it may have been interrupted, and left its answer here."""
+        """Reads up to the acknowledgement. The answer of an earlier, interrupted request may still be here, too."""
         answers: list[bytes] = []
         while True:
             for kind, number, message in _messages(self._socket.recv(_MAX_DATAGRAM)):
@@ -140,8 +140,8 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
 class Family:
     """An open socket of the family; for the few requests that belong together. Raises OSError throughout.
 
-    ENOENT at opening: the kernel has no such family here. Times are whole seconds, sizes bytes, sockets descriptors
-    of this process, of which the kernel takes references of its own.
+    ENOENT at opening: the kernel has no such family here. Times are whole seconds, sizes are bytes, sockets are
+    descriptors of this process; the kernel takes its own references to them.
     """
 
     def __init__(self) -> None:
@@ -207,8 +207,8 @@ class Family:
     ) -> None:
         """NBD_CMD_RECONFIGURE. EINVAL: nothing attached, or by another `backend`.
 
-        Success says nothing of the sockets: those for which no connection was dead are dropped in silence. A change
-        of the size waits for all requests in flight, so it never goes together with sockets.
+        Success says nothing about the sockets: the kernel silently drops each one for which it has no dead connection.
+        A change of the size waits for all requests in flight, so we never send it together with sockets.
         """
         attributes: list[tuple[str, Any]] = [("NBD_ATTR_INDEX", index), ("NBD_ATTR_BACKEND_IDENTIFIER", backend)]
         for name, value in (
@@ -224,7 +224,7 @@ class Family:
         self._request(NBD_CMD_RECONFIGURE, attributes)
 
     def disconnect(self, index: int) -> None:
-        """NBD_CMD_DISCONNECT: requests in flight fail, whoever uses the device. No error where nothing is attached."""
+        """NBD_CMD_DISCONNECT: requests in flight fail, even if the device is in use. No error if it is not attached."""
         self._request(NBD_CMD_DISCONNECT, [("NBD_ATTR_INDEX", index)])
 
     def farewell(self, index: int) -> Farewell:
@@ -232,7 +232,7 @@ class Family:
         return Farewell(self._number, index)
 
     def dead_links(self) -> DeadLinks:
-        """From now on, the devices of which a connection died."""
+        """Reports the devices of which a connection dies, from now on."""
         return DeadLinks(self._groups[MULTICAST_GROUP], self._number)
 
     def _request(self, command: int, attributes: list[tuple[str, Any]]) -> None:
@@ -266,7 +266,7 @@ class Farewell:
         self._socket.ask(self.data)
 
     def read_answer(self) -> None:
-        """Raises what the kernel has refused it with."""
+        """Raises OSError if the kernel has refused the request."""
         self._socket.read_answer()
 
     def close(self) -> None:

@@ -31,14 +31,15 @@ _POLL = 0.01
 
 
 class Busy(Exception):
-    """Somebody has the device exclusively: it is mounted, held by dm or md, swapped on, or being attached."""
+    """Another program has the device exclusively: it is mounted, held by dm or md, swapped on, or being attached."""
 
 
 class Node:
     """An exclusive claim on the device (`O_EXCL`) and udev's lock (`flock`), until it is closed; or a share of it.
 
-    It is opened read-only throughout: udev probes anew what was open for writing, and drops the partitions meanwhile.
-    The claim is one atomic test that fails on each kind of user, and on a second nbdattach at work on the device.
+    It is always opened read-only: after a program had it open for writing, udev probes the device again, and drops the
+    partitions meanwhile. The claim is one atomic test: it fails if the device has a user of any kind, or if a second
+    nbdattach is at work on it.
     """
 
     def __init__(self, device: Device, fd: int) -> None:
@@ -62,7 +63,7 @@ class Node:
 
     @classmethod
     def claimed(cls, device: Device, fd: int) -> Node:
-        """Of a descriptor that was opened with O_EXCL, which is ours from now on. Raises `KernelRefused`."""
+        """From a descriptor that was opened with O_EXCL, which is ours from now on. Raises `KernelRefused`."""
         node = cls(device, fd)
         node.exclusive = True
         try:
@@ -75,7 +76,7 @@ class Node:
 
     @classmethod
     def shared(cls, device: Device, fd: int) -> Node:
-        """Of a descriptor without the claim, beside the users of the device; with udev's lock if that is free.
+        """From a descriptor without the claim, beside the users of the device; with udev's lock if that is free.
 
         Raises `KernelRefused`.
         """
@@ -91,9 +92,9 @@ class Node:
 
     @classmethod
     def claim_within(cls, device: Device, deadline: Deadline) -> Node:
-        """`claim` of what the kernel looks for partitions on as it is opened: that waits for the server.
+        """`claim` of a device that the kernel scans for partitions when it is opened: the scan waits for the server.
 
-        Raises `Unanswered` too; a claim that comes after the deadline is given back at once.
+        Raises `Unanswered` too. If the claim comes after the deadline, it is given back at once.
         """
         return _within(deadline, lambda: cls.claim(device), too_late=lambda node: node.close())
 
@@ -108,7 +109,7 @@ class Node:
             )
 
     def _lock(self) -> None:
-        """The lock that udev's own rules ask of tools (systemd's "Locking Block Device Access")."""
+        """Takes the lock that udev asks tools to take (systemd's "Locking Block Device Access")."""
         deadline = Deadline(LOCK_SECONDS)
         while True:
             try:
@@ -127,13 +128,13 @@ class Node:
         progress: Callable[[float], None] = lambda _: None,
         mark: Sequence[str] = (),
     ) -> None:
-        """All that was written through this machine's page caches is on the server. Raises `KernelRefused`.
+        """Sends all data written through this machine's page caches to the server. Raises `KernelRefused`.
 
-        A silent server makes that wait endless, and nothing can interrupt it; so a process of its own waits, and ours
-        can be interrupted. With `patience` in seconds it is given up after that. `progress` is called with the seconds
-        that it has taken, a few times in each. `mark` is what `worker.mark_unflushed` is told where it fails.
+        With a silent server the flush waits without end, and no signal interrupts it. So another process makes it, and
+        ours can be interrupted. `patience`: give up after so many seconds. `progress` is called a few times a second,
+        with the seconds so far. If the flush fails, that process calls `worker.mark_unflushed` with `mark`.
         """
-        nothing = subprocess.DEVNULL  # given up, it lives on, and nobody who reads what we say waits for it
+        nothing = subprocess.DEVNULL  # if given up, it lives on; a program that reads our output must not wait for it
         flushing = subprocess.Popen(
             bare_python("flush_main", self.device.path, *mark), stdin=nothing, stdout=nothing, stderr=nothing
         )
@@ -157,7 +158,7 @@ class Node:
             )
 
     def open_caches(self, deadline: Deadline) -> None:
-        """Keeps the page caches of the device and its partitions at hand, for `was_written`.
+        """Opens the device and its partitions, so that `was_written` can write their page caches back.
 
         Raises `Unanswered`, OSError. These descriptors have no claim, so a process that is left behind with them does
         not keep other commands from claiming the device.
@@ -173,11 +174,11 @@ class Node:
                         raise
 
     def get_ready_to_look(self) -> None:
-        """Starts what `was_written` needs, so that it takes less time."""
+        """Starts the process that `was_written` needs, so that the call itself takes less time."""
         self._looking = blocking.WriteBack(self.caches)
 
     def close_caches(self) -> None:
-        """The kernel drops no partition that is open."""
+        """Needed before partitions can go: the kernel drops no partition that is open."""
         if self._looking:
             self._looking.close()
             self._looking = None
@@ -185,10 +186,10 @@ class Node:
             os.close(self.caches.pop())
 
     def was_written(self, deadline: Deadline) -> bool:
-        """Sends dirty pages to the server; whether anything has been written since the last flush ended.
+        """Writes dirty pages to the server; returns whether anything was written since the last flush ended.
 
-        Raises `Unanswered`, and OSError if the kernel could not write; it tells that only once. The server may keep
-        the data in a cache of its own until the next flush.
+        Raises `Unanswered`, and OSError if the kernel could not write; the kernel reports that only once. The server
+        may keep the data in a cache of its own until the next flush.
         """
         if self._looking:
             self._looking.run(deadline)
@@ -199,11 +200,11 @@ class Node:
 
     @contextlib.contextmanager
     def closed_to_writers(self) -> Iterator[None]:
-        """Until the end, each write to the device or a partition fails with EPERM, also by a program that has it open.
+        """Within it, each write to the device or a partition fails with EPERM, also by a program that has it open.
 
         The kernel still writes its dirty pages to the server. Memory that a program has mapped can still be changed.
-        Raises `KernelRefused`. After an error the mark is as it was before; else the attachment has ended, and so does
-        the mark, whoever has set it.
+        Raises `KernelRefused`. After an error the read-only mark is as it was before. Otherwise the attachment has
+        ended, and the mark is removed, even if another program has set it.
         """
         was_closed = Kernel(self.device).read_only
         if not was_closed:
@@ -225,13 +226,13 @@ class Node:
         self._mark_read_only(False)
 
     def let_udev_in(self) -> None:
-        """Gives udev's lock back, and keeps the claim."""
+        """Releases udev's lock, and keeps the claim."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def scan_partitions(self, deadline: Deadline) -> None:
         """Makes the kernel look for partitions now. Raises `KernelRefused`, `Unanswered`.
 
-        The kernel waits for the server's answer without end and cannot be interrupted in it, so a thread does that.
+        The kernel waits for the server's answer without end and cannot be interrupted, so a thread makes the call.
         """
         try:
             _within(deadline, lambda: ioctl.blkrrpart(self.fd))
@@ -241,7 +242,7 @@ class Node:
                 raise KernelRefused.at(self.device.path, "BLKRRPART", error.errno or 0) from error
 
     def is_readable(self, deadline: Deadline) -> bool:
-        """Whether its first page can be read; free once the partitions are scanned. Raises `Unanswered`."""
+        """Whether its first page can be read; costs nothing after a partition scan. Raises `Unanswered`."""
         try:
             _within(deadline, lambda: os.pread(self.fd, 4096, 0))
         except OSError:
@@ -249,20 +250,20 @@ class Node:
         return True
 
     def disconnect(self) -> None:
-        """Tells the kernel, and it the server, that this is the end. Raises `KernelRefused`."""
+        """Ends the attachment: the kernel sends NBD_CMD_DISC to the server. Raises `KernelRefused`."""
         with contextlib.suppress(OSError):  # the kernel refuses it on devices of the netlink interface
             ioctl.nbd_clear_que(self.fd)
         with self._step("NBD_DISCONNECT"):
             ioctl.nbd_disconnect(self.fd)
 
     def disconnect_within(self, deadline: Deadline) -> None:
-        """`disconnect`, which waits while a server reads nothing of what is being sent. Raises `Unanswered`."""
+        """`disconnect`, which blocks while the server does not read the data sent to it. Raises `Unanswered`."""
         _within(deadline, self.disconnect)
 
     def clear(self, deadline: Deadline) -> None:
-        """Size and partitions go. As long as our claim is open this cannot hit an attachment that came later.
+        """Removes size and partitions. While we hold the claim, this cannot affect an attachment that came later.
 
-        The kernel keeps the size while another program has the device open, so it is asked until the deadline.
+        The kernel keeps the size while another program has the device open, so we ask it again until the deadline.
         """
         kernel = Kernel(self.device)
         while True:
@@ -296,7 +297,7 @@ class Node:
 
 
 def _within(deadline: Deadline, call: Callable[[], T], too_late: Callable[[T], object] = lambda _: None) -> T:
-    """What `call` gives or raises, in a thread: the kernel cannot be interrupted in it. Raises `Unanswered`."""
+    """The result of `call`, run in a thread because the kernel cannot be interrupted in it. Raises `Unanswered`."""
     values: list[T] = []
     errors: list[BaseException] = []
     mutex, given_up = threading.Lock(), False

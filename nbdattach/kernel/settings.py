@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel does with an attached device, compared with what its server offers.
+"""Compares the kernel's settings of an attached device with the features that its server offers.
 
 Some settings outlive an attachment, in the driver or in the block layer, and any program may change them meanwhile.
 With "write through" in queue/write_cache, for one, the kernel completes fsync and sends the server nothing.
@@ -18,18 +18,18 @@ WRITE_THROUGH = "write through"
 
 
 def correct(device: Device, flags: int) -> None:
-    """Makes the kernel flush if the server can, and only then. For an attachment that nobody uses yet.
+    """Makes the kernel flush if the server can, and only then. For an attachment that is not in use yet.
 
-    Since Linux 6.12 the kernel waits for all requests in flight first, and so for ever if their server is away.
+    Since Linux 6.12 the kernel waits for all requests in flight first, so it waits for ever if their server is away.
     """
     offered = bool(flags & NBD_FLAG_SEND_FLUSH)
     if Kernel(device).write_back != offered:
-        with contextlib.suppress(OSError):  # `differences` tells
+        with contextlib.suppress(OSError):  # `differences` reports it
             Kernel(device).set_queue("write_cache", WRITE_BACK if offered else WRITE_THROUGH)
 
 
 def differences(device: Device, flags: int, max_sectors_kb: int, block_size: int) -> list[str]:
-    """A line for each setting that breaks what the server offers, with the remedy if there is one. Only reads.
+    """A line for each setting that breaks the server's offer, with the remedy if there is one. Only reads.
 
     `flags` are those of the server, with NBD_FLAG_READ_ONLY if the user asked for that; limits are as attached.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one door to /sys (and the device numbers in it): what the kernel says of its nbd devices.
+"""Reads the kernel's state of its nbd devices, and the device numbers, from /sys; sets limits of their queues.
 
 Source of the attributes: drivers/block/nbd.c (pid, backend), Documentation/ABI/stable/sysfs-block.
 """
@@ -18,9 +18,9 @@ SYS = "/sys"
 SECTOR = 512
 # Bytes: the kernel shows an attribute in one page at most.
 _MAX_ATTRIBUTE = 1 << 16
-# Of this process or machine, and no sign that the kernel has no such attribute.
+# Errors of this process or machine; they do not mean that the kernel has no such attribute.
 _OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-# Bytes, of what the netlink backend has for an identifier.
+# Bytes of a netlink backend identifier, at most.
 MAX_IDENTIFIER = 1024
 DEFAULT_IO_TIMEOUT = 30.0
 # Of a device that does not exist yet (tag_set.queue_depth in nbd.c); bytes of struct nbd_request in linux/nbd.h.
@@ -31,7 +31,7 @@ _REQUEST = 28
 def identifier(tag: str) -> str:
     """The tag as the kernel keeps it, for /sys/block/nbdN/backend; a digest of one that does not fit into a page there.
 
-    The driver writes it out without a look at its length (backend_show).
+    The driver does not check the length when it prints the identifier (backend_show).
     """
     if len(tag.encode(errors="surrogateescape")) <= MAX_IDENTIFIER:
         return tag
@@ -43,7 +43,7 @@ def driver_loaded() -> bool:
 
 
 def module_loaded(name: str) -> bool:
-    """One that is built into the kernel need not be there."""
+    """Whether /sys shows that module; it need not show one that is built into the kernel."""
     return os.path.isdir(f"{SYS}/module/{name}")
 
 
@@ -52,7 +52,7 @@ def tls_loaded() -> bool:
 
 
 def driver_instance() -> int:
-    """A number that is another one when the module was unloaded and loaded again; 0 where there is none."""
+    """A number that changes if the module is unloaded and loaded again; 0 if there is no module."""
     try:
         return os.stat(f"{SYS}/module/nbd").st_ino
     except OSError:
@@ -60,13 +60,13 @@ def driver_instance() -> int:
 
 
 def max_part() -> int | None:
-    """The module's max_part, None where it does not tell. 0: partitions are never looked for."""
+    """The module's max_part, None if the module does not show it. 0: the kernel never looks for partitions."""
     text = _read(f"{SYS}/module/nbd/parameters/max_part")
     return int(text) if text else None
 
 
 def is_there() -> bool:
-    """Whether /sys is mounted, without which nothing can be told."""
+    """Whether /sys is mounted; without it we know nothing of any device."""
     return os.path.isdir(f"{SYS}/block")
 
 
@@ -87,7 +87,7 @@ def devices() -> list[Device]:
 
 
 def loops() -> dict[str, str]:
-    """Loop devices, with the path of what backs them; the kernel does not count them as holders of that."""
+    """Loop devices, with the path of their backing file; the kernel does not count them as holders of that."""
     names = sorted(name for name in _names(f"{SYS}/block") if name.startswith("loop"))
     backings = ((loop, _read(f"{SYS}/block/{loop}/loop/backing_file")) for loop in names)
     return {loop: backing for loop, backing in backings if backing}
@@ -123,7 +123,7 @@ class Block:
 
     @property
     def mapping(self) -> tuple[str, str] | None:
-        """Name and uuid that the device mapper has for it; None for what is no mapping."""
+        """Name and uuid that the device mapper has for it; None if it is no mapping."""
         name = _read(f"{self._path}/dm/name")
         return (name, _read(f"{self._path}/dm/uuid") or "") if name else None
 
@@ -136,7 +136,7 @@ class Block:
 class Stat:
     """Bytes moved since the device was made, and requests under way (Documentation/block/stat.rst).
 
-    `inflight` are all that are not done: those that wait for a connection, too, and flushes (not before Linux 6.12).
+    `inflight` counts all that are not done: also those that wait for a connection, and flushes (since Linux 6.12).
     """
 
     read: int
@@ -146,7 +146,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What the kernel says of one device. Each property is read when it is asked for."""
+    """The kernel's state of one device. Each property is read when it is asked for."""
 
     device: Device
 
@@ -157,18 +157,18 @@ class Kernel:
 
     @property
     def pid(self) -> int | None:
-        """The process that attached it: the ioctl worker, or whoever sent the netlink message."""
+        """The process that attached it: the ioctl worker, or the sender of the netlink message."""
         text = self._read("pid")
         return int(text) if text else None
 
     @property
     def backend(self) -> str | None:
-        """The netlink backend identifier; None where none was given."""
+        """The netlink backend identifier; None if none was given."""
         return self._read("backend")
 
     @property
     def by_netlink(self) -> bool:
-        """Attached through the netlink interface: the attribute is there even where no identifier was given."""
+        """Attached through the netlink interface: the attribute is there even if no identifier was given."""
         return os.path.exists(f"{self._path}/backend")
 
     @property
@@ -190,13 +190,13 @@ class Kernel:
         return int(self._read("queue/max_sectors_kb") or 0)
 
     def most_in_flight(self, max_sectors_kb: int) -> int:
-        """Bytes of all requests that the driver may have at once: as many as there can be, each as large as can be."""
+        """Bytes of all requests that the driver may have at once: as many as possible, each of the largest size."""
         requests = int(self._read("queue/nr_requests") or _QUEUE_DEPTH)
         return requests * (max_sectors_kb * 1024 + _REQUEST)
 
     @property
     def write_back(self) -> bool:
-        """Whether the kernel takes the server for one with a write cache: else it never sends a flush."""
+        """Whether the kernel assumes that the server has a write cache; otherwise it never sends a flush."""
         return self._read("queue/write_cache") == "write back"
 
     @property
@@ -205,7 +205,7 @@ class Kernel:
 
     @property
     def connections(self) -> int:
-        """The driver makes one hardware queue a connection."""
+        """Their number: the driver makes one hardware queue for each connection."""
         try:
             return len(os.listdir(f"{self._path}/mq"))
         except OSError:
@@ -223,7 +223,7 @@ class Kernel:
 
     @property
     def sends_write_zeroes(self) -> bool:
-        """Once switched on by some attachment, the driver cannot switch it off again (6.12, nbd.c __nbd_set_size)."""
+        """Once an attachment has switched it on, the driver cannot switch it off again (6.12, nbd.c __nbd_set_size)."""
         return int(self._read("queue/write_zeroes_max_bytes") or 0) > 0
 
     @property
@@ -234,7 +234,7 @@ class Kernel:
 
     @property
     def stat(self) -> Stat | None:
-        """All at one moment. None where the device is not there."""
+        """All counters at one moment. None if the device does not exist."""
         return _stat(self._path)
 
     @property
@@ -255,24 +255,25 @@ class Kernel:
 
     @property
     def pending(self) -> int:
-        """0 if every request is done, as a kernel wants it that freezes the queue. What cannot be told is not done.
+        """0 if every request is done: a kernel that freezes the queue waits for that. An unknown count counts as 1.
 
-        Linux 6.12 counts those to a partition there only, later ones at the device, too.
+        Linux 6.12 counts requests to a partition at the partition only; later kernels count them at the device, too.
         """
         stats = [_stat(f"{self._path}{part}") for part in ("", *(f"/{name}" for name in self.partitions))]
         return self.inflight + sum(stat.inflight if stat else 1 for stat in stats)
 
     @property
     def io_timeout(self) -> float:
-        """Seconds after which the driver looks at a request that is not done. Outlives the attachment."""
+        """Seconds after which the driver checks a request that is not done. Outlives the attachment."""
         return int(self._read("queue/io_timeout") or 0) / 1000
 
     @property
     def gives_up(self) -> bool | None:
-        """Whether the connection of a request is given up after that time; None where nobody can tell.
+        """Whether the driver gives up a request's connection after that time; None if we cannot know.
 
         With several connections always, with one only if the attaching program has set a time-out (nbd.c,
-        nbd_xmit_timeout), which debugfs tells. Without it, a time that is not the default was set by somebody once.
+        nbd_xmit_timeout), which debugfs shows. Without debugfs, a time other than the default only shows that some
+        program set it once.
         """
         if self.connections > 1:
             return True
@@ -282,9 +283,9 @@ class Kernel:
         return None if self.io_timeout != DEFAULT_IO_TIMEOUT else False
 
     def set_queue(self, attribute: str, value: int | str) -> None:
-        """A limit of the queue, such as max_sectors_kb. Raises OSError.
+        """Sets a limit of the queue, such as max_sectors_kb. Raises OSError.
 
-        Since Linux 6.12 the kernel waits for all requests in flight first, so what is right already is not written.
+        Since Linux 6.12 the kernel waits for all requests in flight first, so a value that is right stays untouched.
         """
         if self._read(f"queue/{attribute}") == str(value):
             return
@@ -307,7 +308,7 @@ def _stat(folder: str) -> Stat | None:
 
 
 def _read(path: str) -> str | None:
-    """The attribute's text; None where there is none, or it went while we looked. Raises the errors of `_OWN_TROUBLE`.
+    """The attribute's text; None if there is none, or it goes while we read. Raises the errors of `_OWN_TROUBLE`.
 
     Three system calls; a file of Python makes three times as many, and `status` reads some thousand attributes.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The process that stays behind an ioctl attachment: sets the device up and blocks in NBD_DO_IT.
 
-It is run by a bare interpreter (`python -I -S`) as a process of its own, because one forked from a loaded
-command line keeps that memory for good. So it imports next to nothing, and of this package only `ioctl`, `lifeline`,
+It is run by a bare interpreter (`python -I -S`) as a process of its own, because a fork of the command line would
+keep all its memory for good. So it imports next to nothing, and of this package only `ioctl`, `lifeline`,
 `storage_daemon`, `syscalls`, `tcp` and `uapi`. `backends.by_ioctl` starts it; they speak over two pipes:
 
     reports (worker -> parent)  "ready PID" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
@@ -34,17 +34,17 @@ EBUSY = 16
 ENOTTY = 25
 EPIPE = 32
 NBD_FLAG_READ_ONLY = 2
-# What `state` keeps of an attachment: the ends of the names.
+# Files that `state` keeps of an attachment: the ends of their names.
 UNFLUSHED = ".unflushed"
 STATE_FILES = ("", ".new", UNFLUSHED, f"{UNFLUSHED}.new")
 GO = b"G"
 COMMIT = b"C"
 UNDO = b"U"
-# A server that got NBD_CMD_DISC closes its end at once; one that does not is cut off after so many seconds.
+# A server that got NBD_CMD_DISC closes its end at once; if it does not, we cut it off after so many seconds.
 GOODBYE_SECONDS = 5
-# What a program that only looks at a device needs for that.
+# Seconds that we allow a program that only probes the device.
 GLANCE_SECONDS = 2.0
-# Between looks whether the last user of a detached device has gone, in seconds: it may be a mount of months.
+# Seconds between checks whether the last user of a detached device has gone: it may be a mount of months.
 _PATIENT_POLL = 0.5
 _POLL = 0.01
 
@@ -61,10 +61,10 @@ class StepFailed(Exception):
 def set_up(
     kernel: Any, node: int, sockets: Iterable[int], block_size: int, blocks: int, flags: int, timeout: int = 0
 ) -> None:
-    """All ioctls up to NBD_DO_IT, in their order; undoes what it did when one fails.
+    """All ioctls up to NBD_DO_IT, in their order; if one fails, undoes those before it.
 
     `kernel` is the module `ioctl` (or, in tests, something that behaves like it). Raises `StepFailed`.
-    All NBD_SET_SOCK of a device must come from the thread that came first, else the kernel says EBUSY.
+    All NBD_SET_SOCK of a device must come from the thread that sent the first one, else the kernel returns EBUSY.
     """
     step, taken = "NBD_SET_SOCK", False
     try:
@@ -87,16 +87,16 @@ def set_up(
             step = "NBD_SET_TIMEOUT"
             kernel.nbd_set_timeout(node, timeout)
     except OSError as error:
-        if taken:  # else the device belongs to another task, whose sockets are none of our business
+        if taken:  # else the device belongs to another task, and we must not clear its sockets
             clear(kernel, node)
         raise StepFailed(step, error.errno or 0) from error
 
 
 def serve(kernel: Any, node: int, claim: Sequence[int] = ()) -> int:
-    """NBD_DO_IT and the cleaning up after it; the errno it ended with. EPIPE after a detach is a success.
+    """NBD_DO_IT and the cleaning up after it; returns its errno. EPIPE after a detach is a success.
 
-    Where the other thread has put a `claim` by then, that descriptor is the last one: the kernel lets the size go
-    only of what is open once.
+    If the other thread has put a `claim` there by then, we close the other descriptor first: the kernel resets the size
+    only if the device is open once.
     """
     errno = 0
     try:
@@ -110,7 +110,7 @@ def serve(kernel: Any, node: int, claim: Sequence[int] = ()) -> int:
 
 
 def clear(kernel: Any, node: int) -> None:
-    """Gives the device back. The partitions go with the next look at the (now empty) device."""
+    """Gives the device back. The kernel drops the partitions when it next scans the (now empty) device."""
     for call in (kernel.nbd_clear_que, kernel.nbd_clear_sock, kernel.blkrrpart):
         try:
             call(node)
@@ -154,9 +154,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _forget_once_free(path: str, state_file: str) -> None:
-    """A program that has the device open may only be looking, as udev and mount do.
+    """Waits a moment for a program that has the device open: it may only be probing, as udev and mount do.
 
-    If it stays, the device is lost, and the file says what it was.
+    If it stays, the device is lost, and the state file still describes it.
     """
     name, end = os.path.basename(path), time.monotonic() + GLANCE_SECONDS
     ours = _attribute(name, "pid")  # it stays as long as the program
@@ -172,9 +172,9 @@ def _forget_once_free(path: str, state_file: str) -> None:
 def _watch(
     path: str, state_file: str, node: int, sockets: list[int], orders: int, dead_peer: float, claim: list[int]
 ) -> None:
-    """Second thread: detaches when the parent died or gave up before it was done, and on SIGTERM.
+    """Second thread: detaches if the parent died or gave up before it was done, and on SIGTERM.
 
-    And hangs up where the server is gone, which the other thread, in the kernel, then finds out.
+    If the server is gone, it shuts the connections down, and the other thread, in the kernel, notices that.
     """
     committed = os.read(orders, 1) == COMMIT
     lifeline = Lifeline(sockets, dead_peer)
@@ -208,10 +208,10 @@ def hang_up(sockets: Iterable[int]) -> None:
 
 
 def _claim_unused(path: str, state_file: str, claim: list[int]) -> bool:
-    """Takes the device for us alone, when nobody uses it and all that was written is on the server.
+    """Claims the device for us alone, if it has no user and all written data is on the server.
 
-    The claim is kept to the end, so nobody can begin to use what is about to go. During the second flush and after it
-    the kernel refuses writes, which would be lost. Says why not in the kernel's log.
+    The claim is kept to the end, so that no program can begin to use a device that is about to go. During the second
+    flush and after it the kernel refuses writes, because they would be lost. Logs a failure to the kernel's log.
     """
     try:
         claim.append(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
@@ -237,7 +237,7 @@ def _claim_unused(path: str, state_file: str, claim: list[int]) -> bool:
 
 
 def _open_to_writers(claim: int) -> None:
-    """Takes the mark away again: it would outlive the attachment."""
+    """Removes the read-only mark, because it would outlive the attachment."""
     try:
         ioctl.blkroset(claim, False)
     except OSError:
@@ -245,7 +245,7 @@ def _open_to_writers(claim: int) -> None:
 
 
 def flush(path: str) -> None:
-    """All that was written to the device, and to its partitions with caches of their own, is on the server."""
+    """Sends all data written to the device, and to its partitions with caches of their own, to the server."""
     for place in [*partitions(path), path]:
         try:
             fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
@@ -275,7 +275,7 @@ def flush_main(arguments: list[str]) -> None:
 
 
 def mark_unflushed(state_file: str, identity: str) -> None:
-    """What was written may be lost, and the kernel tells that only once. `identity`: of the attachment, as JSON."""
+    """Remembers that data may be lost: the kernel reports that only once. `identity`: of the attachment, as JSON."""
     name = f"{state_file}{UNFLUSHED}"
     try:
         with open(os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -286,10 +286,10 @@ def mark_unflushed(state_file: str, identity: str) -> None:
 
 
 def guard_main(arguments: list[str]) -> None:
-    """Waits for a netlink connect to be done. Where that died instead, its attachment goes, with all traces of it.
+    """Waits until a netlink connect is done. If it died instead, removes its attachment, with all traces of it.
 
-    Arguments: the device, its state file, and by what the kernel knows that attachment: its identifier, and the pid of
-    the connect, or 0 where the kernel has other numbers for processes.
+    Arguments: the device, its state file, the attachment's identifier in the kernel, and the pid of the connect, or 0
+    if the kernel numbers processes differently from us.
     """
     path, state_file, identifier, pid = arguments
     if os.read(0, 1):
@@ -303,8 +303,8 @@ def guard_main(arguments: list[str]) -> None:
         if is_there():
             node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             if is_there():
-                # Without NBD_DISCONNECT before it: should we be killed in between, what is left could not be flushed,
-                # and so not be detached. The server sees the connection end, as that of any process that is killed.
+                # Without NBD_DISCONNECT before it: if we were killed in between, the data left could not be flushed,
+                # so nothing could detach it. The server sees the connection end, as that of any process that is killed.
                 ioctl.nbd_clear_sock(node)
             os.close(node)
         # The kernel, too, may have undone it (NBD_CFLAG_DISCONNECT_ON_CLOSE); it leaves partitions and our files.
@@ -312,7 +312,7 @@ def guard_main(arguments: list[str]) -> None:
         while time.monotonic() < end:
             if _attribute(name, "pid"):
                 if not is_there():
-                    break  # another one has come, and removes them itself
+                    break  # another attachment has come, and its connect removes them itself
             elif _tidied(path, state_file):
                 break
             time.sleep(_POLL)
@@ -323,8 +323,8 @@ def guard_main(arguments: list[str]) -> None:
 def tidy_main(arguments: list[str]) -> None:
     """Waits until the last user of a detached device has gone, then removes its partitions and our files.
 
-    Arguments: the device, its state file, and the kernel's pid of what was detached. If another attachment comes first,
-    there is nothing left to do.
+    Arguments: the device, its state file, and the kernel's pid of the old attachment. If another attachment comes
+    first, there is nothing left to do.
     """
     path, state_file, pid = arguments
     name = os.path.basename(path)
@@ -339,9 +339,9 @@ def tidy_main(arguments: list[str]) -> None:
 
 
 def _tidied(path: str, state_file: str) -> bool:
-    """Removes what lies about of an attachment that has gone; True when nothing does any more.
+    """Removes the leftovers of an attachment that has gone; True if none are left.
 
-    With the claim on the device: nobody writes that file, nor looks for partitions, without it.
+    Holds the claim on the device: no process writes that file, nor looks for partitions, without the claim.
     """
     try:
         node = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
@@ -368,7 +368,7 @@ def partitions(path: str) -> list[str]:
 
 
 def _loop_on(path: str) -> bool:
-    """Loop devices do not claim what they stand on."""
+    """Whether a loop device uses the device or a partition: loop devices do not claim the device below them."""
     places = [path, *partitions(path)]
     for name in os.listdir("/sys/block"):
         if name.startswith("loop"):
@@ -382,10 +382,10 @@ def _loop_on(path: str) -> bool:
 
 
 def _prepared(path: str, swap: bool) -> int:
-    """The open device. For swap: what the machine swaps to must not wait for memory, nor be killed for want of it."""
+    """Opens the device. A worker that serves swap must not wait for memory, nor be killed when memory is short."""
     step = "open"
     try:
-        node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # read-only: udev probes again what was open for writing
+        node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # read-only: when a writer closes it, udev probes again
         if swap:
             step = "oom_score_adj"
             with open("/proc/self/oom_score_adj", "w") as file:
@@ -415,12 +415,12 @@ def _report(reports: int, line: str) -> None:
 
 
 def _is_free(path: str) -> bool:
-    """The kernel keeps the size for as long as somebody else has the device open."""
+    """Whether the kernel has reset the size: it keeps the size while another process has the device open."""
     return _attribute(os.path.basename(path), "size") in ("", "0")
 
 
 def _attribute(name: str, attribute: str) -> str:
-    """What /sys says of the device; empty where there is nothing."""
+    """An attribute of the device in /sys; empty if there is none."""
     try:
         with open(f"/sys/block/{name}/{attribute}", errors="surrogateescape") as file:
             return file.read().strip()
@@ -429,7 +429,7 @@ def _attribute(name: str, attribute: str) -> str:
 
 
 def _forget(state_file: str) -> None:
-    """Removes what `state` keeps of an attachment, and what a parent that was killed has half written."""
+    """Removes the files that `state` keeps of an attachment, also those half written by a parent that was killed."""
     for end in STATE_FILES:
         try:
             os.unlink(f"{state_file}{end}")

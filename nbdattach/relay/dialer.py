@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Dials for an attachment whose TLS the kernel carries, or a relay process of ours.
+"""Dials the server for an attachment, with TLS in the kernel or in a relay process of ours.
 
 The relay is told to dial (`relay.process` tells why it must do that by itself); it gets one end of a pair of Unix
-sockets, and the kernel the other one. It stays at hand for further connections, until `close`.
+sockets, and the kernel gets the other one. The relay stays ready for further connections, until `close`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from nbdattach.protocol.target import Target
 from nbdattach.text import plain
 
 START_SECONDS = 30
-# Over its own deadline, until it counts as stuck.
+# Seconds after its own deadline at which a relay counts as stuck.
 _GRACE = 5.0
-# Tries in a row that a server only closes, after which it counts as one that does no TLS for the kernel any more.
+# If a server just closes so many tries in a row, we conclude that it no longer does TLS with the kernel.
 _CLOSED = 3
-# What is left for the relay of a try that the kernel's part has used up, in seconds.
+# Seconds that a relay gets if the kernel's part has used up the time of a try.
 _LEAST = 1.0
 _MAX_MESSAGE = 1 << 16
-# As the worker; and where OpenSSL looks for the system's authorities.
+# Environment passed to the relay: the worker's, plus OpenSSL's paths to the system CAs.
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class Carrier:
-    """May be used by several threads, which then dial one after the other where a relay does it."""
+    """Dials, in the kernel or by a relay. Several threads may use it; if a relay dials, they take turns."""
 
     def __init__(self, wanted: str, relay: Relay | None = None, was_in_kernel: bool = False) -> None:
-        """`wanted` as --tls-transport has it. `relay`: one that is there. `was_in_kernel`: it has carried this TLS."""
+        """`wanted`: as in --tls-transport. `relay`: one that runs. `was_in_kernel`: the kernel has carried this TLS."""
         self._wanted = wanted
         self._was_in_kernel = was_in_kernel
         self._closed_tries = 0
@@ -96,7 +96,7 @@ class Carrier:
             return made
 
     def get_ready(self, target: Target) -> None:
-        """The disk that this machine runs from may be away when it is dialled next. A relay has all that it needs."""
+        """Prepares to dial while the disk that this machine runs from is away. A relay is always ready for that."""
         if target.tls and self._wanted != "relay":
             from nbdattach.connection import tls
 
@@ -104,15 +104,16 @@ class Carrier:
             procfs.stay_in_memory()
 
     def _may_pass(self, error: NotInKernel) -> bool:
-        """A server that is on its way down, or up, may do it again; a relay would be for the rest of the attachment.
+        """Whether the error may pass: a server that shuts down or starts up may soon do TLS with the kernel again.
 
-        And the disk that this machine runs from may be away with it, so that none can be started.
+        A relay would carry the rest of the attachment; and if the disk that this machine runs from is away with the
+        server, none can be started.
         """
         self._closed_tries += 1
         return self._was_in_kernel and isinstance(error, MaybeNotInKernel) and self._closed_tries < _CLOSED
 
     def bury(self, deadline: Deadline) -> None:
-        """Returns when what has ended can no longer write anything to the server. A relay that is stuck is killed."""
+        """Returns when ended connections can no longer write to the server. A relay that is stuck is killed."""
         with self._at_relay():
             if self._relay:
                 self._relay.bury(max(0.1, deadline.remaining()))
@@ -151,7 +152,7 @@ class Carrier:
 
 
 class _Relayed(Stream):
-    """Our end of a relay, with what that says of TLS."""
+    """Our end of a relay, with the TLS version and cipher that the relay reported."""
 
     def __init__(self, sock: socket.socket, target: Target, deadline: Deadline, trace: Trace, told: Any) -> None:
         super().__init__(sock, target, deadline, trace)
@@ -163,7 +164,7 @@ class _Relayed(Stream):
 
 
 class Relay:
-    """The process, by the socket that it takes its orders from. `pid` is 0 until it has dialled once."""
+    """The relay process, known by the socket that it takes orders from. `pid` is 0 until it has dialled once."""
 
     def __init__(self, orders: socket.socket, pid: int = 0) -> None:
         self._orders = orders
@@ -184,7 +185,7 @@ class Relay:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,  # should the interpreter itself fail, its last words reach us
+                stderr=subprocess.PIPE,  # if the interpreter itself fails, we report its last line
                 cwd="/",
                 env={key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ},
                 timeout=START_SECONDS,
@@ -202,7 +203,7 @@ class Relay:
 
     @property
     def alive(self) -> bool:
-        """Whether somebody takes orders at the other end."""
+        """Whether the relay still takes orders."""
         poll = select.poll()
         poll.register(self._orders.fileno(), 0)
         return not poll.poll(0)
@@ -211,7 +212,7 @@ class Relay:
         return self._orders.fileno()
 
     def dial(self, target: Target, order: dict[str, Any], timeout: float, trace: Trace) -> Connection:
-        """Raises `NbdattachError`: of the server's, or that the relay died."""
+        """Raises `NbdattachError`: the error that the relay got from the server, or that the relay died."""
         kernels, relays = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             try:
@@ -247,7 +248,7 @@ class Relay:
     def _asked(
         self, order: dict[str, Any], patience: float, descriptors: list[int] | None = None, trace: Trace = silent
     ) -> dict[str, Any]:
-        """Its reply. Raises OSError."""
+        """Sends an order and returns the reply. Raises OSError."""
         deadline = Deadline(patience)
         self._orders.settimeout(patience)
         socket.send_fds(self._orders, [json.dumps(order).encode()], descriptors or [])
@@ -261,7 +262,7 @@ class Relay:
             trace(reply["trace"])
 
     def _kill(self) -> None:
-        """It no longer answers; whatever it says later is not for us."""
+        """The relay no longer answers; a late answer must not reach us."""
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

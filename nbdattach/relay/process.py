@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The process that carries TLS where the kernel cannot: dials, does the handshake, and pumps while connections live.
+"""The process that carries TLS if the kernel cannot: dials, does the handshake, and pumps while connections live.
 
-A TLS connection cannot move from one process to another, so whoever pumps must dial. And a fork of whoever attaches
-keeps that memory for good; one of the monitor would have its threads and locks. So this is a fresh interpreter
-(`python -I -S`), which gets its orders over a Unix socket, as JSON (`dialer` gives them):
+A TLS connection cannot move from one process to another, so the process that pumps must dial. A fork of a command would
+keep the command's memory for good, and a fork of the monitor would have its threads and locks. So this is a fresh
+interpreter (`python -I -S`), which gets its orders over a Unix socket, as JSON (`dialer` gives them):
 
     {"do": "dial", ...} with a descriptor, the other end of the kernel's socket
                         -> {"trace": TEXT} for each step, then {"export": ..., "tls": ..., "pid": PID} or an error
-    {"do": "bury"}      -> {"said": "buried"}: what ends without NBD_CMD_DISC can no longer write anything there
+    {"do": "bury"}      -> {"said": "buried"}: connections that ended without NBD_CMD_DISC can no longer write there
 
-It lives while somebody may give orders, or a connection lives. So the monitor makes new connections over the same
-process: while the disk that this machine runs from is away, a new one could not be started.
+It lives while a process can still give orders, or a connection lives. So the monitor makes new connections over the
+same process: while the disk that this machine runs from is away, no new one could be started.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
 
 
 def serve(orders: socket.socket) -> None:
-    """Returns when nobody can give orders any more, and no connection is left."""
+    """Returns when no process can give orders any more, and no connection is left."""
     pumps = Pumps()
     threading.Thread(target=_Clerk(orders, pumps).work, daemon=True).start()
     pumps.run()
@@ -89,7 +89,7 @@ class _Clerk:
                     sockets = [given.enter_context(socket.socket(fileno=number)) for number in descriptors]
                     self._reply(self._answer(message, sockets))
         except OSError:
-            pass  # whoever gave the orders has gone
+            pass  # the process that gave the orders has gone
         finally:
             self._pumps.finish()
 
@@ -130,7 +130,7 @@ class _Clerk:
 
 
 def _log(line: str) -> None:
-    """One line among those of the nbd driver."""
+    """Writes one line to the kernel's log."""
     try:
         with open("/dev/kmsg", "w") as log:
             log.write(f"<5>nbdattach: relay {os.getpid()}: {line}\n")

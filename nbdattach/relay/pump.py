@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The bytes of a relay: between the kernel's connection and the TLS connection to the server, in both directions.
+"""Moves the bytes of a relay between the kernel's connection and the TLS connection to the server, both ways.
 
 Decisions that matter:
-* One loop, one thread: an ssl object is not for two threads at once. No step of it waits, and a direction that is full
-  reads nothing more, so whoever sends too fast is held back, and neither direction ever waits for the other.
-* An old write must never come to the server after a newer one over the next connection. So what ends without
-  NBD_CMD_DISC is reset, and what it has not delivered is dropped; by SO_LINGER also where this process is killed.
-* A server that is lost, however, is an end of the kernel's connection: what it has answered is handed on before.
+* One loop, one thread: two threads must not use an ssl object at once. No step waits. If the buffer of a direction is
+  full, we read nothing more into it. So a fast sender is held back, and neither direction ever waits for the other.
+* An old write must never come to the server after a newer one over the next connection. So if a connection ends without
+  NBD_CMD_DISC, we reset it and drop its undelivered data; SO_LINGER does the same if this process is killed.
+* If the server is lost, the kernel's connection ends too, but first the kernel gets all answers that have come.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from nbdattach.deadline import Deadline
 from nbdattach.host import tcp
 from nbdattach.protocol.constants import NBD_CMD_DISC, NBD_REQUEST_MAGIC
 
-# Bytes on their way in one direction; in use only as far as the traffic needs it.
+# Bytes on their way in one direction; memory is in use only as far as the traffic needs it.
 BUFFER = 128 << 10
-# A larger piece than that does not come out of TLS at once (RFC 8446, 5.1).
+# TLS gives no larger piece at once (RFC 8446, 5.1).
 _RECORD = 1 << 14
 _REQUEST = struct.Struct(">IHHQQI")
-# How long a server that was told goodbye may take to end the connection.
+# Seconds that a server may take to end the connection after our goodbye.
 GOODBYE_SECONDS = 5.0
 _BURIAL = 1.0
-# At each server within --dead-peer.
+# Checks of each server within --dead-peer.
 _LOOKS = 4
-# Of one connection, before the others have their turn.
+# Steps of one connection, before the others have their turn.
 _ROUNDS = 16
 _PEEK = 1 << 20
 _RESET = struct.pack("ii", 1, 0)  # struct linger
@@ -80,7 +80,7 @@ class _Buffer:
 class Pump:
     """One connection. `kernel` is the other end of the kernel's socket; both are taken over.
 
-    `dead_peer`: after so many seconds without an answer that TCP owes us the server counts as gone.
+    `dead_peer`: the server counts as gone if it has owed TCP an answer for so many seconds.
     """
 
     def __init__(
@@ -94,21 +94,21 @@ class Pump:
         self._kernel, self._server, self._say = kernel, server, say
         self._dead_peer, self._silence = dead_peer, tcp.Silence()
         self._up, self._down = _Buffer(), _Buffer()  # to the server, to the kernel
-        # Whether a read or write is worth a try; if not, what TLS waits for before the next.
+        # Whether a read or write is worth a try; if not, the event that TLS waits for before the next.
         self._kernel_has = self._kernel_takes = self._server_has = self._server_takes = True
         self._reading_waits, self._writing_waits = select.POLLIN, select.POLLOUT
-        self._tail = b""  # the last that the kernel has sent: whether that was NBD_CMD_DISC
+        self._tail = b""  # the last bytes that the kernel has sent: whether they were NBD_CMD_DISC
         self._leaving: Deadline | None = None  # the kernel has said goodbye and is gone
-        self._all_read = False  # of what it has sent
-        self._farewell = False  # so have we
+        self._all_read = False  # all that the kernel has sent
+        self._farewell = False  # we have said goodbye to the server
         self.lost = False  # the server is gone, and its socket closed
         self.over = False
 
-    # -- what the loop asks ----------------------------------------------------------------------------------------
+    # -- for the loop ----------------------------------------------------------------------------------------------
 
     @property
     def kernel_events(self) -> int | None:
-        """What to poll for, besides the end of it; None for not at all."""
+        """Events to poll for, besides its end; None for no poll at all."""
         if self.over or self._leaving:
             return None
         events = 0
@@ -120,7 +120,7 @@ class Pump:
 
     @property
     def server_events(self) -> int | None:
-        """None also where we could do nothing about its end: the kernel takes its time over what was before that."""
+        """None also if we could not handle its end yet, because the kernel has not taken the data before that."""
         if self.over or self.lost:
             return None
         events = 0
@@ -147,20 +147,20 @@ class Pump:
 
     @property
     def look_again(self) -> float:
-        """Seconds until the next `look`; infinite where there is nothing to see."""
+        """Seconds until the next `look`; infinite if there is nothing to check."""
         if self.over or self.lost or self._server.family == socket.AF_UNIX:
             return math.inf
         return self._dead_peer / _LOOKS
 
     def look(self) -> None:
-        """Whether the server still answers; to be asked again and again (`tcp` says why TCP does not end it)."""
+        """Checks whether the server still answers; needed again and again (`tcp` says why TCP does not end it)."""
         if math.isinf(self.look_again):
             return
         if self._silence.of(self._server) >= self._dead_peer:
             self._server_is_lost(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def step(self) -> bool:
-        """Moves what can be moved without waiting. True where there may be more of it."""
+        """Moves all bytes that can be moved without waiting. True if there may be more of them."""
         if self._leaving and self._leaving.passed:
             self.abort()
         for _ in range(_ROUNDS):
@@ -170,12 +170,12 @@ class Pump:
         return True
 
     def abort(self) -> None:
-        """Nothing more of it comes to either side."""
+        """Ends the connection: no more bytes of it reach either side."""
         if self.over:
             return
         if not self.lost:
             if self._server.family == socket.AF_UNIX:
-                # It cannot be reset. What is on its way there is read before this returns, or the time is up.
+                # It cannot be reset. Its peer reads the bytes on their way before this returns, or the time is up.
                 Link(socket.socket(fileno=self._server.detach())).bury(Deadline(_BURIAL))
             else:
                 self._server.close()
@@ -239,10 +239,10 @@ class Pump:
         if not count:
             self._server_is_lost(None)
             return True
-        # A short record is mostly the last one; what poll(2) cannot see must be read before that is asked.
+        # A short record is mostly the last one. Bytes that poll(2) cannot see must be read before we poll again.
         more = count == len(room) or count >= _RECORD or self._farewell or self._server.pending() > 0
         self._server_has, self._reading_waits = more, select.POLLIN
-        if not self._leaving:  # else nobody is there to hear it
+        if not self._leaving:  # else the kernel no longer listens
             self._down.grow(count)
         return True
 
@@ -267,7 +267,7 @@ class Pump:
     # -- ends --------------------------------------------------------------------------------------------------------
 
     def _kernel_is_gone(self) -> None:
-        """After NBD_CMD_DISC all that it has sent goes to the server, and then our goodbye; else nothing more does."""
+        """After NBD_CMD_DISC all that the kernel has sent goes to the server, then our goodbye; else nothing does."""
         try:
             unread = self._kernel.recv(_PEEK, socket.MSG_PEEK)
         except OSError:
@@ -314,7 +314,7 @@ class Pump:
 
 
 def _is_disconnect(sent: bytes) -> bool:
-    """Whether the last request is NBD_CMD_DISC: nothing comes after that, and nothing belongs to it."""
+    """Whether the last request is NBD_CMD_DISC: the kernel sends nothing after it, and no data with it."""
     if len(sent) < _REQUEST.size:
         return False
     magic, _, command, *_ = _REQUEST.unpack(sent[-_REQUEST.size :])
@@ -341,7 +341,7 @@ class Pumps:
         self._next_look = 0.0
 
     def call(self, function: Callable[[], None]) -> None:
-        """In the loop's thread, when it has seen all that has happened by now."""
+        """Calls it in the loop's thread, when the loop has handled all events up to now."""
         self._calls.append(function)
         os.eventfd_write(self._wake, 1)
 
@@ -390,7 +390,7 @@ class Pumps:
         return None if math.isinf(seconds) else seconds * 1000 + 1
 
     def _look(self) -> set[Pump]:
-        """At each server, when it is time; the pumps that may have something to do after that."""
+        """Checks each server, when it is time; returns the pumps that may have something to do after that."""
         pumps = set(self._pumps.values())
         if time.monotonic() < self._next_look:
             return set()
@@ -407,7 +407,7 @@ class Pumps:
             (pump.server_number, pump.server_events, pump.over or pump.lost),
         ):
             if self._pumps.get(number) is not pump:
-                continue  # it was closed before, and is another one's number now
+                continue  # closed before; the number belongs to another connection now
             if closed:
                 del self._pumps[number]
             if closed or events is None:
