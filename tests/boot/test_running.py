@@ -28,7 +28,7 @@ sh /etc/writer /srv & srv=$!
 sh /etc/writer /mnt & mnt=$!
 """
 RESTARTS = """
-pgrep -f '^@.*import worker; '
+pgrep -f '^@.*worker import '
 pgrep -f '^@.*nbdattach monitor'
 systemctl restart nbdattach@nbd0
 systemctl is-active nbdattach@nbd0
