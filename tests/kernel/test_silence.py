@@ -69,6 +69,17 @@ def test_a_server_at_one_slow_write_is_not_lost_and_not_asked_a_second_time(tmp_
         assert (clients(port), len(before)) == (before, 1)
 
 
+def errors_of_a_write() -> list[int | None]:
+    """Those that it has within a minute; then the device is detached, which would make it fail, too."""
+    failures: list[OSError] = []
+    writer = threading.Thread(target=write, args=[0, failures])
+    writer.start()
+    writer.join(60)
+    failed = [failure.errno for failure in failures]
+    nbd_ok("disconnect", "--force", "nbd0")
+    return failed
+
+
 @pytest.mark.netlink
 @pytest.mark.parametrize("more", [{}, {"connections": 2, "io_timeout": 3}], ids=["one", "two"])
 def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_nothing_gets_through(
@@ -76,16 +87,11 @@ def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_no
     network: str,  # noqa: F811
     more: dict[str, int],
 ) -> None:
-    image, failures = sparse_file(tmp_path / "image", 16 * MIB), list[OSError]()
+    image = sparse_file(tmp_path / "image", 16 * MIB)
     with nbdkit("file", f"file={image}", address="10.9.0.2", namespace=network) as server:
         lose_large_packets()
         connect(server.uri, "nbd0", on_loss=5, **more)
-        writer = threading.Thread(target=write, args=[0, failures])
-        writer.start()
-        writer.join(60)
-        failed = [failure.errno for failure in failures]
-        nbd_ok("disconnect", "--force", "nbd0")
-        assert failed == [errno.EIO]
+        assert errors_of_a_write() == [errno.EIO]
 
 
 class Mortal:
@@ -114,15 +120,9 @@ class Mortal:
 
 @pytest.mark.netlink
 def test_a_request_that_its_server_dies_of_fails_after_on_loss() -> None:
-    failures = list[OSError]()
     with Mortal() as server:
         nbd_ok("connect", f"127.0.0.1:{server.port}", "nbd0", "--on-loss", "wait:5", "--retry-for", "30")
-        writer = threading.Thread(target=write, args=[0, failures])
-        writer.start()
-        writer.join(60)
-        failed = [failure.errno for failure in failures]
-        nbd_ok("disconnect", "--force", "nbd0")
-    assert failed == [errno.EIO]
+        assert errors_of_a_write() == [errno.EIO]
 
 
 @pytest.mark.ioctl

@@ -34,14 +34,9 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string.split("# noqa")[0].split("# type:")[0].lstrip("# ")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                for number, line in enumerate(first.value.value.splitlines()):
-                    yield first.lineno + number, line.strip()
+            text_of_it = ast.get_docstring(node, clean=False) or ""
+            for number, line in enumerate(text_of_it.splitlines()):
+                yield node.body[0].lineno + number, line.strip()
 
 
 def main(arguments: list[str]) -> int:

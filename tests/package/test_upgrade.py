@@ -66,35 +66,8 @@ def test_main_job(tmp_path: Path) -> None:
         run(NBDATTACH, "status", "nbd0", code=8)
 
 
-def test_reinstalled_under_a_writer(tmp_path: Path, deb: Path) -> None:
-    one = disk(tmp_path)
-    with ExitStack() as servers:
-        server = servers.enter_context(one.serve())
-        one.attach()
-        before = control.listener()
-        with writer() as load:
-            load.see_it_run()
-            install(deb)
-            load.see_it_run()
-            assert control.listener() not in (None, before)
-            server.kill()
-            servers.enter_context(one.serve())
-            load.see_it_run()
-        assert load.errors == []
-        one.detach()
-
-
-@pytest.mark.parametrize("tls", [None, "relay"])
-def test_upgraded_under_a_writer_from_modules_in_one_folder(
-    tmp_path: Path, deb: Path, before_rooms: Path, tls: str | None
-) -> None:
-    """The old monitor and the old relay have the names of modules that are gone; the new monitor takes all over."""
-    install(before_rooms)
-    one = disk(tmp_path)
-    if tls:
-        certificates = make(tmp_path / "certificates")
-        one.serve_options = ["--tls=require", f"--tls-certificates={certificates}"]
-        one.connect_options += ["--tls-ca", f"{certificates}/ca-cert.pem", "--tls-transport", tls]
+def see_it_installed_under_a_writer(one: Disk, deb: Path) -> None:
+    """A new monitor comes with it, and connects again when the server is killed."""
     with ExitStack() as servers:
         server = servers.enter_context(one.serve())
         one.attach()
@@ -110,6 +83,24 @@ def test_upgraded_under_a_writer_from_modules_in_one_folder(
         assert load.errors == []
         assert status("nbd0")["state"] == "connected"
         one.detach()
+
+
+def test_reinstalled_under_a_writer(tmp_path: Path, deb: Path) -> None:
+    see_it_installed_under_a_writer(disk(tmp_path), deb)
+
+
+@pytest.mark.parametrize("tls", [None, "relay"])
+def test_upgraded_under_a_writer_from_modules_in_one_folder(
+    tmp_path: Path, deb: Path, before_rooms: Path, tls: str | None
+) -> None:
+    """The old monitor and the old relay have the names of modules that are gone; the new monitor takes all over."""
+    install(before_rooms)
+    one = disk(tmp_path)
+    if tls:
+        certificates = make(tmp_path / "certificates")
+        one.serve_options = ["--tls=require", f"--tls-certificates={certificates}"]
+        one.connect_options += ["--tls-ca", f"{certificates}/ca-cert.pem", "--tls-transport", tls]
+    see_it_installed_under_a_writer(one, deb)
 
 
 def test_upgraded_by_ioctl_from_modules_in_one_folder(tmp_path: Path, deb: Path, before_rooms: Path) -> None:

@@ -36,9 +36,9 @@ GROUND = {"errors", "device", "text", "deadline", "clock", "connect_options", "o
 
 # Outside thing: the modules that may import it.
 DOORS = {
-    # systemd: the datagram of sd_notify; link: connections in the kernel's hands; control: the monitor's own socket
+    # systemd: the datagram of sd_notify; kernel_socket: connections that the kernel uses; control: the monitor's socket
     # tls: only the type of what it wraps
-    # carrier, relay: the orders between them; pump: what is handed to it
+    # dialer, process: the orders between them; pump: what is handed to it
     # blocking: descriptors from a process that opens what may hang
     "socket": {
         "connection.stream",
@@ -54,12 +54,8 @@ DOORS = {
     },
     # certificate: reads them; pump: what a socket of it says that must not wait
     "ssl": {"connection.tls", "connection.certificate", "relay.pump"},
-    "fcntl": {
-        "kernel.ioctl",
-        "host.syscalls",
-        "kernel.node",
-        "attached.state",
-    },  # node: flock on the device node; state: the lock of a tag
+    # node: flock on the device node; state: the lock of a tag
+    "fcntl": {"kernel.ioctl", "host.syscalls", "kernel.node", "attached.state"},
     "ctypes": {"kernel.ioctl", "host.syscalls"},
     "click": {name for name in MODULES if room_of(name) == "cli"},
     "pyroute2": {"kernel.netlink"},

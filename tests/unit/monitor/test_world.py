@@ -262,19 +262,24 @@ def test_requests_fail_after_on_loss_though_a_server_comes_again_and_again_and_s
         assert world.driver.failed == [1]
 
 
+def have_one_place(world: World) -> None:
+    """From now on the server takes one connection at a time."""
+    home, dial = world.servers[HOME], world.watch._carrier.dial
+
+    def dial_if_there_is_room(*arguments: object, **more: object) -> Connection:
+        if home.accepted:
+            raise NoConnection(HOME, "no place", "")
+        return dial(*arguments, **more)  # type: ignore[arg-type]
+
+    world.watch._carrier.dial = dial_if_there_is_room  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("busy", [True, False])
 def test_nothing_fails_while_one_of_two_connections_lives(busy: bool) -> None:
     """The server has one place only after a restart, for longer than --on-loss; then it restarts once more."""
     with World(2) as world:
         home = world.servers[HOME]
-        dial = world.watch._carrier.dial
-
-        def dial_if_there_is_room(*arguments: object, **more: object) -> Connection:
-            if home.accepted:
-                raise NoConnection(HOME, "no place", "")
-            return dial(*arguments, **more)  # type: ignore[arg-type]
-
-        world.watch._carrier.dial = dial_if_there_is_room  # type: ignore[method-assign]
+        have_one_place(world)
         world.quick = True
         home.die()
         go_on(world, 1)
@@ -374,14 +379,8 @@ def test_a_hiccup_right_after_a_long_outage_fails_nothing_and_ends_no_connection
 
 def test_the_only_place_of_a_server_that_came_just_in_time_is_kept_while_it_is_at_its_first_request() -> None:
     with World(2) as world:
-        home, dial = world.servers[HOME], world.watch._carrier.dial
-
-        def dial_if_there_is_room(*arguments: object, **more: object) -> Connection:
-            if home.accepted:
-                raise NoConnection(HOME, "no place", "")
-            return dial(*arguments, **more)  # type: ignore[arg-type]
-
-        world.watch._carrier.dial = dial_if_there_is_room  # type: ignore[method-assign]
+        home = world.servers[HOME]
+        have_one_place(world)
         world.driver.submit(1)
         home.die()
         until(world, world.now + 294)
