@@ -93,7 +93,7 @@ class Link:
 
     def drop_undelivered(self) -> None:
         """For a connection that has ended: data that TCP still holds is dropped and never reaches the server."""
-        if self._tcp and tcp.Info(self._sock).state == tcp.FIN_WAIT1 and not self._reset():
+        if self._tcp and tcp.Info(self._sock).state not in tcp.DELIVERED and not self._reset():
             with contextlib.suppress(OSError):
                 give_up_within(self._sock.fileno(), 0)  # takes effect when TCP would retransmit
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 IPPROTO_TCP, TCP_INFO = 6, 11
-ESTABLISHED, FIN_WAIT1, CLOSE = 1, 4, 7
+ESTABLISHED, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE = 1, 4, 5, 6, 7
+# Nothing that we sent can still reach the peer, or it has all arrived.
+DELIVERED = (FIN_WAIT2, TIME_WAIT, CLOSE)
 # Four of the eight bytes, which begin with the state; then the 32-bit numbers. By their place:
 _INFO = struct.Struct("=BBBB4x16I")
 _UNACKED, _LAST_DATA_SENT, _LAST_ACK_RECV, _RTT = 8, 13, 16, 19

@@ -41,6 +41,8 @@ _QUICK_POLL = 0.0005
 _FAILING_POLL = 0.1
 # We wait at most this long for requests to come back, even if --io-timeout is longer, because new ones fail meanwhile.
 _PATIENCE = 30.0
+# If nobody looked for so long, we do not know whether the server was stuck.
+_UNSEEN = 10.0
 # The kernel checks the age of requests at most this much later (blk_add_timer rounds to whole seconds).
 _TIMER = 2.0
 
@@ -74,8 +76,9 @@ class Links:
         self._handed_over = (time.monotonic(), self._kernel.completed)
         self._doubted = time.monotonic()  # since when it is not certain, if so
         self._was_idle = True  # at one of our checks since the last hand-over
-        # When we last saw that a request was done, or that none was under way.
-        self._moved, self._completed = time.monotonic(), self._kernel.completed
+        # When we last saw that a request was done, or that none was under way; and when we last looked.
+        self._moved = self._looked = time.monotonic()
+        self._completed = self._kernel.completed
 
     # -- their state -----------------------------------------------------------------------------------------------
 
@@ -134,15 +137,15 @@ class Links:
 
     def look(self) -> None:
         """To be called once a second. If the driver has no requests, that does not mean that the server is stuck."""
+        unseen = time.monotonic() - self._looked
+        self._looked += unseen
+        if unseen > _UNSEEN:  # a command held the device, perhaps
+            self._moved += unseen
         idle, completed = not self._kernel.pending, self._kernel.completed
         self._was_idle = self._was_idle or idle
         if idle or completed != self._completed:
             self._completed = completed
-            self.move()
-
-    def move(self) -> None:
-        """Starts to count anew how long no request has been done."""
-        self._moved = time.monotonic()
+            self._moved = time.monotonic()
 
     @property
     def resent_after(self) -> float:
@@ -160,12 +163,17 @@ class Links:
         seconds = time.monotonic() - self._moved
         return seconds if self._wanted > 1 and seconds > self._wanted * self.resent_after else 0.0
 
+    @property
+    def since_hand_over(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._handed_over[0]
+
     def has_served_nothing(self, seconds: float) -> bool:
         """Whether we know of no request that was done since the last hand-over.
 
         If the driver was idle at some moment, this counts only for `seconds` after the hand-over.
         """
-        recent = time.monotonic() - self._handed_over[0] < seconds
+        recent = self.since_hand_over < seconds
         waits = not self._failing and not self._was_idle  # if requests fail, none waits
         return not self._has_served() and (recent or waits)
 
@@ -197,7 +205,7 @@ class Links:
     def drop_undelivered(self) -> None:
         """Drops data that TCP has not delivered on dead connections, because the driver sends it again over another."""
         if self.alive:
-            for link in self._links:
+            for link in list(self._links):
                 if link.over:
                     link.drop_undelivered()
 
@@ -213,7 +221,7 @@ class Links:
         link.get_ready(self._kernel.most_in_flight(self._kernel.max_sectors_kb), resent_after)
         before = self._kernel.completed  # read now: waiting requests are done while we check that the driver took it
         if not self.alive:
-            self.move()  # without a connection, no request was stuck in one
+            self._moved = time.monotonic()  # without a connection, no request was stuck in one
         try:
             if not self._is_taken(link, waiting):
                 return False

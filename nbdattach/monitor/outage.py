@@ -5,11 +5,11 @@ Theory of operation. An outage begins with the first sign of trouble: a connecti
 
     silent   the server owes an answer and sends none. We dial another connection: if the server answers there, the old
              connection is useless. If the old connection recovers by itself, there was no outage.
-    dead     it has ended, or we have cut it. Requests wait in the driver for a new one. From now on --on-loss counts,
-             unless another connection is alive and serves them.
-    failing  --on-loss has passed: requests fail, and we go on trying.
-    over     the driver has all its connections. If the next one dies before it has served one request, the outage was
-             not over, and goes on as before ("fruitless").
+    dead     it has ended, or we have cut it. Requests wait in the driver for a new one. From now on --on-loss counts.
+    lives    a connection is alive, also if it is silent: no request fails. But --on-loss counts on if it dies before it
+             has served a request ("fruitless").
+    failing  --on-loss has passed and no connection is alive: requests fail, and we go on trying.
+    over     the driver has all its connections.
 
 All times are seconds of CLOCK_BOOTTIME (`clock.boot_time`): it does not step when a user sets the clock, and it goes on
 while the machine sleeps.
@@ -58,39 +58,49 @@ class Outage:
     died: float | None = None
     told: bool = False  # whether the driver and the log know of it
     failing: bool = False
-    fruitless: int = 0  # how many new connections died and had served no request
-    served: bool = False  # whether a connection that is alive serves requests
+    lives: bool = False  # whether any connection is alive
+    gained: bool = False  # whether the driver took a new connection since the last moment without any
+    fruitless: int = 0  # how often it had none again, and the new one had served no request
+    resumed: bool = False  # whether it has seemed to be over
 
     def age(self, now: float) -> float:
         return now - self.began
 
+    def gain(self) -> None:
+        """The driver took a new connection."""
+        self.gained = True
+
     def lose(self, now: float) -> None:
-        """No connection is alive."""
-        self.served = False
+        """No connection is alive, or those that are have stopped to serve."""
+        self.fruitless += self.gained
+        self.lives = self.gained = False
         if self.died is None:
             self.died = now
 
     def keep(self, has_served: bool) -> None:
-        """A connection is alive and answers. Only if it `has_served` a request is the loss over."""
-        self.served = True
+        """A connection is alive. Only if one answers and `has_served` a request is the loss over."""
+        self.lives = True
         if has_served:
-            self.died = None
+            self.died, self.gained, self.fruitless = None, False, 0
 
     def give_up_silent(self, silence: float, now: float) -> bool:
         """Whether to cut connections that have been silent for so long, if the server answers no new one either.
 
-        Requests then wait in the driver for a good connection, which comes sooner than TCP gives the old one up. With
-        --on-loss fail a lost connection makes requests fail, so we cut none before --dead-peer has passed.
+        Requests then wait in the driver for a good connection, which comes sooner than TCP gives the old one up. But if
+        requests would fail before --dead-peer has passed, we cut none: a connection may recover until then.
         """
-        if self.terms.on_loss == 0 and silence < self.terms.dead_peer:
+        left = self.terms.dead_peer - silence
+        # If `died` is set, another one is dead, or was before this one had served a request.
+        died = now + max(0.0, self.terms.dead_peer - self.age(now)) if self.died is None else self.died
+        wait = math.inf if self.terms.on_loss is None else self.terms.on_loss
+        if left > 0 and (wait == 0 or died + wait < now + left):
             return False
-        if self.died is None:  # if set: another one is dead, or was before this one had served a request
-            self.died = now + max(0.0, self.terms.dead_peer - self.age(now))
+        self.died = died
         return True
 
     def until_failing(self, now: float) -> float:
-        """Seconds until requests fail; infinite if they never will, or fail already."""
-        if self.failing or self.served or self.died is None or self.terms.on_loss is None:
+        """Seconds until requests fail; infinite if they do not have to, or fail already."""
+        if self.failing or self.lives or self.died is None or self.terms.on_loss is None:
             return math.inf
         return max(0.0, self.died + self.terms.on_loss - now)
 
@@ -113,8 +123,8 @@ class Outage:
         return now - self.said >= _SAY_AGAIN
 
     def again(self) -> Outage:
-        """The same outage, which only seemed over. `told` is reset: we told the driver to wait again in between."""
-        return dataclasses.replace(self, fruitless=self.fruitless + 1, told=False, failing=False, served=False)
+        """The same outage, which only seemed over. We told the driver in between to wait again, so this is reset."""
+        return dataclasses.replace(self, told=False, failing=False, resumed=True)
 
 
 def pause_after(age: float) -> float:

@@ -108,6 +108,12 @@ class Watch:
     def hear(self) -> None:
         """The driver reports a dead connection; it may be one that we replaced long ago, or one that seems alive."""
         self._links.doubt()
+        if self._at_kernel.acquire(blocking=False):  # if not, the thread or `tick` does this
+            try:
+                if not self._held:
+                    self._links.drop_undelivered()
+            finally:
+                self._at_kernel.release()
         self.check()
 
     def tick(self) -> bool:
@@ -120,6 +126,7 @@ class Watch:
             if self._ended or self._held:
                 return not self._ended
             self._links.look()
+            self._links.drop_undelivered()
             if self._links.silent or not self._links.is_proven():
                 self.check()
             if self._unsaved:
@@ -145,7 +152,6 @@ class Watch:
         with contextlib.suppress(OSError):  # if we cannot read it now, the thread does later
             if not (self._links.is_there() and state.remembers(self.device)):
                 self._end("no longer attached")
-        self._links.move()
         self.check()
 
     def cut(self) -> None:
@@ -249,8 +255,10 @@ class Watch:
         if not self._ready:
             self._ready = True
             self._carrier.get_ready(self._target())
+        without_pause = self._record.connections  # a server may accept each new connection and end it at once
         while outage := self._trouble_now():
-            if outage.fruitless and not self._go_on(outage):
+            without_pause -= 1
+            if (outage.resumed or outage.fruitless or without_pause < 0) and not self._go_on(outage):
                 return
             while not self._try_once(outage):
                 if not self._go_on(outage):
@@ -270,9 +278,7 @@ class Watch:
     def _in_outage(self, dead: bool) -> Outage:
         with self._kernel_calls():
             outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
-            if dead:
-                self._links.drop_undelivered()
-                self._see_what_lives(outage)
+            self._see_what_lives(outage)
             if dead and not outage.told:
                 outage.told = True
                 self._log(f"{self.device.name}: connection to {self._target().uri} lost; {self._consequence(outage)}")
@@ -281,14 +287,14 @@ class Watch:
 
     def _see_what_lives(self, outage: Outage) -> None:
         """One of several connections may serve all requests; it may be lost or recover while we dial others."""
+        self._links.drop_undelivered()
         stuck = self._links.stuck
         if stuck or not self._links.alive:
             outage.lose(boot_time() - stuck)
-        if stuck or not self._links.answering:
-            outage.served = False
             return
-        outage.keep(not self._links.has_served_nothing(FRUITLESS))
-        if outage.failing:
+        answering = self._links.answering
+        outage.keep(answering and not self._links.has_served_nothing(FRUITLESS))
+        if answering and outage.failing:
             self._links.be_patient(self._record.on_loss)
             outage.failing = False
 
@@ -304,13 +310,16 @@ class Watch:
         return Outage(self._terms, began, known.since, died=known.began, failing=failing)
 
     def _last_one_again(self) -> Outage | None:
-        """The last outage goes on if a new connection died at once and no request was done since."""
-        if self._last_outage and self._links.has_served_nothing(FRUITLESS):
-            return self._last_outage.again()
-        return None
+        """The last outage goes on if a new connection died at once, or no request was done since.
+
+        If another one answers, we cannot know which of them has served a request.
+        """
+        links = self._links
+        goes_on = links.has_served_nothing(FRUITLESS) or (links.answering and links.since_hand_over < FRUITLESS)
+        return self._last_outage.again() if self._last_outage and goes_on else None
 
     def _consequence(self, outage: Outage) -> str:
-        if outage.served:
+        if self._links.answering:
             return "another one serves"
         if not outage.until_failing(boot_time()):
             return "requests fail"
@@ -325,17 +334,29 @@ class Watch:
             self._note_failure(outage, error)
             self._give_up_silent(outage)
             return self._is_well()
-        with self._kernel_calls():
-            if self._is_well():
-                self._say_goodbye(fresh)
-                return True
-            for link in self._links.silent:
-                link.cut()
-            self._in_outage(dead=True)
-        if outage.fruitless > 1:  # one useless connection proves nothing yet, a second one does
-            self._fail_when_due(outage)
-        with self._kernel_calls():
-            return self._hand_over(fresh, Deadline(NOTICED))
+        try:
+            with self._kernel_calls():
+                return self._replace_by(fresh, outage)
+        except Gone:
+            self._say_goodbye(fresh)
+            raise
+
+    def _replace_by(self, fresh: Connection, outage: Outage) -> bool:
+        if self._is_well():
+            self._say_goodbye(fresh)
+            return True
+        for link in self._links.silent:
+            link.cut()
+        self._in_outage(dead=True)
+        # One useless connection proves nothing yet, a second one does. Requests then fail before the next connection
+        # comes, and this one would be idle until they have.
+        if outage.fruitless > 1 and not outage.until_failing(boot_time()):
+            self._say_goodbye(fresh)
+            return False
+        if not self._hand_over(fresh, Deadline(NOTICED)):
+            return False
+        outage.gain()
+        return True
 
     def _is_well(self) -> bool:
         """Whether a connection that was silent has recovered by itself, and none is dead."""
@@ -373,8 +394,6 @@ class Watch:
             self._see_what_lives(outage)
             if outage.until_failing(boot_time()) > 0 or self._is_well():
                 return
-            if self._links.alive and not self._links.stuck:
-                return  # only silent, so it may recover, until we give it up
             self._links.fail_requests()
             outage.failing = True
             self._say_trouble(outage)

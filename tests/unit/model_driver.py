@@ -69,7 +69,7 @@ class Request:
 class Driver:
     """`late` is how many seconds it needs to see that a connection has ended."""
 
-    def __init__(self, world: Around, changed: Callable[[], None]) -> None:
+    def __init__(self, world: Around, changed: Callable[[], None], on_loss: float) -> None:
         self._world = world
         self._changed = changed
         self.slots: list[Slot] = []
@@ -78,7 +78,7 @@ class Driver:
         self.done: list[int] = []
         self.failed: list[int] = []
         self.size = MIB
-        self._patience = ON_LOSS  # dead_conn_timeout
+        self._on_loss = self._patience = on_loss  # dead_conn_timeout
         # Since when it has had no connection that has served; and when it took the last one.
         self._ill: float | None = None
         self._taken = -math.inf
@@ -160,7 +160,7 @@ class Driver:
         if self.request and len(self.slots) > 1:  # it was sent over each of them, and none has served it
             began = min(began, self.request.began)
         age = self._world.now - began
-        if seconds < ON_LOSS and age < ON_LOSS:
+        if seconds < self._on_loss and age < self._on_loss:
             raise Wrong(f"requests are to fail {age:g} s after the loss of a connection")
         self._patience = seconds
 
@@ -172,7 +172,7 @@ class Driver:
         """To be called after the monitor has looked."""
         waits = self.request is not None and self.request.slot is None
         began = math.inf if self._ill is None else max(self._ill, self.watched_since)
-        if waits and self._world.now > began + ON_LOSS + _MONITOR_IS_LATE:
+        if waits and self._world.now > began + self._on_loss + _MONITOR_IS_LATE:
             raise Wrong("a request waits for a connection though --on-loss has passed")
 
     def _read(self, slot: Slot) -> None:

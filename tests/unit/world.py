@@ -154,12 +154,12 @@ class ModelLink(Link):
 
 
 class World(ExitStack):
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, on_loss: float = ON_LOSS, io_timeout: float = 3.0) -> None:
         super().__init__()
         self._folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.clock = Clock(self)
         self.servers = {HOME: Server(), AWAY: Server()}
-        self.driver = Driver(self, self._show)
+        self.driver = Driver(self, self._show, on_loss)
         self.kills_in = math.inf  # what happens before the monitor is killed
         self.quick = False  # servers answer all the time, also while the monitor hands over
         self._pauses = 0  # that are left in this step
@@ -169,7 +169,7 @@ class World(ExitStack):
         self.log: list[str] = []
         self._record = Record(
             "tag", HOME, "disk", "netlink", connections, "2026-01-02T03:04:05Z", 42,
-            size=MIB, reconnect=True, on_loss=ON_LOSS, io_timeout=0.0 if connections == 1 else 3.0,
+            size=MIB, reconnect=True, on_loss=on_loss, io_timeout=0.0 if connections == 1 else io_timeout,
         )  # fmt: skip
         self._patch()
         sockets = [self.servers[HOME].accept() for _ in range(connections)]

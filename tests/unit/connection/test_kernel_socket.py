@@ -464,6 +464,20 @@ def test_what_a_connection_that_has_ended_has_not_delivered_is_dropped() -> None
                 pass
 
 
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_that_is_so_whichever_end_was_closed_first(first: str) -> None:
+    """CLOSING or LAST_ACK: our end has data left, and the other one has told that it sends no more."""
+    with tcp() as (made, ours, theirs):
+        full(ours)
+        for end in (ours, theirs) if first == "ours" else (theirs, ours):
+            end.shutdown(socket.SHUT_WR)
+        eventually(lambda: made.over)
+        made.drop_undelivered()
+        with pytest.raises(ConnectionResetError):
+            while theirs.recv(1 << 20):
+                pass
+
+
 def test_where_it_cannot_be_reset_tcp_sends_nothing_of_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """TLS in the kernel."""
     monkeypatch.setattr(Link, "_reset", lambda _: False)

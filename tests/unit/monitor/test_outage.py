@@ -123,8 +123,46 @@ def test_an_outage_that_only_seemed_to_be_over_goes_on_and_is_told_again() -> No
     one.lose(1000)
     one.told = True
     again = one.again()
-    assert (again.began, again.died) == (1000, 1000)
-    assert (again.fruitless, again.told) == (True, False)
+    assert (again.began, again.died, again.told, again.resumed) == (1000, 1000, False, True)
+
+
+def test_only_a_connection_that_was_lost_and_had_served_nothing_counts_as_fruitless() -> None:
+    one = outage()
+    one.lose(1000)
+    assert one.fruitless == 0  # it was there before the outage
+    one.gain()
+    one.keep(has_served=False)
+    assert one.fruitless == 0  # it may be silent, and recover
+    one.lose(1010)
+    one.lose(1011)
+    assert one.fruitless == 1
+    one.gain()
+    one.lose(1020)
+    assert one.fruitless == 2
+    one.gain()
+    one.keep(has_served=True)
+    one.lose(1030)
+    assert (one.fruitless, one.died) == (0, 1030)
+
+
+@given(moments)
+def test_no_request_fails_while_a_connection_is_alive(later: float) -> None:
+    one = outage()
+    one.lose(1000)
+    one.keep(has_served=False)
+    assert one.until_failing(1000 + later) == math.inf
+    one.lose(1000 + later)
+    assert one.until_failing(1000 + later) == max(0, 300 - later)
+
+
+def test_a_silent_connection_is_not_cut_before_dead_peer_if_requests_would_fail_sooner() -> None:
+    one = outage()
+    one.lose(1000)
+    one.keep(has_served=False)
+    assert one.give_up_silent(silence=2, now=1100)  # there is time for another one
+    assert not one.give_up_silent(silence=2, now=1290)
+    assert not one.give_up_silent(silence=2, now=1400)
+    assert one.give_up_silent(silence=30, now=1400)
 
 
 def test_requests_fail_again_when_a_server_that_came_back_too_late_dies_unserved() -> None:

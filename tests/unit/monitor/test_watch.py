@@ -358,7 +358,7 @@ def test_the_outage_of_the_server_before_an_ordered_move_is_not_that_of_the_new_
     attachment.watch._in_outage(dead=True)
     attachment.watch._recovered()
     attachment.watch._carry_over(Target("db2", export="disk"))
-    assert not attachment.watch._in_outage(dead=True).fruitless
+    assert not attachment.watch._in_outage(dead=True).resumed
 
 
 def test_a_full_run_keeps_no_server_from_being_dialled(attachment: Attachment) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -14,12 +15,14 @@ import world as world_module
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from model_driver import MIB, ON_LOSS
+from model_driver import MIB, ON_LOSS, has_ended
 from world import AWAY, HOME, ModelLink, Server, World
 
 from nbdattach.attached import state
 from nbdattach.connection.client import Connection
+from nbdattach.deadline import Deadline
 from nbdattach.errors import NoConnection
+from nbdattach.protocol.target import Target
 
 pytestmark = pytest.mark.once
 # Most of what happens happens to the server that the device is at.
@@ -33,9 +36,9 @@ def any_server(fits: Callable[[Server], bool]) -> Callable[[Events], bool]:
 class Events(RuleBasedStateMachine):
     """One device and all that happens to it."""
 
-    @initialize(connections=st.sampled_from([1, 1, 2]))
-    def attach(self, connections: int) -> None:
-        self.world = World(connections)
+    @initialize(connections=st.sampled_from([1, 1, 2]), on_loss=st.sampled_from([ON_LOSS, ON_LOSS, 5.0, 0.0]))
+    def attach(self, connections: int, on_loss: float) -> None:
+        self.world = World(connections, on_loss)
         self.number = 0
 
     def server(self, ours: bool, fits: Callable[[Server], bool]) -> Server:
@@ -359,22 +362,190 @@ def until(world: World, moment: float) -> None:
         world.clock.sleep(0.1)
 
 
-@pytest.mark.parametrize("connections", [1, 2])
-def test_a_hiccup_right_after_a_long_outage_fails_nothing_and_ends_no_connection(connections: int) -> None:
-    with World(connections) as world:
-        home = world.servers[HOME]
-        lost_for_long(world)
-        home.lives = True
-        world.step()
-        world.driver.submit(2)
+def come_back_late(connections: int) -> World:
+    """After a long outage the server is back, and is at the first request of the new connection."""
+    world = World(connections, io_timeout=30)
+    home = world.servers[HOME]
+    lost_for_long(world)
+    home.lives = home.slow = True
+    while not world.driver.connected:
+        go_on(world, 1)
+    world.driver.submit(2)
+    world.clock.sleep(3)
+    return world
+
+
+def refuse_others(world: World, _: float) -> None:
+    world.clock.sleep(0.01)
+    raise NoConnection(HOME, "no place", "")
+
+
+def recover_soon(world: World, within: float) -> None:
+    world.clock.sleep(min(within, 0.7))
+    if within < 0.7:
+        raise NoConnection(HOME, "timed out", "")
+    world.servers[HOME].silent_since = math.inf
+
+
+def hiccup(world: World, when_dialled: Callable[[World, float], None]) -> None:
+    """1.5 seconds of silence, while the monitor dials as it does."""
+    home, dial = world.servers[HOME], world.watch._carrier.dial
+
+    def dialled(target: Target, dead_peer: float, within: float, *arguments: object, **more: object) -> Connection:
+        if home.silent:
+            when_dialled(world, within)
+        return dial(target, dead_peer, within, *arguments, **more)  # type: ignore[arg-type]
+
+    world.watch._carrier.dial = dialled  # type: ignore[method-assign]
+    home.silent_since = world.now - 1.5
+    world.step(pauses=2)
+    home.silent_since = math.inf
+    world.step(pauses=1)
+    world.watch._carrier.dial = dial  # type: ignore[method-assign]
+
+
+def test_no_connection_is_idle_at_its_server_while_requests_are_made_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server might end it meanwhile. So requests fail first, and then the server is dialled."""
+    monkeypatch.setattr(ModelLink, "silence", property(owed))
+    monkeypatch.setattr(world_module.World, "check", lambda _: None)
+    with World(1) as world:
+        home, await_failure = world.servers[HOME], world.watch._links.await_failure
+        idle: list[int] = []
+
+        def look_meanwhile(go_on: Callable[[], bool]) -> None:
+            idle.append(sum(not (one.taken or has_ended(one.sock)) for one in home.accepted))
+            await_failure(go_on)
+
+        world.watch._links.await_failure = look_meanwhile  # type: ignore[method-assign]
         home.slow = True
+        for number in range(3):
+            world.driver.submit(number)
+            while world.driver.request:
+                go_on(world, 5)
+        assert len(idle) >= 2 and not any(idle)
+
+
+def serve(world: World) -> None:
+    world.servers[HOME].slow = False
+    world.servers[HOME].answer()
+    go_on(world, 3)
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+@pytest.mark.parametrize("hiccups", [1, 3])
+@pytest.mark.parametrize("when_dialled", [refuse_others, recover_soon])
+def test_a_hiccup_right_after_a_long_outage_fails_nothing_and_ends_no_connection(
+    connections: int, hiccups: int, when_dialled: Callable[[World, float], None]
+) -> None:
+    with come_back_late(connections) as world:
+        for _ in range(hiccups):
+            hiccup(world, when_dialled)
+            world.clock.sleep(2)
+        serve(world)
+        assert (world.driver.failed, world.driver.done) == ([1], [2])
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+def test_a_connection_that_was_silent_before_proves_nothing_against_the_good_one_that_replaces_it(
+    connections: int,
+) -> None:
+    with come_back_late(connections) as world:
+        hiccup(world, recover_soon)
+        home = world.servers[HOME]
+        home.be_silent(world.now - 1.5)
+        dial = world.watch._carrier.dial
+
+        def by_another_way(*arguments: object, **more: object) -> Connection:
+            home.silent_since = math.inf
+            made = dial(*arguments, **more)  # type: ignore[arg-type]
+            home.silent_since = world.now - 1.5
+            return made
+
+        hand_over = world.watch._hand_over
+
+        def by_the_same_way(fresh: Connection, noticed: Deadline) -> bool:
+            home.silent_since = math.inf
+            return hand_over(fresh, noticed)
+
+        world.watch._carrier.dial = by_another_way  # type: ignore[method-assign]
+        world.watch._hand_over = by_the_same_way  # type: ignore[method-assign]
+        world.step(pauses=2)
+        serve(world)
+        assert (world.driver.failed, world.driver.done) == ([1], [2])
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+def test_tries_have_pauses_and_time_while_a_connection_is_silent_though_on_loss_is_fail(connections: int) -> None:
+    with World(connections, on_loss=0.0) as world:
+        home = world.servers[HOME]
+        home.die()
+        go_on(world, 20)
+        home.lives = home.slow = True
+        while not world.driver.connected:
+            go_on(world, 1)
+        world.driver.submit(1)
         world.clock.sleep(3)
         home.silent_since = world.now - 1.5
-        world.step(pauses=1)
-        home.silent_since, home.slow = math.inf, False
-        home.answer()
-        go_on(world, 3)
-        assert (world.driver.failed, world.driver.done) == ([1], [2])
+        began, withins = world.now, []
+
+        def refuse(_target: Target, _dead_peer: float, within: float, *_: object, **__: object) -> Connection:
+            withins.append(within)
+            raise NoConnection(HOME, "connection refused", "")
+
+        world.watch._carrier.dial = refuse  # type: ignore[method-assign]
+        world.step(pauses=20)
+        assert min(withins) >= 3.0  # seconds, the least of a try
+        assert world.now >= began + 19 * 0.2  # 20 pauses
+        assert world.driver._lives
+
+
+@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_server_that_ends_each_second_connection_is_dialled_with_pauses(busy: bool, at_once: bool) -> None:
+    """The first one serves, and after a hand-over nobody can know which of them does."""
+    with World(2) as world:
+        home, hand_over, dials = world.servers[HOME], world.watch._hand_over, [0]
+
+        def ends() -> None:
+            home.accepted.pop().sock.close()
+            world.go_on()
+
+        def hand_over_for_nothing(fresh: Connection, noticed: Deadline) -> bool:
+            dials[0] += 1
+            taken = hand_over(fresh, noticed)
+            if at_once:
+                ends()
+            return taken
+
+        world.watch._hand_over = hand_over_for_nothing  # type: ignore[method-assign]
+        world.quick = True
+        ends()
+        began = world.now
+        for number in range(4):
+            if busy:
+                world.driver.submit(number)
+                world.go_on()
+            world.step(pauses=20)
+            if not at_once and len(home.accepted) == 2:
+                ends()
+        assert dials[0] < 10 + (world.now - began) / 0.2  # seconds, the least pause
+
+
+def test_what_a_dead_connection_has_not_delivered_is_dropped_while_no_other_can_be_dialled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The driver has shut it down while the thread dials, and sends its requests over the other one."""
+    dropped: list[ModelLink] = []
+    monkeypatch.setattr(ModelLink, "drop_undelivered", lambda link: dropped.append(link))
+    with World(2) as world:
+        one, _ = held = world.watch._links._links
+        monkeypatch.setattr(ModelLink, "silence", property(lambda link: 2.0 if link is one and not link.over else 0.0))
+        monkeypatch.setattr(world_module.World, "check", lambda _: None)
+        monkeypatch.setattr(world.watch, "_give_up_silent", lambda _: None)
+        monkeypatch.setattr(world.watch._carrier, "dial", lambda *_, **__: refuse_others(world, 0))
+        world.meanwhile(lambda: socket.socket.shutdown(one._sock, socket.SHUT_RDWR))
+        world.step(pauses=3)
+        assert held[0] in dropped and held[1] not in dropped
 
 
 def test_the_only_place_of_a_server_that_came_just_in_time_is_kept_while_it_is_at_its_first_request() -> None:
