@@ -37,8 +37,9 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.kernel import netlink, settings, sysfs
-from nbdattach.monitor import links, watch
+from nbdattach.monitor import connecting, links, mending
 from nbdattach.monitor.links import Links
+from nbdattach.monitor.mending import Mending
 from nbdattach.monitor.outage import Outage
 from nbdattach.monitor.watch import Watch
 from nbdattach.protocol.export import Export
@@ -187,12 +188,13 @@ class World(ExitStack):
             (sysfs, "SYS", f"{self._folder}/sys"),
             (state, "RUN", f"{self._folder}/run"),
             (state, "_write", self._killable(state._write)),
-            (watch, "boot_time", self.clock.monotonic),
-            (watch, "Link", functools.partial(ModelLink, self)),
-            (watch, "time", self.clock),
+            (mending, "boot_time", self.clock.monotonic),
+            (connecting, "boot_time", self.clock.monotonic),
+            (connecting, "Link", functools.partial(ModelLink, self)),
+            (connecting, "time", self.clock),
             (Links, "is_there", lambda _: True),
             (Watch, "check", lambda _: None),
-            (Watch, "_pause", lambda _, outage: self._pause(outage)),
+            (Mending, "_pause", lambda _, outage: self._pause(outage)),
             (settings, "differences", lambda *_: []),
         ):
             self.enter_context(mock.patch.object(owner, name, value))
@@ -259,10 +261,13 @@ class World(ExitStack):
         self.driver.late = 0.0
         for server in self.servers.values():
             server.lives, server.slow, server.silent_since = True, False, math.inf
-            server.size = self.watch._record.new_size or self.watch._record.size
+            server.size = self.watch._recorded.record.new_size or self.watch._recorded.record.size
 
     def check(self) -> None:
         """Nothing has ended that nobody had a reason to end. Before the servers notice that."""
+        request = self.driver.request
+        if request and len(self.driver.slots) > 1 and self.now > request.began + self._record.io_timeout:
+            return  # the kernel's driver would have ended it
         for server in self.servers.values():
             for one in server.accepted:
                 if one.taken and not one.may_end and has_ended(one.sock):
@@ -283,8 +288,8 @@ class World(ExitStack):
     def _watched(self, record: Record, held: list[Link]) -> Watch:
         made = Watch(NBD0, record, held, self.log.append)
         made._links.family = cast(netlink.Family, self.driver)
-        made._carrier.dial = self._dial  # type: ignore[method-assign]
-        made._replace_all = self._anew(made._replace_all)  # type: ignore[method-assign]
+        made._connecting._carrier.dial = self._dial  # type: ignore[method-assign]
+        made._orders._replace_all = self._anew(made._orders._replace_all)  # type: ignore[method-assign]
         return made
 
     def _anew(self, replace_all: Callable[[list[Connection]], None]) -> Callable[[list[Connection]], None]:
@@ -336,7 +341,7 @@ class World(ExitStack):
                 self.watch.hear()
             self.driver.monitor_looks()
             self.watch.tick()
-            self.watch._mend()
+            self.watch._mending.mend()
 
         self.act(once)
         self.driver.see_that_nothing_waits_for_ever()
@@ -349,9 +354,9 @@ class World(ExitStack):
 
         def obey() -> None:
             if size:
-                self.watch._take_new_size()
+                self.watch._orders.resize()
             else:
-                self.watch._carry_over(target and parse_target(target))  # type: ignore[arg-type]
+                self.watch._orders.reconnect(target and parse_target(target))  # type: ignore[arg-type]
 
         return self.act(obey)
 

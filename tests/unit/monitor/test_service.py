@@ -272,8 +272,8 @@ def test_hands_are_off_for_as_long_as_the_command_lives() -> None:
     monitor = watching()
     watch = monitor._watches[NBD0]
     with serving(monitor), control.hands_off(NBD0):
-        assert watch._held
-    assert not watch._held
+        assert watch._access.held
+    assert not watch._access.held
 
 
 # -- its end and its devices -------------------------------------------------------------------------------------------

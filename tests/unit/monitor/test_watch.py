@@ -28,7 +28,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.kernel import netlink, settings, sysfs
-from nbdattach.monitor import watch
+from nbdattach.monitor import orders
 from nbdattach.monitor.links import Links
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
@@ -49,8 +49,8 @@ class Attachment:
         monkeypatch.setattr(sysfs, "SYS", f"{tmp_path}/sys")
         monkeypatch.setattr(state, "RUN", f"{tmp_path}/run")
         monkeypatch.setattr(Links, "is_there", lambda _: True)
-        monkeypatch.setattr(watch, "_QUIET_FOR_SIZE", 0.05)
-        monkeypatch.setattr(watch, "_QUIET", 0.0)
+        monkeypatch.setattr(orders, "_QUIET_FOR_SIZE", 0.05)
+        monkeypatch.setattr(orders, "_QUIET", 0.0)
         self.sys = Sys(tmp_path / "sys")
         self.driver = LateDriver()
         self.log: list[str] = []
@@ -64,7 +64,7 @@ class Attachment:
         ours, self.server = socket.socketpair()
         made = Watch(NBD0, record, [Link(ours)], self.log.append)
         made._links.family = cast(netlink.Family, self.driver)
-        self._monkeypatch.setattr(made._carrier, "dial", self._dial)
+        self._monkeypatch.setattr(made._connecting._carrier, "dial", self._dial)
         self._monkeypatch.setattr(made, "check", lambda: None)
         return made
 
@@ -194,9 +194,9 @@ def test_nothing_moves_to_another_server_that_cannot_be_written_down(attachment:
     """The next monitor would go back to the old server, whose data is old by then."""
     attachment.full()
     with pytest.raises(OSError, match="No space"):
-        attachment.watch._carry_over(Target("db2", export="disk"))
+        attachment.watch._orders.reconnect(Target("db2", export="disk"))
     assert (attachment.driver.messages, attachment.is_cut) == ([], False)
-    assert attachment.watch._target().uri == OLD
+    assert attachment.watch._recorded.target.uri == OLD
 
 
 def test_a_monitor_after_one_that_was_killed_in_between_goes_to_the_new_server(
@@ -210,26 +210,26 @@ def test_a_monitor_after_one_that_was_killed_in_between_goes_to_the_new_server(
 
     monkeypatch.setattr(attachment.watch._links, "hand_over", dies)
     with pytest.raises(Killed):
-        attachment.watch._carry_over(Target("db2", export="disk"))
+        attachment.watch._orders.reconnect(Target("db2", export="disk"))
     assert attachment.written.target == OLD
-    assert attachment.watched(attachment.written)._target().uri == NEW
+    assert attachment.watched(attachment.written)._recorded.target.uri == NEW
 
 
 def test_the_old_server_is_forgotten_when_the_new_one_has_the_device(attachment: Attachment) -> None:
-    assert attachment.watch._carry_over(Target("db2", export="disk")) == NEW
+    assert attachment.watch._orders.reconnect(Target("db2", export="disk")) == NEW
     assert attachment.is_cut
     written = attachment.written
     assert (written.target, written.moving_to, written.place().uri) == (NEW, "", NEW)
 
 
 def test_the_address_of_the_old_server_is_not_taken_for_that_of_the_new_one(attachment: Attachment) -> None:
-    attachment.watch._carry_over(Target("db2", export="disk"))
+    attachment.watch._orders.reconnect(Target("db2", export="disk"))
     assert attachment.written.address != RECORD.address
 
 
 def test_a_move_that_is_done_is_a_success_though_it_cannot_be_written_down_at_once(attachment: Attachment) -> None:
     attachment.full(from_save=2)
-    assert attachment.watch._carry_over(Target("db2", export="disk")) == NEW
+    assert attachment.watch._orders.reconnect(Target("db2", export="disk")) == NEW
     assert attachment.written.place().uri == NEW
     attachment.empty_it()
     attachment.watch.tick()
@@ -239,7 +239,7 @@ def test_a_move_that_is_done_is_a_success_though_it_cannot_be_written_down_at_on
 def test_a_monitor_that_comes_upon_a_move_ends_it_when_all_is_connected(attachment: Attachment) -> None:
     moving = dataclasses.replace(RECORD, moving_to=NEW)
     watch = attachment.watched(moving)
-    watch._recovered()
+    watch._mending._recovered()
     assert (attachment.written.target, attachment.written.moving_to) == (NEW, "")
 
 
@@ -251,7 +251,7 @@ def test_no_size_is_sent_while_requests_are_under_way(attachment: Attachment) ->
     attachment.size = 2 * MIB
     attachment.sys.say(completed=0, inflight=1)
     with pytest.raises(KernelRefused, match="requests under way"):
-        attachment.watch._take_new_size()
+        attachment.watch._orders.resize()
     assert (attachment.driver.messages, attachment.is_cut) == ([], False)
     assert attachment.written == RECORD
 
@@ -260,7 +260,7 @@ def test_no_size_is_sent_where_requests_are_not_counted(attachment: Attachment) 
     attachment.size = 2 * MIB
     attachment.sys.count_nothing()
     with pytest.raises(KernelRefused, match="does not count its requests") as refused:
-        attachment.watch._take_new_size()
+        attachment.watch._orders.resize()
     assert refused.value.hint == "echo 1 >/sys/block/nbd0/queue/iostats"
     assert (attachment.driver.messages, attachment.is_cut) == ([], False)
 
@@ -270,7 +270,7 @@ def test_requests_that_wait_for_a_server_of_another_size_are_no_reason_to_refuse
     attachment.watch._links.cut()
     attachment.sys.say(completed=0, inflight=1)
     with pytest.raises(KernelRefused, match="connected anew"):  # the driver of this test never serves them
-        attachment.watch._take_new_size()
+        attachment.watch._orders.resize()
     assert attachment.dialled == [OLD, OLD]
 
 
@@ -286,13 +286,13 @@ def test_no_size_is_sent_while_requests_came_during_the_hand_over(
 
     monkeypatch.setattr(Links, "hand_over", busy)
     with pytest.raises(KernelRefused, match="connected anew"):
-        attachment.watch._take_new_size()
+        attachment.watch._orders.resize()
     assert sizes(attachment.driver) == []
 
 
 def test_a_new_size_is_sent_in_a_moment_without_requests_and_no_timeout_is_touched(attachment: Attachment) -> None:
     attachment.size = 2 * MIB
-    assert attachment.watch._take_new_size() == f"{2 * MIB} bytes now, 0 before"
+    assert attachment.watch._orders.resize() == f"{2 * MIB} bytes now, 0 before"
     assert sizes(attachment.driver) == [2 * MIB]
     assert not any("timeout" in message for message in attachment.driver.messages)
     assert (attachment.written.size, attachment.written.new_size) == (2 * MIB, None)
@@ -302,10 +302,10 @@ def test_a_server_of_either_size_is_taken_while_a_resize_has_begun_and_is_not_do
     """Killed in between, the monitor cannot know which of both the device has."""
     watch = attachment.watched(dataclasses.replace(RECORD, new_size=2 * MIB))
     for attachment.size in (MIB, 2 * MIB):
-        assert watch._dial(Target("db1", export="disk")).export.size == attachment.size
+        assert watch._connecting.dial(Target("db1", export="disk")).export.size == attachment.size
     attachment.size = 3 * MIB
     with pytest.raises(NbdattachError, match=f"{3 * MIB} bytes now"):
-        watch._dial(Target("db1", export="disk"))
+        watch._connecting.dial(Target("db1", export="disk"))
 
 
 # -- outages -----------------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_a_step_of_the_clock_makes_no_request_fail_sooner_or_later(
     monkeypatch.setattr("time.time", lambda: 1_767_323_145.0 + step)
     watch = attachment.watched()
     watch._links.cut()
-    outage = watch._in_outage(dead=True)
+    outage = watch._mending._in_outage(dead=True)
     assert outage.until_failing(boot_time()) == pytest.approx(200, abs=30)
 
 
@@ -330,7 +330,7 @@ def test_no_outage_of_a_monitor_before_this_one_began_in_the_future(attachment: 
     state.save_trouble(NBD0, Trouble("reconnecting", "2026-01-02T03:04:05Z", None, "", moment))
     watch = attachment.watched()
     watch._links.cut()
-    outage = watch._in_outage(dead=True)
+    outage = watch._mending._in_outage(dead=True)
     assert outage.age(boot_time()) >= 0 and outage.died == moment
 
 
@@ -341,31 +341,31 @@ def test_a_request_that_fails_while_the_server_is_lost_is_no_sign_of_it_to_the_n
     state.save_trouble(NBD0, Trouble(word, "2026-01-02T03:04:05Z", None, "", boot_time() - 400))
     watch = attachment.watched()
     watch._links.cut()
-    watch._in_outage(dead=True)
+    watch._mending._in_outage(dead=True)
     attachment.sys.say(completed=1, inflight=0)
     assert watch._links._has_served() == (word == "reconnecting")
 
 
 def test_an_outage_is_told_with_the_moment_when_requests_began_to_wait(attachment: Attachment) -> None:
     attachment.watch._links.cut()
-    outage = attachment.watch._in_outage(dead=True)
+    outage = attachment.watch._mending._in_outage(dead=True)
     trouble = state.trouble_of(NBD0)
     assert trouble and (trouble.state, trouble.began) == ("reconnecting", outage.died)
 
 
 def test_the_outage_of_the_server_before_an_ordered_move_is_not_that_of_the_new_one(attachment: Attachment) -> None:
     """Requests would fail when --on-loss has passed since the first one was lost."""
-    attachment.watch._in_outage(dead=True)
-    attachment.watch._recovered()
-    attachment.watch._carry_over(Target("db2", export="disk"))
-    assert not attachment.watch._in_outage(dead=True).resumed
+    attachment.watch._mending._in_outage(dead=True)
+    attachment.watch._mending._recovered()
+    attachment.watch._orders.reconnect(Target("db2", export="disk"))
+    assert not attachment.watch._mending._in_outage(dead=True).resumed
 
 
 def test_a_full_run_keeps_no_server_from_being_dialled(attachment: Attachment) -> None:
     attachment.full()
-    outage = attachment.watch._in_outage(dead=True)
+    outage = attachment.watch._mending._in_outage(dead=True)
     attachment.watch._links.cut()
-    assert attachment.watch._try_once(outage)
+    assert attachment.watch._mending._try_once(outage)
     assert attachment.dialled == [OLD]
 
 
@@ -374,6 +374,6 @@ def test_what_breaks_the_promises_of_the_server_is_told_once_when_all_is_connect
 ) -> None:
     monkeypatch.setattr(settings, "differences", lambda *_: ["/dev/nbd0: fsync does not reach the server: echo"])
     for _ in range(2):
-        attachment.watch._settled = False
-        attachment.watch._recovered()
+        attachment.watch._mending._settled = False
+        attachment.watch._mending._recovered()
     assert attachment.log.count("/dev/nbd0: fsync does not reach the server: echo") == 1

@@ -43,7 +43,7 @@ class Events(RuleBasedStateMachine):
 
     def server(self, ours: bool, fits: Callable[[Server], bool]) -> Server:
         """That of the device, or the other one; of those that fit, where there are any."""
-        here = self.world.servers[self.world.watch._target().uri]
+        here = self.world.servers[self.world.watch._recorded.target.uri]
         both = sorted(self.world.servers.values(), key=lambda one: (one is here) != ours)
         return next(filter(fits, both))
 
@@ -169,7 +169,7 @@ class Events(RuleBasedStateMachine):
             assert world.driver.request is None
             assert state.trouble_of(world.watch.device) is None
             world.driver.submit(self.number + 1)
-            world.servers[world.watch._target().uri].answer()
+            world.servers[world.watch._recorded.target.uri].answer()
             world.go_on()
             assert world.driver.done[-1] == self.number + 1
 
@@ -267,14 +267,14 @@ def test_requests_fail_after_on_loss_though_a_server_comes_again_and_again_and_s
 
 def have_one_place(world: World) -> None:
     """From now on the server takes one connection at a time."""
-    home, dial = world.servers[HOME], world.watch._carrier.dial
+    home, dial = world.servers[HOME], world.watch._connecting._carrier.dial
 
     def dial_if_there_is_room(*arguments: object, **more: object) -> Connection:
         if home.accepted:
             raise NoConnection(HOME, "no place", "")
         return dial(*arguments, **more)  # type: ignore[arg-type]
 
-    world.watch._carrier.dial = dial_if_there_is_room  # type: ignore[method-assign]
+    world.watch._connecting._carrier.dial = dial_if_there_is_room  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("busy", [True, False])
@@ -389,19 +389,19 @@ def recover_soon(world: World, within: float) -> None:
 
 def hiccup(world: World, when_dialled: Callable[[World, float], None]) -> None:
     """1.5 seconds of silence, while the monitor dials as it does."""
-    home, dial = world.servers[HOME], world.watch._carrier.dial
+    home, dial = world.servers[HOME], world.watch._connecting._carrier.dial
 
     def dialled(target: Target, dead_peer: float, within: float, *arguments: object, **more: object) -> Connection:
         if home.silent:
             when_dialled(world, within)
         return dial(target, dead_peer, within, *arguments, **more)  # type: ignore[arg-type]
 
-    world.watch._carrier.dial = dialled  # type: ignore[method-assign]
+    world.watch._connecting._carrier.dial = dialled  # type: ignore[method-assign]
     home.silent_since = world.now - 1.5
     world.step(pauses=2)
     home.silent_since = math.inf
     world.step(pauses=1)
-    world.watch._carrier.dial = dial  # type: ignore[method-assign]
+    world.watch._connecting._carrier.dial = dial  # type: ignore[method-assign]
 
 
 def test_no_connection_is_idle_at_its_server_while_requests_are_made_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +453,7 @@ def test_a_connection_that_was_silent_before_proves_nothing_against_the_good_one
         hiccup(world, recover_soon)
         home = world.servers[HOME]
         home.be_silent(world.now - 1.5)
-        dial = world.watch._carrier.dial
+        dial = world.watch._connecting._carrier.dial
 
         def by_another_way(*arguments: object, **more: object) -> Connection:
             home.silent_since = math.inf
@@ -461,14 +461,14 @@ def test_a_connection_that_was_silent_before_proves_nothing_against_the_good_one
             home.silent_since = world.now - 1.5
             return made
 
-        hand_over = world.watch._hand_over
+        hand_over = world.watch._connecting.hand_over
 
         def by_the_same_way(fresh: Connection, noticed: Deadline) -> bool:
             home.silent_since = math.inf
             return hand_over(fresh, noticed)
 
-        world.watch._carrier.dial = by_another_way  # type: ignore[method-assign]
-        world.watch._hand_over = by_the_same_way  # type: ignore[method-assign]
+        world.watch._connecting._carrier.dial = by_another_way  # type: ignore[method-assign]
+        world.watch._connecting.hand_over = by_the_same_way  # type: ignore[method-assign]
         world.step(pauses=2)
         serve(world)
         assert (world.driver.failed, world.driver.done) == ([1], [2])
@@ -492,7 +492,7 @@ def test_tries_have_pauses_and_time_while_a_connection_is_silent_though_on_loss_
             withins.append(within)
             raise NoConnection(HOME, "connection refused", "")
 
-        world.watch._carrier.dial = refuse  # type: ignore[method-assign]
+        world.watch._connecting._carrier.dial = refuse  # type: ignore[method-assign]
         world.step(pauses=20)
         assert min(withins) >= 3.0  # seconds, the least of a try
         assert world.now >= began + 19 * 0.2  # 20 pauses
@@ -504,7 +504,7 @@ def test_tries_have_pauses_and_time_while_a_connection_is_silent_though_on_loss_
 def test_a_server_that_ends_each_second_connection_is_dialled_with_pauses(busy: bool, at_once: bool) -> None:
     """The first one serves, and after a hand-over nobody can know which of them does."""
     with World(2) as world:
-        home, hand_over, dials = world.servers[HOME], world.watch._hand_over, [0]
+        home, hand_over, dials = world.servers[HOME], world.watch._connecting.hand_over, [0]
 
         def ends() -> None:
             home.accepted.pop().sock.close()
@@ -517,7 +517,7 @@ def test_a_server_that_ends_each_second_connection_is_dialled_with_pauses(busy: 
                 ends()
             return taken
 
-        world.watch._hand_over = hand_over_for_nothing  # type: ignore[method-assign]
+        world.watch._connecting.hand_over = hand_over_for_nothing  # type: ignore[method-assign]
         world.quick = True
         ends()
         began = world.now
@@ -541,8 +541,8 @@ def test_what_a_dead_connection_has_not_delivered_is_dropped_while_no_other_can_
         one, _ = held = world.watch._links._links
         monkeypatch.setattr(ModelLink, "silence", property(lambda link: 2.0 if link is one and not link.over else 0.0))
         monkeypatch.setattr(world_module.World, "check", lambda _: None)
-        monkeypatch.setattr(world.watch, "_give_up_silent", lambda _: None)
-        monkeypatch.setattr(world.watch._carrier, "dial", lambda *_, **__: refuse_others(world, 0))
+        monkeypatch.setattr(world.watch._mending, "_give_up_silent", lambda _: None)
+        monkeypatch.setattr(world.watch._connecting._carrier, "dial", lambda *_, **__: refuse_others(world, 0))
         world.meanwhile(lambda: socket.socket.shutdown(one._sock, socket.SHUT_RDWR))
         world.step(pauses=3)
         assert held[0] in dropped and held[1] not in dropped

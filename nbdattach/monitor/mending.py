@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Replaces dead and silent connections of one device, until all are well; `outage` decides when and how.
+
+mend        while a connection is dead or silent:
+                dial; if the server answers, cut the silent ones and give the new connection to the driver
+                if it does not, perhaps cut them all the same, so that requests wait in the driver
+                if --on-loss has passed, requests fail
+                pause
+recovered   the driver has all its connections
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from typing import Protocol
+
+from nbdattach.attached import state
+from nbdattach.clock import boot_time, now
+from nbdattach.connection.client import Connection
+from nbdattach.deadline import Deadline
+from nbdattach.errors import NbdattachError
+from nbdattach.host.log import Log
+from nbdattach.kernel import settings
+from nbdattach.monitor.access import Access
+from nbdattach.monitor.connecting import Connecting
+from nbdattach.monitor.links import NOTICED, Gone
+from nbdattach.monitor.outage import FRUITLESS, Outage, Terms
+
+
+class Interruptible(Protocol):
+    """Other work comes first: orders, and commands that hold the device."""
+
+    def pause(self, seconds: float) -> bool:
+        """False as soon as there is other work; `mend` is then called again after it."""
+
+    def has_other_work(self) -> bool: ...
+
+
+class Mending:
+    """For one thread."""
+
+    def __init__(
+        self,
+        connecting: Connecting,
+        access: Access,
+        thread: Interruptible,
+        log: Log,
+    ) -> None:
+        self._device = connecting.device
+        self._recorded = connecting.recorded
+        self._links = connecting.links
+        self._connecting = connecting
+        self._access = access
+        self._thread = thread
+        self._log = log
+        record = self._recorded.record
+        self._terms = Terms(record.on_loss, record.dead_peer, record.connect_timeout)
+        self._outage: Outage | None = None
+        self._last_outage: Outage | None = None
+        self._settled = False
+        self._told: set[str] = set()
+
+    def mend(self) -> None:
+        """Works until no connection is dead or silent, or until there is an order to obey first."""
+        self._connecting.get_ready()
+        without_pause = self._recorded.record.connections  # a server may accept each connection and end it at once
+        while outage := self._trouble_now():
+            without_pause -= 1
+            if (outage.resumed or outage.fruitless or without_pause < 0) and not self._go_on(outage):
+                return
+            while not self._try_once(outage):
+                if not self._go_on(outage):
+                    return
+        self._recovered()
+
+    def settle_anew(self) -> None:
+        """All connections were replaced by an order: a later outage is a new one."""
+        self._outage = self._last_outage = None
+        self._settle()
+
+    def _go_on(self, outage: Outage) -> bool:
+        """Whether to try again, after a pause; False when something else comes first."""
+        self._fail_when_due(outage)
+        return self._pause(outage)
+
+    # -- the outage ------------------------------------------------------------------------------------------------
+
+    def _trouble_now(self) -> Outage | None:
+        with self._access.kernel_calls():
+            dead = self._links.has_dead()
+            return self._in_outage(dead) if dead or self._links.silent else None
+
+    def _in_outage(self, dead: bool) -> Outage:
+        with self._access.kernel_calls():
+            outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
+            self._see_what_lives(outage)
+            if dead and not outage.told:
+                outage.told = True
+                self._log(
+                    f"{self._device.name}: connection to {self._recorded.target.uri} lost; {self._consequence(outage)}"
+                )
+                self._say_trouble(outage)
+            return outage
+
+    def _see_what_lives(self, outage: Outage) -> None:
+        """One of several connections may serve all requests; it may be lost or recover while we dial others."""
+        self._links.drop_undelivered()
+        stuck = self._links.stuck
+        if stuck or not self._links.alive:
+            outage.lose(boot_time() - stuck)
+            return
+        answering = self._links.answering
+        outage.keep(answering and not self._links.has_served_nothing(FRUITLESS))
+        if answering and outage.failing:
+            self._links.be_patient(self._recorded.record.on_loss)
+            outage.failing = False
+
+    def _known_outage(self) -> Outage:
+        """A new outage, or the recorded one of the monitor before us, which may have been killed during it."""
+        known = state.trouble_of(self._device)
+        if known is None or known.began is None:
+            return Outage(self._terms, boot_time(), now())
+        began = min(known.began, boot_time())  # `began` may be ahead: silence counts as a loss only after --dead-peer
+        failing = known.state == "lost"
+        if failing:
+            self._links.are_failing()
+        return Outage(self._terms, began, known.since, died=known.began, failing=failing)
+
+    def _last_one_again(self) -> Outage | None:
+        """The last outage goes on if a new connection died at once, or no request was done since.
+
+        If another one answers, we cannot know which of them has served a request.
+        """
+        links = self._links
+        goes_on = links.has_served_nothing(FRUITLESS) or (links.answering and links.since_hand_over < FRUITLESS)
+        return self._last_outage.again() if self._last_outage and goes_on else None
+
+    # -- one try ---------------------------------------------------------------------------------------------------
+
+    def _try_once(self, outage: Outage) -> bool:
+        """One try to replace a dead or silent connection; True if, as far as we know, none is left to replace."""
+        try:
+            fresh = self._connecting.dial_quickly(outage)
+        except NbdattachError as error:
+            self._note_failure(outage, error)
+            self._give_up_silent(outage)
+            return self._is_well()
+        try:
+            with self._access.kernel_calls():
+                return self._replace_by(fresh, outage)
+        except Gone:
+            self._connecting.say_goodbye(fresh)
+            raise
+
+    def _replace_by(self, fresh: Connection, outage: Outage) -> bool:
+        if self._is_well():
+            self._connecting.say_goodbye(fresh)
+            return True
+        for link in self._links.silent:
+            link.cut()
+        self._in_outage(dead=True)
+        # One useless connection proves nothing yet, a second one does. Requests then fail before the next connection
+        # comes, and this one would be idle until they have.
+        if outage.fruitless > 1 and not outage.until_failing(boot_time()):
+            self._connecting.say_goodbye(fresh)
+            return False
+        if not self._connecting.hand_over(fresh, Deadline(NOTICED)):
+            return False
+        outage.gain()
+        return True
+
+    def _is_well(self) -> bool:
+        """Whether a connection that was silent has recovered by itself, and none is dead."""
+        with self._access.kernel_calls():
+            return self._links.are_well()
+
+    def _give_up_silent(self, outage: Outage) -> None:
+        """Cuts silent connections, because a new one fails, too: requests now wait in the driver for a good one."""
+        with self._access.kernel_calls():
+            if self._links.silent and outage.give_up_silent(self._links.silence, boot_time()):
+                # All of them: a living one would serve new requests while the silent one still has older ones.
+                self._links.cut()
+                self._in_outage(dead=True)
+
+    # -- between tries ---------------------------------------------------------------------------------------------
+
+    def _fail_when_due(self, outage: Outage) -> None:
+        """If --on-loss has passed, waiting requests fail, and new ones fail at once."""
+        with self._access.kernel_calls():
+            self._see_what_lives(outage)
+            if outage.until_failing(boot_time()) > 0 or self._is_well():
+                return
+            self._links.fail_requests()
+            outage.failing = True
+            self._say_trouble(outage)
+        seconds = self._recorded.record.on_loss
+        self._log(
+            f"{self._device.name}: {self._recorded.target.uri} is away for more than {seconds:g} s; requests fail now"
+        )
+        if outage.fruitless:  # if not, the next connection may serve the requests under way
+            self._links.await_failure(lambda: not self._thread.has_other_work())
+
+    def _pause(self, outage: Outage) -> bool:
+        """Waits before the next try; False when something else comes first."""
+        seconds = outage.pause(boot_time(), random.random())  # noqa: S311 - no secret
+        if outage.may_say(boot_time()):
+            with self._access.kernel_calls():
+                self._say_trouble(outage, seconds)
+        return self._thread.pause(seconds)
+
+    # -- the end of it -----------------------------------------------------------------------------------------------
+
+    def _recovered(self) -> None:
+        """The driver has all its connections again: the outage is over."""
+        with self._access.kernel_calls():
+            outage = self._outage
+            if outage is None and self._settled:
+                return
+            self._settle()
+            self._outage, self._last_outage = None, outage
+            if outage and outage.told:
+                seconds = outage.age(boot_time())
+                self._log(f"{self._device.name}: {self._recorded.target.uri} connected again after {seconds:.1f} s")
+            self._tell_differences()
+            self._recorded.end_move()
+
+    def _settle(self) -> None:
+        self._settled = False  # in case the message to the driver fails
+        self._links.settle(self._recorded.record.on_loss)
+        self._settled = True
+        state.save_trouble(self._device, None)
+
+    # -- words for users -------------------------------------------------------------------------------------------
+
+    def _consequence(self, outage: Outage) -> str:
+        if self._links.answering:
+            return "another one serves"
+        if not outage.until_failing(boot_time()):
+            return "requests fail"
+        on_loss = self._recorded.record.on_loss
+        return "requests wait for it" if on_loss is None else f"requests wait {on_loss:g} s"
+
+    def _note_failure(self, outage: Outage, error: NbdattachError) -> None:
+        if str(error) != outage.error:
+            outage.error, outage.said = str(error), -math.inf
+            self._log(f"{self._device.name}: {error}")
+
+    def _say_trouble(self, outage: Outage, pause: float | None = None) -> None:
+        """Reports the outage to `status`; if /run is full, `status` does without."""
+        outage.said = boot_time()
+        word = "lost" if outage.failing else "reconnecting"
+        next_try = None if pause is None else now(pause)
+        with contextlib.suppress(OSError):
+            state.save_trouble(
+                self._device, state.Trouble(word, outage.since, next_try, outage.error, outage.died or outage.began)
+            )
+
+    def _tell_differences(self) -> None:
+        """Logs queue settings that another program changed. To restore them, the kernel would wait for all requests."""
+        record = self._recorded.record
+        for line in settings.differences(self._device, record.flags, record.max_sectors_kb, record.block_size):
+            if line not in self._told:
+                self._told.add(line)
+                self._log(line)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Orders of commands that change an attached device: a planned hand-over to new connections, and a new size."""
+
+from __future__ import annotations
+
+import contextlib
+
+from nbdattach.attached import state
+from nbdattach.attached.users import kept_open_by, opened, users_of
+from nbdattach.connection.client import Connection
+from nbdattach.connection.stream import address_of
+from nbdattach.deadline import Deadline
+from nbdattach.device import Device
+from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
+from nbdattach.host.log import Log
+from nbdattach.kernel.node import Busy, Node
+from nbdattach.kernel.sysfs import Kernel
+from nbdattach.monitor.access import Access
+from nbdattach.monitor.connecting import Connecting
+from nbdattach.monitor.links import NOTICED
+from nbdattach.monitor.mending import Mending
+from nbdattach.protocol.target import Target
+
+# How long a planned hand-over waits for a moment without requests in flight, so that none has to be sent again.
+_QUIET = 1.0
+# How long a change of the size waits for such a moment. The kernel itself would wait without limit, and accept no other
+# message meanwhile.
+_QUIET_FOR_SIZE = 10.0
+
+
+class Orders:
+    """For the thread that mends. Methods return a sentence for the user."""
+
+    def __init__(self, connecting: Connecting, mending: Mending, access: Access, log: Log) -> None:
+        self._device = connecting.device
+        self._recorded = connecting.recorded
+        self._links = connecting.links
+        self._connecting = connecting
+        self._mending = mending
+        self._access = access
+        self._log = log
+        self._kernel = Kernel(self._device)
+
+    def reconnect(self, target: Target | None) -> str:
+        """Hands the device over to new connections, of `target` if it is named. Raises `NbdattachError`, OSError."""
+        self._require_replaceable()
+        wanted = target or self._recorded.target
+        if self._recorded.record.tls and not wanted.tls:
+            cause = "that is in the clear, and the device was attached over TLS"
+            raise TlsFailed(wanted.uri, cause, "nbds:// reaches it over TLS; else disconnect, and connect without")
+        fresh = self._connecting.dial_all(wanted, self._recorded.record.size)
+        if target:
+            self._begin(fresh, moving_to=target.uri, moving_trust=state.trust_of(target))
+        self._replace_all(fresh)
+        self._recorded.end_move()
+        self._log(f"{self._device.name}: handed over to {wanted.uri}")
+        return wanted.uri
+
+    def resize(self) -> str:
+        """Asks the server for the size of the export and applies it. Raises `NbdattachError`, OSError."""
+        self._require_replaceable()
+        if not self._kernel.counts_requests:
+            raise _uncounted(self._device)
+        target, record = self._recorded.target, self._recorded.record
+        probe = self._connecting.dial(target, any_size=True)
+        size, block = probe.export.size, record.block_size
+        self._connecting.say_goodbye(probe)
+        before, wanted = self._kernel.size, size // block * block
+        if not wanted:
+            raise Refused(record.target, f"the export has {size} bytes, less than a block", "is its image empty?")
+        if (size, before) == (record.size, wanted):
+            return f"{size} bytes, as before"
+        with self._nobody_uses_it() if wanted < before else contextlib.nullcontext():
+            fresh = self._connecting.dial_all(target, size)
+            if not self._is_lost() and not self._links.await_quiet(_QUIET_FOR_SIZE):
+                self._connecting.say_goodbye(*fresh)
+                raise _busy(self._device, "the size is as before")
+            self._begin(fresh, new_size=size)
+            self._replace_all(fresh)
+            self._set_size(wanted)
+        self._recorded.note(size=size, new_size=None)
+        self._log(f"{self._device.name}: {size} bytes now, {before} before")
+        return f"{size} bytes now, {before} before"
+
+    def _is_lost(self) -> bool:
+        """Whether a connection is dead: then requests may be waiting for the very server that has the new size."""
+        with self._access.kernel_calls():
+            return self._links.has_dead()
+
+    def _set_size(self, wanted: int) -> None:
+        patience = Deadline(_QUIET_FOR_SIZE)
+        while True:
+            quiet = self._links.await_quiet(patience.remaining())
+            with self._access.kernel_calls():
+                if quiet and not self._kernel.pending:
+                    self._links.set_size(wanted)
+                    return
+            if patience.passed:
+                raise _busy(self._device, "it is connected anew, and its size is as before")
+
+    def _nobody_uses_it(self) -> contextlib.AbstractContextManager[object]:
+        """Claims the device, so that no program uses the part that goes. Raises `DeviceInUse`."""
+        users = users_of(self._device)
+        if not users:
+            with contextlib.suppress(Busy):
+                node = Node.claim(self._device)
+                users = opened(kept_open_by(self._device, node.fd))
+                if not users:
+                    return node
+                node.close()
+        raise DeviceInUse(
+            self._device.path,
+            f"the export has shrunk, and the device is {users or 'open exclusively'}",
+            "release the device before it is made smaller",
+            users.lines,
+        )
+
+    def _require_replaceable(self) -> None:
+        """Only a process that holds the socket of a living connection can end it. Raises `KernelRefused`."""
+        if self._links.complete:
+            return
+        with self._access.kernel_calls():
+            if self._recorded.record.connections == 1 and self._links.has_dead():
+                return
+        raise KernelRefused(
+            self._device.path,
+            "the monitor was restarted after the connection was made, and cannot end it while it lives",
+            "once the server has ended it, the monitor makes a new one",
+        )
+
+    def _begin(self, fresh: list[Connection], **changes: object) -> None:
+        """Records the change that is about to begin and the new server's address; if that fails, nothing changes."""
+        try:
+            self._recorded.begin(address=address_of(fresh[0].stream.sock), **changes)
+        except OSError:
+            self._connecting.say_goodbye(*fresh)
+            raise
+
+    def _replace_all(self, fresh: list[Connection]) -> None:
+        """Replaces every connection by a new one; the driver sends requests in flight again over those."""
+        with self._access.kernel_calls():
+            if not self._links.has_dead():  # if one is dead, requests wait for this very replacement
+                self._links.await_quiet(_QUIET)
+            self._links.cut()
+            noticed = Deadline(NOTICED)  # for all together, because a command that wants to hold the device waits
+            taken = [self._connecting.hand_over(connection, noticed) for connection in fresh]
+            self._mending.settle_anew()
+        if not all(taken):
+            cause = "the driver did not take the new connection"
+            raise KernelRefused(self._device.path, cause, "the monitor goes on trying: see nbdattach status")
+
+
+def _busy(device: Device, so: str) -> NbdattachError:
+    cause = f"it has had requests under way for {_QUIET_FOR_SIZE:g} s, and the kernel waits for them; {so}"
+    return KernelRefused(device.path, cause, f"once it is less busy: nbdattach resize {device.path}")
+
+
+def _uncounted(device: Device) -> NbdattachError:
+    cause = "the kernel does not count its requests, so nothing tells whether any are under way; the size is as before"
+    return KernelRefused(device.path, cause, f"echo 1 >/sys/block/{device.name}/queue/iostats")

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The record of one attachment, in memory and on disk.
+
+Decision that matters: we record an ordered change before it begins, and forget the old state only when it is done. So
+if a monitor is killed in between, the next one finishes the change. If we cannot record the change, we do not begin it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nbdattach.attached import state
+from nbdattach.attached.state import Record
+from nbdattach.device import Device
+from nbdattach.host.log import Log
+from nbdattach.monitor.access import Access
+from nbdattach.protocol.target import Target
+
+
+class Recorded:
+    """Only the thread that watches the device changes it; `save_if_possible` may be called by another one."""
+
+    def __init__(self, device: Device, record: Record, access: Access, log: Log) -> None:
+        self.record = record
+        self._device = device
+        self._access = access
+        self._log = log
+        self._unsaved = False  # because /run was full
+
+    @property
+    def target(self) -> Target:
+        """The target to dial."""
+        return self.record.place()
+
+    def begin(self, **changes: object) -> None:
+        """Records a change that is about to begin. Raises OSError; then the record is as before."""
+        before = self.record
+        try:
+            self._save(**changes)
+        except OSError:
+            self.record = before
+            raise
+
+    def note(self, **changes: object) -> None:
+        """Records a change that has happened. If /run is full, it is saved as soon as possible."""
+        try:
+            self._save(**changes)
+        except OSError as error:
+            if not self._unsaved:
+                self._log(f"{self._device.name}: {error}; it is written down later")
+            self._unsaved = True
+
+    def save_if_unsaved(self) -> None:
+        if self._unsaved:
+            self.note()
+
+    def end_move(self) -> None:
+        """If a hand-over to another server has been done, that server is the target now."""
+        if self.record.moving_to:
+            self.note(target=self.record.moving_to, trust=self.record.moving_trust, moving_to="", moving_trust=None)
+
+    def _save(self, **changes: object) -> None:
+        with self._access.kernel_calls():
+            self.record = dataclasses.replace(self.record, **changes)  # type: ignore[arg-type]
+            state.save(self._device, self.record)
+            self._unsaved = False
