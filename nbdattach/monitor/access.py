@@ -39,6 +39,7 @@ class Access:
         """Whether no other command holds the device."""
         with self.changed:
             self._holders -= 1
+            self.changed.notify_all()
             return not self._holders
 
     def await_it(self) -> None:

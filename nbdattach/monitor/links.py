@@ -98,6 +98,10 @@ class Links:
         """Whether any connection that we hold is alive."""
         return any(not link.over for link in list(self._links))
 
+    def any_lives(self) -> bool:
+        """Whether the driver has a connection that is alive, also if we do not hold it."""
+        return self.alive or (not self.complete and not all(self._are_dead(self._wanted)))
+
     @property
     def answering(self) -> bool:
         """Whether any connection that we hold is alive and not silent."""
@@ -294,6 +298,13 @@ class Links:
             self._reconfigure(sockets=[scout.fileno()])
             return scout.was_taken()
 
+    def _are_dead(self, count: int) -> list[bool]:
+        """Offers the driver so many scouts at once: it takes one for each connection that is dead."""
+        with contextlib.ExitStack() as stack:
+            scouts = [stack.enter_context(Scout()) for _ in range(count)]
+            self._reconfigure(sockets=[scout.fileno() for scout in scouts])
+            return [scout.was_taken() for scout in scouts]
+
     def _take(self, link: Link, late: float) -> bool:
         """Whether the driver took it. Until it has noticed that the old connection ended, it silently drops any other.
 
@@ -320,11 +331,7 @@ class Links:
 
     def _close_dead(self) -> bool:
         """Whether the driver has closed all dead connections: it has if it took a scout in place of each."""
-        dead = self._wanted - sum(not link.over for link in self._links)
-        with contextlib.ExitStack() as stack:
-            scouts = [stack.enter_context(Scout()) for _ in range(dead)]
-            self._reconfigure(sockets=[scout.fileno() for scout in scouts])
-            taken = [scout.was_taken() for scout in scouts]
+        taken = self._are_dead(self._wanted - sum(not link.over for link in self._links))
         if not self.complete:  # of those that we do not hold, some may be alive
             return any(taken)
         self._unburied = not all(taken)

@@ -108,7 +108,7 @@ class Mending:
         """One of several connections may serve all requests; it may be lost or recover while we dial others."""
         self._links.drop_undelivered()
         stuck = self._links.stuck
-        if stuck or not self._links.alive:
+        if stuck or not self._links.any_lives():
             outage.lose(boot_time() - stuck)
             return
         answering = self._links.answering

@@ -265,6 +265,18 @@ def test_requests_fail_after_on_loss_though_a_server_comes_again_and_again_and_s
         assert world.driver.failed == [1]
 
 
+def test_nothing_fails_while_a_connection_lives_that_a_restarted_monitor_does_not_hold() -> None:
+    """One of two was cut by the monitor before, which was killed, and no other can be made."""
+    with World(2) as world:
+        home = world.servers[HOME]
+        world.watch._links._links[0].cut()
+        world.monitor_dies()
+        home.size = 2 * MIB  # so it is refused
+        go_on(world, int(ON_LOSS) + 100)
+        assert world.driver._patience == ON_LOSS
+        assert not any("requests fail" in line for line in world.log)
+
+
 def have_one_place(world: World) -> None:
     """From now on the server takes one connection at a time."""
     home, dial = world.servers[HOME], world.watch._connecting._carrier.dial
