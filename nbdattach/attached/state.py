@@ -14,11 +14,11 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from nbdattach import untrusted_json
-from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_ON_LOSS, DEFAULT_TIMEOUT
+from nbdattach.connect_options import DEFAULT_ON_LOSS, LastingOptions
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
@@ -44,12 +44,13 @@ Trust: TypeAlias = dict[str, str | bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Record(LastingOptions):
     """One attachment as connect made it: data for `status`, and data with which the monitor reconnects it.
 
-    Sizes in bytes, times in seconds; `since` is RFC 3339 in UTC, `on_loss` is None if I/O waits for ever. `pid` and
-    `started` are the worker's, in our pid namespace, None for netlink; `kernel_pid` is the kernel's number of the
-    process that attached the device, which distinguishes the attachment from the next one at the same device.
+    Sizes in bytes, times in seconds; `since` is RFC 3339 in UTC. `on_loss` is None if I/O waits for ever, because JSON
+    has no number for that. `pid` and `started` are the worker's, in our pid namespace, None for netlink; `kernel_pid`
+    is the kernel's number of the process that attached the device, which distinguishes the attachment from the next
+    one at the same device.
     """
 
     tag: str
@@ -66,22 +67,16 @@ class Record:
     block_size: int = 512
     max_sectors_kb: int = 0
     raw: bool = False  # attached without a handshake
-    connect_timeout: float = DEFAULT_TIMEOUT
-    on_loss: float | None = DEFAULT_ON_LOSS
-    dead_peer: float = DEFAULT_DEAD_PEER
-    io_timeout: float = 0.0
-    reconnect: bool = False
     tls: dict[str, str] | None = None  # version, cipher, transport
-    tls_transport: str = "auto"  # as the user asked for it
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
     trust: Trust | None = None
-    table: str = ""  # the file that named it, if `up` attached it
     address: str | None = None  # at which the target's host was found
-    root: bool = False  # the root file system is on it
     moving_to: str = ""  # the URI of a target to which a hand-over has begun
     moving_trust: Trust | None = None
     new_size: int | None = None  # to which a resize has begun
+    on_loss: float | None = field(default=DEFAULT_ON_LOSS, kw_only=True)
+    reconnect: bool = field(default=False, kw_only=True)
 
     @property
     def living_relay(self) -> int | None:
@@ -96,7 +91,7 @@ class Record:
         return place_of(self.target, self.trust)
 
 
-# Keys of a record's `tls`; keys of `trust`, with their types.
+# Keys of a record's `tls`; keys of `trust`, with their types: fields of `TlsOptions`.
 _TLS = {"version", "cipher", "transport"}
 _TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
 
@@ -116,7 +111,7 @@ def trust_of(target: Target) -> Trust | None:
     """The options of TLS of a target. Together with the URI, they describe it completely."""
     if not target.tls:
         return None
-    return {"ca": target.tls_ca, "cert": target.tls_cert, "key": target.tls_key, "verify": target.tls_verify}
+    return {name: getattr(target, f"tls_{name}") for name in _TRUST}
 
 
 @dataclass(frozen=True, slots=True)

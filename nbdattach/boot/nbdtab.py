@@ -8,13 +8,12 @@ options may be those of connect by their long names. A mistake is an error with 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbdattach import option_values
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import Option, TlsOptions, Wishes, options_of
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
 from nbdattach.protocol.target import Target, parse_target, with_tls
@@ -85,27 +84,6 @@ class _Word:
     column: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """An option: the argument of `Wishes` or `with_tls` that it sets, and how its value is read; a flag has none."""
-
-    argument: str
-    read: Callable[[str], Any] | None = None
-    flag: object = True
-
-
-def _one_of(words: Sequence[str]) -> Callable[[str], str]:
-    return lambda text: option_values.one_of(text, words)
-
-
-def _number(least: int) -> Callable[[str], int]:
-    return lambda text: option_values.number(text, least)
-
-
-def _seconds(least: float = 0.0) -> Callable[[str], float]:
-    return lambda text: option_values.seconds(text, least)
-
-
 def _path(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError(f"{text!r} is no absolute path")
@@ -113,40 +91,19 @@ def _path(text: str) -> str:
 
 
 # By connect's long names. Options that are no property of an attachment are left out: -f, --json, -N.
-_WISHES = {
-    "read-only": _Kind("read_only"),
-    "block-size": _Kind("block_size", option_values.block_size),
-    "connections": _Kind("connections", option_values.connections),
-    "connect-timeout": _Kind("connect_timeout", _seconds(option_values.LEAST_CONNECT_TIMEOUT)),
-    "retry-for": _Kind("retry_for", _seconds()),
-    "backend": _Kind("backend", _one_of(option_values.BACKENDS)),
-    "on-loss": _Kind("on_loss", option_values.on_loss),
-    "dead-peer": _Kind("dead_peer", _seconds(option_values.LEAST_DEAD_PEER)),
-    "io-timeout": _Kind("io_timeout", _seconds()),
-    "tls-transport": _Kind("tls_transport", _one_of(option_values.TRANSPORTS)),
-    "tag": _Kind("tag", str),
-    "expect-size": _Kind("expect_size", _number(0)),
-    "size": _Kind("raw_size", _number(1)),
-    "swap": _Kind("swap"),
-    "no-reconnect": _Kind("reconnect", flag=False),
-}
+_WISHES = options_of(Wishes)
 _TRUST = {
-    "tls": _Kind("required"),
-    "tls-ca": _Kind("ca", _path),
-    "tls-cert": _Kind("cert", _path),
-    "tls-key": _Kind("key", _path),
-    "tls-hostname": _Kind("hostname", str),
-    "tls-psk": _Kind("psk", _path),
-    "tls-no-verify": _Kind("verify", flag=False),
+    name: replace(option, parse=_path) if option.kind == "FILE" else option
+    for name, option in options_of(TlsOptions).items()
 }
 # How the server is reached: these change the target.
 _PLACE = {
-    "port": _Kind("port", str),
-    "unix": _Kind("unix"),
-    "no-handshake": _Kind("no_handshake"),
+    "port": Option("port", str),
+    "unix": Option("unix"),
+    "no-handshake": Option("no-handshake"),
 }
 # Options of nbd-client that change nothing, because we always do so.
-_NOTHING = {"persist": _Kind(""), "no_optgo": _Kind("")}
+_NOTHING = {"persist": Option("persist"), "no_optgo": Option("no_optgo")}
 _KNOWN = {**_WISHES, **_TRUST, **_PLACE, **_NOTHING}
 # nbd-client's name: ours.
 _ALIASES = {
@@ -278,11 +235,11 @@ class _Line:
             known_as = f"{first} at column {there.column}"
             cause = f"option {name} twice" if first == name else f"option {name} says the same as {known_as}"
             raise self.error(word, cause, "leave out one")
-        kind = _KNOWN[own]
-        if kind.read is None:
+        option = _KNOWN[own]
+        if option.parse is None:
             if equals:
                 raise self.error(word, f"option {name} takes no value", f"write {name}")
-            self._given[own] = (word, kind.flag)
+            self._given[own] = (word, option.flag)
             return
         if not value:
             raise self.error(word, f"option {name} without a value", f"write {name}=VALUE")
@@ -290,7 +247,7 @@ class _Line:
             value = f"wait:{value}"
         self._given[own] = (word, value)
         try:
-            self._given[own] = (word, kind.read(value))
+            self._given[own] = (word, option.parse(value))
         except ValueError as error:
             hint = "before the # of a comment goes a blank" if "#" in value else _OPTIONS
             raise self.error(word, f"option {name}: {plain(str(error))}", hint) from None
@@ -302,8 +259,8 @@ class _Line:
             return self.error(word, "the export is no option", "it is the third field")
         return self.error(word, f"unknown option {quoted(name)}", f"{_OPTIONS}; _NAME is ignored")
 
-    def _arguments(self, kinds: dict[str, _Kind]) -> dict[str, Any]:
-        return {kind.argument: self._given[name][1] for name, kind in kinds.items() if name in self._given}
+    def _arguments(self, options: Mapping[str, Option]) -> dict[str, Any]:
+        return {option.field: self._given[name][1] for name, option in options.items() if name in self._given}
 
     def _see_the_handshake(self) -> None:
         none, size = self._given.get("no-handshake"), self._given.get("size")

@@ -8,11 +8,18 @@ from typing import Any
 
 import click
 
-from nbdattach import option_values
 from nbdattach.cli.offers import free_devices, targets
-from nbdattach.cli.options import debug_option, export_option, json_option, timeout_option, tls_options, trust_of
+from nbdattach.cli.options import (
+    connect_option,
+    debug_option,
+    export_option,
+    json_option,
+    timeout_option,
+    tls_options,
+    trust_of,
+)
 from nbdattach.cli.report import say, say_error, trace
-from nbdattach.cli.types import Value, number, one_of, seconds, target_of
+from nbdattach.cli.types import target_of
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed
 
@@ -21,65 +28,24 @@ from nbdattach.errors import Malformed
 @click.argument("target", shell_complete=targets)
 @click.argument("device", required=False, shell_complete=free_devices)
 @export_option
-@click.option("-r", "--read-only", is_flag=True, help="Attach read-only.")
-@click.option(
-    "-b",
-    "--block-size",
-    type=Value("N", option_values.block_size, [*map(str, option_values.BLOCK_SIZES)]),
-    metavar="N",
-    help="Logical block size in bytes.",
-)
-@click.option(
-    "-C",
-    "--connections",
-    type=Value("N|auto", option_values.connections, ["auto"]),
-    metavar="N|auto",
-    default="auto",
-    show_default=True,
-    help="Connections.",
-)
+@connect_option("read-only", "-r", text="Attach read-only.")
+@connect_option("block-size", "-b", text="Logical block size in bytes.")
+@connect_option("connections", "-C", text="Connections.")
 @timeout_option
-@click.option("--retry-for", type=seconds(), default=0.0, show_default=True, help="Keep trying to connect for so long.")
-@click.option(
-    "--backend",
-    type=one_of(option_values.BACKENDS),
-    metavar=f"[{'|'.join(option_values.BACKENDS)}]",
-    default="auto",
-    show_default=True,
-    help="How the kernel is given the connection.",
-)
-@click.option(
-    "--on-loss",
-    type=Value("wait[:SEC]|fail", option_values.on_loss, ["wait", "wait:300", "fail"]),
-    metavar="wait[:SEC]|fail",
-    help="What requests do while the server is away.  [default: wait:300]",
-)
-@click.option(
-    "--dead-peer",
-    type=seconds(option_values.LEAST_DEAD_PEER),
-    default=30.0,
-    show_default=True,
-    help="How soon a silent peer counts as gone.",
-)
-@click.option(
-    "--io-timeout", type=seconds(), default=0.0, show_default=True, help="Give up on a slow request after so long."
-)
+@connect_option("retry-for", text="Keep trying to connect for so long.")
+@connect_option("backend", text="How the kernel is given the connection.")
+@connect_option("on-loss", text="What requests do while the server is away.", default="wait:300")
+@connect_option("dead-peer", text="How soon a silent peer counts as gone.")
+@connect_option("io-timeout", text="Give up on a slow request after so long.")
 @tls_options
-@click.option(
-    "--tls-transport",
-    type=one_of(option_values.TRANSPORTS),
-    metavar=f"[{'|'.join(option_values.TRANSPORTS)}]",
-    default="auto",
-    show_default=True,
-    help="Who encrypts once attached.",
-)
-@click.option("--tag", metavar="NAME", help="Identity of the attachment.  [default: the target's URI]")
-@click.option("--expect-size", type=number(0), metavar="BYTES", help="Refuse an export of another size.")
-@click.option("--size", "raw_size", type=number(1), metavar="BYTES", help="Size, with --no-handshake.")
+@connect_option("tls-transport", text="Who encrypts once attached.")
+@connect_option("tag", text="Identity of the attachment.", default="the target's URI")
+@connect_option("expect-size", text="Refuse an export of another size.")
+@connect_option("size", text="Size, with --no-handshake.")
 @click.option("--no-handshake", is_flag=True, help="The server sends no greeting; needs --size.")
-@click.option("--swap", is_flag=True, help="Make it safe to swap on the device.")
+@connect_option("swap", text="Make it safe to swap on the device.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay; detach safely on SIGTERM.")
-@click.option("--no-reconnect", is_flag=True, help="Do not ask the monitor to look after it.")
+@connect_option("no-reconnect", text="Do not ask the monitor to look after it.")
 @json_option
 @debug_option
 def connect(
@@ -90,7 +56,6 @@ def connect(
     as_json: bool,
     no_handshake: bool,
     raw_size: int | None,
-    no_reconnect: bool,
     **wishes: Any,
 ) -> None:
     """Attach an export; print the device.
@@ -117,7 +82,6 @@ def connect(
         device,
         export=export,
         size=raw_size,
-        reconnect=not no_reconnect,
         trace=trace(),
         **{f"tls_{name}" if name != "required" else "tls": value for name, value in trust.items()},
         **wishes,

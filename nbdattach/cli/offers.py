@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nbdattach.cli.types import TABLE, target_of
+from nbdattach.connect_options import TlsOptions, options_of
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -58,10 +59,12 @@ def exports(ctx: click.Context, _param: click.Parameter, typed: str) -> list[Com
     from nbdattach.cli import completion
 
     def place() -> Target:
-        given = {name: ctx.params.get(name) for name in ("tls_ca", "tls_cert", "tls_key", "tls_hostname")}
-        trust = {name.removeprefix("tls_"): value for name, value in given.items()}
-        target = ctx.params.get("target") or ctx.args[0]
-        return target_of(target, None, {**trust, "required": bool(ctx.params.get("tls"))})
+        trust = {
+            option.field: ctx.params[option.field]
+            for option in options_of(TlsOptions).values()
+            if option.field in ctx.params
+        }
+        return target_of(ctx.params.get("target") or ctx.args[0], None, trust)
 
     return _items(completion.exports(typed, place))
 

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from nbdattach import option_values
 from nbdattach.cli.offers import exports, files
 from nbdattach.cli.report import warn_of_no_verify
-from nbdattach.cli.types import TABLE, seconds
+from nbdattach.cli.types import TABLE, Value
+from nbdattach.connect_options import TlsOptions, Wishes, options_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -35,44 +35,53 @@ export_option = click.option(
 )
 
 
-timeout_option = click.option(
-    "--connect-timeout",
-    type=seconds(option_values.LEAST_CONNECT_TIMEOUT),
-    default=30.0,
-    show_default=True,
-    help="Deadline of each whole connect-and-handshake.",
-)
+_DECLARED = {**options_of(Wishes), **options_of(TlsOptions)}
 
 
-def _file_option(name: str, text: str) -> Callable[[_F], _F]:
-    return click.option(name, metavar="FILE", shell_complete=files, help=text)
+def connect_option(name: str, *short: str, default: str = "", text: str) -> Callable[[_F], _F]:
+    """An option of connect by its long name, as `connect_options` declares it; the value is that of its field.
+
+    `text` is its help. `default` tells users the default, if they could not type it.
+    """
+    option = _DECLARED[name]
+    names = (*short, f"--{name}", option.field)
+    if option.parse is None:
+        return click.option(*names, is_flag=True, callback=lambda _ctx, _param, given: option.value(given), help=text)
+    usual = None if option.default in (None, "") else option.default
+    return click.option(
+        *names,
+        type=Value(option.kind, option.parse, option.words),
+        metavar=option.kind,
+        default=usual,
+        show_default=usual is not None,
+        shell_complete=files if option.kind == "FILE" else None,
+        help=f"{text}  [default: {default}]" if default else text,
+    )
+
+
+timeout_option = connect_option("connect-timeout", text="Deadline of each whole connect-and-handshake.")
 
 
 def tls_options(function: _F) -> _F:
     """Adds the options that require TLS and tell how to verify the server."""
     for option in reversed(
         (
-            click.option("--tls", is_flag=True, help="Require TLS, as nbds:// does."),
-            _file_option("--tls-ca", "Whom to trust: PEM file, or a directory with certificates."),
-            _file_option("--tls-cert", "Our certificate for the server."),
-            _file_option("--tls-key", "Its key.  [default: in the same file]"),
-            click.option("--tls-hostname", metavar="NAME", help="The server's name.  [default: TARGET's host]"),
-            _file_option("--tls-psk", "A pre-shared key, as psktool writes it."),
-            click.option("--tls-no-verify", is_flag=True, help="Accept any certificate."),
+            connect_option("tls", text="Require TLS, as nbds:// does."),
+            connect_option("tls-ca", text="Whom to trust: PEM file, or a directory with certificates."),
+            connect_option("tls-cert", text="Our certificate for the server."),
+            connect_option("tls-key", text="Its key.", default="in the same file"),
+            connect_option("tls-hostname", text="The server's name.", default="TARGET's host"),
+            connect_option("tls-psk", text="A pre-shared key, as psktool writes it."),
+            connect_option("tls-no-verify", text="Accept any certificate."),
         )
     ):
         function = option(function)
     return function
 
 
-def trust_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Removes the values of `tls_options` from the options; returns them as arguments for `target.with_tls`."""
-    names = {
-        "required": "tls", "ca": "tls_ca", "cert": "tls_cert", "key": "tls_key", "hostname": "tls_hostname",
-        "psk": "tls_psk",
-    }  # fmt: skip
-    found = {name: options.pop(option) for name, option in names.items()}
-    found["verify"] = not options.pop("tls_no_verify")
+def trust_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Removes the values of `tls_options` from those given; returns them as arguments for `target.with_tls`."""
+    found = {option.field: given.pop(option.field) for option in options_of(TlsOptions).values()}
     if not found["verify"]:
         warn_of_no_verify()
     return found

@@ -44,14 +44,6 @@ def seconds(least: float = 0.0) -> Value:
     return Value("SEC", functools.partial(option_values.seconds, least=least))
 
 
-def number(least: int) -> Value:
-    return Value("N", functools.partial(option_values.number, least=least))
-
-
-def one_of(words: Sequence[str]) -> Value:
-    return Value("WORD", functools.partial(option_values.one_of, words=words), words)
-
-
 TABLE = "/etc/nbdtab"
 
 

@@ -301,19 +301,12 @@ def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
         block_size=job.shape.block_size,
         max_sectors_kb=job.shape.max_sectors_kb,
         raw=wishes.raw_size is not None,
-        connect_timeout=wishes.connect_timeout,
-        on_loss=None if on_loss == FOREVER else on_loss,
-        dead_peer=wishes.dead_peer,
-        io_timeout=wishes.io_timeout,
-        reconnect=wishes.reconnect,
         tls=job.tls,
-        tls_transport=wishes.tls_transport,
         relay=job.relay,
         relay_started=job.relay and started(job.relay),
         trust=state.trust_of(job.target),
-        table=wishes.table,
         address=job.address,
-        root=wishes.root,
+        **{**wishes.lasting(), "on_loss": None if on_loss == FOREVER else on_loss},
     )
 
 

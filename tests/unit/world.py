@@ -248,7 +248,11 @@ class World(ExitStack):
     # -- what happens ----------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
+        request = self.driver.request
+        overdue = request and len(self.driver.slots) > 1 and self.now > request.began + self._record.io_timeout
         for server in self.servers.values():
+            for one in server.accepted if overdue else ():
+                one.may_end = True  # the kernel's driver would end it
             if self.quick:
                 server.answer()
             else:
@@ -265,9 +269,6 @@ class World(ExitStack):
 
     def check(self) -> None:
         """Nothing has ended that nobody had a reason to end. Before the servers notice that."""
-        request = self.driver.request
-        if request and len(self.driver.slots) > 1 and self.now > request.began + self._record.io_timeout:
-            return  # the kernel's driver would have ended it
         for server in self.servers.values():
             for one in server.accepted:
                 if one.taken and not one.may_end and has_ended(one.sock):
