@@ -18,6 +18,7 @@ class Access:
         self.changed = threading.Condition()
         self.ended = False
         self._holders = 0  # commands
+        self.holds = 0  # how many commands have held the device until now
         # Protects messages to the kernel, and our links; may be held as long as a burial takes.
         self._at_kernel = threading.RLock()
         self._inside = 0  # the thread that holds it
@@ -31,6 +32,7 @@ class Access:
         """From its return until `give_back`, no thread of ours touches the device. May take some seconds."""
         with self.changed:
             self._holders += 1
+            self.holds += 1
             self.changed.notify_all()
         with self._at_kernel:
             return

@@ -40,6 +40,7 @@ _POLL = 0.005
 _QUICK_POLL = 0.0005
 _FAILING_POLL = 0.1
 # We wait at most this long for requests to come back, even if --io-timeout is longer, because new ones fail meanwhile.
+# If nothing else helps (`await_failure`), we wait longer.
 _PATIENCE = 30.0
 # If nobody looked for so long, we do not know whether the server was stuck.
 _UNSEEN = 10.0
@@ -117,8 +118,8 @@ class Links:
         return [link for link in self._links if link.silent]
 
     def are_well(self) -> bool:
-        """Whether none is dead or silent. False if we do not hold all of them, because we cannot see the others."""
-        return self.complete and not self.silent and not self.has_dead()
+        """Whether none is dead or silent, as far as we know: we cannot see the silence of one that we do not hold."""
+        return not self.silent and not self.has_dead()
 
     @property
     def round_trip(self) -> float | None:
@@ -270,12 +271,13 @@ class Links:
         self._reconfigure(dead_conn_timeout=0)
         self._scout()  # wakes the requests that wait, so that they fail
 
-    def await_failure(self, go_on: Callable[[], bool]) -> None:
+    def await_failure(self, go_on: Callable[[], bool], all_of_them: bool) -> None:
         """Waits until no request is under way, or all are back at the driver, or `go_on` returns False.
 
-        If we handed over a connection sooner, the driver would send them again over it.
+        If we handed over a connection sooner, the driver would send them again over it. So without `all_of_them`, those
+        of a device with a long --io-timeout may have to wait for another connection.
         """
-        patience = Deadline(min(_PATIENCE, self.resent_after))
+        patience = Deadline(self.resent_after if all_of_them else min(_PATIENCE, self.resent_after))
         while self._kernel.pending and go_on() and patience.sleep(_FAILING_POLL):
             pass
 

@@ -68,7 +68,7 @@ class Mending:
         without_pause = self._recorded.record.connections  # a server may accept each connection and end it at once
         while outage := self._trouble_now():
             without_pause -= 1
-            if (outage.resumed or outage.fruitless or without_pause < 0) and not self._go_on(outage):
+            if (outage.resumed or without_pause < 0) and not self._go_on(outage):
                 return
             while not self._try_once(outage):
                 if not self._go_on(outage):
@@ -129,18 +129,23 @@ class Mending:
         return Outage(self._terms, began, known.since, died=known.began, failing=failing)
 
     def _last_one_again(self) -> Outage | None:
-        """The last outage goes on if a new connection died at once, or no request was done since.
+        """The last outage goes on if a new connection died at once and no request was done since.
 
-        If another one answers, we cannot know which of them has served a request.
+        If another connection answers, that one may have served the requests, and the server may end each new one.
         """
-        links = self._links
-        goes_on = links.has_served_nothing(FRUITLESS) or (links.answering and links.since_hand_over < FRUITLESS)
-        return self._last_outage.again() if self._last_outage and goes_on else None
+        if self._last_outage is None:
+            return None
+        if self._links.has_served_nothing(FRUITLESS):
+            return self._last_outage.again()
+        if self._links.answering and self._links.since_hand_over < FRUITLESS:
+            return self._last_outage.next(boot_time(), now())
+        return None
 
     # -- one try ---------------------------------------------------------------------------------------------------
 
     def _try_once(self, outage: Outage) -> bool:
         """One try to replace a dead or silent connection; True if, as far as we know, none is left to replace."""
+        holds = self._access.holds
         try:
             fresh = self._connecting.dial_quickly(outage)
         except NbdattachError as error:
@@ -149,7 +154,10 @@ class Mending:
             return self._is_well()
         try:
             with self._access.kernel_calls():
-                return self._replace_by(fresh, outage)
+                if self._access.holds == holds:
+                    return self._replace_by(fresh, outage)
+                self._connecting.say_goodbye(fresh)  # it was idle meanwhile, and its server may have ended it
+                return False
         except Gone:
             self._connecting.say_goodbye(fresh)
             raise
@@ -161,15 +169,18 @@ class Mending:
         for link in self._links.silent:
             link.cut()
         self._in_outage(dead=True)
-        # One useless connection proves nothing yet, a second one does. Requests then fail before the next connection
-        # comes, and this one would be idle until they have.
-        if outage.fruitless > 1 and not outage.until_failing(boot_time()):
+        # If requests have to fail, they do so before the next connection comes, and this one would be idle until then.
+        if self._is_useless(outage) and not outage.until_failing(boot_time()):
             self._connecting.say_goodbye(fresh)
             return False
         if not self._connecting.hand_over(fresh, Deadline(NOTICED)):
             return False
         outage.gain()
         return True
+
+    def _is_useless(self, outage: Outage) -> bool:
+        """Whether another connection would not help: one useless connection proves nothing yet, a second one does."""
+        return outage.fruitless > 1 or bool(self._links.stuck)
 
     def _is_well(self) -> bool:
         """Whether a connection that was silent has recovered by itself, and none is dead."""
@@ -192,6 +203,7 @@ class Mending:
             self._see_what_lives(outage)
             if outage.until_failing(boot_time()) > 0 or self._is_well():
                 return
+            useless = self._is_useless(outage)
             self._links.fail_requests()
             outage.failing = True
             self._say_trouble(outage)
@@ -199,8 +211,8 @@ class Mending:
         self._log(
             f"{self._device.name}: {self._recorded.target.uri} is away for more than {seconds:g} s; requests fail now"
         )
-        if outage.fruitless:  # if not, the next connection may serve the requests under way
-            self._links.await_failure(lambda: not self._thread.has_other_work())
+        if useless or outage.fruitless:  # if not, the next connection may serve the requests under way
+            self._links.await_failure(lambda: not self._thread.has_other_work(), all_of_them=useless)
 
     def _pause(self, outage: Outage) -> bool:
         """Waits before the next try; False when something else comes first."""
@@ -235,11 +247,11 @@ class Mending:
     # -- words for users -------------------------------------------------------------------------------------------
 
     def _consequence(self, outage: Outage) -> str:
-        if self._links.answering:
-            return "another one serves"
-        if not outage.until_failing(boot_time()):
-            return "requests fail"
         on_loss = self._recorded.record.on_loss
+        if self._links.answering and not self._links.stuck:
+            return "another one serves"
+        if outage.failing or not outage.until_failing(boot_time()) or on_loss == 0:
+            return "requests fail"
         return "requests wait for it" if on_loss is None else f"requests wait {on_loss:g} s"
 
     def _note_failure(self, outage: Outage, error: NbdattachError) -> None:

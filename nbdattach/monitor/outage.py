@@ -24,6 +24,7 @@ import math
 FIRST_PAUSE = 0.25
 MAX_PAUSE = 5.0
 _SHARE = 80
+_MOST_REPEATS = 8
 # Random share, so that many devices do not try at the same moment.
 _SPREAD = 0.2
 # Least time that TCP gets for one try. It is short, because a lost SYN must not delay the next try.
@@ -62,6 +63,7 @@ class Outage:
     gained: bool = False  # whether the driver took a new connection since the last moment without any
     fruitless: int = 0  # how often it had none again, and the new one had served no request
     resumed: bool = False  # whether it has seemed to be over
+    repeats: int = 0  # how many outages like this one came just before, each right after a hand-over
 
     def age(self, now: float) -> float:
         return now - self.began
@@ -107,7 +109,8 @@ class Outage:
     def pause(self, now: float, chance: float) -> float:
         """Seconds until the next try. `chance` from 0 to 1 spreads the tries of many devices."""
         spread = 1 + _SPREAD * (2 * chance - 1)
-        return min(pause_after(self.age(now)) * spread, self.until_failing(now))
+        usual = max(pause_after(self.age(now)), min(FIRST_PAUSE * float(2**self.repeats), MAX_PAUSE))
+        return min(usual * spread, self.until_failing(now))
 
     def connect_within(self, round_trip: float, now: float) -> float:
         """Seconds that TCP has for one try. A server that has just come up may have lost the first packet."""
@@ -125,6 +128,10 @@ class Outage:
     def again(self) -> Outage:
         """The same outage, which only seemed over. We told the driver in between to wait again, so this is reset."""
         return dataclasses.replace(self, told=False, failing=False, resumed=True)
+
+    def next(self, now: float, since: str) -> Outage:
+        """Another outage right after this one, of a device that another connection serves. The pauses get longer."""
+        return Outage(self.terms, now, since, resumed=True, repeats=min(self.repeats + 1, _MOST_REPEATS))
 
 
 def pause_after(age: float) -> float:

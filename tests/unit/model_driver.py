@@ -19,8 +19,6 @@ from nbdattach.monitor.outage import FRUITLESS
 
 MIB = 1 << 20
 ON_LOSS = 300.0
-# A request that was sent so long ago over a connection that is dead by now is sent again.
-_RESEND = 3.0
 # At most, with all its pauses and tries.
 _MONITOR_IS_LATE = 60.0
 _LIMIT = struct.pack("ll", 3, 0)
@@ -69,9 +67,10 @@ class Request:
 class Driver:
     """`late` is how many seconds it needs to see that a connection has ended."""
 
-    def __init__(self, world: Around, changed: Callable[[], None], on_loss: float) -> None:
+    def __init__(self, world: Around, changed: Callable[[], None], on_loss: float, resend: float) -> None:
         self._world = world
         self._changed = changed
+        self._resend = resend  # a request that was sent so long ago over a connection that is dead by now is sent again
         self.slots: list[Slot] = []
         self.late = 0.0
         self.request: Request | None = None
@@ -149,7 +148,7 @@ class Driver:
         if self._lives and self._was_idle and now >= self._taken + FRUITLESS:
             self._ill = None
         request = self.request
-        if request and request.slot and request.slot.dead and now >= request.sent + _RESEND:
+        if request and request.slot and request.slot.dead and now >= request.sent + self._resend:
             self._send(request)
         if request and request is self.request and now >= request.waits + self._patience:
             self._complete(request.number, self.failed)

@@ -160,7 +160,7 @@ class World(ExitStack):
         self._folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.clock = Clock(self)
         self.servers = {HOME: Server(), AWAY: Server()}
-        self.driver = Driver(self, self._show, on_loss)
+        self.driver = Driver(self, self._show, on_loss, 3.0 if connections == 1 else io_timeout)
         self.kills_in = math.inf  # what happens before the monitor is killed
         self.quick = False  # servers answer all the time, also while the monitor hands over
         self._pauses = 0  # that are left in this step

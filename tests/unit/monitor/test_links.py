@@ -160,6 +160,32 @@ def test_where_requests_fail_at_once_none_waits_for_a_server(sys: Sys) -> None:
         assert not made.has_served_nothing(10)
 
 
+TWO = dataclasses.replace(RECORD, connections=2, io_timeout=3.0)
+
+
+def test_a_server_is_stuck_if_requests_stand_still_for_longer_than_each_connection_may_take(sys: Sys) -> None:
+    driver = LateDriver()
+    with handed_over(driver, TWO) as (made, _, _taken):
+        sys.say(completed=0, inflight=1)
+        for second in range(11):
+            assert made.stuck == 0, second
+            driver.clock.sleep(1)
+            made.look()
+        assert made.stuck == 11
+        sys.say(completed=1, inflight=1)
+        assert made.stuck == 0
+
+
+def test_time_in_which_nothing_looked_is_no_sign_of_a_stuck_server(sys: Sys) -> None:
+    """A command held the device, and a request came just before it gave it back."""
+    driver = LateDriver()
+    with handed_over(driver, TWO) as (made, _, _taken):
+        made.look()
+        driver.clock.sleep(3600)
+        sys.say(completed=0, inflight=1)
+        assert made.stuck == 0
+
+
 def test_quiet_is_a_moment_without_requests(sys: Sys) -> None:
     made = Links(Device(0), RECORD, [])
     sys.say(completed=5, inflight=1)

@@ -126,6 +126,18 @@ def test_an_outage_that_only_seemed_to_be_over_goes_on_and_is_told_again() -> No
     assert (again.began, again.died, again.told, again.resumed) == (1000, 1000, False, True)
 
 
+def test_an_outage_right_after_another_one_is_a_new_one_but_for_longer_pauses() -> None:
+    """Another connection serves meanwhile, and the server may end each new one at once."""
+    one = outage()
+    one.lose(1000)
+    pauses = []
+    for _ in range(12):
+        one = one.next(2000, "2026-01-02T04:00:00Z")
+        assert (one.began, one.since, one.died, one.resumed) == (2000, "2026-01-02T04:00:00Z", None, True)
+        pauses.append(one.pause(2000, 0.5))
+    assert pauses[:6] == [0.5, 1, 2, 4, 5, 5] and pauses[-1] == 5
+
+
 def test_only_a_connection_that_was_lost_and_had_served_nothing_counts_as_fruitless() -> None:
     one = outage()
     one.lose(1000)

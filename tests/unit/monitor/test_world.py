@@ -5,6 +5,7 @@ monitor. What must never happen is told in `world`; here is what may happen, and
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -22,6 +23,7 @@ from nbdattach.attached import state
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NoConnection
+from nbdattach.monitor.links import Gone
 from nbdattach.protocol.target import Target
 
 pytestmark = pytest.mark.once
@@ -277,6 +279,74 @@ def test_nothing_fails_while_a_connection_lives_that_a_restarted_monitor_does_no
         assert not any("requests fail" in line for line in world.log)
 
 
+def test_a_restarted_monitor_leaves_a_connection_alone_that_recovers_beside_one_that_it_does_not_hold() -> None:
+    with World(2) as world:
+        home, world.quick = world.servers[HOME], True
+        world.monitor_dies()
+        home.accepted.pop().sock.close()
+        go_on(world, 3)
+        assert world.driver.connected and len(world.watch._links._links) == 1
+        world.driver.submit(1)
+        go_on(world, 20)
+        dial, dials = world.watch._connecting._carrier.dial, [0]
+
+        def recover(*arguments: object, **more: object) -> Connection:
+            dials[0] += 1
+            home.silent_since = math.inf
+            return dial(*arguments, **more)  # type: ignore[arg-type]
+
+        world.watch._connecting._carrier.dial = recover  # type: ignore[method-assign]
+        home.silent_since = world.now - 1.5
+        began = world.now
+        go_on(world, 60)
+        assert (dials[0], state.trouble_of(world.watch.device)) == (1, None)
+        assert world.now < began + 65  # it offered nothing to a driver that had no place
+
+
+def test_a_loss_right_after_an_outage_that_is_over_is_told_as_its_own() -> None:
+    """Requests were served in between. Since the other connection serves, the pause before the first try is short."""
+    with World(2) as world:
+        home, world.quick = world.servers[HOME], True
+        home.die()
+        go_on(world, 250)
+        home.lives = True
+        go_on(world, 6)
+        assert world.driver.connected
+        world.driver.submit(1)
+        go_on(world, 2)
+        home.accepted.pop().sock.close()
+        world.go_on()
+        began = world.now
+        world.step()
+        world.step()
+        assert world.driver.connected and world.now < began + 2
+        assert "connected again after 0." in world.log[-1]
+
+
+def test_a_connection_that_is_silent_does_not_make_requests_wait_again() -> None:
+    """They fail, and the first of two new connections is silent from the beginning."""
+    with World(2) as world:
+        home = world.servers[HOME]
+        have_one_place(world)
+        lost_for_long(world)
+        home.lives = home.slow = True
+        hand_over = world.watch._connecting.hand_over
+
+        def hand_over_a_silent_one(fresh: Connection, noticed: Deadline) -> bool:
+            taken = hand_over(fresh, noticed)
+            home.be_silent(world.now - 1.5)
+            return taken
+
+        world.watch._connecting.hand_over = hand_over_a_silent_one  # type: ignore[method-assign]
+        while not home.accepted:
+            go_on(world, 1)
+        go_on(world, 5)
+        assert home.accepted and world.driver._patience == 0
+        home.silent_since = math.inf
+        go_on(world, 5)
+        assert world.driver._patience == ON_LOSS
+
+
 def have_one_place(world: World) -> None:
     """From now on the server takes one connection at a time."""
     home, dial = world.servers[HOME], world.watch._connecting._carrier.dial
@@ -315,26 +385,28 @@ def test_nothing_fails_while_one_of_two_connections_lives(busy: bool) -> None:
 def owed(link: ModelLink) -> float:
     """Silence of a link that loses all but small packets: it owes an answer as soon as a request is sent."""
     request = link._world.driver.request
-    if link.over or request is None or request.slot is None:
+    if link.over or request is None or request.slot is None or request.slot.sock.fileno() < 0:
         return 0.0
     same = os.fstat(link.fileno()).st_ino == os.fstat(request.slot.sock.fileno()).st_ino
     return link._world.now - request.sent if same else 0.0
 
 
-@pytest.mark.parametrize("connections", [1, 2])
+@pytest.mark.parametrize("connections", [1, 2, 3])
+@pytest.mark.parametrize("on_loss", [0.0, 5.0, ON_LOSS])
+@pytest.mark.parametrize("io_timeout", [3.0, 15.0, 60.0])
 def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_nothing_gets_through(
-    connections: int, monkeypatch: pytest.MonkeyPatch
+    connections: int, on_loss: float, io_timeout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two connections, one is always without a request, and so owes no answer."""
+    """Of several connections, one is always without a request, and so owes no answer."""
     monkeypatch.setattr(ModelLink, "silence", property(owed))
     monkeypatch.setattr(world_module.World, "check", lambda _: None)  # each connection is cut, and has reason to be
-    with World(connections) as world:
+    with World(connections, on_loss, io_timeout) as world:
         world.servers[HOME].slow = True
         world.driver.submit(1)
         began = world.now
         while not world.driver.failed:
             go_on(world, 5)
-            assert world.now < began + ON_LOSS + 100
+            assert world.now < began + on_loss + (2 * connections + 4) * (io_timeout + 2) + 100
 
 
 @pytest.mark.parametrize("connections", [1, 2])
@@ -424,9 +496,9 @@ def test_no_connection_is_idle_at_its_server_while_requests_are_made_to_fail(mon
         home, await_failure = world.servers[HOME], world.watch._links.await_failure
         idle: list[int] = []
 
-        def look_meanwhile(go_on: Callable[[], bool]) -> None:
+        def look_meanwhile(go_on: Callable[[], bool], all_of_them: bool) -> None:
             idle.append(sum(not (one.taken or has_ended(one.sock)) for one in home.accepted))
-            await_failure(go_on)
+            await_failure(go_on, all_of_them)
 
         world.watch._links.await_failure = look_meanwhile  # type: ignore[method-assign]
         home.slow = True
@@ -438,9 +510,10 @@ def test_no_connection_is_idle_at_its_server_while_requests_are_made_to_fail(mon
 
 
 def serve(world: World) -> None:
+    """All requests, also those that the driver has yet to send again."""
     world.servers[HOME].slow = False
-    world.servers[HOME].answer()
-    go_on(world, 3)
+    world.quick = True
+    go_on(world, 40)
 
 
 @pytest.mark.parametrize("connections", [1, 2])
@@ -465,18 +538,20 @@ def test_a_connection_that_was_silent_before_proves_nothing_against_the_good_one
         hiccup(world, recover_soon)
         home = world.servers[HOME]
         home.be_silent(world.now - 1.5)
+        silent_since = home.silent_since
         dial = world.watch._connecting._carrier.dial
 
         def by_another_way(*arguments: object, **more: object) -> Connection:
             home.silent_since = math.inf
             made = dial(*arguments, **more)  # type: ignore[arg-type]
-            home.silent_since = world.now - 1.5
+            home.silent_since = silent_since
             return made
 
         hand_over = world.watch._connecting.hand_over
 
         def by_the_same_way(fresh: Connection, noticed: Deadline) -> bool:
-            home.silent_since = math.inf
+            nonlocal silent_since
+            silent_since = home.silent_since = math.inf
             return hand_over(fresh, noticed)
 
         world.watch._connecting._carrier.dial = by_another_way  # type: ignore[method-assign]
@@ -509,6 +584,52 @@ def test_tries_have_pauses_and_time_while_a_connection_is_silent_though_on_loss_
         assert min(withins) >= 3.0  # seconds, the least of a try
         assert world.now >= began + 19 * 0.2  # 20 pauses
         assert world.driver._lives
+
+
+@pytest.mark.parametrize("event", ["ends", "is held"])
+def test_a_new_connection_is_ended_properly_if_it_is_not_handed_over(event: str) -> None:
+    """The attachment ended while it was dialled, or a command has held the device, and the server ended it perhaps."""
+    with World(1) as world:
+        home, watch = world.servers[HOME], world.watch
+        dial, said = watch._connecting._carrier.dial, list[int]()
+
+        def meanwhile(*arguments: object, **more: object) -> Connection:
+            made = dial(*arguments, **more)  # type: ignore[arg-type]
+            made.stream.run = lambda _: said.append(made.stream.sock.fileno())  # type: ignore[method-assign,assignment]
+            if event == "ends":
+                watch._access._is_there = lambda: False  # type: ignore[assignment]
+            else:
+                watch.hold()
+                watch._access.give_back()
+            watch._connecting._carrier.dial = dial  # type: ignore[method-assign]
+            return made
+
+        home.die()
+        home.lives = True
+        watch._connecting._carrier.dial = meanwhile  # type: ignore[method-assign]
+        with contextlib.suppress(Gone):
+            world.step()
+        assert len(said) == 1
+        if event == "is held":
+            go_on(world, 3)
+            assert world.driver.connected
+
+
+@pytest.mark.parametrize("call", ["hear", "tick"])
+def test_what_a_dead_connection_has_not_delivered_is_dropped_while_the_thread_dials(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[ModelLink] = []
+    monkeypatch.setattr(ModelLink, "drop_undelivered", lambda link: dropped.append(link))
+    with World(2) as world:
+        dead, _ = world.watch._links._links
+        socket.socket.shutdown(dead._sock, socket.SHUT_RDWR)
+        getattr(world.watch, call)()
+        assert dropped == [dead]
+        dropped.clear()
+        world.watch.hold()
+        getattr(world.watch, call)()
+        assert dropped == []  # a command is at the device
 
 
 @pytest.mark.parametrize("busy", [True, False])
