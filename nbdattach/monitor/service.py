@@ -22,6 +22,7 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import prepare, warm_up
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
+from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import procfs, storage_daemon, systemd
 from nbdattach.host.log import Log, kernel_log, to_stderr
@@ -29,7 +30,7 @@ from nbdattach.host.spawn import own_package
 from nbdattach.kernel import driver, netlink, sysfs
 from nbdattach.kernel.driver_log import DriverLog
 from nbdattach.monitor import control
-from nbdattach.monitor.control import SAME_VERSION, Caller, Door, Request
+from nbdattach.monitor.control import Caller, Door, Request
 from nbdattach.monitor.real_root import RealRoot
 from nbdattach.monitor.watch import Watch
 from nbdattach.relay.dialer import Relay
