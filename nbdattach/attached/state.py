@@ -28,6 +28,7 @@ from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.kernel.worker import STATE_FILES, UNFLUSHED
 from nbdattach.protocol.target import Target, parse_target, with_tls
 from nbdattach.text import quoted
+from nbdattach.tls_session import TlsSession
 
 RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
@@ -71,7 +72,7 @@ class Record:
     dead_peer: float = DEFAULT_DEAD_PEER
     io_timeout: float = 0.0
     reconnect: bool = False
-    tls: dict[str, str] | None = None  # version, cipher, transport
+    tls: TlsSession | None = None
     tls_transport: str = "auto"  # as the user asked for it
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
@@ -96,8 +97,7 @@ class Record:
         return place_of(self.target, self.trust)
 
 
-# Keys of a record's `tls`; keys of `trust`, with their types.
-_TLS = {"version", "cipher", "transport"}
+# Keys of `trust`, with their types.
 _TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
 
 
@@ -197,7 +197,7 @@ def load(device: Device) -> Record | None:
         record = untrusted_json.made_of(Record, _content(path(device)))
     except (OSError, ValueError):
         return None
-    if not (record.connections and record.block_size and (record.tls is None or record.tls.keys() >= _TLS)):
+    if not (record.connections and record.block_size):
         return None
     # A worker's pid may have been given to another process.
     same_process = record.pid is None or started(record.pid) in (None, record.started)

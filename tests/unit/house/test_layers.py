@@ -42,6 +42,7 @@ GROUND = {
     "option_values",
     "untrusted_json",
     "error_facts",
+    "tls_session",
 }
 
 # Outside thing: the modules that may import it.
@@ -84,6 +85,7 @@ PURE = (
     "errors",
     "error_facts",
     "untrusted_json",
+    "tls_session",
     "relay.orders",
     "device",
     "backends.limits",

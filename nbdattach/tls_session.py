@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The facts about a connection's TLS that `status` shows and the state file keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSession:
+    """`version` and `cipher` as OpenSSL names them."""
+
+    version: str
+    cipher: str
+    transport: str  # "kernel" | "relay"
+
+    def get(self, name: str) -> str:
+        """As of a dict; `monitor.watch` still reads it like this."""
+        return str(getattr(self, name))
