@@ -405,21 +405,6 @@ def test_a_journal_that_reads_nothing_does_not_hang_it() -> None:
     assert lines and set(lines) == {"x" * 100}
 
 
-def test_it_says_one_word_to_its_command_and_nothing_to_who_has_that_number_later(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    say = service._once(writer)
-    say("ready")
-    later = os.open(tmp_path / "later", os.O_WRONLY | os.O_CREAT)
-    try:
-        assert later == writer
-        say("an error")
-        assert os.read(reader, 99) == b"ready"
-        assert os.fstat(later).st_size == 0
-    finally:
-        os.close(later)
-        os.close(reader)
-
-
 def test_a_monitor_that_stands_in_does_not_speak_to_the_service_manager_of_its_parent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
