@@ -18,7 +18,10 @@ MAX_NAMES_IN_HINT = 8
 
 
 class NbdattachError(Exception):
-    """Base of all errors of this package; exit code 1."""
+    """Base of all errors of this package; exit code 1.
+
+    A class that has further facts declares each with its type and default; `error_facts` takes it to other processes.
+    """
 
     exit_code = 1
 
@@ -130,6 +133,7 @@ class DeviceInUse(NbdattachError):
     """
 
     exit_code = 7
+    users: tuple[str, ...] = ()
 
     def __init__(self, thing: str, cause: str, hint: str, users: Sequence[str] = ()) -> None:
         super().__init__(thing, cause, hint)
@@ -143,19 +147,3 @@ class NotAttached(NbdattachError):
 
     def __init__(self, device: str) -> None:
         super().__init__(device, "not attached", "nbdattach status shows what is")
-
-
-_FROM_AFAR = (Malformed, NoConnection, Refused, TlsFailed, KernelRefused, DeviceInUse)
-
-
-def facts_of(error: NbdattachError) -> dict[str, object]:
-    """The facts from which `error_of` in another process of ours makes the same error."""
-    return {"thing": error.thing, "cause": error.cause, "hint": error.hint, "code": error.exit_code}
-
-
-def error_of(facts: dict[str, object]) -> NbdattachError:
-    thing, cause, hint = (str(facts[key]) for key in ("thing", "cause", "hint"))
-    if facts["code"] == NotAttached.exit_code:
-        return NotAttached(thing)
-    kind = next((one for one in _FROM_AFAR if one.exit_code == facts["code"]), NbdattachError)
-    return kind(thing, cause, hint)

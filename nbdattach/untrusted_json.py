@@ -12,7 +12,7 @@ import json
 import math
 import re
 import typing
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar
 
@@ -27,8 +27,8 @@ _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(r"[\[{]")
 # Surrogates other than those that os.fsdecode makes of bytes that are not UTF-8: they cannot be encoded.
 _LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-# The kernel's sizes and numbers of processes are less.
-_MAX_NUMBER = 1 << 63
+# A server's size has 64 bits; the kernel's sizes and numbers of processes have less.
+_MAX_NUMBER = 1 << 64
 
 
 def parsed(text: str | bytes) -> Any:
@@ -45,7 +45,7 @@ def parsed(text: str | bytes) -> Any:
 def made_of(kind: type[T], content: object, strict: bool = False) -> T:
     """A dataclass of the fields in `content`. Raises ValueError, also if a field without a default is missing.
 
-    A newer version may have more fields; they are left out, or refused if `strict`.
+    A newer version may have more fields, here or in a dataclass inside; they are left out, or refused if `strict`.
     """
     if not isinstance(content, dict):
         raise ValueError(f"not {kind.__name__}: {type(content).__name__}")
@@ -53,11 +53,9 @@ def made_of(kind: type[T], content: object, strict: bool = False) -> T:
     known = [name for name in types if name in content]
     if strict and len(known) < len(content):
         raise ValueError(f"unknown fields of {kind.__name__}")
-    wrong = [name for name in known if not _is_of(content[name], types[name])]
-    if wrong:
-        raise ValueError(f"wrong type of {', '.join(wrong)} in {kind.__name__}")
+    values = {name: value_of(types[name], content[name], f"{name} in {kind.__name__}", strict) for name in known}
     try:
-        return kind(**{name: content[name] for name in known})
+        return kind(**values)
     except TypeError as error:
         raise ValueError(str(error)) from None
 
@@ -69,15 +67,41 @@ def _types(kind: type[Any]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-def _is_of(value: object, kind: Any) -> bool:
-    """Whether a value from JSON is of that type. None of our numbers is negative, infinite or NaN."""
+def value_of(kind: Any, value: object, name: str, strict: bool = False) -> Any:
+    """`value` from JSON as that type. Raises ValueError, which calls it `name`.
+
+    None of our numbers is negative, infinite or NaN. JSON has a list for a tuple, and an object for a dataclass.
+    """
     if isinstance(kind, UnionType):
-        return any(_is_of(value, one) for one in typing.get_args(kind))
-    if typing.get_origin(kind) is dict:
-        of_keys, of_values = typing.get_args(kind)
-        return isinstance(value, dict) and all(_is_of(k, of_keys) and _is_of(v, of_values) for k, v in value.items())
+        return _value_of_one(typing.get_args(kind), value, name, strict)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict and isinstance(value, dict):
+        return {value_of(inner[0], key, name): value_of(inner[1], one, name, strict) for key, one in value.items()}
+    if origin is tuple and isinstance(value, list):
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(kinds) == len(value):
+            return tuple(value_of(one, part, name, strict) for one, part in zip(kinds, value, strict=True))
+    elif is_dataclass(kind):
+        return made_of(typing.cast("type[Any]", kind), value, strict)
+    elif _is_of(value, kind):
+        return value
+    raise ValueError(f"wrong type of {name}")
+
+
+def _value_of_one(kinds: tuple[Any, ...], value: object, name: str, strict: bool) -> Any:
+    """As the first of these types that fits; if none does, the error is that of the first."""
+    failures: list[ValueError] = []
+    for kind in kinds:
+        try:
+            return value_of(kind, value, name, strict)
+        except ValueError as failure:
+            failures.append(failure)
+    raise failures[0]
+
+
+def _is_of(value: object, kind: Any) -> bool:
     if kind is int:
         return type(value) is int and 0 <= value < _MAX_NUMBER
     if kind is float:
         return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
-    return type(value) is kind and not (kind is str and _LONE.search(str(value)))
+    return kind is object or (type(value) is kind and not (kind is str and _LONE.search(str(value))))

@@ -28,6 +28,7 @@ from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.kernel.worker import STATE_FILES, UNFLUSHED
 from nbdattach.protocol.target import Target, parse_target, with_tls
 from nbdattach.text import quoted
+from nbdattach.tls_session import TlsSession
 
 RUN = "/run/nbdattach"
 _DEVICES = 1 << 32
@@ -67,7 +68,7 @@ class Record(LastingOptions):
     block_size: int = 512
     max_sectors_kb: int = 0
     raw: bool = False  # attached without a handshake
-    tls: dict[str, str] | None = None  # version, cipher, transport
+    tls: TlsSession | None = None
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
     trust: Trust | None = None
@@ -91,8 +92,7 @@ class Record(LastingOptions):
         return place_of(self.target, self.trust)
 
 
-# Keys of a record's `tls`; keys of `trust`, with their types: fields of `TlsOptions`.
-_TLS = {"version", "cipher", "transport"}
+# Keys of `trust`, with their types: fields of `TlsOptions`.
 _TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
 
 
@@ -192,7 +192,7 @@ def load(device: Device) -> Record | None:
         record = untrusted_json.made_of(Record, _content(path(device)))
     except (OSError, ValueError):
         return None
-    if not (record.connections and record.block_size and (record.tls is None or record.tls.keys() >= _TLS)):
+    if not (record.connections and record.block_size):
         return None
     # A worker's pid may have been given to another process.
     same_process = record.pid is None or started(record.pid) in (None, record.started)

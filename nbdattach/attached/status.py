@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from nbdattach.attached.state import Record, Trouble, load, monitor_lives, trouble_of
 from nbdattach.attached.users import Census, numbers_of
@@ -58,7 +58,7 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         read_only=kernel.read_only,
         backend=record.backend if record else "netlink" if by_netlink else None,
         connections=record.connections if record else kernel.connections,
-        tls=record.tls if record else None,
+        tls=asdict(record.tls) if record and record.tls else None,
         pid=record.pid or record.living_relay if record else None if by_netlink else pid,
         since=record.since if record else None,
         mounts=users.mounts,

@@ -23,6 +23,7 @@ from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
+from nbdattach.tls_session import TlsSession
 
 # queue/io_timeout in milliseconds, for several connections: if a request reaches this age, the driver takes its
 # connection for dead, drops it and sends the request again over another one, though the server may still work on it.
@@ -44,7 +45,7 @@ class Spent(Exception):
 class Job:
     """The attachment to make, the same for each device that we try. `sockets` are descriptors in transmission.
 
-    `contested`: other programs open and close the device all the time. `tls`: version, cipher and transport.
+    `contested`: other programs open and close the device all the time.
     """
 
     tag: str
@@ -54,7 +55,7 @@ class Job:
     sockets: list[int]
     wishes: Wishes
     contested: bool = False
-    tls: dict[str, str] | None = None
+    tls: TlsSession | None = None
     relay: int | None = None  # its pid
     address: str | None = None  # of the target's host, as resolved
 

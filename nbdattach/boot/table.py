@@ -21,7 +21,8 @@ from nbdattach.boot.nbdtab import Entry, Table
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.client import silent
 from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, Malformed, NbdattachError, error_of, facts_of
+from nbdattach.error_facts import error_of, facts_of
+from nbdattach.errors import DeviceInUse, Malformed, NbdattachError
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.operations import detachment

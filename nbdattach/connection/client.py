@@ -16,6 +16,7 @@ from nbdattach.protocol import handshake, transmission
 from nbdattach.protocol.constants import NBD_FLAG_HAS_FLAGS
 from nbdattach.protocol.export import Export, Listed
 from nbdattach.protocol.target import Target
+from nbdattach.tls_session import TlsSession
 
 if TYPE_CHECKING:
     from nbdattach.connection.certificate import Certificate
@@ -57,12 +58,12 @@ class Connection:
     relay: Relay | None = None
 
     @property
-    def tls(self) -> dict[str, str] | None:
-        """Version, cipher and transport; None without TLS."""
+    def tls(self) -> TlsSession | None:
+        """None without TLS."""
         if self.stream.tls is None:
             return None
         version, cipher = self.stream.tls
-        return {"version": version, "cipher": cipher, "transport": "relay" if self.relay else "kernel"}
+        return TlsSession(version, cipher, "relay" if self.relay else "kernel")
 
 
 def list_exports(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> list[Listed]:

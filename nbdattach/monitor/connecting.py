@@ -36,7 +36,7 @@ class Connecting:
         self.recorded = recorded
         self.links = links
         record = recorded.record
-        transport = record.tls and record.tls.get("transport")
+        transport = record.tls and record.tls.transport
         wanted = "relay" if transport == "relay" else record.tls_transport
         self._carrier = Carrier(wanted, relay, was_in_kernel=transport == "kernel")
         self._ready = False  # whether we can dial without reading a disk

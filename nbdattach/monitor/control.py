@@ -2,7 +2,7 @@
 """How commands speak with the monitor: one request and one reply over /run/nbdattach/monitor, as JSON.
 
 A request names an action and the device. "watch" also passes the descriptors of the kernel's connections and, if a
-relay carries them, last the descriptor for orders to the relay. A reply has "said", or the parts of an error.
+relay carries them, last the descriptor for orders to the relay. A reply has "said", or the facts of an error.
 "hold" lasts as long as the connection: the monitor does not touch the device until the command that asked has ended
 or died.
 """
@@ -10,31 +10,29 @@ or died.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import stat
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbdattach import untrusted_json
 from nbdattach.attached import state
 from nbdattach.device import Device
-from nbdattach.errors import NbdattachError, error_of, facts_of
-from nbdattach.host import procfs
+from nbdattach.error_facts import SAME_VERSION
+from nbdattach.errors import NbdattachError
+from nbdattach.host import messages, procfs
 from nbdattach.protocol.target import Target
 
 if TYPE_CHECKING:
     from nbdattach.relay.dialer import Relay
 
 PLACE = f"{state.RUN}/monitor"
-_MAX_MESSAGE = 1 << 16
 _MAX_SOCKETS = 64
 # A healthy monitor answers at once. Only requests that wait for a server may take longer: those have no limit.
 _PATIENCE = 30.0
-SAME_VERSION = "is it of the same version?"
 # While a command holds a device, the monitor checks this often, in seconds, whether the command is stopped (SIGSTOP).
 # After so many checks in a row it waits no longer, because only the monitor reconnects the device.
 _LOOK_SECONDS = 1.0
@@ -43,11 +41,13 @@ _UCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 class NoMonitor(NbdattachError):
-    """No monitor runs on this host."""
+    """No monitor runs on this host; or if it is `silent`, it runs and does not answer."""
+
+    silent: bool = False
 
     def __init__(self, cause: str, silent: bool = False) -> None:
-        self.silent = silent  # it runs, but does not answer
         super().__init__("monitor", cause, "nbdattach monitor starts it, and says what is wrong")
+        self.silent = silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """`said`, or the parts of an error."""
-
     said: str | None = None
-    thing: str = "monitor"
-    cause: str = "it says neither yes nor no"
-    hint: str = SAME_VERSION
-    code: int = NbdattachError.exit_code
 
 
 # -- the command's side --------------------------------------------------------------------------------------------
@@ -161,27 +155,26 @@ def _connected(patience: float | None) -> socket.socket:
 
 
 def _send(connection: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
-    message = asdict(request)
     try:
-        socket.send_fds(connection, [json.dumps(message).encode()], list(descriptors))
+        messages.send(connection, request, descriptors)
     except OSError as error:
         raise NoMonitor(f"went away ({error.strerror or error})") from None
 
 
 def _reply(connection: socket.socket) -> str:
     try:
-        message = connection.recv(_MAX_MESSAGE)
+        message, _ = messages.receive(connection)
     except OSError as error:
         raise NoMonitor(f"does not answer ({error})", silent=isinstance(error, TimeoutError)) from None
     if not message:
         raise NoMonitor("went away")
     try:
-        reply = untrusted_json.made_of(_Reply, untrusted_json.parsed(message))
+        reply = messages.answer(_Reply, untrusted_json.parsed(message))
     except ValueError as error:
         raise NoMonitor(f"its reply cannot be read ({error})") from None
-    if reply.said is not None:
-        return reply.said
-    raise error_of(asdict(reply))
+    if reply.said is None:
+        raise NbdattachError("monitor", "it says neither yes nor no", SAME_VERSION)
+    return reply.said
 
 
 # -- the monitor's side --------------------------------------------------------------------------------------------
@@ -195,7 +188,7 @@ class Caller:
 
     def read(self) -> tuple[Request | None, list[int]]:
         """The request and the sockets that came with it, which we now own. None and no sockets if it is malformed."""
-        message, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_MESSAGE, _MAX_SOCKETS)
+        message, descriptors = messages.receive(self._connection, _MAX_SOCKETS)
         with contextlib.suppress(ValueError):
             request = untrusted_json.made_of(Request, untrusted_json.parsed(message), strict=True)
             if all(stat.S_ISSOCK(os.fstat(number).st_mode) for number in descriptors):
@@ -205,9 +198,8 @@ class Caller:
         return None, []
 
     def reply(self, outcome: str | NbdattachError) -> None:
-        message: dict[str, object] = {"said": outcome} if isinstance(outcome, str) else facts_of(outcome)
         with contextlib.suppress(OSError):  # it has not waited
-            self._connection.send(json.dumps(message).encode())
+            messages.send(self._connection, _Reply(outcome) if isinstance(outcome, str) else outcome)
 
     @property
     def pid(self) -> int:
@@ -220,7 +212,7 @@ class Caller:
         self._connection.settimeout(_LOOK_SECONDS)
         while stopped < _STOPPED_LOOKS:
             try:
-                if not self._connection.recv(_MAX_MESSAGE):
+                if not self._connection.recv(1):
                     return True
             except TimeoutError:
                 stopped = stopped + 1 if procfs.stopped(self.pid) else 0

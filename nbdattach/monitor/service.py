@@ -22,14 +22,15 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import prepare, warm_up
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
+from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import procfs, storage_daemon, systemd
 from nbdattach.host.log import Log, kernel_log, to_stderr
 from nbdattach.host.spawn import own_package
 from nbdattach.kernel import driver, netlink, sysfs
 from nbdattach.kernel.driver_log import DriverLog
-from nbdattach.monitor import control
-from nbdattach.monitor.control import SAME_VERSION, Caller, Door, Request
+from nbdattach.monitor import control, daemon
+from nbdattach.monitor.control import Caller, Door, Request
 from nbdattach.monitor.real_root import RealRoot
 from nbdattach.monitor.watch import Watch
 from nbdattach.relay.dialer import Relay
@@ -375,7 +376,7 @@ def main() -> None:
 
 def main_in_background() -> None:
     """The monitor as a daemon. This process ends when it is ready, or with the error on stderr and exit code 1."""
-    said = _in_background(None)
+    said = daemon.start(lambda ready: run(kernel_log(), ready))
     if said:
         sys.stderr.write(f"{said}\n")
         sys.stderr.flush()
@@ -384,42 +385,5 @@ def main_in_background() -> None:
 
 def stand_in() -> str:
     """Starts the initramfs's interim monitor as a daemon; returns the error, or an empty text."""
-    return _in_background(RealRoot())
-
-
-def _in_background(root: RealRoot | None) -> str:
-    """Returns when it is ready, with an empty text, or with the error."""
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        with open(reader) as words:
-            said = words.read()
-        return "" if said == "ready" else said or "ended without a word"
-    os.close(reader)
-    os.environ.pop(
-        "NOTIFY_SOCKET", None
-    )  # it belongs to the process that started us; we must not report readiness or an end in its name
-    os.setsid()
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
-
-    say = _once(writer)
-    try:
-        run(kernel_log(), lambda: say("ready"), root)
-    except Exception as error:
-        say(str(error))
-    os._exit(0)
-
-
-def _once(writer: int) -> Callable[[str], None]:
-    """Writes the first word only: later the descriptor's number may belong to another file, even a server's socket."""
-    left = [writer]
-
-    def say(word: str) -> None:
-        while left:
-            with open(left.pop(), "wb", buffering=0) as file, contextlib.suppress(OSError):
-                file.write(word.encode())
-
-    return say
+    root = RealRoot()
+    return daemon.start(lambda ready: run(kernel_log(), ready, root))

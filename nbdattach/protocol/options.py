@@ -80,6 +80,9 @@ def next_reply(target: Target, option: int) -> Steps[Reply]:
 class OptionRefused(Refused):
     """`reply` is the NBD_REP_ERR_* type, `words` are the server's own."""
 
+    reply: int = 0
+    words: str = ""
+
     def __init__(self, thing: str, cause: str, hint: str, reply: int, words: str) -> None:
         super().__init__(thing, cause, hint)
         self.reply = reply

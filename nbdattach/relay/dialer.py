@@ -8,7 +8,6 @@ sockets, and the kernel gets the other one. The relay stays ready for further co
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import select
@@ -16,21 +15,24 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from nbdattach.connection import client
 from nbdattach.connection.client import Connection, silent
 from nbdattach.connection.kernel_socket import watch_peer
 from nbdattach.connection.stream import Stream, Trace
 from nbdattach.deadline import Deadline
-from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NotInKernel, error_of
-from nbdattach.host import procfs, systemd
+from nbdattach.error_facts import SAME_VERSION
+from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NbdattachError, NotInKernel
+from nbdattach.host import messages, procfs, systemd
 from nbdattach.host.spawn import bare_python
-from nbdattach.protocol.export import BlockSize, Export
 from nbdattach.protocol.target import Target
+from nbdattach.relay.orders import Bury, Dial, Dialled, Said, Traced
 from nbdattach.text import plain
+from nbdattach.untrusted_json import parsed
+
+_T = TypeVar("_T")
 
 START_SECONDS = 30
 # Seconds after its own deadline at which a relay counts as stuck.
@@ -39,7 +41,6 @@ _GRACE = 5.0
 _CLOSED = 3
 # Seconds that a relay gets if the kernel's part has used up the time of a try.
 _LEAST = 1.0
-_MAX_MESSAGE = 1 << 16
 # Environment passed to the relay: the worker's, plus OpenSSL's paths to the system CAs.
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -82,16 +83,8 @@ class Carrier:
                 self._was_in_kernel, self._closed_tries = made.tls is not None, 0
                 watch_peer(made.stream.sock, dead_peer)
                 return made
-        order = {
-            "do": "dial",
-            "target": asdict(target),
-            "timeout": timeout,
-            "connect_within": connect_within,
-            "raw_size": raw_size,
-            "dead_peer": dead_peer,
-        }
         with self._at_relay():
-            made = self._dialled(target, order, timeout, trace)
+            made = self._dialled(Dial(target, timeout, dead_peer, connect_within, raw_size), trace)
             self._wanted = "relay"  # from now on; a server that only went away meanwhile would not have answered
             return made
 
@@ -136,12 +129,12 @@ class Carrier:
                 if self._closed:
                     self._drop()
 
-    def _dialled(self, target: Target, order: dict[str, Any], timeout: float, trace: Trace) -> Connection:
+    def _dialled(self, order: Dial, trace: Trace) -> Connection:
         if self._relay and not self._relay.alive:
             self._drop()
         if not self._relay:
-            self._relay = Relay.start(target)
-        made = self._relay.dial(target, order, timeout, trace)
+            self._relay = Relay.start(order.target)
+        made = self._relay.dial(order, trace)
         trace(f"TLS is carried by a relay, process {self._relay.pid}")
         return made
 
@@ -154,13 +147,15 @@ class Carrier:
 class _Relayed(Stream):
     """Our end of a relay, with the TLS version and cipher that the relay reported."""
 
-    def __init__(self, sock: socket.socket, target: Target, deadline: Deadline, trace: Trace, told: Any) -> None:
+    def __init__(
+        self, sock: socket.socket, target: Target, deadline: Deadline, trace: Trace, told: tuple[str, str] | None
+    ) -> None:
         super().__init__(sock, target, deadline, trace)
         self._told = told
 
     @property
     def tls(self) -> tuple[str, str] | None:
-        return (str(self._told[0]), str(self._told[1])) if self._told else None
+        return self._told
 
 
 class Relay:
@@ -211,21 +206,19 @@ class Relay:
     def fileno(self) -> int:
         return self._orders.fileno()
 
-    def dial(self, target: Target, order: dict[str, Any], timeout: float, trace: Trace) -> Connection:
+    def dial(self, order: Dial, trace: Trace) -> Connection:
         """Raises `NbdattachError`: the error that the relay got from the server, or that the relay died."""
+        target, timeout = order.target, order.timeout
         kernels, relays = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             try:
-                told = self._asked(order, timeout + _GRACE, [relays.fileno()], trace)
+                made = self._asked(Dialled, order, timeout + _GRACE, [relays.fileno()], trace)
             finally:
                 relays.close()
-            if "cause" in told:
-                raise error_of(told)
             if not self.pid:
-                systemd.give_scope(told["pid"], "nbdattach-relay")
-            self.pid = told["pid"]
-            stream = _Relayed(kernels, target, Deadline(timeout), trace, told["tls"])
-            return Connection(stream, _export_of(told["export"]), self)
+                systemd.give_scope(made.pid, "nbdattach-relay")
+            self.pid = made.pid
+            return Connection(_Relayed(kernels, target, Deadline(timeout), trace, made.tls), made.export, self)
         except TimeoutError:
             kernels.close()
             self._kill()
@@ -239,27 +232,36 @@ class Relay:
             raise
 
     def bury(self, seconds: float) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NbdattachError):
             try:
-                self._asked({"do": "bury"}, seconds)
+                self._asked(Said, Bury(), seconds)
             except TimeoutError:
                 self._kill()  # which resets its connections
 
     def _asked(
-        self, order: dict[str, Any], patience: float, descriptors: list[int] | None = None, trace: Trace = silent
-    ) -> dict[str, Any]:
-        """Sends an order and returns the reply. Raises OSError."""
+        self,
+        kind: type[_T],
+        order: Dial | Bury,
+        patience: float,
+        descriptors: Sequence[int] = (),
+        trace: Trace = silent,
+    ) -> _T:
+        """Sends an order and returns the answer. Raises OSError, and `NbdattachError`: the relay's."""
         deadline = Deadline(patience)
         self._orders.settimeout(patience)
-        socket.send_fds(self._orders, [json.dumps(order).encode()], descriptors or [])
+        messages.send(self._orders, order, descriptors)
         while True:
             self._orders.settimeout(max(0.001, deadline.remaining()))
-            reply = json.loads(self._orders.recv(_MAX_MESSAGE) or b"null")
-            if reply is None:
+            message, _ = messages.receive(self._orders)
+            if not message:
                 raise ConnectionResetError("no answer")
-            if "trace" not in reply:
-                return dict(reply)
-            trace(reply["trace"])
+            try:
+                content = parsed(message)
+                if not isinstance(content, dict) or "trace" not in content:
+                    return messages.answer(kind, content)
+                trace(messages.answer(Traced, content).trace)
+            except ValueError as error:
+                raise NbdattachError("relay", f"its answer cannot be read ({error})", SAME_VERSION) from None
 
     def _kill(self) -> None:
         """The relay no longer answers; a late answer must not reach us."""
@@ -271,8 +273,3 @@ class Relay:
 
     def close(self) -> None:
         self._orders.close()
-
-
-def _export_of(told: dict[str, Any]) -> Export:
-    export = Export(**told)
-    return replace(export, block_size=BlockSize(**told["block_size"])) if told["block_size"] else export

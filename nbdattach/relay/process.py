@@ -3,11 +3,7 @@
 
 A TLS connection cannot move from one process to another, so the process that pumps must dial. A fork of a command would
 keep the command's memory for good, and a fork of the monitor would have its threads and locks. So this is a fresh
-interpreter (`python -I -S`), which gets its orders over a Unix socket, as JSON (`dialer` gives them):
-
-    {"do": "dial", ...} with a descriptor, the other end of the kernel's socket
-                        -> {"trace": TEXT} for each step, then {"export": ..., "tls": ..., "pid": PID} or an error
-    {"do": "bury"}      -> {"said": "buried"}: connections that ended without NBD_CMD_DISC can no longer write there
+interpreter (`python -I -S`), which gets its orders over a Unix socket (`dialer` gives them; `orders` has them).
 
 It lives while a process can still give orders, or a connection lives. So the monitor makes new connections over the
 same process: while the disk that this machine runs from is away, no new one could be started.
@@ -18,24 +14,25 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]  # the module signal builds enums on it: 0.9 MB
 import contextlib
 import gc
-import json
 import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbdattach.connection import client
 from nbdattach.connection.kernel_socket import watch_peer
 from nbdattach.connection.stream import warm_up
-from nbdattach.errors import NbdattachError, facts_of
-from nbdattach.host import procfs, storage_daemon
-from nbdattach.protocol.target import Target
+from nbdattach.error_facts import SAME_VERSION
+from nbdattach.errors import NbdattachError
+from nbdattach.host import messages, procfs, storage_daemon
+from nbdattach.relay.orders import Dial, Dialled, Said, Traced
 from nbdattach.relay.pump import Pump, Pumps
 from nbdattach.untrusted_json import parsed
 
-MAX_MESSAGE = 1 << 16
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 # Bytes; nothing here recurses.
 _STACK = 256 << 10
 
@@ -82,51 +79,47 @@ class _Clerk:
     def work(self) -> None:
         try:
             while True:
-                message, descriptors, _, _ = socket.recv_fds(self._orders, MAX_MESSAGE, 1)
+                message, descriptors = messages.receive(self._orders, 1)
                 if not message:
                     break
                 with contextlib.ExitStack() as given:
                     sockets = [given.enter_context(socket.socket(fileno=number)) for number in descriptors]
-                    self._reply(self._answer(message, sockets))
+                    messages.send(self._orders, self._answer(message, sockets))
         except OSError:
             pass  # the process that gave the orders has gone
         finally:
             self._pumps.finish()
 
-    def _answer(self, message: bytes, sockets: Sequence[socket.socket]) -> dict[str, object]:
+    def _answer(self, message: bytes, sockets: Sequence[socket.socket]) -> DataclassInstance | NbdattachError:
         try:
             return self._obey(parsed(message), sockets)
         except NbdattachError as error:
-            return facts_of(error)
+            return error
         except (ValueError, TypeError, KeyError, IndexError) as error:
             cause = f"it cannot read the order: {type(error).__name__}: {error}"
-            return facts_of(NbdattachError("relay", cause, "is it of the same version?"))
+            return NbdattachError("relay", cause, SAME_VERSION)
 
-    def _obey(self, order: dict[str, Any], sockets: Sequence[socket.socket]) -> dict[str, object]:
+    def _obey(self, order: dict[str, Any], sockets: Sequence[socket.socket]) -> Said | Dialled:
         if order["do"] == "bury":
             seen = threading.Event()
             self._pumps.call(seen.set)
             seen.wait()
-            return {"said": "buried"}
-        return self._dial(sockets[0], order)
+            return Said("buried")
+        return self._dial(sockets[0], Dial.of(order))
 
-    def _dial(self, kernel: socket.socket, order: dict[str, Any]) -> dict[str, object]:
-        target = Target(**order["target"])
+    def _dial(self, kernel: socket.socket, order: Dial) -> Dialled:
         made = client.connect(
-            target,
-            order["timeout"],
-            lambda line: self._reply({"trace": line}),
-            connect_within=order["connect_within"],
-            raw_size=order["raw_size"],
+            order.target,
+            order.timeout,
+            lambda line: messages.send(self._orders, Traced(line)),
+            connect_within=order.connect_within,
+            raw_size=order.raw_size,
         )
         server: Any = made.stream.sock
-        watch_peer(server, order["dead_peer"])
-        pump = Pump(kernel.dup(), server, lambda why: _log(f"{target.uri}: {why}"), order["dead_peer"])
+        watch_peer(server, order.dead_peer)
+        pump = Pump(kernel.dup(), server, lambda why: _log(f"{order.target.uri}: {why}"), order.dead_peer)
         self._pumps.add(pump)
-        return {"export": asdict(made.export), "tls": made.stream.tls, "pid": os.getpid()}
-
-    def _reply(self, reply: dict[str, object]) -> None:
-        self._orders.send(json.dumps(reply).encode())
+        return Dialled(made.export, made.stream.tls, os.getpid())
 
 
 def _log(line: str) -> None:

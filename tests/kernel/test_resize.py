@@ -82,6 +82,7 @@ def test_a_mounted_device_does_not_shrink(tmp_path: Path) -> None:
             done = nbd("resize", "nbd0")
             assert (done.code, FIRST.size) == (7, 16 * MIB)
             assert "mounted at /mnt" in done.err
+            assert "  mounted at /mnt: umount /mnt\n" in done.err
             os.truncate(there.image, 16 * MIB)
         finally:
             shell("umount /mnt")
@@ -96,6 +97,7 @@ def test_a_device_that_is_open_does_not_shrink(tmp_path: Path) -> None:
             done = nbd("resize", "nbd0")
             assert (done.code, FIRST.size) == (7, 16 * MIB)
             assert f"open in process {os.getpid()} " in done.err
+            assert f": kill {os.getpid()}\n" in done.err
         nbd_ok("resize", "nbd0")
         assert FIRST.size == 8 * MIB
 

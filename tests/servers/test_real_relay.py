@@ -63,7 +63,7 @@ def test_one_process_for_all_connections_and_it_ends_with_the_last(target: Targe
     made = [dial(carrier, target) for _ in range(3)]
     (pid,) = {connection.relay.pid for connection in made if connection.relay}
     assert made[0].export.size == 1 << 20
-    assert made[0].tls and made[0].tls["transport"] == "relay"
+    assert made[0].tls and made[0].tls.transport == "relay"
     carrier.close()
     time.sleep(0.3)
     for connection in made:
@@ -168,7 +168,7 @@ def test_new_keys_and_tickets_of_tls_1_3_do_not_disturb_it(authority: Path, tmp_
     with record_server(image, authority, newest=True) as server:
         target = with_tls(parse_target(server.uri), ca=str(authority))
         made = dial(carrier, target)
-        assert made.tls and made.tls["version"] == "TLSv1.3"
+        assert made.tls and made.tls.version == "TLSv1.3"
         server.renew_keys = True
         for place in range(0, 1 << 20, 1 << 15):
             data = made.stream.run(transmission.read(target.uri, place, 1 << 15, place))

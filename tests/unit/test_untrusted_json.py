@@ -34,6 +34,15 @@ class Thing:
     words: dict[str, str | bool] | None = None
 
 
+@dataclass
+class Box:
+    thing: Thing
+    spare: Thing | None = None
+    labels: tuple[str, ...] = ()
+    corners: tuple[str, int] | None = None
+    rest: dict[str, object] | None = None
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -50,7 +59,7 @@ WRONG: list[object] = [
     None, 5, "name", [], ["name"], {}, {"size": 5},
     {"name": 5}, {"name": None}, {"name": ["x"]}, {"name": "\ud800"},
     {"name": "x", "size": "5"}, {"name": "x", "size": 5.0}, {"name": "x", "size": True}, {"name": "x", "size": -1},
-    {"name": "x", "size": 1 << 63}, {"name": "x", "size": None},
+    {"name": "x", "size": 1 << 64}, {"name": "x", "size": None},
     {"name": "x", "age": float("nan")}, {"name": "x", "age": float("inf")}, {"name": "x", "age": -0.5},
     {"name": "x", "age": "1"},
     {"name": "x", "words": []}, {"name": "x", "words": {"a": 5}}, {"name": "x", "words": {"a": None}},
@@ -61,6 +70,46 @@ WRONG: list[object] = [
 def test_nothing_is_made_of_a_wrong_type(content: object) -> None:
     with pytest.raises(ValueError, match=r"Thing"):
         untrusted_json.made_of(Thing, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "box"),
+    [
+        ({"thing": {"name": "x"}}, Box(Thing("x"))),
+        ({"thing": {"name": "x"}, "spare": {"name": "y", "size": 5}}, Box(Thing("x"), Thing("y", 5))),
+        ({"thing": {"name": "x"}, "spare": None, "labels": ["a", "b"]}, Box(Thing("x"), labels=("a", "b"))),
+        ({"thing": {"name": "x"}, "corners": ["a", 5]}, Box(Thing("x"), corners=("a", 5))),
+        ({"thing": {"name": "x"}, "rest": {"a": [1], "b": None}}, Box(Thing("x"), rest={"a": [1], "b": None})),
+        ({"thing": {"name": "x", "colour": "blue"}}, Box(Thing("x"))),
+    ],
+)
+def test_a_dataclass_in_another_one_is_made(content: dict[str, Any], box: Box) -> None:
+    assert untrusted_json.made_of(Box, content) == box
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"thing": None}, {"thing": "x"}, {"thing": {}}, {"thing": {"name": 5}}, {"thing": {"name": "x", "size": -1}},
+        {"thing": {"name": "x"}, "spare": {"name": 5}}, {"thing": {"name": "x"}, "labels": "ab"},
+        {"thing": {"name": "x"}, "labels": ["a", 5]}, {"thing": {"name": "x"}, "labels": None},
+        {"thing": {"name": "x"}, "corners": ["a"]}, {"thing": {"name": "x"}, "corners": ["a", 5, 5]},
+        {"thing": {"name": "x"}, "rest": []},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_nothing_is_made_where_one_inside_has_a_wrong_type(content: object) -> None:
+    with pytest.raises(ValueError, match=r"Thing|Box"):
+        untrusted_json.made_of(Box, content)
+
+
+def test_an_unknown_field_inside_is_refused_where_one_outside_is() -> None:
+    with pytest.raises(ValueError, match="unknown fields of Thing"):
+        untrusted_json.made_of(Box, {"thing": {"name": "x", "colour": "blue"}}, strict=True)
+
+
+def test_a_servers_size_of_64_bits_is_a_number() -> None:
+    assert untrusted_json.made_of(Thing, {"name": "x", "size": (1 << 64) - 1}).size == (1 << 64) - 1
 
 
 def test_an_unknown_field_is_left_out_or_refused() -> None:

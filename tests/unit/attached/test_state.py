@@ -21,6 +21,7 @@ from nbdattach.errors import DeviceInUse, Malformed
 from nbdattach.host import procfs
 from nbdattach.kernel import sysfs, worker
 from nbdattach.operations import detachment
+from nbdattach.tls_session import TlsSession
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
 FULL = replace(
@@ -57,6 +58,39 @@ def test_a_field_of_a_later_version_is_left_out(host: Host) -> None:
     host.attach()
     host.write("nbd0.json", json.dumps({**asdict(FULL), "colour": "blue"}))
     assert state.load(NBD0) == FULL
+
+
+# As the version wrote it for which `tls` was a dict.
+WITH_TLS = """{
+    "tag": "mine", "target": "nbds://db1/disk", "export": "disk", "backend": "netlink", "connections": 1,
+    "since": "2026-01-02T03:04:05Z", "kernel_pid": 4711, "pid": null, "started": null, "size": 1073741824, "flags": 0,
+    "block_size": 512, "max_sectors_kb": 0, "raw": false, "connect_timeout": 30.0, "on_loss": 300.0, "dead_peer": 30.0,
+    "io_timeout": 0.0, "reconnect": true,
+    "tls": {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "transport": "relay"}, "tls_transport": "auto",
+    "relay": 815, "relay_started": 99, "trust": {"ca": "/ca", "cert": "", "key": "", "verify": true}, "table": "",
+    "address": null, "root": false, "moving_to": "", "moving_trust": null, "new_size": null
+}"""
+
+
+def test_a_file_of_before_is_read_and_one_of_now_is_like_it(host: Host) -> None:
+    host.attach()
+    host.write("nbd0.json", WITH_TLS)
+    record = state.load(NBD0)
+    assert record is not None
+    assert record.tls == TlsSession("TLSv1.3", "TLS_AES_256_GCM_SHA384", "relay")
+    assert status.status_of(NBD0).tls == json.loads(WITH_TLS)["tls"]
+    state.save(NBD0, record)
+    saved = json.loads((host.run / "nbd0.json").read_text())
+    assert {**saved, **json.loads(WITH_TLS)} == saved
+
+
+def test_what_a_later_version_knows_of_tls_besides_is_left_out(host: Host) -> None:
+    host.attach()
+    content = json.loads(WITH_TLS)
+    host.write("nbd0.json", json.dumps({**content, "tls": {**content["tls"], "group": "x25519"}}))
+    record = state.load(NBD0)
+    assert record is not None
+    assert record.tls == TlsSession("TLSv1.3", "TLS_AES_256_GCM_SHA384", "relay")
 
 
 def test_a_field_that_an_earlier_version_did_not_write_has_its_default(host: Host) -> None:

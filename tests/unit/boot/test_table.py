@@ -7,12 +7,14 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from host import Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Identity, Record
+from nbdattach.boot import table
 from nbdattach.cli import main
 from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
@@ -137,6 +139,21 @@ def test_failures_are_told_as_they_come_and_the_first_line_of_them_decides(
         "  mounted at /mnt: umount /mnt",
         "(release it first)",
     ])  # fmt: skip
+
+
+@pytest.mark.usefixtures("host")
+def test_an_error_of_another_thing_than_the_device_names_both_and_stays_whole(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attach(*_: object) -> NoReturn:
+        raise DeviceInUse("the tag disk", "taken", "take another", ["held by /dev/nbd7: nbdattach disconnect nbd7"])
+
+    monkeypatch.setattr(attachment, "attach", attach)
+    entry = table.read(str(file)).entries[0]
+    ((_, error),) = table.up([entry])
+    assert isinstance(error, DeviceInUse)
+    assert str(error) == "/dev/nbd0: the tag disk: taken"
+    assert error.users == ("held by /dev/nbd7: nbdattach disconnect nbd7",)
 
 
 def test_a_line_with_a_mistake_keeps_no_other_from_being_attached(

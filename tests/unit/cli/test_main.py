@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +30,7 @@ from nbdattach.connection import client
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.monitor import launch
+from nbdattach.monitor import control, launch
 from nbdattach.operations import attachment, detachment, handover
 from nbdattach.protocol.target import Target
 
@@ -782,6 +784,33 @@ def test_reconnect_says_where_the_device_is_connected_now(
         0, "", "nbdattach: /dev/nbd0: connected to nbd://db2/disk\n",
     )  # fmt: skip
     assert asked == [(Device(0), target)]
+
+
+def test_resize_names_the_users_of_a_device_that_would_shrink(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The monitor finds them, and its answer has them."""
+    monkeypatch.setattr(state, "RUN", str(tmp_path))
+    monkeypatch.setattr(control, "PLACE", str(tmp_path / "monitor"))
+    monkeypatch.setattr(Kernel, "pid", 4711)
+    monkeypatch.setattr(handover, "resize", lambda device: control.ask(control.Request("resize", device.name)))
+    cause = "the export has shrunk, and the device is mounted at /srv"
+    refusal = DeviceInUse("/dev/nbd1", cause, "release the device first", ["mounted at /srv: umount /srv"])
+    with contextlib.closing(control.Door()) as door:
+
+        def refuse() -> None:
+            with contextlib.closing(door.accept()) as caller:
+                caller.read()
+                caller.reply(refusal)
+
+        monitor = threading.Thread(target=refuse, daemon=True)
+        monitor.start()
+        assert ran(capsys, "resize", "nbd1") == (
+            7,
+            "",
+            f"nbdattach: /dev/nbd1: {cause}\n  mounted at /srv: umount /srv\n(release the device first)\n",
+        )
+        monitor.join()
 
 
 def test_resize_says_what_became_of_it(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,14 +32,25 @@ MODULES = {
 }
 ROOMS = sorted(name.removesuffix(".__init__") for name in MODULES if name.endswith(".__init__"))
 # These stand on nothing but one another, and every room may import them.
-GROUND = {"errors", "device", "text", "deadline", "clock", "connect_options", "option_values", "untrusted_json"}
+GROUND = {
+    "errors",
+    "device",
+    "text",
+    "deadline",
+    "clock",
+    "connect_options",
+    "option_values",
+    "untrusted_json",
+    "error_facts",
+    "tls_session",
+}
 
 # Outside thing: the modules that may import it.
 DOORS = {
     # systemd: the datagram of sd_notify; kernel_socket: connections that the kernel uses; control: the monitor's socket
     # tls: only the type of what it wraps
     # dialer, process: the orders between them; pump: what is handed to it
-    # blocking: descriptors from a process that opens what may hang
+    # messages: between commands, monitor and relay; blocking: descriptors from a process that opens what may hang
     "socket": {
         "connection.stream",
         "host.systemd",
@@ -51,6 +62,7 @@ DOORS = {
         "relay.process",
         "relay.pump",
         "host.blocking",
+        "host.messages",
     },
     # certificate: reads them; pump: what a socket of it says that must not wait
     "ssl": {"connection.tls", "connection.certificate", "relay.pump"},
@@ -71,6 +83,10 @@ PURE = (
     *(name for name in MODULES if room_of(name) == "protocol"),
     "text",
     "errors",
+    "error_facts",
+    "untrusted_json",
+    "tls_session",
+    "relay.orders",
     "device",
     "backends.limits",
     "connect_options",

@@ -139,6 +139,8 @@ FAILURES = [
     TlsFailed("nbd://db1", "no TLS there", "ask for none"),
     KernelRefused("/dev/nbd0", "no", "see dmesg"),
     DeviceInUse("/dev/nbd0", "mounted at /srv\x1b", "release it first"),
+    DeviceInUse("/dev/nbd0", "mounted at /srv", "release it first", ["mounted at /srv: umount /srv", "swap: swapoff"]),
+    errors.ConnectionLost("nbd://db1", "right now"),
     NbdattachError("monitor", "it cannot read the request", "is it of the same version?"),
     NotAttached("/dev/nbd0"),
     Malformed("'x'", "not an nbd device", "name one"),
@@ -153,6 +155,7 @@ def test_an_error_of_the_monitor_is_raised_as_the_same_one(failure: NbdattachErr
     assert type(error) is type(failure)
     assert (error.thing, error.cause, error.hint) == (failure.thing, failure.cause, failure.hint)
     assert (str(error), error.exit_code) == (str(failure), failure.exit_code)
+    assert vars(error) == vars(failure)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,7 @@ def test_an_error_of_the_monitor_is_raised_as_the_same_one(failure: NbdattachErr
 def test_a_special_error_comes_back_as_its_kind(failure: NbdattachError) -> None:
     with monitor(replies(failure)), pytest.raises(NoConnection) as caught:
         control.ask(Request("reconnect", "nbd0"))
+    assert type(caught.value) is type(failure)
     assert (str(caught.value), caught.value.hint) == (str(failure), failure.hint)
 
 

@@ -19,12 +19,14 @@ from host import NBD0, NBD1, Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
+from nbdattach.attached.users import User, Users
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NotAttached
+from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.host import procfs, spawn, storage_daemon
 from nbdattach.kernel import driver_log, netlink
-from nbdattach.monitor import control, service
+from nbdattach.monitor import control, orders, service
 from nbdattach.monitor.control import Door, Request
+from nbdattach.monitor.orders import Orders
 from nbdattach.monitor.service import Monitor
 from nbdattach.monitor.watch import Watch
 
@@ -73,6 +75,20 @@ def refusal(monitor: Monitor, request: Request) -> NbdattachError:
 def test_a_monitor_answers_with_its_pid() -> None:
     with serving(Monitor(silent)):
         assert control.ask(Request("ping"), PATIENCE) == str(os.getpid())
+
+
+@pytest.mark.usefixtures("host")
+def test_a_resize_that_finds_the_device_in_use_names_its_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a shrunk export; the command prints a line for each, with the command that releases it."""
+    mount = User("mount", "/srv", "mounted at /srv", "umount /srv")
+    monkeypatch.setattr(Orders, "resize", lambda self: self._nobody_uses_it())
+    monkeypatch.setattr(orders, "users_of", lambda _: Users([mount]))
+    monitor = watching()
+    error = refusal(monitor, Request("resize", "nbd0"))
+    monitor._watches[NBD0].stop()
+    assert isinstance(error, DeviceInUse)
+    assert error.users == ("mounted at /srv: umount /srv",)
+    assert str(error) == "/dev/nbd0: the export has shrunk, and the device is mounted at /srv"
 
 
 @pytest.mark.usefixtures("host")
@@ -126,6 +142,7 @@ def test_an_unreadable_request_is_answered(host: Host, message: bytes) -> None:
     with serving(watching()):
         assert answer(host, message) == {
             "thing": "monitor", "cause": "it cannot read the request", "hint": SAME_VERSION, "code": 1,
+            "kinds": ["NbdattachError"], "more": {},
         }  # fmt: skip
 
 
@@ -386,21 +403,6 @@ def test_a_journal_that_reads_nothing_does_not_hang_it() -> None:
         lines = journal.read().splitlines()
     assert done.stdout == "True\n"
     assert lines and set(lines) == {"x" * 100}
-
-
-def test_it_says_one_word_to_its_command_and_nothing_to_who_has_that_number_later(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    say = service._once(writer)
-    say("ready")
-    later = os.open(tmp_path / "later", os.O_WRONLY | os.O_CREAT)
-    try:
-        assert later == writer
-        say("an error")
-        assert os.read(reader, 99) == b"ready"
-        assert os.fstat(later).st_size == 0
-    finally:
-        os.close(later)
-        os.close(reader)
 
 
 def test_a_monitor_that_stands_in_does_not_speak_to_the_service_manager_of_its_parent(
