@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counts words in comments and docstrings that make the reader guess who does what: so many in 1,000 words.
+"""Counts words that make the reader guess who does what, per 1,000 words of prose.
 
-    tests/lint/english.py [-v] [FILE ...]
+    tests/lint/english.py [-v] [PATH ...]
 
--v prints each line that has one. Without FILE: all of nbdattach/. The exit status is 1 where one is above its limit.
+Prose is the comments and docstrings of a Python file, and the text of a manual page or a Markdown page. A PATH that
+is a folder means all such files below it; without PATH, nbdattach/ is checked. -v prints each line that has such a
+word. The exit status is 1 if a count is above its limit.
 """
 
 from __future__ import annotations
@@ -26,9 +28,18 @@ LIMITS = {
 }
 
 
-def prose(path: Path) -> Iterator[tuple[int, str]]:
+def prose_of_a_page(text: str) -> Iterator[tuple[int, str]]:
+    """Lines of a manual page or a Markdown page, with their numbers; without displays and code."""
+    in_display = False
+    for number, line in enumerate(text.splitlines(), 1):
+        in_display = in_display or line.startswith(".Bd -literal")
+        if not in_display and not line.startswith((r".\"", "    ")):
+            yield number, line
+        in_display = in_display and line != ".Ed"
+
+
+def prose_of_python(text: str) -> Iterator[tuple[int, str]]:
     """Lines of comments and docstrings, with their numbers."""
-    text = path.read_text()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT and not re.match(r"#\s*(SPDX|noqa|type:|fmt:|!)", token.string):
             yield token.start[0], token.string.split("# noqa")[0].split("# type:")[0].lstrip("# ")
@@ -39,9 +50,22 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.body[0].lineno + number, line.strip()
 
 
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    return prose_of_python(path.read_text()) if path.suffix == ".py" else prose_of_a_page(path.read_text())
+
+
+def files_below(path: Path) -> list[Path]:
+    """The file itself, or the files with prose below a folder, except folders that git ignores."""
+    if path.is_file():
+        return [path]
+    below = (file for pattern in ("*.py", "*.md", "*.[1-9]") for file in path.rglob(pattern))
+    return sorted(file for file in below if not {".venv", "__pycache__"} & set(file.parts))
+
+
 def main(arguments: list[str]) -> int:
     verbose = "-v" in arguments
-    files = [Path(name) for name in arguments if name != "-v"] or sorted((ROOT / "nbdattach").rglob("*.py"))
+    paths = [Path(name) for name in arguments if name != "-v"] or [ROOT / "nbdattach"]
+    files = [file for path in paths for file in files_below(path)]
     words, found = 0, dict.fromkeys(LIMITS, 0)
     for path in files:
         for number, line in prose(path):
