@@ -36,33 +36,35 @@ from nbdattach.errors import Malformed
     metavar="N|auto",
     default="auto",
     show_default=True,
-    help="Connections.",
+    help="Number of connections to the server.",
 )
 @timeout_option
-@click.option("--retry-for", type=seconds(), default=0.0, show_default=True, help="Keep trying to connect for so long.")
+@click.option(
+    "--retry-for", type=seconds(), default=0.0, show_default=True, help="Keep trying to connect for this long."
+)
 @click.option(
     "--backend",
     type=one_of(option_values.BACKENDS),
     metavar=f"[{'|'.join(option_values.BACKENDS)}]",
     default="auto",
     show_default=True,
-    help="How the kernel is given the connection.",
+    help="How to hand the connection to the kernel.",
 )
 @click.option(
     "--on-loss",
     type=Value("wait[:SEC]|fail", option_values.on_loss, ["wait", "wait:300", "fail"]),
     metavar="wait[:SEC]|fail",
-    help="What requests do while the server is away.  [default: wait:300]",
+    help="Let requests wait, or fail, while the server is away.  [default: wait:300]",
 )
 @click.option(
     "--dead-peer",
     type=seconds(option_values.LEAST_DEAD_PEER),
     default=30.0,
     show_default=True,
-    help="How soon a silent peer counts as gone.",
+    help="After this time a silent server counts as gone.",
 )
 @click.option(
-    "--io-timeout", type=seconds(), default=0.0, show_default=True, help="Give up on a slow request after so long."
+    "--io-timeout", type=seconds(), default=0.0, show_default=True, help="How long a request may take; 0: no limit."
 )
 @tls_options
 @click.option(
@@ -71,15 +73,15 @@ from nbdattach.errors import Malformed
     metavar=f"[{'|'.join(option_values.TRANSPORTS)}]",
     default="auto",
     show_default=True,
-    help="Who encrypts once attached.",
+    help="Let the kernel or a relay encrypt.",
 )
-@click.option("--tag", metavar="NAME", help="Identity of the attachment.  [default: the target's URI]")
+@click.option("--tag", metavar="NAME", help="Identity of the attachment.  [default: TARGET's URI]")
 @click.option("--expect-size", type=number(0), metavar="BYTES", help="Refuse an export of another size.")
-@click.option("--size", "raw_size", type=number(1), metavar="BYTES", help="Size, with --no-handshake.")
-@click.option("--no-handshake", is_flag=True, help="The server sends no greeting; needs --size.")
+@click.option("--size", "raw_size", type=number(1), metavar="BYTES", help="Size of the export; needs --no-handshake.")
+@click.option("--no-handshake", is_flag=True, help="Skip the handshake; needs --size.")
 @click.option("--swap", is_flag=True, help="Make it safe to swap on the device.")
-@click.option("-f", "--foreground", is_flag=True, help="Stay; detach safely on SIGTERM.")
-@click.option("--no-reconnect", is_flag=True, help="Do not ask the monitor to look after it.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; detach safely on SIGTERM.")
+@click.option("--no-reconnect", is_flag=True, help="Do not ask the monitor to look after the device.")
 @json_option
 @debug_option
 def connect(
@@ -93,10 +95,10 @@ def connect(
     no_reconnect: bool,
     **wishes: Any,
 ) -> None:
-    """Attach an export; print the device.
+    """Attach an export, and print the device.
 
-    Without DEVICE a free one is taken. When the command returns, the device is ready: size and block size are set,
-    and its partitions are there.
+    Without DEVICE, the command uses a free one. When it returns, the device is ready: its size and block size are set,
+    and its partitions exist.
     """
     trust = trust_of(wishes)
     target_of(target, export, trust)

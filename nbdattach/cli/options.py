@@ -31,7 +31,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 export_option = click.option(
-    "-N", "--export", metavar="NAME", shell_complete=exports, help="Export, where TARGET is no URI.  [default: '']"
+    "-N", "--export", metavar="NAME", shell_complete=exports, help="Export, if TARGET is not a URI.  [default: '']"
 )
 
 
@@ -40,7 +40,7 @@ timeout_option = click.option(
     type=seconds(option_values.LEAST_CONNECT_TIMEOUT),
     default=30.0,
     show_default=True,
-    help="Deadline of each whole connect-and-handshake.",
+    help="Deadline for connecting and the handshake.",
 )
 
 
@@ -53,10 +53,12 @@ def tls_options(function: _F) -> _F:
     for option in reversed(
         (
             click.option("--tls", is_flag=True, help="Require TLS, as nbds:// does."),
-            _file_option("--tls-ca", "Whom to trust: PEM file, or a directory with certificates."),
-            _file_option("--tls-cert", "Our certificate for the server."),
-            _file_option("--tls-key", "Its key.  [default: in the same file]"),
-            click.option("--tls-hostname", metavar="NAME", help="The server's name.  [default: TARGET's host]"),
+            _file_option("--tls-ca", "Trusted authorities: a PEM file, or a directory with certificates."),
+            _file_option("--tls-cert", "The client's certificate."),
+            _file_option("--tls-key", "The client's key.  [default: in the certificate's file]"),
+            click.option(
+                "--tls-hostname", metavar="NAME", help="Name in the server's certificate.  [default: TARGET's host]"
+            ),
             _file_option("--tls-psk", "A pre-shared key, as psktool writes it."),
             click.option("--tls-no-verify", is_flag=True, help="Accept any certificate."),
         )
@@ -85,5 +87,5 @@ table_option = click.option(
     default=TABLE,
     show_default=True,
     shell_complete=files,
-    help="What is attached where.",
+    help="The table of devices and exports.",
 )

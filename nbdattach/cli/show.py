@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @command()
 @click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=attached_devices)
-@click.option("--watch", is_flag=True, help="Show it live, with what is read and written, until q is typed.")
+@click.option("--watch", is_flag=True, help="Show it live, with read and write rates, until q is typed.")
 @json_option
 @debug_option
 def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
-    """Show what is attached where, by nbdattach or by others."""
+    """Show the attached devices, also those of other programs."""
     wanted = [device_of(text) for text in devices]
     if watch and as_json:
         raise Malformed("--watch", "does not go with --json", "leave out one; a program can ask status --json again")
@@ -97,7 +97,10 @@ def info(target: str, export: str | None, connect_timeout: float, as_json: bool,
 @json_option
 @debug_option
 def check(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
-    """Check that an export can be read: handshake, then a real read, without the kernel."""
+    """Check that an export can be read.
+
+    The command does the handshake and reads some data, without the kernel.
+    """
     place = target_of(target, export, trust_of(tls))
     from nbdattach.cli import render
     from nbdattach.connection import client
@@ -115,7 +118,7 @@ def check(target: str, export: str | None, connect_timeout: float, as_json: bool
 @json_option
 @debug_option
 def doctor(as_json: bool) -> None:
-    """Say what stands in the way on this machine, and the remedy."""
+    """List problems of this machine, with remedies."""
     from nbdattach import doctor
     from nbdattach.cli import render
 
