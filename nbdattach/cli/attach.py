@@ -108,7 +108,7 @@ def connect(
     if no_handshake != (raw_size is not None):
         raise Malformed(
             "--no-handshake" if no_handshake else "--size",
-            "goes only with " + ("--size BYTES" if no_handshake else "--no-handshake"),
+            "needs " + ("--size BYTES" if no_handshake else "--no-handshake"),
             "give both, or none",
         )
     from nbdattach import api

@@ -29,10 +29,10 @@ def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -
     """
     where = device_of(device)
     if target is None and export is not None:
-        raise Malformed("--export", "goes only with a TARGET", "leave it out for the same export")
+        raise Malformed("--export", "needs a TARGET", "leave it out to keep the export")
     trust = trust_of(tls)
     if target is None and target_of("localhost", None, trust).tls:
-        raise Malformed("--tls", "its options go only with a TARGET", "leave them out for those of connect")
+        raise Malformed("--tls", "the TLS options need a TARGET", "leave them out to keep those of connect")
     place = None if target is None else target_of(target, export, trust)
     from nbdattach.operations import handover
 

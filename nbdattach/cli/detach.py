@@ -97,7 +97,7 @@ def _all_of_ours() -> Iterator[Attachment]:
     state.refuse_hidden()
     for one in api.attachments():
         if one.target is None:
-            say(f"{one.device}: left alone, another tool attached it; name it to detach it")
+            say(f"{one.device}: left alone, because another program attached it; name it to detach it")
         else:
             with contextlib.suppress(NotAttached):
                 yield api.Attachment.at(one.device)

@@ -27,7 +27,9 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show the attached devices, also those of other programs."""
     wanted = [device_of(text) for text in devices]
     if watch and as_json:
-        raise Malformed("--watch", "does not go with --json", "leave out one; a program can ask status --json again")
+        raise Malformed(
+            "--watch", "cannot be combined with --json", "leave one out; a program can run status --json repeatedly"
+        )
     from nbdattach import api
     from nbdattach.cli import render
     from nbdattach.kernel import driver

@@ -85,8 +85,8 @@ def test_a_writer_notices_no_restart_and_a_stop_is_refused(tmp_path: Path) -> No
             assert lines == [str(number) for number in range(1, len(lines) + 1)]
             assert len(lines) == int(disks.content(place / name, "lines"))
     assert "writer: failed" not in guest.console
-    assert "in use, so it stays attached: handed over to a new connection of nbd://10.9.0.1/one" in guest.console
-    assert "/dev/nbd1: in use, so it stays attached, with the connection that it has: " in guest.console
+    assert "in use, so it stays attached: it has a new connection to nbd://10.9.0.1/one" in guest.console
+    assert "/dev/nbd1: in use, so it stays attached, with its old connection: " in guest.console
     assert "/dev/nbd1: mounted at /mnt" in guest.console  # why the stop was refused
     # The unit of nbd1 has failed, so nothing stops it; its worker lives until the file system is unmounted.
     assert guest.when("EXT4-fs (nbd1): unmounting filesystem") < guest.when("block nbd1: shutting down sockets")

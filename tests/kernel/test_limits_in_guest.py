@@ -70,8 +70,8 @@ def test_minimum_above_what_the_kernel_takes_is_refused_and_nothing_attached(tmp
         done = nbd("connect", server.uri, "/dev/nbd0")
         assert done.code == 6
         assert done.err.splitlines() == [
-            f"nbdattach: {server.uri}: the server's minimum block size is 65536, the kernel takes at most 4096",
-            "(a server with a smaller minimum is needed)",
+            f"nbdattach: {server.uri}: the server's minimum block size is 65536, but the kernel accepts at most 4096",
+            "(use a server with a smaller minimum)",
         ]
     assert not FIRST.attached
 

@@ -366,7 +366,7 @@ def test_a_line_is_edited_while_its_device_is_attached() -> None:
         assert (refused.code, attached_sizes()) == (7, {0: 1})
         stopped = nbd("down", "nbd0")
         assert (stopped.code, attached_sizes()) == (0, {})
-        assert "which says something else now" in stopped.err
+        assert "was changed or removed since" in stopped.err
         nbd_ok("up", "nbd0")
         assert attached_sizes() == {0: 2}
         nbd_ok("down", "nbd0")

@@ -130,7 +130,7 @@ WRONG = {
     "no certificate": Wrong(TLS + "/good" + CLIENTS, OURS, 5, "asked for a certificate of ours, got none"),
     "stranger": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/other/c"), 5, "when it had our certif"),
     "revoked": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/revoked/c"), 5, "when it had our certif"),
-    "no TLS": Wrong("--tls=off", OURS, 5, "no TLS there: the server's policy forbids NBD_OPT_STARTTLS"),
+    "no TLS": Wrong("--tls=off", OURS, 5, "the server refuses TLS: the server's policy forbids NBD_OPT_STARTTLS"),
     "unasked": Wrong(TLS + "/good", "", 5, "the server requires TLS", "nbd"),
 }
 

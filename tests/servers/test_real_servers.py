@@ -260,7 +260,7 @@ def test_server_that_requires_tls_says_so(secure: Server) -> None:
     with pytest.raises(TlsFailed) as caught:
         inspect(secure.export("disk"))
     assert str(caught.value).startswith(f"{secure.export('disk')}: the server requires TLS")
-    assert caught.value.hint == f"--tls asks for it, and so does {secure.export('disk', 'nbds')}"
+    assert caught.value.hint == f"use --tls, or {secure.export('disk', 'nbds')}"
 
 
 @pytest.mark.row(8)

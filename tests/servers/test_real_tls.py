@@ -105,7 +105,7 @@ def test_server_that_requires_tls_names_the_option(pki: Path, kind: str, command
         assert main.run([command, uri]) == 5
     line, hint = capsys.readouterr().err.splitlines()
     assert line.startswith(f"nbdattach: {uri}: the server requires TLS")
-    assert hint == f"(--tls asks for it, and so does {uri.replace('nbd:', 'nbds:')})"
+    assert hint == f"(use --tls, or {uri.replace('nbd:', 'nbds:')})"
 
 
 NO_TLS: dict[str, tuple[Callable[[str], AbstractContextManager[Server]], str]] = {
@@ -121,8 +121,8 @@ def test_server_without_tls_is_no_way_into_the_clear(pki: Path, kind: str) -> No
     start, words = NO_TLS[kind]
     with start(str(pki / "disk.img")) as server:
         told = error_of(server, kind, pki, ca=ca(pki))
-    cause = f"no TLS there: the server's policy forbids NBD_OPT_STARTTLS{words}"
-    assert told == (5, cause, "nothing was sent in the clear")
+    cause = f"the server refuses TLS: the server's policy forbids NBD_OPT_STARTTLS{words}"
+    assert told == (5, cause, "enable TLS on the server; no data was sent unencrypted")
 
 
 # -- who we are --------------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_a_file_of_a_thousand_brackets_is_no_state(host: Host, name: str) -> Non
 
 @pytest.mark.parametrize("trust", [{"colour": "blue"}, {"verify": "no"}, {"ca": True}])
 def test_trust_that_is_not_understood_is_not_taken_for_another(trust: state.Trust) -> None:
-    with pytest.raises(Malformed, match="unknown options of TLS are remembered"):
+    with pytest.raises(Malformed, match="its record has unknown TLS options"):
         state.place_of("nbds://db1", trust)
 
 
@@ -282,8 +282,8 @@ def test_a_stopped_command_does_not_keep_the_next_one_waiting_for_ever(host: Hos
         with alarm(60), pytest.raises(DeviceInUse) as caught, lock():
             pass
         assert caught.value.thing == thing
-        assert caught.value.cause == f"process {pid} ({procfs.name_of(pid)}) is at work on it, and is stopped"
-        assert caught.value.hint == f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
+        assert caught.value.cause == f"process {pid} ({procfs.name_of(pid)}) is working on it, but is stopped"
+        assert caught.value.hint == f"kill -CONT {pid} lets it continue, kill -KILL {pid} ends it"
         os.kill(pid, signal.SIGCONT)
         with alarm(60), lock():
             pass
@@ -298,7 +298,7 @@ def test_a_command_that_hangs_does_not_keep_the_next_one_waiting_for_ever(
     monkeypatch.setattr(procfs, "stopped", lambda _: False)
     with held_by_another(lock) as pid, alarm(60), pytest.raises(DeviceInUse) as caught, lock():
         pass
-    assert caught.value.cause == f"process {pid} ({procfs.name_of(os.getpid())}) has been at work on it for 0.1 s"
+    assert caught.value.cause == f"process {pid} ({procfs.name_of(os.getpid())}) has been working on it for 0.1 s"
     assert caught.value.hint == f"kill {pid} ends it"
 
 

@@ -75,7 +75,7 @@ def test_ioctl_that_is_asked_to_wait_is_refused(
     with pytest.raises(KernelRefused) as caught:
         choice.choose(Wishes(backend="ioctl", on_loss=on_loss))
     assert str(caught.value) == f"--on-loss: {NO_WAIT}"
-    assert caught.value.hint == "--backend netlink can; with ioctl it is --on-loss fail"
+    assert caught.value.hint == "use --backend netlink, or --on-loss fail"
 
 
 # -- why there is no netlink -------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_missing_family_is_named(monkeypatch: pytest.MonkeyPatch, number: int, c
     reason = choice.why_no_netlink()
     assert str(reason) == f"netlink backend: {cause}"
     assert reason is not None
-    assert reason.hint == "--backend ioctl does without"
+    assert reason.hint == "use --backend ioctl"
 
 
 def test_where_the_family_opens_there_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_several_connections_without_a_time_for_requests_are_one_and_the_reason_
     """The driver would send what is slow a second time, over another connection, and the first may still be done."""
     wishes, (note,) = choice.no_less_safe_than_one(Wishes(connections=4))
     assert wishes == Wishes(connections=1)
-    assert note.startswith("one connection is what you get") and "--io-timeout SEC" in note
+    assert note.startswith("only one connection is made") and "--io-timeout SEC" in note
 
 
 @pytest.mark.parametrize("connections", [0, 1])

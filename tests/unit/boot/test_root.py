@@ -77,7 +77,7 @@ def test_it_boots_without_anybody_who_stands_in(
     booted(tmp_path, "root=nbd://db1")
     out, err = capsys.readouterr()
     assert out == "ROOT=/dev/nbd0\nNBDATTACH_DEVICE=/dev/nbd0\n"
-    assert "nobody connects again before the real monitor runs: monitor: no memory" in err
+    assert "a lost connection is not made again before the real system's monitor runs: monitor: no memory" in err
 
 
 def test_a_root_elsewhere_is_no_business_of_ours(

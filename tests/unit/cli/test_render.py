@@ -373,7 +373,7 @@ def test_info_lines_when_little_is_known() -> None:
         "size:        0 (0 B)",
         "access:      read-write",
         "flags:       -",
-        "block size:  not told",
+        "block size:  not announced",
         "protocol:    oldstyle",
         "tls:         no",
     ]

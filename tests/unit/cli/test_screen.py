@@ -267,7 +267,7 @@ def test_it_begins_in_any_size_whatever_the_environment_says(host: Host, lines: 
 
 # -- not on a terminal -------------------------------------------------------------------------------------------------
 
-LEAVE_OUT = "(leave it out, or set TERM to what it is)"
+LEAVE_OUT = "(leave it out, or set TERM to the terminal's type)"
 
 
 @pytest.mark.parametrize("name", ["", "dumb", "unknown"])
@@ -280,7 +280,7 @@ def test_a_terminal_without_a_cursor_is_refused(host: Host, name: str) -> None:
 def test_a_terminal_that_nobody_knows_is_refused(host: Host) -> None:
     with terminal(command(host), TERM="frobnicate") as made:
         assert made.end() == 2
-        assert made.said == f"nbdattach: --watch: no description of this terminal in terminfo\r\n{LEAVE_OUT}\r\n"
+        assert made.said == f"nbdattach: --watch: terminfo does not describe this terminal\r\n{LEAVE_OUT}\r\n"
 
 
 def test_a_python_without_curses_says_so(host: Host) -> None:

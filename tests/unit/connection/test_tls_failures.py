@@ -165,7 +165,7 @@ def test_no_verify_accepts_any_certificate(pki: Path, options: dict[str, Any]) -
 
 WARNING = (
     "nbdattach: warning: the server is not verified (--tls-no-verify): "
-    "whoever is in between reads and changes all data\n"
+    "an attacker on the network path can read and change all data\n"
 )
 
 
@@ -610,7 +610,7 @@ def test_word_that_comes_with_the_yes_is_never_taken_for_one_in_tls(
 def test_word_before_the_yes_is_an_error(pki: Path) -> None:
     with listening(says_and_hears(wire.greeting() + EXPORT + wire.ack(wire.STARTTLS), [])) as place:
         error = failure(trusting(pki, place))
-    assert (error.exit_code, error.cause) == (4, "a reply to option 7, we had sent NBD_OPT_STARTTLS")
+    assert (error.exit_code, error.cause) == (4, "a reply to option 7, but we had sent NBD_OPT_STARTTLS")
 
 
 @pytest.mark.row(8)

@@ -205,8 +205,14 @@ def test_what_cannot_be_meant_is_refused(request_: Request) -> None:
 Attach = Callable[[Host], None]
 BY_IOCTL = replace(WATCHED, backend="ioctl", reconnect=False)
 NOT_WATCHED: dict[str, tuple[Attach, Record | None, type[NbdattachError], str, str]] = {
-    "nothing": (lambda _: None, None, NotAttached, "not attached", "nbdattach status shows what is"),
-    "a stale record": (lambda _: None, WATCHED, NotAttached, "not attached", "nbdattach status shows what is"),
+    "nothing": (lambda _: None, None, NotAttached, "not attached", "nbdattach status shows the attached devices"),
+    "a stale record": (
+        lambda _: None,
+        WATCHED,
+        NotAttached,
+        "not attached",
+        "nbdattach status shows the attached devices",
+    ),
     "foreign": (
         lambda host: host.attach(pid=4712),
         WATCHED,

@@ -131,8 +131,8 @@ def test_export_option_names_the_export() -> None:
 def test_export_option_with_a_uri_is_refused(name: str) -> None:
     with pytest.raises(Malformed) as caught:
         parse_target("nbd://db1/x", name)
-    assert str(caught.value) == "'nbd://db1/x': -N/--export goes with HOST or a socket, not with a URI"
-    assert caught.value.hint == "put the name into the URI"
+    assert str(caught.value) == "'nbd://db1/x': -N/--export cannot be combined with a URI"
+    assert caught.value.hint == "write the export in the URI"
 
 
 def test_relative_socket_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,18 +208,18 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("[1::2::3]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
     ("[::12345]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
     ("nbd://db1/d#x", "a URI with a fragment", "write # as %23"),
-    ("nbd://db1/a b", "a URI has only printable ASCII characters", "write others as %XX"),
-    ("nbd://db1/é", "a URI has only printable ASCII characters", "write others as %XX"),
+    ("nbd://db1/a b", "a URI can contain only printable ASCII characters", "write others as %XX"),
+    ("nbd://db1/é", "a URI can contain only printable ASCII characters", "write others as %XX"),
     ("http://db1/", "unknown scheme 'http'", "one of: nbd, nbds, nbd+unix, nbds+unix"),
     ("://db1/", "unknown scheme ''", "one of: nbd, nbds, nbd+unix, nbds+unix"),
     (
         "nbd+vsock://2/disk",
-        "the kernel's nbd driver takes only TCP and Unix stream sockets, no vsock",
+        "the kernel's nbd driver supports only TCP and Unix stream sockets, not vsock",
         FORMS,
     ),
     (
         "NBDS+VSOCK://2",
-        "the kernel's nbd driver takes only TCP and Unix stream sockets, no vsock",
+        "the kernel's nbd driver supports only TCP and Unix stream sockets, not vsock",
         FORMS,
     ),
     (
@@ -232,7 +232,7 @@ MALFORMED: list[tuple[str, str, str]] = [
         "unknown parameter ''",
         "known parameters: socket, tls-certificates, tls-hostname, tls-psk-file",
     ),
-    ("nbds://db1?tls-hostname=a&tls-hostname=b", "parameter tls-hostname is there twice", "give it once"),
+    ("nbds://db1?tls-hostname=a&tls-hostname=b", "parameter tls-hostname is given twice", "give it once"),
     ("nbd+unix:///?socket=", "parameter socket is empty", "write socket=VALUE"),
     ("nbd+unix:///?socket", "parameter socket is empty", "write socket=VALUE"),
     ("nbd+unix:///disk", "no socket parameter", "write nbd+unix:///EXPORT?socket=PATH"),
@@ -244,7 +244,7 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("nbd://db1/d?socket=/s", "a socket parameter on nbd://", "write nbd+unix:///EXPORT?socket=PATH"),
     ("nbd://db1?tls-hostname=h", "TLS parameters on nbd://", "write nbds://"),
     ("nbd+unix:///?socket=/s&tls-psk-file=/p", "TLS parameters on nbd+unix://", "write nbds+unix://"),
-    ("nbd://me@db1/", "user names in a URI are not supported", "leave out what is before the @"),
+    ("nbd://me@db1/", "user names in a URI are not supported", "leave out the part before the @"),
     ("nbd://db1/100%", "a % that is not followed by two hexadecimal digits", "write % as %25"),
     ("nbd://db1/%g0", "a % that is not followed by two hexadecimal digits", "write % as %25"),
     ("nbd+unix:///?socket=/%2", "a % that is not followed by two hexadecimal digits", "write % as %25"),
@@ -389,8 +389,16 @@ def test_options_go_before_the_uri() -> None:
     ("options", "line", "hint"),
     [
         ({"key": "/k"}, "--tls-key: a key without its certificate", "give --tls-cert FILE, too"),
-        ({"psk": "/p", "ca": "/a"}, "--tls-psk: a pre-shared key goes with no certificates", "give one or the other"),
-        ({"psk": "/p", "cert": "/c"}, "--tls-psk: a pre-shared key goes with no certificates", "give one or the other"),
+        (
+            {"psk": "/p", "ca": "/a"},
+            "--tls-psk: a pre-shared key cannot be combined with certificates",
+            "give one or the other",
+        ),
+        (
+            {"psk": "/p", "cert": "/c"},
+            "--tls-psk: a pre-shared key cannot be combined with certificates",
+            "give one or the other",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_malformed(options: dict[str, str], line: str, hint: str) -> None:
