@@ -93,7 +93,7 @@ class Result:
 
 
 def plan() -> list[Cell]:
-    """Each release on the kernel that it has, whole; every other pair by what is essential."""
+    """Each release on its own kernel, whole; every other pair with the essential tests."""
     own = dict(zip(roots.ROOTS, KERNELS, strict=True))
     whole = [
         Cell(own[root], root, suite, share)

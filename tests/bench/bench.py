@@ -31,7 +31,7 @@ def default_nbdattach() -> str | None:
 
 
 def guest(options: argparse.Namespace) -> dict[str, list[Row]]:
-    """What `in_guest` measures, by the title of the table."""
+    """The measurements of `in_guest`, by the title of the table."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         result = Path(folder, "result.json")
         done = subprocess.run(guest_command(options, result), cwd=REPO)

@@ -16,7 +16,7 @@ OURS = "nbdattach"
 
 
 def cpu_milliseconds(command: list[str], environment: dict[str, str]) -> float:
-    """User and system time of the command and of what it waited for."""
+    """User and system time of the command and of the processes that it waited for."""
     none = subprocess.DEVNULL
     process = subprocess.Popen(command, env=environment, stdin=none, stdout=none, stderr=none)
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many devices on one host: what the monitor takes of memory, and how long it takes to attach all at once."""
+"""Many devices on one host: the monitor's memory, and the time to attach all at once."""
 
 from __future__ import annotations
 

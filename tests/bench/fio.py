@@ -33,7 +33,7 @@ WORKS = [
     Work("random write 4 KiB, depth 32", "randwrite", "4k", 32),
 ]
 
-# What could tell one limit of a request from another.
+# The properties in which limits of a request could differ.
 LARGE_WORKS = [
     *WORKS[:2],
     Work("read 1 MiB, depth 8", "read", "1M", 8),
@@ -45,7 +45,7 @@ LARGE_WORKS = [
 
 
 def fill(device: str) -> None:
-    """The server must have memory for each block: to read what was never written is faster."""
+    """The server must have memory for each block: to read a block that was never written is faster."""
     work = Work("fill", "write", "1M", 8)
     subprocess.run(["fio", *_section(work, device), "--ioengine=libaio"], check=True, capture_output=True)
 

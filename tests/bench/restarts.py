@@ -30,7 +30,7 @@ NEW_AIM, OLD_AIM = "<= 1000", "<= 6000"
 
 @dataclass(frozen=True)
 class Felt:
-    """By what came back late. `new` and `old` in milliseconds after the server's return.
+    """By the event that came late. `new` and `old` in milliseconds after the server's return.
 
     `new`: a read that was made at its return is done. `old`: so is the last request that was in flight at its death,
     of which there were `in_flight`.

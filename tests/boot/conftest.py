@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Boot tests: the real systemd in a guest, real servers on this machine, which judge what is left on the disks."""
+"""Boot tests: the real systemd in a guest, and real servers on this machine, whose disks are checked afterwards."""
 
 from __future__ import annotations
 

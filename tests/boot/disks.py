@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Images that a guest gets as disks, and what is in them after it is off."""
+"""Images that a guest gets as disks, and their contents after it is off."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def uuid(path: Path) -> str:
 
 
 def see_clean(path: Path, offset: int = 0) -> None:
-    """The file system there was unmounted: nothing to recover, nothing to repair. Fails with what e2fsck says."""
+    """The file system there was unmounted: nothing to recover, nothing to repair. Fails with e2fsck's message."""
     where = _at(path, offset)
     checked = subprocess.run(["e2fsck", "-fn", where], capture_output=True, text=True)
     assert checked.returncode == 0, f"{checked.stdout}{checked.stderr}"

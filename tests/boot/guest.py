@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest that boots systemd with our package in it, and what is told of it afterwards. Knows nothing of single tests.
+"""A guest that boots systemd with our package in it, and its logs afterwards. Knows nothing of single tests.
 
 The guest's root is this machine's, or the one of the Debian release that LAB_ROOT names, with some files put over it;
 LAB_KERNEL names its kernel. Its network leads to 10.9.0.1, where the tests serve.
@@ -23,7 +23,7 @@ TAP = "lab0"
 _RELEASE = os.environ.get("LAB_ROOT", "")  # empty: this machine's root
 _KERNEL = os.environ.get("LAB_KERNEL") or "7.2"  # the quickest
 _NETWORK = "[Match]\nName=vec0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
-# A line of the console: the kernel's stamp, then who says it.
+# A line of the console: the kernel's stamp, then the name of the program.
 _LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
 _SECONDS = 600.0  # on a machine that is very busy
 # From the kernel's start to there, where nothing else runs on the machine.
@@ -70,7 +70,7 @@ class Guest:
             time.sleep(0.05)
 
     def wait(self) -> str:
-        """What COMMAND has printed; it is off then. Fails where COMMAND did."""
+        """The output of COMMAND; the guest is off then. Fails if COMMAND did."""
         output, errors = self._process.communicate()
         tail = "\n".join(self.console.splitlines()[-40:])
         assert self._process.returncode == 0, f"exit {self._process.returncode}\n{errors}\n{output}\n{tail}"
@@ -95,8 +95,8 @@ class Guest:
                 began[words[2].rstrip(".")] = stamp
             elif words[1] in ("Stopped", "Unmounted", "Deactivated") and words[2].rstrip(".") in began:
                 took.append((stamp - began.pop(words[2].rstrip(".")), words[2]))
-        # The lab's own: from there come the modules of programs that are to the end. What else never ends, ends with
-        # the power.
+        # The lab's own: from there come the modules of programs that run to the end. Any other unit that never ends,
+        # ends with the power.
         began = {unit: stamp for unit, stamp in began.items() if not unit.startswith("usr-lib-modules")}
         took += [(self.lines[-1][0] - stamp, unit) for unit, stamp in began.items()]
         return max(took)
@@ -132,7 +132,7 @@ def root_of_guest() -> Path:
 
 
 def package() -> Path:
-    """What `make deb` has made."""
+    """The package that `make deb` has made."""
     (found,) = (TREE / "dist").glob("nbdattach_*_all.deb")
     return found
 

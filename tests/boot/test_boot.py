@@ -79,7 +79,7 @@ def test_all_of_fstab_is_there_at_boot_and_clean_after_power_off(tmp_path: Path)
         assert wanted in said
     see_no_trouble(guest)
     see_order(guest)
-    # Nobody depends on the monitor any more, so it is ended as everything else.
+    # No device depends on the monitor any more, so systemd ends it like any other process.
     assert "excluded from killing" not in guest.console
 
 

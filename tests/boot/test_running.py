@@ -133,7 +133,7 @@ def test_a_session_that_ends_takes_no_device_with_it(tmp_path: Path) -> None:
     assert "nbdattach-relay-" in said
     assert "session.scope" not in said
     see_no_trouble(guest)
-    # Nobody detached them. Relay and monitor live on; the worker is stopped as everybody, which ends its device.
+    # No unit detached them. Relay and monitor live on; systemd stops the worker, too, which ends its device.
     assert guest.console.count("excluded from killing") >= 2
     assert guest.when("EXT4-fs (nbd0): unmounting") < guest.when("block nbd0: shutting down sockets")
 
@@ -175,7 +175,7 @@ def test_volumes_file_systems_by_uuid_and_mounts_by_hand(tmp_path: Path) -> None
         assert disks.content(place / name, "file", offset) == "by hand\nat boot\n"
 
 
-# It writes when the unit is being stopped: what shuts down syncs at its beginning.
+# It writes when the unit is being stopped, because a shutdown syncs at its beginning.
 KEEP = """
 systemd-run --quiet --unit keeper --property DefaultDependencies=no sh -c '
     exec 9<>/dev/nbd0

@@ -51,7 +51,7 @@ class Server:
         assert process.poll() is None, "nbdkit has ended"
 
     def kill(self) -> None:
-        """In the hardest way: nothing is said to anybody."""
+        """In the hardest way: no client gets a message."""
         if self._process:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
@@ -105,7 +105,7 @@ class Machine:
         self._process.wait(BOOT)
 
     def do(self, command: str, seconds: float = ANSWER) -> str:
-        """What the command prints; it has to succeed."""
+        """The output of the command; it has to succeed."""
         return self.answer(self.ask(command), seconds)
 
     def ask(self, command: str) -> int:
@@ -149,7 +149,7 @@ class Machine:
         print(
             f"the longest stop: {longest} s; {slowness:.1f} times as slow as idle, booted in {self._boot_seconds:.0f} s"
         )
-        # What never ends is killed after 90 s, which no slowness explains.
+        # A stop job that never ends is killed after 90 s, which no slowness explains.
         allowed = min(10 * slowness, 80)
         assert longest < allowed, f"a stop job ran for {longest} s, {allowed:.1f} s are allowed"
 

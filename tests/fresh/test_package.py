@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Debian package is the same good one whatever release builds it, and each release takes it."""
+"""The Debian package is the same, whichever release builds it, and each release can install it."""
 
 from __future__ import annotations
 

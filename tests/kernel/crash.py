@@ -2,8 +2,8 @@
 """The command line in a fork of this process, killed (-9) at one of its steps, or its helper (worker, guard) at one.
 
 A step is the moment right before or right after a system call of the package that changes something, such as
-"before kernel.node.Node.claim: open 1": a profile function finds it, so the product has no hooks. A run in which nobody
-is killed tells which steps there are. Of what is polled, the first rounds are steps.
+"before kernel.node.Node.claim: open 1": a profile function finds it, so the product has no hooks. A run without a
+kill lists the steps. Of polled calls, the first rounds are steps.
 
 Helpers are bare interpreters (-I -S) and import this file, too: nothing heavy at its top.
 """
@@ -32,7 +32,7 @@ _CALLS = {
 }
 # pyroute2 makes many calls of one message.
 _MESSAGES = {"kernel.netlink.Family.connect", "kernel.netlink.Family.reconfigure", "kernel.netlink.Family.disconnect"}
-# Who only looks, and the handshake: nothing is changed by them that could stay.
+# Functions that only read, and the handshake: they change nothing that could stay.
 _LOOKS = (
     "cli.",
     "connection.client.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Work on a device that knows what must be on it: writers that compare what they read, and note when it ran."""
+"""Work on a device that knows the expected data: writers that compare after each read, and note when they ran."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Request:
 class Load:
     """Writers with a part of the device each: write a block, read it back past all caches, compare, pause, go on.
 
-    Within its context it runs; afterwards `errors` must be empty and `expected` is what the server must hold. Pauses
-    leave the processor to others while a test waits. After `see_it_run` there are none for a while, so that what
-    happens then meets requests under way.
+    Within its context it runs; afterwards `errors` must be empty and `expected` is the data that the server must
+    have. Pauses leave the processor to others while a test waits. After `see_it_run` there are none for a while, so
+    that the next event meets requests in flight.
     """
 
     def __init__(self, device: str, writers: int = 4, blocks: int = 64, pause: float = 0.01) -> None:

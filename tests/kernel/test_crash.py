@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """connect and disconnect, killed (-9) at each of their steps: nothing half done is left, and both go on working.
 
-What a step is, and how a command dies at one, is in `crash`. Each round takes two seconds, so a run of `make test` does
+`crash` explains steps, and how a command dies at one. Each round takes two seconds, so a run of `make test` does
 every twelfth step, and another day's run others. `make test-all`, or CRASH_EVERY=1, does all of them.
 """
 
@@ -35,8 +35,8 @@ COMMIT = {
     "ioctl": "after backends.by_ioctl.Worker.commit: write 1",
     "netlink": "before kernel.netlink.Family.reconfigure 1",
 }
-# Attached, and not open yet, so the kernel has nobody whose end would undo it, and the guard is dead: what is left then
-# says what it is in status, and goes with disconnect.
+# Attached, and not open yet, so the kernel detaches nothing when a process ends, and the guard is dead. The device then
+# has its state in status, and disconnect detaches it.
 NOBODY_HAS_IT = ("after kernel.netlink.Family.connect 1", "before kernel.node.Node.claim: open 1")
 
 pytestmark = pytest.mark.timeout(600)
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @dataclass
 class Place:
-    """An image with two partitions, its server, and what must be on it."""
+    """An image with two partitions, its server, and the data that must be on it."""
 
     image: Path
     uri: str
@@ -103,12 +103,12 @@ def is_gone() -> bool:
 
 
 def is_free() -> bool:
-    """Nobody holds it or is at work on it. Where all were killed, nobody is left to remove what merely lies there."""
+    """No process holds it or works on it. If all were killed, no process is left to remove leftovers."""
     return not (FIRST.attached or FIRST.size or helpers())
 
 
 def is_complete(uri: str) -> bool:
-    """Attached, ready to use, and only those at work who stay."""
+    """Attached, ready to use, and no helper runs but those that stay."""
     if not FIRST.attached or FIRST.partitions != ["nbd0p1", "nbd0p2"]:
         return False
     try:
@@ -123,7 +123,7 @@ def some(steps: Sequence[str]) -> Sequence[str]:
 
 
 def each(steps: Sequence[str], one_round: Callable[[str], None]) -> None:
-    """All of them, whatever becomes of one."""
+    """All of them, even if one fails."""
     began, failures = time.monotonic(), []
     for step in steps:
         try:
@@ -138,7 +138,7 @@ def each(steps: Sequence[str], one_round: Callable[[str], None]) -> None:
 
 
 def unsettle() -> None:
-    """What connect sets as it should be is not so before: else that is no step of it."""
+    """The settings of connect have other values before: otherwise setting them would change nothing, and be no step."""
     for attribute, value in (("io_timeout", "12345"), ("iostats", "0")):
         Path(f"/sys/block/nbd0/queue/{attribute}").write_text(value)
 
@@ -281,7 +281,7 @@ def is_watched() -> bool:
 
 @pytest.mark.netlink
 def test_a_guard_killed_at_any_step_leaves_what_disconnect_takes_away(unwatched: Place) -> None:
-    """Nobody is left to do it by itself."""
+    """No process is left to do it by itself."""
     last = COMMIT["netlink"]
 
     def die(kill_helper: str = "") -> None:

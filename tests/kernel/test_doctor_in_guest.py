@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`doctor` against what is really wrong with devices: found, and gone once the remedy was typed."""
+"""`doctor` against real problems of devices: it finds them, and they are gone after its remedy was run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST = Kernel(Device(0))
 
 
 def lines_about(subject: str, code: int) -> list[str]:
-    """What doctor says of it, each finding with its remedy; the exit code is that one."""
+    """The findings of doctor about it, each with its remedy; the exit code is that one."""
     done = nbd("doctor")
     assert done.code == code, done
     return about(subject, done.out)
@@ -158,7 +158,7 @@ def test_a_time_out_of_another_program_is_found_and_can_be_lifted(tmp_path: Path
 
 @pytest.mark.spoils
 def test_a_foreign_device_without_a_time_out_is_well() -> None:
-    shell("modprobe -r nbd; modprobe nbd")  # what the last one set outlives it
+    shell("modprobe -r nbd; modprobe nbd")  # the settings of the last one outlive it
     with nbdkit("memory", "1M") as server:
         shell(f"nbd-client {BY_IOCTL} 127.0.0.1 {server.place[1]} /dev/nbd0")
         assert lines_about("/dev/nbd0", code=0) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How attachments end: disconnect, signals, kill -9, a server that dies; and what is left afterwards: nothing."""
+"""How attachments end: disconnect, signals, kill -9, a server that dies; nothing is left afterwards."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_sigterm_loses_nothing_that_could_not_be_written(tmp_path: Path) -> None
 
 
 def is_refused(pid: int) -> bool:
-    """Whether nobody can mount it. One that was sooner than the worker goes again, and the worker is told once more."""
+    """Whether a mount fails. If one was faster than the worker, it is undone, and the worker gets the signal again."""
     if subprocess.run(["mount", "/dev/nbd0", "/mnt"], stderr=subprocess.DEVNULL).returncode:
         return True
     shell("umount /mnt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Another connection in the place of one that serves: `reconnect`, and what nobody has asked for."""
+"""A new connection in the place of one that serves: by `reconnect`, and without an order."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_reconnect_calls_connected_serves(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def without_space(folder: str) -> Iterator[None]:
-    """Nothing can be written there, while what is there stays."""
+    """New files cannot be written there, and existing ones stay."""
     shell(f"dd if=/dev/zero of={folder}/filler bs=4096 status=none || true")
     try:
         yield
@@ -103,7 +103,7 @@ def small_run() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_run")
 def test_nothing_moves_to_another_server_that_cannot_be_written_down(tmp_path: Path) -> None:
-    """The next monitor would go back to the old one, whose data is old by then."""
+    """The next monitor would connect to the old server, and its data is old by then."""
     old, new = place(tmp_path, "old", mebibytes=1), place(tmp_path, "new", mebibytes=1)
     with old.serve() as server, new.serve() as other, attached(server.uri, "nbd0"):
         with without_space(state.RUN):

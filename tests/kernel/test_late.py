@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Nothing that was sent over a connection that was given up comes to the server later, after newer writes.
 
-TCP keeps what it has not delivered, and sends it when the link is back, for a quarter of an hour.
+TCP keeps undelivered data, and sends it when the link is back, for a quarter of an hour.
 """
 
 from __future__ import annotations

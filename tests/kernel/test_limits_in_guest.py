@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The server's limits hold, and what the kernel cannot honour is said before anything is attached."""
+"""The server's limits hold, and limits that the kernel cannot honour are refused before anything is attached."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from nbdattach.attached import status
 from nbdattach.device import parse_device
 
 MIB = 1 << 20
-# A process of ours in the way of all data is to be no burden: what only it has in memory, in KiB.
+# A process of ours that all data goes through must be small: the limit for its private memory, in KiB.
 MOST_MEMORY = 20 * 1024
 
 
@@ -82,7 +82,7 @@ def state_of(device: str) -> str:
 
 @contextlib.contextmanager
 def nothing_goes_wrong(load: Load, image: Path) -> Iterator[None]:
-    """While it lasts, and in what is on the server's disk afterwards."""
+    """During the load, and in the data on the server's disk afterwards."""
     with load:
         yield
         load.see_it_run()
@@ -142,7 +142,7 @@ def no_tls_module() -> Iterator[None]:
 
 
 def debugged(*arguments: str) -> str:
-    """What `connect --debug` says."""
+    """The output of `connect --debug`."""
     done = nbd("connect", "--debug", *arguments)
     assert done.code == 0, done
     return done.err

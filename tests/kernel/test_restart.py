@@ -22,7 +22,7 @@ from nbdattach.device import parse_device
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
 MIB = 1 << 20
-# What the issue promises, in seconds after the server's return.
+# The promises of the issue, in seconds after the server's return.
 NEW, OLD = promised(1.0), promised(6.0)
 
 
@@ -61,7 +61,7 @@ def state_of(device: str) -> str:
 
 @contextlib.contextmanager
 def nothing_goes_wrong(load: Load, image: Path) -> Iterator[None]:
-    """While it lasts, and in what is on the server's disk afterwards."""
+    """During the load, and in the data on the server's disk afterwards."""
     with load:
         yield
         load.see_it_run()
@@ -177,7 +177,7 @@ def test_the_server_moves_to_another_address_behind_its_name(tmp_path: Path) -> 
 
 
 def wrong_server(there: Place, wrong: str, folder: Path) -> tuple[AbstractContextManager[Server], str, Path]:
-    """The server, what is said of it, and the image that it must not touch."""
+    """The server, its expected error, and the image that must stay unchanged."""
     if wrong == "read-only":
         return there.serve("-r"), "read-only now", there.image
     size = {"smaller": 15 * MIB, "larger": 17 * MIB}[wrong]
@@ -225,7 +225,7 @@ def first_error(device: str) -> tuple[float, str]:
 def test_io_fails_when_on_loss_says_so(
     tmp_path: Path, connections: int, on_loss: float, least: float, most: float
 ) -> None:
-    """Also what was in flight; and when the server is back, it works again."""
+    """Also requests in flight; and when the server is back, the device works again."""
     there = place(tmp_path, "image")
     with ExitStack() as servers, ExitStack() as stack:
         server = servers.enter_context(there.serve())

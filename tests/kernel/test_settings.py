@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nothing that was set for an earlier attachment, by hand or by a tool, decides what happens to this one's data."""
+"""No setting for an earlier attachment, by hand or by a tool, affects the data of this one."""
 
 from __future__ import annotations
 

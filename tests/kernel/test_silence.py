@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is silence, and what is only slow: one ends a connection, the other never does."""
+"""Silence ends a connection; slowness never does."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(number: int, failures: list[OSError]) -> None:
 @pytest.mark.parametrize("backend", ["netlink", "ioctl"])
 def test_a_server_at_one_slow_write_is_not_lost_and_not_asked_a_second_time(tmp_path: Path, backend: str) -> None:
     """It reads nothing meanwhile, so its window is closed for longer than --dead-peer; a second connection would send
-    the requests again, and what it does of the first ones then lands on newer data.
+    the requests again, and the server's late execution of the first ones then overwrites newer data.
     """
     slow, failures = tmp_path / "slow", list[OSError]()
     pwrite = f"if [ -e {slow} ]; then rm {slow}; sleep {6 * DEAD_PEER}; fi; cat >/dev/null"
@@ -137,7 +137,7 @@ def test_a_cut_link_ends_an_attachment_by_ioctl_within_dead_peer(tmp_path: Path,
         writer.join(60)
         assert len(failures) == 1
         eventually(lambda: not FIRST.attached)
-        nbd("disconnect", "nbd0")  # tidies up what the worker leaves of a device that was in use at the end
+        nbd("disconnect", "nbd0")  # tidies up the leftovers of the worker at a device that was in use at the end
 
 
 # Writes 4 MiB at a time, past all caches: several requests, which this process sends itself. It gets signals meanwhile.
@@ -156,7 +156,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 @pytest.mark.netlink
 def test_a_write_of_a_program_that_gets_signals_does_not_fail_when_the_server_dies(tmp_path: Path) -> None:
     """Since Linux 6.13 (`kernel_socket.make_room`). The signal comes while it sends to a server that reads nothing."""
-    there = place(tmp_path, "image", "unix")  # whose buffers are the smallest
+    there = place(tmp_path, "image", "unix")  # has the smallest buffers
     with ExitStack() as servers:
         server = servers.enter_context(there.serve())
         with attached(server.uri, "nbd0", on_loss=math.inf):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`status` tells the kernel's truth: of what is ours and what is not, of the living and the dead, of one and many."""
+"""`status` tells the kernel's truth: of our devices and foreign ones, of the living and the dead, of one and many."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def names() -> None:
 
 
 def links() -> dict[str, str]:
-    """What stands in /dev/disk/by-nbd, and where it leads."""
+    """The links in /dev/disk/by-nbd, and where they lead."""
     return {path.name: os.path.realpath(path) for path in BY_NBD.iterdir()} if BY_NBD.exists() else {}
 
 

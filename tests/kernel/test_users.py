@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whoever uses a device keeps it: refused, named with the command that releases it, unharmed; and then it goes.
+"""A user of a device keeps it attached: disconnect refuses, names the user and the command that releases it.
 
-The command is taken at its word: what a line of the list says is run, and releases that user.
+The tests run the command in each line of the list, and it releases that user.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def modules() -> None:
 
 
 def use(place: str = "/mnt") -> None:
-    """What is mounted there works."""
+    """The file system mounted there works."""
     Path(f"{place}/file").write_bytes(os.urandom(MIB))
     shell(f"sync -f '{place}'")
 
@@ -266,7 +266,7 @@ def test_a_node_of_another_device_is_refused_and_that_device_is_left_alone() -> 
 
 
 def test_a_mount_is_found_though_its_namespace_begins_with_a_chrooted_process(tmp_path: Path) -> None:
-    """Whoever is in a chroot sees no mounts outside it."""
+    """A process in a chroot sees no mounts outside it."""
     shutil.copy("/bin/busybox", tmp_path)
     with attached_image(tmp_path, False):
         shell("mkfs.ext4 -q /dev/nbd0")
@@ -453,7 +453,7 @@ def _breaking(broken: Path) -> AbstractContextManager[object]:
 
 
 def test_what_cannot_be_written_after_a_flush_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells it once, to whoever asks first; a flush after that is a success."""
+    """The kernel reports it once, to the first caller; a flush after that is a success."""
     broken, look, looks = tmp_path / "broken", detachment._refuse_what_claims_nothing, iter(range(9))
 
     def look_and_write(node: Node) -> None:

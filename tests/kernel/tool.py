@@ -26,8 +26,8 @@ TOOL = str(Path(__file__).with_name("bin") / "nbdattach")
 BY_IOCTL = "-nonetlink -N ''"
 # make test-all: each step and many rounds; make test takes samples.
 ALL = os.environ.get("NBDATTACH_EXAMPLES") == "all"
-# What is promised in seconds is so on a machine that does nothing else (LAB_ALONE=1). One that is busy gets so many
-# times as long, which is still less than what is broken takes: the driver's 30 s and more, or for ever.
+# A promise in seconds holds on a machine that does nothing else (LAB_ALONE=1). A busy machine gets so many times as
+# long, which is still less than a fault takes: the driver's 30 s and more, or for ever.
 _SLOWNESS = 1 if os.environ.get("LAB_ALONE") == "1" else 4
 
 

@@ -165,7 +165,7 @@ def make_job(options: argparse.Namespace, out: Path) -> Job:
 
 @contextlib.contextmanager
 def control_folder(job: Job) -> Iterator[Path]:
-    """Below the guest's root: the kernel starts what is in it before anything else could be mounted."""
+    """Below the guest's root: the kernel starts its program before anything else could be mounted."""
     place = job.root / "lab" if job.foreign else None
     if place:
         place.mkdir(exist_ok=True)

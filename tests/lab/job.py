@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest is to do, and the control folder in which it reads so. Must not know how a guest is started."""
+"""The task of a guest, and the control folder in which it reads the task. Must not know how a guest is started."""
 
 from __future__ import annotations
 

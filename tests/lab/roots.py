@@ -18,7 +18,7 @@ from job import HERE, LabError
 
 ROOTS = ("bookworm", "trixie", "sid")
 
-# What the tests use: interpreter and libraries, servers, clients to compare with, and programs for devices.
+# The packages of the tests: interpreter and libraries, servers, clients to compare with, and programs for devices.
 _PACKAGES = [
     *("python3", "python3-click", "python3-pyroute2"),
     *("nbdkit", "nbdkit-plugin-python", "qemu-utils", "nbd-server", "nbd-client", "libnbd-bin"),

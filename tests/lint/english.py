@@ -5,8 +5,8 @@
     tests/lint/english.py [-v] [PATH ...]
 
 Prose is the comments and docstrings of a Python file, and the text of a manual page or a Markdown page. A PATH that
-is a folder means all such files below it; without PATH, nbdattach/ is checked. -v prints each line that has such a
-word. The exit status is 1 if a count is above its limit.
+is a folder means all such files below it; without PATH, all of CHECKED. -v prints each line with such a word. The exit
+status is 1 if a count of one PATH is above its limit.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# Without arguments, in the order in which they are checked.
+CHECKED = ("nbdattach", "tests", "man", "README.md")
 # In 1,000 words, at most.
 LIMITS = {
     "who, whoever, whom, whose": (r"who|whoever|whom|whomever|whose", 0.5),
@@ -62,25 +64,30 @@ def files_below(path: Path) -> list[Path]:
     return sorted(file for file in below if not {".venv", "__pycache__"} & set(file.parts))
 
 
-def main(arguments: list[str]) -> int:
-    verbose = "-v" in arguments
-    paths = [Path(name) for name in arguments if name != "-v"] or [ROOT / "nbdattach"]
-    files = [file for path in paths for file in files_below(path)]
-    words, found = 0, dict.fromkeys(LIMITS, 0)
-    for path in files:
-        for number, line in prose(path):
+def counts_of(path: Path, verbose: bool = False) -> tuple[int, dict[str, int]]:
+    """The number of words in the prose below `path`, and of each kind of word that has a limit."""
+    words, hits = 0, dict.fromkeys(LIMITS, 0)
+    for file in files_below(path):
+        for number, line in prose(file):
             words += len(re.findall(r"[A-Za-z][\w'-]*", line))
             for name, (pattern, _) in LIMITS.items():
-                hits = len(re.findall(rf"\b(?:{pattern})\b", line, re.IGNORECASE))
-                found[name] += hits
-                if hits and verbose:
-                    print(f"{path}:{number}: {line}")
-    over = False
-    for name, (_, limit) in LIMITS.items():
-        share = 1000 * found[name] / max(1, words)
-        over = over or share > limit
-        print(f"{name}: {share:.1f} in 1,000 words, at most {limit:g} ({found[name]} in {words})")
-    return int(over)
+                in_line = len(re.findall(rf"\b(?:{pattern})\b", line, re.IGNORECASE))
+                hits[name] += in_line
+                if in_line and verbose:
+                    print(f"{file}:{number}: {line}")
+    return words, hits
+
+
+def main(arguments: list[str]) -> int:
+    paths = [Path(name) for name in arguments if name != "-v"] or [ROOT / name for name in CHECKED]
+    is_over = False
+    for path in paths:
+        words, hits = counts_of(path, verbose="-v" in arguments)
+        for name, (_, limit) in LIMITS.items():
+            share = 1000 * hits[name] / max(1, words)
+            is_over = is_over or share > limit
+            print(f"{path.name}: {name}: {share:.1f} in 1,000 words, at most {limit:g} ({hits[name]} in {words})")
+    return int(is_over)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def tracked(*patterns: str) -> set[str]:
 
 
 def build(kind: str, tree: Path, into: Path) -> Path:
-    """As a packager without a network does it; beside it, for setuptools packs what an older build has left."""
+    """As a packager without a network does it; beside it, because setuptools also packs leftovers of an older build."""
     beside = into / "setuptools"
     beside.mkdir()
     (beside / "config").write_text(f"[build]\nbuild_base = {beside}\n")
@@ -80,7 +80,7 @@ def content(wheel: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def data(wheel: Path) -> dict[str, int]:
-    """Modes of what goes below the prefix, by name."""
+    """Modes of the files below the prefix, by name."""
     prefix = f"nbdattach-{__version__}.data/data/"
     return {name.removeprefix(prefix): mode for name, (mode, _) in content(wheel).items() if name.startswith(prefix)}
 
@@ -127,7 +127,7 @@ def programs(wheel: Path) -> set[str]:
 
 
 def test_wheel_installs_into_a_venv(wheel: Path, tmp_path: Path) -> None:
-    """Without the network, so without what it depends on, which comes from this one."""
+    """Without the network, so without its dependencies, which come from this one."""
     home = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     pip = [home / "bin/python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Installing, reinstalling and removing the package under a writer on a mounted device: nobody notices."""
+"""Installing, reinstalling and removing the package do not disturb a writer on a mounted device."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOCAL = "DNS:localhost,IP:127.0.0.1,IP:::1"
-# As `openssl ca` takes times; what is over, and what is yet to come, for as long as this is run.
+# In the format of `openssl ca`: a time that is over, and one that is yet to come, for as long as this is run.
 PAST = ("20200101000000Z", "20200201000000Z")
 FUTURE = ("29990101000000Z", "29990201000000Z")
 _KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
@@ -76,7 +76,7 @@ class Authority:
         return folder
 
     def revoke(self, cert: Path) -> Path:
-        """A list of what is revoked, with this certificate on it."""
+        """A list of revoked certificates, with this one on it."""
         self._ca("-revoke", str(cert))
         self._ca("-gencrl", "-out", "ca-crl.pem")
         return self.directory / "ca-crl.pem"

@@ -73,7 +73,7 @@ class Server:
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> bool:
-        """Whether there was anybody to get it, be it a zombie; `number` 0 just asks."""
+        """Whether a process got the signal, even a zombie; with `number` 0, whether one exists."""
         try:
             os.killpg(self._group, number)
         except ProcessLookupError:
@@ -93,7 +93,7 @@ class Server:
     def is_up(self) -> bool:
         """Whether it takes connections. Raises `RuntimeError` with its log when it has ended.
 
-        Nobody connects for that: a client that says nothing is an error in a server's log, and one more of its clients.
+        It makes no connection: a client that says nothing is an error in a server's log, and one more of its clients.
         """
         if listens(self.pid, self.place):
             return True
@@ -174,7 +174,7 @@ def _within(namespace: str) -> list[str]:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, and that the kernel gives to nobody who asks for just any.
+    """A port that was free a moment ago, and that the kernel gives to no program that asks for any port.
 
     So no other connection of this machine takes it while a test's server is away, not even one to itself.
     """
@@ -214,7 +214,7 @@ def _daemon(starter: subprocess.Popen[bytes], file: Path, log: Path) -> int:
 
 
 def poll(done: Callable[[], bool], what: str) -> None:
-    """Until `done()`. Raises `TimeoutError` that tells `what` was waited for."""
+    """Until `done()`. Raises `TimeoutError` that names the awaited event (`what`)."""
     end = time.monotonic() + READY_SECONDS
     while not done():
         if time.monotonic() > end:

@@ -22,7 +22,7 @@ class Shell:
     screen: Terminal
 
     def completes(self, typed: str, line: str) -> None:
-        """Tab makes that line of what is typed. It is echoed instead of run."""
+        """Tab replaces the typed words by that line. It is echoed instead of run."""
         self.screen.type(f"{typed}\t\x01echo +\r")
         self.screen.see(f"+{line}")
         self.screen.type("echo 'next' 'line'\r")

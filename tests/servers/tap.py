@@ -10,7 +10,7 @@ import subprocess
 def make_network(tap: str, host: str, target: str) -> None:
     """The device `tap` with the address `host`, in a network namespace of our own: the machine's is not touched.
 
-    `target` is what to make (1) where there is no such namespace.
+    `target` is the target of make (1) if there is no such namespace.
     """
     links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout.split("\n")
     if any(line and not line.startswith(("lo ", f"{tap} ")) for line in links):

@@ -106,7 +106,7 @@ def test_one_that_is_stuck_is_killed_by_a_burial(target: Target) -> None:
     made = dial(carrier, target)
     assert made.relay
     carrier.bury(Deadline(5))
-    assert answers(made, target)  # what lives is left alone
+    assert answers(made, target)  # a relay that lives is left alone
     os.kill(made.relay.pid, signal.SIGSTOP)
     carrier.bury(Deadline(0.2))
     assert is_gone(made.relay.pid)

@@ -125,7 +125,7 @@ def test_server_without_tls_is_no_way_into_the_clear(pki: Path, kind: str) -> No
     assert told == (5, cause, "enable TLS on the server; no data was sent unencrypted")
 
 
-# -- who we are --------------------------------------------------------------------------------------------------------
+# -- the client's identity ---------------------------------------------------------------------------------------------
 
 ASKED = "the server asked for a certificate of ours, got none, and closed the connection"
 LEFT = "the server closed the connection when it had our certificate PKI/{}/client-cert.pem, issued by '{}', {}"
@@ -171,7 +171,7 @@ def test_our_certificate_is_accepted(pki: Path, kind: str, kernel: bool) -> None
         client.connect(target, SOON, kernel_tls=kernel).stream.close()
 
 
-# -- what can be had ---------------------------------------------------------------------------------------------------
+# -- versions and ciphers ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.row(8)
@@ -196,7 +196,7 @@ def test_server_with_nothing_in_common_closes_and_may_say_so(pki: Path, priority
         if kernel
         else "does it do TLS 1.2 or later? does it want a key (--tls-psk)?",
     )
-    # qemu-nbd from 10 on sends the alert of its TLS where there is one: of a client whose versions are all too new.
+    # qemu-nbd from 10 on sends the alert of its TLS if there is one: if all versions of the client are too new.
     alerted = (5, "the server does not do TLS 1.2 or later", "older ones are not safe: update the server")
     assert told == closed or (not kernel and told == alerted)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Completions in real shells, with a real server whose exports they offer."""
+"""Completions in real shells, which offer the exports of a real server."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 """How many generated examples there are: a fixed budget in `make test`, which decides, and more in `make test-all`.
 
 `make test` takes the same examples each time. Random ones would find more in the long run, but at some moment that has
-nothing to do with the change that is tested. So random ones, and twenty times as many, are what NBDATTACH_EXAMPLES=all
-asks for; what they find, they print with what it takes to see it again.
+nothing to do with the change that is tested. So NBDATTACH_EXAMPLES=all generates random ones, and twenty times as many;
+a failure prints the settings that generate its example again.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class _Clock:
 
 
 def _has_ended(sock: socket.socket) -> bool:
-    """Whether the other end will send no more; what it has sent is read, as the driver does."""
+    """Whether the other end will send no more; reads the data that it has sent, as the driver does."""
     if not has_ended(sock):
         return False
     try:

@@ -27,11 +27,11 @@ _LIMIT = struct.pack("ll", 3, 0)
 
 
 class Wrong(AssertionError):
-    """What must never happen."""
+    """An event that must never happen."""
 
 
 class Around(Protocol):
-    """What is around the driver."""
+    """The world around the driver."""
 
     @property
     def now(self) -> float: ...
@@ -132,7 +132,7 @@ class Driver:
             self.request = None
             self._changed()
 
-    # -- what happens ----------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
         now = self._world.now
@@ -178,7 +178,7 @@ class Driver:
     def _read(self, slot: Slot) -> None:
         with contextlib.suppress(OSError):
             while data := slot.sock.recv(8, socket.MSG_DONTWAIT):
-                if len(data) == 8:  # what a scout has sent is shorter
+                if len(data) == 8:  # messages of a scout are shorter
                     self._complete(int.from_bytes(data, "big"), self.done)
                     self._ill = None
 

@@ -79,7 +79,7 @@ def says(data: bytes) -> Serve:
 
 
 def says_and_hears(data: bytes, heard: list[bytes]) -> Serve:
-    """Says `data`, and puts what the client says into `heard`."""
+    """Sends `data`, and puts the client's bytes into `heard`."""
 
     def serve(sock: socket.socket) -> None:
         sock.sendall(data)
@@ -101,14 +101,14 @@ def drips(data: bytes) -> Serve:
 
 
 def closed_port() -> int:
-    """A port where nobody listens."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager
 def deaf_port() -> Iterator[int]:
-    """A port that answers no connect: its queue is full, and nobody accepts."""
+    """A port that answers no connect: its queue is full, and no program accepts."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -120,16 +120,16 @@ def deaf_port() -> Iterator[int]:
 
 @contextlib.contextmanager
 def soon(seconds: float = 0.0) -> Iterator[None]:
-    """After so many seconds; long before what else is waited for, and late enough for a machine that is busy."""
+    """Within so many seconds; far less than any other wait takes, and enough for a busy machine."""
     began = time.monotonic()
     yield
     assert time.monotonic() - began < seconds + SOON
 
 
 def left_waiting_for(step: str, ask: Callable[[float], object]) -> str:
-    """`ask` gets a short deadline, and what it raises there tells that step; all of that is returned.
+    """`ask` gets a short deadline, and must raise an error that names that step; returns its text.
 
-    On a busy machine a deadline may pass at an earlier step, which is then what is told, and right.
+    On a busy machine a deadline may pass at an earlier step; naming that one is right, too.
     """
     for seconds in (0.2, 1.0, 5.0, 25.0):
         with soon(seconds), pytest.raises(DeadlinePassed) as caught:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stands in the way, one thing at a time, on a machine that is made of files: what is said, and the remedy."""
+"""The problems, one at a time, on a machine that is made of files: the finding, and its remedy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AS_IT_COMES = {
     "use_devicesfile": "0",
     "devicesfile": '"system.devices"',
     "event_activation": "1",
-}  # what lvmconfig of 2.03.16 says
+}  # the output of lvmconfig of 2.03.16
 WEEK = "echo 604800000 >/sys/block/nbd0/queue/io_timeout"
 
 
@@ -342,7 +342,7 @@ def test_a_time_out_of_another_program_is_told(
 @pytest.mark.parametrize(
     ("milliseconds", "debugfs", "connections"),
     [
-        (30000, "0", 1),  # nobody has set one
+        (30000, "0", 1),  # no program has set one
         (30000, None, 1),
         (5000, "0", 1),  # of an attachment that is gone
         (604_800_000, "1250", 1),  # as the remedy says
@@ -399,7 +399,7 @@ def test_a_kernel_that_does_not_answer_is_not_waited_for(machine: Machine) -> No
 
 
 def test_pyroute2_that_cannot_be_used_is_told(machine: Machine) -> None:
-    """Such as one that is too old: the import fails, whatever it is that fails."""
+    """Such as one that is too old: the import fails, with any error."""
     machine.patch.setattr(choice, "why_no_netlink", lambda: 1 // 0)
     remedy = choice.how_to_install()
     says = "pyroute2 fails, so a lost connection is not made again"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Errors made of facts: exit codes are the contract's, a text is one line whatever the peer called itself."""
+"""Errors made of facts: exit codes are the contract's, and a text is one line even if the peer's name is not."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One attachment with all that it meets: two servers, the driver, a monitor that may be killed; in one thread, on a
-clock of its own. Connections are real sockets, so what has ended, and what is still unread, is as the kernel has it.
+clock of its own. Connections are real sockets, so the kernel decides which have ended, and which data is unread.
 
 `model_driver.Wrong` is raised at once when something happens that must never happen:
 * the driver takes a connection while one that it had before can still bring requests to a living server;
 * it is told a size while a request is under way, or a timeout for requests of a single connection;
-* a connection ends although its server lives and answers, and nobody has ordered that;
+* a connection ends although its server lives and answers, and no order says so;
 * a request fails before --on-loss has passed, or waits for a connection long after that;
 * the device is connected to the server before the move, once it has been at the new one.
 """
@@ -55,7 +55,7 @@ class Killed(BaseException):
 
 
 class Clock:
-    """In the place of the module time; while somebody sleeps, the world goes on."""
+    """In the place of the module time; while a task sleeps, the world goes on."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -81,7 +81,7 @@ class Accepted:
     client: int  # the inode of the other end
     numbers: list[int] = dataclasses.field(default_factory=list)  # of requests that were read and not answered
     taken: bool = False  # by the driver
-    may_end: bool = False  # the server has been silent, or somebody has ordered it
+    may_end: bool = False  # the server has been silent, or an order says so
 
     def read(self) -> None:
         with contextlib.suppress(OSError):
@@ -160,7 +160,7 @@ class World(ExitStack):
         self.clock = Clock(self)
         self.servers = {HOME: Server(), AWAY: Server()}
         self.driver = Driver(self, self._show, on_loss)
-        self.kills_in = math.inf  # what happens before the monitor is killed
+        self.kills_in = math.inf  # events before the monitor is killed
         self.quick = False  # servers answer all the time, also while the monitor hands over
         self._pauses = 0  # that are left in this step
         self._meanwhile: Callable[[], object] | None = None
@@ -197,7 +197,7 @@ class World(ExitStack):
         ):
             self.enter_context(mock.patch.object(owner, name, value))
 
-    # -- what the driver is told of ------------------------------------------------------------------------------
+    # -- orders to the driver ------------------------------------------------------------------------------------
 
     @property
     def now(self) -> float:
@@ -243,7 +243,7 @@ class World(ExitStack):
     def server_of(self, number: int) -> Server | None:
         return self._accepted(number)[0]
 
-    # -- what happens ----------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
         for server in self.servers.values():
@@ -262,7 +262,7 @@ class World(ExitStack):
             server.size = self.watch._record.new_size or self.watch._record.size
 
     def check(self) -> None:
-        """Nothing has ended that nobody had a reason to end. Before the servers notice that."""
+        """No connection has ended without a reason. To be called before the servers notice an end."""
         for server in self.servers.values():
             for one in server.accepted:
                 if one.taken and not one.may_end and has_ended(one.sock):
@@ -327,7 +327,7 @@ class World(ExitStack):
         return self._pauses > 0
 
     def step(self, pauses: int = 2) -> None:
-        """What the monitor does when the kernel has told it of something, or its second has passed."""
+        """The monitor's work when the kernel has told it of something, or its second has passed."""
 
         def once() -> None:
             self._pauses = pauses
@@ -372,7 +372,7 @@ class World(ExitStack):
         return True
 
     def monitor_dies(self) -> None:
-        """Signal 9; another one begins with what is written down."""
+        """Signal 9; another one begins with the records."""
         self.kills_in = math.inf
         self.driver.watched_since = self.now
         self.watch._links.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is remembered in /run/nbdattach, on a /run and a /sys of our own: a help where it fits, nothing where not."""
+"""The records in /run/nbdattach, on a /run and a /sys of our own: used if they fit, ignored if not."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ MISTYPED: dict[str, list[object]] = {
 
 @pytest.mark.parametrize("name", MISTYPED)
 def test_a_state_file_with_a_field_of_a_wrong_type_hides_no_device(host: Host, name: str) -> None:
-    """Neither its own nor another one: status goes by what the kernel says."""
+    """Neither its own nor another one, because status relies on the kernel."""
     host.attach(NBD0)
     host.attach(NBD1)
     state.save(NBD1, BARE)
@@ -356,7 +356,7 @@ def test_no_other_lock_is_taken_for_a_monitor(host: Host, held: str) -> None:
         assert not state.monitor_lives()
 
 
-# -- what a flush could not write --------------------------------------------------------------------------------------
+# -- data that a flush could not write ---------------------------------------------------------------------------------
 
 
 def test_a_flush_that_failed_is_remembered_for_that_attachment_only(host: Host) -> None:

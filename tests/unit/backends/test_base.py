@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What both backends have in common: the kernel's name for a tag, and the limits of the queue. On a /sys of our own."""
+"""The common part of both backends: the kernel's name for a tag, and the limits of the queue. On a /sys of our own."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's command line: what Debian's nbd-client and dracut read there, and what cannot be meant."""
+"""The kernel's command line: the words that Debian's nbd-client and dracut read there, and invalid ones."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ ESCAPES = [
 @pytest.mark.parametrize("told", ESCAPES)
 @pytest.mark.parametrize("name", ["ROOTPATH", "ROOTSERVER"])
 def test_dhcp_cannot_take_options_away(name: str, told: str) -> None:
-    """A blank and a # in the root path made a comment of `nbdopts=tls-ca=...`: without TLS, anybody is the server."""
+    """A blank and a # in the root path made a comment of `nbdopts=tls-ca=...`: without TLS, anyone is the server."""
     line = "nbdroot=dhcp" if name == "ROOTPATH" else "nbdroot=,disk,nbd0"
     with pytest.raises(Malformed) as caught:
         root(f"{line} nbdopts=tls-ca=/etc/ca.pem", **{**DHCP, name: told})

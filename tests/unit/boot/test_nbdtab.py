@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The text of a table: what its lines mean, and where its mistakes are."""
+"""The text of a table: the meaning of its lines, and the places of its mistakes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mistakes(text: str) -> list[str]:
     return [str(mistake.error) for mistake in parse(text, "nbdtab").mistakes]
 
 
-# -- what lines mean ---------------------------------------------------------------------------------------------------
+# -- the meaning of lines ----------------------------------------------------------------------------------------------
 
 LOCAL = Target("db1", export="disk")
 
@@ -332,7 +332,7 @@ def test_file_name_cannot_write_on_the_terminal() -> None:
 # -- the same as connect -----------------------------------------------------------------------------------------------
 
 NOT_IN_A_TABLE = {"export", "foreground", "json", "debug"}
-# Values of each option that has one, on both sides of what it takes.
+# Values of each option that has one, valid ones and invalid ones.
 VALUES = {
     "block-size": ["512", "4096"],
     "connections": ["auto", "1", "64", "0", "65", "", "x"],
@@ -362,7 +362,7 @@ def long_names() -> set[str]:
 
 
 def connected(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> tuple[Target, Wishes] | None:
-    """What connect would attach with these options; None where it refuses them."""
+    """The result of connect with these options; None if it refuses them."""
     asked: list[tuple[Target, Wishes]] = []
 
     def attach(target: Target, _device: Device | None, wishes: Wishes, _trace: object) -> None:
@@ -398,7 +398,7 @@ def test_options_mean_what_connect_means(monkeypatch: pytest.MonkeyPatch, option
     assert found == connected(monkeypatch, arguments)
 
 
-# -- whatever it is ----------------------------------------------------------------------------------------------------
+# -- any text ----------------------------------------------------------------------------------------------------------
 
 WORDS = """
 nbd0 nbd1 /dev/nbd1 nbd99999999 db1 db1:1 ::1 [::1] /s nbd://db1/d nbds://h nbd+unix:///?socket=/s disk - # = , _x é

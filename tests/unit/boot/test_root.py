@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The root file system from an initramfs: what that is told, whom it trusts, and what has to be in it."""
+"""The root file system from an initramfs: its messages, its trusted authorities, and its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nbdattach.protocol.target import Target
 
 
 class Kernel:
-    """Attaches whatever is asked for."""
+    """Attaches every target."""
 
     def __init__(self) -> None:
         self.targets: list[Target] = []

@@ -48,7 +48,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 @pytest.fixture
 def attached(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[int, str, Wishes]]:
-    """What was asked for: device, URI and wishes. All of it comes."""
+    """The requests: device, URI and wishes. All of them succeed."""
     asked: list[tuple[int, str, Wishes]] = []
 
     def attach(target: Target, device: Device, wishes: Wishes, _: object) -> Attached:
@@ -220,7 +220,7 @@ def test_ctrl_c_kills_during_the_work_only(
         return Attached(device, [], 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that runs the tests may ignore it
     try:
         assert ran(capsys, "up", "--table", str(file), "nbd0")[0] == 0
         assert during == [signal.SIG_DFL]
@@ -234,7 +234,7 @@ def test_ctrl_c_kills_during_the_work_only(
 
 @pytest.fixture
 def detached(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Identity | None]]:
-    """What was asked for: device, and which attachment is meant. Where there is none, that is said."""
+    """The requests: device and expected attachment. If nothing is attached there, the answer says so."""
     asked: list[tuple[int, Identity | None]] = []
 
     def detach(device: Device, *_: object, only: Identity | None = None, force: bool = False, **__: object) -> str:
@@ -249,7 +249,7 @@ def detached(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Identity | None
 
 
 def holds(host: Host, index: int, target: str, tag: str = "", table: Path | str = "") -> Identity:
-    """Ours, at that device; what is meant by it."""
+    """Attaches ours at that device; returns its identity."""
     host.attach(Device(index), tag=tag or target)
     record = Record(tag or target, target, "", "netlink", 1, "2026-01-02T03:04:05Z", 4711, table=str(table))
     state.save(Device(index), record)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stopping a unit means, by why it is stopped; and the mark that lets a process outlive the last kill."""
+"""Stopping a unit, by the reason for the stop; and the mark that lets a process outlive the last kill."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_at_shutdown_the_wait_ends(host: Host, monkeypatch: pytest.MonkeyPatch, 
 def test_at_shutdown_what_stays_in_use_is_synced(
     host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, synced: Callable[[], None], said: str
 ) -> None:
-    """Before the network goes. A device whose server is away does not hold that up for ever."""
+    """Before the network is stopped. A device with a server that is away does not delay that for ever."""
 
     def sync() -> None:
         (tmp_path / "synced").touch()

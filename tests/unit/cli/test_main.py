@@ -347,7 +347,7 @@ def test_version(capsys: Capture) -> None:
     assert ran(capsys, "--version") == (0, f"nbdattach {nbdattach.__version__}\n", "")
 
 
-# -- what must not happen ----------------------------------------------------------------------------------------------
+# -- things that must not happen ---------------------------------------------------------------------------------------
 
 
 def breaking(error: BaseException) -> Callable[..., Any]:
@@ -732,7 +732,7 @@ def test_a_tag_is_taken_as_it_was_typed(monkeypatch: pytest.MonkeyPatch, tag: st
     assert asked == [tag]
 
 
-# The last two are what Python makes of bytes that are no UTF-8, and a blank that is no ASCII.
+# The last two are Python's form of bytes that are not UTF-8, and a blank that is not ASCII.
 UNFIT_TAGS = ["a\nb", "\x1b[2J", "\x00", "\x7f", "\u202e", " t", "t ", "\t", " ", "\udcff", "t\u3000"]
 
 
@@ -825,7 +825,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     ("arguments", "detached", "said"),
     [
         (("--tag", "db"), [0], ""),
-        (("--tag", "tag"), [2], ""),  # what the kernel says of the stranger's
+        (("--tag", "tag"), [2], ""),  # the kernel's name for the stranger's
         (("--tag", "dbx"), [], "nbdattach: tag dbx: not attached, nothing to do\n"),
         (("nbd://db1/root",), [1], ""),
         (("db1", "-N", "root"), [1], ""),

@@ -266,7 +266,7 @@ def test_each_device_in_trouble_has_its_line() -> None:
 
 
 def columns(line: str) -> int:
-    """What a terminal needs for it: wide characters take two."""
+    """The columns that a terminal needs for it: wide characters take two."""
     return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in line)
 
 

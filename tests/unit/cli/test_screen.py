@@ -173,7 +173,7 @@ def test_sigstop_and_sigcont_draw_all_anew(watch: Terminal) -> None:
     assert is_as_before(watch)
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
+# -- the picture -------------------------------------------------------------------------------------------------------
 
 
 def test_rates_and_requests_in_flight(host: Host, watch: Terminal) -> None:

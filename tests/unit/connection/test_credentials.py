@@ -34,7 +34,7 @@ def trusting(folder: Path) -> Target:
 
 @pytest.fixture
 def stuck(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file of the authority is a pipe that nobody writes to: opening it hangs, as on a disk that is away."""
+    """The file of the authority is a pipe without a writer: opening it hangs, as on a disk that is away."""
     monkeypatch.setattr(credentials, "_PATIENCE", 0.2)
     place = folder / "ca-cert.pem"
     yield place

@@ -57,7 +57,7 @@ ASKERS: dict[str, tuple[Callable[[Target], Any], bytes]] = {
 
 
 def deaf_to(_: str) -> None:
-    """A trace that nobody reads."""
+    """A trace without a reader."""
 
 
 # -- exact bytes -------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Unix:
         return taken
 
     def sendall(self, data: bytes) -> None:
-        """Nobody listens."""
+        """No server listens."""
 
     def settimeout(self, seconds: float) -> None:
         """It never waits."""
@@ -259,7 +259,7 @@ def test_name_that_was_found_once_needs_no_resolver_that_works(resolver: Resolve
 
 
 def test_resolver_that_hangs_is_waited_for_once(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may do so because its files are on the disk whose server is to be found."""
+    """It may hang because its files are on the disk of the server that it has to find."""
     with listening(says_and_hears(GO, [])) as target:
         named = Target("db1", target.port)
         stream.prepare(named, Deadline(5))

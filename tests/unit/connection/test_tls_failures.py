@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS to servers that are not what they should be: each failure has its exit code, its line and its hint, whole."""
+"""TLS to faulty servers: each failure has its exit code, its line and its hint, whole."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def told(error: NbdattachError, pki: Path) -> tuple[int, str, str]:
     return error.exit_code, error.cause.replace(str(pki), "PKI"), error.hint.replace(str(pki), "PKI")
 
 
-# -- whom we trust -----------------------------------------------------------------------------------------------------
+# -- trust in the server -----------------------------------------------------------------------------------------------
 
 OTHER_NAME = "--tls-hostname NAME, if it is the right server by another name"
 WHOM = "--tls-ca FILE names whom to trust"
@@ -233,7 +233,7 @@ def test_impossible_name_is_told(pki: Path, name: str) -> None:
     assert told(error, pki) == (5, cause, "--tls-hostname NAME says the right one")
 
 
-# -- who we are --------------------------------------------------------------------------------------------------------
+# -- the client's identity ---------------------------------------------------------------------------------------------
 
 SHOW = "--tls-cert FILE and --tls-key FILE show one"
 FROM = "is it from an authority that the server trusts? the server's log may tell more"
@@ -491,7 +491,7 @@ def test_reason_of_a_server_that_has_left_before_our_first_word_is_told(
     assert error.cause.endswith({"stranger": "(unknown ca)", "late": "(certificate expired)"}[which])
 
 
-# -- what can be had ---------------------------------------------------------------------------------------------------
+# -- versions and ciphers ----------------------------------------------------------------------------------------------
 
 KERNEL_HINT = (
     "does it do TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it want a key (--tls-psk)? "
@@ -660,7 +660,7 @@ def as_if_in_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.row(8)
 def test_word_too_many_inside_tls_is_not_lost_on_the_way_to_the_kernel(pki: Path, as_if_in_kernel: None) -> None:
-    """OpenSSL has it, and the kernel would take what comes next for the answer to its first request."""
+    """OpenSSL has it, and the kernel would take the next data for the answer to its first request."""
     with listening(secure(context(pki / "good"), EXPORT + b"x")) as place:
         error = failure(trusting(pki, place), kernel=True)
     assert (error.exit_code, error.cause) == (4, "the server sent more than it was asked for")
@@ -922,7 +922,7 @@ def test_server_without_keys_is_told(pki: Path, tmp_path: Path) -> None:
     assert told(error, pki) == (5, NO_WAY, "does it use pre-shared keys at all, in TLS 1.2?")
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------------
 
 
 def test_info_shows_the_certificate(pki: Path, capsys: Capture) -> None:
@@ -957,7 +957,7 @@ def test_failure_on_the_command_line_is_one_line_and_one_hint(pki: Path, capsys:
     assert said.err == line + "(the server needs a new one; is the clock right?)\n"
 
 
-# -- what Python does not promise --------------------------------------------------------------------------------------
+# -- internals of Python -----------------------------------------------------------------------------------------------
 
 
 class Forbidden:

@@ -13,7 +13,7 @@ import pytest
 import nbdattach
 from nbdattach.host import spawn
 
-# What is run: it tells where it and a library come from, and imports a module of Python that it has not seen yet.
+# The program: it prints where it and a library come from, and imports a module of Python for the first time.
 PROBE = """
 import os, sys
 import nbdattach
@@ -58,7 +58,7 @@ class Machine:
         return done.stdout.strip() or done.stderr
 
     def runs(self, call: str, *path: Path, options: str = "", folder: Path = Path("/")) -> str:
-        """What the command that `spawn` makes prints, where `path` is the PYTHONPATH of the one that makes it."""
+        """The output of the command that `spawn` makes, if `path` is the PYTHONPATH of the process that makes it."""
         code = f"import subprocess; from nbdattach.host import spawn; subprocess.run(spawn.{call}, check=True)"
         command = [self.python, *options.split(), "-c", code]
         environment = {"PYTHONPATH": ":".join(map(str, path))}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd itself says of the units, and what the generator makes of tables: no unit of this machine is touched."""
+"""systemd's own verdict on the units, and the generator's output for tables: no unit of this machine is touched."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_systemd_finds_nothing_to_say_of_the_unit(tmp_path: Path, unit: str) -> 
 
 
 def generated(tmp_path: Path, nbdtab: str | None, fstab: str | None, crypttab: str | None = None) -> dict[str, str]:
-    """Files below the generator's folder, without their heads; what a link leads to."""
+    """Files below the generator's folder, without their heads; the file to which a link leads."""
     place = tmp_path / "units"
     place.mkdir()
     environment = {

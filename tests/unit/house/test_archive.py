@@ -108,7 +108,7 @@ MADE = re.compile(r"\.git|\.venv.*|build|dist|.*\.egg-info|__pycache__|\.\w+_cac
 URI_HOST = re.compile(rb"://(?:[^/@\s]*@)?([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)")
 # Names that exist nowhere; addresses of the machine itself, of private networks and of documents (RFC 1918, 5737).
 OURS = re.compile(rb"(.*\.)?(invalid|example|test)|(127|10)(\.\d+){3}|192\.(168|0)(\.\d+){2}")
-# What documents point to. Nothing is fetched from there.
+# Targets of links in documents. Nothing is fetched from there.
 DOCUMENTS = {
     b"www.debian.org": {"debian/copyright"},
     b"systemd.io": {"nbdattach/host/storage_daemon.py"},

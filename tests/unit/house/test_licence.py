@@ -27,7 +27,7 @@ EXEMPT = {
     "nbdattach/py.typed",
     "tests/diskless/guest/etc/fstab",
     "tests/diskless/guest/etc/hosts",
-    "tests/unit/cli/transcript.txt",  # compared byte by byte with what the command line says
+    "tests/unit/cli/transcript.txt",  # compared byte by byte with the output of the command line
 }
 IGNORED = [".git", "PKG-INFO", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines())]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the monitor is started where none runs: each way in its turn, and what is said when all fail."""
+"""The start of the monitor if none runs: each way in its turn, and the error if all fail."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a relay answers to orders that it cannot read. What it does with the others needs a server: `servers`."""
+"""The answers of a relay to orders that it cannot read. The others need a server: `servers`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE = 60.0
 
 @pytest.fixture
 def orders() -> Iterator[socket.socket]:
-    """To the thread of a relay that takes orders; its loop, too, runs until nobody can give any more."""
+    """To the thread of a relay that takes orders; its loop, too, runs until no process can give any more."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(PATIENCE)
     pumps = Pumps()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is decided about an outage: nothing but times and facts go in."""
+"""Decisions about an outage, from times and facts only."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the monitor answers to commands, as far as that needs no kernel: one request through the real door."""
+"""The monitor's answers to commands, as far as they need no kernel: one request through the real socket."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 def silent(_: str) -> None:
-    """A log that nobody reads."""
+    """A log without a reader."""
 
 
 def watching() -> Monitor:
@@ -113,7 +113,7 @@ UNREADABLE: dict[str, bytes] = {
 
 
 def answer(host: Host, message: bytes, descriptors: Sequence[int] = ()) -> dict[str, object]:
-    """What the monitor answers to a program of another kind."""
+    """The monitor's answer to a program of another kind."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as command:
         command.settimeout(PATIENCE)
         command.connect(str(host.run / "monitor"))
@@ -200,7 +200,7 @@ def test_what_cannot_be_meant_is_refused(request_: Request) -> None:
     assert isinstance(refusal(watching(), request_), Malformed)
 
 
-# -- what is not watched -----------------------------------------------------------------------------------------------
+# -- devices that are not watched --------------------------------------------------------------------------------------
 
 Attach = Callable[[Host], None]
 BY_IOCTL = replace(WATCHED, backend="ioctl", reconnect=False)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """All orders of events: restarts, slow servers, cut links, late drivers, orders from the command line, kills of the
-monitor. What must never happen is told in `world`; here is what may happen, and that it always ends well.
+monitor. `world` lists the events that must never happen; here are those that may, and they always end well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nbdattach.errors import NoConnection
 from nbdattach.protocol.target import Target
 
 pytestmark = pytest.mark.once
-# Most of what happens happens to the server that the device is at.
+# Most events happen to the server of the device.
 at_ours = st.sampled_from([True, True, True, False])
 
 
@@ -174,7 +174,7 @@ class Events(RuleBasedStateMachine):
             assert world.driver.done[-1] == self.number + 1
 
 
-# -- what chance seldom finds ------------------------------------------------------------------------------------------
+# -- cases that chance seldom finds ------------------------------------------------------------------------------------
 
 
 def lost_for_long(world: World) -> None:
@@ -329,7 +329,7 @@ def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_no
 def test_the_driver_has_closed_all_dead_connections_before_it_gets_a_new_one(
     connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TLS by the kernel knows no reset but that, and TCP would go on to send what it has."""
+    """TLS by the kernel knows no other reset, and TCP would go on to send its data."""
 
     def bury(link: ModelLink, _: object) -> bool:
         link.cut()
@@ -502,7 +502,7 @@ def test_tries_have_pauses_and_time_while_a_connection_is_silent_though_on_loss_
 @pytest.mark.parametrize("busy", [True, False])
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_server_that_ends_each_second_connection_is_dialled_with_pauses(busy: bool, at_once: bool) -> None:
-    """The first one serves, and after a hand-over nobody can know which of them does."""
+    """The first one serves, and after a hand-over it is not known which of them does."""
     with World(2) as world:
         home, hand_over, dials = world.servers[HOME], world.watch._hand_over, [0]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Choosing an export: NBD_OPT_GO and NBD_OPT_INFO, what they are answered, and the way round them. No sockets."""
+"""Choosing an export: NBD_OPT_GO and NBD_OPT_INFO, the answers to them, and the way without them. No sockets."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_impossible_block_sizes_are_refused(sizes: tuple[int, int, int]) -> None
     assert str(error) == f"nbd://db1/disk: impossible block sizes: {numbers}"
 
 
-# -- replies that are not what they should be ------------------------------------------------------------------------
+# -- faulty replies --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.row(5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a server offers: NBD_OPT_LIST, and a size for each name. No sockets."""
+"""The exports of a server: NBD_OPT_LIST, and a size for each name. No sockets."""
 
 from __future__ import annotations
 

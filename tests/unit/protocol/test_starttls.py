@@ -117,7 +117,7 @@ def test_connection_lost_in_answer_to_starttls_says_so() -> None:
 
 @pytest.mark.row(8)
 def test_not_a_byte_is_read_between_the_ack_and_tls() -> None:
-    """What a man in the middle puts there would count as said inside TLS."""
+    """Bytes that a man in the middle puts there would count as sent inside TLS."""
     injected = wire.sized(wire.GO) + wire.ack(wire.GO)
     _, played = fails(handshake.enter, SECURE, HELLO, YES, injected[:-1])
     before_tls = played.receives[:4]

@@ -290,7 +290,7 @@ def test_malformed_target_cannot_write_on_the_terminal() -> None:
 
 # -- by chance -----------------------------------------------------------------------------------------------------
 
-# What can come in by argv or a percent escape: any bytes.
+# The possible input by argv or a percent escape: any bytes.
 wire_text = st.binary(max_size=60).filter(lambda data: b"\0" not in data).map(os.fsdecode)
 hosts = st.one_of(
     st.from_regex(r"[a-z0-9_]([a-z0-9._-]{0,20}[a-z0-9_])?", fullmatch=True),
@@ -329,7 +329,7 @@ def test_canonical_uri_leads_back_to_the_target(target: Target) -> None:
 pieces = st.sampled_from(
     ["nbd", "s", "+unix", "://", "/", "?", "socket=", "tls-hostname=", "&", "%", ":", "[", "]", "@", "1", "x", "\0"]
 )
-# Joined pieces are decoded anew: what two of them make together may be UTF-8.
+# Joined pieces are decoded anew, because two of them together may be UTF-8.
 joined = st.lists(st.one_of(pieces, wire_text)).map(lambda parts: os.fsdecode(os.fsencode("".join(parts))))
 texts = st.one_of(wire_text, st.text(), joined)
 
@@ -345,7 +345,7 @@ def test_any_text_is_a_target_or_malformed(text: str, name: str | None) -> None:
         assert parse_target(target.uri) == target
 
 
-# -- what --tls and its like say ---------------------------------------------------------------------------------------
+# -- tls and the options like it ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.row(8)
@@ -372,7 +372,7 @@ def test_paths_of_options_are_absolute(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.row(8)
 @pytest.mark.parametrize("option", ["ca", "cert", "key", "hostname", "psk"])
 def test_empty_option_of_tls_is_no_way_into_the_clear(option: str) -> None:
-    """That of a script whose variable is not set."""
+    """An empty one may come from a script with an unset variable."""
     for required in (False, True):
         with pytest.raises(Malformed) as caught:
             with_tls(parse_target("db1"), required=required, **{option: ""})  # type: ignore[arg-type]
