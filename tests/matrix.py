@@ -31,11 +31,11 @@ KERNELS = ("6.1", "6.12", "7.2")
 EMULATED = ("6.12-qemu", "7.3-qemu")
 _SECONDS = 5400  # for one cell, on a machine that runs several
 _GUEST_DIED = 125  # as guest.py has it
-# Before the tests, in the guest: a release of Debian may have moved on to another kernel than the one that is meant.
+# Before the tests, in the guest: a release of Debian may have moved on to another kernel than the intended one.
 _TOLD = ("sh", "-c", 'echo "uname -r: $(uname -r)"; exec "$@"', "sh")
 _RELEASE = re.compile(r"^uname -r: (\S+)$", re.MULTILINE)
 _TAIL = 150  # lines of a failed cell's output
-# The last line of pytest; "=" frames it where pytest is not quiet.
+# The last line of pytest; "=" frames it if pytest is not quiet.
 _SUMMARY = re.compile(r"^=* ?(.*\d (?:passed|failed|errors?).*) in [\d.]+s", re.MULTILINE)
 
 # The registers come before the line with the word panic, and the trace after it.
@@ -181,7 +181,7 @@ def table(results: dict[Cell, Result]) -> str:
 
 
 def chosen(options: argparse.Namespace) -> list[Cell]:
-    """One cell where all is said, the matching ones of the plan otherwise."""
+    """One cell if all options are given, the matching ones of the plan otherwise."""
     if options.kernel and options.root and options.suite:
         return [Cell(options.kernel, options.root, options.suite, options.share)]
     wanted = (options.kernel, options.root, options.suite)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Compare nbdattach with nbd-client, qemu-nbd and libnbd on this machine, side by side.
 
-Prints ratios and their spread, with the aims beside them. Judges nothing: a shared machine is no place for that.
+Prints ratios and their spread, with the aims beside them. Judges nothing, because a shared machine cannot.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Contender:
 
 
 def tools(nbdattach: str) -> list[Contender]:
-    """The tools, each as its users call it. The first is the one that the others are compared with."""
+    """The tools, each as its users call it. The others are compared with the first."""
     return [
         nbdattach_with(nbdattach, "nbdattach ioctl", "--backend", "ioctl"),
         netlink(nbdattach),

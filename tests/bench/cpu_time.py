@@ -48,7 +48,7 @@ def with_bytecode(folder: str) -> dict[str, str]:
 
 
 def interpreter(nbdattach: str) -> str:
-    """The one that runs the console script."""
+    """The interpreter that runs the console script."""
     first = Path(nbdattach).read_text().splitlines()[0]
     return first.removeprefix("#!").split()[0]
 

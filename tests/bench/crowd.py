@@ -94,12 +94,12 @@ def run_all(commands: list[list[str]]) -> None:
 
 
 def monitor() -> int:
-    """Its process id. Raises `NbdattachError` where none runs."""
+    """Its process id. Raises `NbdattachError` if none runs."""
     return int(control.ask(control.Request("ping"), PATIENCE))
 
 
 def stop_monitor() -> None:
-    """Where one runs; on return none does."""
+    """If one runs; on return none does."""
     try:
         pid = monitor()
     except NbdattachError:

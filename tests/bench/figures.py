@@ -58,7 +58,7 @@ def number(value: float) -> str:
 
 
 def table(title: str, rows: list[Row]) -> str:
-    """A line for each pair of the subject and another tool; or for the subject, where all rows are of it alone."""
+    """A line for each pair of the subject and another tool; or for the subject, if all rows are of it alone."""
     subject = rows[0].subject
     if all(row.alone for row in rows):
         header = _line_alone(title, subject, "min..max", "aim")

@@ -51,7 +51,7 @@ def fill(device: str) -> None:
 
 
 def round_of(works: list[Work], devices: list[str], seconds: float) -> dict[tuple[str, str], float]:
-    """By work and device: MB/s, or IOPS where the work is random. Work by work, the devices in the order given.
+    """By work and device: MB/s, or IOPS if the work is random. Work by work, the devices in the order given.
 
     One process for all: fio needs seconds to start in an emulated guest.
     """

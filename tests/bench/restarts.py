@@ -43,7 +43,7 @@ class Felt:
 
 
 def measure(contenders: dict[int, Contender], rounds: int) -> list[Row]:
-    """`contenders` by their number of connections. The kinds of restart take turns, each with an attachment anew."""
+    """`contenders` by their number of connections. The kinds of restart take turns, each with a new attachment."""
     kinds = [(connections, away) for connections in contenders for away in AWAY]
     names = {kind: f"-C {kind[0]}, away {kind[1]:g} s" for kind in kinds}
     subject = next(iter(contenders.values())).name

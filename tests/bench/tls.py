@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Attached over TLS: the kernel as the carrier, beside userspace that pumps. One cipher for all, set at the server.
 
-Where the kernel's AES is in C alone (/proc/crypto), as in User-mode Linux, the table of AES tells of that and not of
+If the kernel's AES is in C alone (/proc/crypto), as in User-mode Linux, the table of AES tells of that and not of
 the transport: userspace has the processor's own instructions there.
 """
 

@@ -13,4 +13,4 @@ def pytest_configure(config: pytest.Config) -> None:
         make_network(TAP, HOST, "boot")
     except RuntimeError as error:
         pytest.exit(str(error), returncode=4)
-    root_of_guest()  # made here where it is missing, and not within the time of a test
+    root_of_guest()  # made here if it is missing, and not within the time of a test

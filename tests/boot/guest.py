@@ -26,7 +26,7 @@ _NETWORK = "[Match]\nName=vec0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddress
 # A line of the console: the kernel's stamp, then the name of the program.
 _LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
 _SECONDS = 600.0  # on a machine that is very busy
-# From the kernel's start to there, where nothing else runs on the machine.
+# From the kernel's start to there, if nothing else runs on the machine.
 _SYSINIT_SECONDS = 9.0
 
 
@@ -63,7 +63,7 @@ class Guest:
             time.sleep(0.05)
 
     def let_run(self, seconds: float) -> None:
-        """For that long; fails where it ends before."""
+        """For that long; fails if it ends before."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.console[-3000:]
@@ -124,7 +124,7 @@ def booting(folder: Path, command: str, files: Mapping[str, str], seconds: float
 
 @functools.cache
 def root_of_guest() -> Path:
-    """The folder that its root is made from; another release's is made where it is missing."""
+    """The folder that its root is made from; another release's is made if it is missing."""
     if not _RELEASE:
         return Path("/")
     lab = [sys.executable, TREE / "tests/lab/roots.py", _RELEASE]

@@ -112,7 +112,7 @@ BUS = {
 
 @pytest.mark.rare  # as the others here but the first: each boot is 10 to 30 CPU seconds
 def test_a_session_that_ends_takes_no_device_with_it(tmp_path: Path) -> None:
-    """Attached by hand, with a worker and with a relay: they are no longer of the session from which that was done."""
+    """Attached by hand, with a worker and with a relay: they no longer belong to the session that attached them."""
     place = tmp_path / "disks"
     place.mkdir()
     for name in ("one", "two"):
@@ -220,7 +220,7 @@ for unit in nbdattach@nbd0 nbdattach@nbd1 nbdattach@nbd2; do systemctl stop $uni
 def test_written_on_a_running_machine_and_unmounted_before_the_network_goes_though_units_have_failed(
     tmp_path: Path,
 ) -> None:
-    """Nothing is ordered after a unit that has failed, be it for a stop that was refused."""
+    """No unit is ordered after a unit that has failed, even if it failed because a stop was refused."""
     place = make_disks(tmp_path)
     fstab = FSTAB.replace("/mnt ext4 _netdev", "/mnt ext4 nofail")
     files = {"etc/fstab": "", "etc/new-fstab": fstab, "etc/new-nbdtab": NBDTAB}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A machine without a disk of its own, and the server that has its root file system. Knows no test.
+"""A machine without a disk, and the server that has its root file system. Knows no test.
 
 It is user-mode Linux, or a stock kernel in QEMU, which is emulated: it has two CPUs, and takes ten times as long. For
-either, this machine is 10.0.2.2: for QEMU by its user-mode network, else on a tap device.
+either, this machine is 10.0.2.2: for QEMU by its user-mode network, otherwise on a tap device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ADDRESS = f"10.0.2.15::{HOST}:255.255.255.0::vec0:off"
 
 
 class Server:
-    """nbdkit with one image, at a port of its own that stays the same over restarts."""
+    """nbdkit with one image, at its own port, which stays the same over restarts."""
 
     def __init__(self, image: Path, *, tls: Path | None = None) -> None:
         self.image = image
@@ -192,5 +192,5 @@ def _accelerator() -> tuple[str, ...]:
     return ("-accel", "tcg,thread=multi", "-cpu", "max")
 
 
-# From the start until the shell answers, where nothing else runs on the machine: seconds.
+# From the start until the shell answers, if nothing else runs on the machine: seconds.
 _IDLE_BOOT = {_uml: 20.0, _qemu: 120.0}

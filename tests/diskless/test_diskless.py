@@ -153,7 +153,7 @@ LEGACY = "dracut" if RELEASE == "sid" else "dracut-legacy"
 @pytest.mark.parametrize("kernel", [STOCK])
 @pytest.mark.parametrize("initramfs", ["initrd", LEGACY])
 def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab, initramfs: str) -> None:
-    """Before the real monitor is there, which has to be read from this very root."""
+    """Before the real monitor runs, which has to be read from this very root."""
     machine = lab.boot(f"ro root=nbd:disks:{lab.server.port}::noatime", initramfs)
     wait_for_console(machine, "cannot connect: Connection refused")
     lab.server.start()

@@ -112,7 +112,7 @@ def as_the_machine(place: Path) -> None:
 
 
 def base(release: str) -> Path:
-    """Its tar, made where there is none of these packages."""
+    """Its tar, made if there is none of these packages."""
     tar = KEPT / f"{release}-{zlib.crc32(PACKAGES.encode()):08x}.tar"
     if not tar.exists():
         KEPT.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ WAYS = ["As a Debian package", "With pipx 1.0 or later", "With a venv"]
 LEFT = "find / -xdev -iname '*nbdattach*' -not -path '/home/user/nbdattach*' -not -path '/proc/*' -not -path '/sys/*'"
 # In the checkout: files that its user could not remove.
 OF_OTHERS = "find . ! -user user"
-# The machine's kernel may lack nbd: doctor says so and ends with 6.
+# The machine's kernel may lack nbd: then doctor reports it and ends with 6.
 DOCTOR = "sudo nbdattach doctor || [ $? = 6 ]"
 
 

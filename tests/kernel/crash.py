@@ -62,7 +62,7 @@ _PACKAGE = f"{os.path.dirname(nbdattach.__file__)}/"
 class Steps:
     """A profile function: notes each step in the file `log`, a line each, and kills this process at the step `last`.
 
-    With it die all helpers and the process `other`, where it is given.
+    With it die all helpers and the process `other`, if it is given.
     """
 
     def __init__(self, log: str, last: str, other: int = 0, helpers: bool = False) -> None:
@@ -127,7 +127,7 @@ def _innermost(frame: FrameType | None) -> str:
 
 
 def _function(frame: FrameType) -> str:
-    """Its full name below the package; empty where it is not of ours."""
+    """Its full name below the package; empty if it is not of ours."""
     file = frame.f_code.co_filename
     if not file.startswith(_PACKAGE):
         return ""
@@ -138,7 +138,7 @@ def _function(frame: FrameType) -> str:
 
 
 class Ended:
-    """How a command ended: `code` is that of a shell, -9 where it was killed; `steps` are those that were reached."""
+    """The end of a command: `code` is that of a shell, -9 if it was killed; `steps` are those that were reached."""
 
     def __init__(self, code: int, said: str, steps: list[str], helper_steps: list[str]) -> None:
         self.code = code

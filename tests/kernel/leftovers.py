@@ -48,7 +48,7 @@ def beside_the_monitor() -> list[str]:
 
 
 def no_monitor() -> bool:
-    """Whether there is none; it is told to end, as it outlives attachments."""
+    """Whether none runs; it is told to end, because it outlives attachments."""
     for pid in monitors():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

@@ -20,7 +20,7 @@ from leftovers import beside_the_monitor, clear_away, leftovers, monitors
 from servers import nbdkit
 from tool import ALL, BACKEND, eventually, nbd, partitioned_image
 
-# Else each round would import them for itself.
+# Otherwise each round would import them for itself.
 from nbdattach.attached import state, status  # noqa: F401
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
@@ -275,7 +275,7 @@ def test_a_connect_killed_while_it_asks_for_the_monitor_leaves_nothing_that_nobo
 
 
 def is_watched() -> bool:
-    """By a monitor that holds its connections: else it could not end one that lives."""
+    """By a monitor that holds its connections: otherwise it could not end one that lives."""
     return "as before" in nbd("resize", "nbd0").err
 
 

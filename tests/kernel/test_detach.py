@@ -33,7 +33,7 @@ MIB = 1 << 20
 BLOCK = 4096
 LIBC = ctypes.CDLL(None)
 LIBC.mmap.restype = ctypes.c_void_p
-# Opens the device, writes one block, closes it, and says so if all of that has succeeded; then the next one.
+# Opens the device, writes one block, closes it, and reports if all of that has succeeded; then the next one.
 WRITER = """
 import os, sys, time
 for block in range(int(sys.argv[1]), int(sys.argv[2])):
@@ -186,7 +186,7 @@ def tidying() -> list[int]:
 
 @pytest.mark.ioctl
 def test_a_write_that_succeeds_while_sigterm_detaches_is_on_the_server(tmp_path: Path) -> None:
-    """The flushes take long, so that there is time for many writes."""
+    """The flushes take long, so many writes happen meanwhile."""
     image = sparse_file(tmp_path / "image", 8 * MIB)
     copy = f"dd of={image} bs=1M iflag=fullblock oflag=seek_bytes conv=notrunc status=none seek=$4"
     reads = f"pread=dd if={image} bs=1M iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"

@@ -185,7 +185,7 @@ def test_disconnect_from_a_server_that_is_silent() -> None:
         connect(server.uri, "nbd0")
         server.pause()
         try:
-            os.kill(worker_pid(), signal.SIGKILL)  # a flush would wait for the server; a user gives up so
+            os.kill(worker_pid(), signal.SIGKILL)  # a flush would wait for the server; a user gives up in this way
             eventually(lambda: not FIRST.attached)
             nbd_ok("disconnect", "nbd0")
             assert not leftovers()
@@ -244,7 +244,7 @@ def test_a_failing_flush_of_a_partition_detaches_nothing(tmp_path: Path) -> None
         shell("dd if=/dev/zero of=/dev/nbd0p1 bs=4096 count=1 status=none")
         assert (nbd("disconnect", "nbd0").code, FIRST.attached) == (6, True)
         broken.unlink()
-        assert (nbd("disconnect", "nbd0").code, FIRST.attached) == (6, True)  # it is lost all the same
+        assert (nbd("disconnect", "nbd0").code, FIRST.attached) == (6, True)  # it is lost anyway
         nbd_ok("disconnect", "--force", "nbd0")
 
 

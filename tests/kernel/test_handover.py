@@ -94,7 +94,7 @@ def without_space(folder: str) -> Iterator[None]:
 
 @pytest.fixture
 def small_run() -> Iterator[None]:
-    """/run/nbdattach is a file system of its own, which is soon full."""
+    """/run/nbdattach is a small file system, which is soon full."""
     os.makedirs(state.RUN, exist_ok=True)
     shell(f"mount -t tmpfs -o size=128k,mode=0700 tmpfs {state.RUN}")
     yield
@@ -120,7 +120,7 @@ def test_nothing_moves_to_another_server_that_cannot_be_written_down(tmp_path: P
 
 
 def test_a_slow_server_gets_each_request_once_though_two_connections_were_wanted(tmp_path: Path) -> None:
-    """The driver takes a request of 3 seconds for a dead connection where it has another one, and sends it again."""
+    """If it has another connection, the driver takes a request of 3 seconds for a dead one, and sends it again."""
     log = tmp_path / "log"
     with nbdkit("--filter=log", "--filter=delay", "memory", "1M", f"logfile={log}", "delay-write=7") as server:
         nbd_ok("connect", "--connections", "2", server.uri, "nbd0")

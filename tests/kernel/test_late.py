@@ -36,7 +36,7 @@ def write(number: int, content: bytes) -> None:
 
 
 def write_old(number: int) -> None:
-    with suppress(OSError):  # where the device is given up, too
+    with suppress(OSError):  # if the device is given up, too
         write(number, b"O")
 
 

@@ -75,7 +75,7 @@ def seen(timeout: bool) -> Seen:
 
 
 def by_nbd_client(text: str, timeout: bool = False) -> Seen | None:
-    """None where it does not attach."""
+    """None if it does not attach."""
     TABLE.write_bytes(text.encode(errors="surrogateescape"))
     subprocess.run(["nbd-client", "nbd0"], capture_output=True, timeout=CLIENT_SECONDS, stdin=subprocess.DEVNULL)
     if not FIRST.size:
@@ -204,7 +204,7 @@ def test_tls_gives_the_same_attachment_and_a_verified_server(tmp_path: Path) -> 
         assert isinstance(by_up(f"nbd0 127.0.0.1 disk {own},{ca},tlshostname=elsewhere\n"), TlsFailed)
 
 
-# -- where nbd-client's parser is broken -------------------------------------------------------------------------------
+# -- broken parts of nbd-client's parser -------------------------------------------------------------------------------
 
 REFUSED_THERE = [
     " nbd0 127.0.0.1 disk\n",

@@ -28,7 +28,7 @@ NEW, OLD = promised(1.0), promised(6.0)
 
 @dataclass
 class Place:
-    """Where a server can be started again and again: the same address, the same image."""
+    """A place at which a server can be started again and again: the same address, the same image."""
 
     image: Path
     unix: str
@@ -50,7 +50,7 @@ def place(folder: Path, name: str, transport: str = "tcp", mebibytes: int = 16) 
 
 
 def trouble_of(device: str) -> str:
-    """The last error that status tells."""
+    """The last error in status."""
     trouble = status.status_of(parse_device(device)).trouble
     return str(trouble and trouble["error"])
 

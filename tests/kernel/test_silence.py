@@ -95,7 +95,7 @@ def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_no
 
 
 class Mortal:
-    """A server that is there again at once, and dies of each write."""
+    """A server that comes back at once, and dies of each write."""
 
     def __init__(self) -> None:
         self.port = free_port()

@@ -51,7 +51,7 @@ def links_to_first() -> list[str]:
 
 @contextlib.contextmanager
 def foreign(uri: str, identifier: str) -> Iterator[None]:
-    """nbd0, attached by one netlink message and nothing else; udev is waited for."""
+    """nbd0, attached by one netlink message and nothing else; the test waits for udev."""
     with (
         connected(parse_target(uri), Wishes(connections=1), silent) as (connections, export, _),
         netlink.Family() as family,

@@ -80,7 +80,7 @@ def swapped_on() -> str:
 
 
 def mapping(name: str) -> str:
-    """Its kernel name; there is no udev here to make a link of it."""
+    """Its kernel name; no udev runs here to make a link of it."""
     return f"dm-{os.minor(os.stat(f'/dev/mapper/{name}').st_rdev)}"
 
 
@@ -91,7 +91,7 @@ def mapped(what: str = "/dev/nbd0") -> str:
 
 
 def logical_volume() -> str:
-    # No udev here, so LVM makes its nodes by itself.
+    # No udev runs here, so LVM makes its nodes by itself.
     settings = "devices{use_devicesfile=0} activation{udev_sync=0 udev_rules=0}"
     shell(f"""export LVM_SUPPRESS_FD_WARNINGS=1
         mkdir -p /etc/lvm && echo '{settings}' > /etc/lvm/lvmlocal.conf
@@ -133,7 +133,7 @@ def mounted_elsewhere() -> str:
 
 
 def mounted_in_a_users_namespace() -> str:
-    """Root must not be told to run that namespace's program umount, which may be anything."""
+    """The hint must not make root run that namespace's program umount, which may be any program."""
     shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
     holder = subprocess.Popen(["unshare", "-U", "-r", "-m", "sh", "-c", "touch /run/elsewhere && exec sleep 600"])
     eventually(lambda: Path("/run/elsewhere").exists() or holder.poll() is not None)
@@ -448,7 +448,7 @@ def test_a_server_that_fails_flushes_keeps_the_device() -> None:
 
 
 def _breaking(broken: Path) -> AbstractContextManager[object]:
-    """A server that takes no writes while that file is there."""
+    """A server that refuses writes as long as that file exists."""
     return nbdkit("--filter=error", "memory", "1M", "error-pwrite-rate=100%", f"error-file={broken}")
 
 

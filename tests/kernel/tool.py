@@ -49,7 +49,7 @@ class Done:
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """An nbdattach command line; connect goes by the lane's backend, where it names none."""
+    """An nbdattach command line; connect uses the lane's backend if it names none."""
     if name == "connect" and "--backend" not in arguments:
         arguments = ("--backend", BACKEND, *arguments)
     return [sys.executable, TOOL, name, *arguments]
@@ -86,7 +86,7 @@ def attached(target: str, device: str | None = "/dev/nbd0", **options: Any) -> I
 
 
 def connect(target: str, device: str | None = None, **options: Any) -> nbdattach.Attachment:
-    """The API, by the lane's backend. With several connections that a monitor mends, it wants to be told a time."""
+    """The API, by the lane's backend. Several connections with a monitor need a timeout."""
     if options.get("connections", 1) > 1 and options.get("reconnect", True):
         options = {"io_timeout": 3, **options}
     return nbdattach.connect(target, device, **{"backend": BACKEND, **options})

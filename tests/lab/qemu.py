@@ -39,7 +39,7 @@ def command(job: Job, control: Path, kernel: Path) -> list[str]:
 
 
 def accelerator() -> tuple[str, ...]:
-    # /dev/kvm may exist where stock kernels die on it, so a person has to say that it works.
+    # /dev/kvm may exist although stock kernels die on it, so a user has to confirm that it works.
     if os.environ.get("LAB_KVM") == "1":
         return ("-accel", "kvm", "-cpu", "host")
     return ("-accel", "tcg,thread=multi", "-cpu", "max")

@@ -29,7 +29,7 @@ _PACKAGES = [
 _OF_RELEASE = {
     "bookworm": [],
     "trixie": ["python3-pytest", "python3-pytest-timeout", "python3-hypothesis"],
-    # Python 3.15 imports the pure Python packages of 3.14. pivot_root(8) is in a package of its own there.
+    # Python 3.15 imports the pure Python packages of 3.14. There, pivot_root(8) is in a separate package.
     "sid": ["python3-pytest", "python3-pytest-timeout", "python3-hypothesis", "python3.15", "util-linux-extra"],
 }
 # Its pytest is too old for the tests' settings, so newer ones are put here.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from job import Job, kernel_line
 
-# UML chats on its own stdout, so the channels get descriptors of their own. It makes itself the
+# UML writes on its own stdout, so the channels get their own descriptors. It makes itself the
 # leader of a new session, and its helper processes survive it: they go as a group, however we end.
 _WRAPPER = """
 trap 'kill -s KILL -- "-$uml" "$uml" 2>/dev/null' EXIT

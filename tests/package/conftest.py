@@ -39,7 +39,7 @@ def guest() -> None:
 
 @pytest.fixture
 def installed(guest: None, deb: Path) -> Iterator[None]:
-    """The package is there, and afterwards nothing is attached, and no monitor runs."""
+    """The package is installed, and afterwards nothing is attached, and no monitor runs."""
     if not Path(NBDATTACH).exists():
         install(deb)
     yield

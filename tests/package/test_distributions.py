@@ -16,7 +16,7 @@ from nbdattach import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 LICENSE = (ROOT / "LICENSE").read_bytes()
-# Where each kind of file goes, below the prefix.
+# The place of each kind of file, below the prefix.
 PLACES = {
     "man/*.5": "share/man/man5",
     "man/*.7": "share/man/man7",
@@ -98,7 +98,7 @@ def test_licence_and_its_text_are_in_the_source_distribution(unpacked: Path) -> 
 
 
 def test_licence_and_its_text_are_in_the_wheel(wheel: Path) -> None:
-    """Where setuptools puts the text differs: in `licenses` since 77."""
+    """The place of the text differs: setuptools puts it in `licenses` since 77."""
     files = {name: read for name, (_, read) in content(wheel).items() if ".dist-info/" in name}
     assert [read for name, read in files.items() if name.endswith("/LICENSE")] == [LICENSE]
     (metadata,) = (read for name, read in files.items() if name.endswith("/METADATA"))

@@ -62,7 +62,7 @@ class Authority:
         password: str = "",
         key: Sequence[str] = _KEY,
     ) -> Path:
-        """KIND-cert.pem and KIND-key.pem in the folder, with our ca-cert.pem where there is none; the folder."""
+        """KIND-cert.pem and KIND-key.pem in the folder, with our ca-cert.pem if there is none; the folder."""
         folder.mkdir(exist_ok=True)
         if not (folder / "ca-cert.pem").exists():
             shutil.copy(self.cert, folder)
@@ -86,7 +86,7 @@ class Authority:
 
 
 def self_signed(folder: Path) -> Path:
-    """A server's certificate that stands for itself; the folder."""
+    """A self-signed certificate of a server; the folder."""
     folder.mkdir()
     _openssl(folder, "req", "-x509", *_KEY, "-nodes", "-days", "2", "-subj", "/CN=localhost",
              "-addext", f"subjectAltName={LOCAL}", "-keyout", "server-key.pem", "-out", "server-cert.pem")  # fmt: skip

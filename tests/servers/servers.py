@@ -30,7 +30,7 @@ class Server:
     def __init__(self, process: subprocess.Popen[bytes], pid: int, place: Place, log: Path) -> None:
         self.pid = pid
         self.place = place
-        # A daemon leads no group of its own when it forks once more after setsid (nbd-server 3.27).
+        # A daemon does not lead a process group if it forks once more after setsid (nbd-server 3.27).
         self._group = os.getpgid(pid)
         self._process = process
         self._log = log
@@ -81,7 +81,7 @@ class Server:
         return True
 
     def _lives(self) -> bool:
-        """Whether any thread of the group is left that is no zombie; a zombie's parent may leave it for good."""
+        """Whether any thread of the group is left that is not a zombie; a zombie's parent may leave it for good."""
         self._process.poll()
         return self._signal(0) and any(
             state not in "ZX"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Interactive shells on a terminal, where a user presses Tab. They load our completions, and no configuration."""
+"""Interactive shells on a terminal, with a user who presses Tab. They load our completions, and no configuration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Shell:
 
 @contextlib.contextmanager
 def shell(name: str, home: Path, path: str, installed: bool = False) -> Iterator[Shell]:
-    """Completions are those of the checkout, or those that the shell finds by itself; `path` is where commands are."""
+    """Completions are those of the checkout, or those that the shell finds by itself; `path` is for commands."""
     setup = {
         "bash": f". /usr/share/bash-completion/bash_completion\n{'' if installed else f'. {TREE}/bash/nbdattach'}\n",
         "zsh": f"{'' if installed else f'fpath=({TREE}/zsh $fpath)'}\nautoload -U compinit; compinit -u\n",

@@ -147,7 +147,7 @@ def mid_restart(tries: list[int]) -> Iterator[str]:
 
 
 def test_a_server_that_goes_in_the_middle_of_it_does_not_turn_the_kernel_into_a_relay(authority: Path) -> None:
-    """Only where it does so again and again; and at once where the kernel has never carried it."""
+    """Only if it does so again and again; and at once if the kernel has never done it."""
     tries: list[int] = []
     with mid_restart(tries) as uri:
         target = with_tls(parse_target(uri), ca=str(authority))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS with the servers that people run. They all have GnuTLS, and close the connection where they could say why."""
+"""TLS with common servers. They all have GnuTLS, and close the connection although they could send the reason."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# A time limit for one example tells how busy the machine is, and so does the health check of how fast they come.
+# A time limit for one example depends on the load of the machine, and so does the health check of their speed.
 _UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 settings.register_profile("fixed", _UNTIMED, max_examples=50, derandomize=True)
 settings.register_profile("all", _UNTIMED, max_examples=1000, print_blob=True)

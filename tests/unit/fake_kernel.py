@@ -88,7 +88,7 @@ class FakeKernel:
     # -- the ioctls ----------------------------------------------------------------------------------------------------
 
     def nbd_set_sock(self, fd: int, sock: int) -> None:
-        """[nbd_add_socket] The socket is duplicated: the driver holds a reference of its own."""
+        """[nbd_add_socket] The socket is duplicated: the driver holds its own reference."""
         with self._entered("NBD_SET_SOCK", fd, sock) as config:
             ours = _stream_socket(sock)
             task = threading.get_native_id()

@@ -51,7 +51,7 @@ class Slot:
     """A place for a connection."""
 
     sock: socket.socket
-    leads_to_a_server: bool = True  # it is no scout
+    leads_to_a_server: bool = True  # it is not a scout
     ended: float = math.inf  # when the connection did
     dead: bool = False  # the driver knows
 

@@ -34,7 +34,7 @@ class Played(Generic[T]):
 
 
 def play(steps: Steps[T], said: bytes) -> Played[T]:
-    """Feeds `said` to `steps`; where it ends, the connection is lost, as `Stream` has it."""
+    """Feeds `said` to `steps`; at its end, the connection is lost, as in `Stream`."""
     played: Played[T] = Played(said)
     try:
         step = next(steps)

@@ -77,7 +77,7 @@ class Machine(Host):
         self.file(f"bin/{name}", f"#!/bin/sh\n{script}\n").chmod(0o755)
 
     def lvm(self, **settings: str) -> None:
-        """LVM is there, with its defaults but for these."""
+        """LVM is installed, with its defaults except for these."""
         told = "\n".join(f"{key}={value}" for key, value in (AS_IT_COMES | settings).items())
         self.program("lvmconfig", f"/bin/cat <<'END'\n{told}\nEND")
 
@@ -125,7 +125,7 @@ def worth_knowing(subject: str, says: str, remedy: str) -> Finding:
     return Finding(subject, says, False, remedy)
 
 
-# -- where all is well -------------------------------------------------------------------------------------------------
+# -- without problems --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("machine")
@@ -408,7 +408,7 @@ def test_pyroute2_that_cannot_be_used_is_told(machine: Machine) -> None:
 
 @contextlib.contextmanager
 def monitor(answer: Callable[[control.Caller], None]) -> Iterator[None]:
-    """One that does this with each request."""
+    """A monitor that does this with each request."""
     door = control.Door()
 
     def serve() -> None:

@@ -3,8 +3,8 @@
 clock of its own. Connections are real sockets, so the kernel decides which have ended, and which data is unread.
 
 `model_driver.Wrong` is raised at once when something happens that must never happen:
-* the driver takes a connection while one that it had before can still bring requests to a living server;
-* it is told a size while a request is under way, or a timeout for requests of a single connection;
+* the driver takes a connection while one of its earlier ones can still bring requests to a living server;
+* it is told a size while a request is in flight, or a timeout for requests of a single connection;
 * a connection ends although its server lives and answers, and no order says so;
 * a request fails before --on-loss has passed, or waits for a connection long after that;
 * the device is connected to the server before the move, once it has been at the new one.
@@ -90,7 +90,7 @@ class Accepted:
 
 
 class Server:
-    """`slow` reads nothing for a while, as one that is at a long write; `silent_since` is when its link was cut."""
+    """`slow` reads nothing for a while, as if busy with a long write; `silent_since` is when its link was cut."""
 
     def __init__(self) -> None:
         self.lives, self.slow, self.silent_since = True, False, math.inf
@@ -220,7 +220,7 @@ class World(ExitStack):
         self._heard = True
 
     def taken(self, number: int) -> bool:
-        """Of a socket that is no scout's: one of those that the driver had before must have ended."""
+        """Of a socket that is not a scout's: one of the driver's earlier ones must have ended."""
         server, fresh = self._accepted(number)
         if fresh is None:
             return False

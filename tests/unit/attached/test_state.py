@@ -333,7 +333,7 @@ def test_two_threads_of_one_program_exclude_each_other(host: Host) -> None:
 
 
 def test_whether_a_monitor_lives_can_be_asked_without_taking_its_lock(host: Host) -> None:
-    """Else a monitor that starts at that moment would be told that there is one."""
+    """Otherwise a monitor that starts at that moment would find that one runs."""
     assert not state.monitor_lives()
     with state.monitor_lock() as alone:
         assert alone
@@ -342,7 +342,7 @@ def test_whether_a_monitor_lives_can_be_asked_without_taking_its_lock(host: Host
 
 
 def test_a_monitor_lives_for_whoever_asks(host: Host) -> None:
-    """OFD locks are no process's: the kernel names no pid, but tells that it is held."""
+    """OFD locks belong to no process: the kernel names no pid, but shows that it is held."""
     with state.monitor_lock():
         pid = os.fork()
         if not pid:

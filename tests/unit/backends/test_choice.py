@@ -78,7 +78,7 @@ def test_ioctl_that_is_asked_to_wait_is_refused(
     assert caught.value.hint == "use --backend netlink, or --on-loss fail"
 
 
-# -- why there is no netlink -------------------------------------------------------------------------------------------
+# -- reasons for no netlink --------------------------------------------------------------------------------------------
 
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ def test_maximum_below_a_page_is_refused(minimum: int, maximum: int) -> None:
 
 
 def test_server_of_4096_to_65536_is_served_within_its_limits() -> None:
-    """The one that gives EIO to clients at their default of 512, and to reads of 1 MiB."""
+    """The server that gives EIO to clients at their default of 512, and to reads of 1 MiB."""
     assert plan(THING, export(sizes=(4096, 65536, 65536))) == Geometry(256, 4096, 0, 64, FLAGS)
 
 

@@ -29,7 +29,7 @@ def test_a_root_elsewhere_is_left_alone(line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "uri", "device", "node"),
     [
-        # A URI, with the root where the kernel is told, or on the device itself.
+        # A URI, with the root in the kernel's own option, or on the device itself.
         ("root=/dev/nbd0 nbdroot=nbd://db1/disk", "nbd://db1/disk", "nbd0", ""),
         ("root=/dev/nbd3p2 nbdroot=nbd://db1/disk", "nbd://db1/disk", "nbd3", ""),
         ("root=UUID=12-34 nbdroot=nbds://db1:10810/a,b", "nbds://db1:10810/a,b", "nbd0", ""),

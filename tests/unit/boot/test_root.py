@@ -154,7 +154,7 @@ def test_an_initramfs_may_have_words_that_the_kernel_was_not_given(
 
 
 def kernels(folder: Path, answer: str) -> dict[str, str]:
-    """An environment with this code, installed or not, and with a modprobe that says so to everything."""
+    """An environment with this code, installed or not, and with a modprobe that succeeds with everything."""
     (folder / "modprobe").write_text(f"#!/bin/sh\necho {answer}\n")
     (folder / "modprobe").chmod(0o755)
     here = str(Path(nbdattach.__file__).parents[2])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`up` and `down` through the front door of the command line, with a fake kernel side."""
+"""`up` and `down` through the command line, with a fake kernel side."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_up_all_attaches_every_line_at_the_same_time(
     meeting = threading.Barrier(3)
 
     def attach(_target: Target, device: Device, _wishes: Wishes, _: object) -> Attached:
-        meeting.wait(PARALLEL_SECONDS)  # raises where the others do not come
+        meeting.wait(PARALLEL_SECONDS)  # raises if the others do not come
         return Attached(device, [], 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)

@@ -32,7 +32,7 @@ def stuck() -> None:
 
 
 class Host:
-    """Where the device is in use for so many tries to detach it, by these users."""
+    """A machine on which the device is in use for so many tries to detach it, by these users."""
 
     def __init__(self, busy: int, users: Users = Users([MOUNTED])) -> None:  # noqa: B008 - frozen
         self.busy = busy

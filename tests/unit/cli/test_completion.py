@@ -43,7 +43,7 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, host: Host) -> Ask:
-    """Lines of the answer for a command line that ends where the cursor is."""
+    """Lines of the answer for a command line with the cursor at its end."""
 
     def ask(line: str, shell: str = "bash") -> list[str]:
         monkeypatch.setenv("COMP_WORDS", line)

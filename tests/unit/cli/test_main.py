@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line through its front door: exit codes, one line and one hint for each error, no traceback ever."""
+"""The command line as a user calls it: exit codes, one line and one hint for each error, no traceback ever."""
 
 from __future__ import annotations
 

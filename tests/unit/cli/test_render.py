@@ -336,7 +336,7 @@ def test_table_cuts_the_wider_of_the_last_two_columns_only() -> None:
 
 
 def test_list_table_keeps_names_whole() -> None:
-    """They are there to be copied; a description may be as long as it is."""
+    """Users copy them; a description may be as long as it is."""
     name = "n" * 100
     found = [Listed("", "", None), Listed(name, "of all", 1 << 20), Listed(HOSTILE, HOSTILE, 0)]
     lines = render.list_table(found).split("\n")

@@ -209,7 +209,7 @@ def _no_such_name(*_: object, **__: object) -> NoReturn:
 
 
 def transcript() -> str:
-    # The width of the terminal is no concern of the texts here, nor is how this machine finds names.
+    # The texts must not depend on the width of the terminal, nor on how this machine finds names.
     with (
         mock.patch.dict(os.environ, {"COLUMNS": "80", "LC_ALL": "C.UTF-8"}),
         mock.patch("socket.getaddrinfo", _no_such_name),

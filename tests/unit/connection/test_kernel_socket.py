@@ -159,7 +159,7 @@ def fill(sock: socket.socket) -> int:
 
 @contextlib.contextmanager
 def before_the_deadline(least: float = 0.0) -> Iterator[None]:
-    """Which is PATIENCE away, so that a busy machine is not taken for one that waits."""
+    """PATIENCE is long, so that a busy machine is not taken for one that waits."""
     began = time.monotonic()
     yield
     assert least <= time.monotonic() - began < PATIENCE / 2
@@ -466,7 +466,7 @@ def test_what_a_connection_that_has_ended_has_not_delivered_is_dropped() -> None
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
 def test_that_is_so_whichever_end_was_closed_first(first: str) -> None:
-    """CLOSING or LAST_ACK: our end has data left, and the other one has told that it sends no more."""
+    """CLOSING or LAST_ACK: our end has data left, and the other end has announced that it sends no more."""
     with tcp() as (made, ours, theirs):
         full(ours)
         for end in (ours, theirs) if first == "ours" else (theirs, ours):

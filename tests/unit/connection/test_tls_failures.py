@@ -274,7 +274,7 @@ def until(pki: Path, which: str) -> str:
 def test_server_that_does_not_like_us_is_told_what_it_saw(
     pki: Path, version: ssl.TLSVersion, which: str, cause: str, hint: str
 ) -> None:
-    """In TLS 1.3 the server says so only after the handshake."""
+    """In TLS 1.3 the server reports it only after the handshake."""
     with listening(secure(context(pki / "good", version, clients=True))) as place:
         error = failure(trusting(pki, place, **ours_from(pki, which)))
     assert type(error) is TlsFailed
@@ -323,11 +323,11 @@ def test_server_that_leaves_later_is_a_lost_connection(pki: Path) -> None:
         assert type(failure(trusting(pki, place, **ours_from(pki, "client")))) is ConnectionLost
 
 
-# -- how a connection ends: the same words, however OpenSSL tells it ---------------------------------------------------
+# -- ends of a connection: the same words in all of OpenSSL's ways -----------------------------------------------------
 
 
 def ssl_error(kind: type[ssl.SSLError], number: int, reason: str | None) -> ssl.SSLError:
-    """As _ssl makes it; `reason` is None where OpenSSL has none."""
+    """As _ssl makes it; `reason` is None if OpenSSL has none."""
     made = kind(number, f"[SSL: {reason}] words (_ssl.c:1006)" if reason else "words (_ssl.c:1006)")
     if reason:
         made.reason = reason
@@ -531,7 +531,7 @@ def test_nothing_in_common_is_told(
 @pytest.mark.row(8)
 @pytest.mark.parametrize("kernel", [False, True])
 def test_server_that_closes_on_our_first_word(pki: Path, kernel: bool) -> None:
-    """That is all that a server with GnuTLS tells of its ciphers."""
+    """A server with GnuTLS reports no more about its ciphers."""
     with listening(after_yes(lambda sock: sock.recv(4096) and None)) as place:
         error = failure(trusting(pki, place), kernel)
     hint = KERNEL_HINT if kernel else "does it do TLS 1.2 or later? does it want a key (--tls-psk)?"
@@ -678,7 +678,7 @@ def test_without_a_handshake_there_is_no_tls_and_nothing_is_sent(kernel: bool) -
 
 
 def strict(protocol: int) -> ssl.SSLContext:
-    """As where openssl.cnf says so."""
+    """As if openssl.cnf said so."""
     made = ssl.SSLContext(protocol)
     made.minimum_version = V3
     made.set_ciphers("DEFAULT@SECLEVEL=3")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Worker, relay and monitor are of the same code as the command that starts them, wherever else a nbdattach is."""
+"""Worker, relay and monitor have the same code as the command that starts them, even if other nbdattachs exist."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_is_installed_starts_itself_and_nothing_next_to_it(machine: Machine
 
 
 def test_libraries_that_a_program_has_put_first_are_seen(machine: Machine, tmp_path: Path) -> None:
-    """As those that come with it, in a folder of its own."""
+    """Like those that come with it, in a separate folder."""
     first = f"import sys; sys.path.insert(0, {str(machine.libraries)!r})"
     assert machine.script_runs(PYTHON, tmp_path / "program", first) == f"{machine.site} True {machine.libraries}"
 

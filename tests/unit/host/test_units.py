@@ -29,7 +29,7 @@ def test_unit_is_exposed_no_more_than_needed(unit: str) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_systemd_finds_nothing_to_say_of_the_unit(tmp_path: Path, unit: str) -> None:
-    # It looks whether the command is there, which on this machine it need not be.
+    # It looks for the command, which need not exist on this machine.
     text = (SYSTEMD / unit).read_text()
     assert "/usr/bin/nbdattach " in text
     (tmp_path / unit).write_text(text.replace("/usr/bin/nbdattach ", f"{shutil.which('true')} "))

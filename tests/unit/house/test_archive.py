@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tests/lab/archive: the tests fetch packages from where this machine's apt does; no host's name is in the tree."""
+"""tests/lab/archive: the tests use the same package archive as this machine's apt; no host's name is in the tree."""
 
 import os
 import re
@@ -16,7 +16,7 @@ CODENAME = RELEASE.stdout.strip()
 
 
 class Apt:
-    """Sources of its own, in place of the machine's."""
+    """Separate sources, in place of the machine's."""
 
     def __init__(self, folder: Path):
         self.list = folder / "sources.list"

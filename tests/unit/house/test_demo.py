@@ -103,7 +103,7 @@ def test_the_status_is_that_of_the_show_and_nothing_is_left(tree: Tree, status: 
 def test_a_missing_program_is_told_with_the_command_that_installs_it(tree: Tree) -> None:
     tree.script("tests/lab/provision", "exit 1")
     tree.guest(0)
-    assert tree.show().returncode == 0  # it is offline, and all is there
+    assert tree.show().returncode == 0  # it is offline, and has everything
     for name in ("nbdkit", "ss"):
         (tree.bin / name).unlink()
     done = tree.show()

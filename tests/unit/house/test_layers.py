@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Imports go one way, and each outside thing has one door. This reads the imports of every module and holds that.
+"""Imports go one way, and one module imports each outside thing. This reads the imports of every module and checks it.
 
 A room is a package in `nbdattach`. The last paragraph of its `__init__` says which others it may import.
 """
@@ -21,7 +21,7 @@ PACKAGE = Path(nbdattach.__file__).parent
 
 
 def room_of(module: str) -> str:
-    """Its room; a module that is in none is a room of its own."""
+    """Its room; a module that is in none counts as a room."""
     return module.partition(".")[0]
 
 

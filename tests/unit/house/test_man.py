@@ -61,7 +61,7 @@ def flags(text: str) -> list[str]:
 
 
 def described(text: str) -> set[str]:
-    """The options that have an item of their own in the text."""
+    """The options that have an item in the text."""
     return {flag for head in items(text) for flag in flags(f".It {head}")}
 
 

@@ -79,7 +79,7 @@ def refusal() -> KernelRefused:
     return caught.value
 
 
-# -- it is there -------------------------------------------------------------------------------------------------------
+# -- the driver exists -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sign", ["module/nbd", "block/nbd0"])

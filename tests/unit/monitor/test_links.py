@@ -178,7 +178,7 @@ class NoMemory(LateDriver):
 
 @pytest.mark.usefixtures("sys")
 def test_a_connection_that_the_driver_may_have_is_ended_where_nobody_can_know() -> None:
-    """Else the monitor would offer others without end, while the driver needs none."""
+    """Otherwise the monitor would offer others without end, while the driver needs none."""
     made = Links(Device(0), dataclasses.replace(RECORD, io_timeout=3.0), [Link(socket.socketpair()[0])])
     made.family = cast(netlink.Family, NoMemory())
     made.cut()

@@ -384,7 +384,7 @@ print(time.monotonic() - began < 20)
 
 
 def test_a_journal_that_reads_nothing_does_not_hang_it() -> None:
-    """Its disk may be the one that the monitor is to bring back."""
+    """Its disk may be the one that the monitor has to bring back."""
     reader, writer = os.pipe()
     done = subprocess.run([sys.executable, "-c", LOGS], stderr=writer, stdout=subprocess.PIPE, text=True, timeout=60)
     os.close(writer)

@@ -42,7 +42,7 @@ class Events(RuleBasedStateMachine):
         self.number = 0
 
     def server(self, ours: bool, fits: Callable[[Server], bool]) -> Server:
-        """That of the device, or the other one; of those that fit, where there are any."""
+        """The device's one, or the other one; one that fits, if there is any."""
         here = self.world.servers[self.world.watch._target().uri]
         both = sorted(self.world.servers.values(), key=lambda one: (one is here) != ours)
         return next(filter(fits, both))
@@ -231,7 +231,7 @@ def go_on(world: World, seconds: int) -> None:
 
 
 def test_what_is_served_while_a_connection_is_handed_over_ends_the_outage() -> None:
-    """The next loss is another one, and --on-loss begins anew."""
+    """The next loss is another one, and --on-loss begins again."""
     with World(1) as world:
         home, world.quick = world.servers[HOME], True
         home.die()
@@ -567,5 +567,5 @@ def test_the_only_place_of_a_server_that_came_just_in_time_is_kept_while_it_is_a
 
 
 TestEvents = Events.TestCase
-# Where make test has a fixed budget, these need a larger one than others: a fault takes several events in a row.
+# make test has a fixed budget; these need a larger one than others, because a fault takes several events in a row.
 TestEvents.settings = settings(stateful_step_count=40, max_examples=max(200, settings().max_examples))

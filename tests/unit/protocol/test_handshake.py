@@ -113,7 +113,7 @@ def test_size_is_kept_to_the_byte(size: int) -> None:
 
 @pytest.mark.row(5)
 def test_inspect_goes_in_and_leaves_by_the_transmission_phase() -> None:
-    """Not by NBD_OPT_INFO, to which nbd-server tells a size of 0; and without NBD_OPT_ABORT, which is no request."""
+    """Not by NBD_OPT_INFO, which nbd-server answers with a size of 0; and without NBD_OPT_ABORT."""
     export, sent = succeeds(handshake.inspect, NAMED, HELLO, *INFORMATION, ACK)
     assert sent == [wire.client_flags(), wire.asks(wire.GO, b"disk"), wire.DISC]
     assert export == Export("disk", wire.SIZE, wire.FLAGS, "newstyle-fixed", "spare", BlockSize(512, 4096, 1 << 25))

@@ -2,7 +2,7 @@
 """A peer is not trusted: for any data, the result is an error of ours or a value, soon and in little memory.
 
 `make test` holds the same few thousand conversations each time, NBDATTACH_EXAMPLES=all a hundred thousand others.
-NBDATTACH_HOSTILE is the number of conversations, NBDATTACH_SEED the first one's number (a failure tells it).
+NBDATTACH_HOSTILE is the number of conversations, NBDATTACH_SEED the first one's number (a failure prints it).
 """
 
 from __future__ import annotations

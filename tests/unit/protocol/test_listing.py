@@ -43,7 +43,7 @@ def test_default_export_may_be_listed() -> None:
 
 @pytest.mark.row(7)
 def test_size_of_0_is_no_size() -> None:
-    """nbd-server tells 0 of every export in answer to NBD_OPT_INFO."""
+    """nbd-server announces 0 for every export in answer to NBD_OPT_INFO."""
     nothing, least = wire.sized(wire.INFO, 0) + wire.ack(wire.INFO), wire.sized(wire.INFO, 1) + wire.ack(wire.INFO)
     said = HELLO, wire.listed(b"root"), wire.listed(b"swap"), ACK, nothing, least
     exports, _ = succeeds(handshake.catalogue, SERVER, *said)

@@ -41,7 +41,7 @@ def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
 
 @pytest.fixture
 def pumps() -> Iterator[Pumps]:
-    """The loop, in a thread of its own; it ends when its connections have."""
+    """The loop, in a thread; it ends when its connections have ended."""
     loop = Pumps()
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()
@@ -312,7 +312,7 @@ class ByHand:
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_the_end_of_one_connection_is_none_of_another(authority: Path, version: ssl.TLSVersion, reset: bool) -> None:
-    """Python leaves the error of a send where OpenSSL finds it at the next read of any connection of that thread."""
+    """Python leaves the error of a send in a queue. OpenSSL finds it at the thread's next read of any connection."""
     by_hand = cast(Pumps, ByHand())
     living, ended = Pumped(by_hand, authority, version), Pumped(by_hand, authority, version)
     ended.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
