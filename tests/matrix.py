@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs suites of tests on kernels and releases of Debian, each in a guest, and prints a table of how they ended.
+"""Runs suites of tests on kernels and releases of Debian, each in a guest, and prints a table of the results.
 
     tests/matrix.py --kernel 7.2 --root here --suite netlink -k test_restart    one cell, or one test of it
     tests/matrix.py --rare                                                      all cells of the plan, with rare tests
@@ -112,7 +112,7 @@ def plan() -> list[Cell]:
 
 
 def _shares(kernel: str, suite: str) -> list[str]:
-    """A guest that may die (`_dies_of_itself`) runs a share, so that little is to be done once more."""
+    """A guest that may die (`_dies_of_itself`) runs a share, so that little has to be repeated."""
     count = 4 if kernel == "6.12" and suite != "udev" else 1
     return [f"{number}of{count}" for number in range(1, count + 1)]
 

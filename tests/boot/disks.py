@@ -35,7 +35,7 @@ def swap(path: Path) -> None:
 
 
 def uuid(path: Path) -> str:
-    """Of the file system in it."""
+    """The UUID of the file system in it."""
     return _run("blkid", "--match-tag", "UUID", "--output", "value", path).strip()
 
 
@@ -50,7 +50,7 @@ def see_clean(path: Path, offset: int = 0) -> None:
 
 
 def content(path: Path, name: str, offset: int = 0) -> str:
-    """Of a file in the file system there."""
+    """The content of a file in the file system there."""
     return _run("debugfs", "-R", f"cat {name}", _at(path, offset))
 
 

@@ -26,12 +26,12 @@ _NETWORK = "[Match]\nName=vec0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddress
 # A line of the console: the kernel's stamp, then the name of the program.
 _LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
 _SECONDS = 600.0  # on a machine that is very busy
-# From the kernel's start to there, if nothing else runs on the machine.
+# Seconds from the kernel's start to there, if nothing else runs on the machine.
 _SYSINIT_SECONDS = 9.0
 
 
 class Guest:
-    """It runs from the beginning of its context to the end of `wait`."""
+    """The guest runs from the beginning of the context to the end of `wait`."""
 
     def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
         self._process = process
@@ -39,31 +39,31 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """The kernel, systemd and the journal, so far."""
+        """The log of the kernel, systemd and the journal, so far."""
         with contextlib.suppress(OSError):
             return (self._out / "console.log").read_text(errors="replace")
         return ""
 
     @property
     def lines(self) -> list[tuple[float, str]]:
-        """Of the console, with the seconds since boot."""
+        """Lines of the console, with the seconds since boot."""
         return [(float(found[1]), found[2]) for found in map(_LINE.match, self.console.splitlines()) if found]
 
     def when(self, text: str) -> float:
-        """Seconds since boot of the first line with that text. Fails if there is none: an order would hold by it."""
+        """Seconds since boot of the first line with that text. Fails if there is none: any order would hold then."""
         stamps = [stamp for stamp, line in self.lines if text in line]
         assert stamps, f"no {text!r} on the console: {self.console[-3000:]}"
         return stamps[0]
 
     def wait_for(self, text: str, seconds: float = _SECONDS) -> None:
-        """Until the console has that text."""
+        """Waits until the console has that text."""
         deadline = time.monotonic() + seconds
         while text not in self.console:
             assert time.monotonic() < deadline and self._process.poll() is None, f"no {text!r}: {self.console[-3000:]}"
             time.sleep(0.05)
 
     def let_run(self, seconds: float) -> None:
-        """For that long; fails if it ends before."""
+        """Waits for that long; fails if the guest ends before."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.console[-3000:]

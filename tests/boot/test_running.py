@@ -46,7 +46,7 @@ systemctl is-active nbdattach@nbd0
 systemctl stop nbdattach@nbd1
 systemctl is-failed nbdattach@nbd1
 """
-# The guest has the machine's rule that nothing is to be started or stopped.
+# The guest has the machine's rule that forbids to start or stop services.
 REINSTALL = f"""
 rm -f /usr/sbin/policy-rc.d
 before=$(systemctl show -P MainPID nbdattach-monitor)

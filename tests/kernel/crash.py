@@ -100,7 +100,7 @@ class Steps:
 
 
 def helpers() -> list[int]:
-    """Workers, guards and flushes that there are."""
+    """The running workers, guards and flushes."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
@@ -110,7 +110,7 @@ def helpers() -> list[int]:
 
 
 def _call(function: Any) -> str:
-    """The name of the system call behind a C function, as far as it is one of ours."""
+    """The name of the system call behind a C function, if it is one of ours."""
     owner = type(getattr(function, "__self__", None))
     modules = [getattr(function, "__module__", None), *(one.__module__ for one in owner.__mro__)]
     name: str = function.__name__
@@ -118,7 +118,7 @@ def _call(function: Any) -> str:
 
 
 def _innermost(frame: FrameType | None) -> str:
-    """The function of the package that is at work."""
+    """The function of the package that is running."""
     while frame:
         if place := _function(frame):
             return place
@@ -157,7 +157,7 @@ def run(
 ) -> Ended:
     """`nbdattach ARGUMENTS`, killed at the step `kill`, and its `helper` ("main", "guard_main") at `kill_helper`.
 
-    With `both`, the one takes the other along. `contested`: as if others opened and closed the device all the time.
+    With `both`, each takes the other along. `contested`: as if other programs opened and closed the device constantly.
     """
     files = [f"/tmp/crash.{name}" for name in ("said", "steps", "helper")]
     for file in files:
@@ -206,7 +206,7 @@ def _contest() -> None:
 
 
 def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
-    """Has it call `in_helper` first."""
+    """Makes it call `in_helper` first."""
     from nbdattach.backends import by_ioctl, by_netlink
     from nbdattach.kernel import node
 

@@ -27,7 +27,7 @@ def network(*addresses: str) -> Iterator[str]:
 
 
 def cut_link(address: str = ADDRESS) -> None:
-    """The server's address goes; it and its connections stay."""
+    """Removes the server's address; the server and its connections stay."""
     shell(f"ip -n far addr del {address}/24 dev far")
 
 

@@ -20,7 +20,7 @@ def spoilt() -> list[str]:
 
 
 def clear_away() -> None:
-    """So that one failure is one failure."""
+    """So that one failure causes no others."""
     subprocess.run(["umount", "/mnt"], capture_output=True)
     for pid, _ in workers():
         os.kill(pid, signal.SIGKILL)
@@ -68,7 +68,7 @@ def workers() -> list[tuple[int, str]]:
 
 
 def is_relay(line: str) -> bool:
-    """By its command line."""
+    """Whether it is one, by its command line."""
     return "from nbdattach.relay.process" in line
 
 
@@ -82,7 +82,7 @@ def _is_monitor(line: str) -> bool:
 
 
 def _processes() -> list[tuple[int, str]]:
-    """Those of nbdattach, by their command lines."""
+    """Processes of nbdattach, by their command lines."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:

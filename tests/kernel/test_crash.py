@@ -27,7 +27,7 @@ from nbdattach.errors import NotAttached
 from nbdattach.kernel.sysfs import Kernel
 
 EVERY = int(os.environ.get("CRASH_EVERY") or (1 if ALL else 12))
-# Of the samples, always the same: a change is judged by it, and not by the day. CRASH_START=1 takes others.
+# The first of the samples, always the same, so that results can be compared. CRASH_START=1 takes others.
 START = int(os.environ.get("CRASH_START", "0"))
 FIRST = Kernel(Device(0))
 SECONDS = 10
@@ -58,7 +58,7 @@ class Place:
         return run("disconnect", "nbd0", **how)
 
     def write(self) -> None:
-        """Something new, into the page cache of a partition."""
+        """Writes new data into the page cache of a partition."""
         self.turn += 1
         with open("/dev/nbd0p1", "r+b", buffering=0) as node:
             node.write(f"{self.turn:4096d}".encode())
@@ -69,7 +69,7 @@ class Place:
             assert file.read(4096) == f"{self.turn:4096d}".encode()
 
     def see_it_work(self) -> None:
-        """connect, I/O, disconnect; and nothing is left."""
+        """connect, I/O, disconnect work, and nothing is left."""
         done = self.connect()
         assert (done.code, done.said.splitlines()[-1]) == (0, "/dev/nbd0"), done.said
         assert is_complete(self.uri)
@@ -113,7 +113,7 @@ def is_complete(uri: str) -> bool:
         return False
     try:
         there = status.status_of(Device(0))
-    except NotAttached:  # it goes just now
+    except NotAttached:  # it is ending
         return False
     return (there.state, there.target, helpers()) == ("connected", uri, [there.pid] if there.pid else [])
 
@@ -204,7 +204,7 @@ def test_a_connect_killed_with_its_worker_leaves_nothing(place: Place) -> None:
 @pytest.mark.ioctl
 @pytest.mark.parametrize("both", [False, True], ids=["alone", "with its command"])
 def test_a_worker_killed_at_any_step_leaves_nothing(place: Place, both: bool) -> None:
-    """Its last steps come in the disconnect."""
+    """Its last steps are part of the disconnect."""
     attaching = place.connect(helper="main").helper_steps
     detaching = [] if both else place.disconnect().helper_steps
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The last moments of an attachment: no write disappears in silence, no silent server keeps the command, nothing stays.
+"""The last moments of an attachment: no write is lost silently, no silent server blocks the command, nothing stays.
 
 A detach that is refused because the device is used is in test_users.
 """
@@ -109,7 +109,7 @@ def test_a_write_that_no_look_can_see_is_said_to_be_lost(monkeypatch: pytest.Mon
 
 
 def mapped(path: str) -> int:
-    """The address of its first block, shared and writable. No descriptor stays to show that this process uses it."""
+    """The address of its first block, mapped shared and writable. No descriptor shows that this process uses it."""
     with open(path, "r+b", buffering=0) as device:
         shared = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
         address = LIBC.mmap(None, ctypes.c_size_t(BLOCK), *shared, device.fileno(), ctypes.c_long(0))
@@ -135,7 +135,7 @@ def test_a_detach_that_is_refused_at_the_last_look_leaves_a_device_that_can_be_w
 def test_the_command_itself_never_opens_the_device_that_it_detaches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An open may wait for the server without end, and then the command could not even be killed."""
+    """An open may wait for the server without end, and then the command could not be killed."""
     open_, opened = os.open, []
 
     def watched(path: str, *arguments: int, **more: int) -> int:

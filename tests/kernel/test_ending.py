@@ -36,7 +36,7 @@ from tool import (
 from nbdattach.device import Device
 from nbdattach.kernel.sysfs import Kernel
 
-# Most of it is about the worker; test_monitor and test_restart tell how attachments by netlink live and end.
+# Mostly the worker; test_monitor and test_restart have the life and end of attachments by netlink.
 pytestmark = pytest.mark.ioctl
 FIRST = Kernel(Device(0))
 MAX_WORKER_KB = 10 << 10
@@ -249,7 +249,7 @@ def test_a_failing_flush_of_a_partition_detaches_nothing(tmp_path: Path) -> None
 
 
 def test_sigterm_loses_nothing_that_could_not_be_written(tmp_path: Path) -> None:
-    """Not at first, nor the second time, when the kernel does not tell it any more; nor does a disconnect after it."""
+    """Not at first, not the second time, when the kernel no longer reports it, and not by a later disconnect."""
     broken = tmp_path / "broken"
     with nbdkit("--filter=error", "memory", "1M", "error-pwrite-rate=100%", f"error-file={broken}") as server:
         connect(server.uri, "nbd0")

@@ -106,7 +106,7 @@ def pause(_site: Site, server: Server, seconds: float) -> Server:
 
 
 def closed_window(site: Site, server: Server, seconds: float) -> Server:
-    """The server reads nothing until no more can be sent to it, and for as long again."""
+    """The server reads nothing until its window is closed, and then for as long again."""
     server.pause()
     # Outside of the area of fio's writes, because fio may only be reading now.
     flood = subprocess.Popen(
@@ -149,7 +149,7 @@ def sites(folder: Path, namespace: str) -> list[Site]:
     certificates = Authority(folder / "authority").issue(folder / "tls", "server", alternatives=f"IP:{SECRET}")
     tls = f"tls-creds-x509,id=tls0,endpoint=server,verify-peer=no,dir={certificates}"
     return [
-        # No polite stop: nbdkit then refuses a request that it gets, and the kernel fails it (LIMITS).
+        # No regular stop: nbdkit then refuses a request that it gets, and the kernel fails it (LIMITS).
         Site(
             "nbd0",
             f"{PLAIN}:{ports[0]}",
@@ -180,7 +180,7 @@ def sites(folder: Path, namespace: str) -> list[Site]:
 
 
 class Storm:
-    """Events at random moments, on all sites at once, until there were so many."""
+    """Random events, on all sites at once, until there were so many."""
 
     def __init__(self, count: int) -> None:
         self.happened: Counter[str] = Counter()
@@ -194,7 +194,7 @@ class Storm:
             while (event := self._take(site, chance)) is not None:
                 time.sleep(chance.random() * 2)
                 began = time.monotonic()
-                # Most are short, which meets more states; some are as long as they may be.
+                # Most are short, which meets more states; some are as long as allowed.
                 server = event(site, server, chance.random() ** 3 * LONGEST)
                 over = time.monotonic()
                 site.see_it_run()

@@ -41,7 +41,7 @@ def test_reconnect_under_load_to_another_server_of_the_same_data(tmp_path: Path,
                 old.kill()
                 load.see_it_run()
                 assert status.status_of(Device(0)).target == new.uri
-                # The old connections end meanwhile, which shows as "reconnecting" for a moment.
+                # The old connections end meanwhile, so status shows "reconnecting" for a moment.
                 eventually(lambda: state_of("nbd0") == "connected")
 
 
@@ -63,7 +63,7 @@ def test_reconnect_to_what_will_not_do_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def busy() -> Iterator[None]:
-    """The machine, so that the driver is late to see connections end."""
+    """Keeps the machine busy, so that the driver is late to see connections end."""
     with ExitStack() as loops:
         for _ in range(3):
             loop = subprocess.Popen(["sh", "-c", "while :; do :; done"])
@@ -116,7 +116,7 @@ def test_nothing_moves_to_another_server_that_cannot_be_written_down(tmp_path: P
         assert (old.image.read_bytes()[:1], new.image.read_bytes()[:1]) == (b"1", b"2")
 
 
-# -- without being asked -----------------------------------------------------------------------------------------------
+# -- without an order --------------------------------------------------------------------------------------------------
 
 
 def test_a_slow_server_gets_each_request_once_though_two_connections_were_wanted(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nothing that was sent over a connection that was given up comes to the server later, after newer writes.
+"""No data of a connection that was given up reaches the server later, after newer writes.
 
 TCP keeps undelivered data, and sends it when the link is back, for a quarter of an hour.
 """
@@ -41,7 +41,7 @@ def write_old(number: int) -> None:
 
 
 def given_up() -> list[str]:
-    """Connections that are, and have data that the server has not."""
+    """Open connections with data that the server does not have."""
     return shell(f"ss -tnH state fin-wait-1 dst {ADDRESS}").splitlines()
 
 
@@ -110,7 +110,7 @@ def test_no_old_write_comes_after_a_newer_one(
 
 
 def connections() -> set[str]:
-    """The ports at this end."""
+    """The ports at this end of the connections."""
     return {line.split()[2] for line in shell(f"ss -tnH state established dst {ADDRESS}").splitlines()}
 
 

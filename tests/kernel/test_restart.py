@@ -211,7 +211,7 @@ def test_a_wrong_server_is_refused_untouched_and_the_right_one_taken(tmp_path: P
 
 
 def first_error(device: str) -> tuple[float, str]:
-    """Reads past all caches until that fails; when it did, and how."""
+    """Reads past all caches until a read fails; when it failed, and how."""
     while True:
         try:
             seconds_for_a_new_read(device)
@@ -243,7 +243,7 @@ def test_io_fails_when_on_loss_says_so(
         assert least < failed - alive
         assert ended - killed < promised(
             most + 2 * (connections - 1)
-        )  # the driver looks at those in flight every 3 s then
+        )  # the driver then looks at requests in flight every 3 s
         eventually(lambda: state_of("nbd0") == "lost", promised(5))
         began = time.monotonic()
         with pytest.raises(OSError, match="Input/output error"):
@@ -255,7 +255,7 @@ def test_io_fails_when_on_loss_says_so(
 
 
 def test_a_server_that_is_stopped_politely_fails_no_more_than_what_it_refused_first(tmp_path: Path) -> None:
-    """nbdkit refuses each request then, for as long as its client stays; and it stays for as long as that does."""
+    """nbdkit then refuses each request as long as its client stays; and it stays as long as the client does."""
     there = place(tmp_path, "image")
     with ExitStack() as servers:
         server = servers.enter_context(there.serve("--threads=4"))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.any_monitor
 MIB = 1 << 20
 FIRST = Kernel(Device(0))
 DEAD_PEER = 3
-# More than the buffers of both ends take.
+# More than the buffers of both ends hold.
 WRITES = 24
 
 
@@ -70,7 +70,7 @@ def test_a_server_at_one_slow_write_is_not_lost_and_not_asked_a_second_time(tmp_
 
 
 def errors_of_a_write() -> list[int | None]:
-    """Those that it has within a minute; then the device is detached, which would make it fail, too."""
+    """The errors within a minute; then the device is detached, which would make it fail, too."""
     failures: list[OSError] = []
     writer = threading.Thread(target=write, args=[0, failures])
     writer.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""With the real udevd: it is neither in the way of connect and disconnect, nor are they in its."""
+"""With the real udevd: it does not disturb connect and disconnect, nor do they disturb it."""
 
 from __future__ import annotations
 

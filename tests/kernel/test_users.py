@@ -143,7 +143,7 @@ def mounted_in_a_users_namespace() -> str:
 
 
 def mounted_in_a_container() -> str:
-    """It is root's own, and yet its programs are those of its image."""
+    """It is root's own, but its programs are those of its image."""
     shell("mkfs.ext4 -q /dev/nbd0")
     program = """mount --make-rprivate / && mount -t tmpfs none /mnt && cd /mnt && mkdir usr disk old &&
         mount --bind /usr usr && ln -s usr/bin usr/lib usr/lib64 . && mount /dev/nbd0 disk && pivot_root . old &&
@@ -174,7 +174,7 @@ USERS: dict[str, Callable[[], str]] = {
 
 @pytest.fixture(autouse=True)
 def nobody_is_left() -> Iterator[None]:
-    """One failure is one failure."""
+    """So that one failure causes no others."""
     yield
     subprocess.run(
         """exec 2>/dev/null
@@ -361,7 +361,7 @@ def test_force_on_a_server_that_reads_nothing_any_more() -> None:
 
 
 def hold_up() -> None:
-    """A program looks for partitions, which waits for the silent server, and holds up others that open nbd0."""
+    """A program looks for partitions, which waits for the silent server, and blocks others that open nbd0."""
     shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")
     eventually(lambda: subprocess.run(["pgrep", "--runstates", "D", "blockdev"], capture_output=True).stdout)
 
@@ -444,7 +444,7 @@ def test_a_server_that_fails_flushes_keeps_the_device() -> None:
         assert not FIRST.attached
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         shell("touch /run/good")
-        nbd_ok("disconnect", "nbd0")  # nothing is remembered of the one before
+        nbd_ok("disconnect", "nbd0")  # no record of the earlier one is left
 
 
 def _breaking(broken: Path) -> AbstractContextManager[object]:

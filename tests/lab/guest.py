@@ -88,7 +88,7 @@ def kept_terminal() -> Iterator[None]:
 
 
 def attend(guest: subprocess.Popen[bytes], deadline: float) -> bool:
-    """Pass the guest's output on until it ends. False when the time is over."""
+    """Passes the guest's output on until it ends. False if the time is over."""
     try:
         if guest.stdout is not None and not copy_output(guest, guest.stdout.fileno(), deadline):
             return False

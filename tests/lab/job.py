@@ -91,7 +91,7 @@ def _settings(job: Job, kernel: Path) -> str:
 
 def _job_script(job: Job) -> str:
     command = job.command or ("bash", "-i")
-    # Here, for a size is forgotten when the terminal is closed.
+    # Here, because a size is forgotten when the terminal is closed.
     terminal = f"stty sane {_terminal_size()}\n" if job.shell else ""
     return (
         f"{terminal}cd {shlex.quote(os.getcwd())} || exit 126\n"

@@ -59,7 +59,7 @@ def _make(release: str, packages: list[str], place: Path) -> None:
     subprocess.run([*command, release, place, source.strip()], check=True, env={**os.environ, "INITRD": "No"})
     if beside := _BESIDE.get(release):
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        # By the root's own version of Python, whichever this one is.
+        # By the root's own version of Python, not this one's.
         version = ["--python-version", "3.11", "--only-binary=:all:"]
         subprocess.run([*pip, *version, "--target", f"{place}{SITE}", *beside], check=True)
 

@@ -40,7 +40,7 @@ def make(directory: Path) -> Path:
 
 
 class Authority:
-    """A certificate authority; all that is its own is in `directory`. `name` is the common name."""
+    """A certificate authority; all its files are in `directory`. `name` is the common name."""
 
     def __init__(self, directory: Path, name: str = "test-ca", valid: tuple[str, str] | None = None) -> None:
         directory.mkdir(parents=True)

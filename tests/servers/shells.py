@@ -17,7 +17,7 @@ _READY = "shell is ready"
 
 @dataclass
 class Shell:
-    """A shell at its prompt."""
+    """A shell that shows its prompt."""
 
     screen: Terminal
 
@@ -46,7 +46,7 @@ def shell(name: str, home: Path, path: str, installed: bool = False) -> Iterator
 
 
 def _command(name: str, home: Path, setup: str) -> tuple[list[str], Mapping[str, str]]:
-    """How the shell is started so that it reads `setup` and nothing else of the user."""
+    """The command that starts the shell so that it reads `setup` and nothing else of the user."""
     file = home / {"bash": "bashrc", "zsh": ".zshrc", "fish": "setup.fish"}[name]
     file.write_text(setup)
     if name == "bash":

@@ -19,13 +19,13 @@ from nbdattach.protocol.target import Target
 Serve = Callable[[socket.socket], None]
 PATIENCE = 60.0
 FULL = ": the server may be full"
-# Less than anything that hangs in a test does so for.
+# Shorter than any hang in these tests.
 SOON = 20.0
 
 
 @contextlib.contextmanager
 def listening(serve: Serve, path: Path | None = None) -> Iterator[Target]:
-    """A server that does `serve` to each connection, one after the other; on TCP, or at the Unix socket `path`."""
+    """A server that runs `serve` with each connection, one after the other; on TCP, or at the Unix socket `path`."""
     server, served = _bound(path), list[socket.socket]()
     thread = threading.Thread(target=_accept, args=(server, serve, served), daemon=True)
     thread.start()
@@ -62,7 +62,7 @@ def _accept(server: socket.socket, serve: Serve, served: list[socket.socket]) ->
 
 
 def drain(sock: socket.socket) -> bytes:
-    """All that the client says until it closes."""
+    """All bytes from the client until it closes."""
     heard = bytearray()
     while more := sock.recv(4096):
         heard += more
@@ -74,7 +74,7 @@ def silence(sock: socket.socket) -> None:
 
 
 def says(data: bytes) -> Serve:
-    """Says `data` and closes."""
+    """Sends `data` and closes."""
     return lambda sock: sock.sendall(data)
 
 
@@ -89,7 +89,7 @@ def says_and_hears(data: bytes, heard: list[bytes]) -> Serve:
 
 
 def drips(data: bytes) -> Serve:
-    """`data` over and over, a byte at a time, until the client goes."""
+    """Sends `data` over and over, a byte at a time, until the client closes."""
 
     def serve(sock: socket.socket) -> None:
         pace = threading.Event()

@@ -46,16 +46,16 @@ from nbdattach.protocol.target import Target, parse_target
 
 NBD0 = Device(0)
 HOME, AWAY = "nbd://db1/disk", "nbd://db2/disk"
-# Nothing that a monitor or a command does takes so much longer than this.
+# No step of a monitor or a command takes longer than this.
 _LONGEST = 600.0
 
 
 class Killed(BaseException):
-    """The monitor, by signal 9."""
+    """Kills the monitor, like signal 9."""
 
 
 class Clock:
-    """In the place of the module time; while a task sleeps, the world goes on."""
+    """Replaces the module time; while a task sleeps, the world goes on."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -75,12 +75,12 @@ class Clock:
 
 @dataclasses.dataclass(eq=False)
 class Accepted:
-    """A connection as its server has it."""
+    """A connection at its server's end."""
 
     sock: socket.socket
     client: int  # the inode of the other end
-    numbers: list[int] = dataclasses.field(default_factory=list)  # of requests that were read and not answered
-    taken: bool = False  # by the driver
+    numbers: list[int] = dataclasses.field(default_factory=list)  # of requests that it has read and not answered
+    taken: bool = False  # the driver uses it
     may_end: bool = False  # the server has been silent, or an order says so
 
     def read(self) -> None:
@@ -118,7 +118,7 @@ class Server:
                 one.sock.close()
 
     def answer(self) -> None:
-        """All that it has read."""
+        """Answers all requests that it has read."""
         self.read()
         for one in self.accepted if self.reads else ():
             for number in one.numbers:
@@ -139,7 +139,7 @@ class Server:
 
 
 class ModelLink(Link):
-    """TCP's view of a link that is cut, which a pair of Unix sockets cannot have."""
+    """Adds TCP's view of a cut link, which a pair of Unix sockets does not have."""
 
     def __init__(self, world: World, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -162,7 +162,7 @@ class World(ExitStack):
         self.driver = Driver(self, self._show, on_loss)
         self.kills_in = math.inf  # events before the monitor is killed
         self.quick = False  # servers answer all the time, also while the monitor hands over
-        self._pauses = 0  # that are left in this step
+        self._pauses = 0  # pauses left in this step
         self._meanwhile: Callable[[], object] | None = None
         self._heard = False  # the driver has announced that a connection is dead
         self.moved = False
