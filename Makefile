@@ -64,7 +64,7 @@ SCRIPTS := .ci/run systemd/nbdattach-tag systemd/nbdattach-generator initramfs/i
 	tests/lab/selftest.sh tests/demo/demo tests/demo/demo.sh tests/diskless/image \
 	tests/unit/on_each_python tests/unit/on_each_library tests/unit/on_this_system tests/lint/example
 
-## ruff, mypy, shellcheck, and words in comments that hide who acts
+## ruff, mypy, shellcheck, and words that hide the actor
 lint: provision-lint $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

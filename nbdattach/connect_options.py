@@ -116,10 +116,10 @@ class Wishes(LastingOptions):
     def __post_init__(self) -> None:
         """Raises `Malformed` if the tag is unfit for a line in /sys and for names in /dev."""
         if not self.tag.isprintable() or self.tag != self.tag.strip():
-            cause = f"{quoted(self.tag)} has characters that no name should have"
-            raise Malformed("--tag", cause, "letters and digits do")
+            cause = f"{quoted(self.tag)} contains unprintable characters, or blanks at its ends"
+            raise Malformed("--tag", cause, "use letters and digits")
         if len(self.tag.encode()) > MAX_TAG:
-            raise Malformed("--tag", f"longer than {MAX_TAG} bytes", "a shorter name does as well")
+            raise Malformed("--tag", f"longer than {MAX_TAG} bytes", "use a shorter name")
 
     @property
     def whole_io_timeout(self) -> int:

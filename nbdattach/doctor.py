@@ -58,10 +58,10 @@ def examine() -> list[Finding]:
 
 def _permission() -> Finding:
     if not procfs.is_root():
-        return Finding("permission", "not root, so nothing can be attached or detached", True, "sudo nbdattach ...")
+        return Finding("permission", "not root, so nbdattach cannot attach or detach", True, "sudo nbdattach ...")
     if not procfs.may_administer():
         remedy = "start the container with the capability: docker run --cap-add SYS_ADMIN, or podman run --privileged"
-        return Finding("permission", "root without CAP_SYS_ADMIN, so nothing can be attached or detached", True, remedy)
+        return Finding("permission", "root without CAP_SYS_ADMIN, so nbdattach cannot attach or detach", True, remedy)
     return Finding("permission", "running as root")
 
 
@@ -82,15 +82,15 @@ def _nodes() -> Finding:
     devices = sysfs.devices()
     missing = [device for device in devices if not _is_block_device(device.path)]
     if missing:
-        what = "is no block device" if len(missing) == 1 else "are no block devices"
+        what = "is not a block device" if len(missing) == 1 else "are not block devices"
         return Finding(
             "nodes",
-            f"{_names(missing)} {what}, though the driver is loaded",
+            f"{_names(missing)} {what}, although the driver is loaded",
             True,
             "mount -t devtmpfs devtmpfs /dev, or pass the devices into this container",
         )
     if not devices:  # nbds_max=0
-        return Finding("nodes", "no devices yet; by netlink they are made when they are needed")
+        return Finding("nodes", "no devices yet; netlink makes them when they are needed")
     return Finding("nodes", f"{devices[0].path} is a block device")
 
 
@@ -112,7 +112,7 @@ def _partitions() -> Finding:
     if sysfs.max_part() == 0:
         remedy = "modprobe -r nbd; modprobe nbd max_part=16"
         return Finding("partitions", "the driver was loaded with max_part=0 and finds no partitions", True, remedy)
-    return Finding("partitions", f"up to {sysfs.max_part() or 'an unknown number of'} a device")
+    return Finding("partitions", f"up to {sysfs.max_part() or 'an unknown number of'} for each device")
 
 
 def _devices() -> Iterator[Finding]:
@@ -126,7 +126,7 @@ def _wedged(device: Device) -> Iterator[Finding]:
     """Reports a device that is not served any more, or is not served now."""
     kernel = Kernel(device)
     pid = kernel.pid
-    remedy = f"stop what uses it, then: nbdattach disconnect {device.path}"
+    remedy = f"stop the programs that use it, then: nbdattach disconnect {device.path}"
     try:
         status = status_of(device)
     except NotAttached:
@@ -136,7 +136,7 @@ def _wedged(device: Device) -> Iterator[Finding]:
     if status.trouble:
         yield _away(status, status.trouble)
     elif status.state == "lost":
-        yield Finding(device.path, f"lost: nobody serves it any more (its process was {pid})", True, remedy)
+        yield Finding(device.path, f"lost: no process serves it any more (it was process {pid})", True, remedy)
 
 
 def _away(status: Status, trouble: dict[str, str | None]) -> Finding:
@@ -144,7 +144,7 @@ def _away(status: Status, trouble: dict[str, str | None]) -> Finding:
     return Finding(
         status.device,
         f"{status.state} since {trouble['since']}: {plain(trouble['error'] or 'trying')}",
-        remedy=f"start the server, or move it: nbdattach reconnect {status.device} TARGET",
+        remedy=f"start the server, or use another one: nbdattach reconnect {status.device} TARGET",
     )
 
 
@@ -155,10 +155,10 @@ def _timeout(device: Device) -> Iterator[Finding]:
         return
     seconds, gives_up = kernel.io_timeout, kernel.gives_up
     if gives_up is not False and 0 < seconds < WEEK:
-        doubt = "" if gives_up else "; or that is what an earlier one left: without debugfs nobody can tell"
+        doubt = "" if gives_up else "; or an earlier attachment left this timeout: only debugfs can show which"
         yield Finding(
             device.path,
-            f"attached by another program, which gives a server up that takes {seconds:g} s for an answer{doubt}",
+            f"attached by another program, and gives up a server that needs {seconds:g} s for an answer{doubt}",
             remedy=f"echo {WEEK * 1000} >/sys/block/{device.name}/queue/io_timeout",
         )
 
@@ -170,28 +170,28 @@ def _write_zeroes(device: Device) -> Iterator[Finding]:
         # The driver cannot be unloaded while it serves a device. Without DEVICE, connect takes another one by itself.
         in_use = any(Kernel(other).attached for other in sysfs.devices())
         remedy = "nbdattach connect TARGET" if in_use else "modprobe -r nbd; modprobe nbd"
-        sends = "free, but another program left it sending NBD_CMD_WRITE_ZEROES"
-        yield Finding(device.path, f"{sends}; connect refuses it for a server without that", remedy=remedy)
+        sends = "free, but another program has switched NBD_CMD_WRITE_ZEROES on"
+        yield Finding(device.path, f"{sends}; connect refuses servers that do not support it there", remedy=remedy)
 
 
 def _netlink() -> Finding:
     install = choice.how_to_install()
     if importlib.util.find_spec("pyroute2") is None:
-        return Finding("netlink", "pyroute2 is not installed: nobody connects again after a loss", remedy=install)
+        return Finding("netlink", "pyroute2 is not installed, so a lost connection is not made again", remedy=install)
     if not sysfs.driver_loaded():
         return Finding("netlink", "pyroute2 is installed")
     # If a netlink command hangs, as the driver's can, all commands to all families wait for it.
     answer = procfs.answer_within(NETLINK_SECONDS, _why_no_netlink)
     if answer is None:
-        says = "the kernel does not answer: another command by netlink hangs there"
-        return Finding("netlink", says, True, "dmesg tells which, mostly; then: reboot")
+        says = "the kernel does not answer, because another netlink command hangs"
+        return Finding("netlink", says, True, "dmesg usually shows which; then: reboot")
     if not answer:
-        return Finding("netlink", "pyroute2 fails: nobody connects again after a loss", remedy=install)
+        return Finding("netlink", "pyroute2 fails, so a lost connection is not made again", remedy=install)
     if answer == "usable":
         return Finding("netlink", answer)
     # connect then uses ioctl; only the host's network namespace sees the family (nbd.c: no netnsok).
     remedy = "run nbdattach in the network namespace of the host: docker run --network host"
-    return Finding("netlink", f"{answer}: nobody connects again after a loss", remedy=remedy)
+    return Finding("netlink", f"{answer}, so a lost connection is not made again", remedy=remedy)
 
 
 def _why_no_netlink() -> str:
@@ -214,7 +214,7 @@ def _monitor() -> Iterator[Finding]:
     try:
         package = control.ask(control.Request("package"), MONITOR_SECONDS)
     except control.NoMonitor as error:
-        says = f"{error.cause}: nobody connects {_names(relying)} again"
+        says = f"{error.cause}, so {_names(relying)} will not be reconnected"
         yield Finding("monitor", says, True, _start_of_monitor(error.silent))
     except NbdattachError:  # an older release does not know the request, but it answers
         yield Finding("monitor", "running")
@@ -227,7 +227,7 @@ def _running_monitor(package: str) -> Finding:
     pid = control.listener()
     if package == spawn.own_package() or not pid:
         return Finding("monitor", "running")
-    says = f"running, with the code of another nbdattach: {plain(package)}"
+    says = f"running, but from another nbdattach: {plain(package)}"
     return Finding("monitor", says, remedy=f"kill {pid}; tail --pid={pid} -f /dev/null; nbdattach monitor -b")
 
 
@@ -247,13 +247,15 @@ def _udev() -> Finding:
     if udev.running():
         return Finding("udev", "running")
     remedy = "systemctl start systemd-udevd" if systemd.in_charge() else ""
-    return Finding("udev", "not running: devices work, links in /dev/disk do not appear", remedy=remedy)
+    return Finding("udev", "not running: devices work, but get no links in /dev/disk", remedy=remedy)
 
 
 def _udev_rules() -> Iterator[Finding]:
     if udev.running() and not udev.has_our_rules():
         yield Finding(
-            "udev rules", f"{udev.RULES} is not installed: no names in /dev/disk/by-nbd", remedy=_INSTALL_RULES
+            "udev rules",
+            f"{udev.RULES} is not installed, so devices get no names in /dev/disk/by-nbd",
+            remedy=_INSTALL_RULES,
         )
 
 
@@ -261,7 +263,7 @@ def _lvm() -> Iterator[Finding]:
     try:
         found = lvm.settings()
     except OSError as error:
-        says = f"whether it activates volumes of images cannot be told: {plain(str(error))}"
+        says = f"cannot find out if it activates volumes of images: {plain(str(error))}"
         yield Finding("lvm", says, remedy="lvmconfig --validate")
         return
     if found is None:
@@ -270,9 +272,9 @@ def _lvm() -> Iterator[Finding]:
     if kept_out:
         yield Finding("lvm", plain(kept_out))
     elif not udev.running():
-        yield Finding("lvm", "activates nothing by itself without udev")
+        yield Finding("lvm", "activates nothing automatically, because udev is not running")
     else:
-        says = "activates the volumes in images that are attached, which keeps their devices in use"
+        says = "activates the volumes in attached images, which keeps their devices in use"
         yield Finding("lvm", says, remedy=lvm.line_to_keep_out(found))
 
 
@@ -284,23 +286,23 @@ def _selinux() -> Iterator[Finding]:
     remedy = f"a kernel of {selinux.FIXED_IN}; until then: {allow} && semodule -i nbd-socket.pp"
     denials = selinux.denied()
     if denials:
-        says = f"denied the driver the use of its sockets (result -13, {denials} times), which ends connections"
+        says = f"has denied the driver the use of its sockets (result -13, {denials} times), which ends connections"
         yield Finding("selinux", says, True, remedy)
     elif selinux.may_lack_fix(release):
-        says = f"enforcing, and kernel {release} may lose connections to its denials (result -13 in dmesg)"
+        says = f"enforcing; kernel {release} may lose connections because of it (result -13 in dmesg)"
         yield Finding("selinux", says, remedy=remedy)
     else:
-        yield Finding("selinux", "enforcing; no connection was lost to its denials")
+        yield Finding("selinux", "enforcing; it has ended no connection")
 
 
 def _tls() -> Finding:
     if sysfs.module_loaded("tls"):
-        return Finding("tls", "the kernel can carry it")
+        return Finding("tls", "the kernel supports it")
     try:
         known = driver.modprobe("--dry-run", "tls")
     except KernelRefused:
         known = None
     if known and known.returncode == 0:
-        return Finding("tls", "the kernel can carry it; the module tls is not loaded yet")
-    says = "the kernel cannot carry it (no module tls): a relay has to, which is slower"
+        return Finding("tls", "the kernel supports it; the module tls is not loaded yet")
+    says = "the kernel does not support it (no module tls): a relay encrypts instead, which is slower"
     return Finding("tls", says, remedy="install a kernel with CONFIG_TLS, then: modprobe tls")

@@ -51,7 +51,7 @@ class ConnectionLost(NoConnection):
         super().__init__(
             thing,
             f"the server closed the connection ({doing})",
-            "is it an NBD server, does it allow one more client, did it just stop? its log may tell",
+            "is it an NBD server, does it accept one more client, did it just stop? see its log",
         )
 
 
@@ -62,7 +62,7 @@ class DeadlinePassed(NoConnection):
         cause, hint = f"no answer within {seconds:g} s ({doing})", "--connect-timeout SEC sets how long to wait"
         if silent:  # such as qemu-nbd: the kernel accepts more clients for it than it serves
             cause += ": the server may be full"
-            hint = f"qemu-nbd serves more clients with --shared=N; a device attached to it here is one; {hint}"
+            hint = f"qemu-nbd serves more clients with --shared=N; a device attached to it here counts as one; {hint}"
         super().__init__(thing, cause, hint)
 
 
@@ -84,7 +84,7 @@ class UnknownExport(Refused):
     def _offer(offered: Sequence[str] | None, where: str) -> str:
         see = f"see nbdattach list {where}"
         if offered is None:
-            return f"it does not tell what it has; {see}"
+            return f"it does not list its exports; {see}"
         if not offered:
             return f"it offers no exports at all; {see}"
         names = [plain(name) or "''" for name in offered[:MAX_NAMES_IN_HINT]]
@@ -123,7 +123,7 @@ class KernelRefused(NbdattachError):
     @classmethod
     def at(cls, thing: str, step: str, errno: int, hint: str = "") -> KernelRefused:
         name = errno_names.errorcode.get(errno, str(errno))
-        return cls(thing, f"{step}: {os.strerror(errno)} ({name})", hint or "the kernel's log may tell more: dmesg")
+        return cls(thing, f"{step}: {os.strerror(errno)} ({name})", hint or "see the kernel's log: dmesg")
 
 
 class DeviceInUse(NbdattachError):
@@ -146,4 +146,4 @@ class NotAttached(NbdattachError):
     exit_code = 8
 
     def __init__(self, device: str) -> None:
-        super().__init__(device, "not attached", "nbdattach status shows what is")
+        super().__init__(device, "not attached", "nbdattach status shows the attached devices")

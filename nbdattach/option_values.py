@@ -41,14 +41,14 @@ def number(text: str, least: int) -> int:
 def block_size(text: str) -> int:
     """A block size in bytes that every kernel accepts."""
     if number(text, 1) not in BLOCK_SIZES:
-        raise ValueError(f"{text!r} is none of {', '.join(map(str, BLOCK_SIZES))}")
+        raise ValueError(f"{text!r} is not one of {', '.join(map(str, BLOCK_SIZES))}")
     return int(text)
 
 
 def one_of(text: str, words: Sequence[str]) -> str:
     """One of these words."""
     if text not in words:
-        raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        raise ValueError(f"{text!r} is not one of {', '.join(words)}")
     return text
 
 
@@ -67,5 +67,5 @@ def on_loss(text: str) -> float:
     if word == "wait" and colon:
         return seconds(rest)
     if colon or word not in ("wait", "fail"):
-        raise ValueError(f"{text!r} is none of wait, wait:SEC and fail")
+        raise ValueError(f"{text!r} is not one of wait, wait:SEC, fail")
     return float("inf") if word == "wait" else 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A test that is skipped has held nothing, so it fails, unless its reason is listed here."""
+"""A skipped test has proved nothing, so it fails, unless its reason is listed here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def judged(report: Report) -> Report:
-    """The report; it has failed if it is of a skip that is not expected."""
+    """The report; it has failed if its test was skipped for no listed reason."""
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")
         if not EXPECTED.get(reason):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs suites of tests on kernels and releases of Debian, each in a guest, and prints a table of how they ended.
+"""Runs suites of tests on kernels and releases of Debian, each in a guest, and prints a table of the results.
 
     tests/matrix.py --kernel 7.2 --root here --suite netlink -k test_restart    one cell, or one test of it
     tests/matrix.py --rare                                                      all cells of the plan, with rare tests
@@ -31,11 +31,11 @@ KERNELS = ("6.1", "6.12", "7.2")
 EMULATED = ("6.12-qemu", "7.3-qemu")
 _SECONDS = 5400  # for one cell, on a machine that runs several
 _GUEST_DIED = 125  # as guest.py has it
-# Before the tests, in the guest: a release of Debian may have moved on to another kernel than the one that is meant.
+# Before the tests, in the guest: a release of Debian may have moved on to another kernel than the intended one.
 _TOLD = ("sh", "-c", 'echo "uname -r: $(uname -r)"; exec "$@"', "sh")
 _RELEASE = re.compile(r"^uname -r: (\S+)$", re.MULTILINE)
 _TAIL = 150  # lines of a failed cell's output
-# The last line of pytest; "=" frames it where pytest is not quiet.
+# The last line of pytest; "=" frames it if pytest is not quiet.
 _SUMMARY = re.compile(r"^=* ?(.*\d (?:passed|failed|errors?).*) in [\d.]+s", re.MULTILINE)
 
 # The registers come before the line with the word panic, and the trace after it.
@@ -93,7 +93,7 @@ class Result:
 
 
 def plan() -> list[Cell]:
-    """Each release on the kernel that it has, whole; every other pair by what is essential."""
+    """Each release on its own kernel, whole; every other pair with the essential tests."""
     own = dict(zip(roots.ROOTS, KERNELS, strict=True))
     whole = [
         Cell(own[root], root, suite, share)
@@ -112,7 +112,7 @@ def plan() -> list[Cell]:
 
 
 def _shares(kernel: str, suite: str) -> list[str]:
-    """A guest that may die (`_dies_of_itself`) runs a share, so that little is to be done once more."""
+    """A guest that may die (`_dies_of_itself`) runs a share, so that little has to be repeated."""
     count = 4 if kernel == "6.12" and suite != "udev" else 1
     return [f"{number}of{count}" for number in range(1, count + 1)]
 
@@ -181,7 +181,7 @@ def table(results: dict[Cell, Result]) -> str:
 
 
 def chosen(options: argparse.Namespace) -> list[Cell]:
-    """One cell where all is said, the matching ones of the plan otherwise."""
+    """One cell if all options are given, the matching ones of the plan otherwise."""
     if options.kernel and options.root and options.suite:
         return [Cell(options.kernel, options.root, options.suite, options.share)]
     wanted = (options.kernel, options.root, options.suite)

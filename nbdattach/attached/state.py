@@ -102,7 +102,9 @@ def place_of(uri: str, trust: Trust | None) -> Target:
     if not trust:
         return target
     if any(type(value) is not _TRUST.get(name) for name, value in trust.items()):
-        raise Malformed(target.uri, f"unknown options of TLS are remembered for it: {trust}", "disconnect, and connect")
+        raise Malformed(
+            target.uri, f"its record has unknown TLS options: {trust}", "disconnect it, and connect it again"
+        )
     given = {name: value for name, value in trust.items() if value != ""}
     return with_tls(target, required=target.tls, **given)  # type: ignore[arg-type]
 
@@ -217,7 +219,7 @@ def identity_of(device: Device) -> Identity:
 def refuse_hidden() -> None:
     """Raises `KernelRefused` if only root may see our attachments."""
     if os.path.isdir(RUN) and not os.access(RUN, os.R_OK | os.X_OK):
-        raise KernelRefused(RUN, "no permission to see what is attached", "as root: try sudo")
+        raise KernelRefused(RUN, "no permission to read the records of attachments", "run it as root: try sudo")
 
 
 def mark_of(device: Device) -> tuple[str, str]:
@@ -283,11 +285,11 @@ def _wait_for(fd: int, byte: int, thing: str) -> None:
         holder = procfs.lock_holder(f"{RUN}/lock", byte)
         stopped = holder is not None and procfs.stopped(holder.pid)
         if holder and stopped and holder == suspect:
-            cause = f"process {holder} is at work on it, and is stopped"
-            hint = f"kill -CONT {holder.pid} lets it go on, kill -KILL {holder.pid} ends it"
+            cause = f"process {holder} is working on it, but is stopped"
+            hint = f"kill -CONT {holder.pid} lets it continue, kill -KILL {holder.pid} ends it"
             raise DeviceInUse(thing, cause, hint)
         if patience.passed:
-            cause = f"process {holder or '?'} has been at work on it for {_LOCK_SECONDS:g} s"
+            cause = f"process {holder or '?'} has been working on it for {_LOCK_SECONDS:g} s"
             raise DeviceInUse(thing, cause, f"kill {holder.pid} ends it" if holder else "lslocks may show it")
         suspect = holder if stopped else None
 

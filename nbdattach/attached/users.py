@@ -213,8 +213,8 @@ def in_use(device: Device, users: Users) -> DeviceInUse:
     if users:
         hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
         return DeviceInUse(device.path, str(users), hint, users.lines)
-    cause = "held exclusively by something that cannot be seen from here"
-    hint = "is it zfs, a kernel target, or a container? fuser -v, zpool status and lsblk may tell"
+    cause = "held exclusively by a user that cannot be seen from here"
+    hint = "is it zfs, a kernel target, or a container? fuser -v, zpool status and lsblk may show it"
     return DeviceInUse(device.path, cause, hint)
 
 

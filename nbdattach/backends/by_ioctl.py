@@ -121,7 +121,7 @@ class Worker:
             return
         if word != "failed":
             last = self._drain().rpartition("\n")[2] or f"{word} {rest}"
-            raise KernelRefused(self._device.path, f"the worker died: {plain(last)}", f"it was run by {sys.executable}")
+            raise KernelRefused(self._device.path, f"the worker died: {plain(last)}", f"it ran with {sys.executable}")
         step, _, number = rest.partition(" ")
         if step == "NBD_SET_SOCK" and int(number) == errno.EBUSY:
             raise Taken

@@ -39,7 +39,7 @@ def choose(wishes: Wishes) -> Backend:
         raise KernelRefused(
             "--on-loss",
             "the ioctl backend cannot wait for a server: the kernel ends its attachment when the connection is lost",
-            "--backend netlink can; with ioctl it is --on-loss fail",
+            "use --backend netlink, or --on-loss fail",
         )
     from nbdattach.backends import by_ioctl
 
@@ -59,8 +59,8 @@ def no_less_safe_than_one(wishes: Wishes) -> tuple[Wishes, list[str]]:
         return wishes, []
     notes = []
     if wishes.connections:
-        cause = "with several, the kernel sends a request again after a fixed time, be the server dead or only slow"
-        notes.append(f"one connection is what you get: {cause} (--io-timeout SEC says after how long)")
+        cause = "with several, the kernel sends a request again after a fixed time, even if the server is only slow"
+        notes.append(f"only one connection is made: {cause} (--io-timeout SEC sets that time)")
     return replace(wishes, connections=1), notes
 
 
@@ -89,8 +89,6 @@ def why_no_netlink() -> NbdattachError | None:
         netlink.Family().close()
     except OSError as error:
         if error.errno == errno.ENOENT:
-            return KernelRefused(
-                "netlink backend", "the kernel has no netlink family nbd here", "--backend ioctl does without"
-            )
-        return KernelRefused.at("netlink backend", "opening it", error.errno or 0, "--backend ioctl does without")
+            return KernelRefused("netlink backend", "the kernel has no netlink family nbd here", "use --backend ioctl")
+        return KernelRefused.at("netlink backend", "opening it", error.errno or 0, "use --backend ioctl")
     return None

@@ -51,7 +51,7 @@ def plan(thing: str, export: Export, read_only: bool = False, block_size: int | 
     """
     if export.size > MAX_SIZE:
         step = f"an export of {export.size} bytes"
-        raise KernelRefused.at(thing, step, errno.E2BIG, f"the kernel holds at most {MAX_SIZE} bytes")
+        raise KernelRefused.at(thing, step, errno.E2BIG, f"the kernel supports at most {MAX_SIZE} bytes")
     minimum = export.block_size.minimum if export.block_size else 1
     block = _chosen_block(thing, minimum, block_size)
     blocks = export.size // block
@@ -69,17 +69,17 @@ def _chosen_block(thing: str, minimum: int, wanted: int | None) -> int:
     if minimum > PAGE:
         raise KernelRefused(
             thing,
-            f"the server's minimum block size is {minimum}, the kernel takes at most {PAGE}",
-            "a server with a smaller minimum is needed",
+            f"the server's minimum block size is {minimum}, but the kernel accepts at most {PAGE}",
+            "use a server with a smaller minimum",
         )
     if wanted is None:
         return max(minimum, SECTOR)
     if wanted not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
-        raise Malformed(f"--block-size {wanted}", "not a block size the kernel takes", f"one of {sizes}")
+        raise Malformed(f"--block-size {wanted}", "not a block size that the kernel accepts", f"use one of {sizes}")
     if wanted < minimum:
         raise Malformed(
-            f"--block-size {wanted}", f"{thing} takes no less than {minimum}", f"leave it out, or say {minimum}"
+            f"--block-size {wanted}", f"{thing} requires at least {minimum}", f"leave it out, or use {minimum}"
         )
     return wanted
 
@@ -92,7 +92,7 @@ def _max_sectors_kb(thing: str, export: Export) -> int:
     if not pages:
         raise KernelRefused(
             thing,
-            f"the server takes at most {export.block_size.maximum} bytes a request, the kernel sends at least {PAGE}",
-            "a server with a larger maximum is needed",
+            f"the server accepts only {export.block_size.maximum} bytes per request, the kernel sends at least {PAGE}",
+            "use a server with a larger maximum",
         )
     return min(MAX_REQUEST_KB, pages * PAGE // 1024)

@@ -82,7 +82,7 @@ def _words(line: str) -> _Words:
         if getattr(words, name).startswith(("nbd", "/dev/nbd")) or name != "root":  # another root may be anything
             _refuse_more_than_a_word(name, getattr(words, name))
     if words.nbdopts.startswith("#"):
-        raise Malformed(f"nbdopts: {quoted(words.nbdopts)}", "begins with #, as a comment does", "leave that out")
+        raise Malformed(f"nbdopts: {quoted(words.nbdopts)}", "begins with #, like a comment", "remove the #")
     return words
 
 
@@ -94,7 +94,7 @@ def _debian(words: _Words, dhcp: Mapping[str, str]) -> Root:
     fields = text.split(",")
     if len(fields) > 3:
         raise Malformed(
-            f"nbdroot={plain(text)}", "more than HOST,EXPORT,DEVICE", "an export with a comma goes into a URI"
+            f"nbdroot={plain(text)}", "more than HOST,EXPORT,DEVICE", "write an export with a comma in a URI"
         )
     if len(fields) == 3:
         return _root(words, device or fields[2], _place(_server(fields[0], dhcp), fields[1]), made=not words.root)
@@ -123,14 +123,14 @@ def _refuse_more_than_a_word(name: str, text: str) -> None:
     options of the operator, such as those of TLS.
     """
     if any(char == "#" or char.isspace() or not char.isprintable() for char in text):
-        cause = "has a blank, # or control character in it"
-        raise Malformed(f"{name}: {quoted(text)}", cause, "a URI has %20 and %23 for blank and #")
+        cause = "contains a blank, # or a control character"
+        raise Malformed(f"{name}: {quoted(text)}", cause, "in a URI, write %20 for a blank and %23 for #")
 
 
 def _server(host: str, dhcp: Mapping[str, str]) -> str:
     server = _told(dhcp, "ROOTSERVER") if host in ("", "dhcp") else host
     if not server:
-        raise Malformed("nbdroot", "no server in it, and DHCP named none", _FORMS)
+        raise Malformed("nbdroot", "it names no server, and neither does DHCP", _FORMS)
     return server
 
 
@@ -149,7 +149,7 @@ def _root(words: _Words, device: str, place: str, made: bool = False) -> Root:
     """`made`: the device is the root, because no other option names the root."""
     found = _DEVICE.fullmatch(device or DEFAULT_DEVICE)
     if not found:
-        raise Malformed(quoted(device), "not an nbd device", "such as nbd0 or /dev/nbd0")
+        raise Malformed(quoted(device), "not an nbd device", "write nbd0 or /dev/nbd0")
     options = [option for option in words.nbdopts.split(",") if option]
     if not any(option.startswith("retry-for=") for option in options):
         options.append(f"retry-for={RETRY_FOR}")
@@ -165,6 +165,6 @@ def _for_a_root(wishes: Wishes) -> Wishes:
     """A root must get no I/O error, so requests wait. No process of ours outlives the initramfs, so netlink only."""
     if wishes.backend == "ioctl" or wishes.tls_transport == "relay":
         what = "backend ioctl" if wishes.backend == "ioctl" else "tls-transport relay"
-        raise Malformed("nbdopts", f"{what} needs a process, and none of the initramfs stays", "leave it out")
+        raise Malformed("nbdopts", f"{what} needs a process, but all processes of the initramfs end", "leave it out")
     on_loss = FOREVER if wishes.on_loss is None else wishes.on_loss
     return replace(wishes, backend="netlink", tls_transport="kernel", on_loss=on_loss, root=True)

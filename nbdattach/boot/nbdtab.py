@@ -24,7 +24,7 @@ _FIELDS = "a line is DEVICE HOST EXPORT [OPTION,...]"
 _LEFT_TO_URI = "-"
 # Relative paths: the working directory at boot differs from a shell's. A NUL begins an abstract socket's name.
 _RELATIVE = re.compile(r"[?&](socket|tls-certificates|tls-psk-file)=(?!/|%2[Ff]|%00)")
-_OPTIONS = "nbdtab(5) tells the options"
+_OPTIONS = "see nbdtab(5) for the options"
 _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
 
 
@@ -86,7 +86,7 @@ class _Word:
 
 def _path(text: str) -> str:
     if not text.startswith("/"):
-        raise ValueError(f"{text!r} is no absolute path")
+        raise ValueError(f"{text!r} is not an absolute path")
     return text
 
 
@@ -186,13 +186,13 @@ class _Line:
             for position, ch in enumerate(field.text):
                 if not (ch.isprintable() or "\udc80" <= ch <= "\udcff"):
                     where = _Word(ch, field.column + position)
-                    raise self.error(where, f"a character that nobody can see: {quoted(ch)}", "write %XX in a URI")
+                    raise self.error(where, f"an invisible character: {quoted(ch)}", "write %XX in a URI")
 
     def _see_it_is_whole(self) -> None:
         if len(self.fields) == 1:
             raise self.error(self._end, "no host", _FIELDS)
         if len(self.fields) == 2 and not self._is_uri:
-            raise self.error(self._end, "no export", f"{_FIELDS}; a URI has the export in it: nbd://HOST/EXPORT")
+            raise self.error(self._end, "no export", f"{_FIELDS}; or name the export in a URI: nbd://HOST/EXPORT")
         if len(self.fields) > 4:
             raise self.error(self.fields[4], "a fifth field", f"{_FIELDS}; no blanks between options")
 
@@ -225,7 +225,7 @@ class _Line:
         if name.startswith("_"):
             return
         if not name:
-            raise self.error(word, "an option without a name", "options are separated by one comma each")
+            raise self.error(word, "an option without a name", "separate options by one comma")
         own = _ALIASES.get(name, name)
         if own not in _KNOWN:
             raise self._unknown(word, name)
@@ -233,7 +233,7 @@ class _Line:
             there = self._given[own][0]
             first = there.text.partition("=")[0]
             known_as = f"{first} at column {there.column}"
-            cause = f"option {name} twice" if first == name else f"option {name} says the same as {known_as}"
+            cause = f"option {name} is given twice" if first == name else f"option {name} means the same as {known_as}"
             raise self.error(word, cause, "leave out one")
         option = _KNOWN[own]
         if option.parse is None:
@@ -249,14 +249,14 @@ class _Line:
         try:
             self._given[own] = (word, option.parse(value))
         except ValueError as error:
-            hint = "before the # of a comment goes a blank" if "#" in value else _OPTIONS
+            hint = "write a blank before the # of a comment" if "#" in value else _OPTIONS
             raise self.error(word, f"option {name}: {plain(str(error))}", hint) from None
 
     def _unknown(self, word: _Word, name: str) -> Malformed:
         if name == "sdp":
             return self.error(word, "the Socket Direct Protocol is not supported", "leave it out for TCP")
         if name == "export":
-            return self.error(word, "the export is no option", "it is the third field")
+            return self.error(word, "the export is not an option", "it is the third field")
         return self.error(word, f"unknown option {quoted(name)}", f"{_OPTIONS}; _NAME is ignored")
 
     def _arguments(self, options: Mapping[str, Option]) -> dict[str, Any]:
@@ -265,9 +265,11 @@ class _Line:
     def _see_the_handshake(self) -> None:
         none, size = self._given.get("no-handshake"), self._given.get("size")
         if none and not size:
-            raise self.error(none[0], f"option {none[0].text} needs size=BYTES", "the server does not tell it")
+            raise self.error(
+                none[0], f"option {none[0].text} needs size=BYTES", "the server does not announce the size then"
+            )
         if size and not none:
-            raise self.error(size[0], "option size goes only with no-handshake", "else the server tells the size")
+            raise self.error(size[0], "option size needs no-handshake", "otherwise the server announces the size")
 
     # -- the target ----------------------------------------------------------------------------------------------
 
@@ -278,9 +280,9 @@ class _Line:
         port, unix = self._given.get("port"), self._given.get("unix")
         if host.text.startswith("/") or unix:
             if not host.text.startswith("/"):
-                raise self.error(host, f"{quoted(host.text)} is no absolute path of a socket", "it begins with /")
+                raise self.error(host, f"{quoted(host.text)} is not the absolute path of a socket", "it begins with /")
             if port:
-                raise self.error(port[0], "a port of a Unix socket", "leave it out")
+                raise self.error(port[0], "a Unix socket has no port", "leave it out")
             return self._checked(host, export)
         target = self._checked(self._bracketed(host), export)
         if port:
@@ -293,7 +295,7 @@ class _Line:
     def _checked(self, host: _Word, export: _Word) -> Target:
         target: Target = self._at(host, lambda: parse_target(host.text))
         if "," in export.text or "=" in export.text:
-            cause = f"{quoted(export.text)} looks like options, where the export goes"
+            cause = f"{quoted(export.text)} looks like options, but this field is the export"
             raise self.error(export, cause, "if it is the export, write it in a URI: nbd://HOST/EXPORT")
         return self._with_export(target, export)
 
@@ -303,7 +305,7 @@ class _Line:
 
     def _port(self, host: _Word, word: _Word) -> int:
         if ":" in host.text.rpartition("]")[2] and not _V6.fullmatch(host.text):
-            raise self.error(word, f"a second port: {quoted(host.text)} has one", "leave out one")
+            raise self.error(word, f"a second port: {quoted(host.text)} has one already", "leave out one")
         number = word.text.partition("=")[2]
         checked: Target = self._at(word, lambda: parse_target(f"localhost:{number}"), say_what=False)
         return checked.port
@@ -312,16 +314,18 @@ class _Line:
         uri = self.fields[1]
         for name in ("port", "unix"):
             if name in self._given:
-                raise self.error(self._given[name][0], f"option {name} does not go with a URI", "the URI says it")
+                raise self.error(
+                    self._given[name][0], f"option {name} cannot be combined with a URI", "write it in the URI"
+                )
         for found in _RELATIVE.finditer(uri.text):
             where = _Word(found[1], uri.column + found.start(1))
-            raise self.error(where, f"parameter {found[1]}: no absolute path", "it begins with /")
+            raise self.error(where, f"parameter {found[1]}: not an absolute path", "it begins with /")
         target: Target = self._at(uri, lambda: parse_target(uri.text))
         export = self.fields[2] if len(self.fields) > 2 else None
         if export is None or export.text == _LEFT_TO_URI:
             return target
         if target.export:
-            raise self.error(export, f"a second export: the URI names {quoted(target.export)}", "write - in its place")
+            raise self.error(export, f"a second export: the URI names {quoted(target.export)}", "write - instead")
         return self._with_export(target, export)
 
     def _trusted(self, target: Target) -> Target:

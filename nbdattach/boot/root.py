@@ -47,7 +47,7 @@ def main() -> None:
             sys.stdout.flush()
             missing = service.stand_in()
             if missing:
-                _say(f"nobody connects again before the real monitor runs: {missing}")
+                _say(f"a lost connection is not made again before the real system's monitor runs: {missing}")
     except NbdattachError as error:
         _say(f"{error}\n({error.hint})")
         sys.exit(error.exit_code)

@@ -41,7 +41,7 @@ def read(path: str = PATH) -> Table:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        hint = "nbdtab(5) tells what to write there"
+        hint = "nbdtab(5) describes its format"
         raise Malformed(plain(path), f"cannot be read: {error.strerror}", hint) from error
     if len(content) > MAX_BYTES:
         raise Malformed(plain(path), f"more than {MAX_BYTES} bytes", "is it a table?")
@@ -144,7 +144,7 @@ def down(
     if isinstance(line, Malformed) or not _is_what(line, device, record):
         if not record or not _is_of(record, path):
             raise line if isinstance(line, Malformed) else _holds_other(device, record, line, path)
-        say(f"{device.path}: {record.target} is attached there; it was in {plain(path)}, which says something else now")
+        say(f"{device.path}: {record.target} is attached there; its line in {plain(path)} was changed or removed since")
     return detachment.detach(device, only=meant, say=say, progress=progress, trace=trace)
 
 
@@ -169,6 +169,6 @@ def _holds_other(device: Device, record: state.Record | None, line: Entry, path:
     )
     return DeviceInUse(
         device.path,
-        f"holds {holds or 'what another program attached'}, but {plain(path)}:{line.line} says {says}",
-        f"nbdattach disconnect {device.path} detaches it all the same",
+        f"holds {holds or 'an attachment of another program'}, but {plain(path)}:{line.line} says {says}",
+        f"nbdattach disconnect {device.path} detaches it anyway",
     )

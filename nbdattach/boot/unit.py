@@ -52,7 +52,7 @@ def down(
             return ""
         if not systemd.shutting_down():
             raise
-    say(f"{device.path}: in use: {users_of(device) or 'open'}; waiting")
+    say(f"{device.path}: in use: {users_of(device) or 'open'}; waiting for its users")
     try:
         return _when_unused(device, detach)
     except DeviceInUse:
@@ -64,9 +64,9 @@ def _hand_over(device: Device, say: Callable[[str], None]) -> None:
     """A failure is only reported, because the attachment still has its old connection."""
     kept = f"{device.path}: in use, so it stays attached"
     try:
-        say(f"{kept}: handed over to a new connection of {handover.reconnect(device)}")
+        say(f"{kept}: it has a new connection to {handover.reconnect(device)}")
     except NbdattachError as error:
-        say(f"{kept}, with the connection that it has: {error}")
+        say(f"{kept}, with its old connection: {error}")
 
 
 def _save(device: Device, say: Callable[[str], None]) -> None:
@@ -77,7 +77,7 @@ def _save(device: Device, say: Callable[[str], None]) -> None:
         return "done"
 
     done = procfs.answer_within(SYNC_SECONDS, sync)
-    where = "what was written so far is on its server" if done else "not all that was written is on its server"
+    where = "data written so far is on its server" if done else "not all written data is on its server"
     say(f"{device.path}: still in use, so it stays attached; {where}")
 
 

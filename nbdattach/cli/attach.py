@@ -30,22 +30,22 @@ from nbdattach.errors import Malformed
 @export_option
 @connect_option("read-only", "-r", text="Attach read-only.")
 @connect_option("block-size", "-b", text="Logical block size in bytes.")
-@connect_option("connections", "-C", text="Connections.")
+@connect_option("connections", "-C", text="Number of connections to the server.")
 @timeout_option
-@connect_option("retry-for", text="Keep trying to connect for so long.")
-@connect_option("backend", text="How the kernel is given the connection.")
-@connect_option("on-loss", text="What requests do while the server is away.", default="wait:300")
-@connect_option("dead-peer", text="How soon a silent peer counts as gone.")
-@connect_option("io-timeout", text="Give up on a slow request after so long.")
+@connect_option("retry-for", text="Keep trying to connect for this long.")
+@connect_option("backend", text="How to hand the connection to the kernel.")
+@connect_option("on-loss", text="Let requests wait, or fail, while the server is away.", default="wait:300")
+@connect_option("dead-peer", text="After this time a silent server counts as gone.")
+@connect_option("io-timeout", text="How long a request may take; 0: no limit.")
 @tls_options
-@connect_option("tls-transport", text="Who encrypts once attached.")
-@connect_option("tag", text="Identity of the attachment.", default="the target's URI")
+@connect_option("tls-transport", text="Let the kernel or a relay encrypt.")
+@connect_option("tag", text="Identity of the attachment.", default="TARGET's URI")
 @connect_option("expect-size", text="Refuse an export of another size.")
-@connect_option("size", text="Size, with --no-handshake.")
-@click.option("--no-handshake", is_flag=True, help="The server sends no greeting; needs --size.")
+@connect_option("size", text="Size of the export; needs --no-handshake.")
+@click.option("--no-handshake", is_flag=True, help="Skip the handshake; needs --size.")
 @connect_option("swap", text="Make it safe to swap on the device.")
-@click.option("-f", "--foreground", is_flag=True, help="Stay; detach safely on SIGTERM.")
-@connect_option("no-reconnect", text="Do not ask the monitor to look after it.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; detach safely on SIGTERM.")
+@connect_option("no-reconnect", text="Do not ask the monitor to look after the device.")
 @json_option
 @debug_option
 def connect(
@@ -58,10 +58,10 @@ def connect(
     raw_size: int | None,
     **wishes: Any,
 ) -> None:
-    """Attach an export; print the device.
+    """Attach an export, and print the device.
 
-    Without DEVICE a free one is taken. When the command returns, the device is ready: size and block size are set,
-    and its partitions are there.
+    Without DEVICE, the command uses a free one. When it returns, the device is ready: its size and block size are set,
+    and its partitions exist.
     """
     trust = trust_of(wishes)
     target_of(target, export, trust)
@@ -71,7 +71,7 @@ def connect(
     if no_handshake != (raw_size is not None):
         raise Malformed(
             "--no-handshake" if no_handshake else "--size",
-            "goes only with " + ("--size BYTES" if no_handshake else "--no-handshake"),
+            "needs " + ("--size BYTES" if no_handshake else "--no-handshake"),
             "give both, or none",
         )
     from nbdattach import api

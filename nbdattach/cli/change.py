@@ -22,16 +22,17 @@ from nbdattach.errors import Malformed
 @tls_options
 @debug_option
 def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -> None:
-    """Hand a device over to a new connection, or to another server of the same data, without an I/O error.
+    """Move a device to a new connection or another server.
 
-    Without TARGET the new connection goes to where the old one went.
+    Programs that use the device see no I/O error. TARGET is another server with the same data; without it, the new
+    connection goes to the same server as the old one.
     """
     where = device_of(device)
     if target is None and export is not None:
-        raise Malformed("--export", "goes only with a TARGET", "leave it out for the same export")
+        raise Malformed("--export", "needs a TARGET", "leave it out to keep the export")
     trust = trust_of(tls)
     if target is None and target_of("localhost", None, trust).tls:
-        raise Malformed("--tls", "its options go only with a TARGET", "leave them out for those of connect")
+        raise Malformed("--tls", "the TLS options need a TARGET", "leave them out to keep those of connect")
     place = None if target is None else target_of(target, export, trust)
     from nbdattach.operations import handover
 
@@ -42,7 +43,7 @@ def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -
 @click.argument("device", shell_complete=attached_devices)
 @debug_option
 def resize(device: str) -> None:
-    """Ask the server for the size of the export again, and give it to the device."""
+    """Give a device the new size of its export."""
     where = device_of(device)
     from nbdattach import api
 
@@ -50,10 +51,13 @@ def resize(device: str) -> None:
 
 
 @command()
-@click.option("-b", "--background", is_flag=True, help="Return when it is ready; its log goes to the kernel's.")
+@click.option("-b", "--background", is_flag=True, help="Return when it is ready; it logs to the kernel's log.")
 @debug_option
 def monitor(background: bool) -> None:
-    """Reconnect devices whose server went away. One runs for all devices of a host; connect starts it when needed."""
+    """Reconnect devices after a server was away.
+
+    One monitor runs for all devices of a host. connect starts it if none runs.
+    """
     from nbdattach.backends import choice
     from nbdattach.monitor import launch
 

@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 @command()
 @click.argument("attachments", nargs=-1, metavar="[DEVICE|TARGET]...", shell_complete=attachments_or_targets)
 @export_option
-@click.option("--tag", metavar="NAME", shell_complete=tags, help="What has this tag, wherever it is.")
-@click.option("--all", "everything", is_flag=True, help="All that nbdattach has attached.")
-@click.option("--if-tag", metavar="NAME", shell_complete=tags, help="Leave alone what has another tag.")
-@click.option(
-    "--timeout", type=seconds(), default=60.0, show_default=True, help="How long to wait for the kernel to let go."
-)
-@click.option("--force", is_flag=True, help="Detach under its users, and lose what cannot be flushed.")
+@click.option("--tag", metavar="NAME", shell_complete=tags, help="Detach the attachment with this tag.")
+@click.option("--all", "everything", is_flag=True, help="Detach all devices that nbdattach has attached.")
+@click.option("--if-tag", metavar="NAME", shell_complete=tags, help="Leave a device alone if it has another tag.")
+@click.option("--timeout", type=seconds(), default=60.0, show_default=True, help="How long to wait for the kernel.")
+@click.option("--force", is_flag=True, help="Detach even if in use; lose data that cannot be flushed.")
 @debug_option
 def disconnect(
     attachments: tuple[str, ...],
@@ -44,8 +42,8 @@ def disconnect(
 ) -> None:
     """Detach devices, once it is safe.
 
-    A device in use (mounted, swapped on, held by another device, open in a process) is left alone, and its users are
-    named. What was written is flushed to the server first.
+    If a device is in use (mounted, used as swap, held by another device, open in a process), the command leaves it
+    alone and lists its users. It first flushes written data to the server.
     """
     if bool(attachments) + (tag is not None) + everything != 1:
         raise click.UsageError("Give devices or targets, or --tag, or --all.", click.get_current_context())
@@ -99,7 +97,7 @@ def _all_of_ours() -> Iterator[Attachment]:
     state.refuse_hidden()
     for one in api.attachments():
         if one.target is None:
-            say(f"{one.device}: left alone, another tool attached it; name it to detach it")
+            say(f"{one.device}: left alone, because another program attached it; name it to detach it")
         else:
             with contextlib.suppress(NotAttached):
                 yield api.Attachment.at(one.device)

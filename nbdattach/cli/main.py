@@ -91,12 +91,12 @@ def run(arguments: list[str]) -> int:
         code = 1
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             say(f"cannot write the result: {error.strerror}")
-            hint = "run it again with an output that can be written; nbdattach status shows what is attached"
+            hint = "run it again with a writable output; nbdattach status shows the attached devices"
             click.echo(f"({hint})", err=True)
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - at exit Python would flush the old one once more
             return code
         say(f"internal error: {type(error).__name__}: {error}")
-        click.echo("(--debug shows where; please report it)", err=True)
+        click.echo("(run it again with --debug, and report the result)", err=True)
     return code if isinstance(code, int) else 0
 
 

@@ -31,7 +31,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 export_option = click.option(
-    "-N", "--export", metavar="NAME", shell_complete=exports, help="Export, where TARGET is no URI.  [default: '']"
+    "-N", "--export", metavar="NAME", shell_complete=exports, help="Export, if TARGET is not a URI.  [default: '']"
 )
 
 
@@ -59,7 +59,7 @@ def connect_option(name: str, *short: str, default: str = "", text: str) -> Call
     )
 
 
-timeout_option = connect_option("connect-timeout", text="Deadline of each whole connect-and-handshake.")
+timeout_option = connect_option("connect-timeout", text="Deadline for connecting and the handshake.")
 
 
 def tls_options(function: _F) -> _F:
@@ -67,10 +67,10 @@ def tls_options(function: _F) -> _F:
     for option in reversed(
         (
             connect_option("tls", text="Require TLS, as nbds:// does."),
-            connect_option("tls-ca", text="Whom to trust: PEM file, or a directory with certificates."),
-            connect_option("tls-cert", text="Our certificate for the server."),
-            connect_option("tls-key", text="Its key.", default="in the same file"),
-            connect_option("tls-hostname", text="The server's name.", default="TARGET's host"),
+            connect_option("tls-ca", text="Trusted authorities: a PEM file, or a directory with certificates."),
+            connect_option("tls-cert", text="The client's certificate."),
+            connect_option("tls-key", text="The client's key.", default="in the certificate's file"),
+            connect_option("tls-hostname", text="Name in the server's certificate.", default="TARGET's host"),
             connect_option("tls-psk", text="A pre-shared key, as psktool writes it."),
             connect_option("tls-no-verify", text="Accept any certificate."),
         )
@@ -94,5 +94,5 @@ table_option = click.option(
     default=TABLE,
     show_default=True,
     shell_complete=files,
-    help="What is attached where.",
+    help="The table of devices and exports.",
 )

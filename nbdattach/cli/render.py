@@ -120,7 +120,9 @@ def info_lines(target: Target, found: Inspected) -> str:
         ("flags", ", ".join(export.flag_names) or "-"),
         (
             "block size",
-            f"minimum {sizes.minimum}, preferred {sizes.preferred}, maximum {sizes.maximum}" if sizes else "not told",
+            f"minimum {sizes.minimum}, preferred {sizes.preferred}, maximum {sizes.maximum}"
+            if sizes
+            else "not announced",
         ),
         ("protocol", export.protocol),
         ("tls", " ".join(found.tls) if found.tls else "no"),

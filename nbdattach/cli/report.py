@@ -37,7 +37,7 @@ def trace() -> Callable[[str], None]:
 
 
 def warn_of_no_verify(where: str = "") -> None:
-    cause = "the server is not verified (--tls-no-verify): whoever is in between reads and changes all data"
+    cause = "the server is not verified (--tls-no-verify): an attacker on the network path can read and change all data"
     say(f"{where}warning: {cause}")
 
 

@@ -154,7 +154,9 @@ def _refuse_other_than_terminals() -> None:
             what = "input" if name == "stdin" else "output"
             raise Malformed("--watch", f"standard {what} is not a terminal", "leave it out; --json is for programs")
     if os.environ.get("TERM", "") in ("", "dumb", "unknown"):
-        raise Malformed("--watch", "the terminal cannot move its cursor", "leave it out, or set TERM to what it is")
+        raise Malformed(
+            "--watch", "the terminal cannot move its cursor", "leave it out, or set TERM to the terminal's type"
+        )
 
 
 def _curses() -> ModuleType:
@@ -168,7 +170,7 @@ def _curses() -> ModuleType:
         curses.setupterm()
     except curses.error:
         raise Malformed(
-            "--watch", "no description of this terminal in terminfo", "leave it out, or set TERM to what it is"
+            "--watch", "terminfo does not describe this terminal", "leave it out, or set TERM to the terminal's type"
         ) from None
     return curses
 

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 @command()
 @click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=attached_devices)
-@click.option("--watch", is_flag=True, help="Show it live, with what is read and written, until q is typed.")
+@click.option("--watch", is_flag=True, help="Show it live, with read and write rates, until q is typed.")
 @json_option
 @debug_option
 def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
-    """Show what is attached where, by nbdattach or by others."""
+    """Show the attached devices, also those of other programs."""
     wanted = [device_of(text) for text in devices]
     if watch and as_json:
-        raise Malformed("--watch", "does not go with --json", "leave out one; a program can ask status --json again")
+        raise Malformed(
+            "--watch", "cannot be combined with --json", "leave one out; a program can run status --json repeatedly"
+        )
     from nbdattach import api
     from nbdattach.cli import render
     from nbdattach.kernel import driver
@@ -97,7 +99,10 @@ def info(target: str, export: str | None, connect_timeout: float, as_json: bool,
 @json_option
 @debug_option
 def check(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
-    """Check that an export can be read: handshake, then a real read, without the kernel."""
+    """Check that an export can be read.
+
+    The command does the handshake and reads some data, without the kernel.
+    """
     place = target_of(target, export, trust_of(tls))
     from nbdattach.cli import render
     from nbdattach.connection import client
@@ -115,7 +120,7 @@ def check(target: str, export: str | None, connect_timeout: float, as_json: bool
 @json_option
 @debug_option
 def doctor(as_json: bool) -> None:
-    """Say what stands in the way on this machine, and the remedy."""
+    """List problems of this machine, with remedies."""
     from nbdattach import doctor
     from nbdattach.cli import render
 

@@ -25,21 +25,22 @@ if TYPE_CHECKING:
 
 @command()
 @click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=table_devices)
-@click.option("--all", "everything", is_flag=True, help="Every line, all at the same time.")
-@click.option("--check", "only_check", is_flag=True, help="Only look for mistakes, in the whole file.")
+@click.option("--all", "everything", is_flag=True, help="Attach the devices of all lines, at the same time.")
+@click.option("--check", "only_check", is_flag=True, help="Only report mistakes, in the whole file.")
 @click.option(
     "--retry-for",
     type=seconds(),
     default=0.0,
     show_default=True,
-    help="For lines that have no retry-for of their own.",
+    help="Keep trying for this long, for lines without retry-for.",
 )
 @table_option
 @debug_option
 def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: float, path: str) -> None:
-    """Attach what /etc/nbdtab names; print the devices.
+    """Attach devices of /etc/nbdtab, and print them.
 
-    Attached already is done. Devices that do not come are reported; the others are attached all the same.
+    A device that is attached already counts as success. If a device cannot be attached, the command reports it, and
+    still attaches the others.
     """
     if bool(devices) + everything + only_check == 0 or (devices and everything):
         raise click.UsageError("Give devices, or --all, or --check.", click.get_current_context())
@@ -88,14 +89,15 @@ def _killed_by_interrupt() -> Iterator[None]:
 
 @command()
 @click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=table_devices)
-@click.option("--all", "everything", is_flag=True, help="Every line, from the last one to the first.")
-@click.option("--unit", metavar="NAME", help="This is ExecStop= of that systemd unit.")
+@click.option("--all", "everything", is_flag=True, help="Detach the devices of all lines, from the last to the first.")
+@click.option("--unit", metavar="NAME", help="Run as ExecStop= of this systemd unit.")
 @table_option
 @debug_option
 def down(devices: tuple[str, ...], everything: bool, unit: str | None, path: str) -> None:
-    """Detach what /etc/nbdtab names, once it is safe.
+    """Detach devices of /etc/nbdtab, once it is safe.
 
-    Not attached is done. What is neither from the table nor what it says is left alone.
+    A device that is not attached counts as success. A device is left alone if up did not attach it and it holds
+    another export than its line names.
     """
     if bool(devices) + everything != 1:
         raise click.UsageError("Give devices, or --all.", click.get_current_context())

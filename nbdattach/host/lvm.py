@@ -69,7 +69,7 @@ def why_kept_out(found: Settings) -> str:
         return "its event_activation is off"
     chosen = found.get("auto_activation_volume_list")
     if chosen is not None:
-        return f"activates by itself only: {', '.join(chosen) or 'nothing'}"
+        return f"activates automatically only: {', '.join(chosen) or 'nothing'}"
     return ""
 
 

@@ -147,7 +147,7 @@ def _open(target: Target) -> Steps[_Server]:
     yield Note("waiting for the server's greeting")
     magic = int.from_bytes((yield Receive(8)), "big")
     if magic != NBDMAGIC:
-        raise BrokenProtocol(target.uri, f"no NBD server: it began with {_bytes_shown(magic)}, not NBDMAGIC")
+        raise BrokenProtocol(target.uri, f"not an NBD server: it began with {_bytes_shown(magic)}, not NBDMAGIC")
     style = int.from_bytes((yield Receive(8)), "big")
     if style == OLDSTYLE_MAGIC:
         return (yield from _oldstyle(target))
@@ -174,7 +174,7 @@ def _oldstyle(target: Target) -> Steps[_Server]:
         raise BrokenProtocol(target.uri, f"an old style server with unknown flags {flags:#x}")
     yield Receive(RESERVED)
     if target.tls:
-        raise TlsFailed(target.uri, "an old style server cannot do TLS", "nbd:// reaches it in the clear")
+        raise TlsFailed(target.uri, "an old style server cannot do TLS", "use nbd:// to connect without encryption")
     if target.export:
         yield from transmission.disconnect()
         raise Refused(
@@ -186,12 +186,18 @@ def _oldstyle(target: Target) -> Steps[_Server]:
 def _starttls(target: Target, server: _Server) -> Steps[None]:
     """NBD_OPT_STARTTLS, before any other option: only the greeting comes before TLS."""
     if not server.fixed:
-        raise TlsFailed(target.uri, "a server without fixed newstyle cannot do TLS", "nbd:// reaches it in the clear")
+        raise TlsFailed(
+            target.uri, "a server without fixed newstyle cannot do TLS", "use nbd:// to connect without encryption"
+        )
     try:
         yield from plain_option(target, NBD_OPT_STARTTLS)
     except Refused as refused:
         yield from abort()
-        raise TlsFailed(target.uri, f"no TLS there: {refused.cause}", "nothing was sent in the clear") from refused
+        raise TlsFailed(
+            target.uri,
+            f"the server refuses TLS: {refused.cause}",
+            "enable TLS on the server; no data was sent unencrypted",
+        ) from refused
     yield Note("TLS handshake")
     yield StartTls(target.verified_name)
 
@@ -214,7 +220,7 @@ def _unknown(target: Target, refused: OptionRefused) -> Steps[Refused]:
 def _listed_but_closed(target: Target, words: str = "") -> Refused:
     """nbdkit sends NBD_REP_ERR_UNKNOWN if its plugin cannot open the export, for any reason."""
     said = f"; it says: {quoted(words)}" if words else ""
-    return Refused(target.uri, f"the server lists the export and does not let us in{said}", DENIED)
+    return Refused(target.uri, f"the server lists the export, but refuses to open it{said}", DENIED)
 
 
 def _see_it_listed(target: Target) -> Steps[bool]:
@@ -281,7 +287,9 @@ class _Found:
 
     def export(self, name: str) -> Export:
         if self.size_and_flags is None:
-            raise BrokenProtocol(self._target.uri, "the server said yes without telling the export's size")
+            raise BrokenProtocol(
+                self._target.uri, "the server accepted the option without announcing the export's size"
+            )
         size, flags = self.size_and_flags
         named = name if self.name is None else self.name
         return Export(named, size, flags, "newstyle-fixed", self.description, self.block_size)
@@ -300,7 +308,7 @@ def _info(target: Target, reply: Reply, found: _Found) -> Steps[None]:
     if kind == NBD_INFO_EXPORT:
         size_and_flags = _EXPORT_INFO.unpack(data)
         if found.size_and_flags not in (None, size_and_flags):
-            raise BrokenProtocol(target.uri, "the server told two different sizes or flags of one export")
+            raise BrokenProtocol(target.uri, "the server announced two different sizes or flags for one export")
         found.size_and_flags = size_and_flags
     elif kind == NBD_INFO_NAME:
         found.name = from_wire(data)

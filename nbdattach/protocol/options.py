@@ -64,7 +64,7 @@ def next_reply(target: Target, option: int) -> Steps[Reply]:
     if magic != REPLY_MAGIC:
         raise BrokenProtocol(target.uri, f"an option reply began with the magic {magic:#x}")
     if answered != option:
-        raise BrokenProtocol(target.uri, f"a reply to option {answered}, we had sent {OPTION_NAMES[option]}")
+        raise BrokenProtocol(target.uri, f"a reply to option {answered}, but we had sent {OPTION_NAMES[option]}")
     reply = Reply(answered, kind, length)
     yield Note(f"{_reply_name(kind)}, {length} bytes of data")
     if reply.is_error:
@@ -91,20 +91,20 @@ class OptionRefused(Refused):
 
 # nbd-server sends the same text for all of these.
 DENIED = (
-    "its log tells why; nbd-server means: not allowed, maxconnections reached, cannot open its file, or prerun failed"
+    "see its log; for nbd-server: client not allowed, maxconnections reached, cannot open its file, or prerun failed"
 )
 
 _REFUSALS = {
-    NBD_REP_ERR_UNSUP: ("the server does not know {option}", "a newer server may"),
+    NBD_REP_ERR_UNSUP: ("the server does not know {option}", "a newer server may know it"),
     NBD_REP_ERR_POLICY: ("the server's policy forbids {option}", "its configuration must allow this client or option"),
-    NBD_REP_ERR_INVALID: ("the server calls our {option} invalid", "--debug shows what was sent"),
-    NBD_REP_ERR_PLATFORM: ("{option} does not work on the server's platform", "its log may tell what it lacks"),
-    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", "its log may tell what it wants beyond that"),
+    NBD_REP_ERR_INVALID: ("the server calls our {option} invalid", "--debug shows each step"),
+    NBD_REP_ERR_PLATFORM: ("{option} does not work on the server's platform", "see the server's log"),
+    NBD_REP_ERR_TLS_REQD: ("the server requires TLS", "TLS is in use already; see the server's log"),
     NBD_REP_ERR_UNKNOWN: ("the server has no such export", "see nbdattach list {server}"),
     NBD_REP_ERR_SHUTDOWN: ("the server is shutting down", "try again when it is back"),
     NBD_REP_ERR_BLOCK_SIZE_REQD: (
-        "the server wants its block sizes honoured, yet tells none",
-        "its log may tell what it wants",
+        "the server requires clients to respect its block sizes, but announces none",
+        "see the server's log",
     ),
     NBD_REP_ERR_TOO_BIG: ("the server calls our {option} too big", "is the export's name too long for it?"),
 }
@@ -112,15 +112,13 @@ _REFUSALS = {
 
 def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachError:
     cause, hint = _REFUSALS.get(
-        kind, (f"the server refused {{option}} with the unknown error {kind:#x}", "its log may tell why")
+        kind, (f"the server refused {{option}} with the unknown error {kind:#x}", "see the server's log")
     )
     if kind == NBD_REP_ERR_POLICY and option in (NBD_OPT_GO, NBD_OPT_INFO):
         hint = DENIED
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
     if kind == NBD_REP_ERR_TLS_REQD:
-        return TlsFailed(
-            target.uri, cause, hint if target.tls else f"--tls asks for it, and so does {replace(target, tls=True).uri}"
-        )
+        return TlsFailed(target.uri, cause, hint if target.tls else f"use --tls, or {replace(target, tls=True).uri}")
     return OptionRefused(target.uri, cause, hint.format(server=target.server), kind, words)
 
 

@@ -89,9 +89,7 @@ def parse_target(text: str, export: str | None = None) -> Target:
     """
     if "://" in text and not text.startswith("/"):
         if export is not None:
-            raise Malformed(
-                quoted(text), "-N/--export goes with HOST or a socket, not with a URI", "put the name into the URI"
-            )
+            raise Malformed(quoted(text), "-N/--export cannot be combined with a URI", "write the export in the URI")
         return _parse_uri(text)
     name = _checked_export(text, export or "")
     if text.startswith("/"):
@@ -123,7 +121,7 @@ def with_tls(
     if key and not cert:
         raise Malformed("--tls-key", "a key without its certificate", "give --tls-cert FILE, too")
     if psk and (ca or cert):
-        raise Malformed("--tls-psk", "a pre-shared key goes with no certificates", "give one or the other")
+        raise Malformed("--tls-psk", "a pre-shared key cannot be combined with certificates", "give one or the other")
     return replace(
         target,
         tls=True,
@@ -142,7 +140,9 @@ def _absolute(path: str | None) -> str:
     try:
         return os.path.abspath(path)
     except FileNotFoundError:
-        raise Malformed(quoted(path), "a relative path, and the working directory is gone", "name it whole") from None
+        raise Malformed(
+            quoted(path), "a relative path, and the working directory is gone", "write the absolute path"
+        ) from None
 
 
 def _parse_address(text: str, address: str) -> tuple[str, int]:
@@ -198,7 +198,7 @@ def _parse_uri(text: str) -> Target:
     if "#" in text:
         raise Malformed(quoted(text), "a URI with a fragment", "write # as %23")
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise Malformed(quoted(text), "a URI has only printable ASCII characters", "write others as %XX")
+        raise Malformed(quoted(text), "a URI can contain only printable ASCII characters", "write others as %XX")
     scheme, _, rest = text.partition("://")
     scheme = scheme.lower()
     _check_scheme(text, scheme)
@@ -226,7 +226,7 @@ def _check_scheme(text: str, scheme: str) -> None:
         return
     if scheme in ("nbd+vsock", "nbds+vsock"):
         raise Malformed(
-            quoted(text), "the kernel's nbd driver takes only TCP and Unix stream sockets, no vsock", _FORMS
+            quoted(text), "the kernel's nbd driver supports only TCP and Unix stream sockets, not vsock", _FORMS
         )
     raise Malformed(quoted(text), f"unknown scheme {quoted(scheme)}", f"one of: {', '.join(_SCHEMES)}")
 
@@ -240,7 +240,7 @@ def _parse_query(text: str, query: str) -> dict[str, str]:
                 quoted(text), f"unknown parameter {quoted(key)}", f"known parameters: {', '.join(_PARAMETERS)}"
             )
         if key in given:
-            raise Malformed(quoted(text), f"parameter {key} is there twice", "give it once")
+            raise Malformed(quoted(text), f"parameter {key} is given twice", "give it once")
         given[key] = _decoded(text, value)
         if not given[key]:
             raise Malformed(quoted(text), f"parameter {key} is empty", f"write {key}=VALUE")
@@ -264,7 +264,7 @@ def _place(text: str, scheme: str, authority: str, path: str | None) -> Target:
             quoted(text), f"a socket parameter on {scheme}://", f"write {scheme}+unix:///EXPORT?socket=PATH"
         )
     if "@" in authority:
-        raise Malformed(quoted(text), "user names in a URI are not supported", "leave out what is before the @")
+        raise Malformed(quoted(text), "user names in a URI are not supported", "leave out the part before the @")
     host, port = _parse_address(text, _decoded(text, authority))
     return Target(host=host, port=port)
 
@@ -280,7 +280,7 @@ def _checked_export(text: str, name: str) -> str:
         raise Malformed(quoted(text), "an export name cannot contain NUL", "leave out %00")
     if len(to_wire(name)) > MAX_STRING:
         raise Malformed(
-            quoted(text), f"the export name is longer than {MAX_STRING} bytes", "no NBD server takes a longer one"
+            quoted(text), f"the export name is longer than {MAX_STRING} bytes", "no NBD server accepts a longer one"
         )
     return name
 
@@ -294,7 +294,9 @@ def _checked_socket(text: str, path: str) -> str:
     try:
         absolute = path if path.startswith("\0") else os.path.abspath(path)
     except FileNotFoundError:
-        raise Malformed(quoted(text), "a relative path, and the working directory is gone", "name it whole") from None
+        raise Malformed(
+            quoted(text), "a relative path, and the working directory is gone", "write the absolute path"
+        ) from None
     if len(os.fsencode(absolute)) > _MAX_SOCKET_PATH:
         raise Malformed(quoted(text), f"the socket's path is longer than {_MAX_SOCKET_PATH} bytes", "use a shorter one")
     return absolute

@@ -31,13 +31,13 @@ def read(thing: str, offset: int, length: int, cookie: int) -> Steps[bytes]:
     if magic != NBD_SIMPLE_REPLY_MAGIC:
         raise BrokenProtocol(thing, f"the server answered a read with the magic {magic:#x}")
     if answered != cookie:
-        raise BrokenProtocol(thing, f"the server answered request {answered:#x}, we asked {cookie:#x}")
+        raise BrokenProtocol(thing, f"the server answered request {answered:#x}, but we had sent {cookie:#x}")
     if error:
         number, words = error_words(error)
         raise Refused(
             thing,
             f"reading {length} bytes at {offset} failed: {words} ({number})",
-            "the server's own log may tell why",
+            "see the server's log",
         )
     return (yield Receive(length))
 

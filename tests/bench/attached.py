@@ -14,7 +14,7 @@ REST_SECONDS = 0.5
 
 
 class Device:
-    """/dev/nbdN, and what the kernel says of it."""
+    """/dev/nbdN, and the kernel's view of it."""
 
     def __init__(self, number: int) -> None:
         self.path = f"/dev/nbd{number}"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Compare nbdattach with nbd-client, qemu-nbd and libnbd on this machine, side by side.
 
-Prints ratios and their spread, with the aims beside them. Judges nothing: a shared machine is no place for that.
+Prints ratios and their spread, with the aims beside them. Judges nothing, because a shared machine cannot.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def default_nbdattach() -> str | None:
 
 
 def guest(options: argparse.Namespace) -> dict[str, list[Row]]:
-    """What `in_guest` measures, by the title of the table."""
+    """The measurements of `in_guest`, by the title of the table."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         result = Path(folder, "result.json")
         done = subprocess.run(guest_command(options, result), cwd=REPO)

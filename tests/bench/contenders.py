@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is compared in the guest: how each contender attaches a server's export at a device, and detaches it."""
+"""The programs that are compared in the guest: how each attaches a server's export at a device, and detaches it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from servers import Server
 
-# What is measured there.
+# The measurements there.
 PARTS = ("attaching", "data", "restarts", "monitor", "at-once", "tls", "tls-chacha20")
 SECTORS = (128, 256, 512, 1024, 4096)
 CONNECTIONS = (1, 2, 4, 8)
@@ -18,7 +18,7 @@ CONNECTIONS = (1, 2, 4, 8)
 class Contender:
     """`max_sectors_kb` is written to the device's queue once it is attached; 0 leaves it as the tool did.
 
-    `data_path_aim` is what the throughput of nbdattach should be, divided by that of this one.
+    `data_path_aim` is the target for the throughput of nbdattach, divided by that of this one.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Contender:
 
 
 def tools(nbdattach: str) -> list[Contender]:
-    """The tools, each as its users call it. The first is the one that the others are compared with."""
+    """The tools, each as its users call it. The others are compared with the first."""
     return [
         nbdattach_with(nbdattach, "nbdattach ioctl", "--backend", "ioctl"),
         netlink(nbdattach),

@@ -16,7 +16,7 @@ OURS = "nbdattach"
 
 
 def cpu_milliseconds(command: list[str], environment: dict[str, str]) -> float:
-    """User and system time of the command and of what it waited for."""
+    """User and system time of the command and of the processes that it waited for."""
     none = subprocess.DEVNULL
     process = subprocess.Popen(command, env=environment, stdin=none, stdout=none, stderr=none)
     _, status, usage = os.wait4(process.pid, 0)
@@ -48,7 +48,7 @@ def with_bytecode(folder: str) -> dict[str, str]:
 
 
 def interpreter(nbdattach: str) -> str:
-    """The one that runs the console script."""
+    """The interpreter that runs the console script."""
     first = Path(nbdattach).read_text().splitlines()[0]
     return first.removeprefix("#!").split()[0]
 

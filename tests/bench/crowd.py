@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many devices on one host: what the monitor takes of memory, and how long it takes to attach all at once."""
+"""Many devices on one host: the monitor's memory, and the time to attach all at once."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ def run_all(commands: list[list[str]]) -> None:
 
 
 def monitor() -> int:
-    """Its process id. Raises `NbdattachError` where none runs."""
+    """Its process id. Raises `NbdattachError` if none runs."""
     return int(control.ask(control.Request("ping"), PATIENCE))
 
 
 def stop_monitor() -> None:
-    """Where one runs; on return none does."""
+    """If one runs; on return none does."""
     try:
         pid = monitor()
     except NbdattachError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Figures of a bench: samples in rounds, compared round by round. Must not know what was measured.
+"""Figures of a bench: samples in rounds, compared round by round. Must not know the measurement.
 
 A figure alone says more about the machine than about the tool. The tools of a row are measured in turn within each
-round, so what the machine does meanwhile hits all of them, and the ratio of one round is fair.
+round, so that load of the machine meanwhile hits all of them, and the ratio of one round is fair.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WIDTHS = (34, 17, 20, 9, 21)
 class Row:
     """One thing measured with several tools. `samples` are by tool, one a round, in `unit`.
 
-    `aims` are by tool: what the ratio of `subject` to that tool should be. Nothing here judges it.
+    `aims` are by tool: the target for the ratio of `subject` to that tool. Nothing here judges it.
     """
 
     what: str
@@ -58,7 +58,7 @@ def number(value: float) -> str:
 
 
 def table(title: str, rows: list[Row]) -> str:
-    """A line for each pair of the subject and another tool; or for the subject, where all rows are of it alone."""
+    """A line for each pair of the subject and another tool; or for the subject, if all rows are of it alone."""
     subject = rows[0].subject
     if all(row.alone for row in rows):
         header = _line_alone(title, subject, "min..max", "aim")

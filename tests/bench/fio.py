@@ -33,7 +33,7 @@ WORKS = [
     Work("random write 4 KiB, depth 32", "randwrite", "4k", 32),
 ]
 
-# What could tell one limit of a request from another.
+# The properties in which limits of a request could differ.
 LARGE_WORKS = [
     *WORKS[:2],
     Work("read 1 MiB, depth 8", "read", "1M", 8),
@@ -45,13 +45,13 @@ LARGE_WORKS = [
 
 
 def fill(device: str) -> None:
-    """The server must have memory for each block: to read what was never written is faster."""
+    """The server must have memory for each block: to read a block that was never written is faster."""
     work = Work("fill", "write", "1M", 8)
     subprocess.run(["fio", *_section(work, device), "--ioengine=libaio"], check=True, capture_output=True)
 
 
 def round_of(works: list[Work], devices: list[str], seconds: float) -> dict[tuple[str, str], float]:
-    """By work and device: MB/s, or IOPS where the work is random. Work by work, the devices in the order given.
+    """By work and device: MB/s, or IOPS if the work is random. Work by work, the devices in the order given.
 
     One process for all: fio needs seconds to start in an emulated guest.
     """

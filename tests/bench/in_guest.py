@@ -27,7 +27,7 @@ from figures import Row
 from servers import Server, nbdkit
 
 SOCKET = "/run/bench.sock"
-# What `_one_attachment` measures, in its order.
+# The measurements of `_one_attachment`, in its order.
 ATTACHING = (
     ("connect, the command", "ms"),
     ("connect, until it has its size", "ms"),
@@ -78,7 +78,7 @@ def throughput(
 
 
 def in_turn(paths: list[str], number: int) -> list[str]:
-    """The order of this round: nobody is always the first, nor always behind the same one."""
+    """The order of this round: no path is always the first, nor always behind the same one."""
     start = number % len(paths)
     order = paths[start:] + paths[:start]
     return order if number % 2 else order[::-1]
@@ -121,7 +121,7 @@ def processes() -> set[int]:
 
 
 def memory(pids: set[int]) -> tuple[float, float]:
-    """Resident memory of these processes in MB, and what of it they share with nobody."""
+    """Resident memory of these processes in MB, and the part of it that no other process shares."""
     rss = unshared = 0.0
     for pid in pids:
         with contextlib.suppress(OSError):

@@ -30,7 +30,7 @@ NEW_AIM, OLD_AIM = "<= 1000", "<= 6000"
 
 @dataclass(frozen=True)
 class Felt:
-    """By what came back late. `new` and `old` in milliseconds after the server's return.
+    """By the event that came late. `new` and `old` in milliseconds after the server's return.
 
     `new`: a read that was made at its return is done. `old`: so is the last request that was in flight at its death,
     of which there were `in_flight`.
@@ -43,7 +43,7 @@ class Felt:
 
 
 def measure(contenders: dict[int, Contender], rounds: int) -> list[Row]:
-    """`contenders` by their number of connections. The kinds of restart take turns, each with an attachment anew."""
+    """`contenders` by their number of connections. The kinds of restart take turns, each with a new attachment."""
     kinds = [(connections, away) for connections in contenders for away in AWAY]
     names = {kind: f"-C {kind[0]}, away {kind[1]:g} s" for kind in kinds}
     subject = next(iter(contenders.values())).name

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Attached over TLS: the kernel as the carrier, beside userspace that pumps. One cipher for all, set at the server.
 
-Where the kernel's AES is in C alone (/proc/crypto), as in User-mode Linux, the table of AES tells of that and not of
+If the kernel's AES is in C alone (/proc/crypto), as in User-mode Linux, the table of AES tells of that and not of
 the transport: userspace has the processor's own instructions there.
 """
 
@@ -32,13 +32,13 @@ MEBIBYTES = 64
 @contextlib.contextmanager
 def served(size: str, cipher: str) -> Iterator[tuple[Server, Path]]:
     """A server that insists on TLS with this cipher, and the folder of its certificates."""
-    # As udev does when a machine starts, and nobody in a guest.
+    # As udev does when a machine starts; a guest has no udev.
     subprocess.run(["modprobe", "-q", "aesni_intel"])
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = make(Path(name, "certificates"))
         (folder / "gnutls").write_text(_overrides(cipher))
         options = ["--tls=require", f"--tls-certificates={folder}", "memory", size]
-        # The program that is started, and nobody else, shall have these priorities.
+        # Only the program that is started shall have these priorities.
         os.environ["GNUTLS_SYSTEM_PRIORITY_FILE"] = str(folder / "gnutls")
         try:
             running = nbdkit(*options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Boot tests: the real systemd in a guest, real servers on this machine, which judge what is left on the disks."""
+"""Boot tests: the real systemd in a guest, and real servers on this machine, whose disks are checked afterwards."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ def pytest_configure(config: pytest.Config) -> None:
         make_network(TAP, HOST, "boot")
     except RuntimeError as error:
         pytest.exit(str(error), returncode=4)
-    root_of_guest()  # made here where it is missing, and not within the time of a test
+    root_of_guest()  # made here if it is missing, and not within the time of a test

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Images that a guest gets as disks, and what is in them after it is off."""
+"""Images that a guest gets as disks, and their contents after it is off."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def swap(path: Path) -> None:
 
 
 def uuid(path: Path) -> str:
-    """Of the file system in it."""
+    """The UUID of the file system in it."""
     return _run("blkid", "--match-tag", "UUID", "--output", "value", path).strip()
 
 
 def see_clean(path: Path, offset: int = 0) -> None:
-    """The file system there was unmounted: nothing to recover, nothing to repair. Fails with what e2fsck says."""
+    """The file system there was unmounted: nothing to recover, nothing to repair. Fails with e2fsck's message."""
     where = _at(path, offset)
     checked = subprocess.run(["e2fsck", "-fn", where], capture_output=True, text=True)
     assert checked.returncode == 0, f"{checked.stdout}{checked.stderr}"
@@ -50,7 +50,7 @@ def see_clean(path: Path, offset: int = 0) -> None:
 
 
 def content(path: Path, name: str, offset: int = 0) -> str:
-    """Of a file in the file system there."""
+    """The content of a file in the file system there."""
     return _run("debugfs", "-R", f"cat {name}", _at(path, offset))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest that boots systemd with our package in it, and what is told of it afterwards. Knows nothing of single tests.
+"""A guest that boots systemd with our package in it, and its logs afterwards. Knows nothing of single tests.
 
 The guest's root is this machine's, or the one of the Debian release that LAB_ROOT names, with some files put over it;
 LAB_KERNEL names its kernel. Its network leads to 10.9.0.1, where the tests serve.
@@ -23,15 +23,15 @@ TAP = "lab0"
 _RELEASE = os.environ.get("LAB_ROOT", "")  # empty: this machine's root
 _KERNEL = os.environ.get("LAB_KERNEL") or "7.2"  # the quickest
 _NETWORK = "[Match]\nName=vec0\n[Network]\nAddress=10.9.0.2/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
-# A line of the console: the kernel's stamp, then who says it.
+# A line of the console: the kernel's stamp, then the name of the program.
 _LINE = re.compile(r"\[ *([0-9]+\.[0-9]+)\] (.*)")
 _SECONDS = 600.0  # on a machine that is very busy
-# From the kernel's start to there, where nothing else runs on the machine.
+# Seconds from the kernel's start to there, if nothing else runs on the machine.
 _SYSINIT_SECONDS = 9.0
 
 
 class Guest:
-    """It runs from the beginning of its context to the end of `wait`."""
+    """The guest runs from the beginning of the context to the end of `wait`."""
 
     def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
         self._process = process
@@ -39,38 +39,38 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """The kernel, systemd and the journal, so far."""
+        """The log of the kernel, systemd and the journal, so far."""
         with contextlib.suppress(OSError):
             return (self._out / "console.log").read_text(errors="replace")
         return ""
 
     @property
     def lines(self) -> list[tuple[float, str]]:
-        """Of the console, with the seconds since boot."""
+        """Lines of the console, with the seconds since boot."""
         return [(float(found[1]), found[2]) for found in map(_LINE.match, self.console.splitlines()) if found]
 
     def when(self, text: str) -> float:
-        """Seconds since boot of the first line with that text. Fails if there is none: an order would hold by it."""
+        """Seconds since boot of the first line with that text. Fails if there is none: any order would hold then."""
         stamps = [stamp for stamp, line in self.lines if text in line]
         assert stamps, f"no {text!r} on the console: {self.console[-3000:]}"
         return stamps[0]
 
     def wait_for(self, text: str, seconds: float = _SECONDS) -> None:
-        """Until the console has that text."""
+        """Waits until the console has that text."""
         deadline = time.monotonic() + seconds
         while text not in self.console:
             assert time.monotonic() < deadline and self._process.poll() is None, f"no {text!r}: {self.console[-3000:]}"
             time.sleep(0.05)
 
     def let_run(self, seconds: float) -> None:
-        """For that long; fails where it ends before."""
+        """Waits for that long; fails if the guest ends before."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.console[-3000:]
             time.sleep(0.05)
 
     def wait(self) -> str:
-        """What COMMAND has printed; it is off then. Fails where COMMAND did."""
+        """The output of COMMAND; the guest is off then. Fails if COMMAND did."""
         output, errors = self._process.communicate()
         tail = "\n".join(self.console.splitlines()[-40:])
         assert self._process.returncode == 0, f"exit {self._process.returncode}\n{errors}\n{output}\n{tail}"
@@ -95,8 +95,8 @@ class Guest:
                 began[words[2].rstrip(".")] = stamp
             elif words[1] in ("Stopped", "Unmounted", "Deactivated") and words[2].rstrip(".") in began:
                 took.append((stamp - began.pop(words[2].rstrip(".")), words[2]))
-        # The lab's own: from there come the modules of programs that are to the end. What else never ends, ends with
-        # the power.
+        # The lab's own: from there come the modules of programs that run to the end. Any other unit that never ends,
+        # ends with the power.
         began = {unit: stamp for unit, stamp in began.items() if not unit.startswith("usr-lib-modules")}
         took += [(self.lines[-1][0] - stamp, unit) for unit, stamp in began.items()]
         return max(took)
@@ -124,7 +124,7 @@ def booting(folder: Path, command: str, files: Mapping[str, str], seconds: float
 
 @functools.cache
 def root_of_guest() -> Path:
-    """The folder that its root is made from; another release's is made where it is missing."""
+    """The folder that its root is made from; another release's is made if it is missing."""
     if not _RELEASE:
         return Path("/")
     lab = [sys.executable, TREE / "tests/lab/roots.py", _RELEASE]
@@ -132,7 +132,7 @@ def root_of_guest() -> Path:
 
 
 def package() -> Path:
-    """What `make deb` has made."""
+    """The package that `make deb` has made."""
     (found,) = (TREE / "dist").glob("nbdattach_*_all.deb")
     return found
 

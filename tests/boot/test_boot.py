@@ -79,12 +79,12 @@ def test_all_of_fstab_is_there_at_boot_and_clean_after_power_off(tmp_path: Path)
         assert wanted in said
     see_no_trouble(guest)
     see_order(guest)
-    # Nobody depends on the monitor any more, so it is ended as everything else.
+    # No device depends on the monitor any more, so systemd ends it like any other process.
     assert "excluded from killing" not in guest.console
 
 
 def test_a_server_that_comes_later_is_waited_for(tmp_path: Path) -> None:
-    """And all of fstab is there then, and clean after power-off."""
+    """And all of fstab is mounted then, and clean after power-off."""
     place = make_disks(tmp_path)
     with booting(tmp_path, LOOK + WRITE, {"etc/fstab": FSTAB, "etc/nbdtab": NBDTAB}) as guest:
         guest.wait_for("Starting nbdattach@nbd0.service")

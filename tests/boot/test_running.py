@@ -46,7 +46,7 @@ systemctl is-active nbdattach@nbd0
 systemctl stop nbdattach@nbd1
 systemctl is-failed nbdattach@nbd1
 """
-# The guest has the machine's rule that nothing is to be started or stopped.
+# The guest has the machine's rule that forbids to start or stop services.
 REINSTALL = f"""
 rm -f /usr/sbin/policy-rc.d
 before=$(systemctl show -P MainPID nbdattach-monitor)
@@ -85,8 +85,8 @@ def test_a_writer_notices_no_restart_and_a_stop_is_refused(tmp_path: Path) -> No
             assert lines == [str(number) for number in range(1, len(lines) + 1)]
             assert len(lines) == int(disks.content(place / name, "lines"))
     assert "writer: failed" not in guest.console
-    assert "in use, so it stays attached: handed over to a new connection of nbd://10.9.0.1/one" in guest.console
-    assert "/dev/nbd1: in use, so it stays attached, with the connection that it has: " in guest.console
+    assert "in use, so it stays attached: it has a new connection to nbd://10.9.0.1/one" in guest.console
+    assert "/dev/nbd1: in use, so it stays attached, with its old connection: " in guest.console
     assert "/dev/nbd1: mounted at /mnt" in guest.console  # why the stop was refused
     # The unit of nbd1 has failed, so nothing stops it; its worker lives until the file system is unmounted.
     assert guest.when("EXT4-fs (nbd1): unmounting filesystem") < guest.when("block nbd1: shutting down sockets")
@@ -112,7 +112,7 @@ BUS = {
 
 @pytest.mark.rare  # as the others here but the first: each boot is 10 to 30 CPU seconds
 def test_a_session_that_ends_takes_no_device_with_it(tmp_path: Path) -> None:
-    """Attached by hand, with a worker and with a relay: they are no longer of the session from which that was done."""
+    """Attached by hand, with a worker and with a relay: they no longer belong to the session that attached them."""
     place = tmp_path / "disks"
     place.mkdir()
     for name in ("one", "two"):
@@ -133,7 +133,7 @@ def test_a_session_that_ends_takes_no_device_with_it(tmp_path: Path) -> None:
     assert "nbdattach-relay-" in said
     assert "session.scope" not in said
     see_no_trouble(guest)
-    # Nobody detached them. Relay and monitor live on; the worker is stopped as everybody, which ends its device.
+    # No unit detached them. Relay and monitor live on; systemd stops the worker, too, which ends its device.
     assert guest.console.count("excluded from killing") >= 2
     assert guest.when("EXT4-fs (nbd0): unmounting") < guest.when("block nbd0: shutting down sockets")
 
@@ -175,7 +175,7 @@ def test_volumes_file_systems_by_uuid_and_mounts_by_hand(tmp_path: Path) -> None
         assert disks.content(place / name, "file", offset) == "by hand\nat boot\n"
 
 
-# It writes when the unit is being stopped: what shuts down syncs at its beginning.
+# It writes when the unit is being stopped, because a shutdown syncs at its beginning.
 KEEP = """
 systemd-run --quiet --unit keeper --property DefaultDependencies=no sh -c '
     exec 9<>/dev/nbd0
@@ -220,7 +220,7 @@ for unit in nbdattach@nbd0 nbdattach@nbd1 nbdattach@nbd2; do systemctl stop $uni
 def test_written_on_a_running_machine_and_unmounted_before_the_network_goes_though_units_have_failed(
     tmp_path: Path,
 ) -> None:
-    """Nothing is ordered after a unit that has failed, be it for a stop that was refused."""
+    """No unit is ordered after a unit that has failed, even if it failed because a stop was refused."""
     place = make_disks(tmp_path)
     fstab = FSTAB.replace("/mnt ext4 _netdev", "/mnt ext4 nofail")
     files = {"etc/fstab": "", "etc/new-fstab": fstab, "etc/new-nbdtab": NBDTAB}

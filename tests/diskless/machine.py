@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A machine without a disk of its own, and the server that has its root file system. Knows no test.
+"""A machine without a disk, and the server that has its root file system. Knows no test.
 
 It is user-mode Linux, or a stock kernel in QEMU, which is emulated: it has two CPUs, and takes ten times as long. For
-either, this machine is 10.0.2.2: for QEMU by its user-mode network, else on a tap device.
+either, this machine is 10.0.2.2: for QEMU by its user-mode network, otherwise on a tap device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ADDRESS = f"10.0.2.15::{HOST}:255.255.255.0::vec0:off"
 
 
 class Server:
-    """nbdkit with one image, at a port of its own that stays the same over restarts."""
+    """nbdkit with one image, at its own port, which stays the same over restarts."""
 
     def __init__(self, image: Path, *, tls: Path | None = None) -> None:
         self.image = image
@@ -51,7 +51,7 @@ class Server:
         assert process.poll() is None, "nbdkit has ended"
 
     def kill(self) -> None:
-        """In the hardest way: nothing is said to anybody."""
+        """In the hardest way: no client gets a message."""
         if self._process:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
@@ -105,7 +105,7 @@ class Machine:
         self._process.wait(BOOT)
 
     def do(self, command: str, seconds: float = ANSWER) -> str:
-        """What the command prints; it has to succeed."""
+        """The output of the command; it has to succeed."""
         return self.answer(self.ask(command), seconds)
 
     def ask(self, command: str) -> int:
@@ -149,7 +149,7 @@ class Machine:
         print(
             f"the longest stop: {longest} s; {slowness:.1f} times as slow as idle, booted in {self._boot_seconds:.0f} s"
         )
-        # What never ends is killed after 90 s, which no slowness explains.
+        # A stop job that never ends is killed after 90 s, which no slowness explains.
         allowed = min(10 * slowness, 80)
         assert longest < allowed, f"a stop job ran for {longest} s, {allowed:.1f} s are allowed"
 
@@ -192,5 +192,5 @@ def _accelerator() -> tuple[str, ...]:
     return ("-accel", "tcg,thread=multi", "-cpu", "max")
 
 
-# From the start until the shell answers, where nothing else runs on the machine: seconds.
+# From the start until the shell answers, if nothing else runs on the machine: seconds.
 _IDLE_BOOT = {_uml: 20.0, _qemu: 120.0}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A machine whose root file system is on NBD: it boots, lives through restarts of the server, and powers off clean."""
+"""A machine with its root file system on NBD: it boots, survives restarts of the server, and powers off clean."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def see_only_the_monitor_runs(machine: Machine) -> None:
 
 
 def upgrade_python(machine: Machine) -> None:
-    """And nobody restarts the monitor, which goes on running from a file that is no more."""
+    """The monitor is not restarted, and goes on running from a file that was removed."""
     machine.do("python=$(readlink -f /usr/bin/python3) && cp $python $python.new && mv $python.new $python")
     said = "journalctl -u nbdattach-monitor.service | grep 'what it runs from has been replaced'"
     machine.do(f"until {said}; do sleep 1; done")
@@ -153,7 +153,7 @@ LEGACY = "dracut" if RELEASE == "sid" else "dracut-legacy"
 @pytest.mark.parametrize("kernel", [STOCK])
 @pytest.mark.parametrize("initramfs", ["initrd", LEGACY])
 def test_server_that_comes_late_and_goes_away_while_the_machine_boots(lab: Lab, initramfs: str) -> None:
-    """Before the real monitor is there, which has to be read from this very root."""
+    """Before the real monitor runs, which has to be read from this very root."""
     machine = lab.boot(f"ro root=nbd:disks:{lab.server.port}::noatime", initramfs)
     wait_for_console(machine, "cannot connect: Connection refused")
     lab.server.start()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 APT = Path("/etc/apt")
-# What the machine's apt has to know about its way to the archive, and how old the lists there may be.
+# apt's settings for the way to the archive, and for the age of the lists there.
 SETTINGS = re.compile(r"^(Acquire::(?:https?::|ftp::)?(?:Proxy|Check-|CAInfo).*);$", re.MULTILINE)
 
 

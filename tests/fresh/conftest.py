@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests on fresh systems, each in a root of its own, which is thrown away. As root, with the network."""
+"""Tests on fresh systems, each in its own root, which is removed afterwards. As root, with the network."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def way(heading: str) -> Way:
 
 
 def tells(command: str) -> bool:
-    """It, or what it leads a developer to."""
+    """Whether README names it, or a page to which it refers developers."""
     pages = [page for page in (README, CONTRIBUTING) if page.exists()]
     return any(f"`{command}`" in page.read_text() for page in pages)
 

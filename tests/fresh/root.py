@@ -44,7 +44,7 @@ class Root:
     place: Path
 
     def run(self, script: str, user: str = "user", folder: str = "/", code: int = 0) -> str:
-        """As typed into a shell that asks nothing back: apt's questions get a yes. What it says on both outputs."""
+        """As typed into a shell without further input: apt's questions get a yes. Returns both outputs."""
         home = "/root" if user == "root" else f"/home/{user}"
         environment = {"HOME": home, "LC_ALL": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin", **pip_environment()}
         if user == "root":
@@ -58,11 +58,11 @@ class Root:
         return done.stdout
 
     def install(self, *packages: str) -> None:
-        """For the test itself, beside what README tells."""
+        """For the test itself, in addition to README's commands."""
         self.run(f"apt-get -qq update && apt-get -qq -y --no-install-recommends install {' '.join(packages)}", "root")
 
     def checkout(self) -> None:
-        """The commit that is tested with what is changed beside it, as ~user/nbdattach."""
+        """The commit that is tested, and uncommitted changes, as ~user/nbdattach."""
         place = self.place / "home/user/nbdattach"
         subprocess.run(["git", "clone", "--quiet", TREE, place], check=True)
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
@@ -84,7 +84,7 @@ def pip_environment() -> dict[str, str]:
 
 
 def fresh(release: str, place: Path) -> Root:
-    """With a checkout, and a user who may use sudo."""
+    """With a checkout, and a user with permission to use sudo."""
     place.mkdir()
     subprocess.run(["tar", "--extract", "--directory", place, "--file", base(release)], check=True)
     root = Root(release, place)
@@ -112,7 +112,7 @@ def as_the_machine(place: Path) -> None:
 
 
 def base(release: str) -> Path:
-    """Its tar, made where there is none of these packages."""
+    """Its tar, made if there is none of these packages."""
     tar = KEPT / f"{release}-{zlib.crc32(PACKAGES.encode()):08x}.tar"
     if not tar.exists():
         KEPT.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Debian package is the same good one whatever release builds it, and each release takes it."""
+"""The Debian package is the same, whichever release builds it, and each release can install it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from root import Root
 
 RELEASES = ["bookworm", "trixie", "sid"]
 CHECKOUT = "/home/user/nbdattach"
-# dh_python3 writes these, and setuptools those of its own.
+# dh_python3 writes these, and setuptools its own.
 GENERATED = re.compile(r"# Automatically added by dh_python3\n.*?# End automatically added section\n", re.DOTALL)
 OF_SETUPTOOLS = ".dist-info/"
 # A package as it was up to 2026: the same files, in /lib. Everything else as now.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What README tells a new user to type works on a fresh Debian 12 and 13, word for word, and leaves nothing behind."""
+"""README's commands for a new user work on a fresh Debian 12 and 13, word for word, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nbdattach import __version__
 pytestmark = pytest.mark.parametrize("release", ["bookworm", "trixie"])
 CHECKOUT = "/home/user/nbdattach"
 WAYS = ["As a Debian package", "With pipx 1.0 or later", "With a venv"]
-# By name, but in the checkout and in what never stays on a disk. A package that was removed stays in dpkg's log.
+# By name, except in the checkout and outside of disks. A package that was removed stays in dpkg's log.
 LEFT = "find / -xdev -iname '*nbdattach*' -not -path '/home/user/nbdattach*' -not -path '/proc/*' -not -path '/sys/*'"
-# In the checkout: what its user could not remove.
+# In the checkout: files that its user could not remove.
 OF_OTHERS = "find . ! -user user"
-# The machine's kernel may lack nbd: doctor says so and ends with 6.
+# The machine's kernel may lack nbd: then doctor reports it and ends with 6.
 DOCTOR = "sudo nbdattach doctor || [ $? = 6 ]"
 
 

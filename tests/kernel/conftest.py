@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A failure shows what the driver and the monitor have said; the guest is gone when somebody reads of it."""
+    """A failure shows the log of the driver and the monitor, because the guest is gone when a developer reads of it."""
     report = yield
     if report.failed:
         log = subprocess.run(["dmesg"], capture_output=True, text=True).stdout.splitlines()

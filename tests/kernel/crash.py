@@ -2,8 +2,8 @@
 """The command line in a fork of this process, killed (-9) at one of its steps, or its helper (worker, guard) at one.
 
 A step is the moment right before or right after a system call of the package that changes something, such as
-"before kernel.node.Node.claim: open 1": a profile function finds it, so the product has no hooks. A run in which nobody
-is killed tells which steps there are. Of what is polled, the first rounds are steps.
+"before kernel.node.Node.claim: open 1": a profile function finds it, so the product has no hooks. A run without a
+kill lists the steps. Of polled calls, the first rounds are steps.
 
 Helpers are bare interpreters (-I -S) and import this file, too: nothing heavy at its top.
 """
@@ -32,7 +32,7 @@ _CALLS = {
 }
 # pyroute2 makes many calls of one message.
 _MESSAGES = {"kernel.netlink.Family.connect", "kernel.netlink.Family.reconfigure", "kernel.netlink.Family.disconnect"}
-# Who only looks, and the handshake: nothing is changed by them that could stay.
+# Functions that only read, and the handshake: they change nothing that could stay.
 _LOOKS = (
     "cli.",
     "connection.client.",
@@ -62,7 +62,7 @@ _PACKAGE = f"{os.path.dirname(nbdattach.__file__)}/"
 class Steps:
     """A profile function: notes each step in the file `log`, a line each, and kills this process at the step `last`.
 
-    With it die all helpers and the process `other`, where it is given.
+    With it die all helpers and the process `other`, if it is given.
     """
 
     def __init__(self, log: str, last: str, other: int = 0, helpers: bool = False) -> None:
@@ -100,7 +100,7 @@ class Steps:
 
 
 def helpers() -> list[int]:
-    """Workers, guards and flushes that there are."""
+    """The running workers, guards and flushes."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
@@ -110,7 +110,7 @@ def helpers() -> list[int]:
 
 
 def _call(function: Any) -> str:
-    """The name of the system call behind a C function, as far as it is one of ours."""
+    """The name of the system call behind a C function, if it is one of ours."""
     owner = type(getattr(function, "__self__", None))
     modules = [getattr(function, "__module__", None), *(one.__module__ for one in owner.__mro__)]
     name: str = function.__name__
@@ -118,7 +118,7 @@ def _call(function: Any) -> str:
 
 
 def _innermost(frame: FrameType | None) -> str:
-    """The function of the package that is at work."""
+    """The function of the package that is running."""
     while frame:
         if place := _function(frame):
             return place
@@ -127,7 +127,7 @@ def _innermost(frame: FrameType | None) -> str:
 
 
 def _function(frame: FrameType) -> str:
-    """Its full name below the package; empty where it is not of ours."""
+    """Its full name below the package; empty if it is not of ours."""
     file = frame.f_code.co_filename
     if not file.startswith(_PACKAGE):
         return ""
@@ -138,7 +138,7 @@ def _function(frame: FrameType) -> str:
 
 
 class Ended:
-    """How a command ended: `code` is that of a shell, -9 where it was killed; `steps` are those that were reached."""
+    """The end of a command: `code` is that of a shell, -9 if it was killed; `steps` are those that were reached."""
 
     def __init__(self, code: int, said: str, steps: list[str], helper_steps: list[str]) -> None:
         self.code = code
@@ -157,7 +157,7 @@ def run(
 ) -> Ended:
     """`nbdattach ARGUMENTS`, killed at the step `kill`, and its `helper` ("main", "guard_main") at `kill_helper`.
 
-    With `both`, the one takes the other along. `contested`: as if others opened and closed the device all the time.
+    With `both`, each takes the other along. `contested`: as if other programs opened and closed the device constantly.
     """
     files = [f"/tmp/crash.{name}" for name in ("said", "steps", "helper")]
     for file in files:
@@ -206,7 +206,7 @@ def _contest() -> None:
 
 
 def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
-    """Has it call `in_helper` first."""
+    """Makes it call `in_helper` first."""
     from nbdattach.backends import by_ioctl, by_netlink
     from nbdattach.kernel import node
 

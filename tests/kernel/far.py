@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A network of its own for servers, and links to it that can be cut: nobody sends a FIN or RST then.
+"""A network of its own for servers, and links to it that can be cut: then no FIN or RST arrives.
 
 10.9.N.1 is this end and 10.9.N.2 the server's, in the network namespace `far`. Each address goes without the others.
 """
@@ -27,7 +27,7 @@ def network(*addresses: str) -> Iterator[str]:
 
 
 def cut_link(address: str = ADDRESS) -> None:
-    """The server's address goes; it and its connections stay."""
+    """Removes the server's address; the server and its connections stay."""
     shell(f"ip -n far addr del {address}/24 dev far")
 
 
@@ -36,6 +36,6 @@ def heal_link(address: str = ADDRESS) -> None:
 
 
 def lose_large_packets() -> None:
-    """Of all connections, also of those that come; small packets get through, and nobody is told (a black hole)."""
+    """Of all connections, also of new ones; small packets get through, and no host gets an error (a black hole)."""
     shell("ip link set near gso_max_segs 1 && ip -n far link set far mtu 600")
     shell("ip -n far route change 10.9.0.0/24 dev far advmss 1460")

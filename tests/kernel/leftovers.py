@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a test leaves behind: devices, processes and files of ours; and how to clear it away."""
+"""The leftovers of a test: devices, processes and files of ours; and how to clear them away."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nbdattach.kernel import netlink, sysfs
 
 
 def spoilt() -> list[str]:
-    """Devices that still promise WRITE_ZEROES: from 6.12 to 7.2 the driver keeps it from what another tool attached."""
+    """Devices that still promise WRITE_ZEROES: from 6.12 to 7.2 the driver keeps it from another tool's attachment."""
     limits = Path("/sys/block").glob("nbd*/queue/write_zeroes_max_bytes")
     return [str(limit.parents[1]) for limit in limits if int(limit.read_text())]
 
 
 def clear_away() -> None:
-    """So that one failure is one failure."""
+    """So that one failure causes no others."""
     subprocess.run(["umount", "/mnt"], capture_output=True)
     for pid, _ in workers():
         os.kill(pid, signal.SIGKILL)
@@ -31,7 +31,7 @@ def clear_away() -> None:
 
 
 def leftovers() -> list[str]:
-    """What is there that would not be if we had never been."""
+    """Everything that would not exist if nbdattach had never run."""
     no_monitor()
     left = beside_the_monitor()
     left += [f"process {pid}: monitor" for pid in monitors()]
@@ -39,7 +39,7 @@ def leftovers() -> list[str]:
 
 
 def beside_the_monitor() -> list[str]:
-    """What is there that would not be if nothing were attached and nobody at work; the monitor may run on."""
+    """Everything that would not exist if nothing were attached and no command ran; the monitor may run on."""
     left = [str(one) for one in status.all_attached()]
     left += [f"{device.path} has a size" for device in sysfs.devices() if sysfs.Kernel(device).size]
     left += [f"{device.path} has partitions" for device in sysfs.devices() if sysfs.Kernel(device).partitions]
@@ -48,7 +48,7 @@ def beside_the_monitor() -> list[str]:
 
 
 def no_monitor() -> bool:
-    """Whether there is none; it is told to end, as it outlives attachments."""
+    """Whether none runs; it is told to end, because it outlives attachments."""
     for pid in monitors():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -56,7 +56,7 @@ def no_monitor() -> bool:
 
 
 def files() -> list[str]:
-    """What /run/nbdattach has."""
+    """The files in /run/nbdattach."""
     return os.listdir("/run/nbdattach") if os.path.isdir("/run/nbdattach") else []
 
 
@@ -68,7 +68,7 @@ def workers() -> list[tuple[int, str]]:
 
 
 def is_relay(line: str) -> bool:
-    """By its command line."""
+    """Whether it is one, by its command line."""
     return "from nbdattach.relay.process" in line
 
 
@@ -82,7 +82,7 @@ def _is_monitor(line: str) -> bool:
 
 
 def _processes() -> list[tuple[int, str]]:
-    """Those of nbdattach, by their command lines."""
+    """Processes of nbdattach, by their command lines."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:

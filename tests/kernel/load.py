@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Work on a device that knows what must be on it: writers that compare what they read, and note when it ran."""
+"""Work on a device that knows the expected data: writers that compare after each read, and note when they ran."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Request:
 class Load:
     """Writers with a part of the device each: write a block, read it back past all caches, compare, pause, go on.
 
-    Within its context it runs; afterwards `errors` must be empty and `expected` is what the server must hold. Pauses
-    leave the processor to others while a test waits. After `see_it_run` there are none for a while, so that what
-    happens then meets requests under way.
+    Within its context it runs; afterwards `errors` must be empty and `expected` is the data that the server must
+    have. Pauses leave the processor to others while a test waits. After `see_it_run` there are none for a while, so
+    that the next event meets requests in flight.
     """
 
     def __init__(self, device: str, writers: int = 4, blocks: int = 64, pause: float = 0.01) -> None:
@@ -89,7 +89,7 @@ class Load:
                 assert not thread.is_alive(), f"{self.device}: a request hangs"
 
     def see_it_run(self, count: int = 20) -> None:
-        """Returns when so many more requests have been done."""
+        """Returns when so many more requests are done."""
         wanted, end = len(self.requests) + count, time.monotonic() + 60
         while len(self.requests) < wanted:
             assert not self.errors, self.errors
@@ -98,7 +98,7 @@ class Load:
         self._hurry = time.monotonic() + _HURRY
 
     def caught(self, moment: float) -> list[Request]:
-        """The requests that were under way at that moment, when all of them are done."""
+        """The requests that were in flight at that moment, once all of them are done."""
         end = time.monotonic() + 60
         while any(began < moment for began in list(self._under_way.values())):
             assert not self.errors, self.errors
@@ -107,7 +107,7 @@ class Load:
         return [one for one in list(self.requests) if one.began < moment < one.ended]
 
     def is_on(self, image: Path) -> bool:
-        """Whether all that was written is in the server's image."""
+        """Whether all written data is in the server's image."""
         with image.open("rb") as file:
             return all(os.pread(file.fileno(), BLOCK, place) == content for place, content in self.expected.items())
 
@@ -124,7 +124,7 @@ def write_direct(path: str, offset: int = 0, content: bytes = bytes(BLOCK)) -> N
 
 
 def seconds_for_a_new_read(device: str) -> float:
-    """How long a request takes that is made now, past all caches."""
+    """The seconds that a new request takes, past all caches."""
     began = time.monotonic()
     with contextlib.closing(mmap.mmap(-1, BLOCK)) as buffer:
         node = os.open(device, os.O_RDONLY | os.O_DIRECT)

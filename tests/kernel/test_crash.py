@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """connect and disconnect, killed (-9) at each of their steps: nothing half done is left, and both go on working.
 
-What a step is, and how a command dies at one, is in `crash`. Each round takes two seconds, so a run of `make test` does
+`crash` explains steps, and how a command dies at one. Each round takes two seconds, so a run of `make test` does
 every twelfth step, and another day's run others. `make test-all`, or CRASH_EVERY=1, does all of them.
 """
 
@@ -20,14 +20,14 @@ from leftovers import beside_the_monitor, clear_away, leftovers, monitors
 from servers import nbdkit
 from tool import ALL, BACKEND, eventually, nbd, partitioned_image
 
-# Else each round would import them for itself.
+# Otherwise each round would import them for itself.
 from nbdattach.attached import state, status  # noqa: F401
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.kernel.sysfs import Kernel
 
 EVERY = int(os.environ.get("CRASH_EVERY") or (1 if ALL else 12))
-# Of the samples, always the same: a change is judged by it, and not by the day. CRASH_START=1 takes others.
+# The first of the samples, always the same, so that results can be compared. CRASH_START=1 takes others.
 START = int(os.environ.get("CRASH_START", "0"))
 FIRST = Kernel(Device(0))
 SECONDS = 10
@@ -35,8 +35,8 @@ COMMIT = {
     "ioctl": "after backends.by_ioctl.Worker.commit: write 1",
     "netlink": "before kernel.netlink.Family.reconfigure 1",
 }
-# Attached, and not open yet, so the kernel has nobody whose end would undo it, and the guard is dead: what is left then
-# says what it is in status, and goes with disconnect.
+# Attached, and not open yet, so the kernel detaches nothing when a process ends, and the guard is dead. The device then
+# has its state in status, and disconnect detaches it.
 NOBODY_HAS_IT = ("after kernel.netlink.Family.connect 1", "before kernel.node.Node.claim: open 1")
 
 pytestmark = pytest.mark.timeout(600)
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @dataclass
 class Place:
-    """An image with two partitions, its server, and what must be on it."""
+    """An image with two partitions, its server, and the data that must be on it."""
 
     image: Path
     uri: str
@@ -58,7 +58,7 @@ class Place:
         return run("disconnect", "nbd0", **how)
 
     def write(self) -> None:
-        """Something new, into the page cache of a partition."""
+        """Writes new data into the page cache of a partition."""
         self.turn += 1
         with open("/dev/nbd0p1", "r+b", buffering=0) as node:
             node.write(f"{self.turn:4096d}".encode())
@@ -69,7 +69,7 @@ class Place:
             assert file.read(4096) == f"{self.turn:4096d}".encode()
 
     def see_it_work(self) -> None:
-        """connect, I/O, disconnect; and nothing is left."""
+        """connect, I/O, disconnect work, and nothing is left."""
         done = self.connect()
         assert (done.code, done.said.splitlines()[-1]) == (0, "/dev/nbd0"), done.said
         assert is_complete(self.uri)
@@ -103,17 +103,17 @@ def is_gone() -> bool:
 
 
 def is_free() -> bool:
-    """Nobody holds it or is at work on it. Where all were killed, nobody is left to remove what merely lies there."""
+    """No process holds it or works on it. If all were killed, no process is left to remove leftovers."""
     return not (FIRST.attached or FIRST.size or helpers())
 
 
 def is_complete(uri: str) -> bool:
-    """Attached, ready to use, and only those at work who stay."""
+    """Attached, ready to use, and no helper runs but those that stay."""
     if not FIRST.attached or FIRST.partitions != ["nbd0p1", "nbd0p2"]:
         return False
     try:
         there = status.status_of(Device(0))
-    except NotAttached:  # it goes just now
+    except NotAttached:  # it is ending
         return False
     return (there.state, there.target, helpers()) == ("connected", uri, [there.pid] if there.pid else [])
 
@@ -123,7 +123,7 @@ def some(steps: Sequence[str]) -> Sequence[str]:
 
 
 def each(steps: Sequence[str], one_round: Callable[[str], None]) -> None:
-    """All of them, whatever becomes of one."""
+    """All of them, even if one fails."""
     began, failures = time.monotonic(), []
     for step in steps:
         try:
@@ -138,7 +138,7 @@ def each(steps: Sequence[str], one_round: Callable[[str], None]) -> None:
 
 
 def unsettle() -> None:
-    """What connect sets as it should be is not so before: else that is no step of it."""
+    """The settings of connect have other values before: otherwise setting them would change nothing, and be no step."""
     for attribute, value in (("io_timeout", "12345"), ("iostats", "0")):
         Path(f"/sys/block/nbd0/queue/{attribute}").write_text(value)
 
@@ -204,7 +204,7 @@ def test_a_connect_killed_with_its_worker_leaves_nothing(place: Place) -> None:
 @pytest.mark.ioctl
 @pytest.mark.parametrize("both", [False, True], ids=["alone", "with its command"])
 def test_a_worker_killed_at_any_step_leaves_nothing(place: Place, both: bool) -> None:
-    """Its last steps come in the disconnect."""
+    """Its last steps are part of the disconnect."""
     attaching = place.connect(helper="main").helper_steps
     detaching = [] if both else place.disconnect().helper_steps
 
@@ -275,13 +275,13 @@ def test_a_connect_killed_while_it_asks_for_the_monitor_leaves_nothing_that_nobo
 
 
 def is_watched() -> bool:
-    """By a monitor that holds its connections: else it could not end one that lives."""
+    """By a monitor that holds its connections: otherwise it could not end one that lives."""
     return "as before" in nbd("resize", "nbd0").err
 
 
 @pytest.mark.netlink
 def test_a_guard_killed_at_any_step_leaves_what_disconnect_takes_away(unwatched: Place) -> None:
-    """Nobody is left to do it by itself."""
+    """No process is left to do it by itself."""
     last = COMMIT["netlink"]
 
     def die(kill_helper: str = "") -> None:

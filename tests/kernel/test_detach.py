@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The last moments of an attachment: no write disappears in silence, no silent server keeps the command, nothing stays.
+"""The last moments of an attachment: no write is lost silently, no silent server blocks the command, nothing stays.
 
 A detach that is refused because the device is used is in test_users.
 """
@@ -33,7 +33,7 @@ MIB = 1 << 20
 BLOCK = 4096
 LIBC = ctypes.CDLL(None)
 LIBC.mmap.restype = ctypes.c_void_p
-# Opens the device, writes one block, closes it, and says so if all of that has succeeded; then the next one.
+# Opens the device, writes one block, closes it, and reports if all of that has succeeded; then the next one.
 WRITER = """
 import os, sys, time
 for block in range(int(sys.argv[1]), int(sys.argv[2])):
@@ -109,7 +109,7 @@ def test_a_write_that_no_look_can_see_is_said_to_be_lost(monkeypatch: pytest.Mon
 
 
 def mapped(path: str) -> int:
-    """The address of its first block, shared and writable. No descriptor stays to show that this process uses it."""
+    """The address of its first block, mapped shared and writable. No descriptor shows that this process uses it."""
     with open(path, "r+b", buffering=0) as device:
         shared = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
         address = LIBC.mmap(None, ctypes.c_size_t(BLOCK), *shared, device.fileno(), ctypes.c_long(0))
@@ -135,7 +135,7 @@ def test_a_detach_that_is_refused_at_the_last_look_leaves_a_device_that_can_be_w
 def test_the_command_itself_never_opens_the_device_that_it_detaches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An open may wait for the server without end, and then the command could not even be killed."""
+    """An open may wait for the server without end, and then the command could not be killed."""
     open_, opened = os.open, []
 
     def watched(path: str, *arguments: int, **more: int) -> int:
@@ -186,7 +186,7 @@ def tidying() -> list[int]:
 
 @pytest.mark.ioctl
 def test_a_write_that_succeeds_while_sigterm_detaches_is_on_the_server(tmp_path: Path) -> None:
-    """The flushes take long, so that there is time for many writes."""
+    """The flushes take long, so many writes happen meanwhile."""
     image = sparse_file(tmp_path / "image", 8 * MIB)
     copy = f"dd of={image} bs=1M iflag=fullblock oflag=seek_bytes conv=notrunc status=none seek=$4"
     reads = f"pread=dd if={image} bs=1M iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`doctor` against what is really wrong with devices: found, and gone once the remedy was typed."""
+"""`doctor` against real problems of devices: it finds them, and they are gone after its remedy was run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST = Kernel(Device(0))
 
 
 def lines_about(subject: str, code: int) -> list[str]:
-    """What doctor says of it, each finding with its remedy; the exit code is that one."""
+    """The findings of doctor about it, each with its remedy; the exit code is that one."""
     done = nbd("doctor")
     assert done.code == code, done
     return about(subject, done.out)
@@ -45,7 +45,7 @@ def test_max_part_0_means_no_partitions() -> None:
             nbd_ok("connect", server.uri, "nbd0")
             nbd_ok("disconnect", "nbd0")
         shell("modprobe -r nbd; modprobe nbd max_part=16")
-        assert lines_about("partitions", code=0) == ["ok  partitions: up to 31 a device"]
+        assert lines_about("partitions", code=0) == ["ok  partitions: up to 31 for each device"]
     finally:
         shell("modprobe -r nbd && modprobe nbd")
 
@@ -54,7 +54,7 @@ def test_max_part_0_means_no_partitions() -> None:
 def test_in_another_network_namespace_the_netlink_family_is_there_since_6_12() -> None:
     done = subprocess.run(["unshare", "-n", *command("doctor")], capture_output=True, text=True, timeout=60)
     missing = [
-        "--  netlink: the kernel has no netlink family nbd here: nobody connects again after a loss",
+        "--  netlink: the kernel has no netlink family nbd here, so a lost connection is not made again",
         "    run nbdattach in the network namespace of the host: docker run --network host",
     ]
     major, minor = os.uname().release.split(".")[:2]
@@ -72,8 +72,8 @@ def test_what_a_killed_worker_leaves_is_wedged() -> None:
             os.kill(worker, signal.SIGKILL)
             eventually(lambda: not workers())
             assert lines_about("/dev/nbd0", code=6) == [
-                f"!!  /dev/nbd0: lost: nobody serves it any more (its process was {worker})",
-                "    stop what uses it, then: nbdattach disconnect /dev/nbd0",
+                f"!!  /dev/nbd0: lost: no process serves it any more (it was process {worker})",
+                "    stop the programs that use it, then: nbdattach disconnect /dev/nbd0",
             ]
         nbd_ok("disconnect", "/dev/nbd0")
         assert lines_about("/dev/nbd0", code=0) == []
@@ -87,7 +87,7 @@ def test_an_attachment_whose_server_is_away_is_not_wedged(tmp_path: Path) -> Non
         eventually(lambda: state_of("nbd0") == "reconnecting")
         said, remedy = lines_about("/dev/nbd0", code=0)
         assert said.startswith("--  /dev/nbd0: reconnecting since ")
-        assert remedy == "    start the server, or move it: nbdattach reconnect /dev/nbd0 TARGET"
+        assert remedy == "    start the server, or use another one: nbdattach reconnect /dev/nbd0 TARGET"
         with there.serve():
             eventually(lambda: state_of("nbd0") == "connected")
             assert lines_about("/dev/nbd0", code=0) == []
@@ -116,7 +116,7 @@ def test_a_monitor_that_is_gone_stands_in_the_way_of_what_relies_on_it() -> None
         os.kill(monitor, signal.SIGKILL)
         eventually(lambda: not monitors())
         assert lines_about("monitor", code=6) == [
-            "!!  monitor: not running (Connection refused): nobody connects /dev/nbd0, /dev/nbd1 again",
+            "!!  monitor: not running (Connection refused), so /dev/nbd0, /dev/nbd1 will not be reconnected",
             "    nbdattach monitor -b",
         ]
         nbd_ok("monitor", "-b")
@@ -144,10 +144,10 @@ def test_a_time_out_of_another_program_is_found_and_can_be_lifted(tmp_path: Path
         shell(f"nbd-client {options} 127.0.0.1 {server.place[1]} /dev/nbd0")
         said, remedy = lines_about("/dev/nbd0", code=0)
         assert said.startswith(
-            "--  /dev/nbd0: attached by another program, which gives a server up that takes 5 s for an answer"
+            "--  /dev/nbd0: attached by another program, and gives up a server that needs 5 s for an answer"
         )
         # The guest of the first kernel has no debugfs.
-        assert said.endswith(" without debugfs nobody can tell") != os.path.exists("/sys/kernel/debug/nbd")
+        assert said.endswith(" only debugfs can show which") != os.path.exists("/sys/kernel/debug/nbd")
         shell(remedy)
         assert lines_about("/dev/nbd0", code=0) == []
         slow.touch()
@@ -158,7 +158,7 @@ def test_a_time_out_of_another_program_is_found_and_can_be_lifted(tmp_path: Path
 
 @pytest.mark.spoils
 def test_a_foreign_device_without_a_time_out_is_well() -> None:
-    shell("modprobe -r nbd; modprobe nbd")  # what the last one set outlives it
+    shell("modprobe -r nbd; modprobe nbd")  # the settings of the last one outlive it
     with nbdkit("memory", "1M") as server:
         shell(f"nbd-client {BY_IOCTL} 127.0.0.1 {server.place[1]} /dev/nbd0")
         assert lines_about("/dev/nbd0", code=0) == []
@@ -168,6 +168,6 @@ def test_a_foreign_device_without_a_time_out_is_well() -> None:
 @pytest.mark.udev
 def test_lvm_as_it_comes_is_worth_knowing_until_the_remedy_is_typed() -> None:
     said, remedy = lines_about("lvm", code=0)
-    assert said.startswith("--  lvm: activates the volumes in images that are attached")
+    assert said.startswith("--  lvm: activates the volumes in attached images")
     shell(remedy)
     assert lines_about("lvm", code=0) == ["ok  lvm: its global_filter rejects nbd devices"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How attachments end: disconnect, signals, kill -9, a server that dies; and what is left afterwards: nothing."""
+"""How attachments end: disconnect, signals, kill -9, a server that dies; nothing is left afterwards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tool import (
 from nbdattach.device import Device
 from nbdattach.kernel.sysfs import Kernel
 
-# Most of it is about the worker; test_monitor and test_restart tell how attachments by netlink live and end.
+# Mostly the worker; test_monitor and test_restart have the life and end of attachments by netlink.
 pytestmark = pytest.mark.ioctl
 FIRST = Kernel(Device(0))
 MAX_WORKER_KB = 10 << 10
@@ -185,7 +185,7 @@ def test_disconnect_from_a_server_that_is_silent() -> None:
         connect(server.uri, "nbd0")
         server.pause()
         try:
-            os.kill(worker_pid(), signal.SIGKILL)  # a flush would wait for the server; a user gives up so
+            os.kill(worker_pid(), signal.SIGKILL)  # a flush would wait for the server; a user gives up in this way
             eventually(lambda: not FIRST.attached)
             nbd_ok("disconnect", "nbd0")
             assert not leftovers()
@@ -244,12 +244,12 @@ def test_a_failing_flush_of_a_partition_detaches_nothing(tmp_path: Path) -> None
         shell("dd if=/dev/zero of=/dev/nbd0p1 bs=4096 count=1 status=none")
         assert (nbd("disconnect", "nbd0").code, FIRST.attached) == (6, True)
         broken.unlink()
-        assert (nbd("disconnect", "nbd0").code, FIRST.attached) == (6, True)  # it is lost all the same
+        assert (nbd("disconnect", "nbd0").code, FIRST.attached) == (6, True)  # it is lost anyway
         nbd_ok("disconnect", "--force", "nbd0")
 
 
 def test_sigterm_loses_nothing_that_could_not_be_written(tmp_path: Path) -> None:
-    """Not at first, nor the second time, when the kernel does not tell it any more; nor does a disconnect after it."""
+    """Not at first, not the second time, when the kernel no longer reports it, and not by a later disconnect."""
     broken = tmp_path / "broken"
     with nbdkit("--filter=error", "memory", "1M", "error-pwrite-rate=100%", f"error-file={broken}") as server:
         connect(server.uri, "nbd0")
@@ -267,7 +267,7 @@ def test_sigterm_loses_nothing_that_could_not_be_written(tmp_path: Path) -> None
 
 
 def is_refused(pid: int) -> bool:
-    """Whether nobody can mount it. One that was sooner than the worker goes again, and the worker is told once more."""
+    """Whether a mount fails. If one was faster than the worker, it is undone, and the worker gets the signal again."""
     if subprocess.run(["mount", "/dev/nbd0", "/mnt"], stderr=subprocess.DEVNULL).returncode:
         return True
     shell("umount /mnt")

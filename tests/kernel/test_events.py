@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happens to servers, at random moments, under verified fio on three devices: no error, no wrong byte, and the
+"""Random events of servers, under verified fio on three devices: no error, no wrong byte, and the
 monitor does not grow.
 
 `make events` runs two hundred such events on each of two kernels. EVENTS says how many, and EVENTS_SEED which.
@@ -39,9 +39,9 @@ DEAD_PEER = 10
 LONGEST = 40.0
 # The servers in the network `far`: one in the clear, one over TLS.
 PLAIN, SECRET = far.ADDRESS, "10.9.1.2"
-# What a service manager waits between SIGTERM and SIGKILL; 90 s is the default of systemd's.
+# The time that a service manager waits between SIGTERM and SIGKILL; 90 s is the default of systemd's.
 GRACE = 10.0
-# What a server takes before its window is closed, in bytes (tcp_rmem): less than fio has under way.
+# Bytes that a server receives before its window is closed (tcp_rmem): less than fio has in flight.
 SMALL_WINDOW = "4096 65536 131072"
 # Small requests and large ones. Each block has a header with the run's seed, so that an old one is wrong.
 FIO_MIB = 64
@@ -54,13 +54,13 @@ FIO = (
 
 @dataclass
 class Site:
-    """A server that can be started again at its place, the device attached to it, and what may happen to it."""
+    """A server that can be started again at its place, the device attached to it, and the events that it may meet."""
 
     device: str
     target: str
     serve: Callable[[], AbstractContextManager[Server]]
     events: tuple[Event, ...]
-    address: str = ""  # in the network `far`, whose link can be cut
+    address: str = ""  # in the network `far`, which has a link that can be cut
     trust: dict[str, str] = field(default_factory=dict)
     _running: ExitStack = field(default_factory=ExitStack)
 
@@ -106,9 +106,9 @@ def pause(_site: Site, server: Server, seconds: float) -> Server:
 
 
 def closed_window(site: Site, server: Server, seconds: float) -> Server:
-    """The server reads nothing until no more can be sent to it, and for as long again."""
+    """The server reads nothing until its window is closed, and then for as long again."""
     server.pause()
-    # Beyond what fio writes to, which may only be reading now.
+    # Outside of the area of fio's writes, because fio may only be reading now.
     flood = subprocess.Popen(
         f"dd if=/dev/zero of=/dev/{site.device} bs=8M count=1 seek={FIO_MIB // 8} oflag=direct".split(),
         stderr=subprocess.PIPE,
@@ -125,7 +125,7 @@ def closed_window(site: Site, server: Server, seconds: float) -> Server:
 
 
 def cut_link(site: Site, server: Server, seconds: float) -> Server:
-    """Nobody sends a FIN or RST: the server's address is away for a while."""
+    """No FIN or RST arrives: the server's address is away for a while."""
     far.cut_link(site.address)
     time.sleep(seconds)
     far.heal_link(site.address)
@@ -149,7 +149,7 @@ def sites(folder: Path, namespace: str) -> list[Site]:
     certificates = Authority(folder / "authority").issue(folder / "tls", "server", alternatives=f"IP:{SECRET}")
     tls = f"tls-creds-x509,id=tls0,endpoint=server,verify-peer=no,dir={certificates}"
     return [
-        # No polite stop: nbdkit then refuses a request that it gets, and the kernel fails it (LIMITS).
+        # No regular stop: nbdkit then refuses a request that it gets, and the kernel fails it (LIMITS).
         Site(
             "nbd0",
             f"{PLAIN}:{ports[0]}",
@@ -180,7 +180,7 @@ def sites(folder: Path, namespace: str) -> list[Site]:
 
 
 class Storm:
-    """Events at random moments, on all sites at once, until there were so many."""
+    """Random events, on all sites at once, until there were so many."""
 
     def __init__(self, count: int) -> None:
         self.happened: Counter[str] = Counter()
@@ -194,7 +194,7 @@ class Storm:
             while (event := self._take(site, chance)) is not None:
                 time.sleep(chance.random() * 2)
                 began = time.monotonic()
-                # Most are short, which meets more states; some are as long as they may be.
+                # Most are short, which meets more states; some are as long as allowed.
                 server = event(site, server, chance.random() ** 3 * LONGEST)
                 over = time.monotonic()
                 site.see_it_run()

@@ -37,7 +37,7 @@ def path_with_both(folder: Path) -> str:
 
 @pytest.fixture
 def no_server_left() -> Iterator[None]:
-    """Else a failure here is one of each test that wants that port."""
+    """Otherwise a failure here would fail each test that needs that port."""
     yield
     shell("pkill -x nbdkit || true")
 

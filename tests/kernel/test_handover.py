@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Another connection in the place of one that serves: `reconnect`, and what nobody has asked for."""
+"""A new connection in the place of one that serves: by `reconnect`, and without an order."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_reconnect_under_load_to_another_server_of_the_same_data(tmp_path: Path,
                 old.kill()
                 load.see_it_run()
                 assert status.status_of(Device(0)).target == new.uri
-                # The old connections end meanwhile, which shows as "reconnecting" for a moment.
+                # The old connections end meanwhile, so status shows "reconnecting" for a moment.
                 eventually(lambda: state_of("nbd0") == "connected")
 
 
@@ -63,7 +63,7 @@ def test_reconnect_to_what_will_not_do_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def busy() -> Iterator[None]:
-    """The machine, so that the driver is late to see connections end."""
+    """Keeps the machine busy, so that the driver is late to see connections end."""
     with ExitStack() as loops:
         for _ in range(3):
             loop = subprocess.Popen(["sh", "-c", "while :; do :; done"])
@@ -84,7 +84,7 @@ def test_what_reconnect_calls_connected_serves(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def without_space(folder: str) -> Iterator[None]:
-    """Nothing can be written there, while what is there stays."""
+    """New files cannot be written there, and existing ones stay."""
     shell(f"dd if=/dev/zero of={folder}/filler bs=4096 status=none || true")
     try:
         yield
@@ -94,7 +94,7 @@ def without_space(folder: str) -> Iterator[None]:
 
 @pytest.fixture
 def small_run() -> Iterator[None]:
-    """/run/nbdattach is a file system of its own, which is soon full."""
+    """/run/nbdattach is a small file system, which is soon full."""
     os.makedirs(state.RUN, exist_ok=True)
     shell(f"mount -t tmpfs -o size=128k,mode=0700 tmpfs {state.RUN}")
     yield
@@ -103,7 +103,7 @@ def small_run() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_run")
 def test_nothing_moves_to_another_server_that_cannot_be_written_down(tmp_path: Path) -> None:
-    """The next monitor would go back to the old one, whose data is old by then."""
+    """The next monitor would connect to the old server, and its data is old by then."""
     old, new = place(tmp_path, "old", mebibytes=1), place(tmp_path, "new", mebibytes=1)
     with old.serve() as server, new.serve() as other, attached(server.uri, "nbd0"):
         with without_space(state.RUN):
@@ -116,11 +116,11 @@ def test_nothing_moves_to_another_server_that_cannot_be_written_down(tmp_path: P
         assert (old.image.read_bytes()[:1], new.image.read_bytes()[:1]) == (b"1", b"2")
 
 
-# -- without being asked -----------------------------------------------------------------------------------------------
+# -- without an order --------------------------------------------------------------------------------------------------
 
 
 def test_a_slow_server_gets_each_request_once_though_two_connections_were_wanted(tmp_path: Path) -> None:
-    """The driver takes a request of 3 seconds for a dead connection where it has another one, and sends it again."""
+    """If it has another connection, the driver takes a request of 3 seconds for a dead one, and sends it again."""
     log = tmp_path / "log"
     with nbdkit("--filter=log", "--filter=delay", "memory", "1M", f"logfile={log}", "delay-write=7") as server:
         nbd_ok("connect", "--connections", "2", server.uri, "nbd0")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nothing that was sent over a connection that was given up comes to the server later, after newer writes.
+"""No data of a connection that was given up reaches the server later, after newer writes.
 
-TCP keeps what it has not delivered, and sends it when the link is back, for a quarter of an hour.
+TCP keeps undelivered data, and sends it when the link is back, for a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def write(number: int, content: bytes) -> None:
 
 
 def write_old(number: int) -> None:
-    with suppress(OSError):  # where the device is given up, too
+    with suppress(OSError):  # if the device is given up, too
         write(number, b"O")
 
 
 def given_up() -> list[str]:
-    """Connections that are, and have data that the server has not."""
+    """Open connections with data that the server does not have."""
     return shell(f"ss -tnH state fin-wait-1 dst {ADDRESS}").splitlines()
 
 
@@ -110,7 +110,7 @@ def test_no_old_write_comes_after_a_newer_one(
 
 
 def connections() -> set[str]:
-    """The ports at this end."""
+    """The ports at this end of the connections."""
     return {line.split()[2] for line in shell(f"ss -tnH state established dst {ADDRESS}").splitlines()}
 
 

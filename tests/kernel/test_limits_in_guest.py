@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The server's limits hold, and what the kernel cannot honour is said before anything is attached."""
+"""The server's limits hold, and limits that the kernel cannot honour are refused before anything is attached."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_minimum_above_what_the_kernel_takes_is_refused_and_nothing_attached(tmp
         done = nbd("connect", server.uri, "/dev/nbd0")
         assert done.code == 6
         assert done.err.splitlines() == [
-            f"nbdattach: {server.uri}: the server's minimum block size is 65536, the kernel takes at most 4096",
-            "(a server with a smaller minimum is needed)",
+            f"nbdattach: {server.uri}: the server's minimum block size is 65536, but the kernel accepts at most 4096",
+            "(use a server with a smaller minimum)",
         ]
     assert not FIRST.attached
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The monitor: started when needed, one a host, killed and back again; and what can be asked of it."""
+"""The monitor: started when needed, one a host, killed and back again; and its answers to commands."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_server_whose_only_place_is_ours_is_said_to_be_full_perhaps(tmp_path: 
         done = nbd(order, "nbd0")
         assert (done.code, done.out) == (3, "")
         assert "no answer within 3 s (waiting for the server's greeting): the server may be full" in done.err
-        assert "--shared=N; a device attached to it here is one" in done.err
+        assert "--shared=N; a device attached to it here counts as one" in done.err
         assert len(Path("/dev/nbd0").read_bytes()) == MIB
 
 
@@ -92,7 +92,7 @@ def test_without_reconnect_there_is_no_monitor() -> None:
 @pytest.mark.essential
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
 def test_a_connect_interrupted_while_it_starts_the_monitor_attaches_nothing(number: int, code: int) -> None:
-    """Else it would be attached, though the command has failed, and nobody would watch it."""
+    """Otherwise it would be attached although the command has failed, and no monitor would watch it."""
     with nbdkit("memory", "1M") as server:
         with state.start_lock():  # another command is just about to start one
             process = subprocess.Popen(command("connect", server.uri, "nbd0"), stdout=subprocess.PIPE)
@@ -152,14 +152,14 @@ def test_what_died_while_it_was_away_is_found(tmp_path: Path) -> None:
             server.kill()
             servers.enter_context(there.serve())
             (one,) = status.all_attached()
-            assert one.state == "connected"  # nobody knows better
+            assert one.state == "connected"  # no process knows better
             nbd_ok("monitor", "--background")
             assert seconds_for_a_new_read("/dev/nbd0") < promised(5)
             eventually(lambda: state_of("nbd0") == "connected")
 
 
 def test_a_stopped_command_does_not_keep_a_device_from_its_server(tmp_path: Path) -> None:
-    """As a disconnect does that somebody has stopped (Ctrl-Z) while the monitor keeps its hands off."""
+    """Such as a disconnect that a user has stopped (Ctrl-Z) while the monitor keeps its hands off."""
     there = place(tmp_path, "image")
     with ExitStack() as servers:
         server = servers.enter_context(there.serve())

@@ -36,7 +36,7 @@ CLIENT_SECONDS = 20
 
 @dataclass(frozen=True)
 class Seen:
-    """What can be seen of an attachment; each server has a size of its own, and the name of the export as data."""
+    """The visible facts of an attachment; each server has its own size, and the name of the export as data."""
 
     size: int
     block_size: int
@@ -47,7 +47,7 @@ class Seen:
 
 
 def telling(mebibytes: int, *options: str) -> list[str]:
-    """Arguments for a nbdkit whose data is the name of the export that its client asked for."""
+    """Arguments for an nbdkit with the name of the requested export as its data."""
     size = mebibytes * MIB
     filters = ["--filter=cow", "--filter=multi-conn", "--filter=truncate"]
     return [*filters, *options, "info", f"truncate={size}", "multi-conn-mode=unsafe"]
@@ -75,7 +75,7 @@ def seen(timeout: bool) -> Seen:
 
 
 def by_nbd_client(text: str, timeout: bool = False) -> Seen | None:
-    """None where it does not attach."""
+    """None if it does not attach."""
     TABLE.write_bytes(text.encode(errors="surrogateescape"))
     subprocess.run(["nbd-client", "nbd0"], capture_output=True, timeout=CLIENT_SECONDS, stdin=subprocess.DEVNULL)
     if not FIRST.size:
@@ -89,7 +89,7 @@ def by_nbd_client(text: str, timeout: bool = False) -> Seen | None:
 
 
 def nbd_client_refuses_more() -> bool:
-    """From 3.26 on its parser is another one: it keeps a port, and does not attach some of what it took before."""
+    """From 3.26 on it has another parser: it keeps a port, and does not attach some lines that it accepted before."""
     found = re.search(r"(\d+)\.(\d+)", shell("dpkg-query --show nbd-client"))  # 3.27 has no --version any more
     assert found
     return (int(found[1]), int(found[2])) >= (3, 26)
@@ -204,7 +204,7 @@ def test_tls_gives_the_same_attachment_and_a_verified_server(tmp_path: Path) -> 
         assert isinstance(by_up(f"nbd0 127.0.0.1 disk {own},{ca},tlshostname=elsewhere\n"), TlsFailed)
 
 
-# -- where nbd-client's parser is broken -------------------------------------------------------------------------------
+# -- broken parts of nbd-client's parser -------------------------------------------------------------------------------
 
 REFUSED_THERE = [
     " nbd0 127.0.0.1 disk\n",
@@ -356,7 +356,7 @@ def test_down_all_is_refused_by_a_mount_and_detaches_the_others(tmp_path: Path) 
 
 
 def test_a_line_is_edited_while_its_device_is_attached() -> None:
-    """As by an administrator who then restarts the unit: stop, start."""
+    """By an administrator; then the unit is restarted: stop, start."""
     with nbdkit(*telling(1)) as old, nbdkit(*telling(2)) as new:
         for server in (old, new):
             TABLE.write_text(f"nbd0 {server.uri} disk backend={BACKEND}\n")
@@ -366,7 +366,7 @@ def test_a_line_is_edited_while_its_device_is_attached() -> None:
         assert (refused.code, attached_sizes()) == (7, {0: 1})
         stopped = nbd("down", "nbd0")
         assert (stopped.code, attached_sizes()) == (0, {})
-        assert "which says something else now" in stopped.err
+        assert "was changed or removed since" in stopped.err
         nbd_ok("up", "nbd0")
         assert attached_sizes() == {0: 2}
         nbd_ok("down", "nbd0")

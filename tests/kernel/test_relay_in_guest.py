@@ -37,7 +37,7 @@ from nbdattach.attached import status
 from nbdattach.device import parse_device
 
 MIB = 1 << 20
-# A process of ours in the way of all data is to be no burden: what only it has in memory, in KiB.
+# A process of ours that all data goes through must be small: the limit for its private memory, in KiB.
 MOST_MEMORY = 20 * 1024
 
 
@@ -48,7 +48,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Place:
-    """Where a server with TLS can be started again and again."""
+    """A place at which a server with TLS can be started again and again."""
 
     image: Path
     authority: Path
@@ -82,7 +82,7 @@ def state_of(device: str) -> str:
 
 @contextlib.contextmanager
 def nothing_goes_wrong(load: Load, image: Path) -> Iterator[None]:
-    """While it lasts, and in what is on the server's disk afterwards."""
+    """During the load, and in the data on the server's disk afterwards."""
     with load:
         yield
         load.see_it_run()
@@ -142,7 +142,7 @@ def no_tls_module() -> Iterator[None]:
 
 
 def debugged(*arguments: str) -> str:
-    """What `connect --debug` says."""
+    """The output of `connect --debug`."""
     done = nbd("connect", "--debug", *arguments)
     assert done.code == 0, done
     return done.err
@@ -195,7 +195,7 @@ def test_auto_takes_the_kernel_where_that_can(place: Place) -> None:
 @pytest.mark.netlink
 @pytest.mark.parametrize("connections", [1, 4])
 def test_a_killed_server_comes_back(place: Place, connections: int) -> None:
-    """Over the same relay: one that would have to be started might need the very disk that is away."""
+    """Over the same relay: to start another one might need the very disk that is away."""
     with ExitStack() as servers, ExitStack() as stack:
         server = servers.enter_context(place.serve())
         options = {"tls_ca": place.ca, "tls_transport": "relay", "connections": connections}
@@ -235,7 +235,7 @@ def test_a_killed_relay_is_replaced(place: Place, connections: int) -> None:
 
 @pytest.mark.netlink
 def test_a_monitor_that_was_restarted_takes_over(place: Place) -> None:
-    """It has no way to the relay that is there, which ends with its connections; so it starts another."""
+    """It has no way to the existing relay, which ends with its connections; so it starts another."""
     with ExitStack() as servers, ExitStack() as stack:
         server = servers.enter_context(place.serve())
         stack.enter_context(attached(place.uri, "nbd0", tls_ca=place.ca, tls_transport="relay"))

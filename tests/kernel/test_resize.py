@@ -89,7 +89,7 @@ def test_a_mounted_device_does_not_shrink(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_open_does_not_shrink(tmp_path: Path) -> None:
-    """What was written beyond its new end would be lost, though nobody has claimed it."""
+    """Data written beyond its new end would be lost, although no program has claimed it."""
     there = place(tmp_path, "image")
     with there.serve() as server, attached(server.uri, "nbd0"):
         os.truncate(there.image, 8 * MIB)
@@ -131,7 +131,7 @@ def flush() -> None:
 
 
 class Slow:
-    """An nbdkit whose size can be set, and which begins to write or to flush and goes on when it is told to."""
+    """An nbdkit with a variable size, which begins to write or to flush and waits for a signal to continue."""
 
     def __init__(self, folder: Path) -> None:
         self._size, self._begun, self._gate = (folder / name for name in ("size", "begun", "gate"))

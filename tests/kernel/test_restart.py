@@ -22,13 +22,13 @@ from nbdattach.device import parse_device
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
 MIB = 1 << 20
-# What the issue promises, in seconds after the server's return.
+# The promises of the issue, in seconds after the server's return.
 NEW, OLD = promised(1.0), promised(6.0)
 
 
 @dataclass
 class Place:
-    """Where a server can be started again and again: the same address, the same image."""
+    """A place at which a server can be started again and again: the same address, the same image."""
 
     image: Path
     unix: str
@@ -50,7 +50,7 @@ def place(folder: Path, name: str, transport: str = "tcp", mebibytes: int = 16) 
 
 
 def trouble_of(device: str) -> str:
-    """The last error that status tells."""
+    """The last error in status."""
     trouble = status.status_of(parse_device(device)).trouble
     return str(trouble and trouble["error"])
 
@@ -61,7 +61,7 @@ def state_of(device: str) -> str:
 
 @contextlib.contextmanager
 def nothing_goes_wrong(load: Load, image: Path) -> Iterator[None]:
-    """While it lasts, and in what is on the server's disk afterwards."""
+    """During the load, and in the data on the server's disk afterwards."""
     with load:
         yield
         load.see_it_run()
@@ -177,7 +177,7 @@ def test_the_server_moves_to_another_address_behind_its_name(tmp_path: Path) -> 
 
 
 def wrong_server(there: Place, wrong: str, folder: Path) -> tuple[AbstractContextManager[Server], str, Path]:
-    """The server, what is said of it, and the image that it must not touch."""
+    """The server, its expected error, and the image that must stay unchanged."""
     if wrong == "read-only":
         return there.serve("-r"), "read-only now", there.image
     size = {"smaller": 15 * MIB, "larger": 17 * MIB}[wrong]
@@ -211,7 +211,7 @@ def test_a_wrong_server_is_refused_untouched_and_the_right_one_taken(tmp_path: P
 
 
 def first_error(device: str) -> tuple[float, str]:
-    """Reads past all caches until that fails; when it did, and how."""
+    """Reads past all caches until a read fails; when it failed, and how."""
     while True:
         try:
             seconds_for_a_new_read(device)
@@ -225,7 +225,7 @@ def first_error(device: str) -> tuple[float, str]:
 def test_io_fails_when_on_loss_says_so(
     tmp_path: Path, connections: int, on_loss: float, least: float, most: float
 ) -> None:
-    """Also what was in flight; and when the server is back, it works again."""
+    """Also requests in flight; and when the server is back, the device works again."""
     there = place(tmp_path, "image")
     with ExitStack() as servers, ExitStack() as stack:
         server = servers.enter_context(there.serve())
@@ -243,7 +243,7 @@ def test_io_fails_when_on_loss_says_so(
         assert least < failed - alive
         assert ended - killed < promised(
             most + 2 * (connections - 1)
-        )  # the driver looks at those in flight every 3 s then
+        )  # the driver then looks at requests in flight every 3 s
         eventually(lambda: state_of("nbd0") == "lost", promised(5))
         began = time.monotonic()
         with pytest.raises(OSError, match="Input/output error"):
@@ -255,7 +255,7 @@ def test_io_fails_when_on_loss_says_so(
 
 
 def test_a_server_that_is_stopped_politely_fails_no_more_than_what_it_refused_first(tmp_path: Path) -> None:
-    """nbdkit refuses each request then, for as long as its client stays; and it stays for as long as that does."""
+    """nbdkit then refuses each request as long as its client stays; and it stays as long as the client does."""
     there = place(tmp_path, "image")
     with ExitStack() as servers:
         server = servers.enter_context(there.serve("--threads=4"))

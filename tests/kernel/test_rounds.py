@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Many rounds while others look at the device all the time: udev, and a program that opens and closes the node.
 
-No false "in use", nothing wedged, nothing left. ROUNDS sets how many; `make rounds` makes 500. (Who opens it for
-writing makes udev itself drop and read the partitions at each close; that is not tried here.)
+No false "in use", nothing wedged, nothing left. ROUNDS sets how many; `make rounds` makes 500. (A program that opens it
+for writing makes udev drop and read the partitions at each close; that is not tried here.)
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nothing that was set for an earlier attachment, by hand or by a tool, decides what happens to this one's data."""
+"""No setting for an earlier attachment, by hand or by a tool, affects the data of this one."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_write_is_flushed_though_nothing_is_counted(tmp_path: Path) -> None:
 def test_partitions_of_an_earlier_server_are_gone_before_the_next_one_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through one of them a program would write to the new server, at a place that means something else there."""
+    """Through one of them a program would write to the new server, at a place with another meaning there."""
     module, step = (by_netlink, "_connect") if BACKEND == "netlink" else (by_ioctl.Worker, "start")
     serve, seen = getattr(module, step), []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is silence, and what is only slow: one ends a connection, the other never does."""
+"""Silence ends a connection; slowness never does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.any_monitor
 MIB = 1 << 20
 FIRST = Kernel(Device(0))
 DEAD_PEER = 3
-# More than the buffers of both ends take.
+# More than the buffers of both ends hold.
 WRITES = 24
 
 
@@ -48,7 +48,7 @@ def write(number: int, failures: list[OSError]) -> None:
 @pytest.mark.parametrize("backend", ["netlink", "ioctl"])
 def test_a_server_at_one_slow_write_is_not_lost_and_not_asked_a_second_time(tmp_path: Path, backend: str) -> None:
     """It reads nothing meanwhile, so its window is closed for longer than --dead-peer; a second connection would send
-    the requests again, and what it does of the first ones then lands on newer data.
+    the requests again, and the server's late execution of the first ones then overwrites newer data.
     """
     slow, failures = tmp_path / "slow", list[OSError]()
     pwrite = f"if [ -e {slow} ]; then rm {slow}; sleep {6 * DEAD_PEER}; fi; cat >/dev/null"
@@ -70,7 +70,7 @@ def test_a_server_at_one_slow_write_is_not_lost_and_not_asked_a_second_time(tmp_
 
 
 def errors_of_a_write(within: float = 60) -> list[int | None]:
-    """Those that it has in so many seconds; then the device is detached, which would make it fail, too."""
+    """The errors within so many seconds; then the device is detached, which would make it fail, too."""
     failures: list[OSError] = []
     writer = threading.Thread(target=write, args=[0, failures])
     writer.start()
@@ -105,7 +105,7 @@ def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_no
 
 
 class Mortal:
-    """A server that is there again at once, and dies of each write."""
+    """A server that comes back at once, and dies of each write."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -147,7 +147,7 @@ def test_a_cut_link_ends_an_attachment_by_ioctl_within_dead_peer(tmp_path: Path,
         writer.join(60)
         assert len(failures) == 1
         eventually(lambda: not FIRST.attached)
-        nbd("disconnect", "nbd0")  # tidies up what the worker leaves of a device that was in use at the end
+        nbd("disconnect", "nbd0")  # tidies up the leftovers of the worker at a device that was in use at the end
 
 
 # Writes 4 MiB at a time, past all caches: several requests, which this process sends itself. It gets signals meanwhile.
@@ -166,7 +166,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 @pytest.mark.netlink
 def test_a_write_of_a_program_that_gets_signals_does_not_fail_when_the_server_dies(tmp_path: Path) -> None:
     """Since Linux 6.13 (`kernel_socket.make_room`). The signal comes while it sends to a server that reads nothing."""
-    there = place(tmp_path, "image", "unix")  # whose buffers are the smallest
+    there = place(tmp_path, "image", "unix")  # has the smallest buffers
     with ExitStack() as servers:
         server = servers.enter_context(there.serve())
         with attached(server.uri, "nbd0", on_loss=math.inf):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`status` tells the kernel's truth: of what is ours and what is not, of the living and the dead, of one and many."""
+"""`status` tells the kernel's truth: of our devices and foreign ones, of the living and the dead, of one and many."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.any_monitor
 PYTHON_PAGE = Path(__file__).parents[2] / "man/nbdattach-python.7"
 FIRST = Kernel(Device(0))
 # 64 devices are to cost less than 100 ms of CPU; reading an attribute of /sys costs a machine some 10 us, in Python.
-# A guest's clock tells nothing of that: system calls cost 20 times as much here, and other programs are counted in.
+# A guest's clock cannot show that: system calls cost 20 times as much here, and other programs are counted in.
 READS_A_DEVICE = 60
 READS = 1000
 

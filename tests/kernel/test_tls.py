@@ -31,7 +31,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_kernel() -> tuple[int, int]:
-    """Connections whose sending, and whose receiving, the kernel carries now (net/tls/tls_proc.c)."""
+    """Connections with sending and receiving in the kernel's hands now (net/tls/tls_proc.c)."""
     counts = dict(line.split() for line in Path("/proc/net/tls_stat").read_text().splitlines())
     return int(counts["TlsCurrTxSw"]), int(counts["TlsCurrRxSw"])
 
@@ -63,7 +63,7 @@ Serve = Callable[[Path, Path], AbstractContextManager[Server]]
 def test_data_goes_through_the_kernel(tmp_path: Path, certificates: Path, serve: Serve, connections: int) -> None:
     image = sparse_file(tmp_path / "image", 64 * MIB)
     trust = {"tls_ca": str(certificates / "ca-cert.pem")}
-    if serve is by_nbd_server:  # it always wants to know who comes
+    if serve is by_nbd_server:  # it always asks for a client certificate
         trust |= {f"tls_{key}": str(certificates / f"server-{key}.pem") for key in ("cert", "key")}
     with serve(image, certificates) as server:
         target = server.export("disk" if serve is by_nbd_server else "", scheme="nbds")
@@ -109,7 +109,7 @@ def test_connect_warns_of_a_key_that_every_user_can_read(tmp_path: Path, certifi
 
 @dataclass
 class Wrong:
-    """A way to be refused: how nbdkit is started, how we connect, and what it comes to."""
+    """A way to be refused: the options of nbdkit, those of connect, and the result."""
 
     serve: str  # options of nbdkit, with {} for the folder of certificates
     connect: str
@@ -130,7 +130,7 @@ WRONG = {
     "no certificate": Wrong(TLS + "/good" + CLIENTS, OURS, 5, "asked for a certificate of ours, got none"),
     "stranger": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/other/c"), 5, "when it had our certif"),
     "revoked": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/revoked/c"), 5, "when it had our certif"),
-    "no TLS": Wrong("--tls=off", OURS, 5, "no TLS there: the server's policy forbids NBD_OPT_STARTTLS"),
+    "no TLS": Wrong("--tls=off", OURS, 5, "the server refuses TLS: the server's policy forbids NBD_OPT_STARTTLS"),
     "unasked": Wrong(TLS + "/good", "", 5, "the server requires TLS", "nbd"),
 }
 
@@ -150,7 +150,7 @@ def authorities(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(*arguments: str, seconds: float = 30) -> tuple[int, str]:
-    """What becomes of a connect that must attach nothing, leave nothing, and say so in a line and a hint, in time."""
+    """The result of a connect that must attach nothing, leave nothing, and say so in a line and a hint, in time."""
     began = time.monotonic()
     done = nbd("connect", *arguments, "nbd0")
     assert time.monotonic() - began < promised(seconds)
@@ -262,7 +262,7 @@ RECORDS = {
 @pytest.mark.netlink
 @pytest.mark.parametrize("transport", ["kernel", "relay"])
 def test_the_files_may_be_on_the_disk_that_is_away(authorities: Path, tmp_path: Path, transport: str) -> None:
-    """As on a machine that runs from it: whoever reads them before it is back waits for himself."""
+    """As on a machine that runs from it: a process that reads them before it is back would wait for itself."""
     image, port = sparse_file(tmp_path / "image", 32 * MIB), free_port()
     options = ["--tls=require", f"--tls-certificates={authorities}/good", "file", f"file={image}"]
     with ExitStack() as servers:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""With the real udevd: it is neither in the way of connect and disconnect, nor are they in its."""
+"""With the real udevd: it does not disturb connect and disconnect, nor do they disturb it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def names() -> None:
 
 
 def links() -> dict[str, str]:
-    """What stands in /dev/disk/by-nbd, and where it leads."""
+    """The links in /dev/disk/by-nbd, and where they lead."""
     return {path.name: os.path.realpath(path) for path in BY_NBD.iterdir()} if BY_NBD.exists() else {}
 
 
@@ -51,7 +51,7 @@ def links_to_first() -> list[str]:
 
 @contextlib.contextmanager
 def foreign(uri: str, identifier: str) -> Iterator[None]:
-    """nbd0, attached by one netlink message and nothing else; udev is waited for."""
+    """nbd0, attached by one netlink message and nothing else; the test waits for udev."""
     with (
         connected(parse_target(uri), Wishes(connections=1), silent) as (connections, export, _),
         netlink.Family() as family,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whoever uses a device keeps it: refused, named with the command that releases it, unharmed; and then it goes.
+"""A user of a device keeps it attached: disconnect refuses, names the user and the command that releases it.
 
-The command is taken at its word: what a line of the list says is run, and releases that user.
+The tests run the command in each line of the list, and it releases that user.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def modules() -> None:
 
 
 def use(place: str = "/mnt") -> None:
-    """What is mounted there works."""
+    """The file system mounted there works."""
     Path(f"{place}/file").write_bytes(os.urandom(MIB))
     shell(f"sync -f '{place}'")
 
@@ -80,7 +80,7 @@ def swapped_on() -> str:
 
 
 def mapping(name: str) -> str:
-    """Its kernel name; there is no udev here to make a link of it."""
+    """Its kernel name; no udev runs here to make a link of it."""
     return f"dm-{os.minor(os.stat(f'/dev/mapper/{name}').st_rdev)}"
 
 
@@ -91,7 +91,7 @@ def mapped(what: str = "/dev/nbd0") -> str:
 
 
 def logical_volume() -> str:
-    # No udev here, so LVM makes its nodes by itself.
+    # No udev runs here, so LVM makes its nodes by itself.
     settings = "devices{use_devicesfile=0} activation{udev_sync=0 udev_rules=0}"
     shell(f"""export LVM_SUPPRESS_FD_WARNINGS=1
         mkdir -p /etc/lvm && echo '{settings}' > /etc/lvm/lvmlocal.conf
@@ -133,7 +133,7 @@ def mounted_elsewhere() -> str:
 
 
 def mounted_in_a_users_namespace() -> str:
-    """Root must not be told to run that namespace's program umount, which may be anything."""
+    """The hint must not make root run that namespace's program umount, which may be any program."""
     shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
     holder = subprocess.Popen(["unshare", "-U", "-r", "-m", "sh", "-c", "touch /run/elsewhere && exec sleep 600"])
     eventually(lambda: Path("/run/elsewhere").exists() or holder.poll() is not None)
@@ -143,7 +143,7 @@ def mounted_in_a_users_namespace() -> str:
 
 
 def mounted_in_a_container() -> str:
-    """It is root's own, and yet its programs are those of its image."""
+    """It is root's own, but its programs are those of its image."""
     shell("mkfs.ext4 -q /dev/nbd0")
     program = """mount --make-rprivate / && mount -t tmpfs none /mnt && cd /mnt && mkdir usr disk old &&
         mount --bind /usr usr && ln -s usr/bin usr/lib usr/lib64 . && mount /dev/nbd0 disk && pivot_root . old &&
@@ -174,7 +174,7 @@ USERS: dict[str, Callable[[], str]] = {
 
 @pytest.fixture(autouse=True)
 def nobody_is_left() -> Iterator[None]:
-    """One failure is one failure."""
+    """So that one failure causes no others."""
     yield
     subprocess.run(
         """exec 2>/dev/null
@@ -266,7 +266,7 @@ def test_a_node_of_another_device_is_refused_and_that_device_is_left_alone() -> 
 
 
 def test_a_mount_is_found_though_its_namespace_begins_with_a_chrooted_process(tmp_path: Path) -> None:
-    """Whoever is in a chroot sees no mounts outside it."""
+    """A process in a chroot sees no mounts outside it."""
     shutil.copy("/bin/busybox", tmp_path)
     with attached_image(tmp_path, False):
         shell("mkfs.ext4 -q /dev/nbd0")
@@ -361,7 +361,7 @@ def test_force_on_a_server_that_reads_nothing_any_more() -> None:
 
 
 def hold_up() -> None:
-    """A program looks for partitions, which waits for the silent server, and holds up others that open nbd0."""
+    """A program looks for partitions, which waits for the silent server, and blocks others that open nbd0."""
     shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")
     eventually(lambda: subprocess.run(["pgrep", "--runstates", "D", "blockdev"], capture_output=True).stdout)
 
@@ -444,16 +444,16 @@ def test_a_server_that_fails_flushes_keeps_the_device() -> None:
         assert not FIRST.attached
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         shell("touch /run/good")
-        nbd_ok("disconnect", "nbd0")  # nothing is remembered of the one before
+        nbd_ok("disconnect", "nbd0")  # no record of the earlier one is left
 
 
 def _breaking(broken: Path) -> AbstractContextManager[object]:
-    """A server that takes no writes while that file is there."""
+    """A server that refuses writes as long as that file exists."""
     return nbdkit("--filter=error", "memory", "1M", "error-pwrite-rate=100%", f"error-file={broken}")
 
 
 def test_what_cannot_be_written_after_a_flush_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells it once, to whoever asks first; a flush after that is a success."""
+    """The kernel reports it once, to the first caller; a flush after that is a success."""
     broken, look, looks = tmp_path / "broken", detachment._refuse_what_claims_nothing, iter(range(9))
 
     def look_and_write(node: Node) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`status --watch` on a real device: what a writer does is seen."""
+"""`status --watch` on a real device shows the work of a writer."""
 
 from __future__ import annotations
 

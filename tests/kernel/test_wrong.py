@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes wrong before anything is attached: exit code, one line, one hint, and the device untouched."""
+"""Errors before anything is attached: exit code, one line, one hint, and the device untouched."""
 
 from __future__ import annotations
 

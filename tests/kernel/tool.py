@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line as a user runs it, and small looks at devices."""
+"""The command line as a user runs it, and short checks of devices."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ CHUNK = 1 << 20
 # The backend that these tests attach by; each lane of the Makefile names one.
 BACKEND = os.environ.get("LAB_BACKEND", "ioctl")
 TOOL = str(Path(__file__).with_name("bin") / "nbdattach")
-# To nbd-client, so that it does not attach by netlink. Without a name, 3.27.1 takes none of its arguments beside it.
+# For nbd-client, so that it does not attach by netlink. Without a name, 3.27.1 takes no other argument beside it.
 BY_IOCTL = "-nonetlink -N ''"
 # make test-all: each step and many rounds; make test takes samples.
 ALL = os.environ.get("NBDATTACH_EXAMPLES") == "all"
-# What is promised in seconds is so on a machine that does nothing else (LAB_ALONE=1). One that is busy gets so many
-# times as long, which is still less than what is broken takes: the driver's 30 s and more, or for ever.
+# A promise in seconds holds on a machine that does nothing else (LAB_ALONE=1). A busy machine gets so many times as
+# long, which is still less than a fault takes: the driver's 30 s and more, or for ever.
 _SLOWNESS = 1 if os.environ.get("LAB_ALONE") == "1" else 4
 
 
 def promised(seconds: float) -> float:
-    """The most that something may take which is promised within so many seconds."""
+    """The longest time that an event may take if it is promised within so many seconds."""
     return seconds * _SLOWNESS
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The end of a command."""
 
     code: int
     out: str
@@ -49,7 +49,7 @@ class Done:
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """An nbdattach command line; connect goes by the lane's backend, where it names none."""
+    """An nbdattach command line; connect uses the lane's backend if it names none."""
     if name == "connect" and "--backend" not in arguments:
         arguments = ("--backend", BACKEND, *arguments)
     return [sys.executable, TOOL, name, *arguments]
@@ -80,20 +80,20 @@ def shell(command: str) -> str:
 
 @contextlib.contextmanager
 def attached(target: str, device: str | None = "/dev/nbd0", **options: Any) -> Iterator[nbdattach.Attachment]:
-    """The API, detached at the end."""
+    """An attachment by the API, detached at the end."""
     with connect(target, device, **options) as attachment:
         yield attachment
 
 
 def connect(target: str, device: str | None = None, **options: Any) -> nbdattach.Attachment:
-    """The API, by the lane's backend. With several connections that a monitor mends, it wants to be told a time."""
+    """The API, by the lane's backend. Several connections with a monitor need a timeout."""
     if options.get("connections", 1) > 1 and options.get("reconnect", True):
         options = {"io_timeout": 3, **options}
     return nbdattach.connect(target, device, **{"backend": BACKEND, **options})
 
 
 def killed_connects(target: str, chance: random.Random, rounds: int = 8) -> Iterator[None]:
-    """Connects at nbd0 that are killed (-9), each after a random part of the time that one takes."""
+    """Runs connects at nbd0 and kills them (-9), each after a random part of the time that one takes."""
     began = time.monotonic()
     nbd_ok("connect", target, "nbd0")
     took = time.monotonic() - began
@@ -107,7 +107,7 @@ def killed_connects(target: str, chance: random.Random, rounds: int = 8) -> Iter
 
 
 def fill_with_noise(path: str | Path, mebibytes: int) -> str:
-    """Writes that much random data through the page cache; its SHA-256."""
+    """Writes that much random data through the page cache; returns its SHA-256."""
     digest = hashlib.sha256()
     with open(path, "r+b", buffering=0) as file:
         for _ in range(mebibytes):
@@ -123,7 +123,7 @@ def digest_of(path: str | Path) -> str:
 
 
 def eventually(true: Callable[[], object], seconds: float = 60) -> None:
-    """Polls until it holds."""
+    """Polls until it is true."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not within {seconds} s"

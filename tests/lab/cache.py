@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where kernels and roots are kept from one run to the next, beside all checkouts."""
+"""The folder in which kernels and roots are kept from one run to the next, beside all checkouts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder() -> Path:
 
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The finished folder of that name; `make` fills it where it is missing. One process makes it, others wait."""
+    """The finished folder of that name; `make` fills it if it is missing. One process makes it, others wait."""
     place = folder() / name
     if place.is_dir():
         return place

@@ -88,7 +88,7 @@ def kept_terminal() -> Iterator[None]:
 
 
 def attend(guest: subprocess.Popen[bytes], deadline: float) -> bool:
-    """Pass the guest's output on until it ends. False when the time is over."""
+    """Passes the guest's output on until it ends. False if the time is over."""
     try:
         if guest.stdout is not None and not copy_output(guest, guest.stdout.fileno(), deadline):
             return False
@@ -165,7 +165,7 @@ def make_job(options: argparse.Namespace, out: Path) -> Job:
 
 @contextlib.contextmanager
 def control_folder(job: Job) -> Iterator[Path]:
-    """Below the guest's root: the kernel starts what is in it before anything else could be mounted."""
+    """Below the guest's root: the kernel starts its program before anything else could be mounted."""
     place = job.root / "lab" if job.foreign else None
     if place:
         place.mkdir(exist_ok=True)

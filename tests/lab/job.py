@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest is to do, and the control folder in which it reads so. Must not know how a guest is started."""
+"""The task of a guest, and the control folder in which it reads the task. Must not know how a guest is started."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _settings(job: Job, kernel: Path) -> str:
 
 def _job_script(job: Job) -> str:
     command = job.command or ("bash", "-i")
-    # Here, for a size is forgotten when the terminal is closed.
+    # Here, because a size is forgotten when the terminal is closed.
     terminal = f"stty sane {_terminal_size()}\n" if job.shell else ""
     return (
         f"{terminal}cd {shlex.quote(os.getcwd())} || exit 126\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 from job import HERE, Job, kernel_line
 from kernels import kernel_version
 
-# What the initramfs needs to reach the root: the bus, 9p, and the port that carries the output.
+# The modules with which the initramfs reaches the root: the bus, 9p, and the port that carries the output.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p")
 
 
@@ -39,7 +39,7 @@ def command(job: Job, control: Path, kernel: Path) -> list[str]:
 
 
 def accelerator() -> tuple[str, ...]:
-    # /dev/kvm may exist where stock kernels die on it, so a person has to say that it works.
+    # /dev/kvm may exist although stock kernels die on it, so a user has to confirm that it works.
     if os.environ.get("LAB_KVM") == "1":
         return ("-accel", "kvm", "-cpu", "host")
     return ("-accel", "tcg,thread=multi", "-cpu", "max")
@@ -89,7 +89,7 @@ def unpacked(module: Path) -> bytes:
 
 
 def boot_modules(kernel: Path) -> list[Path]:
-    """The files of BOOT_MODULES and what they need, in the order in which they are to be loaded."""
+    """The files of BOOT_MODULES and their dependencies, in the order in which they are to be loaded."""
     tree = ["--dirname", str(kernel), "--set-version", kernel_version(kernel)]
     show = ["/sbin/modprobe", "--show-depends", *tree, "--all", *BOOT_MODULES]
     lines = subprocess.run(show, check=True, capture_output=True, text=True).stdout.splitlines()

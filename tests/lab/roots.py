@@ -18,7 +18,7 @@ from job import HERE, LabError
 
 ROOTS = ("bookworm", "trixie", "sid")
 
-# What the tests use: interpreter and libraries, servers, clients to compare with, and programs for devices.
+# The packages of the tests: interpreter and libraries, servers, clients to compare with, and programs for devices.
 _PACKAGES = [
     *("python3", "python3-click", "python3-pyroute2"),
     *("nbdkit", "nbdkit-plugin-python", "qemu-utils", "nbd-server", "nbd-client", "libnbd-bin"),
@@ -29,7 +29,7 @@ _PACKAGES = [
 _OF_RELEASE = {
     "bookworm": [],
     "trixie": ["python3-pytest", "python3-pytest-timeout", "python3-hypothesis"],
-    # Python 3.15 imports the pure Python packages of 3.14. pivot_root(8) is in a package of its own there.
+    # Python 3.15 imports the pure Python packages of 3.14. There, pivot_root(8) is in a separate package.
     "sid": ["python3-pytest", "python3-pytest-timeout", "python3-hypothesis", "python3.15", "util-linux-extra"],
 }
 # Its pytest is too old for the tests' settings, so newer ones are put here.
@@ -59,7 +59,7 @@ def _make(release: str, packages: list[str], place: Path) -> None:
     subprocess.run([*command, release, place, source.strip()], check=True, env={**os.environ, "INITRD": "No"})
     if beside := _BESIDE.get(release):
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        # By the root's own version of Python, whichever this one is.
+        # By the root's own version of Python, not this one's.
         version = ["--python-version", "3.11", "--only-binary=:all:"]
         subprocess.run([*pip, *version, "--target", f"{place}{SITE}", *beside], check=True)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from job import Job, kernel_line
 
-# UML chats on its own stdout, so the channels get descriptors of their own. It makes itself the
-# leader of a new session, and its helper processes survive it: they go as a group, however we end.
+# UML writes on its own stdout, so the channels get their own descriptors. It makes itself the
+# leader of a new session, and its helper processes survive it: they are killed as a group, in every case.
 _WRAPPER = """
 trap 'kill -s KILL -- "-$uml" "$uml" 2>/dev/null' EXIT
 trap 'exit 1' TERM
@@ -19,13 +19,13 @@ uml=$!
 wait "$uml"
 """
 
-# systemd's output goes to the console, which is outside before the end.
+# systemd's output goes to the console, which is passed on before the end.
 _SYSTEMD_LINE = ("systemd.journald.forward_to_console=1", "systemd.show_status=0", "printk.time=1")
 
 # The host sends frames as large as it likes to a tap device, and without gro=1 the guest drops them: TCP crawls.
 _NETWORK = "vec0:transport=tap,gro=1,ifname="
 
-# A guest's processes then run under seccomp instead of ptrace, which is much quicker; others do not know the word.
+# A guest's processes then run under seccomp instead of ptrace, which is much quicker; other versions ignore the word.
 _SECCOMP = ("7.2",)
 
 

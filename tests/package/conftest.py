@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of what is built from the tree. Those of the installed package run in a guest, which they may fill."""
+"""Tests of the products built from the tree. Those of the installed package run in a guest, which they may fill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def deb() -> Path:
 
 @pytest.fixture(scope="session")
 def before_rooms() -> Path:
-    """The package of a release whose modules were all in one folder."""
+    """The package of a release with all modules in one folder."""
     return ROOT / "dist/before/nbdattach.deb"
 
 
@@ -39,7 +39,7 @@ def guest() -> None:
 
 @pytest.fixture
 def installed(guest: None, deb: Path) -> Iterator[None]:
-    """The package is there, and afterwards nothing is attached, and no monitor runs."""
+    """The package is installed, and afterwards nothing is attached, and no monitor runs."""
     if not Path(NBDATTACH).exists():
         install(deb)
     yield

@@ -30,7 +30,7 @@ def install(deb: Path) -> str:
 
 
 def remove() -> str:
-    """What is said on standard error."""
+    """The standard error."""
     return run("dpkg", "--remove", "--no-triggers", "nbdattach").stderr
 
 

@@ -16,7 +16,7 @@ from nbdattach import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 LICENSE = (ROOT / "LICENSE").read_bytes()
-# Where each kind of file goes, below the prefix.
+# The place of each kind of file, below the prefix.
 PLACES = {
     "man/*.5": "share/man/man5",
     "man/*.7": "share/man/man7",
@@ -43,7 +43,7 @@ def tracked(*patterns: str) -> set[str]:
 
 
 def build(kind: str, tree: Path, into: Path) -> Path:
-    """As a packager without a network does it; beside it, for setuptools packs what an older build has left."""
+    """As a packager without a network does it; beside it, because setuptools also packs leftovers of an older build."""
     beside = into / "setuptools"
     beside.mkdir()
     (beside / "config").write_text(f"[build]\nbuild_base = {beside}\n")
@@ -80,7 +80,7 @@ def content(wheel: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def data(wheel: Path) -> dict[str, int]:
-    """Modes of what goes below the prefix, by name."""
+    """Modes of the files below the prefix, by name."""
     prefix = f"nbdattach-{__version__}.data/data/"
     return {name.removeprefix(prefix): mode for name, (mode, _) in content(wheel).items() if name.startswith(prefix)}
 
@@ -98,7 +98,7 @@ def test_licence_and_its_text_are_in_the_source_distribution(unpacked: Path) -> 
 
 
 def test_licence_and_its_text_are_in_the_wheel(wheel: Path) -> None:
-    """Where setuptools puts the text differs: in `licenses` since 77."""
+    """The place of the text differs: setuptools puts it in `licenses` since 77."""
     files = {name: read for name, (_, read) in content(wheel).items() if ".dist-info/" in name}
     assert [read for name, read in files.items() if name.endswith("/LICENSE")] == [LICENSE]
     (metadata,) = (read for name, read in files.items() if name.endswith("/METADATA"))
@@ -127,7 +127,7 @@ def programs(wheel: Path) -> set[str]:
 
 
 def test_wheel_installs_into_a_venv(wheel: Path, tmp_path: Path) -> None:
-    """Without the network, so without what it depends on, which comes from this one."""
+    """Without the network, so without its dependencies, which come from this one."""
     home = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     pip = [home / "bin/python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]

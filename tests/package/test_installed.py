@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is where it is looked for, once the package is installed."""
+"""Once the package is installed, each file is where programs look for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from servers import nbdkit
 from shells import SHELLS, shell
 
 pytestmark = pytest.mark.usefixtures("installed")
-# What each command line answers, the same with each click.
+# The answer to each command line, the same with each click.
 TRANSCRIPT = (Path(__file__).resolve().parents[1] / "unit/cli/transcript.txt").read_text()
 
 

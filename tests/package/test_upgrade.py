@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Installing, reinstalling and removing the package under a writer on a mounted device: nobody notices."""
+"""Installing, reinstalling and removing the package do not disturb a writer on a mounted device."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_upgraded_by_ioctl_from_modules_in_one_folder(tmp_path: Path, deb: Path,
 
 
 def test_removed_under_a_writer_and_installed_again(tmp_path: Path, deb: Path) -> None:
-    """The monitor goes on without its program, and gives way to the one that comes with the next package."""
+    """The monitor goes on without its program, and ends when the next package brings another one."""
     one = disk(tmp_path)
     with ExitStack() as servers:
         first = servers.enter_context(one.serve())

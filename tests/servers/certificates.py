@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOCAL = "DNS:localhost,IP:127.0.0.1,IP:::1"
-# As `openssl ca` takes times; what is over, and what is yet to come, for as long as this is run.
+# In the format of `openssl ca`: a time that is over, and one that is yet to come, for as long as this is run.
 PAST = ("20200101000000Z", "20200201000000Z")
 FUTURE = ("29990101000000Z", "29990201000000Z")
 _KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
@@ -40,7 +40,7 @@ def make(directory: Path) -> Path:
 
 
 class Authority:
-    """A certificate authority; all that is its own is in `directory`. `name` is the common name."""
+    """A certificate authority; all its files are in `directory`. `name` is the common name."""
 
     def __init__(self, directory: Path, name: str = "test-ca", valid: tuple[str, str] | None = None) -> None:
         directory.mkdir(parents=True)
@@ -62,7 +62,7 @@ class Authority:
         password: str = "",
         key: Sequence[str] = _KEY,
     ) -> Path:
-        """KIND-cert.pem and KIND-key.pem in the folder, with our ca-cert.pem where there is none; the folder."""
+        """KIND-cert.pem and KIND-key.pem in the folder, with our ca-cert.pem if there is none; the folder."""
         folder.mkdir(exist_ok=True)
         if not (folder / "ca-cert.pem").exists():
             shutil.copy(self.cert, folder)
@@ -76,7 +76,7 @@ class Authority:
         return folder
 
     def revoke(self, cert: Path) -> Path:
-        """A list of what is revoked, with this certificate on it."""
+        """A list of revoked certificates, with this one on it."""
         self._ca("-revoke", str(cert))
         self._ca("-gencrl", "-out", "ca-crl.pem")
         return self.directory / "ca-crl.pem"
@@ -86,7 +86,7 @@ class Authority:
 
 
 def self_signed(folder: Path) -> Path:
-    """A server's certificate that stands for itself; the folder."""
+    """A self-signed certificate of a server; the folder."""
     folder.mkdir()
     _openssl(folder, "req", "-x509", *_KEY, "-nodes", "-days", "2", "-subj", "/CN=localhost",
              "-addext", f"subjectAltName={LOCAL}", "-keyout", "server-key.pem", "-out", "server-cert.pem")  # fmt: skip

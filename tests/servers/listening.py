@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a process listens at a place, told without a connection: a client that says nothing is one in a server's log.
+"""Whether a process listens at a place, without a connection to it: a silent client would be in a server's log.
 
 Standard library only, as guests without anything else use it too.
 """

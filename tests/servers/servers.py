@@ -30,14 +30,14 @@ class Server:
     def __init__(self, process: subprocess.Popen[bytes], pid: int, place: Place, log: Path) -> None:
         self.pid = pid
         self.place = place
-        # A daemon leads no group of its own when it forks once more after setsid (nbd-server 3.27).
+        # A daemon does not lead a process group if it forks once more after setsid (nbd-server 3.27).
         self._group = os.getpgid(pid)
         self._process = process
         self._log = log
 
     @property
     def uri(self) -> str:
-        """Of the default export."""
+        """The URI of the default export."""
         return self.export()
 
     def export(self, name: str = "", scheme: str = "nbd") -> str:
@@ -53,12 +53,12 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """The signal to all of its processes; on return they are gone."""
+        """Sends the signal to all of its processes; on return they have ended."""
         self._signal(number)
         poll(lambda: not self._lives(), f"signal {number} to end process group {self._group}")
 
     def stop(self) -> None:
-        """Politely, as systemctl(1) does; it may stay for as long as a client does."""
+        """Stops it as systemctl(1) does; it may run as long as a client is connected."""
         self._signal(signal.SIGTERM)
 
     @property
@@ -66,14 +66,14 @@ class Server:
         return not self._lives()
 
     def pause(self) -> None:
-        """It holds its connections and answers nothing, until `resume`."""
+        """Stops it: it keeps its connections and answers nothing, until `resume`."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> bool:
-        """Whether there was anybody to get it, be it a zombie; `number` 0 just asks."""
+        """Whether a process got the signal, even a zombie; with `number` 0, whether one exists."""
         try:
             os.killpg(self._group, number)
         except ProcessLookupError:
@@ -81,7 +81,7 @@ class Server:
         return True
 
     def _lives(self) -> bool:
-        """Whether any thread of the group is left that is no zombie; a zombie's parent may leave it for good."""
+        """Whether any thread of the group is left that is not a zombie; a zombie's parent may leave it for good."""
         self._process.poll()
         return self._signal(0) and any(
             state not in "ZX"
@@ -93,7 +93,7 @@ class Server:
     def is_up(self) -> bool:
         """Whether it takes connections. Raises `RuntimeError` with its log when it has ended.
 
-        Nobody connects for that: a client that says nothing is an error in a server's log, and one more of its clients.
+        It makes no connection: a client that says nothing is an error in a server's log, and one more of its clients.
         """
         if listens(self.pid, self.place):
             return True
@@ -103,7 +103,7 @@ class Server:
 
 
 def _threads(process: Path) -> list[Path]:
-    """None when it goes while we look."""
+    """None if it ends meanwhile."""
     try:
         return list((process / "task").iterdir())
     except OSError:
@@ -111,7 +111,7 @@ def _threads(process: Path) -> list[Path]:
 
 
 def _state_and_group(process: Path) -> tuple[str, int]:
-    """Of a process or thread by its directory in /proc; X and 0 when it has gone."""
+    """State of a process or thread by its directory in /proc; X and 0 if it has ended."""
     try:
         state, _, group, *_ = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -174,7 +174,7 @@ def _within(namespace: str) -> list[str]:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, and that the kernel gives to nobody who asks for just any.
+    """A port that was free a moment ago, and that the kernel gives to no program that asks for any port.
 
     So no other connection of this machine takes it while a test's server is away, not even one to itself.
     """
@@ -186,7 +186,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _running(command: list[str], place: Place, daemon: Path | None = None) -> Iterator[Server]:
-    """`command` until the end of the context. A daemon writes the file `daemon` with its process id."""
+    """Runs `command` until the end of the context. A daemon writes the file `daemon` with its process id."""
     with tempfile.NamedTemporaryFile(prefix="server-", suffix=".log") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -202,7 +202,7 @@ def _running(command: list[str], place: Place, daemon: Path | None = None) -> It
 
 
 def _daemon(starter: subprocess.Popen[bytes], file: Path, log: Path) -> int:
-    """The process that `starter` leaves behind, from the file that one writes."""
+    """The process that `starter` leaves behind, from the file that it writes."""
 
     def written() -> bool:
         if starter.poll():
@@ -214,7 +214,7 @@ def _daemon(starter: subprocess.Popen[bytes], file: Path, log: Path) -> int:
 
 
 def poll(done: Callable[[], bool], what: str) -> None:
-    """Until `done()`. Raises `TimeoutError` that tells `what` was waited for."""
+    """Waits until `done()`. Raises `TimeoutError` that names the awaited event (`what`)."""
     end = time.monotonic() + READY_SECONDS
     while not done():
         if time.monotonic() > end:

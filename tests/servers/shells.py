@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Interactive shells on a terminal, where a user presses Tab. They load our completions, and no configuration."""
+"""Interactive shells on a terminal, with a user who presses Tab. They load our completions, and no configuration."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _READY = "shell is ready"
 
 @dataclass
 class Shell:
-    """A shell at its prompt."""
+    """A shell that shows its prompt."""
 
     screen: Terminal
 
     def completes(self, typed: str, line: str) -> None:
-        """Tab makes that line of what is typed. It is echoed instead of run."""
+        """Tab replaces the typed words by that line. It is echoed instead of run."""
         self.screen.type(f"{typed}\t\x01echo +\r")
         self.screen.see(f"+{line}")
         self.screen.type("echo 'next' 'line'\r")
@@ -31,7 +31,7 @@ class Shell:
 
 @contextlib.contextmanager
 def shell(name: str, home: Path, path: str, installed: bool = False) -> Iterator[Shell]:
-    """Completions are those of the checkout, or those that the shell finds by itself; `path` is where commands are."""
+    """Completions are those of the checkout, or those that the shell finds by itself; `path` is for commands."""
     setup = {
         "bash": f". /usr/share/bash-completion/bash_completion\n{'' if installed else f'. {TREE}/bash/nbdattach'}\n",
         "zsh": f"{'' if installed else f'fpath=({TREE}/zsh $fpath)'}\nautoload -U compinit; compinit -u\n",
@@ -46,7 +46,7 @@ def shell(name: str, home: Path, path: str, installed: bool = False) -> Iterator
 
 
 def _command(name: str, home: Path, setup: str) -> tuple[list[str], Mapping[str, str]]:
-    """How the shell is started so that it reads `setup` and nothing else of the user."""
+    """The command that starts the shell so that it reads `setup` and nothing else of the user."""
     file = home / {"bash": "bashrc", "zsh": ".zshrc", "fish": "setup.fish"}[name]
     file.write_text(setup)
     if name == "bash":

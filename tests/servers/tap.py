@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The network between this machine and a guest with a network card of its own: a tap device."""
+"""The network between this machine and a guest with its own network card: a tap device."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import subprocess
 
 
 def make_network(tap: str, host: str, target: str) -> None:
-    """The device `tap` with the address `host`, in a network namespace of our own: the machine's is not touched.
+    """The device `tap` with the address `host`, in our own network namespace: the machine's is not touched.
 
-    `target` is what to make (1) where there is no such namespace.
+    `target` is the target of make (1) if there is no such namespace.
     """
     links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout.split("\n")
     if any(line and not line.startswith(("lo ", f"{tap} ")) for line in links):

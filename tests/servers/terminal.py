@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A terminal with a command on it, as script(1) makes one: what the command says, and what a user does to it.
+"""A terminal with a command on it, as script(1) makes one: the command's output, and the actions of a user.
 
 Lives here because this folder is on the path of all tests.
 """
@@ -100,7 +100,7 @@ class Terminal:
 
 
 def _as_a_shell_starts_it() -> None:
-    """On its terminal, and not deaf to what ends it, as whoever runs the tests may be (nohup, a job of a script)."""
+    """On its terminal, with default signal handlers: the program that runs the tests may ignore signals (nohup)."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

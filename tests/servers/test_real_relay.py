@@ -106,7 +106,7 @@ def test_one_that_is_stuck_is_killed_by_a_burial(target: Target) -> None:
     made = dial(carrier, target)
     assert made.relay
     carrier.bury(Deadline(5))
-    assert answers(made, target)  # what lives is left alone
+    assert answers(made, target)  # a relay that lives is left alone
     os.kill(made.relay.pid, signal.SIGSTOP)
     carrier.bury(Deadline(0.2))
     assert is_gone(made.relay.pid)
@@ -147,7 +147,7 @@ def mid_restart(tries: list[int]) -> Iterator[str]:
 
 
 def test_a_server_that_goes_in_the_middle_of_it_does_not_turn_the_kernel_into_a_relay(authority: Path) -> None:
-    """Only where it does so again and again; and at once where the kernel has never carried it."""
+    """Only if it does so again and again; and at once if the kernel has never done it."""
     tries: list[int] = []
     with mid_restart(tries) as uri:
         target = with_tls(parse_target(uri), ca=str(authority))

@@ -35,7 +35,7 @@ from nbdattach.protocol.options import DENIED
 from nbdattach.protocol.target import Target, parse_target
 
 SIZE = 1 << 20
-# What a test of an honest server may take, in seconds.
+# The time limit of a test of an honest server, in seconds.
 SOON = 60.0
 Start = Callable[[str], AbstractContextManager[Server]]
 
@@ -260,7 +260,7 @@ def test_server_that_requires_tls_says_so(secure: Server) -> None:
     with pytest.raises(TlsFailed) as caught:
         inspect(secure.export("disk"))
     assert str(caught.value).startswith(f"{secure.export('disk')}: the server requires TLS")
-    assert caught.value.hint == f"--tls asks for it, and so does {secure.export('disk', 'nbds')}"
+    assert caught.value.hint == f"use --tls, or {secure.export('disk', 'nbds')}"
 
 
 @pytest.mark.row(8)
@@ -277,7 +277,7 @@ def test_verified_server_is_used_over_tls(secure: Server, host: str) -> None:
 
 @pytest.mark.row(8)
 def test_connection_over_tls_is_one_socket_from_then_on(secure: Server) -> None:
-    """What was the plain socket is TLS now: the stream's own, and nobody else holds its descriptor."""
+    """The plain socket has become the TLS one: the stream's own, and no other object holds its descriptor."""
     with client.connect(parse_target(secure.export("disk", "nbds")), SOON).stream as stream:
         assert isinstance(stream.sock, ssl.SSLSocket)
         assert stream.tls == (stream.sock.version(), (stream.sock.cipher() or ("",))[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS with the servers that people run. They all have GnuTLS, and close the connection where they could say why."""
+"""TLS with common servers. They all have GnuTLS, and close the connection although they could send the reason."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_server_that_requires_tls_names_the_option(pki: Path, kind: str, command
         assert main.run([command, uri]) == 5
     line, hint = capsys.readouterr().err.splitlines()
     assert line.startswith(f"nbdattach: {uri}: the server requires TLS")
-    assert hint == f"(--tls asks for it, and so does {uri.replace('nbd:', 'nbds:')})"
+    assert hint == f"(use --tls, or {uri.replace('nbd:', 'nbds:')})"
 
 
 NO_TLS: dict[str, tuple[Callable[[str], AbstractContextManager[Server]], str]] = {
@@ -121,11 +121,11 @@ def test_server_without_tls_is_no_way_into_the_clear(pki: Path, kind: str) -> No
     start, words = NO_TLS[kind]
     with start(str(pki / "disk.img")) as server:
         told = error_of(server, kind, pki, ca=ca(pki))
-    cause = f"no TLS there: the server's policy forbids NBD_OPT_STARTTLS{words}"
-    assert told == (5, cause, "nothing was sent in the clear")
+    cause = f"the server refuses TLS: the server's policy forbids NBD_OPT_STARTTLS{words}"
+    assert told == (5, cause, "enable TLS on the server; no data was sent unencrypted")
 
 
-# -- who we are --------------------------------------------------------------------------------------------------------
+# -- the client's identity ---------------------------------------------------------------------------------------------
 
 ASKED = "the server asked for a certificate of ours, got none, and closed the connection"
 LEFT = "the server closed the connection when it had our certificate PKI/{}/client-cert.pem, issued by '{}', {}"
@@ -171,7 +171,7 @@ def test_our_certificate_is_accepted(pki: Path, kind: str, kernel: bool) -> None
         client.connect(target, SOON, kernel_tls=kernel).stream.close()
 
 
-# -- what can be had ---------------------------------------------------------------------------------------------------
+# -- versions and ciphers ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.row(8)
@@ -196,7 +196,7 @@ def test_server_with_nothing_in_common_closes_and_may_say_so(pki: Path, priority
         if kernel
         else "does it do TLS 1.2 or later? does it want a key (--tls-psk)?",
     )
-    # qemu-nbd from 10 on sends the alert of its TLS where there is one: of a client whose versions are all too new.
+    # qemu-nbd from 10 on sends the alert of its TLS if there is one: if all versions of the client are too new.
     alerted = (5, "the server does not do TLS 1.2 or later", "older ones are not safe: update the server")
     assert told == closed or (not kernel and told == alerted)
 

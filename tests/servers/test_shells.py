@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Completions in real shells, with a real server whose exports they offer."""
+"""Completions in real shells, which offer the exports of a real server."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def test_commands_options_values_and_exports(name: str, tmp_path: Path) -> None:
         user.completes("nbdattach connect --read", "nbdattach connect --read-only")
         user.completes("nbdattach connect --backend=io", "nbdattach connect --backend=ioctl")
         user.completes("nbdattach connect --on-loss wait:", "nbdattach connect --on-loss wait:300")
-        # Of both names that begin so, one is no plain word.
+        # Of the two names that begin so, one is not a plain word.
         user.completes(f"nbdattach connect {where} -N disk", f"nbdattach connect {where} -N disk-one")
         user.completes("nbdattach info localhost:1 -N di", "nbdattach info localhost:1 -N di")

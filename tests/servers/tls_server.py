@@ -107,7 +107,7 @@ class RecordServer:
 
 
 def _renew_keys(sock: ssl.SSLSocket, ticket: bool) -> None:
-    """New keys for us, and a request for new ones of the client; or a ticket. They go out with what is sent next.
+    """New keys for us, and a request for new ones of the client; or a ticket. They go out with the next data.
 
     Python does not do that: the pointer to OpenSSL's object follows the socket in its own (PySSLSocket in _ssl.c).
     """
@@ -119,7 +119,7 @@ def _renew_keys(sock: ssl.SSLSocket, ticket: bool) -> None:
 
 
 class ClearServer:
-    """Says yes to TLS, `words` in the clear with that, and nothing any more; hears whatever comes."""
+    """Agrees to TLS, sends `words` unencrypted with that, and then nothing more; receives everything."""
 
     def __init__(self, words: bytes = b"") -> None:
         self.heard = b""

@@ -2,8 +2,8 @@
 """How many generated examples there are: a fixed budget in `make test`, which decides, and more in `make test-all`.
 
 `make test` takes the same examples each time. Random ones would find more in the long run, but at some moment that has
-nothing to do with the change that is tested. So random ones, and twenty times as many, are what NBDATTACH_EXAMPLES=all
-asks for; what they find, they print with what it takes to see it again.
+nothing to do with the change that is tested. So NBDATTACH_EXAMPLES=all generates random ones, and twenty times as many;
+a failure prints the settings that generate its example again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# A time limit for one example tells how busy the machine is, and so does the health check of how fast they come.
+# A time limit for one example depends on the load of the machine, and so does the health check of their speed.
 _UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 settings.register_profile("fixed", _UNTIMED, max_examples=50, derandomize=True)
 settings.register_profile("all", _UNTIMED, max_examples=1000, print_blob=True)

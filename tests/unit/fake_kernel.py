@@ -2,8 +2,8 @@
 """The ioctl half of the kernel's nbd driver, in this process: behaves as `nbdattach.kernel.ioctl` does on /dev/nbdN.
 
 Source: drivers/block/nbd.c of Linux 6.1 (names of functions there are in brackets); BLKROSET and BLKRRPART are of
-block/ioctl.c. The sockets are real ones: what the driver would say to the server is said, what it would wait for
-is waited for. No block I/O is done, and no signal ends NBD_DO_IT.
+block/ioctl.c. The sockets are real ones: this driver sends to the server as the real one does, and waits as it
+does. No block I/O is done, and no signal ends NBD_DO_IT.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Config:
 class FakeKernel:
     """One device. Each ioctl is a method with the name, arguments and errors of that function in `kernel.ioctl`.
 
-    `calls` is what was called, in order; a step in `fails` raises the errno it has there, before it does anything.
+    `calls` are the calls, in order; a step in `fails` raises the errno it has there, before it does anything.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class FakeKernel:
         self._config: _Config | None = None
         self._nodes: set[int] = set()
 
-    # -- what open(2), close(2) and /sys are to the real one -----------------------------------------------------------
+    # -- open(2), close(2) and /sys of the real one --------------------------------------------------------------------
 
     def open(self) -> int:
         """[nbd_open] A descriptor that no other file has."""
@@ -88,7 +88,7 @@ class FakeKernel:
     # -- the ioctls ----------------------------------------------------------------------------------------------------
 
     def nbd_set_sock(self, fd: int, sock: int) -> None:
-        """[nbd_add_socket] The socket is duplicated: the driver holds a reference of its own."""
+        """[nbd_add_socket] The socket is duplicated: the driver holds its own reference."""
         with self._entered("NBD_SET_SOCK", fd, sock) as config:
             ours = _stream_socket(sock)
             task = threading.get_native_id()
@@ -145,7 +145,7 @@ class FakeKernel:
             if not self.max_part:
                 raise _error(errno.EINVAL)
 
-    # -- what they do --------------------------------------------------------------------------------------------------
+    # -- their work ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _entered(self, step: str, fd: int, argument: int = 0) -> Iterator[_Config]:
@@ -161,7 +161,7 @@ class FakeKernel:
             yield self._config
 
     def _set_size(self, config: _Config, size: int, block_size: int) -> None:
-        """[nbd_set_size] What the disk shows changes only while it is served."""
+        """[nbd_set_size] The disk's values change only while it is served."""
         block_size = block_size or DEFAULT_BLOCK
         if block_size < 512 or block_size > PAGE or block_size & (block_size - 1):
             raise _error(errno.EINVAL)
@@ -187,7 +187,7 @@ class FakeKernel:
         self._set_size(config, config.size, config.block_size)
 
     def _receive(self, config: _Config, sock: socket.socket) -> None:
-        """[recv_work] Nothing was asked, so whatever comes is the end of the connection."""
+        """[recv_work] No request was sent, so any data is the end of the connection."""
         with contextlib.suppress(OSError):
             sock.recv(1)
         with self._lock:
@@ -210,7 +210,7 @@ class FakeKernel:
 
 
 def _stream_socket(number: int) -> socket.socket:
-    """[nbd_get_socket] Raises EBADF, ENOTSOCK, or EINVAL for what is neither TCP nor a Unix stream."""
+    """[nbd_get_socket] Raises EBADF, ENOTSOCK, or EINVAL for a socket that is neither TCP nor a Unix stream."""
     ours = socket.socket(fileno=os.dup(number))
     if ours.type != socket.SOCK_STREAM or ours.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
         ours.close()

@@ -16,7 +16,7 @@ NBD0, NBD1 = Device(0), Device(1)
 
 
 class Host:
-    """What the kernel says of its devices, and what is in /run/nbdattach."""
+    """The kernel's view of its devices, and the files in /run/nbdattach."""
 
     def __init__(self, root: Path) -> None:
         self.run = root / "run"

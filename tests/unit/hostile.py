@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Servers that mean harm: conversations a valid server might have, and what is done to them. Seeded; no sockets."""
+"""Servers that mean harm: conversations of a valid server, and changes to them. Seeded; no sockets."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ _MUTATIONS = (_flip, _number, _number, _retype, _retype, _cut, _repeat, _drop, _
 
 
 def listen_without_end(steps: Steps[T], said: Iterator[bytes]) -> int:
-    """Feeds `steps` from a server that never stops; the bytes it took. Raises what the generator raises."""
+    """Feeds `steps` from a server that never stops; the bytes it took. Raises the error of the generator."""
     heard, buffer = 0, bytearray()
     try:
         step = next(steps)

@@ -13,10 +13,10 @@ from model_driver import has_ended
 
 
 class LateDriver:
-    """Takes a socket where its connection is dead, and drops it in silence otherwise.
+    """Takes a socket if its connection is dead, and drops it in silence otherwise.
 
     It sees that its first connection has ended only at the message number `first`, and that any later one has ended
-    only `late` seconds after that, as on a busy machine. The seconds are those of its own clock, so a test takes none.
+    only `late` seconds after that, as on a busy machine. The seconds are those of its clock, so a test takes none.
     """
 
     def __init__(self, first: int = 1, late: float = 0) -> None:
@@ -73,7 +73,7 @@ class _Clock:
 
 
 def _has_ended(sock: socket.socket) -> bool:
-    """Whether the other end will send no more; what it has sent is read, as the driver does."""
+    """Whether the other end will send no more; reads the data that it has sent, as the driver does."""
     if not has_ended(sock):
         return False
     try:

@@ -19,39 +19,39 @@ from nbdattach.monitor.outage import FRUITLESS
 
 MIB = 1 << 20
 ON_LOSS = 300.0
-# At most, with all its pauses and tries.
+# The longest delay of the monitor, with all its pauses and attempts.
 _MONITOR_IS_LATE = 60.0
 _LIMIT = struct.pack("ll", 3, 0)
 
 
 class Wrong(AssertionError):
-    """What must never happen."""
+    """An event that must never happen."""
 
 
 class Around(Protocol):
-    """What is around the driver."""
+    """The world around the driver."""
 
     @property
     def now(self) -> float: ...
 
     def happens(self) -> None:
-        """Something that the monitor may be killed before."""
+        """Called before each event at which the monitor may be killed."""
 
     def announce(self) -> None:
-        """NBD_CMD_LINK_DEAD."""
+        """The driver sends NBD_CMD_LINK_DEAD."""
 
     def taken(self, number: int) -> bool:
-        """The driver takes that socket in the place of a dead one. Whether it leads to a server."""
+        """The driver takes that socket in the place of a dead one. Returns whether it leads to a server."""
 
 
 @dataclasses.dataclass(eq=False)
 class Slot:
-    """A place for a connection."""
+    """One connection of the driver."""
 
     sock: socket.socket
-    leads_to_a_server: bool = True  # it is no scout
-    ended: float = math.inf  # when the connection did
-    dead: bool = False  # the driver knows
+    leads_to_a_server: bool = True  # it is not a scout
+    ended: float = math.inf  # when the connection ended
+    dead: bool = False  # the driver knows it
 
 
 @dataclasses.dataclass(eq=False)
@@ -59,13 +59,13 @@ class Request:
     number: int
     flush: bool
     began: float
-    slot: Slot | None = None  # over which it was sent
+    slot: Slot | None = None  # the connection over which it was sent
     sent: float = 0.0
-    waits: float = math.inf  # since when, for a connection
+    waits: float = math.inf  # since when it waits for a connection
 
 
 class Driver:
-    """`late` is how many seconds it needs to see that a connection has ended."""
+    """`late`: the seconds that the driver needs to notice that a connection has ended."""
 
     def __init__(self, world: Around, changed: Callable[[], None], on_loss: float, resend: float) -> None:
         self._world = world
@@ -78,15 +78,15 @@ class Driver:
         self.failed: list[int] = []
         self.size = MIB
         self._on_loss = self._patience = on_loss  # dead_conn_timeout
-        # Since when it has had no connection that has served; and when it took the last one.
+        # Since when no connection has served; and when the driver took the last one.
         self._ill: float | None = None
         self._taken = -math.inf
-        self._was_idle = True  # since then, when the monitor looked
-        self.watched_since = -math.inf  # by this monitor, which may not know that it has only seemed to be well
+        self._was_idle = True  # a look of the monitor since then has found no request
+        self.watched_since = -math.inf  # start of this monitor, which cannot know of earlier failures
 
     @property
     def in_flight(self) -> int:
-        """As the file of that name in /sys has it: no flush, and none that waits for a connection."""
+        """Like that file in /sys: without flushes, and without requests that wait for a connection."""
         return int(self.request is not None and self.request.slot is not None and not self.request.flush)
 
     @property
@@ -131,7 +131,7 @@ class Driver:
             self.request = None
             self._changed()
 
-    # -- what happens ----------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
         now = self._world.now
@@ -154,7 +154,7 @@ class Driver:
             self._complete(request.number, self.failed)
 
     def _have_patience(self, seconds: float) -> None:
-        """How long requests wait for a connection."""
+        """Sets how long requests wait for a connection. Raises `Wrong` if they would fail too soon."""
         began = self._world.now if self._ill is None else self._ill
         if self.request and len(self.slots) > 1:  # it was sent over each of them, and none has served it
             began = min(began, self.request.began)
@@ -164,11 +164,11 @@ class Driver:
         self._patience = seconds
 
     def begin_anew(self) -> None:
-        """An outage that follows is another one."""
+        """A later outage is a new one."""
         self._ill = None if self._lives else self._world.now
 
     def see_that_nothing_waits_for_ever(self) -> None:
-        """To be called after the monitor has looked."""
+        """Called after each look of the monitor."""
         waits = self.request is not None and self.request.slot is None
         began = math.inf if self._ill is None else max(self._ill, self.watched_since)
         if waits and self._world.now > began + self._on_loss + _MONITOR_IS_LATE:
@@ -177,7 +177,7 @@ class Driver:
     def _read(self, slot: Slot) -> None:
         with contextlib.suppress(OSError):
             while data := slot.sock.recv(8, socket.MSG_DONTWAIT):
-                if len(data) == 8:  # what a scout has sent is shorter
+                if len(data) == 8:  # messages of a scout are shorter
                     self._complete(int.from_bytes(data, "big"), self.done)
                     self._ill = None
 
@@ -196,7 +196,7 @@ class Driver:
         self._world.happens()
         self.look()
         if size is not None:
-            if self.request:  # the kernel waits for it, and carries out no other message
+            if self.request:  # the kernel would wait for it, and handle no other message
                 raise Wrong("a size while a request is under way")
             self.size = size
             self._changed()
@@ -224,7 +224,7 @@ class Driver:
 
 
 def has_ended(sock: socket.socket) -> bool:
-    """Whether the other end, or this one, sends no more."""
+    """Whether one of the two ends sends no more."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))

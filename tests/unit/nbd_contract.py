@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the ioctls of an nbd device do, as tests that are the same for the real driver and for the fake.
+"""The ioctls of an nbd device, as tests that are the same for the real driver and for the fake.
 
 A test module takes them in with `from nbd_contract import *` and says by a fixture `machine` which of the two it is:
-`Fake`, or in a guest, as root and with the driver loaded, `Real`. They say what the worker builds on.
+`Fake`, or in a guest, as root and with the driver loaded, `Real`. They check the behaviour that the worker relies on.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Machine(Protocol):
 
     @property
     def kernel(self) -> Any:
-        """The module `nbdattach.kernel.ioctl`, or what behaves like it."""
+        """The module `nbdattach.kernel.ioctl`, or one that behaves like it."""
 
     def open(self) -> int: ...
 
@@ -130,7 +130,7 @@ class Peer:
         return self._client.fileno()
 
     def leave(self) -> None:
-        """Closes the client's end, as the worker does: what is left of it is the driver's."""
+        """Closes the client's end, as the worker does: only the driver has it then."""
         self._client.close()
 
     def hang_up(self) -> None:
@@ -189,7 +189,7 @@ def set_up(machine: Machine, node: int, made: list[Peer], flags: int = HAS_FLAGS
 def served(machine: Machine, made: list[Peer], flags: int = HAS_FLAGS) -> Iterator[tuple[int, list[int]]]:
     """The device attached by a task of its own, as a worker does it: its node, and soon how `serve` ended.
 
-    What the kernel calls the pid is the number of that task.
+    The kernel's pid is the number of that task.
     """
     ended: list[int] = []
     nodes: list[int] = []

@@ -19,13 +19,13 @@ from nbdattach.protocol.target import Target
 Serve = Callable[[socket.socket], None]
 PATIENCE = 60.0
 FULL = ": the server may be full"
-# Less than anything that hangs in a test does so for.
+# Shorter than any hang in these tests.
 SOON = 20.0
 
 
 @contextlib.contextmanager
 def listening(serve: Serve, path: Path | None = None) -> Iterator[Target]:
-    """A server that does `serve` to each connection, one after the other; on TCP, or at the Unix socket `path`."""
+    """A server that runs `serve` with each connection, one after the other; on TCP, or at the Unix socket `path`."""
     server, served = _bound(path), list[socket.socket]()
     thread = threading.Thread(target=_accept, args=(server, serve, served), daemon=True)
     thread.start()
@@ -62,7 +62,7 @@ def _accept(server: socket.socket, serve: Serve, served: list[socket.socket]) ->
 
 
 def drain(sock: socket.socket) -> bytes:
-    """All that the client says until it closes."""
+    """All bytes from the client until it closes."""
     heard = bytearray()
     while more := sock.recv(4096):
         heard += more
@@ -74,12 +74,12 @@ def silence(sock: socket.socket) -> None:
 
 
 def says(data: bytes) -> Serve:
-    """Says `data` and closes."""
+    """Sends `data` and closes."""
     return lambda sock: sock.sendall(data)
 
 
 def says_and_hears(data: bytes, heard: list[bytes]) -> Serve:
-    """Says `data`, and puts what the client says into `heard`."""
+    """Sends `data`, and puts the client's bytes into `heard`."""
 
     def serve(sock: socket.socket) -> None:
         sock.sendall(data)
@@ -89,7 +89,7 @@ def says_and_hears(data: bytes, heard: list[bytes]) -> Serve:
 
 
 def drips(data: bytes) -> Serve:
-    """`data` over and over, a byte at a time, until the client goes."""
+    """Sends `data` over and over, a byte at a time, until the client closes."""
 
     def serve(sock: socket.socket) -> None:
         pace = threading.Event()
@@ -101,14 +101,14 @@ def drips(data: bytes) -> Serve:
 
 
 def closed_port() -> int:
-    """A port where nobody listens."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager
 def deaf_port() -> Iterator[int]:
-    """A port that answers no connect: its queue is full, and nobody accepts."""
+    """A port that answers no connect: its queue is full, and no program accepts."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -120,16 +120,16 @@ def deaf_port() -> Iterator[int]:
 
 @contextlib.contextmanager
 def soon(seconds: float = 0.0) -> Iterator[None]:
-    """After so many seconds; long before what else is waited for, and late enough for a machine that is busy."""
+    """Within so many seconds; far less than any other wait takes, and enough for a busy machine."""
     began = time.monotonic()
     yield
     assert time.monotonic() - began < seconds + SOON
 
 
 def left_waiting_for(step: str, ask: Callable[[float], object]) -> str:
-    """`ask` gets a short deadline, and what it raises there tells that step; all of that is returned.
+    """`ask` gets a short deadline, and must raise an error that names that step; returns its text.
 
-    On a busy machine a deadline may pass at an earlier step, which is then what is told, and right.
+    On a busy machine a deadline may pass at an earlier step; naming that one is right, too.
     """
     for seconds in (0.2, 1.0, 5.0, 25.0):
         with soon(seconds), pytest.raises(DeadlinePassed) as caught:

@@ -34,7 +34,7 @@ class Played(Generic[T]):
 
 
 def play(steps: Steps[T], said: bytes) -> Played[T]:
-    """Feeds `said` to `steps`; where it ends, the connection is lost, as `Stream` has it."""
+    """Feeds `said` to `steps`; at its end, the connection is lost, as in `Stream`."""
     played: Played[T] = Played(said)
     try:
         step = next(steps)
@@ -94,7 +94,7 @@ class Dripping:
 
 
 def succeeds(make: Callable[[Target], Steps[T]], target: Target, *said: bytes) -> tuple[T, list[bytes | StartTls]]:
-    """Result of the conversation and what the client sent.
+    """Result of the conversation, and the bytes that the client sent.
 
     Holds for each: not a byte is left and none is missing; the same comes out when the bytes drip in one by one.
     """
@@ -109,7 +109,7 @@ def succeeds(make: Callable[[Target], Steps[T]], target: Target, *said: bytes) -
 
 
 def drip(steps: Steps[T], target: Target, said: bytes) -> tuple[T, bytes]:
-    """Through a real `Stream`, one byte per recv: the result and what was sent."""
+    """Through a real `Stream`, one byte per recv: the result, and the bytes that were sent."""
     sock = Dripping(said)
     stream = Stream(cast(socket.socket, sock), target, Deadline(30), lambda _: None)
     outcome = stream.run(steps)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The time of day as our JSON tells it."""
+"""The time of day in our JSON."""
 
 from __future__ import annotations
 

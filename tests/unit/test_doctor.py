@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stands in the way, one thing at a time, on a machine that is made of files: what is said, and the remedy."""
+"""The problems, one at a time, on a machine that is made of files: the finding, and its remedy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AS_IT_COMES = {
     "use_devicesfile": "0",
     "devicesfile": '"system.devices"',
     "event_activation": "1",
-}  # what lvmconfig of 2.03.16 says
+}  # the output of lvmconfig of 2.03.16
 WEEK = "echo 604800000 >/sys/block/nbd0/queue/io_timeout"
 
 
@@ -77,7 +77,7 @@ class Machine(Host):
         self.file(f"bin/{name}", f"#!/bin/sh\n{script}\n").chmod(0o755)
 
     def lvm(self, **settings: str) -> None:
-        """LVM is there, with its defaults but for these."""
+        """LVM is installed, with its defaults except for these."""
         told = "\n".join(f"{key}={value}" for key, value in (AS_IT_COMES | settings).items())
         self.program("lvmconfig", f"/bin/cat <<'END'\n{told}\nEND")
 
@@ -125,7 +125,7 @@ def worth_knowing(subject: str, says: str, remedy: str) -> Finding:
     return Finding(subject, says, False, remedy)
 
 
-# -- where all is well -------------------------------------------------------------------------------------------------
+# -- without problems --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("machine")
@@ -134,10 +134,10 @@ def test_where_all_is_well_nothing_has_a_remedy() -> None:
         "ok  permission: running as root",
         "ok  driver: loaded, 1 devices",
         "ok  nodes: /dev/nbd0 is a block device",
-        "ok  partitions: up to 16 a device",
+        "ok  partitions: up to 16 for each device",
         "ok  netlink: usable",
         "ok  udev: running",
-        "ok  tls: the kernel can carry it",
+        "ok  tls: the kernel supports it",
     ]
 
 
@@ -151,7 +151,7 @@ def test_before_the_driver_is_loaded_devices_are_not_looked_at(machine: Machine)
         "ok  driver: not loaded yet; connect loads it",
         "ok  netlink: pyroute2 is installed",
         "ok  udev: running",
-        "ok  tls: the kernel can carry it",
+        "ok  tls: the kernel supports it",
     ]
 
 
@@ -173,13 +173,13 @@ def test_nothing_is_written(machine: Machine) -> None:
 
 def test_not_root(machine: Machine) -> None:
     machine.patch.setattr(procfs, "is_root", lambda: False)
-    says = "not root, so nothing can be attached or detached"
+    says = "not root, so nbdattach cannot attach or detach"
     assert machine.says("permission") == in_the_way("permission", says, "sudo nbdattach ...")
 
 
 def test_root_without_the_capability(machine: Machine) -> None:
     machine.patch.setattr(procfs, "may_administer", lambda: False)
-    says = "root without CAP_SYS_ADMIN, so nothing can be attached or detached"
+    says = "root without CAP_SYS_ADMIN, so nbdattach cannot attach or detach"
     remedy = "start the container with the capability: docker run --cap-add SYS_ADMIN, or podman run --privileged"
     assert machine.says("permission") == in_the_way("permission", says, remedy)
 
@@ -210,10 +210,10 @@ def test_driver_that_cannot_be_loaded(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("devices", "nodes", "says"),
     [
-        (1, [], "/dev/nbd0 is no block device, though the driver is loaded"),
-        (2, [0], "/dev/nbd1 is no block device, though the driver is loaded"),
-        (3, [1], "/dev/nbd0, /dev/nbd2 are no block devices, though the driver is loaded"),
-        (16, [], "/dev/nbd0, /dev/nbd1, /dev/nbd2 and 13 more are no block devices, though the driver is loaded"),
+        (1, [], "/dev/nbd0 is not a block device, although the driver is loaded"),
+        (2, [0], "/dev/nbd1 is not a block device, although the driver is loaded"),
+        (3, [1], "/dev/nbd0, /dev/nbd2 are not block devices, although the driver is loaded"),
+        (16, [], "/dev/nbd0, /dev/nbd1, /dev/nbd2 and 13 more are not block devices, although the driver is loaded"),
     ],
 )
 def test_missing_nodes_are_named(machine: Machine, devices: int, nodes: list[int], says: str) -> None:
@@ -226,7 +226,7 @@ def test_missing_nodes_are_named(machine: Machine, devices: int, nodes: list[int
 
 def test_a_driver_without_devices_is_no_error(machine: Machine) -> None:
     (machine.sys / "block/nbd0").rename(machine.sys / "block/sda")
-    assert machine.says("nodes") == Finding("nodes", "no devices yet; by netlink they are made when they are needed")
+    assert machine.says("nodes") == Finding("nodes", "no devices yet; netlink makes them when they are needed")
 
 
 def test_max_part_0(machine: Machine) -> None:
@@ -238,7 +238,7 @@ def test_max_part_0(machine: Machine) -> None:
 # -- devices -----------------------------------------------------------------------------------------------------------
 
 
-DETACH = "stop what uses it, then: nbdattach disconnect /dev/nbd0"
+DETACH = "stop the programs that use it, then: nbdattach disconnect /dev/nbd0"
 
 
 def dead_pid() -> int:
@@ -255,7 +255,7 @@ def test_a_size_without_an_attachment_is_wedged(machine: Machine) -> None:
 def test_the_pid_of_a_dead_process_is_wedged(machine: Machine) -> None:
     pid = dead_pid()
     machine.attach(pid=pid, netlink=False)
-    says = f"lost: nobody serves it any more (its process was {pid})"
+    says = f"lost: no process serves it any more (it was process {pid})"
     assert machine.says("/dev/nbd0") == in_the_way("/dev/nbd0", says, DETACH)
 
 
@@ -276,12 +276,15 @@ def test_without_a_connection_it_is_away_not_wedged(machine: Machine, how: str, 
     with state.monitor_lock():
         state.save(NBD0, WATCHED)
         state.save_trouble(NBD0, Trouble(how, "2026-01-02T03:05:00Z", None, error))
-        remedy = "start the server, or move it: nbdattach reconnect /dev/nbd0 TARGET"
+        remedy = "start the server, or use another one: nbdattach reconnect /dev/nbd0 TARGET"
         says = f"{how} since 2026-01-02T03:05:00Z: {said}"
         assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
 
 
-LEFT_ON = "free, but another program left it sending NBD_CMD_WRITE_ZEROES; connect refuses it for a server without that"
+LEFT_ON = (
+    "free, but another program has switched NBD_CMD_WRITE_ZEROES on; "
+    "connect refuses servers that do not support it there"
+)
 
 
 def test_write_zeroes_that_another_program_left_switched_on_is_told_of_a_free_device(machine: Machine) -> None:
@@ -312,7 +315,7 @@ def timed(machine: Machine, milliseconds: int, debugfs: str | None, connections:
         machine.file("sys/kernel/debug/nbd/nbd0/timeout", f"{debugfs}\n")
 
 
-GIVES_UP = "attached by another program, which gives a server up that takes {} s for an answer"
+GIVES_UP = "attached by another program, and gives up a server that needs {} s for an answer"
 
 
 @pytest.mark.parametrize("netlink", [True, False])
@@ -325,7 +328,7 @@ GIVES_UP = "attached by another program, which gives a server up that takes {} s
         (2500, None, 2, GIVES_UP.format(2.5)),
         (
             5000, None, 1,
-            f"{GIVES_UP.format(5)}; or that is what an earlier one left: without debugfs nobody can tell",
+            f"{GIVES_UP.format(5)}; or an earlier attachment left this timeout: only debugfs can show which",
         ),
     ],
 )  # fmt: skip
@@ -339,7 +342,7 @@ def test_a_time_out_of_another_program_is_told(
 @pytest.mark.parametrize(
     ("milliseconds", "debugfs", "connections"),
     [
-        (30000, "0", 1),  # nobody has set one
+        (30000, "0", 1),  # no program has set one
         (30000, None, 1),
         (5000, "0", 1),  # of an attachment that is gone
         (604_800_000, "1250", 1),  # as the remedy says
@@ -368,7 +371,7 @@ def test_without_root_nobody_can_tell_whose_time_out_it_is(machine: Machine) -> 
 
 def test_missing_pyroute2(machine: Machine) -> None:
     machine.patch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyroute2" else object())
-    says = "pyroute2 is not installed: nobody connects again after a loss"
+    says = "pyroute2 is not installed, so a lost connection is not made again"
     assert machine.says("netlink") == worth_knowing("netlink", says, choice.how_to_install())
 
 
@@ -377,13 +380,13 @@ def test_an_interpreter_without_pyroute2_says_so() -> None:
     code = "import sys; sys.modules['pyroute2'] = None; from nbdattach.cli.main import run; run(['doctor', '--json'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     (found,) = [one for one in json.loads(done.stdout)["findings"] if one["subject"] == "netlink"]
-    assert found["says"] == "pyroute2 is not installed: nobody connects again after a loss"
+    assert found["says"] == "pyroute2 is not installed, so a lost connection is not made again"
 
 
 def test_missing_family(machine: Machine) -> None:
     missing = KernelRefused("netlink backend", "the kernel has no netlink family nbd here", "--backend ioctl")
     machine.patch.setattr(choice, "why_no_netlink", lambda: missing)
-    says = "the kernel has no netlink family nbd here: nobody connects again after a loss"
+    says = "the kernel has no netlink family nbd here, so a lost connection is not made again"
     remedy = "run nbdattach in the network namespace of the host: docker run --network host"
     assert machine.says("netlink") == worth_knowing("netlink", says, remedy)
 
@@ -391,21 +394,21 @@ def test_missing_family(machine: Machine) -> None:
 def test_a_kernel_that_does_not_answer_is_not_waited_for(machine: Machine) -> None:
     machine.patch.setattr(doctor, "NETLINK_SECONDS", 0.2)
     machine.patch.setattr(choice, "why_no_netlink", lambda: time.sleep(60))
-    says = "the kernel does not answer: another command by netlink hangs there"
-    assert machine.says("netlink") == in_the_way("netlink", says, "dmesg tells which, mostly; then: reboot")
+    says = "the kernel does not answer, because another netlink command hangs"
+    assert machine.says("netlink") == in_the_way("netlink", says, "dmesg usually shows which; then: reboot")
 
 
 def test_pyroute2_that_cannot_be_used_is_told(machine: Machine) -> None:
-    """Such as one that is too old: the import fails, whatever it is that fails."""
+    """Such as one that is too old: the import fails, with any error."""
     machine.patch.setattr(choice, "why_no_netlink", lambda: 1 // 0)
     remedy = choice.how_to_install()
-    says = "pyroute2 fails: nobody connects again after a loss"
+    says = "pyroute2 fails, so a lost connection is not made again"
     assert machine.says("netlink") == worth_knowing("netlink", says, remedy)
 
 
 @contextlib.contextmanager
 def monitor(answer: Callable[[control.Caller], None]) -> Iterator[None]:
-    """One that does this with each request."""
+    """A monitor that does this with each request."""
     door = control.Door()
 
     def serve() -> None:
@@ -433,7 +436,7 @@ def test_no_monitor_for_what_relies_on_it(machine: Machine, systemd_there: bool,
     machine.patch.setattr(systemd, "installed", lambda unit: installed and unit == "nbdattach-monitor.service")
     machine.attach()
     state.save(NBD0, WATCHED)
-    says = "not running (No such file or directory): nobody connects /dev/nbd0 again"
+    says = "not running (No such file or directory), so /dev/nbd0 will not be reconnected"
     assert machine.says("monitor") == in_the_way("monitor", says, remedy)
 
 
@@ -451,7 +454,7 @@ def test_a_monitor_that_hangs_is_not_waited_for(machine: Machine, installed: boo
     machine.attach()
     state.save(NBD0, WATCHED)
     with monitor(lambda caller: caller.wait_until_gone()):
-        says = "does not answer (timed out): nobody connects /dev/nbd0 again"
+        says = "does not answer (timed out), so /dev/nbd0 will not be reconnected"
         assert machine.says("monitor") == in_the_way("monitor", says, remedy)
 
 
@@ -476,7 +479,7 @@ def test_a_monitor_of_another_nbdattach_is_told_with_its_place(machine: Machine)
     pid = os.getpid()
     with monitor(lambda caller: caller.reply("/srv/checkout/nbdattach")):
         remedy = f"kill {pid}; tail --pid={pid} -f /dev/null; nbdattach monitor -b"
-        says = "running, with the code of another nbdattach: /srv/checkout/nbdattach"
+        says = "running, but from another nbdattach: /srv/checkout/nbdattach"
         assert machine.says("monitor") == worth_knowing("monitor", says, remedy)
 
 
@@ -502,7 +505,7 @@ def test_no_udev(machine: Machine, systemd_there: bool, remedy: str) -> None:
     machine.patch.setattr(systemd, "in_charge", lambda: systemd_there)
     (machine.root / "run/udev/control").unlink()
     (machine.root / "rules/60-nbdattach.rules").unlink()
-    says = "not running: devices work, links in /dev/disk do not appear"
+    says = "not running: devices work, but get no links in /dev/disk"
     assert machine.says("udev") == worth_knowing("udev", says, remedy)
     assert machine.says("udev rules") is None
 
@@ -513,7 +516,7 @@ def test_rules_that_are_not_installed(machine: Machine) -> None:
         "in a checkout: install -D -m 644 systemd/60-nbdattach.rules -t /usr/lib/udev/rules.d; "
         "install -D -m 755 systemd/nbdattach-tag -t /usr/lib/udev; udevadm control --reload"
     )
-    says = "60-nbdattach.rules is not installed: no names in /dev/disk/by-nbd"
+    says = "60-nbdattach.rules is not installed, so devices get no names in /dev/disk/by-nbd"
     assert machine.says("udev rules") == worth_knowing("udev rules", says, remedy)
 
 
@@ -525,7 +528,7 @@ def test_rules_of_a_package_are_good_too(machine: Machine) -> None:
 # -- LVM ---------------------------------------------------------------------------------------------------------------
 
 
-ACTIVATES = "activates the volumes in images that are attached, which keeps their devices in use"
+ACTIVATES = "activates the volumes in attached images, which keeps their devices in use"
 
 
 def test_lvm_as_it_comes_activates_volumes_of_images(machine: Machine) -> None:
@@ -556,8 +559,8 @@ def test_a_filter_that_lets_them_in_is_mended(machine: Machine, there: str, line
         ({"global_filter": '["a|^/dev/sd[a-z]|","r|.*|"]'}, "its global_filter rejects nbd devices"),
         ({"filter": '["r/nbd/"]'}, "its filter rejects nbd devices"),
         ({"event_activation": "0"}, "its event_activation is off"),
-        ({"auto_activation_volume_list": "[]"}, "activates by itself only: nothing"),
-        ({"auto_activation_volume_list": '["vg1","@\\"x"]'}, 'activates by itself only: vg1, @"x'),
+        ({"auto_activation_volume_list": "[]"}, "activates automatically only: nothing"),
+        ({"auto_activation_volume_list": '["vg1","@\\"x"]'}, 'activates automatically only: vg1, @"x'),
     ],
 )
 def test_lvm_that_keeps_away_is_well(machine: Machine, settings: dict[str, str], says: str) -> None:
@@ -579,7 +582,7 @@ def test_a_devices_file_counts_where_it_is_used_and_there(machine: Machine, use:
 def test_without_udev_nothing_is_activated_by_itself(machine: Machine) -> None:
     machine.lvm()
     (machine.root / "run/udev/control").unlink()
-    assert machine.says("lvm") == Finding("lvm", "activates nothing by itself without udev")
+    assert machine.says("lvm") == Finding("lvm", "activates nothing automatically, because udev is not running")
 
 
 @pytest.mark.parametrize(
@@ -593,7 +596,7 @@ def test_without_udev_nothing_is_activated_by_itself(machine: Machine) -> None:
 def test_lvm_that_does_not_tell(machine: Machine, script: str, why: str) -> None:
     machine.patch.setattr(lvm, "SECONDS", 0.2 if "sleep" in script else 10)
     machine.program("lvmconfig", script)
-    says = f"whether it activates volumes of images cannot be told: {why}"
+    says = f"cannot find out if it activates volumes of images: {why}"
     assert machine.says("lvm") == worth_knowing("lvm", says, "lvmconfig --validate")
 
 
@@ -630,7 +633,7 @@ def enforce(machine: Machine, release: str = "6.18.0") -> None:
 )
 def test_kernel_without_that_fault(machine: Machine, release: str) -> None:
     enforce(machine, release)
-    assert machine.says("selinux") == Finding("selinux", "enforcing; no connection was lost to its denials")
+    assert machine.says("selinux") == Finding("selinux", "enforcing; it has ended no connection")
 
 
 @pytest.mark.parametrize(
@@ -638,7 +641,7 @@ def test_kernel_without_that_fault(machine: Machine, release: str) -> None:
 )
 def test_kernel_that_may_have_it(machine: Machine, release: str) -> None:
     enforce(machine, release)
-    says = f"enforcing, and kernel {release} may lose connections to its denials (result -13 in dmesg)"
+    says = f"enforcing; kernel {release} may lose connections because of it (result -13 in dmesg)"
     assert machine.says("selinux") == worth_knowing("selinux", says, MEND)
 
 
@@ -652,7 +655,7 @@ def test_denials_are_counted(machine: Machine) -> None:
         "block nbd0: Receive data failed (result -13)",
         "block sda: Send control failed (result -13)",
     )
-    says = "denied the driver the use of its sockets (result -13, 3 times), which ends connections"
+    says = "has denied the driver the use of its sockets (result -13, 3 times), which ends connections"
     assert machine.says("selinux") == in_the_way("selinux", says, MEND)
 
 
@@ -661,7 +664,7 @@ def test_denials_from_before_a_new_policy_are_old(machine: Machine) -> None:
     kernel_log(machine, "block nbd0: Send control failed (result -13)")
     policy = machine.file("etc/selinux/targeted/policy/policy.33")
     os.utime(policy, (time.time() + 60,) * 2)
-    assert machine.says("selinux") == Finding("selinux", "enforcing; no connection was lost to its denials")
+    assert machine.says("selinux") == Finding("selinux", "enforcing; it has ended no connection")
 
 
 @pytest.mark.parametrize("enforcing", ["0", None])
@@ -677,7 +680,7 @@ def test_who_only_watches_denies_nothing(machine: Machine, enforcing: str | None
 
 def test_module_that_is_not_loaded_yet(machine: Machine) -> None:
     (machine.sys / "module/tls").rename(machine.sys / "module/other")
-    says = "the kernel can carry it; the module tls is not loaded yet"
+    says = "the kernel supports it; the module tls is not loaded yet"
     assert machine.says("tls") == Finding("tls", says)
 
 
@@ -688,11 +691,11 @@ def test_no_module(machine: Machine, script: str | None) -> None:
         machine.program("modprobe", script)
     else:
         (machine.root / "bin/modprobe").unlink()
-    says = "the kernel cannot carry it (no module tls): a relay has to, which is slower"
+    says = "the kernel does not support it (no module tls): a relay encrypts instead, which is slower"
     assert machine.says("tls") == worth_knowing("tls", says, "install a kernel with CONFIG_TLS, then: modprobe tls")
 
 
 def test_second_device_is_looked_at_too(machine: Machine) -> None:
     machine.idle("nbd1", 1 << 20)
-    remedy = f"stop what uses it, then: nbdattach disconnect {NBD1.path}"
+    remedy = f"stop the programs that use it, then: nbdattach disconnect {NBD1.path}"
     assert machine.says("/dev/nbd1") == in_the_way("/dev/nbd1", "1048576 bytes, but nothing is attached", remedy)

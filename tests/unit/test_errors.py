@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Errors made of facts: exit codes are the contract's, a text is one line whatever the peer called itself."""
+"""Errors made of facts: exit codes are the contract's, and a text is one line even if the peer's name is not."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_unknown_export_as_in_the_contract() -> None:
 @pytest.mark.parametrize(
     ("offered", "hint"),
     [
-        (None, "it does not tell what it has; see nbdattach list nbd://db1"),
+        (None, "it does not list its exports; see nbdattach list nbd://db1"),
         ([], "it offers no exports at all; see nbdattach list nbd://db1"),
         ([""], "it offers: ''; see nbdattach list nbd://db1"),
         (list("abcdefgh"), "it offers: a, b, c, d, e, f, g, h; see nbdattach list nbd://db1"),
@@ -100,7 +100,7 @@ def test_hostile_names_stay_on_one_line() -> None:
 def test_kernel_refusal_names_step_and_error() -> None:
     error = KernelRefused.at("/dev/nbd0", "NBD_SET_SOCK", errno.EBUSY)
     assert str(error) == "/dev/nbd0: NBD_SET_SOCK: Device or resource busy (EBUSY)"
-    assert error.hint == "the kernel's log may tell more: dmesg"
+    assert error.hint == "see the kernel's log: dmesg"
     assert KernelRefused.at("/dev/nbd0", "NBD_SET_SOCK", errno.EPERM, "be root").hint == "be root"
 
 
@@ -110,4 +110,4 @@ def test_kernel_refusal_with_an_error_without_a_name() -> None:
 
 def test_not_attached() -> None:
     error = NotAttached("/dev/nbd0")
-    assert (str(error), error.hint) == ("/dev/nbd0: not attached", "nbdattach status shows what is")
+    assert (str(error), error.hint) == ("/dev/nbd0: not attached", "nbdattach status shows the attached devices")

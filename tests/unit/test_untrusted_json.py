@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""JSON of other processes of ours: what comes out has the types that it should have, or nothing comes out."""
+"""JSON of other processes of ours: the values have the right types, or there are none."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a server says and what a client must say, byte by byte.
+"""The bytes that a server sends, and those that a client must send.
 
 The numbers are the specification's, written out again: a slip of the pen in `nbdattach.protocol.constants` must show.
 """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One attachment with all that it meets: two servers, the driver, a monitor that may be killed; in one thread, on a
-clock of its own. Connections are real sockets, so what has ended, and what is still unread, is as the kernel has it.
+clock of its own. Connections are real sockets, so the kernel decides which have ended, and which data is unread.
 
 `model_driver.Wrong` is raised at once when something happens that must never happen:
-* the driver takes a connection while one that it had before can still bring requests to a living server;
-* it is told a size while a request is under way, or a timeout for requests of a single connection;
-* a connection ends although its server lives and answers, and nobody has ordered that;
+* the driver takes a connection while one of its earlier ones can still bring requests to a living server;
+* it is told a size while a request is in flight, or a timeout for requests of a single connection;
+* a connection ends although its server lives and answers, and no order says so;
 * a request fails before --on-loss has passed, or waits for a connection long after that;
 * the device is connected to the server before the move, once it has been at the new one.
 """
@@ -47,16 +47,16 @@ from nbdattach.protocol.target import Target, parse_target
 
 NBD0 = Device(0)
 HOME, AWAY = "nbd://db1/disk", "nbd://db2/disk"
-# Nothing that a monitor or a command does takes so much longer than this.
+# No step of a monitor or a command takes longer than this.
 _LONGEST = 600.0
 
 
 class Killed(BaseException):
-    """The monitor, by signal 9."""
+    """Kills the monitor, like signal 9."""
 
 
 class Clock:
-    """In the place of the module time; while somebody sleeps, the world goes on."""
+    """Replaces the module time; while a task sleeps, the world goes on."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -76,13 +76,13 @@ class Clock:
 
 @dataclasses.dataclass(eq=False)
 class Accepted:
-    """A connection as its server has it."""
+    """A connection at its server's end."""
 
     sock: socket.socket
     client: int  # the inode of the other end
-    numbers: list[int] = dataclasses.field(default_factory=list)  # of requests that were read and not answered
-    taken: bool = False  # by the driver
-    may_end: bool = False  # the server has been silent, or somebody has ordered it
+    numbers: list[int] = dataclasses.field(default_factory=list)  # of requests that it has read and not answered
+    taken: bool = False  # the driver uses it
+    may_end: bool = False  # the server has been silent, or an order says so
 
     def read(self) -> None:
         with contextlib.suppress(OSError):
@@ -91,7 +91,7 @@ class Accepted:
 
 
 class Server:
-    """`slow` reads nothing for a while, as one that is at a long write; `silent_since` is when its link was cut."""
+    """`slow` reads nothing for a while, as if busy with a long write; `silent_since` is when its link was cut."""
 
     def __init__(self) -> None:
         self.lives, self.slow, self.silent_since = True, False, math.inf
@@ -119,7 +119,7 @@ class Server:
                 one.sock.close()
 
     def answer(self) -> None:
-        """All that it has read."""
+        """Answers all requests that it has read."""
         self.read()
         for one in self.accepted if self.reads else ():
             for number in one.numbers:
@@ -140,7 +140,7 @@ class Server:
 
 
 class ModelLink(Link):
-    """TCP's view of a link that is cut, which a pair of Unix sockets cannot have."""
+    """Adds TCP's view of a cut link, which a pair of Unix sockets does not have."""
 
     def __init__(self, world: World, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -161,9 +161,9 @@ class World(ExitStack):
         self.clock = Clock(self)
         self.servers = {HOME: Server(), AWAY: Server()}
         self.driver = Driver(self, self._show, on_loss, 3.0 if connections == 1 else io_timeout)
-        self.kills_in = math.inf  # what happens before the monitor is killed
+        self.kills_in = math.inf  # events before the monitor is killed
         self.quick = False  # servers answer all the time, also while the monitor hands over
-        self._pauses = 0  # that are left in this step
+        self._pauses = 0  # pauses left in this step
         self._meanwhile: Callable[[], object] | None = None
         self._heard = False  # the driver has announced that a connection is dead
         self.moved = False
@@ -199,7 +199,7 @@ class World(ExitStack):
         ):
             self.enter_context(mock.patch.object(owner, name, value))
 
-    # -- what the driver is told of ------------------------------------------------------------------------------
+    # -- orders to the driver ------------------------------------------------------------------------------------
 
     @property
     def now(self) -> float:
@@ -222,7 +222,7 @@ class World(ExitStack):
         self._heard = True
 
     def taken(self, number: int) -> bool:
-        """Of a socket that is no scout's: one of those that the driver had before must have ended."""
+        """Of a socket that is not a scout's: one of the driver's earlier ones must have ended."""
         server, fresh = self._accepted(number)
         if fresh is None:
             return False
@@ -245,7 +245,7 @@ class World(ExitStack):
     def server_of(self, number: int) -> Server | None:
         return self._accepted(number)[0]
 
-    # -- what happens ----------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
         request = self.driver.request
@@ -268,7 +268,7 @@ class World(ExitStack):
             server.size = self.watch._recorded.record.new_size or self.watch._recorded.record.size
 
     def check(self) -> None:
-        """Nothing has ended that nobody had a reason to end. Before the servers notice that."""
+        """No connection has ended without a reason. To be called before the servers notice an end."""
         for server in self.servers.values():
             for one in server.accepted:
                 if one.taken and not one.may_end and has_ended(one.sock):
@@ -333,7 +333,7 @@ class World(ExitStack):
         return self._pauses > 0
 
     def step(self, pauses: int = 2) -> None:
-        """What the monitor does when the kernel has told it of something, or its second has passed."""
+        """The monitor's work when the kernel has told it of something, or its second has passed."""
 
         def once() -> None:
             self._pauses = pauses
@@ -378,7 +378,7 @@ class World(ExitStack):
         return True
 
     def monitor_dies(self) -> None:
-        """Signal 9; another one begins with what is written down."""
+        """Signal 9; another one begins with the records."""
         self.kills_in = math.inf
         self.driver.watched_since = self.now
         self.watch._links.close()

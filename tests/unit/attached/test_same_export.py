@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a server still shows what is attached: every reason to refuse it, and what makes no difference. No I/O."""
+"""Whether a server still announces the attached export: each reason to refuse it, and harmless differences."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ exports = st.builds(
 
 @given(exports, st.booleans(), st.none() | st.sampled_from([512, 4096]))
 def test_the_same_server_always_fits(export: Export, read_only: bool, block_size: int | None) -> None:
-    """Whatever was attached, and however: a server that was only restarted is accepted."""
+    """For every attachment: a server that was only restarted is accepted."""
     try:
         shape = plan("nbd://db1", export, read_only, block_size)
     except NbdattachError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is remembered in /run/nbdattach, on a /run and a /sys of our own: a help where it fits, nothing where not."""
+"""The records in /run/nbdattach, on a /run and a /sys of our own: used if they fit, ignored if not."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ MISTYPED: dict[str, list[object]] = {
 
 @pytest.mark.parametrize("name", MISTYPED)
 def test_a_state_file_with_a_field_of_a_wrong_type_hides_no_device(host: Host, name: str) -> None:
-    """Neither its own nor another one: status goes by what the kernel says."""
+    """Neither its own nor another one, because status relies on the kernel."""
     host.attach(NBD0)
     host.attach(NBD1)
     state.save(NBD1, BARE)
@@ -160,7 +160,7 @@ def test_a_file_of_a_thousand_brackets_is_no_state(host: Host, name: str) -> Non
 
 @pytest.mark.parametrize("trust", [{"colour": "blue"}, {"verify": "no"}, {"ca": True}])
 def test_trust_that_is_not_understood_is_not_taken_for_another(trust: state.Trust) -> None:
-    with pytest.raises(Malformed, match="unknown options of TLS are remembered"):
+    with pytest.raises(Malformed, match="its record has unknown TLS options"):
         state.place_of("nbds://db1", trust)
 
 
@@ -316,8 +316,8 @@ def test_a_stopped_command_does_not_keep_the_next_one_waiting_for_ever(host: Hos
         with alarm(60), pytest.raises(DeviceInUse) as caught, lock():
             pass
         assert caught.value.thing == thing
-        assert caught.value.cause == f"process {pid} ({procfs.name_of(pid)}) is at work on it, and is stopped"
-        assert caught.value.hint == f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
+        assert caught.value.cause == f"process {pid} ({procfs.name_of(pid)}) is working on it, but is stopped"
+        assert caught.value.hint == f"kill -CONT {pid} lets it continue, kill -KILL {pid} ends it"
         os.kill(pid, signal.SIGCONT)
         with alarm(60), lock():
             pass
@@ -332,7 +332,7 @@ def test_a_command_that_hangs_does_not_keep_the_next_one_waiting_for_ever(
     monkeypatch.setattr(procfs, "stopped", lambda _: False)
     with held_by_another(lock) as pid, alarm(60), pytest.raises(DeviceInUse) as caught, lock():
         pass
-    assert caught.value.cause == f"process {pid} ({procfs.name_of(os.getpid())}) has been at work on it for 0.1 s"
+    assert caught.value.cause == f"process {pid} ({procfs.name_of(os.getpid())}) has been working on it for 0.1 s"
     assert caught.value.hint == f"kill {pid} ends it"
 
 
@@ -367,7 +367,7 @@ def test_two_threads_of_one_program_exclude_each_other(host: Host) -> None:
 
 
 def test_whether_a_monitor_lives_can_be_asked_without_taking_its_lock(host: Host) -> None:
-    """Else a monitor that starts at that moment would be told that there is one."""
+    """Otherwise a monitor that starts at that moment would find that one runs."""
     assert not state.monitor_lives()
     with state.monitor_lock() as alone:
         assert alone
@@ -376,7 +376,7 @@ def test_whether_a_monitor_lives_can_be_asked_without_taking_its_lock(host: Host
 
 
 def test_a_monitor_lives_for_whoever_asks(host: Host) -> None:
-    """OFD locks are no process's: the kernel names no pid, but tells that it is held."""
+    """OFD locks belong to no process: the kernel names no pid, but shows that it is held."""
     with state.monitor_lock():
         pid = os.fork()
         if not pid:
@@ -390,7 +390,7 @@ def test_no_other_lock_is_taken_for_a_monitor(host: Host, held: str) -> None:
         assert not state.monitor_lives()
 
 
-# -- what a flush could not write --------------------------------------------------------------------------------------
+# -- data that a flush could not write ---------------------------------------------------------------------------------
 
 
 def test_a_flush_that_failed_is_remembered_for_that_attachment_only(host: Host) -> None:

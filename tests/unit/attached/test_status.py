@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is attached where: the kernel's word, and what the monitor adds to it. On a /run and a /sys of our own."""
+"""Status: the kernel's view, and the monitor's additions to it. On a /run and a /sys of our own."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What both backends have in common: the kernel's name for a tag, and the limits of the queue. On a /sys of our own."""
+"""The common part of both backends: the kernel's name for a tag, and the limits of the queue. On a /sys of our own."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_identifiers_fit_into_a_page_and_tell_tags_apart(one: str, other: str, t
     ("asked", "whole"), [(0.0, 0), (0.001, 1), (0.5, 1), (1.0, 1), (1.001, 2), (90.0, 90), (31_536_000.0, 31_536_000)]
 )
 def test_a_short_limit_does_not_become_none(asked: float, whole: int) -> None:
-    """0 is no limit at all to the kernel, which counts whole seconds."""
+    """0 means no limit to the kernel, which counts whole seconds."""
     assert Wishes(io_timeout=asked).whole_io_timeout == whole
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the netlink backend makes of an answer that it does not get; the kernel's own answers are in the guest tests."""
+"""The netlink backend without an answer of the kernel; the kernel's own answers are in the guest tests."""
 
 from __future__ import annotations
 

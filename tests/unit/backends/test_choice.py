@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which backend attaches: every combination of what is asked for and what this machine has."""
+"""The choice of a backend: every combination of the options and of this machine's abilities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_WAIT = "the ioctl backend cannot wait for a server: the kernel ends its attac
 
 
 def attach_by_netlink() -> None:
-    """Stands for by_netlink.attach, whose import needs pyroute2."""
+    """Stands for by_netlink.attach, because importing that needs pyroute2."""
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_ioctl_that_is_asked_to_wait_is_refused(
     with pytest.raises(KernelRefused) as caught:
         choice.choose(Wishes(backend="ioctl", on_loss=on_loss))
     assert str(caught.value) == f"--on-loss: {NO_WAIT}"
-    assert caught.value.hint == "--backend netlink can; with ioctl it is --on-loss fail"
+    assert caught.value.hint == "use --backend netlink, or --on-loss fail"
 
 
-# -- why there is no netlink -------------------------------------------------------------------------------------------
+# -- reasons for no netlink --------------------------------------------------------------------------------------------
 
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_missing_family_is_named(monkeypatch: pytest.MonkeyPatch, number: int, c
     reason = choice.why_no_netlink()
     assert str(reason) == f"netlink backend: {cause}"
     assert reason is not None
-    assert reason.hint == "--backend ioctl does without"
+    assert reason.hint == "use --backend ioctl"
 
 
 def test_where_the_family_opens_there_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_where_the_family_opens_there_is_no_reason(monkeypatch: pytest.MonkeyPat
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, family: object) -> None:
-    """pyroute2 is installed, and this is what becomes of opening the family."""
+    """pyroute2 is installed, and opening the family has this result."""
     module = ModuleType("nbdattach.kernel.netlink")
     module.Family = family  # type: ignore[attr-defined]
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
@@ -156,10 +156,10 @@ def test_several_connections_are_had_where_nothing_is_sent_again_unasked(wishes:
 
 
 def test_several_connections_without_a_time_for_requests_are_one_and_the_reason_is_said() -> None:
-    """The driver would send what is slow a second time, over another connection, and the first may still be done."""
+    """The driver would send a slow request again over another connection, and the server may still do the first."""
     wishes, (note,) = choice.no_less_safe_than_one(Wishes(connections=4))
     assert wishes == Wishes(connections=1)
-    assert note.startswith("one connection is what you get") and "--io-timeout SEC" in note
+    assert note.startswith("only one connection is made") and "--io-timeout SEC" in note
 
 
 @pytest.mark.parametrize("connections", [0, 1])

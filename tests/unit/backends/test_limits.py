@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From an export and the user's wishes to what the kernel is told: every branch of the arithmetic. No I/O."""
+"""From an export and the user's wishes to the kernel's settings: every branch of the arithmetic. No I/O."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_size_that_the_kernel_cannot_hold_is_e2big(size: int) -> None:
     error = refused(export(size))
     assert type(error) is KernelRefused
     assert str(error) == f"{THING}: an export of {size} bytes: Argument list too long (E2BIG)"
-    assert error.hint == "the kernel holds at most 9223372036854775807 bytes"
+    assert error.hint == "the kernel supports at most 9223372036854775807 bytes"
     assert error.exit_code == 6
 
 
@@ -99,8 +99,8 @@ def test_block_size_is_the_servers_minimum_and_at_least_a_sector(minimum: int, b
 def test_minimum_over_a_page_is_refused_whatever_is_wished(minimum: int, block_size: int | None) -> None:
     error = refused(export(sizes=(minimum, 65536, 65536)), block_size)
     assert type(error) is KernelRefused
-    assert str(error) == f"{THING}: the server's minimum block size is {minimum}, the kernel takes at most 4096"
-    assert error.hint == "a server with a smaller minimum is needed"
+    assert str(error) == f"{THING}: the server's minimum block size is {minimum}, but the kernel accepts at most 4096"
+    assert error.hint == "use a server with a smaller minimum"
     assert error.exit_code == 6
 
 
@@ -117,8 +117,8 @@ def test_wished_block_size_is_taken(wanted: int, sizes: tuple[int, int, int] | N
 def test_block_size_that_the_kernel_does_not_take_is_malformed(wanted: int) -> None:
     error = refused(export(sizes=(1, 4096, 65536)), wanted)
     assert type(error) is Malformed
-    assert str(error) == f"--block-size {wanted}: not a block size the kernel takes"
-    assert error.hint == "one of 512, 1024, 2048, 4096"
+    assert str(error) == f"--block-size {wanted}: not a block size that the kernel accepts"
+    assert error.hint == "use one of 512, 1024, 2048, 4096"
     assert error.exit_code == 2
 
 
@@ -126,8 +126,8 @@ def test_block_size_that_the_kernel_does_not_take_is_malformed(wanted: int) -> N
 def test_block_size_below_the_servers_minimum_is_malformed(wanted: int, minimum: int) -> None:
     error = refused(export(sizes=(minimum, 4096, 65536)), wanted)
     assert type(error) is Malformed
-    assert str(error) == f"--block-size {wanted}: {THING} takes no less than {minimum}"
-    assert error.hint == f"leave it out, or say {minimum}"
+    assert str(error) == f"--block-size {wanted}: {THING} requires at least {minimum}"
+    assert error.hint == f"leave it out, or use {minimum}"
     assert error.exit_code == 2
 
 
@@ -162,14 +162,14 @@ def test_largest_request_is_whole_pages_within_the_servers_maximum(maximum: int,
 def test_maximum_below_a_page_is_refused(minimum: int, maximum: int) -> None:
     error = refused(export(sizes=(minimum, minimum, maximum)))
     assert type(error) is KernelRefused
-    cause = f"the server takes at most {maximum} bytes a request, the kernel sends at least 4096"
+    cause = f"the server accepts only {maximum} bytes per request, the kernel sends at least 4096"
     assert str(error) == f"{THING}: {cause}"
-    assert error.hint == "a server with a larger maximum is needed"
+    assert error.hint == "use a server with a larger maximum"
     assert error.exit_code == 6
 
 
 def test_server_of_4096_to_65536_is_served_within_its_limits() -> None:
-    """The one that gives EIO to clients at their default of 512, and to reads of 1 MiB."""
+    """The server that gives EIO to clients at their default of 512, and to reads of 1 MiB."""
     assert plan(THING, export(sizes=(4096, 65536, 65536))) == Geometry(256, 4096, 0, 64, FLAGS)
 
 

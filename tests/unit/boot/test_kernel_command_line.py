@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's command line: what Debian's nbd-client and dracut read there, and what cannot be meant."""
+"""The kernel's command line: the words that Debian's nbd-client and dracut read there, and invalid ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_root_elsewhere_is_left_alone(line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "uri", "device", "node"),
     [
-        # A URI, with the root where the kernel is told, or on the device itself.
+        # A URI, with the root in the kernel's own option, or on the device itself.
         ("root=/dev/nbd0 nbdroot=nbd://db1/disk", "nbd://db1/disk", "nbd0", ""),
         ("root=/dev/nbd3p2 nbdroot=nbd://db1/disk", "nbd://db1/disk", "nbd3", ""),
         ("root=UUID=12-34 nbdroot=nbds://db1:10810/a,b", "nbds://db1:10810/a,b", "nbd0", ""),
@@ -105,15 +105,15 @@ def test_of_two_the_last_one_counts() -> None:
     [
         ("nbdroot=db1,disk,sda", "'sda': not an nbd device"),
         ("nbdroot=db1,a,b,nbd0", "nbdroot=db1,a,b,nbd0: more than HOST,EXPORT,DEVICE"),
-        ("nbdroot=,disk,nbd0", "nbdroot: no server in it, and DHCP named none"),
-        ("nbdroot=dhcp", "nbdroot: no server in it, and DHCP named none"),
+        ("nbdroot=,disk,nbd0", "nbdroot: it names no server, and neither does DHCP"),
+        ("nbdroot=dhcp", "nbdroot: it names no server, and neither does DHCP"),
         (
             "nbdroot=nbd://db1 nbdopts=backend=ioctl",
-            "nbdopts: backend ioctl needs a process, and none of the initramfs stays",
+            "nbdopts: backend ioctl needs a process, but all processes of the initramfs end",
         ),
         (
             "nbdroot=nbds://db1 nbdopts=tls-transport=relay",
-            "nbdopts: tls-transport relay needs a process, and none of the initramfs stays",
+            "nbdopts: tls-transport relay needs a process, but all processes of the initramfs end",
         ),
         ("root=nbd:db1", "root=nbd:db1: neither a URI nor nbd:HOST:EXPORT"),
         ("root=nbds:db1:disk", "root=nbds:db1:disk: neither a URI nor nbd:HOST:EXPORT"),
@@ -136,11 +136,11 @@ ESCAPES = [
 @pytest.mark.parametrize("told", ESCAPES)
 @pytest.mark.parametrize("name", ["ROOTPATH", "ROOTSERVER"])
 def test_dhcp_cannot_take_options_away(name: str, told: str) -> None:
-    """A blank and a # in the root path made a comment of `nbdopts=tls-ca=...`: without TLS, anybody is the server."""
+    """A blank and a # in the root path made a comment of `nbdopts=tls-ca=...`: without TLS, anyone is the server."""
     line = "nbdroot=dhcp" if name == "ROOTPATH" else "nbdroot=,disk,nbd0"
     with pytest.raises(Malformed) as caught:
         root(f"{line} nbdopts=tls-ca=/etc/ca.pem", **{**DHCP, name: told})
-    assert caught.value.cause == "has a blank, # or control character in it"
+    assert caught.value.cause == "contains a blank, # or a control character"
     assert caught.value.thing == f"{name} of DHCP: {quoted(told)}"
     assert caught.value.thing.isprintable()
 
@@ -149,7 +149,7 @@ def test_dhcp_cannot_take_options_away(name: str, told: str) -> None:
     "line", ["nbdroot=db1,#disk,nbd0", "root=nbd:db1:#disk", "nbdroot=#", "root=/dev/nbd0 nbddev=#"]
 )
 def test_a_comment_in_the_kernels_line_is_a_mistake(line: str) -> None:
-    with pytest.raises(Malformed, match="has a blank, # or control character in it"):
+    with pytest.raises(Malformed, match="contains a blank, # or a control character"):
         root(f"{line} nbdopts=tls-ca=/etc/ca.pem", **DHCP)
 
 

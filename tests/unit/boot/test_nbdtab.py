@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The text of a table: what its lines mean, and where its mistakes are."""
+"""The text of a table: the meaning of its lines, and the places of its mistakes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mistakes(text: str) -> list[str]:
     return [str(mistake.error) for mistake in parse(text, "nbdtab").mistakes]
 
 
-# -- what lines mean ---------------------------------------------------------------------------------------------------
+# -- the meaning of lines ----------------------------------------------------------------------------------------------
 
 LOCAL = Target("db1", export="disk")
 
@@ -153,7 +153,7 @@ def test_the_same_target_at_two_devices_is_no_mistake() -> None:
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 LINE = "a line is DEVICE HOST EXPORT [OPTION,...]"
-OPTIONS = "nbdtab(5) tells the options"
+OPTIONS = "see nbdtab(5) for the options"
 IN_URI = "if it is the export, write it in a URI: nbd://HOST/EXPORT"
 NO_SECONDS = "is not a number of seconds from {} up"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
@@ -164,7 +164,7 @@ MALFORMED: list[tuple[str, int, str, str]] = [
     ("nbd2", 5, "no host", LINE),
     ("nbd2 ", 6, "no host", LINE),
     ("nbd2 # db1 disk", 16, "no host", LINE),
-    ("nbd2 db1", 9, "no export", f"{LINE}; a URI has the export in it: nbd://HOST/EXPORT"),
+    ("nbd2 db1", 9, "no export", f"{LINE}; or name the export in a URI: nbd://HOST/EXPORT"),
     ("nbd2 db1 disk swap persist", 20, "a fifth field", f"{LINE}; no blanks between options"),
     ("nbd2 db1 disk bs=512, conns=2", 23, "a fifth field", f"{LINE}; no blanks between options"),
     ("sda db1 disk", 1, "'sda': not an nbd device", A_DEVICE),
@@ -189,11 +189,11 @@ MALFORMED: list[tuple[str, int, str, str]] = [
     ("nbd2 db1 disk port=65536", 15, "not a port: '65536'", "a port is a number from 1 to 65535"),
     ("nbd2 db1 disk port=nbd", 15, "not a port: 'nbd'", "a port is a number from 1 to 65535"),
     ("nbd2 db1 disk port", 15, "option port without a value", "write port=VALUE"),
-    ("nbd2 db1:1 disk port=1", 17, "a second port: 'db1:1' has one", "leave out one"),
-    ("nbd2 [::1]:1 disk port=1", 19, "a second port: '[::1]:1' has one", "leave out one"),
-    ("nbd2 nbd://db1/disk - port=1", 23, "option port does not go with a URI", "the URI says it"),
-    ("nbd2 nbd://db1/disk - unix", 23, "option unix does not go with a URI", "the URI says it"),
-    ("nbd2 nbd://db1/disk swap", 21, "a second export: the URI names 'disk'", "write - in its place"),
+    ("nbd2 db1:1 disk port=1", 17, "a second port: 'db1:1' has one already", "leave out one"),
+    ("nbd2 [::1]:1 disk port=1", 19, "a second port: '[::1]:1' has one already", "leave out one"),
+    ("nbd2 nbd://db1/disk - port=1", 23, "option port cannot be combined with a URI", "write it in the URI"),
+    ("nbd2 nbd://db1/disk - unix", 23, "option unix cannot be combined with a URI", "write it in the URI"),
+    ("nbd2 nbd://db1/disk swap", 21, "a second export: the URI names 'disk'", "write - instead"),
     ("nbd2 nbd://db1/disk - swap x", 28, "a fifth field", f"{LINE}; no blanks between options"),
     ("nbd2 http://db1 disk", 6, "'http://db1': unknown scheme 'http'", "one of: nbd, nbds, nbd+unix, nbds+unix"),
     (
@@ -203,49 +203,49 @@ MALFORMED: list[tuple[str, int, str, str]] = [
         "known parameters: socket, tls-certificates, tls-hostname, tls-psk-file",
     ),
     ("nbd2 nbd://db1/a%2", 6, "'nbd://db1/a%2': a % that is not followed by two hexadecimal digits", "write % as %25"),
-    ("nbd2 nbd+unix:///disk?socket=run/s", 23, "parameter socket: no absolute path", "it begins with /"),
+    ("nbd2 nbd+unix:///disk?socket=run/s", 23, "parameter socket: not an absolute path", "it begins with /"),
     (
         "nbd2 nbds://db1/disk?tls-hostname=a&tls-certificates=pki",
         37,
-        "parameter tls-certificates: no absolute path",
+        "parameter tls-certificates: not an absolute path",
         "it begins with /",
     ),
-    ("nbd2 run/nbd.sock disk unix", 6, "'run/nbd.sock' is no absolute path of a socket", "it begins with /"),
-    ("nbd2 /run/nbd.sock disk unix,port=1", 30, "a port of a Unix socket", "leave it out"),
+    ("nbd2 run/nbd.sock disk unix", 6, "'run/nbd.sock' is not the absolute path of a socket", "it begins with /"),
+    ("nbd2 /run/nbd.sock disk unix,port=1", 30, "a Unix socket has no port", "leave it out"),
     (f"nbd2 /{'x' * 107} disk", 6, f"'/{'x' * 107}': the socket's path is longer than 107 bytes", "use a shorter one"),
-    (f"nbd2 db1 {'x' * 4097}", 10, "the export name is longer than 4096 bytes", "no NBD server takes a longer one"),
-    ("nbd2 db1 swap,persist", 10, "'swap,persist' looks like options, where the export goes", IN_URI),
-    ("nbd2 db1 bs=4096", 10, "'bs=4096' looks like options, where the export goes", IN_URI),
-    ("nbd2 db1 dis\x01k", 13, r"a character that nobody can see: '\x01'", "write %XX in a URI"),
-    ("nbd2 db1 di\x0bsk", 12, r"a character that nobody can see: '\x0b'", "write %XX in a URI"),
-    ("nbd2 db1\u00a0disk", 9, r"a character that nobody can see: '\xa0'", "write %XX in a URI"),
-    ("\ufeffnbd2 db1 disk", 1, r"a character that nobody can see: '\ufeff'", "write %XX in a URI"),
-    ("nbd2 db1 disk swap,\x1b[2J", 20, r"a character that nobody can see: '\x1b'", "write %XX in a URI"),
+    (f"nbd2 db1 {'x' * 4097}", 10, "the export name is longer than 4096 bytes", "no NBD server accepts a longer one"),
+    ("nbd2 db1 swap,persist", 10, "'swap,persist' looks like options, but this field is the export", IN_URI),
+    ("nbd2 db1 bs=4096", 10, "'bs=4096' looks like options, but this field is the export", IN_URI),
+    ("nbd2 db1 dis\x01k", 13, r"an invisible character: '\x01'", "write %XX in a URI"),
+    ("nbd2 db1 di\x0bsk", 12, r"an invisible character: '\x0b'", "write %XX in a URI"),
+    ("nbd2 db1\u00a0disk", 9, r"an invisible character: '\xa0'", "write %XX in a URI"),
+    ("\ufeffnbd2 db1 disk", 1, r"an invisible character: '\ufeff'", "write %XX in a URI"),
+    ("nbd2 db1 disk swap,\x1b[2J", 20, r"an invisible character: '\x1b'", "write %XX in a URI"),
     ("nbd2 db1 disk frob", 15, "unknown option 'frob'", f"{OPTIONS}; _NAME is ignored"),
     ("nbd2 db1 disk swap,Persist", 20, "unknown option 'Persist'", f"{OPTIONS}; _NAME is ignored"),
     ("nbd2 db1 disk readonly", 15, "unknown option 'readonly'", f"{OPTIONS}; _NAME is ignored"),
     ("nbd2 db1 disk foreground", 15, "unknown option 'foreground'", f"{OPTIONS}; _NAME is ignored"),
     ("nbd2 db1 disk -swap", 15, "unknown option '-swap'", f"{OPTIONS}; _NAME is ignored"),
-    ("nbd2 db1 disk export=x", 15, "the export is no option", "it is the third field"),
+    ("nbd2 db1 disk export=x", 15, "the export is not an option", "it is the third field"),
     ("nbd2 db1 disk sdp", 15, "the Socket Direct Protocol is not supported", "leave it out for TCP"),
-    ("nbd2 db1 disk swap,,tls", 20, "an option without a name", "options are separated by one comma each"),
-    ("nbd2 db1 disk swap,", 20, "an option without a name", "options are separated by one comma each"),
-    ("nbd2 db1 disk ,swap", 15, "an option without a name", "options are separated by one comma each"),
-    ("nbd2 db1 disk =1", 15, "an option without a name", "options are separated by one comma each"),
+    ("nbd2 db1 disk swap,,tls", 20, "an option without a name", "separate options by one comma"),
+    ("nbd2 db1 disk swap,", 20, "an option without a name", "separate options by one comma"),
+    ("nbd2 db1 disk ,swap", 15, "an option without a name", "separate options by one comma"),
+    ("nbd2 db1 disk =1", 15, "an option without a name", "separate options by one comma"),
     ("nbd2 db1 disk bs", 15, "option bs without a value", "write bs=VALUE"),
     ("nbd2 db1 disk bs=", 15, "option bs without a value", "write bs=VALUE"),
     ("nbd2 db1 disk swap=1", 15, "option swap takes no value", "write swap"),
     ("nbd2 db1 disk _a,persist=", 18, "option persist takes no value", "write persist"),
-    ("nbd2 db1 disk bs=4096,bs=512", 23, "option bs twice", "leave out one"),
-    ("nbd2 db1 disk swap,swap", 20, "option swap twice", "leave out one"),
-    ("nbd2 db1 disk bs=512,block-size=512", 22, "option block-size says the same as bs at column 15", "leave out one"),
+    ("nbd2 db1 disk bs=4096,bs=512", 23, "option bs is given twice", "leave out one"),
+    ("nbd2 db1 disk swap,swap", 20, "option swap is given twice", "leave out one"),
+    ("nbd2 db1 disk bs=512,block-size=512", 22, "option block-size means the same as bs at column 15", "leave out one"),
     (
         "nbd2 db1 disk on-loss=fail,dead-timeout=3",
         28,
-        "option dead-timeout says the same as on-loss at column 15",
+        "option dead-timeout means the same as on-loss at column 15",
         "leave out one",
     ),
-    ("nbd2 db1 disk bs=1000", 15, "option bs: '1000' is none of 512, 1024, 2048, 4096", OPTIONS),
+    ("nbd2 db1 disk bs=1000", 15, "option bs: '1000' is not one of 512, 1024, 2048, 4096", OPTIONS),
     ("nbd2 db1 disk bs=4k", 15, "option bs: '4k' is not a number from 1 up", OPTIONS),
     ("nbd2 db1 disk bs=-512", 15, "option bs: '-512' is not a number from 1 up", OPTIONS),
     ("nbd2 db1 disk bs=٤٠٩٦", 15, "option bs: '٤٠٩٦' is not a number from 1 up", OPTIONS),
@@ -253,7 +253,7 @@ MALFORMED: list[tuple[str, int, str, str]] = [
         "nbd2 db1 disk bs=4096#c",
         15,
         "option bs: '4096#c' is not a number from 1 up",
-        "before the # of a comment goes a blank",
+        "write a blank before the # of a comment",
     ),
     ("nbd2 db1 disk conns=0", 15, "option conns: '0' is neither auto nor a number from 1 to 64", OPTIONS),
     ("nbd2 db1 disk conns=65", 15, "option conns: '65' is neither auto nor a number from 1 to 64", OPTIONS),
@@ -262,27 +262,27 @@ MALFORMED: list[tuple[str, int, str, str]] = [
     ("nbd2 db1 disk dead-peer=0", 15, f"option dead-peer: '0' {NO_SECONDS.format(1)}", OPTIONS),
     ("nbd2 db1 disk connect-timeout=0", 15, f"option connect-timeout: '0' {NO_SECONDS.format(0.001)}", OPTIONS),
     ("nbd2 db1 disk retry-for=31536001", 15, "option retry-for: '31536001' is more than a year", OPTIONS),
-    ("nbd2 db1 disk on-loss=maybe", 15, "option on-loss: 'maybe' is none of wait, wait:SEC and fail", OPTIONS),
-    ("nbd2 db1 disk backend=magic", 15, "option backend: 'magic' is none of auto, netlink, ioctl", OPTIONS),
-    ("nbd2 db1 disk tls-transport=air", 15, "option tls-transport: 'air' is none of auto, kernel, relay", OPTIONS),
+    ("nbd2 db1 disk on-loss=maybe", 15, "option on-loss: 'maybe' is not one of wait, wait:SEC, fail", OPTIONS),
+    ("nbd2 db1 disk backend=magic", 15, "option backend: 'magic' is not one of auto, netlink, ioctl", OPTIONS),
+    ("nbd2 db1 disk tls-transport=air", 15, "option tls-transport: 'air' is not one of auto, kernel, relay", OPTIONS),
     ("nbd2 db1 disk expect-size=1G", 15, "option expect-size: '1G' is not a number from 0 up", OPTIONS),
-    ("nbd2 db1 disk preinit", 15, "option preinit needs size=BYTES", "the server does not tell it"),
-    ("nbd2 db1 disk size=512", 15, "option size goes only with no-handshake", "else the server tells the size"),
+    ("nbd2 db1 disk preinit", 15, "option preinit needs size=BYTES", "the server does not announce the size then"),
+    ("nbd2 db1 disk size=512", 15, "option size needs no-handshake", "otherwise the server announces the size"),
     ("nbd2 db1 disk preinit,size=0", 23, "option size: '0' is not a number from 1 up", OPTIONS),
-    ("nbd2 db1 disk tls-ca=ca.pem", 15, "option tls-ca: 'ca.pem' is no absolute path", OPTIONS),
+    ("nbd2 db1 disk tls-ca=ca.pem", 15, "option tls-ca: 'ca.pem' is not an absolute path", OPTIONS),
     ("nbd2 db1 disk tls,keyfile=/k", 19, "tls-key: a key without its certificate", "give tls-cert FILE, too"),
     (
         "nbd2 db1 disk tls-ca=/a,tls-psk=/p",
         25,
-        "tls-psk: a pre-shared key goes with no certificates",
+        "tls-psk: a pre-shared key cannot be combined with certificates",
         "give one or the other",
     ),
-    (f"nbd2 db1 disk swap,tag={'x' * 256}", 20, "tag: longer than 255 bytes", "a shorter name does as well"),
+    (f"nbd2 db1 disk swap,tag={'x' * 256}", 20, "tag: longer than 255 bytes", "use a shorter name"),
     (
         "nbd2 db1 disk swap,tag=\udcff",
         20,
-        r"tag: '\udcff' has characters that no name should have",
-        "letters and digits do",
+        r"tag: '\udcff' contains unprintable characters, or blanks at its ends",
+        "use letters and digits",
     ),
     ("nbd2 db1 disk tag=t", 15, "the tag 't' is in line 2 already", "leave out one"),
 ]
@@ -309,9 +309,9 @@ def test_all_mistakes_of_all_lines_are_told() -> None:
     text = "nbd0 db_? disk frob,bs=1,tag=\udcff\nnbd1 db1 disk\nnbd2\n\nnbd1 db1 x unix=1\n"
     assert mistakes(text) == [
         "nbdtab:1:16: unknown option 'frob'",
-        "nbdtab:1:21: option bs: '1' is none of 512, 1024, 2048, 4096",
+        "nbdtab:1:21: option bs: '1' is not one of 512, 1024, 2048, 4096",
         "nbdtab:1:6: 'db_?': not a host name",
-        r"nbdtab:1:26: tag: '\udcff' has characters that no name should have",
+        r"nbdtab:1:26: tag: '\udcff' contains unprintable characters, or blanks at its ends",
         "nbdtab:3:5: no host",
         "nbdtab:5:1: nbd1 is in line 2 already",
     ]
@@ -332,7 +332,7 @@ def test_file_name_cannot_write_on_the_terminal() -> None:
 # -- the same as connect -----------------------------------------------------------------------------------------------
 
 NOT_IN_A_TABLE = {"export", "foreground", "json", "debug"}
-# Values of each option that has one, on both sides of what it takes.
+# Values of each option that has one, valid ones and invalid ones.
 VALUES = {
     "block-size": ["512", "4096"],
     "connections": ["auto", "1", "64", "0", "65", "", "x"],
@@ -362,7 +362,7 @@ def long_names() -> set[str]:
 
 
 def connected(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> tuple[Target, Wishes] | None:
-    """What connect would attach with these options; None where it refuses them."""
+    """The result of connect with these options; None if it refuses them."""
     asked: list[tuple[Target, Wishes]] = []
 
     def attach(target: Target, _device: Device | None, wishes: Wishes, _trace: object) -> None:
@@ -398,7 +398,7 @@ def test_options_mean_what_connect_means(monkeypatch: pytest.MonkeyPatch, option
     assert found == connected(monkeypatch, arguments)
 
 
-# -- whatever it is ----------------------------------------------------------------------------------------------------
+# -- any text ----------------------------------------------------------------------------------------------------------
 
 WORDS = """
 nbd0 nbd1 /dev/nbd1 nbd99999999 db1 db1:1 ::1 [::1] /s nbd://db1/d nbds://h nbd+unix:///?socket=/s disk - # = , _x é
@@ -449,7 +449,7 @@ def refused(path: Path) -> Malformed:
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     error = refused(tmp_path / "nbdtab")
     assert str(error) == f"{tmp_path}/nbdtab: cannot be read: No such file or directory"
-    assert error.hint == "nbdtab(5) tells what to write there"
+    assert error.hint == "nbdtab(5) describes its format"
     assert str(refused(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The root file system from an initramfs: what that is told, whom it trusts, and what has to be in it."""
+"""The root file system from an initramfs: its messages, its trusted authorities, and its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nbdattach.protocol.target import Target
 
 
 class Kernel:
-    """Attaches whatever is asked for."""
+    """Attaches every target."""
 
     def __init__(self) -> None:
         self.targets: list[Target] = []
@@ -77,7 +77,7 @@ def test_it_boots_without_anybody_who_stands_in(
     booted(tmp_path, "root=nbd://db1")
     out, err = capsys.readouterr()
     assert out == "ROOT=/dev/nbd0\nNBDATTACH_DEVICE=/dev/nbd0\n"
-    assert "nobody connects again before the real monitor runs: monitor: no memory" in err
+    assert "a lost connection is not made again before the real system's monitor runs: monitor: no memory" in err
 
 
 def test_a_root_elsewhere_is_no_business_of_ours(
@@ -154,7 +154,7 @@ def test_an_initramfs_may_have_words_that_the_kernel_was_not_given(
 
 
 def kernels(folder: Path, answer: str) -> dict[str, str]:
-    """An environment with this code, installed or not, and with a modprobe that says so to everything."""
+    """An environment with this code, installed or not, and with a modprobe that succeeds with everything."""
     (folder / "modprobe").write_text(f"#!/bin/sh\necho {answer}\n")
     (folder / "modprobe").chmod(0o755)
     here = str(Path(nbdattach.__file__).parents[2])

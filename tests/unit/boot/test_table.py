@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`up` and `down` through the front door of the command line, with a fake kernel side."""
+"""`up` and `down` through the command line, with a fake kernel side."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 @pytest.fixture
 def attached(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[int, str, Wishes]]:
-    """What was asked for: device, URI and wishes. All of it comes."""
+    """The requests: device, URI and wishes. All of them succeed."""
     asked: list[tuple[int, str, Wishes]] = []
 
     def attach(target: Target, device: Device, wishes: Wishes, _: object) -> Attached:
@@ -106,7 +106,7 @@ def test_up_all_attaches_every_line_at_the_same_time(
     meeting = threading.Barrier(3)
 
     def attach(_target: Target, device: Device, _wishes: Wishes, _: object) -> Attached:
-        meeting.wait(PARALLEL_SECONDS)  # raises where the others do not come
+        meeting.wait(PARALLEL_SECONDS)  # raises if the others do not come
         return Attached(device, [], 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
@@ -160,7 +160,7 @@ def test_a_line_with_a_mistake_keeps_no_other_from_being_attached(
     capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
 ) -> None:
     file.write_text("nbd0 db1 disk frob\nnbd1 db1 root\n")
-    said = f"nbdattach: {file}:1:15: unknown option 'frob'\n(nbdtab(5) tells the options; _NAME is ignored)\n"
+    said = f"nbdattach: {file}:1:15: unknown option 'frob'\n(see nbdtab(5) for the options; _NAME is ignored)\n"
     assert ran(capsys, "up", "--table", str(file), "--all") == (2, "/dev/nbd1\n", said)
     assert ran(capsys, "up", "--table", str(file), "nbd1") == (0, "/dev/nbd1\n", "")
     assert ran(capsys, "up", "--table", str(file), "nbd0") == (2, "", said)
@@ -186,7 +186,7 @@ def test_a_server_that_is_not_verified_is_told(
     file.write_text("nbd0 db1 disk tls-no-verify\n")
     code, _, err = ran(capsys, "up", "--table", str(file), "--all")
     assert (code, err) == (0, "nbdattach: /dev/nbd0: warning: the server is not verified (--tls-no-verify): "
-                              "whoever is in between reads and changes all data\n")  # fmt: skip
+                              "an attacker on the network path can read and change all data\n")  # fmt: skip
 
 
 def test_check_tells_all_mistakes_and_attaches_nothing(
@@ -201,7 +201,7 @@ def test_check_tells_all_mistakes_and_attaches_nothing(
     said = [line.removeprefix(f"nbdattach: {file}:") for line in err.splitlines() if not line.startswith("(")]
     assert said == [
         "1:15: unknown option 'frob'",
-        "1:20: option bs: '7' is none of 512, 1024, 2048, 4096",
+        "1:20: option bs: '7' is not one of 512, 1024, 2048, 4096",
         "2:5: no host",
         f"nbdattach: /dev/nbd9: no line for it in {file}",
     ]
@@ -237,7 +237,7 @@ def test_ctrl_c_kills_during_the_work_only(
         return Attached(device, [], 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that runs the tests may ignore it
     try:
         assert ran(capsys, "up", "--table", str(file), "nbd0")[0] == 0
         assert during == [signal.SIG_DFL]
@@ -251,7 +251,7 @@ def test_ctrl_c_kills_during_the_work_only(
 
 @pytest.fixture
 def detached(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Identity | None]]:
-    """What was asked for: device, and which attachment is meant. Where there is none, that is said."""
+    """The requests: device and expected attachment. If nothing is attached there, the answer says so."""
     asked: list[tuple[int, Identity | None]] = []
 
     def detach(device: Device, *_: object, only: Identity | None = None, force: bool = False, **__: object) -> str:
@@ -266,7 +266,7 @@ def detached(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Identity | None
 
 
 def holds(host: Host, index: int, target: str, tag: str = "", table: Path | str = "") -> Identity:
-    """Ours, at that device; what is meant by it."""
+    """Attaches ours at that device; returns its identity."""
     host.attach(Device(index), tag=tag or target)
     record = Record(tag or target, target, "", "netlink", 1, "2026-01-02T03:04:05Z", 4711, table=str(table))
     state.save(Device(index), record)
@@ -303,7 +303,7 @@ def test_down_leaves_alone_what_is_neither_from_the_table_nor_what_it_says(
     capsys: Capture, host: Host, file: Path, detached: list[object], target: str, tag: str, cause: str
 ) -> None:
     holds(host, 0, target, tag)
-    hint = "nbdattach disconnect /dev/nbd0 detaches it all the same"
+    hint = "nbdattach disconnect /dev/nbd0 detaches it anyway"
     said = f"nbdattach: /dev/nbd0: {cause.format(file)}\n({hint})\n"
     assert ran(capsys, "down", "--table", str(file), "nbd0") == (7, "", said)
     assert detached == []
@@ -314,7 +314,7 @@ def test_down_leaves_alone_what_another_program_attached(
 ) -> None:
     host.attach(Device(0))
     code, _, err = ran(capsys, "down", "--table", str(file), "nbd0")
-    said = f"/dev/nbd0: holds what another program attached, but {file}:1 says nbd://db1/disk"
+    said = f"/dev/nbd0: holds an attachment of another program, but {file}:1 says nbd://db1/disk"
     assert (code, err.splitlines()[0], detached) == (7, f"nbdattach: {said}", [])
 
 
@@ -346,7 +346,7 @@ def test_down_detaches_what_up_attached_whatever_became_of_the_line(
         file.unlink()
     else:
         file.write_text(text)
-    said = f"nbd://db1/disk is attached there; it was in {file}, which says something else now"
+    said = f"nbd://db1/disk is attached there; its line in {file} was changed or removed since"
     assert ran(capsys, "down", "--table", str(file), "nbd0") == (0, "", f"nbdattach: /dev/nbd0: {said}\n")
     assert detached == [(0, meant)]
 
@@ -370,7 +370,7 @@ def test_down_all_goes_from_the_last_line_to_the_first_after_those_that_are_gone
     assert (code, out) == (0, "")
     assert [index for index, _ in detached] == [5, 1, 0]
     assert err.splitlines() == [
-        f"nbdattach: /dev/nbd5: nbd://db5/gone is attached there; it was in {file}, which says something else now",
+        f"nbdattach: /dev/nbd5: nbd://db5/gone is attached there; its line in {file} was changed or removed since",
         "nbdattach: /dev/nbd2: not attached, nothing to do",
     ]
 

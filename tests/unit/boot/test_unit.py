@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stopping a unit means, by why it is stopped; and the mark that lets a process outlive the last kill."""
+"""Stopping a unit, by the reason for the stop; and the mark that lets a process outlive the last kill."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stuck() -> None:
 
 
 class Host:
-    """Where the device is in use for so many tries to detach it, by these users."""
+    """A machine on which the device is in use for so many tries to detach it, by these users."""
 
     def __init__(self, busy: int, users: Users = Users([MOUNTED])) -> None:  # noqa: B008 - frozen
         self.busy = busy
@@ -86,7 +86,7 @@ def test_unused_it_is_detached_whatever_the_reason(host: Host) -> None:
 def test_restarted_in_use_it_gets_a_new_connection(host: Host) -> None:
     host.restarting = True
     assert host.down() == ""
-    said = "/dev/nbd0: in use, so it stays attached: handed over to a new connection of nbd://db1/disk"
+    said = "/dev/nbd0: in use, so it stays attached: it has a new connection to nbd://db1/disk"
     assert (host.tries, host.said) == (1, [said])
 
 
@@ -96,7 +96,7 @@ def test_restarted_in_use_it_keeps_its_connection_where_there_is_no_other(host: 
 
     host.restarting, host.reconnect = True, refused
     assert host.down() == ""
-    said = "/dev/nbd0: in use, so it stays attached, with the connection that it has: nbd://db1: cannot connect"
+    said = "/dev/nbd0: in use, so it stays attached, with its old connection: nbd://db1: cannot connect"
     assert host.said == [said]
 
 
@@ -104,7 +104,7 @@ def test_at_shutdown_a_mount_is_waited_for(host: Host) -> None:
     host.shutting_down = True
     assert host.down() == ""
     assert host.tries == 4
-    assert host.said == ["/dev/nbd0: in use: mounted at /srv; waiting"]
+    assert host.said == ["/dev/nbd0: in use: mounted at /srv; waiting for its users"]
 
 
 @pytest.mark.parametrize(("user", "limit"), [(MOUNTED, "UNMOUNT_SECONDS"), (HELD, "HOLDER_SECONDS")])
@@ -119,12 +119,12 @@ def test_at_shutdown_the_wait_ends(host: Host, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize(
     ("synced", "said"),
-    [(lambda: None, "what was written so far is on its server"), (stuck, "not all that was written is on its server")],
+    [(lambda: None, "data written so far is on its server"), (stuck, "not all written data is on its server")],
 )
 def test_at_shutdown_what_stays_in_use_is_synced(
     host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, synced: Callable[[], None], said: str
 ) -> None:
-    """Before the network goes. A device whose server is away does not hold that up for ever."""
+    """Before the network is stopped. A device with a server that is away does not delay that for ever."""
 
     def sync() -> None:
         (tmp_path / "synced").touch()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a shell can offer: through click's protocol, as the completion scripts speak it."""
+"""The words that a shell can offer: through click's protocol, as the completion scripts speak it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, host: Host) -> Ask:
-    """Lines of the answer for a command line that ends where the cursor is."""
+    """Lines of the answer for a command line with the cursor at its end."""
 
     def ask(line: str, shell: str = "bash") -> list[str]:
         monkeypatch.setenv("COMP_WORDS", line)
@@ -151,7 +151,7 @@ def test_no_more_words_than_anybody_reads(monkeypatch: pytest.MonkeyPatch, ask: 
 def test_needs_no_root(ask: Ask, host: Host) -> None:
     host.write("nbd0.json", "{}")
     os.chmod(host.run, 0)
-    if os.geteuid() == 0:  # for whom nothing is closed
+    if os.geteuid() == 0:  # root may read everything
         host.run.rename(host.run.with_name("away"))
         host.run.write_text("")
     assert ask("nbdattach resize /dev/nbd0") == ["plain,/dev/nbd0"]

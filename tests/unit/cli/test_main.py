@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line through its front door: exit codes, one line and one hint for each error, no traceback ever."""
+"""The command line as a user calls it: exit codes, one line and one hint for each error, no traceback ever."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ USAGE += [
 USAGE += [
     (
         ["connect", "--on-loss", value, "db1"],
-        f"nbdattach connect: Invalid value for '--on-loss': {value!r} is none of wait, wait:SEC and fail",
+        f"nbdattach connect: Invalid value for '--on-loss': {value!r} is not one of wait, wait:SEC, fail",
         "connect ",
     )
     for value in (
@@ -180,7 +180,7 @@ USAGE += [
     ),
     (
         ["connect", "-b", "1000", "db1"],
-        "nbdattach connect: Invalid value for '-b' / '--block-size': '1000' is none of 512, 1024, 2048, 4096",
+        "nbdattach connect: Invalid value for '-b' / '--block-size': '1000' is not one of 512, 1024, 2048, 4096",
         "connect ",
     ),
     (
@@ -204,19 +204,19 @@ def test_usage_error_is_one_line_and_one_hint(capsys: Capture, arguments: list[s
 @pytest.mark.parametrize("backend", ["", "kernel", "IOCTL"])
 def test_backend_is_one_of_a_few(capsys: Capture, backend: str) -> None:
     line, hint = said_error(capsys, 2, "connect", "--backend", backend, "db1")
-    assert line == f"nbdattach connect: Invalid value for '--backend': {backend!r} is none of auto, netlink, ioctl"
+    assert line == f"nbdattach connect: Invalid value for '--backend': {backend!r} is not one of auto, netlink, ioctl"
     assert hint == "see nbdattach connect --help"
 
 
 MALFORMED: list[tuple[list[str], str, str]] = [
     (
         ["connect", "--size", "512", "db1"],
-        "nbdattach: --size: goes only with --no-handshake",
+        "nbdattach: --size: needs --no-handshake",
         "give both, or none",
     ),
     (
         ["connect", "--no-handshake", "db1"],
-        "nbdattach: --no-handshake: goes only with --size BYTES",
+        "nbdattach: --no-handshake: needs --size BYTES",
         "give both, or none",
     ),
     (
@@ -236,8 +236,8 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     ),
     (
         ["info", "nbd://db1/x", "-N", "y"],
-        "nbdattach: 'nbd://db1/x': -N/--export goes with HOST or a socket, not with a URI",
-        "put the name into the URI",
+        "nbdattach: 'nbd://db1/x': -N/--export cannot be combined with a URI",
+        "write the export in the URI",
     ),
     (
         ["check", "db1:0"],
@@ -246,13 +246,13 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     ),
     (
         ["reconnect", "nbd0", "-N", "disk"],
-        "nbdattach: --export: goes only with a TARGET",
-        "leave it out for the same export",
+        "nbdattach: --export: needs a TARGET",
+        "leave it out to keep the export",
     ),
     (
         ["reconnect", "nbd0", "-N", ""],
-        "nbdattach: --export: goes only with a TARGET",
-        "leave it out for the same export",
+        "nbdattach: --export: needs a TARGET",
+        "leave it out to keep the export",
     ),
     (
         ["reconnect", "db1", "nbd0"],
@@ -261,8 +261,8 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     ),
     (
         ["reconnect", "nbd0", "nbd://db2/x", "-N", "y"],
-        "nbdattach: 'nbd://db2/x': -N/--export goes with HOST or a socket, not with a URI",
-        "put the name into the URI",
+        "nbdattach: 'nbd://db2/x': -N/--export cannot be combined with a URI",
+        "write the export in the URI",
     ),
     (
         ["resize", "nbd0p1"],
@@ -349,7 +349,7 @@ def test_version(capsys: Capture) -> None:
     assert ran(capsys, "--version") == (0, f"nbdattach {nbdattach.__version__}\n", "")
 
 
-# -- what must not happen ----------------------------------------------------------------------------------------------
+# -- things that must not happen ---------------------------------------------------------------------------------------
 
 
 def breaking(error: BaseException) -> Callable[..., Any]:
@@ -369,7 +369,7 @@ def test_unexpected_exception_is_no_traceback(
     monkeypatch.setattr(client, "inspect", breaking(error))
     line, hint = said_error(capsys, 1, "info", "db1")
     assert line == f"nbdattach: internal error: {type(error).__name__}: {error}"
-    assert hint == "--debug shows where; please report it"
+    assert hint == "run it again with --debug, and report the result"
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "info", "db1"], ["info", "--debug", "db1"]])
@@ -517,7 +517,7 @@ NO_TLS = wire.greeting() + wire.reply(wire.STARTTLS, wire.UNSUP)
 FAILURES: dict[str, tuple[list[str], Serve, str, int, str]] = {
     "closed": (["info", "list", "check"], says(b""), "", 3, "the server closed the connection"),
     "silent": (["info", "list", "check"], silence, "", 3, "no answer within 0.3 s"),
-    "no NBD server": (["info", "list", "check"], says_and_hears(b"SSH-2.0-OpenSSH", []), "", 4, "no NBD server"),
+    "no NBD server": (["info", "list", "check"], says_and_hears(b"SSH-2.0-OpenSSH", []), "", 4, "not an NBD server"),
     "unknown": (["info", "check"], says_and_hears(UNKNOWN, []), "/x", 4, "the server has no export named 'x'"),
     "policy": (
         ["list"],
@@ -526,7 +526,7 @@ FAILURES: dict[str, tuple[list[str], Serve, str, int, str]] = {
         4,
         "the server's policy forbids NBD_OPT_LIST",
     ),
-    "no TLS": (["info", "list", "check"], says_and_hears(NO_TLS, []), "s", 5, "no TLS there"),
+    "no TLS": (["info", "list", "check"], says_and_hears(NO_TLS, []), "s", 5, "the server refuses TLS"),
 }
 
 
@@ -573,7 +573,7 @@ def test_check_json_of_a_failed_read_keeps_the_time_of_the_handshake(capsys: Cap
     assert (code, found["ok"], found["read_ms"]) == (4, False, None)
     assert found["handshake_ms"] > 0
     assert found["error"] == f"{target.uri}: {cause}"
-    assert err == f"nbdattach: {target.uri}: {cause}\n(the server's own log may tell why)\n"
+    assert err == f"nbdattach: {target.uri}: {cause}\n(see the server's log)\n"
 
 
 @pytest.mark.row(13)
@@ -651,7 +651,7 @@ def test_status_of_what_is_not_attached_is_exit_code_8(capsys: Capture, monkeypa
     monkeypatch.setattr(status, "status_of", missing)
     assert said_error(capsys, 8, "status", "nbd0") == (
         "nbdattach: /dev/nbd0: not attached",
-        "nbdattach status shows what is",
+        "nbdattach status shows the attached devices",
     )
     code, out, _ = ran(capsys, "status", "--json", "nbd0")
     assert (code, json.loads(out)) == (8, [])
@@ -667,8 +667,8 @@ def test_status_is_watched_by_people_only(capsys: Capture, monkeypatch: pytest.M
     watched: list[list[Device]] = []
     monkeypatch.setattr(screen, "watch", watched.append)
     assert said_error(capsys, 2, "status", "--watch", "--json") == (
-        "nbdattach: --watch: does not go with --json",
-        "leave out one; a program can ask status --json again",
+        "nbdattach: --watch: cannot be combined with --json",
+        "leave one out; a program can run status --json repeatedly",
     )
     assert said_error(capsys, 2, "status", "--watch", "sda")[0] == "nbdattach: 'sda': not an nbd device"
     assert watched == []
@@ -734,7 +734,7 @@ def test_a_tag_is_taken_as_it_was_typed(monkeypatch: pytest.MonkeyPatch, tag: st
     assert asked == [tag]
 
 
-# The last two are what Python makes of bytes that are no UTF-8, and a blank that is no ASCII.
+# The last two are Python's form of bytes that are not UTF-8, and a blank that is not ASCII.
 UNFIT_TAGS = ["a\nb", "\x1b[2J", "\x00", "\x7f", "\u202e", " t", "t ", "\t", " ", "\udcff", "t\u3000"]
 
 
@@ -743,20 +743,20 @@ def test_a_tag_that_is_no_line_of_text_is_refused(capsys: Capture, monkeypatch: 
     monkeypatch.setattr(attachment, "attach", lambda *_: pytest.fail("it was attached"))
     said, hint = said_error(capsys, 2, "connect", "--tag", tag, "db1")
     assert said.startswith("nbdattach: --tag: '")
-    assert said.endswith("' has characters that no name should have")
-    assert hint == "letters and digits do"
+    assert said.endswith("' contains unprintable characters, or blanks at its ends")
+    assert hint == "use letters and digits"
 
 
 def test_an_unfit_tag_is_shown_as_other_names_are(capsys: Capture) -> None:
     said, _ = said_error(capsys, 2, "connect", "--tag", "a\n", "db1")
-    assert said == r"nbdattach: --tag: 'a\n' has characters that no name should have"
+    assert said == r"nbdattach: --tag: 'a\n' contains unprintable characters, or blanks at its ends"
 
 
 @pytest.mark.parametrize("tag", ["a" * 256, "ä" * 128, "磁" * 86])
 def test_a_tag_that_is_too_long_is_refused(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
     monkeypatch.setattr(attachment, "attach", lambda *_: pytest.fail("it was attached"))
     assert said_error(capsys, 2, "connect", "--tag", tag, "db1") == (
-        "nbdattach: --tag: longer than 255 bytes", "a shorter name does as well",
+        "nbdattach: --tag: longer than 255 bytes", "use a shorter name",
     )  # fmt: skip
 
 
@@ -854,13 +854,17 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     ("arguments", "detached", "said"),
     [
         (("--tag", "db"), [0], ""),
-        (("--tag", "tag"), [2], ""),  # what the kernel says of the stranger's
+        (("--tag", "tag"), [2], ""),  # the kernel's name for the stranger's
         (("--tag", "dbx"), [], "nbdattach: tag dbx: not attached, nothing to do\n"),
         (("nbd://db1/root",), [1], ""),
         (("db1", "-N", "root"), [1], ""),
         (("nbd1", "nbd://db1/root", "nbd://db1/disk"), [1, 0], ""),
         (("nbd://db1/other",), [], "nbdattach: nbd://db1/other: not attached, nothing to do\n"),
-        (("--all",), [0, 1], "nbdattach: /dev/nbd2: left alone, another tool attached it; name it to detach it\n"),
+        (
+            ("--all",),
+            [0, 1],
+            "nbdattach: /dev/nbd2: left alone, because another program attached it; name it to detach it\n",
+        ),
     ],
 )
 def test_disconnect_finds_what_is_meant(
@@ -922,5 +926,5 @@ def test_result_that_cannot_be_written_is_one_line_and_one_hint(
     assert main.run(["info", "db1"]) == 1
     assert capsys.readouterr().err == (
         f"nbdattach: cannot write the result: {words}\n"
-        "(run it again with an output that can be written; nbdattach status shows what is attached)\n"
+        "(run it again with a writable output; nbdattach status shows the attached devices)\n"
     )

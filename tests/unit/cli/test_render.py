@@ -266,7 +266,7 @@ def test_each_device_in_trouble_has_its_line() -> None:
 
 
 def columns(line: str) -> int:
-    """What a terminal needs for it: wide characters take two."""
+    """The columns that a terminal needs for it: wide characters take two."""
     return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in line)
 
 
@@ -336,7 +336,7 @@ def test_table_cuts_the_wider_of_the_last_two_columns_only() -> None:
 
 
 def test_list_table_keeps_names_whole() -> None:
-    """They are there to be copied; a description may be as long as it is."""
+    """Users copy them; a description may be as long as it is."""
     name = "n" * 100
     found = [Listed("", "", None), Listed(name, "of all", 1 << 20), Listed(HOSTILE, HOSTILE, 0)]
     lines = render.list_table(found).split("\n")
@@ -373,7 +373,7 @@ def test_info_lines_when_little_is_known() -> None:
         "size:        0 (0 B)",
         "access:      read-write",
         "flags:       -",
-        "block size:  not told",
+        "block size:  not announced",
         "protocol:    oldstyle",
         "tls:         no",
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`status --watch` on a terminal of its own, a /sys and a /run of our own: it shows, it ends, it leaves no trace."""
+"""`status --watch` on its own terminal, on a /sys and a /run of our own: it shows, it ends, it leaves no trace."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_sigstop_and_sigcont_draw_all_anew(watch: Terminal) -> None:
     assert is_as_before(watch)
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
+# -- the picture -------------------------------------------------------------------------------------------------------
 
 
 def test_rates_and_requests_in_flight(host: Host, watch: Terminal) -> None:
@@ -254,7 +254,7 @@ def test_it_follows_the_size_of_the_terminal(host: Host, watch: Terminal) -> Non
 
 @pytest.mark.parametrize(("lines", "columns"), [(24, 80), (5, 40), (1, 20), (1, 1), (0, 0)])
 def test_it_begins_in_any_size_whatever_the_environment_says(host: Host, lines: int, columns: int) -> None:
-    """Lines are drawn where they belong, and the last cell of the terminal is no reason to scroll."""
+    """Lines are drawn at their places, and the last cell of the terminal does not make it scroll."""
     attach(host, NBD1, "nbd://db1/" + "x" * 300)
     with terminal(command(host), lines, columns, LINES="50", COLUMNS="200") as made:
         made.see({1: "~", 20: "2 not shown"}.get(columns, "device"))
@@ -267,7 +267,7 @@ def test_it_begins_in_any_size_whatever_the_environment_says(host: Host, lines: 
 
 # -- not on a terminal -------------------------------------------------------------------------------------------------
 
-LEAVE_OUT = "(leave it out, or set TERM to what it is)"
+LEAVE_OUT = "(leave it out, or set TERM to the terminal's type)"
 
 
 @pytest.mark.parametrize("name", ["", "dumb", "unknown"])
@@ -280,7 +280,7 @@ def test_a_terminal_without_a_cursor_is_refused(host: Host, name: str) -> None:
 def test_a_terminal_that_nobody_knows_is_refused(host: Host) -> None:
     with terminal(command(host), TERM="frobnicate") as made:
         assert made.end() == 2
-        assert made.said == f"nbdattach: --watch: no description of this terminal in terminfo\r\n{LEAVE_OUT}\r\n"
+        assert made.said == f"nbdattach: --watch: terminfo does not describe this terminal\r\n{LEAVE_OUT}\r\n"
 
 
 def test_a_python_without_curses_says_so(host: Host) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the command line says is what transcript.txt says, whatever version of click is installed here."""
+"""The command line answers as transcript.txt says, with every version of click."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_python_m_says_the_same_in_a_process_of_its_own() -> None:
 
 
 def test_words_of_click_are_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another version may say what it likes."""
+    """Another version may answer in another way."""
     monkeypatch.setattr(click.UsageError, "format_message", lambda _: pytest.fail("click's words"))
     for message in (click.NoSuchOption, click.MissingParameter, click.BadParameter):
         monkeypatch.setattr(message, "format_message", lambda _: pytest.fail("click's words"))

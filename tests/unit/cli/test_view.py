@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The live view as text: rates, histories, and pages that fit whatever terminal there is."""
+"""The live view as text: rates, histories, and pages that fit every terminal."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def seen(*looks: Iterable[Sample]) -> View:
 
 
 def row(made: View, device: str = "/dev/nbd0") -> list[str]:
-    """What stands behind the state: two rates, requests in flight, history."""
+    """The cells after the state: two rates, requests in flight, history."""
     (line,) = (line for line in made.page(130, 24, NOW) if line.startswith(f"{device}  "))
     return [cell.strip() for cell in line.split("  ") if cell.strip()][2:]
 
@@ -306,11 +306,11 @@ def test_what_others_attached_has_no_target() -> None:
     assert seen([sample(replace(ATTACHED, target=None, since=None))]).page(80, 24, NOW)[3] == "  ?"
 
 
-# -- whatever comes ----------------------------------------------------------------------------------------------------
+# -- any sample --------------------------------------------------------------------------------------------------------
 
 
 def columns(line: str) -> int:
-    """What a terminal needs for it: wide characters take two."""
+    """The columns that a terminal needs for it: wide characters take two."""
     return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in line)
 
 

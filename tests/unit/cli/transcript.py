@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the command line answers, as one text: usage errors, help, completions, and each exit code that needs no root.
+"""The answers of the command line, as one text: usage errors, help, completions, and each exit code that needs no root.
 
-transcript.txt holds it. `on_each_library` compares it with what each version of click makes of it. To write it anew:
+transcript.txt holds it. `on_each_library` compares it with the output of each version of click. To write it anew:
 
     .venv/bin/python tests/unit/cli/transcript.py >tests/unit/cli/transcript.txt
 """
@@ -105,7 +105,7 @@ info db1:0
 info "a'b"
 info '--frob\x1b'
 """
-# What a shell asks when the user presses Tab. What depends on the machine is left out.
+# The requests of a shell when the user presses Tab. Answers that depend on the machine are left out.
 COMPLETIONS = [
     "", "li", "--", "-", "connect -", "connect --backend ", "connect --backend=n", "connect --on-loss w", "connect -C ",
     "connect --tls-transport r", "info --tls-ca /et", "connect /run/", "up --table /e", "disconnect --if", "frob ",
@@ -129,7 +129,7 @@ SERVED = {
     "info --tls-ca /nonexistent/ca.pem --tls-hostname db1 TARGET": wire.greeting() + wire.ack(wire.STARTTLS),
     "info --tls --tls-no-verify TARGET": wire.greeting() + wire.reply(wire.STARTTLS, wire.UNSUP),
 }
-# Command, the function that does its work, and what that raises.
+# Command, the function that does its work, and the error that this raises.
 RAISED: list[tuple[str, str, BaseException]] = [
     ("info db1", "connection.client.inspect", RuntimeError("boom")),
     ("info db1", "connection.client.inspect", KeyboardInterrupt()),
@@ -146,7 +146,7 @@ RAISED: list[tuple[str, str, BaseException]] = [
 
 
 def said(line: str) -> str:
-    """The command, what it prints, and its exit code."""
+    """The command, its output, and its exit code."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     arguments = [word.encode().decode("unicode_escape") for word in shlex.split(line)]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -209,7 +209,7 @@ def _no_such_name(*_: object, **__: object) -> NoReturn:
 
 
 def transcript() -> str:
-    # The width of the terminal is no concern of the texts here, nor is how this machine finds names.
+    # The texts must not depend on the width of the terminal, nor on how this machine finds names.
     with (
         mock.patch.dict(os.environ, {"COLUMNS": "80", "LC_ALL": "C.UTF-8"}),
         mock.patch("socket.getaddrinfo", _no_such_name),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is asked of a server without a kernel driver: `check` most of all. Over the loopback."""
+"""Questions to a server without a kernel driver: `check` most of all. Over the loopback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def entering(size: int, *more: bytes) -> bytes:
 
 
 def requests(said: bytes) -> bytes:
-    """What `check` says to such a server in the transmission phase."""
+    """The requests of `check` to such a server in the transmission phase."""
     heard: list[bytes] = []
     with listening(says_and_hears(said, heard)) as target:
         checked = client.check(target, PATIENCE)

@@ -34,7 +34,7 @@ def trusting(folder: Path) -> Target:
 
 @pytest.fixture
 def stuck(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file of the authority is a pipe that nobody writes to: opening it hangs, as on a disk that is away."""
+    """The file of the authority is a pipe without a writer: opening it hangs, as on a disk that is away."""
     monkeypatch.setattr(credentials, "_PATIENCE", 0.2)
     place = folder / "ca-cert.pem"
     yield place
@@ -109,7 +109,7 @@ def test_a_file_that_is_there_and_cannot_be_read_does_not_count_as_none(
 def test_a_file_that_may_not_be_looked_at_does_not_count_as_none(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """As on a disk that fails, or where a security module says no."""
+    """As on a disk that fails, or if a security module forbids it."""
     lstat = os.lstat
 
     def fail(path: str) -> os.stat_result:

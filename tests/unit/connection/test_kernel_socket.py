@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Connections in the kernel's hands, over the loopback: what shows that they live, and how they are ended for good."""
+"""Connections in the kernel's hands, over the loopback: how to see that they live, and how they are ended for good."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def fill(sock: socket.socket) -> int:
 
 @contextlib.contextmanager
 def before_the_deadline(least: float = 0.0) -> Iterator[None]:
-    """Which is PATIENCE away, so that a busy machine is not taken for one that waits."""
+    """PATIENCE is long, so that a busy machine is not taken for one that waits."""
     began = time.monotonic()
     yield
     assert least <= time.monotonic() - began < PATIENCE / 2
@@ -219,7 +219,7 @@ def test_what_is_buried_is_closed(pair: Opened) -> None:
 
 
 def cut_off(sock: socket.socket) -> None:
-    """Whatever comes to it is dropped before TCP sees it, as by a cut link: a filter of one instruction, "ret 0"."""
+    """Drops each packet to it before TCP sees it, as by a cut link: a filter of one instruction, "ret 0"."""
     program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
@@ -234,7 +234,7 @@ def test_a_peer_behind_a_cut_link_is_silent_and_a_slow_one_is_not(monkeypatch: p
         eventually(lambda: dead.silent)
         assert not slow.silent
         dead.cut()
-        dead.bury(Deadline(0))  # nobody acknowledges the end of it either
+        dead.bury(Deadline(0))  # its end is not acknowledged either
 
 
 def test_a_peer_that_does_not_read_for_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +359,7 @@ def test_a_scout_that_is_kept_was_taken(ended: bool, monkeypatch: pytest.MonkeyP
 
 
 class Driver:
-    """Does with a scout what nbd.c does: a reference of its own, and a thread that reads replies (recv_work)."""
+    """Treats a scout as nbd.c does: a reference of its own, and a thread that reads replies (recv_work)."""
 
     def __init__(self, number: int, slow: float = 0.0) -> None:
         self._sock = socket.socket(fileno=os.dup(number))
@@ -466,7 +466,7 @@ def test_what_a_connection_that_has_ended_has_not_delivered_is_dropped() -> None
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
 def test_that_is_so_whichever_end_was_closed_first(first: str) -> None:
-    """CLOSING or LAST_ACK: our end has data left, and the other one has told that it sends no more."""
+    """CLOSING or LAST_ACK: our end has data left, and the other end has announced that it sends no more."""
     with tcp() as (made, ours, theirs):
         full(ours)
         for end in (ours, theirs) if first == "ours" else (theirs, ours):

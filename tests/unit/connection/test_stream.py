@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The door to sockets: deadlines that hold, and every way a connection can fail. Over the loopback and socket pairs."""
+"""Streams over sockets: deadlines that hold, and each failure of a connection. Over the loopback and socket pairs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ASKERS: dict[str, tuple[Callable[[Target], Any], bytes]] = {
 
 
 def deaf_to(_: str) -> None:
-    """A trace that nobody reads."""
+    """A trace without a reader."""
 
 
 # -- exact bytes -------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_notes_are_traced() -> None:
 
 
 def test_goodbye_to_a_server_that_has_gone_is_no_failure(tmp_path: Path) -> None:
-    """It has told the export; that it does not wait for NBD_CMD_DISC is its own affair."""
+    """It has announced the export, and need not wait for NBD_CMD_DISC."""
 
     def serve(sock: socket.socket) -> None:
         sock.sendall(wire.greeting() + wire.sized(wire.GO))
@@ -128,7 +128,7 @@ class Unix:
         return taken
 
     def sendall(self, data: bytes) -> None:
-        """Nobody listens."""
+        """No server listens."""
 
     def settimeout(self, seconds: float) -> None:
         """It never waits."""
@@ -151,12 +151,12 @@ def test_silent_server_is_left_at_the_deadline(ask: Callable[..., Any]) -> None:
 
 
 def test_a_server_that_accepts_and_says_nothing_is_said_to_be_full_perhaps() -> None:
-    """qemu-nbd serves one client (--shared=1), and its kernel accepts the next; ours may be the one that it serves."""
+    """qemu-nbd serves one client (--shared=1), and its kernel accepts the next; a device of ours may be the first."""
     with listening(silence) as target, pytest.raises(DeadlinePassed) as caught:
         client.inspect(target, 0.3)
     assert caught.value.cause == "no answer within 0.3 s (waiting for the server's greeting): the server may be full"
     assert caught.value.hint == (
-        "qemu-nbd serves more clients with --shared=N; a device attached to it here is one; "
+        "qemu-nbd serves more clients with --shared=N; a device attached to it here counts as one; "
         "--connect-timeout SEC sets how long to wait"
     )
 
@@ -259,7 +259,7 @@ def test_name_that_was_found_once_needs_no_resolver_that_works(resolver: Resolve
 
 
 def test_resolver_that_hangs_is_waited_for_once(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may do so because its files are on the disk whose server is to be found."""
+    """It may hang because its files are on the disk of the server that it has to find."""
     with listening(says_and_hears(GO, [])) as target:
         named = Target("db1", target.port)
         stream.prepare(named, Deadline(5))
@@ -406,7 +406,7 @@ def test_dead_first_address_does_not_eat_all_of_the_time(monkeypatch: pytest.Mon
 
 
 def test_address_of_a_family_the_kernel_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ::1 is where IPv6 is off."""
+    """Like ::1 if IPv6 is off."""
     with listening(says_and_hears(GO, [])) as target:
         resolving(monkeypatch, (socket.AF_ASH, 1), (socket.AF_INET, target.port))
         assert client.inspect(Target("db1")).export.size == wire.SIZE

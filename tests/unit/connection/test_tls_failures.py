@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS to servers that are not what they should be: each failure has its exit code, its line and its hint, whole."""
+"""TLS to faulty servers: each failure has its exit code, its line and its hint, whole."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def told(error: NbdattachError, pki: Path) -> tuple[int, str, str]:
     return error.exit_code, error.cause.replace(str(pki), "PKI"), error.hint.replace(str(pki), "PKI")
 
 
-# -- whom we trust -----------------------------------------------------------------------------------------------------
+# -- trust in the server -----------------------------------------------------------------------------------------------
 
 OTHER_NAME = "--tls-hostname NAME, if it is the right server by another name"
 WHOM = "--tls-ca FILE names whom to trust"
@@ -165,7 +165,7 @@ def test_no_verify_accepts_any_certificate(pki: Path, options: dict[str, Any]) -
 
 WARNING = (
     "nbdattach: warning: the server is not verified (--tls-no-verify): "
-    "whoever is in between reads and changes all data\n"
+    "an attacker on the network path can read and change all data\n"
 )
 
 
@@ -233,7 +233,7 @@ def test_impossible_name_is_told(pki: Path, name: str) -> None:
     assert told(error, pki) == (5, cause, "--tls-hostname NAME says the right one")
 
 
-# -- who we are --------------------------------------------------------------------------------------------------------
+# -- the client's identity ---------------------------------------------------------------------------------------------
 
 SHOW = "--tls-cert FILE and --tls-key FILE show one"
 FROM = "is it from an authority that the server trusts? the server's log may tell more"
@@ -274,7 +274,7 @@ def until(pki: Path, which: str) -> str:
 def test_server_that_does_not_like_us_is_told_what_it_saw(
     pki: Path, version: ssl.TLSVersion, which: str, cause: str, hint: str
 ) -> None:
-    """In TLS 1.3 the server says so only after the handshake."""
+    """In TLS 1.3 the server reports it only after the handshake."""
     with listening(secure(context(pki / "good", version, clients=True))) as place:
         error = failure(trusting(pki, place, **ours_from(pki, which)))
     assert type(error) is TlsFailed
@@ -323,11 +323,11 @@ def test_server_that_leaves_later_is_a_lost_connection(pki: Path) -> None:
         assert type(failure(trusting(pki, place, **ours_from(pki, "client")))) is ConnectionLost
 
 
-# -- how a connection ends: the same words, however OpenSSL tells it ---------------------------------------------------
+# -- ends of a connection: the same words in all of OpenSSL's ways -----------------------------------------------------
 
 
 def ssl_error(kind: type[ssl.SSLError], number: int, reason: str | None) -> ssl.SSLError:
-    """As _ssl makes it; `reason` is None where OpenSSL has none."""
+    """As _ssl makes it; `reason` is None if OpenSSL has none."""
     made = kind(number, f"[SSL: {reason}] words (_ssl.c:1006)" if reason else "words (_ssl.c:1006)")
     if reason:
         made.reason = reason
@@ -491,7 +491,7 @@ def test_reason_of_a_server_that_has_left_before_our_first_word_is_told(
     assert error.cause.endswith({"stranger": "(unknown ca)", "late": "(certificate expired)"}[which])
 
 
-# -- what can be had ---------------------------------------------------------------------------------------------------
+# -- versions and ciphers ----------------------------------------------------------------------------------------------
 
 KERNEL_HINT = (
     "does it do TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it want a key (--tls-psk)? "
@@ -531,7 +531,7 @@ def test_nothing_in_common_is_told(
 @pytest.mark.row(8)
 @pytest.mark.parametrize("kernel", [False, True])
 def test_server_that_closes_on_our_first_word(pki: Path, kernel: bool) -> None:
-    """That is all that a server with GnuTLS tells of its ciphers."""
+    """A server with GnuTLS reports no more about its ciphers."""
     with listening(after_yes(lambda sock: sock.recv(4096) and None)) as place:
         error = failure(trusting(pki, place), kernel)
     hint = KERNEL_HINT if kernel else "does it do TLS 1.2 or later? does it want a key (--tls-psk)?"
@@ -610,7 +610,7 @@ def test_word_that_comes_with_the_yes_is_never_taken_for_one_in_tls(
 def test_word_before_the_yes_is_an_error(pki: Path) -> None:
     with listening(says_and_hears(wire.greeting() + EXPORT + wire.ack(wire.STARTTLS), [])) as place:
         error = failure(trusting(pki, place))
-    assert (error.exit_code, error.cause) == (4, "a reply to option 7, we had sent NBD_OPT_STARTTLS")
+    assert (error.exit_code, error.cause) == (4, "a reply to option 7, but we had sent NBD_OPT_STARTTLS")
 
 
 @pytest.mark.row(8)
@@ -660,7 +660,7 @@ def as_if_in_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.row(8)
 def test_word_too_many_inside_tls_is_not_lost_on_the_way_to_the_kernel(pki: Path, as_if_in_kernel: None) -> None:
-    """OpenSSL has it, and the kernel would take what comes next for the answer to its first request."""
+    """OpenSSL has it, and the kernel would take the next data for the answer to its first request."""
     with listening(secure(context(pki / "good"), EXPORT + b"x")) as place:
         error = failure(trusting(pki, place), kernel=True)
     assert (error.exit_code, error.cause) == (4, "the server sent more than it was asked for")
@@ -678,7 +678,7 @@ def test_without_a_handshake_there_is_no_tls_and_nothing_is_sent(kernel: bool) -
 
 
 def strict(protocol: int) -> ssl.SSLContext:
-    """As where openssl.cnf says so."""
+    """As if openssl.cnf said so."""
     made = ssl.SSLContext(protocol)
     made.minimum_version = V3
     made.set_ciphers("DEFAULT@SECLEVEL=3")
@@ -922,7 +922,7 @@ def test_server_without_keys_is_told(pki: Path, tmp_path: Path) -> None:
     assert told(error, pki) == (5, NO_WAY, "does it use pre-shared keys at all, in TLS 1.2?")
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------------
 
 
 def test_info_shows_the_certificate(pki: Path, capsys: Capture) -> None:
@@ -957,7 +957,7 @@ def test_failure_on_the_command_line_is_one_line_and_one_hint(pki: Path, capsys:
     assert said.err == line + "(the server needs a new one; is the clock right?)\n"
 
 
-# -- what Python does not promise --------------------------------------------------------------------------------------
+# -- internals of Python -----------------------------------------------------------------------------------------------
 
 
 class Forbidden:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes: what is asked in one of its own, and what is not asked of others."""
+"""Processes: questions that a process of its own asks, and questions that are not asked of others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbdattach.host import procfs
 
 
 def test_an_answer_comes_from_a_process_that_holds_nobody_up() -> None:
-    """Left behind in the kernel, it must not keep open what somebody reads of ours to its end."""
+    """If it stays behind in the kernel, it must not keep our output open, which a program may read to its end."""
 
     def where() -> str:
         return " ".join(os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2))
@@ -24,7 +24,7 @@ def test_an_answer_comes_from_a_process_that_holds_nobody_up() -> None:
 def test_nothing_is_asked_of_a_file_system_that_may_never_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Be it mounted in a namespace that somebody made for it, or at a place with a blank in its name."""
+    """Even if it is mounted in a namespace made for it, or at a place with a blank in its name."""
     for pid, number, kind in (("self", 1, "ext4"), ("7", 2, "fuse.slow")):
         (tmp_path / pid / "ns").mkdir(parents=True)
         (tmp_path / pid / "ns/mnt").symlink_to(f"mnt:[{number}]")

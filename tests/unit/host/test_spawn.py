@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Worker, relay and monitor are of the same code as the command that starts them, wherever else a nbdattach is."""
+"""Worker, relay and monitor have the same code as the command that starts them, even if other nbdattachs exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import nbdattach
 from nbdattach.host import spawn
 
-# What is run: it tells where it and a library come from, and imports a module of Python that it has not seen yet.
+# The program: it prints where it and a library come from, and imports a module of Python for the first time.
 PROBE = """
 import os, sys
 import nbdattach
@@ -58,7 +58,7 @@ class Machine:
         return done.stdout.strip() or done.stderr
 
     def runs(self, call: str, *path: Path, options: str = "", folder: Path = Path("/")) -> str:
-        """What the command that `spawn` makes prints, where `path` is the PYTHONPATH of the one that makes it."""
+        """The output of the command that `spawn` makes, if `path` is the PYTHONPATH of the process that makes it."""
         code = f"import subprocess; from nbdattach.host import spawn; subprocess.run(spawn.{call}, check=True)"
         command = [self.python, *options.split(), "-c", code]
         environment = {"PYTHONPATH": ":".join(map(str, path))}
@@ -91,7 +91,7 @@ def test_what_is_installed_starts_itself_and_nothing_next_to_it(machine: Machine
 
 
 def test_libraries_that_a_program_has_put_first_are_seen(machine: Machine, tmp_path: Path) -> None:
-    """As those that come with it, in a folder of its own."""
+    """Like those that come with it, in a separate folder."""
     first = f"import sys; sys.path.insert(0, {str(machine.libraries)!r})"
     assert machine.script_runs(PYTHON, tmp_path / "program", first) == f"{machine.site} True {machine.libraries}"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the service manager is told, and that it is never waited for."""
+"""Messages to the service manager, and that nbdattach never waits for it."""
 
 from __future__ import annotations
 

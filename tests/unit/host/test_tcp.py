@@ -13,7 +13,7 @@ from nbdattach.host.tcp import Info, Silence
 
 @dataclass
 class Peer:
-    """As TCP tells of it at a moment. The moments are seconds; a question about a closed window is a probe."""
+    """TCP's figures at a moment. The moments are seconds; a question about a closed window is a probe."""
 
     sent: float = 0.0  # when data was sent last
     acknowledged: float = 0.0  # when the last ACK came

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd itself says of the units, and what the generator makes of tables: no unit of this machine is touched."""
+"""systemd's own verdict on the units, and the generator's output for tables: no unit of this machine is touched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_unit_is_exposed_no_more_than_needed(unit: str) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_systemd_finds_nothing_to_say_of_the_unit(tmp_path: Path, unit: str) -> None:
-    # It looks whether the command is there, which on this machine it need not be.
+    # It looks for the command, which need not exist on this machine.
     text = (SYSTEMD / unit).read_text()
     assert "/usr/bin/nbdattach " in text
     (tmp_path / unit).write_text(text.replace("/usr/bin/nbdattach ", f"{shutil.which('true')} "))
@@ -39,7 +39,7 @@ def test_systemd_finds_nothing_to_say_of_the_unit(tmp_path: Path, unit: str) -> 
 
 
 def generated(tmp_path: Path, nbdtab: str | None, fstab: str | None, crypttab: str | None = None) -> dict[str, str]:
-    """Files below the generator's folder, without their heads; what a link leads to."""
+    """Files below the generator's folder, without their heads; the file to which a link leads."""
     place = tmp_path / "units"
     place.mkdir()
     environment = {

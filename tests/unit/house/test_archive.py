@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tests/lab/archive: the tests fetch packages from where this machine's apt does; no host's name is in the tree."""
+"""tests/lab/archive: the tests use the same package archive as this machine's apt; no host's name is in the tree."""
 
 import os
 import re
@@ -16,7 +16,7 @@ CODENAME = RELEASE.stdout.strip()
 
 
 class Apt:
-    """Sources of its own, in place of the machine's."""
+    """Separate sources, in place of the machine's."""
 
     def __init__(self, folder: Path):
         self.list = folder / "sources.list"
@@ -108,7 +108,7 @@ MADE = re.compile(r"\.git|\.venv.*|build|dist|.*\.egg-info|__pycache__|\.\w+_cac
 URI_HOST = re.compile(rb"://(?:[^/@\s]*@)?([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)")
 # Names that exist nowhere; addresses of the machine itself, of private networks and of documents (RFC 1918, 5737).
 OURS = re.compile(rb"(.*\.)?(invalid|example|test)|(127|10)(\.\d+){3}|192\.(168|0)(\.\d+){2}")
-# What documents point to. Nothing is fetched from there.
+# Targets of links in documents. Nothing is fetched from there.
 DOCUMENTS = {
     b"www.debian.org": {"debian/copyright"},
     b"systemd.io": {"nbdattach/host/storage_daemon.py"},

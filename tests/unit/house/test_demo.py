@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the demo says in a line where it cannot be shown: tests/demo/demo with a guest that is a script."""
+"""The demo's message if it cannot be shown: tests/demo/demo with a script as its guest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OOPS = "Kernel panic - not syncing: Segfault with no mm"
 
 
 class Tree:
-    """A checkout with the demo; what it starts are scripts, and every program that it needs is there."""
+    """A checkout with the demo; its guest is a script, and every program that it needs exists."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -103,7 +103,7 @@ def test_the_status_is_that_of_the_show_and_nothing_is_left(tree: Tree, status: 
 def test_a_missing_program_is_told_with_the_command_that_installs_it(tree: Tree) -> None:
     tree.script("tests/lab/provision", "exit 1")
     tree.guest(0)
-    assert tree.show().returncode == 0  # it is offline, and all is there
+    assert tree.show().returncode == 0  # it is offline, and has everything
     for name in ("nbdkit", "ss"):
         (tree.bin / name).unlink()
     done = tree.show()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What README.md, CONTRIBUTING.md and the files beside them say of the tree is so."""
+"""README.md, CONTRIBUTING.md and the files beside them describe the tree correctly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGE = Path(nbdattach.__file__).parent
 
 
 def rooms() -> dict[str, tuple[str, str]]:
-    """What the first lines of each room say: what it is for, and what it may import."""
+    """The first lines of each room: its task, and the rooms that it may import."""
     found = {}
     for path in PACKAGE.glob("*/__init__.py"):
         what, may = [
@@ -94,7 +94,7 @@ def test_no_line_of_a_page_but_a_row_is_longer_than_editors_allow(page: str) -> 
     assert [line for line in lines if len(line) > longest and not line.startswith("|")] == []
 
 
-# -- what tests cite -----------------------------------------------------------------------------------------------
+# -- citations in tests --------------------------------------------------------------------------------------------
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 

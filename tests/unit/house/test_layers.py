@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Imports go one way, and each outside thing has one door. This reads the imports of every module and holds that.
+"""Imports go one way, and one module imports each outside thing. This reads the imports of every module and checks it.
 
 A room is a package in `nbdattach`. The last paragraph of its `__init__` says which others it may import.
 """
@@ -21,7 +21,7 @@ PACKAGE = Path(nbdattach.__file__).parent
 
 
 def room_of(module: str) -> str:
-    """Its room; a module that is in none is a room of its own."""
+    """Its room; a module that is in none counts as a room."""
     return module.partition(".")[0]
 
 
@@ -48,9 +48,9 @@ GROUND = {
 # Outside thing: the modules that may import it.
 DOORS = {
     # systemd: the datagram of sd_notify; kernel_socket: connections that the kernel uses; control: the monitor's socket
-    # tls: only the type of what it wraps
-    # dialer, process: the orders between them; pump: what is handed to it
-    # messages: between commands, monitor and relay; blocking: descriptors from a process that opens what may hang
+    # tls: only the type of the wrapped socket
+    # dialer, process: the orders between them; pump: its sockets
+    # messages: between commands, monitor and relay; blocking: descriptors from a process that opens files that may hang
     "socket": {
         "connection.stream",
         "host.systemd",
@@ -64,7 +64,7 @@ DOORS = {
         "host.blocking",
         "host.messages",
     },
-    # certificate: reads them; pump: what a socket of it says that must not wait
+    # certificate: reads them; pump: errors of a socket that must not wait
     "ssl": {"connection.tls", "connection.certificate", "relay.pump"},
     # node: flock on the device node; state: the lock of a tag
     "fcntl": {"kernel.ioctl", "host.syscalls", "kernel.node", "attached.state"},
@@ -106,7 +106,7 @@ INNER = {"cli.main": {"__main__"}, "__main__": set()}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Full names of what is imported at run time, at the top or in a function; TYPE_CHECKING is no run time."""
+    """Full names of the imports at run time, at the top or in a function; TYPE_CHECKING is no run time."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -120,7 +120,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def outside(module: str) -> set[str]:
-    """All prefixes of what a module imports: "urllib.parse.quote", "urllib.parse", "urllib"."""
+    """All prefixes of an imported name: "urllib.parse.quote", "urllib.parse", "urllib"."""
     return prefixes(imported(MODULES[module]))
 
 
@@ -135,7 +135,7 @@ def ours(module: str) -> set[str]:
 
 
 def allowed(room: str) -> set[str]:
-    """What its first lines say that it may import."""
+    """The rooms that its first lines allow it to import."""
     text = ast.get_docstring(MODULES[f"{room}.__init__"]) or ""
     last = " ".join(text.split("\n\n")[-1].split())
     assert last.startswith("May import: ") and last.endswith("."), f"{room}: {last}"
@@ -165,7 +165,7 @@ def test_rooms_look_one_way() -> None:
 
 
 def test_room_has_a_door_and_nothing_behind_it() -> None:
-    """What is imported from a room is one of its modules: its `__init__` only says what the room is for."""
+    """Imports from a room name one of its modules: its `__init__` only describes the room."""
     for room in ROOMS:
         tree = MODULES[f"{room}.__init__"]
         assert [type(node) for node in tree.body] == [ast.Expr], room

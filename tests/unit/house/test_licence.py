@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 LICENCE = "GPL-2.0-or-later"
 LINE = f"SPDX-License-Identifier: {LICENCE}"
-# README.md tells the licence of these, and of all pages of text (*.md).
+# README.md states the licence of these, and of all pages of text (*.md).
 EXEMPT = {
     "LICENSE",
     ".gitignore",
@@ -27,7 +27,7 @@ EXEMPT = {
     "nbdattach/py.typed",
     "tests/diskless/guest/etc/fstab",
     "tests/diskless/guest/etc/hosts",
-    "tests/unit/cli/transcript.txt",  # compared byte by byte with what the command line says
+    "tests/unit/cli/transcript.txt",  # compared byte by byte with the output of the command line
 }
 IGNORED = [".git", "PKG-INFO", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines())]
 
@@ -45,7 +45,7 @@ def files() -> Iterator[Path]:
 
 
 def is_marked(path: Path) -> bool:
-    """In its first line, or in the second where the first is for a program that runs the file."""
+    """In its first line, or in the second if the first is for a program that runs the file."""
     first, second, *_ = [*(ROOT / path).read_text().splitlines(), "", ""]
     return LINE in (second if first.startswith(("#!", "#compdef")) else first)
 
@@ -80,7 +80,7 @@ def test_licence_is_named(document: str, words: str) -> None:
 
 
 def test_licence_of_the_distributions_is_this_one() -> None:
-    """Where setuptools of Debian 12 and the newest both read it; pyproject.toml must leave it to that file."""
+    """In the place that setuptools of Debian 12 and the newest both read; pyproject.toml must leave it to that file."""
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     assert settings["metadata"]["license"] == LICENCE

@@ -49,12 +49,12 @@ def test_lowest_version_that_is_allowed_is_run_by_make_test(library: str) -> Non
 
 @pytest.mark.parametrize("target", ["test", "test-all", "boot", "boot-all", "root", "root-all", "matrix", "fresh"])
 def test_target_that_needs_root_says_so_before_it_does_anything(target: str, tmp_path: Path) -> None:
-    """Also one that root is not needed for at first: a user would wait for minutes to see it fail."""
+    """Also a target that needs root only later: a user would wait for minutes to see it fail."""
     (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
     (tmp_path / "id").chmod(0o755)
     make = shutil.which("make")
     assert make
-    # No other program is found, so nothing else can be done either.
+    # No other program is found, so the target can do nothing else.
     done = subprocess.run([make, target], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 2
     first, *_ = done.stdout.splitlines()

@@ -38,7 +38,7 @@ TARGET = Target(host="h")
 
 
 def parts(text: str, macro: str) -> dict[str, str]:
-    """What stands under each heading of that macro (Sh or Ss)."""
+    """The text under each heading of that macro (Sh or Ss)."""
     _, *pieces = re.split(rf"^\.{macro} (.+)\n", text, flags=re.MULTILINE)
     return dict(zip(pieces[::2], pieces[1::2], strict=True))
 
@@ -49,7 +49,7 @@ JSON = parts(SECTIONS["JSON"], "Ss")
 
 
 def items(text: str) -> dict[str, str]:
-    """The items of a section's lists: what `.It` says, and the text under it."""
+    """The items of a section's lists: the argument of `.It`, and the text under it."""
     _, *pieces = re.split(r"^\.It ?(.*)\n", text, flags=re.MULTILINE)
     return dict(zip(pieces[::2], pieces[1::2], strict=True))
 
@@ -61,7 +61,7 @@ def flags(text: str) -> list[str]:
 
 
 def described(text: str) -> set[str]:
-    """The options that have an item of their own in the text."""
+    """The options that have an item in the text."""
     return {flag for head in items(text) for flag in flags(f".It {head}")}
 
 
@@ -99,7 +99,7 @@ FIELDS = {
 
 
 def literal(page: Path) -> str:
-    """What a man page shows as typed or printed, one command a line: its displays, and what the macro Li marks."""
+    """The typed or printed parts of a man page, one command a line: its displays, and arguments of the macro Li."""
     text = page.read_text()
     shown = re.findall(r"^\.Bd -literal.*\n((?:.*\n)*?)\.Ed$", text, flags=re.MULTILINE)
     marked = re.findall(r"^\.Li (.*?)(?: [.,])?$", text, flags=re.MULTILINE)
@@ -112,7 +112,7 @@ def commands_in(text: str) -> list[list[str]]:
     return [shlex.split(line.removesuffix(")"), comments=True) for line in lines]
 
 
-# What nbdattach prints begins with its name, too, but with a colon after it.
+# Output of nbdattach begins with its name, too, but with a colon after it.
 EXAMPLES = [
     *(arguments for page in PAGES for arguments in commands_in(literal(page))),
     *commands_in("\n".join(re.findall(r"^ {4}(.*)", README.read_text(), re.MULTILINE))),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tests/matrix.py: what it counts as passed, and what it runs a second time."""
+"""tests/matrix.py: the results that it counts as passed, and the suites that it runs a second time."""
 
 from __future__ import annotations
 

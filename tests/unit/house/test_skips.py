@@ -24,7 +24,7 @@ LISTED = {"listed": 'import pytest\ndef test(): pytest.skip("Python has no pre-s
 
 
 def outcomes(folder: Path, programs: dict[str, str], old_python: bool) -> dict[str, str]:
-    """What pytest's summary says of each program, beside a conftest.py of a Python without or with pre-shared keys."""
+    """pytest's summary for each program, beside a conftest.py of a Python without or with pre-shared keys."""
     changed = CONFTEST.replace("sys.version_info < (3, 13)", str(old_python))
     assert changed != CONFTEST
     (folder / "conftest.py").write_text(changed)

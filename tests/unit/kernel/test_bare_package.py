@@ -10,7 +10,7 @@ import pytest
 
 
 def run(program: str) -> str:
-    """What a new interpreter prints that runs it."""
+    """The output of a new interpreter that runs it."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The missing driver, case by case, on a file system of our own: what is said, and what to do about it."""
+"""The missing driver, case by case, on a file system of our own: the cause and the hint."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def refusal() -> KernelRefused:
     return caught.value
 
 
-# -- it is there -------------------------------------------------------------------------------------------------------
+# -- the driver exists -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sign", ["module/nbd", "block/nbd0"])
@@ -159,7 +159,7 @@ def test_modprobe_that_hangs_is_given_up(machine: Machine, monkeypatch: pytest.M
 @pytest.mark.parametrize("mark", CONTAINERS)
 @pytest.mark.parametrize("script", ["exit 0", "echo 'Operation not permitted' >&2; exit 1"])
 def test_container_is_told_to_load_it_on_the_host(machine: Machine, mark: str, script: str) -> None:
-    """Whatever modules are, or are not, in its file system: they are not the host's."""
+    """Modules in its file system, if there are any, are not the host's."""
     machine.write(mark)
     machine.has_modprobe(script)
     error = refusal()
@@ -169,7 +169,7 @@ def test_container_is_told_to_load_it_on_the_host(machine: Machine, mark: str, s
 
 @pytest.mark.parametrize("mark", CONTAINERS)
 def test_container_without_modprobe_is_not_told_to_install_it(machine: Machine, mark: str) -> None:
-    """Which is what images are like; kmod in there would not help."""
+    """Images are usually like this; kmod in there would not help."""
     machine.write(mark)
     assert str(refusal()) == "nbd driver: not loaded, and this is a container"
 

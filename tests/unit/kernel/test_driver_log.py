@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which devices the kernel's log tells of, from records as the kernel writes them."""
+"""The devices that the kernel's log mentions, from records as the kernel writes them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The worker's ioctls: their order, what each failure undoes, and that the fake they are tried on is like the driver.
+"""The worker's ioctls: their order, the undoing of each failure, and that the fake behaves like the driver.
 
 The tests of `nbd_contract` run here on the fake; with NBDATTACH_DEVICE=/dev/nbdN, as root, on the real driver.
 """

@@ -21,7 +21,7 @@ def test_connections_that_live_are_left_alone(pair: Opened) -> None:
 
 @each_kind
 def test_the_end_of_one_of_several_is_the_end_of_all(pair: Opened) -> None:
-    """The kernel would let what was sent over it wait for a week, as nobody gives it another one."""
+    """The kernel would let requests that were sent over it wait for a week, because it gets no new connection."""
     with pair() as (_, one, _one), pair() as (_, other, _other):
         lifeline = Lifeline([one.fileno(), other.fileno()], dead_peer=30)
         other.shutdown(socket.SHUT_RDWR)  # as the driver does with one that has ended

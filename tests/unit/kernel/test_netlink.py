@@ -48,14 +48,14 @@ def answer(number: int, error: int = 0) -> bytes:
     return struct.pack("=IHHIIi", 36, 2, 0, number, 0, -error) + bytes(16)
 
 
-# What nlctrl (16) tells: CTRL_ATTR_FAMILY_ID (1), CTRL_ATTR_MCAST_GROUPS (7), each with its name (1) and number (2).
+# The answer of nlctrl (16): CTRL_ATTR_FAMILY_ID (1), CTRL_ATTR_MCAST_GROUPS (7), each with its name (1) and number (2).
 KNOWN = attribute(1, struct.pack("=H", FAMILY)) + attribute(
     7, attribute(1, attribute(1, b"nbd_mc_group\0") + u32(2, GROUP))
 )
 
 
 class Kernel:
-    """Stands for the socket: the kernel has the family, and answers `refusal` to what is sent."""
+    """Stands for the socket: the kernel has the family, and answers `refusal` to each message."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -134,7 +134,7 @@ def test_message_is_that_of_the_header(
 
 
 def test_a_tag_is_sent_as_utf_8(kernel: Kernel) -> None:
-    """What is none, the command line refuses."""
+    """The command line refuses invalid ones."""
     with netlink.Family() as family:
         family.reconfigure(3, "ä")
     assert kernel.sent[0].endswith(attribute(BACKEND, b"\xc3\xa4\0"))

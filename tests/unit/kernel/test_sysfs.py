@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel says in /sys, on one of our own."""
+"""The kernel's view in /sys, on one of our own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ STAT = "  1 0 8 0 20 0 8 0 {} 0 0\n"
 def test_a_request_that_any_counter_knows_is_not_done(
     host: Host, device: int | None, partition: int, inflight: str, pending: int
 ) -> None:
-    """Linux 6.12 counts that of a partition there, later ones also at the device; what cannot be read is not quiet."""
+    """Linux 6.12 counts a partition's there, later ones also at the device; an unreadable counter is not quiet."""
     host.attach()
     block = host.sys / "block/nbd0"
     part = host.sys / "class/block/nbd0/nbd0p1"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How commands speak with the monitor: a `Door` in a thread here, the command's side in the test itself."""
+"""How commands talk to the monitor: a `Door` in a thread here, the command's side in the test itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Serve = Callable[[Caller], object]
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A /run of our own, where no monitor listens yet."""
+    """A /run of our own, without a monitor yet."""
     run = tmp_path / "run"
     monkeypatch.setattr(state, "RUN", str(run))
     monkeypatch.setattr(control, "PLACE", f"{run}/monitor")
@@ -350,7 +350,7 @@ def test_a_monitor_that_dies_at_that_moment_is_no_failure(monkeypatch: pytest.Mo
         pass
 
 
-# -- the door ----------------------------------------------------------------------------------------------------------
+# -- the socket --------------------------------------------------------------------------------------------------------
 
 
 def test_only_root_gets_through_the_door(place: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the monitor is started where none runs: each way in its turn, and what is said when all fail."""
+"""The start of the monitor if none runs: each way in its turn, and the error if all fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROGRAM = "/usr/bin/nbdattach"
 
 
 class Host:
-    """Where these ways to start a monitor succeed. `others` starts one besides, as another command would."""
+    """These ways to start a monitor succeed. `others` starts one besides, as another command would."""
 
     def __init__(self, works: Sequence[str] = (), others: bool = False) -> None:
         self.works = works
@@ -105,7 +105,7 @@ def test_when_no_way_works_the_last_failure_is_told(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_monitor_that_another_command_has_started_meanwhile_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two connects at boot: there is room for one monitor, and the second to start it is told so."""
+    """Two connects at boot: one monitor can run, and the second to start one gets an error."""
     hosted(monkeypatch, Host(others=True))
     launch.ensure_monitor()
 

@@ -29,7 +29,7 @@ FAIL = dataclasses.replace(RECORD, on_loss=0.0)
 
 
 class Sys:
-    """What /sys tells of the device."""
+    """The device's values in /sys."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "block/nbd0"
@@ -89,7 +89,7 @@ def test_a_connection_that_a_very_late_driver_has_dropped_is_found_out() -> None
 
 
 def test_a_request_that_failed_is_no_proof_that_the_driver_has_the_connection(sys: Sys) -> None:
-    """With --on-loss fail the driver fails what comes while it has no connection, and counts that as done."""
+    """With --on-loss fail the driver fails new requests while it has no connection, and counts them as done."""
     driver = LateDriver(late=3600)
     with handed_over(driver, FAIL) as (made, _, taken):
         assert taken
@@ -150,7 +150,7 @@ def test_requests_that_stand_still_are_a_doubt_however_long_they_do(sys: Sys) ->
 
 
 def test_where_requests_fail_at_once_none_waits_for_a_server(sys: Sys) -> None:
-    """So requests under way each time somebody looks say nothing of the last outage."""
+    """So requests in flight at each look say nothing about the last outage."""
     driver = LateDriver()
     with handed_over(driver, FAIL) as (made, _, _taken):
         sys.say(completed=5, inflight=1)
@@ -204,7 +204,7 @@ class NoMemory(LateDriver):
 
 @pytest.mark.usefixtures("sys")
 def test_a_connection_that_the_driver_may_have_is_ended_where_nobody_can_know() -> None:
-    """Else the monitor would offer others without end, while the driver needs none."""
+    """Otherwise the monitor would offer others without end, while the driver needs none."""
     made = Links(Device(0), dataclasses.replace(RECORD, io_timeout=3.0), [Link(socket.socketpair()[0])])
     made.family = cast(netlink.Family, NoMemory())
     made.cut()

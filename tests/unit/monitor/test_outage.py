@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is decided about an outage: nothing but times and facts go in."""
+"""Decisions about an outage, from times and facts only."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_silent_connection_is_not_cut_before_dead_peer_if_requests_would_fail_
 
 
 def test_requests_fail_again_when_a_server_that_came_back_too_late_dies_unserved() -> None:
-    """The driver waits by itself when it has all its connections, so it is to be told again."""
+    """The driver waits by itself when it has all its connections, so the monitor must tell it again."""
     one = outage()
     one.lose(1000)
     one.failing = True

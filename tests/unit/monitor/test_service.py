@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the monitor answers to commands, as far as that needs no kernel: one request through the real door."""
+"""The monitor's answers to commands, as far as they need no kernel: one request through the real socket."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 def silent(_: str) -> None:
-    """A log that nobody reads."""
+    """A log without a reader."""
 
 
 def watching() -> Monitor:
@@ -129,7 +129,7 @@ UNREADABLE: dict[str, bytes] = {
 
 
 def answer(host: Host, message: bytes, descriptors: Sequence[int] = ()) -> dict[str, object]:
-    """What the monitor answers to a program of another kind."""
+    """The monitor's answer to a program of another kind."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as command:
         command.settimeout(PATIENCE)
         command.connect(str(host.run / "monitor"))
@@ -217,13 +217,19 @@ def test_what_cannot_be_meant_is_refused(request_: Request) -> None:
     assert isinstance(refusal(watching(), request_), Malformed)
 
 
-# -- what is not watched -----------------------------------------------------------------------------------------------
+# -- devices that are not watched --------------------------------------------------------------------------------------
 
 Attach = Callable[[Host], None]
 BY_IOCTL = replace(WATCHED, backend="ioctl", reconnect=False)
 NOT_WATCHED: dict[str, tuple[Attach, Record | None, type[NbdattachError], str, str]] = {
-    "nothing": (lambda _: None, None, NotAttached, "not attached", "nbdattach status shows what is"),
-    "a stale record": (lambda _: None, WATCHED, NotAttached, "not attached", "nbdattach status shows what is"),
+    "nothing": (lambda _: None, None, NotAttached, "not attached", "nbdattach status shows the attached devices"),
+    "a stale record": (
+        lambda _: None,
+        WATCHED,
+        NotAttached,
+        "not attached",
+        "nbdattach status shows the attached devices",
+    ),
     "foreign": (
         lambda host: host.attach(pid=4712),
         WATCHED,
@@ -395,7 +401,7 @@ print(time.monotonic() - began < 20)
 
 
 def test_a_journal_that_reads_nothing_does_not_hang_it() -> None:
-    """Its disk may be the one that the monitor is to bring back."""
+    """Its disk may be the one that the monitor has to bring back."""
     reader, writer = os.pipe()
     done = subprocess.run([sys.executable, "-c", LOGS], stderr=writer, stdout=subprocess.PIPE, text=True, timeout=60)
     os.close(writer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of a watch needs no kernel: orders, what is written down before anything moves, and how an outage goes on."""
+"""The parts of a watch that need no kernel: orders, records made before anything moves, and the course of an outage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RECORD = Record(
 
 
 class Attachment:
-    """A device with one connection: a watch of it, the driver that has it, and what is written down of it."""
+    """A device with one connection: a watch of it, the driver that has it, and its record."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sysfs, "SYS", f"{tmp_path}/sys")
@@ -102,7 +102,7 @@ class Attachment:
 
     @property
     def written(self) -> Record:
-        """What is on the disk, whatever the kernel has."""
+        """The record on the disk, not the kernel's state."""
         return Record(**json.loads(Path(state.path(NBD0)).read_text()))
 
 
@@ -174,7 +174,7 @@ def test_two_commands_that_hold_a_device_hold_it_until_both_are_done(attachment:
 
 
 def test_hands_that_are_off_come_back_though_this_machine_has_no_descriptor_left(attachment: Attachment) -> None:
-    """A thread of the watch may wait for just that, and a device that nobody watches would lose its server for good."""
+    """A thread of the watch may wait for just that, and a device without a watch would lose its server for good."""
 
     def no_descriptor(_: Links) -> bool:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -191,7 +191,7 @@ def test_hands_that_are_off_come_back_though_this_machine_has_no_descriptor_left
 
 
 def test_nothing_moves_to_another_server_that_cannot_be_written_down(attachment: Attachment) -> None:
-    """The next monitor would go back to the old server, whose data is old by then."""
+    """The next monitor would connect to the old server, and its data is old by then."""
     attachment.full()
     with pytest.raises(OSError, match="No space"):
         attachment.watch._orders.reconnect(Target("db2", export="disk"))
@@ -315,7 +315,7 @@ def test_a_server_of_either_size_is_taken_while_a_resize_has_begun_and_is_not_do
 def test_a_step_of_the_clock_makes_no_request_fail_sooner_or_later(
     attachment: Attachment, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
-    """The outage began 100 s ago, the monitor was killed meanwhile, and somebody has set the clock."""
+    """The outage began 100 s ago, the monitor was killed meanwhile, and the clock was set."""
     state.save_trouble(NBD0, Trouble("reconnecting", "2026-01-02T03:04:05Z", None, "", boot_time() - 100))
     monkeypatch.setattr("time.time", lambda: 1_767_323_145.0 + step)
     watch = attachment.watched()

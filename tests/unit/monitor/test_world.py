@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """All orders of events: restarts, slow servers, cut links, late drivers, orders from the command line, kills of the
-monitor. What must never happen is told in `world`; here is what may happen, and that it always ends well.
+monitor. `world` lists the events that must never happen; here are those that may, and they always end well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nbdattach.monitor.links import Gone
 from nbdattach.protocol.target import Target
 
 pytestmark = pytest.mark.once
-# Most of what happens happens to the server that the device is at.
+# Most events happen to the server of the device.
 at_ours = st.sampled_from([True, True, True, False])
 
 
@@ -44,7 +44,7 @@ class Events(RuleBasedStateMachine):
         self.number = 0
 
     def server(self, ours: bool, fits: Callable[[Server], bool]) -> Server:
-        """That of the device, or the other one; of those that fit, where there are any."""
+        """The device's one, or the other one; one that fits, if there is any."""
         here = self.world.servers[self.world.watch._recorded.target.uri]
         both = sorted(self.world.servers.values(), key=lambda one: (one is here) != ours)
         return next(filter(fits, both))
@@ -176,7 +176,7 @@ class Events(RuleBasedStateMachine):
             assert world.driver.done[-1] == self.number + 1
 
 
-# -- what chance seldom finds ------------------------------------------------------------------------------------------
+# -- cases that chance seldom finds ------------------------------------------------------------------------------------
 
 
 def lost_for_long(world: World) -> None:
@@ -233,7 +233,7 @@ def go_on(world: World, seconds: int) -> None:
 
 
 def test_what_is_served_while_a_connection_is_handed_over_ends_the_outage() -> None:
-    """The next loss is another one, and --on-loss begins anew."""
+    """The next loss is another one, and --on-loss begins again."""
     with World(1) as world:
         home, world.quick = world.servers[HOME], True
         home.die()
@@ -413,7 +413,7 @@ def test_requests_fail_after_on_loss_though_connections_come_to_be_over_which_no
 def test_the_driver_has_closed_all_dead_connections_before_it_gets_a_new_one(
     connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TLS by the kernel knows no reset but that, and TCP would go on to send what it has."""
+    """TLS by the kernel knows no other reset, and TCP would go on to send its data."""
 
     def bury(link: ModelLink, _: object) -> bool:
         link.cut()
@@ -635,7 +635,7 @@ def test_what_a_dead_connection_has_not_delivered_is_dropped_while_the_thread_di
 @pytest.mark.parametrize("busy", [True, False])
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_server_that_ends_each_second_connection_is_dialled_with_pauses(busy: bool, at_once: bool) -> None:
-    """The first one serves, and after a hand-over nobody can know which of them does."""
+    """The first one serves, and after a hand-over it is not known which of them does."""
     with World(2) as world:
         home, hand_over, dials = world.servers[HOME], world.watch._connecting.hand_over, [0]
 
@@ -700,5 +700,5 @@ def test_the_only_place_of_a_server_that_came_just_in_time_is_kept_while_it_is_a
 
 
 TestEvents = Events.TestCase
-# Where make test has a fixed budget, these need a larger one than others: a fault takes several events in a row.
+# make test has a fixed budget; these need a larger one than others, because a fault takes several events in a row.
 TestEvents.settings = settings(stateful_step_count=40, max_examples=max(200, settings().max_examples))

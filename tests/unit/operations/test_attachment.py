@@ -20,7 +20,7 @@ NBD0 = Device(0)
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[list[int]]:
-    """What the signals do outside of it: SIGINT raises KeyboardInterrupt, SIGTERM is noted here."""
+    """The handlers outside of it: SIGINT raises KeyboardInterrupt, SIGTERM is noted here."""
     noted: list[int] = []
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.default_int_handler)

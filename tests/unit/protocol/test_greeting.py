@@ -23,7 +23,7 @@ HINT = "is this an NBD server? --debug shows each step"
 @pytest.mark.row(1)
 def test_bad_first_magic_is_named() -> None:
     error, played = fails(handshake.enter, DEFAULT, b"SSH-2.0-OpenSSH")
-    assert str(error) == "nbd://db1: no NBD server: it began with 'SSH-2.0-', not NBDMAGIC"
+    assert str(error) == "nbd://db1: not an NBD server: it began with 'SSH-2.0-', not NBDMAGIC"
     assert error.hint == HINT
     assert played.unread == b"OpenSSH"
     assert played.sent == []
@@ -32,7 +32,7 @@ def test_bad_first_magic_is_named() -> None:
 @pytest.mark.row(1)
 def test_bad_first_magic_cannot_write_on_the_terminal() -> None:
     error, _ = fails(handshake.enter, DEFAULT, b"\x1b[2J\n\r'\x9b")
-    assert str(error) == r"nbd://db1: no NBD server: it began with '\x1b[2J\n\r\'\x9b', not NBDMAGIC"
+    assert str(error) == r"nbd://db1: not an NBD server: it began with '\x1b[2J\n\r\'\x9b', not NBDMAGIC"
 
 
 @pytest.mark.row(1)
@@ -58,7 +58,7 @@ def test_a_closed_connection_tells_what_was_waited_for() -> None:
     with pytest.raises(ConnectionLost) as caught:
         drip(handshake.enter(DEFAULT), DEFAULT, b"NBD")
     assert str(caught.value) == "nbd://db1: the server closed the connection (waiting for the server's greeting)"
-    assert caught.value.hint == "is it an NBD server, does it allow one more client, did it just stop? its log may tell"
+    assert caught.value.hint == "is it an NBD server, does it accept one more client, did it just stop? see its log"
 
 
 @pytest.mark.row(2)

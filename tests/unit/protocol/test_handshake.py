@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Choosing an export: NBD_OPT_GO and NBD_OPT_INFO, what they are answered, and the way round them. No sockets."""
+"""Choosing an export: NBD_OPT_GO and NBD_OPT_INFO, the answers to them, and the way without them. No sockets."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_size_is_kept_to_the_byte(size: int) -> None:
 
 @pytest.mark.row(5)
 def test_inspect_goes_in_and_leaves_by_the_transmission_phase() -> None:
-    """Not by NBD_OPT_INFO, to which nbd-server tells a size of 0; and without NBD_OPT_ABORT, which is no request."""
+    """Not by NBD_OPT_INFO, which nbd-server answers with a size of 0; and without NBD_OPT_ABORT."""
     export, sent = succeeds(handshake.inspect, NAMED, HELLO, *INFORMATION, ACK)
     assert sent == [wire.client_flags(), wire.asks(wire.GO, b"disk"), wire.DISC]
     assert export == Export("disk", wire.SIZE, wire.FLAGS, "newstyle-fixed", "spare", BlockSize(512, 4096, 1 << 25))
@@ -177,7 +177,7 @@ def test_connection_closed_in_answer_to_export_name_is_an_unknown_export(heard: 
     error, _ = fails(handshake.enter, NAMED, wire.greeting(0), wire.exported()[:heard])
     assert type(error) is UnknownExport
     assert str(error) == "nbd://db1/disk: the server has no export named 'disk'"
-    assert error.hint == "it does not tell what it has; see nbdattach list nbd://db1"
+    assert error.hint == "it does not list its exports; see nbdattach list nbd://db1"
 
 
 @pytest.mark.row(5)
@@ -188,7 +188,7 @@ def test_a_listed_export_that_the_server_does_not_open_is_not_called_unknown() -
     for said, words in ((HELLO + NO_GO + listing, ""), (HELLO + refused + listing, "; it says: 'no backend'")):
         error, _ = fails(handshake.enter, NAMED, said)
         assert type(error) is Refused
-        assert str(error) == f"nbd://db1/disk: the server lists the export and does not let us in{words}"
+        assert str(error) == f"nbd://db1/disk: the server lists the export, but refuses to open it{words}"
         assert error.hint == DENIED
 
 
@@ -205,7 +205,7 @@ def test_go_closed_at_any_byte_is_no_connection() -> None:
 def test_two_sizes_or_flags_of_one_export_are_refused(second: bytes) -> None:
     error, _ = fails(handshake.enter, NAMED, HELLO, SIZED, second)
     assert type(error) is BrokenProtocol
-    assert str(error) == "nbd://db1/disk: the server told two different sizes or flags of one export"
+    assert str(error) == "nbd://db1/disk: the server announced two different sizes or flags for one export"
 
 
 @pytest.mark.row(5)
@@ -216,7 +216,7 @@ def test_the_same_size_twice_is_no_contradiction() -> None:
 @pytest.mark.row(5)
 def test_yes_without_a_size_is_refused() -> None:
     error, _ = fails(handshake.enter, NAMED, HELLO, ACK)
-    assert str(error) == "nbd://db1/disk: the server said yes without telling the export's size"
+    assert str(error) == "nbd://db1/disk: the server accepted the option without announcing the export's size"
 
 
 POSSIBLE = [(1, 1, 1), (1, 4096, 0xFFFFFFFF), (512, 512, 512), (65536, 65536, 65536), (512, 4097, 33554432)]
@@ -240,7 +240,7 @@ def test_impossible_block_sizes_are_refused(sizes: tuple[int, int, int]) -> None
     assert str(error) == f"nbd://db1/disk: impossible block sizes: {numbers}"
 
 
-# -- replies that are not what they should be ------------------------------------------------------------------------
+# -- faulty replies --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.row(5)
@@ -256,7 +256,7 @@ def test_reply_with_another_magic_is_refused(magic: bytes) -> None:
 def test_reply_to_another_option_is_refused(other: int) -> None:
     error, _ = fails(handshake.enter, NAMED, HELLO, wire.ack(other))
     assert type(error) is BrokenProtocol
-    assert str(error) == f"nbd://db1/disk: a reply to option {other}, we had sent NBD_OPT_GO"
+    assert str(error) == f"nbd://db1/disk: a reply to option {other}, but we had sent NBD_OPT_GO"
 
 
 @pytest.mark.row(5)
@@ -313,7 +313,7 @@ def test_replies_without_end_are_cut_off() -> None:
 # -- row 6: option errors told apart -----------------------------------------------------------------------------------
 
 DENIED = (
-    "its log tells why; nbd-server means: not allowed, maxconnections reached, cannot open its file, or prerun failed"
+    "see its log; for nbd-server: client not allowed, maxconnections reached, cannot open its file, or prerun failed"
 )
 REFUSALS: list[tuple[int, type[NbdattachError], str, str]] = [
     (
@@ -322,20 +322,20 @@ REFUSALS: list[tuple[int, type[NbdattachError], str, str]] = [
         "the server's policy forbids NBD_OPT_GO",
         DENIED,
     ),
-    (wire.INVALID, Refused, "the server calls our NBD_OPT_GO invalid", "--debug shows what was sent"),
+    (wire.INVALID, Refused, "the server calls our NBD_OPT_GO invalid", "--debug shows each step"),
     (
         wire.PLATFORM,
         Refused,
         "NBD_OPT_GO does not work on the server's platform",
-        "its log may tell what it lacks",
+        "see the server's log",
     ),
-    (wire.TLS_REQD, TlsFailed, "the server requires TLS", "--tls asks for it, and so does nbds://db1/disk"),
+    (wire.TLS_REQD, TlsFailed, "the server requires TLS", "use --tls, or nbds://db1/disk"),
     (wire.SHUTDOWN, Refused, "the server is shutting down", "try again when it is back"),
     (
         wire.BLOCK_SIZE_REQD,
         Refused,
-        "the server wants its block sizes honoured, yet tells none",
-        "its log may tell what it wants",
+        "the server requires clients to respect its block sizes, but announces none",
+        "see the server's log",
     ),
     (
         wire.TOO_BIG,
@@ -343,8 +343,8 @@ REFUSALS: list[tuple[int, type[NbdattachError], str, str]] = [
         "the server calls our NBD_OPT_GO too big",
         "is the export's name too long for it?",
     ),
-    (0x8000000A, Refused, "the server refused NBD_OPT_GO with the unknown error 0x8000000a", "its log may tell why"),
-    (0xFFFFFFFF, Refused, "the server refused NBD_OPT_GO with the unknown error 0xffffffff", "its log may tell why"),
+    (0x8000000A, Refused, "the server refused NBD_OPT_GO with the unknown error 0x8000000a", "see the server's log"),
+    (0xFFFFFFFF, Refused, "the server refused NBD_OPT_GO with the unknown error 0xffffffff", "see the server's log"),
 ]
 
 
@@ -379,7 +379,7 @@ def test_unknown_export_tells_what_there_is(words: bytes, said: str) -> None:
 def test_unknown_export_stays_unknown_whatever_the_list_answers(after: bytes) -> None:
     error, _ = fails(handshake.enter, NAMED, HELLO, wire.reply(wire.GO, wire.UNKNOWN), after)
     assert str(error) == "nbd://db1/disk: the server has no export named 'disk'"
-    assert error.hint == "it does not tell what it has; see nbdattach list nbd://db1"
+    assert error.hint == "it does not list its exports; see nbdattach list nbd://db1"
 
 
 @pytest.mark.row(6)

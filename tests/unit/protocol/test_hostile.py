@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A peer is not trusted: whatever it sends, an error of ours or a result comes out, soon and in little memory.
+"""A peer is not trusted: for any data, the result is an error of ours or a value, soon and in little memory.
 
 `make test` holds the same few thousand conversations each time, NBDATTACH_EXAMPLES=all a hundred thousand others.
-NBDATTACH_HOSTILE is the number of conversations, NBDATTACH_SEED the first one's number (a failure tells it).
+NBDATTACH_HOSTILE is the number of conversations, NBDATTACH_SEED the first one's number (a failure prints it).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CASES = int(os.environ.get("NBDATTACH_HOSTILE", "100000" if ALL else "5000"))
 FIRST = int(os.environ.get("NBDATTACH_SEED", "0")) or (random.SystemRandom().getrandbits(48) if ALL else 1)
 SERVER = Target(host="db1")
 HELLO = wire.greeting()
-# Text whose str takes four times its bytes: one wide character makes all of them wide.
+# Text with a str of four times its bytes: one wide character makes all of them wide.
 WIDE = "\U0001f4be".encode() + b"w" * 4092
 
 
@@ -47,7 +47,7 @@ def test_hostile_streams_give_our_errors_only() -> None:
 
 
 def hold(one: Case, played: Played[Any]) -> None:
-    """What is true of every conversation, however it ends."""
+    """True for every conversation, for each of its ends."""
     steps = len(played.notes) + len(played.receives) + len(played.sent)
     assert steps <= 20 + played.heard
     assert max(played.receives) <= handshake.MAX_INFO_REPLY

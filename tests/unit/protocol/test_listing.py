@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a server offers: NBD_OPT_LIST, and a size for each name. No sockets."""
+"""The exports of a server: NBD_OPT_LIST, and a size for each name. No sockets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_default_export_may_be_listed() -> None:
 
 @pytest.mark.row(7)
 def test_size_of_0_is_no_size() -> None:
-    """nbd-server tells 0 of every export in answer to NBD_OPT_INFO."""
+    """nbd-server announces 0 for every export in answer to NBD_OPT_INFO."""
     nothing, least = wire.sized(wire.INFO, 0) + wire.ack(wire.INFO), wire.sized(wire.INFO, 1) + wire.ack(wire.INFO)
     said = HELLO, wire.listed(b"root"), wire.listed(b"swap"), ACK, nothing, least
     exports, _ = succeeds(handshake.catalogue, SERVER, *said)
@@ -131,7 +131,7 @@ def test_list_reply_with_another_magic_is_refused() -> None:
 @pytest.mark.row(7)
 def test_list_reply_to_another_option_is_refused() -> None:
     error, _ = fails(handshake.catalogue, SERVER, HELLO, wire.ack(wire.INFO))
-    assert str(error) == "nbd://db1: a reply to option 6, we had sent NBD_OPT_LIST"
+    assert str(error) == "nbd://db1: a reply to option 6, but we had sent NBD_OPT_LIST"
 
 
 @pytest.mark.row(7)
@@ -178,7 +178,7 @@ def test_list_that_requires_tls_says_how() -> None:
     assert type(error) is TlsFailed
     assert (str(error), error.hint) == (
         "nbd://db1: the server requires TLS",
-        "--tls asks for it, and so does nbds://db1",
+        "use --tls, or nbds://db1",
     )
 
 

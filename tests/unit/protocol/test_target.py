@@ -131,8 +131,8 @@ def test_export_option_names_the_export() -> None:
 def test_export_option_with_a_uri_is_refused(name: str) -> None:
     with pytest.raises(Malformed) as caught:
         parse_target("nbd://db1/x", name)
-    assert str(caught.value) == "'nbd://db1/x': -N/--export goes with HOST or a socket, not with a URI"
-    assert caught.value.hint == "put the name into the URI"
+    assert str(caught.value) == "'nbd://db1/x': -N/--export cannot be combined with a URI"
+    assert caught.value.hint == "write the export in the URI"
 
 
 def test_relative_socket_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,18 +208,18 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("[1::2::3]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
     ("[::12345]", "not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
     ("nbd://db1/d#x", "a URI with a fragment", "write # as %23"),
-    ("nbd://db1/a b", "a URI has only printable ASCII characters", "write others as %XX"),
-    ("nbd://db1/é", "a URI has only printable ASCII characters", "write others as %XX"),
+    ("nbd://db1/a b", "a URI can contain only printable ASCII characters", "write others as %XX"),
+    ("nbd://db1/é", "a URI can contain only printable ASCII characters", "write others as %XX"),
     ("http://db1/", "unknown scheme 'http'", "one of: nbd, nbds, nbd+unix, nbds+unix"),
     ("://db1/", "unknown scheme ''", "one of: nbd, nbds, nbd+unix, nbds+unix"),
     (
         "nbd+vsock://2/disk",
-        "the kernel's nbd driver takes only TCP and Unix stream sockets, no vsock",
+        "the kernel's nbd driver supports only TCP and Unix stream sockets, not vsock",
         FORMS,
     ),
     (
         "NBDS+VSOCK://2",
-        "the kernel's nbd driver takes only TCP and Unix stream sockets, no vsock",
+        "the kernel's nbd driver supports only TCP and Unix stream sockets, not vsock",
         FORMS,
     ),
     (
@@ -232,7 +232,7 @@ MALFORMED: list[tuple[str, str, str]] = [
         "unknown parameter ''",
         "known parameters: socket, tls-certificates, tls-hostname, tls-psk-file",
     ),
-    ("nbds://db1?tls-hostname=a&tls-hostname=b", "parameter tls-hostname is there twice", "give it once"),
+    ("nbds://db1?tls-hostname=a&tls-hostname=b", "parameter tls-hostname is given twice", "give it once"),
     ("nbd+unix:///?socket=", "parameter socket is empty", "write socket=VALUE"),
     ("nbd+unix:///?socket", "parameter socket is empty", "write socket=VALUE"),
     ("nbd+unix:///disk", "no socket parameter", "write nbd+unix:///EXPORT?socket=PATH"),
@@ -244,7 +244,7 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("nbd://db1/d?socket=/s", "a socket parameter on nbd://", "write nbd+unix:///EXPORT?socket=PATH"),
     ("nbd://db1?tls-hostname=h", "TLS parameters on nbd://", "write nbds://"),
     ("nbd+unix:///?socket=/s&tls-psk-file=/p", "TLS parameters on nbd+unix://", "write nbds+unix://"),
-    ("nbd://me@db1/", "user names in a URI are not supported", "leave out what is before the @"),
+    ("nbd://me@db1/", "user names in a URI are not supported", "leave out the part before the @"),
     ("nbd://db1/100%", "a % that is not followed by two hexadecimal digits", "write % as %25"),
     ("nbd://db1/%g0", "a % that is not followed by two hexadecimal digits", "write % as %25"),
     ("nbd+unix:///?socket=/%2", "a % that is not followed by two hexadecimal digits", "write % as %25"),
@@ -290,7 +290,7 @@ def test_malformed_target_cannot_write_on_the_terminal() -> None:
 
 # -- by chance -----------------------------------------------------------------------------------------------------
 
-# What can come in by argv or a percent escape: any bytes.
+# The possible input by argv or a percent escape: any bytes.
 wire_text = st.binary(max_size=60).filter(lambda data: b"\0" not in data).map(os.fsdecode)
 hosts = st.one_of(
     st.from_regex(r"[a-z0-9_]([a-z0-9._-]{0,20}[a-z0-9_])?", fullmatch=True),
@@ -329,7 +329,7 @@ def test_canonical_uri_leads_back_to_the_target(target: Target) -> None:
 pieces = st.sampled_from(
     ["nbd", "s", "+unix", "://", "/", "?", "socket=", "tls-hostname=", "&", "%", ":", "[", "]", "@", "1", "x", "\0"]
 )
-# Joined pieces are decoded anew: what two of them make together may be UTF-8.
+# Joined pieces are decoded anew, because two of them together may be UTF-8.
 joined = st.lists(st.one_of(pieces, wire_text)).map(lambda parts: os.fsdecode(os.fsencode("".join(parts))))
 texts = st.one_of(wire_text, st.text(), joined)
 
@@ -345,7 +345,7 @@ def test_any_text_is_a_target_or_malformed(text: str, name: str | None) -> None:
         assert parse_target(target.uri) == target
 
 
-# -- what --tls and its like say ---------------------------------------------------------------------------------------
+# -- tls and the options like it ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.row(8)
@@ -372,7 +372,7 @@ def test_paths_of_options_are_absolute(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.row(8)
 @pytest.mark.parametrize("option", ["ca", "cert", "key", "hostname", "psk"])
 def test_empty_option_of_tls_is_no_way_into_the_clear(option: str) -> None:
-    """That of a script whose variable is not set."""
+    """An empty one may come from a script with an unset variable."""
     for required in (False, True):
         with pytest.raises(Malformed) as caught:
             with_tls(parse_target("db1"), required=required, **{option: ""})  # type: ignore[arg-type]
@@ -389,8 +389,16 @@ def test_options_go_before_the_uri() -> None:
     ("options", "line", "hint"),
     [
         ({"key": "/k"}, "--tls-key: a key without its certificate", "give --tls-cert FILE, too"),
-        ({"psk": "/p", "ca": "/a"}, "--tls-psk: a pre-shared key goes with no certificates", "give one or the other"),
-        ({"psk": "/p", "cert": "/c"}, "--tls-psk: a pre-shared key goes with no certificates", "give one or the other"),
+        (
+            {"psk": "/p", "ca": "/a"},
+            "--tls-psk: a pre-shared key cannot be combined with certificates",
+            "give one or the other",
+        ),
+        (
+            {"psk": "/p", "cert": "/c"},
+            "--tls-psk: a pre-shared key cannot be combined with certificates",
+            "give one or the other",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_malformed(options: dict[str, str], line: str, hint: str) -> None:

@@ -26,7 +26,7 @@ DISCONNECT = struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0)
 REQUEST = struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 0, 4096)
 LARGE = 24 << 20
 SOON = 60.0
-CLOSED = ["connection lost: the server closed it"]  # whatever version of OpenSSL says so
+CLOSED = ["connection lost: the server closed it"]  # the same text with every version of OpenSSL
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
 
 @pytest.fixture
 def pumps() -> Iterator[Pumps]:
-    """The loop, in a thread of its own; it ends when its connections have."""
+    """The loop, in a thread; it ends when its connections have ended."""
     loop = Pumps()
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()
@@ -177,7 +177,7 @@ def fill(sock: socket.socket) -> int:
 
 
 def test_a_reader_that_reads_nothing_costs_no_memory_and_stops_the_sender(pumped: Pumped) -> None:
-    assert fill(pumped.kernel) < 64 << 20  # what TCP takes, on both sides
+    assert fill(pumped.kernel) < 64 << 20  # the bytes that TCP takes, on both sides
     assert pumped.pump._up.full or len(pumped.pump._up.waiting) <= BUFFER
 
 
@@ -258,7 +258,7 @@ def test_a_server_that_reads_late_gets_all_before_the_disconnect(pumped: Pumped)
 
 
 def test_an_end_without_disconnect_is_a_reset(pumped: Pumped) -> None:
-    """What was on its way is of another time: nothing of it may come later than what the next connection brings."""
+    """Data in flight is from another time: none of it may arrive later than data of the next connection."""
     fill(pumped.kernel)
     pumped.kernel.shutdown(socket.SHUT_RDWR)
     eventually(lambda: pumped.pump.over)
@@ -312,12 +312,12 @@ class ByHand:
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_the_end_of_one_connection_is_none_of_another(authority: Path, version: ssl.TLSVersion, reset: bool) -> None:
-    """Python leaves the error of a send where OpenSSL finds it at the next read of any connection of that thread."""
+    """Python leaves the error of a send in a queue. OpenSSL finds it at the thread's next read of any connection."""
     by_hand = cast(Pumps, ByHand())
     living, ended = Pumped(by_hand, authority, version), Pumped(by_hand, authority, version)
     ended.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
     ended.server.close()
-    for _ in range(2):  # what is sent into a closed connection brings the reset
+    for _ in range(2):  # data sent into a closed connection causes the reset
         with contextlib.suppress(BrokenPipeError):
             ended.kernel.sendall(REQUEST)
         ended.pump.kernel_is_ready(select.POLLIN)
