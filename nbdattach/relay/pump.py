@@ -27,13 +27,12 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.tls import forget_errors, has_ended
 from nbdattach.deadline import Deadline
 from nbdattach.host import tcp
-from nbdattach.protocol.constants import NBD_CMD_DISC, NBD_REQUEST_MAGIC
+from nbdattach.protocol.transmission import REQUEST, ends_with_disconnect
 
 # Bytes on their way in one direction; memory is in use only as far as the traffic needs it.
 BUFFER = 128 << 10
 # TLS gives no larger piece at once (RFC 8446, 5.1).
 _RECORD = 1 << 14
-_REQUEST = struct.Struct(">IHHQQI")
 # Seconds that a server may take to end the connection after our goodbye.
 GOODBYE_SECONDS = 5.0
 _BURIAL = 1.0
@@ -200,7 +199,7 @@ class Pump:
             self._all_read = True
             return self._leaving is not None
         self._kernel_has = count == len(room) or self._leaving is not None
-        self._tail = (self._tail + bytes(room[:count][-_REQUEST.size :]))[-_REQUEST.size :]
+        self._tail = (self._tail + bytes(room[:count][-REQUEST.size :]))[-REQUEST.size :]
         self._up.grow(count)
         return True
 
@@ -272,7 +271,7 @@ class Pump:
             unread = self._kernel.recv(_PEEK, socket.MSG_PEEK)
         except OSError:
             unread = b""
-        if self.lost or not _is_disconnect(self._tail + unread):
+        if self.lost or not ends_with_disconnect(self._tail + unread):
             self.abort()
             return
         self._leaving = Deadline(GOODBYE_SECONDS)
@@ -311,14 +310,6 @@ class Pump:
             self._kernel.shutdown(socket.SHUT_RDWR)
         self._kernel.close()
         self.over = True
-
-
-def _is_disconnect(sent: bytes) -> bool:
-    """Whether the last request is NBD_CMD_DISC: the kernel sends nothing after it, and no data with it."""
-    if len(sent) < _REQUEST.size:
-        return False
-    magic, _, command, *_ = _REQUEST.unpack(sent[-_REQUEST.size :])
-    return bool(magic == NBD_REQUEST_MAGIC and command == NBD_CMD_DISC)
 
 
 def _words(error: OSError | None) -> str:
