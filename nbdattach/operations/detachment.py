@@ -18,7 +18,6 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -32,11 +31,12 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError
 from nbdattach.host import blocking, procfs, systemd, udev
 from nbdattach.host.blocking import Opening, Unanswered
-from nbdattach.host.spawn import bare_python
+from nbdattach.host.spawn import bare_python, start_aside
 from nbdattach.kernel import driver, sysfs
+from nbdattach.kernel.flush import mark_unflushed
 from nbdattach.kernel.node import Busy, Node, cannot_open
 from nbdattach.kernel.sysfs import Kernel, identifier
-from nbdattach.kernel.worker import GOODBYE_SECONDS, mark_unflushed
+from nbdattach.kernel.worker import GOODBYE_SECONDS
 from nbdattach.monitor import control
 from nbdattach.text import quoted
 
@@ -425,17 +425,9 @@ def _await_relay(record: state.Record | None) -> None:
 
 def _tidy_up_later(device: Device, pid: int | None) -> None:
     """Starts a process that waits for the last user to go and removes the partitions, because the kernel keeps them."""
-    nothing = subprocess.DEVNULL
+    command = bare_python("kernel.leftovers", "tidy_main", device.path, state.path(device), str(pid or ""))
     with contextlib.suppress(OSError):
-        tidying = subprocess.Popen(
-            bare_python("tidy_main", device.path, state.path(device), str(pid or "")),
-            stdin=nothing,
-            stdout=nothing,
-            stderr=nothing,
-            cwd="/",
-            start_new_session=True,
-        )
-        systemd.give_scope(tidying.pid, "nbdattach-tidy")
+        systemd.give_scope(start_aside(command, own_session=True).pid, "nbdattach-tidy")
 
 
 def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:

@@ -27,7 +27,7 @@ from nbdattach.connection.stream import Stream, Trace
 from nbdattach.deadline import Deadline
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NotInKernel, error_of
 from nbdattach.host import procfs, systemd
-from nbdattach.host.spawn import bare_python
+from nbdattach.host.spawn import bare_python, environment
 from nbdattach.protocol.export import BlockSize, Export
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain
@@ -40,8 +40,6 @@ _CLOSED = 3
 # Seconds that a relay gets if the kernel's part has used up the time of a try.
 _LEAST = 1.0
 _MAX_MESSAGE = 1 << 16
-# Environment passed to the relay: the worker's, plus OpenSSL's paths to the system CAs.
-_KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class Carrier:
@@ -181,13 +179,13 @@ class Relay:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             done = subprocess.run(
-                bare_python("main", str(theirs.fileno()), module="relay.process"),
+                bare_python("relay.process", "main", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,  # if the interpreter itself fails, we report its last line
                 cwd="/",
-                env={key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ},
+                env=environment(),
                 timeout=START_SECONDS,
             )
         except (OSError, subprocess.TimeoutExpired) as error:

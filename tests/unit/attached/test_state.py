@@ -19,7 +19,7 @@ from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.errors import DeviceInUse, Malformed
 from nbdattach.host import procfs
-from nbdattach.kernel import sysfs, worker
+from nbdattach.kernel import flush, sysfs
 from nbdattach.operations import detachment
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
@@ -363,7 +363,7 @@ def test_a_flush_that_failed_is_remembered_for_that_attachment_only(host: Host) 
     host.attach()
     state.save(NBD0, BARE)
     assert not state.is_unflushed(NBD0)
-    worker.mark_unflushed(*state.mark_of(NBD0))
+    flush.mark_unflushed(*state.mark_of(NBD0))
     assert state.is_unflushed(NBD0)
     state.save(NBD0, replace(BARE, since="2026-01-02T03:04:06Z"))
     assert not state.is_unflushed(NBD0)
@@ -375,7 +375,7 @@ def test_a_worker_remembers_it_by_its_pid(host: Host) -> None:
     host.attach(netlink=False)
     state.save(NBD0, replace(BARE, backend="ioctl"))
     for pid, believed in ((4711, True), (4712, False)):
-        worker.mark_unflushed(state.path(NBD0), f'{{"identity": [{pid}, null, null]}}')
+        flush.mark_unflushed(state.path(NBD0), f'{{"identity": [{pid}, null, null]}}')
         assert state.is_unflushed(NBD0) == believed
 
 
