@@ -32,7 +32,8 @@ from nbdattach.connection.stream import warm_up
 from nbdattach.errors import NbdattachError, facts_of
 from nbdattach.host import daemon, kmsg, procfs, storage_daemon
 from nbdattach.protocol.target import Target
-from nbdattach.relay.pump import Pump, Pumps
+from nbdattach.relay.pump import Pump
+from nbdattach.relay.pumps import Pumps
 from nbdattach.untrusted_json import parsed
 
 MAX_MESSAGE = 1 << 16

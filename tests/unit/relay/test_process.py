@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from nbdattach.relay import process
-from nbdattach.relay.pump import Pumps
+from nbdattach.relay.pumps import Pumps
 
 PATIENCE = 60.0
 
