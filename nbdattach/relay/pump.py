@@ -22,7 +22,7 @@ import struct
 from collections.abc import Callable
 
 from nbdattach.connection.kernel_socket import Link
-from nbdattach.connection.tls import forget_errors, has_ended
+from nbdattach.connection.openssl_errors import forget_errors, has_ended
 from nbdattach.deadline import Deadline
 from nbdattach.host import tcp
 from nbdattach.protocol.transmission import REQUEST, ends_with_disconnect

@@ -53,7 +53,14 @@ DOORS = {
         "host.blocking",
     },
     # certificate: reads them; pump: what a socket of it says that must not wait
-    "ssl": {"connection.tls", "connection.certificate", "relay.pump"},
+    "ssl": {
+        "connection.tls",
+        "connection.tls_context",
+        "connection.tls_failures",
+        "connection.openssl_errors",
+        "connection.certificate",
+        "relay.pump",
+    },
     # node: flock on the device node; state: the lock of a tag
     "fcntl": {"kernel.ioctl", "host.syscalls", "kernel.node", "attached.state"},
     "ctypes": {"kernel.ioctl", "host.syscalls"},
