@@ -19,8 +19,7 @@ from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.errors import DeviceInUse, Malformed
 from nbdattach.host import procfs
-from nbdattach.kernel import flush, sysfs
-from nbdattach.operations import detachment
+from nbdattach.kernel import flush
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
 FULL = replace(
@@ -377,11 +376,3 @@ def test_a_worker_remembers_it_by_its_pid(host: Host) -> None:
     for pid, believed in ((4711, True), (4712, False)):
         flush.mark_unflushed(state.path(NBD0), f'{{"identity": [{pid}, null, null]}}')
         assert state.is_unflushed(NBD0) == believed
-
-
-@pytest.mark.parametrize("tag", ["mine", " mine ", "x" * 2000])
-def test_without_a_record_a_tag_is_known_by_what_the_kernel_keeps_of_it(host: Host, tag: str) -> None:
-    host.attach(tag=sysfs.identifier(tag))
-    assert detachment.attached_as(tag=tag) == [NBD0]
-    assert detachment._other_than(NBD0, None, tag) == ""
-    assert "another attachment" in detachment._other_than(NBD0, None, "other")
