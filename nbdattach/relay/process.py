@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nbdattach.connection import client
+from nbdattach.connection import client, tls  # noqa: F401 - loaded now: when the relay dials, the disk may be away
 from nbdattach.connection.kernel_socket import watch_peer
 from nbdattach.connection.stream import warm_up
 from nbdattach.errors import NbdattachError, facts_of
