@@ -18,7 +18,7 @@ import _thread
 import os
 import time
 
-from nbdattach.host import daemon, kmsg, storage_daemon, syscalls
+from nbdattach.host import background, kmsg, storage_daemon, syscalls
 from nbdattach.kernel import ioctl
 from nbdattach.kernel.bare_sysfs import attribute, is_free, loop_on
 from nbdattach.kernel.flush import flush, mark_unflushed
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
     block_size, blocks, flags, timeout, orders, reports = map(int, arguments[3:9])
     dead_peer = float(arguments[9])
     sockets = list(map(int, arguments[10:]))
-    daemon.leave_parent()
+    background.leave_parent()
     storage_daemon.outlive()
     # A signal in NBD_DO_IT makes the kernel shut the sockets down: none may reach this thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -23,7 +23,7 @@ from nbdattach.connection.stream import prepare, warm_up
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
-from nbdattach.host import daemon, procfs, storage_daemon, systemd
+from nbdattach.host import background, procfs, storage_daemon, systemd
 from nbdattach.host.log import Log, kernel_log, to_stderr
 from nbdattach.host.spawn import own_package
 from nbdattach.kernel import driver, netlink, sysfs
@@ -401,7 +401,7 @@ def _in_background(root: RealRoot | None) -> str:
     )  # it belongs to the process that started us; we must not report readiness or an end in its name
     os.setsid()
     os.chdir("/")
-    daemon.leave_terminal()
+    background.leave_terminal()
     say = _once(writer)
     try:
         run(kernel_log(), lambda: say("ready"), root)

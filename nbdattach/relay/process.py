@@ -30,7 +30,7 @@ from nbdattach.connection import client, tls  # noqa: F401 - loaded now: when th
 from nbdattach.connection.kernel_socket import watch_peer
 from nbdattach.connection.stream import warm_up
 from nbdattach.errors import NbdattachError, facts_of
-from nbdattach.host import daemon, kmsg, procfs, storage_daemon
+from nbdattach.host import background, kmsg, procfs, storage_daemon
 from nbdattach.protocol.target import Target
 from nbdattach.relay.pump import Pump
 from nbdattach.relay.pumps import Pumps
@@ -43,12 +43,12 @@ _STACK = 256 << 10
 
 def main(arguments: list[str]) -> None:
     """`arguments`: the descriptor that orders come from."""
-    daemon.leave_parent()
+    background.leave_parent()
     storage_daemon.outlive()
     # It ends with its connections, and those end with the device.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    daemon.leave_terminal()
+    background.leave_terminal()
     warm_up()
     threading.stack_size(_STACK)
     procfs.survive()

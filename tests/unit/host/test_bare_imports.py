@@ -17,7 +17,7 @@ PROCESSES = [
     ("host.blocking_child", "open_main"),
 ]
 # Modules of Python that cost memory, and that the interpreter does not import by itself.
-EXPENSIVE = {"contextlib", "ctypes", "enum", "re", "signal", "socket", "subprocess", "threading", "typing"}
+EXPENSIVE = {"contextlib", "ctypes", "enum", "re", "signal", "socket", "struct", "subprocess", "threading", "typing"}
 
 
 def imported_by(module: str, function: str) -> set[str]:
