@@ -247,7 +247,7 @@ def find(*, tag: str | None = None, target: str | None = None, export: str | Non
     for one in nbdattach.find(tag="db"):
         one.disconnect()
     """
-    from nbdattach.operations import detachment
+    from nbdattach.attached import tags
 
     uri = None if target is None else parse_target(target, export).uri
-    return [Attachment.at(one.path) for one in detachment.attached_as(tag=tag, target=uri)]
+    return [Attachment.at(one.path) for one in tags.attached_as(tag=tag, target=uri)]

@@ -24,8 +24,8 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
 from nbdattach.host import procfs
 from nbdattach.host.procfs import alive, started
+from nbdattach.kernel.leftovers import STATE_FILES, UNFLUSHED
 from nbdattach.kernel.sysfs import Kernel, identifier
-from nbdattach.kernel.worker import STATE_FILES, UNFLUSHED
 from nbdattach.protocol.target import Target, parse_target, with_tls
 from nbdattach.text import quoted
 from nbdattach.tls_session import TlsSession
@@ -223,7 +223,7 @@ def refuse_hidden() -> None:
 
 
 def mark_of(device: Device) -> tuple[str, str]:
-    """Arguments for `worker.mark_unflushed`, to remember that a flush of this attachment failed. Raises OSError."""
+    """Arguments for `flush.mark_unflushed`, to remember that a flush of this attachment failed. Raises OSError."""
     make_run()
     return path(device), json.dumps({"identity": identity_of(device)})
 

@@ -21,7 +21,7 @@ from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError
 from nbdattach.host import systemd
 from nbdattach.host.procfs import asleep
-from nbdattach.host.spawn import bare_python
+from nbdattach.host.spawn import bare_python, environment
 from nbdattach.kernel import worker
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
@@ -31,9 +31,6 @@ from nbdattach.text import plain
 START_SECONDS = 30
 _POLL = 0.002
 _MAX_REPORT = 4096
-_KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
-
-
 # The kernel's own default: with one connection, a request of this age only causes a line in the kernel's log.
 _IO_TIMEOUT_MS = 30_000
 _CLEAR_SECONDS = 5.0
@@ -93,13 +90,13 @@ class Worker:
                 drop_at_close(number)
             try:
                 process = subprocess.Popen(
-                    bare_python("main", *words),
+                    bare_python("kernel.worker", "main", *words),
                     pass_fds=(their_orders, their_reports, *job.sockets),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=their_reports,  # if the interpreter itself fails, we read its error
                     cwd="/",
-                    env={key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ},
+                    env=environment(),
                 )
             finally:
                 os.close(their_orders)

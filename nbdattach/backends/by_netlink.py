@@ -136,7 +136,7 @@ def _without_old_partitions(device: Device) -> None:
 def _guarded(device: Device, job: Job) -> Iterator[None]:
     """If we are killed inside this context, a guard process sees our pipe close and detaches the device."""
     pid = threading.get_native_id() if procfs.sees_all() else 0  # the sender's pid as the kernel sees it
-    command = bare_python("guard_main", device.path, state.path(device), identifier(job.tag), str(pid))
+    command = bare_python("kernel.guard", "guard_main", device.path, state.path(device), identifier(job.tag), str(pid))
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
         try:
             yield

@@ -27,8 +27,9 @@ import nbdattach
 
 PACKAGES = "/usr/lib/nbdattach"
 PYTHON = "/usr/bin/python3"
-# root: the way in. worker: the guard of an attachment under way, and the flush before a detach.
-ENTRIES = ("nbdattach.boot.root", "nbdattach.kernel.worker")
+# root: the way in. The others are processes that it starts: the guard of an attachment under way, and what a detach
+# needs, the flush before it and the removal of leftovers.
+ENTRIES = ("nbdattach.boot.root", "nbdattach.kernel.guard", "nbdattach.kernel.flush", "nbdattach.kernel.leftovers")
 # The driver, and TLS in the kernel with the ciphers that it may be asked for, by the names the kernel knows them by.
 _DRIVERS = ("nbd", "tls", "af_packet")
 _CIPHERS = ("gcm", "gcm(aes)", "rfc7539", "rfc7539(chacha20,poly1305)", "aes", "ctr", "ghash", "chacha20", "poly1305")

@@ -125,15 +125,23 @@ class Stream:
         except TimeoutError:
             raise self._late() from None
         except OSError as error:
-            if self._tls and self._tls.is_of_tls(error):
-                raise self._tls.failure(error) from error
-            words = self._tls.words(error) if self._tls else error.strerror or str(error)
-            raise self._lost(f": {words}" if words else "") from error
+            raise self._foreign(error) from error
+
+    def _foreign(self, error: OSError) -> NbdattachError:
+        words = error.strerror or str(error)
+        if self._tls:
+            from nbdattach.connection import openssl_errors  # which TLS has imported by now
+
+            if openssl_errors.is_of_tls(error):
+                return self._tls.failures.of(error)
+            if openssl_errors.has_ended(error):  # OpenSSL's text for that varies
+                words = ""
+        return self._lost(f": {words}" if words else "")
 
     def _lost(self, why: str) -> NbdattachError:
         """A server that asked for our certificate, then closes before any NBD data in TLS, has rejected it."""
-        if self._tls and self._tls.may_dislike_us and not self._heard_in_tls:
-            return self._tls.closed()
+        if self._tls and self._tls.failures.may_dislike_us and not self._heard_in_tls:
+            return self._tls.failures.closed()
         return ConnectionLost(self._target.uri, self._doing + why)
 
     def _start_tls(self, hostname: str) -> None:

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 
 from nbdattach.deadline import Deadline
-from nbdattach.host.spawn import bare_python
+from nbdattach.host.spawn import bare_python, start_aside
 
 # Bytes of a message of `blocking_child.open_main`: an errno in decimal.
 _MAX_MESSAGE = 16
@@ -111,14 +111,7 @@ class Sending:
 
 
 def _child(function: str, descriptors: Sequence[int], *arguments: str) -> subprocess.Popen[bytes]:
-    nothing = subprocess.DEVNULL  # should it outlive us, a program that reads our output does not wait for it
-    return subprocess.Popen(
-        bare_python(function, *arguments, module="host.blocking_child"),
-        pass_fds=descriptors,
-        stdin=nothing,
-        stdout=nothing,
-        stderr=nothing,
-    )
+    return start_aside(bare_python("host.blocking_child", function, *arguments), descriptors)
 
 
 def _finish(process: subprocess.Popen[bytes], deadline: Deadline) -> None:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
+
+from nbdattach.host import kmsg
 
 Log: TypeAlias = Callable[[str], None]
 
@@ -31,12 +32,7 @@ def kernel_log() -> Log:
     It is opened once: later the way to it may lead over a disk that is away, as it does at the end of an initramfs.
     """
     try:
-        log = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
+        log = kmsg.open_log()
     except OSError:
         return lambda _: None
-
-    def tell(line: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(log, f"<5>nbdattach: {line}\n".encode(errors="replace"))
-
-    return tell
+    return partial(kmsg.append, log, kmsg.NOTICE)

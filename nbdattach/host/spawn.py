@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import nbdattach
 
@@ -18,10 +19,38 @@ PACKAGE = os.path.dirname(os.path.abspath(nbdattach.__file__))
 _PLACE = os.path.dirname(PACKAGE)
 # Folders of the system's programs; the PATH of our caller may have others first.
 SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+# Variables of our environment that a process gets which outlives us: those that programs and their libraries are found
+# by, and OpenSSL's paths to the authorities that the system trusts. It must not get variables that a service manager
+# set for our process, such as NOTIFY_SOCKET and LISTEN_FDS.
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _SECONDS = 10
 
 
-def bare_python(function: str, *arguments: str, module: str = "kernel.worker") -> list[str]:
+def environment() -> dict[str, str]:
+    """The environment for a process that outlives us."""
+    return {name: os.environ[name] for name in _KEPT if name in os.environ}
+
+
+def start_aside(
+    command: list[str], descriptors: Sequence[int] = (), own_session: bool = False
+) -> subprocess.Popen[bytes]:
+    """Starts a process that may outlive us: it holds no folder, and no program that reads our output waits for it.
+
+    With `own_session` a signal that our terminal sends does not reach it.
+    """
+    nothing = subprocess.DEVNULL
+    return subprocess.Popen(
+        command,
+        stdin=nothing,
+        stdout=nothing,
+        stderr=nothing,
+        cwd="/",
+        pass_fds=descriptors,
+        start_new_session=own_session,
+    )
+
+
+def bare_python(module: str, function: str, *arguments: str) -> list[str]:
     """The command for a function of that module of ours: isolated (-I) and without site-packages (-S), about 9 MB."""
     boot = "import sys; sys.path.insert(0, sys.argv.pop(1)); import nbdattach; del sys.path[0]; "
     boot += f"from nbdattach.{module} import {function}; {function}(sys.argv[1:])"

@@ -13,7 +13,6 @@ The worker imports this module, so it imports next to nothing.
 from __future__ import annotations
 
 import select
-import struct
 import time
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
@@ -28,9 +27,10 @@ IPPROTO_TCP, TCP_INFO = 6, 11
 ESTABLISHED, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE = 1, 4, 5, 6, 7
 # Nothing that we sent can still reach the peer, or it has all arrived.
 DELIVERED = (FIN_WAIT2, TIME_WAIT, CLOSE)
-# Four of the eight bytes, which begin with the state; then the 32-bit numbers. By their place:
-_INFO = struct.Struct("=BBBB4x16I")
-_UNACKED, _LAST_DATA_SENT, _LAST_ACK_RECV, _RTT = 8, 13, 16, 19
+# Eight bytes, then 32-bit numbers, as far as we need them. By their place:
+_BYTES, _SIZE = 8, 72
+_STATE, _RETRANSMITS_SO_FAR, _PROBES_SO_FAR = 0, 2, 3
+_UNACKED, _LAST_DATA_SENT, _LAST_ACK_RECV, _RTT = 4, 9, 12, 15
 # How often TCP must have sent data again, or asked about a closed window, before we conclude that no answer came: one
 # loss is common, and a peer answers at most one such question in half a second (tcp_invalid_ratelimit).
 _RETRANSMITS = _PROBES = 2
@@ -40,8 +40,9 @@ class Info:
     """One look at a connection."""
 
     def __init__(self, sock: Socket) -> None:
-        numbers: tuple[int, ...] = _INFO.unpack(sock.getsockopt(IPPROTO_TCP, TCP_INFO, _INFO.size))
-        self.state, _, self.retransmits, self.probes = numbers[:4]
+        info = sock.getsockopt(IPPROTO_TCP, TCP_INFO, _SIZE)
+        numbers = memoryview(info)[_BYTES:].cast("I")  # the module struct costs a worker 40 kB
+        self.state, self.retransmits, self.probes = info[_STATE], info[_RETRANSMITS_SO_FAR], info[_PROBES_SO_FAR]
         self.unacked = numbers[_UNACKED]  # segments
         self.since_sent = numbers[_LAST_DATA_SENT] / 1000  # seconds, as all times here
         self.since_ack = numbers[_LAST_ACK_RECV] / 1000

@@ -19,7 +19,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.host import blocking
 from nbdattach.host.blocking import Unanswered as Unanswered
-from nbdattach.host.spawn import bare_python
+from nbdattach.host.spawn import bare_python, start_aside
 from nbdattach.kernel import ioctl
 from nbdattach.kernel.sysfs import Block, Kernel
 
@@ -132,12 +132,9 @@ class Node:
 
         With a silent server the flush waits without end, and no signal interrupts it. So another process makes it, and
         ours can be interrupted. `patience`: give up after so many seconds. `progress` is called a few times a second,
-        with the seconds so far. If the flush fails, that process calls `worker.mark_unflushed` with `mark`.
+        with the seconds so far. If the flush fails, that process calls `flush.mark_unflushed` with `mark`.
         """
-        nothing = subprocess.DEVNULL  # if given up, it lives on; a program that reads our output must not wait for it
-        flushing = subprocess.Popen(
-            bare_python("flush_main", self.device.path, *mark), stdin=nothing, stdout=nothing, stderr=nothing
-        )
+        flushing = start_aside(bare_python("kernel.flush", "flush_main", self.device.path, *mark))
         began = time.monotonic()
         code = None
         while code is None:

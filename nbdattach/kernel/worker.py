@@ -2,8 +2,8 @@
 """The process that stays behind an ioctl attachment: sets the device up and blocks in NBD_DO_IT.
 
 It is run by a bare interpreter (`python -I -S`) as a process of its own, because a fork of the command line would
-keep all its memory for good. So it imports next to nothing, and of this package only `ioctl`, `lifeline`,
-`storage_daemon`, `syscalls`, `tcp` and `uapi`. `backends.by_ioctl` starts it; they speak over two pipes:
+keep all its memory for good. So it imports next to nothing, and of this package only modules that do the same and
+say so. `backends.by_ioctl` starts it; they speak over two pipes:
 
     reports (worker -> parent)  "ready PID" | "failed STEP ERRNO", and at its end "ended ERRNO"; a line each
     orders  (parent -> worker)  "G": go into NBD_DO_IT; "C": committed, live on without me; "U", or closed before: undo
@@ -16,11 +16,13 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]  # the module signal builds enums on it: 0.9 MB
 import _thread
 import os
-import sys
 import time
 
-from nbdattach.host import storage_daemon, syscalls
+from nbdattach.host import background, kmsg, storage_daemon, syscalls
 from nbdattach.kernel import ioctl
+from nbdattach.kernel.bare_sysfs import attribute, is_free, loop_on
+from nbdattach.kernel.flush import flush, mark_unflushed
+from nbdattach.kernel.leftovers import UNFLUSHED, clear, forget, tidied
 from nbdattach.kernel.lifeline import Lifeline
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
@@ -28,15 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-ENOENT = 2
 EIO = 5
 EBUSY = 16
 ENOTTY = 25
 EPIPE = 32
 NBD_FLAG_READ_ONLY = 2
-# Files that `state` keeps of an attachment: the ends of their names.
-UNFLUSHED = ".unflushed"
-STATE_FILES = ("", ".new", UNFLUSHED, f"{UNFLUSHED}.new")
 GO = b"G"
 COMMIT = b"C"
 UNDO = b"U"
@@ -44,8 +42,6 @@ UNDO = b"U"
 GOODBYE_SECONDS = 5
 # Seconds that we allow a program that only probes the device.
 GLANCE_SECONDS = 2.0
-# Seconds between checks whether the last user of a detached device has gone: it may be a mount of months.
-_PATIENT_POLL = 0.5
 _POLL = 0.01
 
 
@@ -109,23 +105,12 @@ def serve(kernel: Any, node: int, claim: Sequence[int] = ()) -> int:
     return errno
 
 
-def clear(kernel: Any, node: int) -> None:
-    """Gives the device back. The kernel drops the partitions when it next scans the (now empty) device."""
-    for call in (kernel.nbd_clear_que, kernel.nbd_clear_sock, kernel.blkrrpart):
-        try:
-            call(node)
-        except OSError:
-            pass
-
-
 def main(arguments: list[str]) -> None:
     path, state_file, options = arguments[:3]
     block_size, blocks, flags, timeout, orders, reports = map(int, arguments[3:9])
     dead_peer = float(arguments[9])
     sockets = list(map(int, arguments[10:]))
-    if os.fork():
-        os._exit(0)  # so that init, and not the command line, is the one to reap us
-    os.setsid()
+    background.leave_parent()
     storage_daemon.outlive()
     # A signal in NBD_DO_IT makes the kernel shut the sockets down: none may reach this thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -144,9 +129,9 @@ def main(arguments: list[str]) -> None:
     errno = serve(ioctl, node, claim)
     if claim:
         _open_to_writers(claim[0])
-    free = _is_free(path)
+    free = is_free(path)
     if free:
-        _forget(state_file)
+        forget(state_file)
     _report(reports, f"ended {errno}")
     if claim and not free:  # a command that detaches tidies up itself
         os.close(claim[0])
@@ -159,10 +144,10 @@ def _forget_once_free(path: str, state_file: str) -> None:
     If it stays, the device is lost, and the state file still describes it.
     """
     name, end = os.path.basename(path), time.monotonic() + GLANCE_SECONDS
-    ours = _attribute(name, "pid")  # it stays as long as the program
+    ours = attribute(name, "pid")  # it stays as long as the program
     try:
-        while time.monotonic() < end and _attribute(name, "pid") in ("", ours):
-            if _is_free(path) and _tidied(path, state_file):
+        while time.monotonic() < end and attribute(name, "pid") in ("", ours):
+            if is_free(path) and tidied(path, state_file):
                 break
             time.sleep(_POLL)
     except OSError:
@@ -181,7 +166,7 @@ def _watch(
     while committed:
         if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, lifeline.pause) is None:
             if why := lifeline.why_broken():
-                _log(f"{path}: {why}; its connections are cut")
+                kmsg.write(kmsg.WARNING, f"{path}: {why}; its connections are cut")
                 hang_up(sockets)
                 return
         elif _claim_unused(path, state_file, claim):
@@ -218,7 +203,7 @@ def _claim_unused(path: str, state_file: str, claim: list[int]) -> bool:
         if os.path.exists(f"{state_file}{UNFLUSHED}"):
             raise OSError(EIO, "")
         for closed in (False, True):  # a flush may take long, and the second one has little to do
-            if _loop_on(path):
+            if loop_on(path):
                 raise OSError(EBUSY, "")
             if closed:
                 ioctl.blkroset(claim[0], True)
@@ -226,9 +211,9 @@ def _claim_unused(path: str, state_file: str, claim: list[int]) -> bool:
     except OSError as error:
         why = "it is in use" if error.errno == EBUSY else f"flushing: {os.strerror(error.errno or 0)}"
         if claim and error.errno != EBUSY:
-            pid = _attribute(os.path.basename(path), "pid")
+            pid = attribute(os.path.basename(path), "pid")
             mark_unflushed(state_file, f'{{"identity": [{pid or "null"}, null, null]}}')
-        _log(f"{path}: not detached on SIGTERM: {why}")
+        kmsg.write(kmsg.WARNING, f"{path}: not detached on SIGTERM: {why}")
         while claim:
             _open_to_writers(claim[0])
             os.close(claim.pop())
@@ -242,143 +227,6 @@ def _open_to_writers(claim: int) -> None:
         ioctl.blkroset(claim, False)
     except OSError:
         pass  # the device itself has gone
-
-
-def flush(path: str) -> None:
-    """Sends all data written to the device, and to its partitions with caches of their own, to the server."""
-    for place in [*partitions(path), path]:
-        try:
-            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno == ENOENT and place != path:
-                continue  # a partition without a node cannot have been written through one
-            raise
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def flush_main(arguments: list[str]) -> None:
-    """`flush` as a process of its own: a process that waits for the server cannot be interrupted. Exits with the errno.
-
-    The arguments after the device are those of `mark_unflushed`, because the caller may be gone before the flush fails.
-    """
-    path, *mark = arguments
-    try:
-        os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # kept open until we exit: it cannot be freed under this flush
-        flush(path)
-    except OSError as error:
-        if mark:
-            mark_unflushed(*mark)
-        sys.exit(error.errno or 1)
-
-
-def mark_unflushed(state_file: str, identity: str) -> None:
-    """Remembers that data may be lost: the kernel reports that only once. `identity`: of the attachment, as JSON."""
-    name = f"{state_file}{UNFLUSHED}"
-    try:
-        with open(os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(identity)
-        os.replace(f"{name}.new", name)
-    except OSError:
-        pass
-
-
-def guard_main(arguments: list[str]) -> None:
-    """Waits until a netlink connect is done. If it died instead, removes its attachment, with all traces of it.
-
-    Arguments: the device, its state file, the attachment's identifier in the kernel, and the pid of the connect, or 0
-    if the kernel numbers processes differently from us.
-    """
-    path, state_file, identifier, pid = arguments
-    if os.read(0, 1):
-        return
-    name = os.path.basename(path)
-
-    def is_there() -> bool:
-        return _attribute(name, "backend") == identifier.strip() and pid in ("0", _attribute(name, "pid"))
-
-    try:
-        if is_there():
-            node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if is_there():
-                # Without NBD_DISCONNECT before it: if we were killed in between, the data left could not be flushed,
-                # so nothing could detach it. The server sees the connection end, as that of any process that is killed.
-                ioctl.nbd_clear_sock(node)
-            os.close(node)
-        # The kernel, too, may have undone it (NBD_CFLAG_DISCONNECT_ON_CLOSE); it leaves partitions and our files.
-        end = time.monotonic() + GOODBYE_SECONDS
-        while time.monotonic() < end:
-            if _attribute(name, "pid"):
-                if not is_there():
-                    break  # another attachment has come, and its connect removes them itself
-            elif _tidied(path, state_file):
-                break
-            time.sleep(_POLL)
-    except OSError:
-        pass  # there is no such device, or it has gone by itself
-
-
-def tidy_main(arguments: list[str]) -> None:
-    """Waits until the last user of a detached device has gone, then removes its partitions and our files.
-
-    Arguments: the device, its state file, and the kernel's pid of the old attachment. If another attachment comes
-    first, there is nothing left to do.
-    """
-    path, state_file, pid = arguments
-    name = os.path.basename(path)
-    try:
-        syscalls.flock(os.open(f"/sys/block/{name}", os.O_RDONLY | os.O_CLOEXEC))  # one such process is enough
-        while _attribute(name, "pid") in ("", pid):
-            if _is_free(path) and _tidied(path, state_file):
-                break
-            time.sleep(_PATIENT_POLL)
-    except OSError:
-        pass  # the device itself has gone, or another process waits already
-
-
-def _tidied(path: str, state_file: str) -> bool:
-    """Removes the leftovers of an attachment that has gone; True if none are left.
-
-    Holds the claim on the device: no process writes that file, nor looks for partitions, without the claim.
-    """
-    try:
-        node = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != EBUSY:
-            raise
-        return False
-    try:
-        if not _attribute(os.path.basename(path), "pid"):
-            _forget(state_file)
-            clear(ioctl, node)
-        return _is_free(path) and not partitions(path)
-    finally:
-        os.close(node)
-
-
-def partitions(path: str) -> list[str]:
-    """Nodes of the partitions that the kernel knows of now."""
-    name = os.path.basename(path)
-    try:
-        return [f"/dev/{one}" for one in os.listdir(f"/sys/block/{name}") if one.startswith(f"{name}p")]
-    except OSError:
-        return []
-
-
-def _loop_on(path: str) -> bool:
-    """Whether a loop device uses the device or a partition: loop devices do not claim the device below them."""
-    places = [path, *partitions(path)]
-    for name in os.listdir("/sys/block"):
-        if name.startswith("loop"):
-            try:
-                with open(f"/sys/block/{name}/loop/backing_file") as file:
-                    if file.read().strip() in places:
-                        return True
-            except OSError:
-                continue
-    return False
 
 
 def _prepared(path: str, swap: bool) -> int:
@@ -399,39 +247,8 @@ def _prepared(path: str, swap: bool) -> int:
     return node
 
 
-def _log(line: str) -> None:
-    try:
-        with open("/dev/kmsg", "w") as log:
-            log.write(f"<4>nbdattach: {line}\n")
-    except OSError:
-        pass
-
-
 def _report(reports: int, line: str) -> None:
     try:
         os.write(reports, line.encode() + b"\n")
     except OSError:
         pass  # the parent has long gone
-
-
-def _is_free(path: str) -> bool:
-    """Whether the kernel has reset the size: it keeps the size while another process has the device open."""
-    return _attribute(os.path.basename(path), "size") in ("", "0")
-
-
-def _attribute(name: str, attribute: str) -> str:
-    """An attribute of the device in /sys; empty if there is none."""
-    try:
-        with open(f"/sys/block/{name}/{attribute}", errors="surrogateescape") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def _forget(state_file: str) -> None:
-    """Removes the files that `state` keeps of an attachment, also those half written by a parent that was killed."""
-    for end in STATE_FILES:
-        try:
-            os.unlink(f"{state_file}{end}")
-        except OSError:
-            pass

@@ -7,6 +7,8 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from nbdattach.host import background
+
 
 def start(run: Callable[[Callable[[], None]], None]) -> str:
     """Forks a process that does `run`, which calls its argument when it is ready.
@@ -34,9 +36,7 @@ def _leave_the_starter() -> None:
     os.environ.pop("NOTIFY_SOCKET", None)
     os.setsid()
     os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
+    background.leave_terminal()
 
 
 def _once(writer: int) -> Callable[[str], None]:

@@ -20,9 +20,6 @@ UNIT = "nbdattach-monitor.service"
 UNIT_BESIDE = "nbdattach-monitor-beside.service"
 START_SECONDS = 30
 _POLL = 0.05
-# The only variables of our environment that a monitor gets, because it serves all devices and outlives us. It must not
-# get variables that a service manager set for our process, such as NOTIFY_SOCKET and LISTEN_FDS.
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def ensure_monitor() -> None:
@@ -90,7 +87,7 @@ def _failure_of(command: list[str]) -> str | None:
             text=True,
             errors="replace",
             cwd="/",
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            env=spawn.environment(),
             timeout=START_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -14,8 +14,6 @@ Decisions that matter:
 from __future__ import annotations
 
 import shlex
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -48,8 +46,8 @@ from nbdattach.kernel import driver, settings, sysfs
 from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
+from nbdattach.operations import candidates, interrupts
 from nbdattach.operations.connections import connected
-from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted
 
@@ -64,8 +62,6 @@ _LAST_GASP = 2.0
 _CLEAR_SECONDS = 5.0
 # Attempts if other programs take the device down while we attach it.
 _ATTEMPTS = 5
-# New device numbers to try, because other programs may make devices at the same time.
-_MAX_NEW = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,7 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
             attached = _attach(target, device, wishes, tag, backend, trace, contested=attempt > 0, end=end)
             return replace(attached, notes=[f"{target.uri}: {note}" for note in notes] + attached.notes)
         trace("another program opened and closed the device, which took it down; once more")
-    raise _none_free(device)
+    raise candidates.none_free(device)
 
 
 def _attach(
@@ -131,7 +127,7 @@ def _attach(
         numbers = [sock.fileno() for sock in sockets]
         address = address_of(sockets[0])
         job = Job(tag, target, export, shape, numbers, wishes, contested, tls, relay.pid if relay else None, address)
-        for candidate in _candidates(device, export, backend):
+        for candidate in candidates.to_try(device, export, backend.makes_devices):
             try:
                 hold = _taken(backend, candidate, job)
             except Taken:
@@ -147,7 +143,7 @@ def _attach(
                 have_watched = partial(_have_watched, candidate, sockets, relay) if watched else list[str]
                 notes += _complete(hold, backend, job, Deadline(wishes.connect_timeout), have_watched, end)
                 return Attached(candidate, notes, Kernel(candidate).pid)
-    raise _none_free(device)
+    raise candidates.none_free(device)
 
 
 def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:
@@ -192,39 +188,6 @@ def _kernel_errors(device: Device, job: Job) -> Iterator[None]:
         raise KernelRefused.at(device.path, error.filename or "attach", error.errno or 0) from error
 
 
-@contextmanager
-def _interrupts_wait(device: Device) -> Iterator[None]:
-    """Delays SIGINT and SIGTERM from the commit until we hold nothing any more. If one came, detaches the device."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]:
-        signal.signal(number, lambda number, _: came.append(number))
-    try:
-        yield
-        if came:
-            came[:] = came[:1] if _is_detached(device) else []
-    finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
-
-
-def _is_detached(device: Device) -> bool:
-    """Detaches the device again. False if it is in use already: then connect had succeeded before the interrupt."""
-    from nbdattach.operations import detachment
-
-    try:
-        detachment.detach(device, _CLEAR_SECONDS)
-    except NbdattachError:
-        return False
-    return True
-
-
 def _complete(
     hold: Hold,
     backend: choice.Backend,
@@ -239,7 +202,7 @@ def _complete(
         with _kernel_errors(device, job):
             notes = _steps_to_ready(hold, backend, job, deadline)
             notes += have_watched()
-            end.enter_context(_interrupts_wait(device))
+            end.enter_context(interrupts.delayed(device))
             hold.commit()
             return notes
     except BaseException:
@@ -348,40 +311,6 @@ def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) ->
             raise DeviceInUse(
                 device.path, f"{target.uri} is attached there with {found} bytes, not {option} {wanted}", hint
             )
-
-
-def _candidates(device: Device | None, export: Export, backend: choice.Backend) -> Iterator[Device]:
-    """Devices to try: the one named, or every free one, then new ones if the backend can make them."""
-    if device:
-        if _is_spoilt(device, export):
-            raise KernelRefused(
-                device.path,
-                "another tool made it send NBD_CMD_WRITE_ZEROES, which this server does not know",
-                "take another device, or load the driver anew: modprobe -r nbd; modprobe nbd",
-            )
-        yield device
-        return
-    there = sysfs.devices()
-    for free in there:
-        kernel = Kernel(free)
-        if not (kernel.attached or kernel.size or _is_spoilt(free, export)):
-            yield free
-    if backend.makes_devices:
-        first = there[-1].index + 1 if there else 0
-        yield from (Device(index) for index in range(first, first + _MAX_NEW))
-
-
-def _is_spoilt(device: Device, export: Export) -> bool:
-    return not export.takes_write_zeroes and Kernel(device).sends_write_zeroes
-
-
-def _none_free(device: Device | None) -> NbdattachError:
-    if device:
-        return DeviceInUse(device.path, "another program has it open or attaches something", "see nbdattach status")
-    count = len(sysfs.devices())
-    return DeviceInUse(
-        "nbd", f"all {count} devices are in use", "nbdattach status shows them; modprobe nbd nbds_max=N sets how many"
-    )
 
 
 def _holds_other(device: Device) -> DeviceInUse:

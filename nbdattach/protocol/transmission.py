@@ -19,14 +19,14 @@ from nbdattach.protocol.constants import (
 )
 from nbdattach.protocol.steps import Note, Receive, Send, Steps
 
-_REQUEST = struct.Struct(">IHHQQI")  # magic, command flags, type, cookie, offset, length: 28 bytes
+REQUEST = struct.Struct(">IHHQQI")  # magic, command flags, type, cookie, offset, length: 28 bytes
 _SIMPLE_REPLY = struct.Struct(">IIQ")  # magic, error, cookie: 16 bytes
 
 
 def read(thing: str, offset: int, length: int, cookie: int) -> Steps[bytes]:
     """`length` bytes at `offset`. Raises `Refused` with the server's error, `BrokenProtocol`."""
     yield Note(f"NBD_CMD_READ of {length} bytes at {offset}")
-    yield Send(_REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_READ, cookie, offset, length))
+    yield Send(REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_READ, cookie, offset, length))
     magic, error, answered = _SIMPLE_REPLY.unpack((yield Receive(_SIMPLE_REPLY.size)))
     if magic != NBD_SIMPLE_REPLY_MAGIC:
         raise BrokenProtocol(thing, f"the server answered a read with the magic {magic:#x}")
@@ -46,9 +46,17 @@ def disconnect() -> Steps[None]:
     """Sends NBD_CMD_DISC, which has no reply; does not fail if the server is gone already."""
     yield Note("NBD_CMD_DISC")
     try:
-        yield Send(_REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_DISC, 0, 0, 0))
+        yield Send(REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_DISC, 0, 0, 0))
     except NoConnection:
         return
+
+
+def ends_with_disconnect(sent: bytes) -> bool:
+    """Whether the last request is NBD_CMD_DISC: the kernel sends nothing after it, and no data with it."""
+    if len(sent) < REQUEST.size:
+        return False
+    magic, _, command, *_ = REQUEST.unpack(sent[-REQUEST.size :])
+    return bool(magic == NBD_REQUEST_MAGIC and command == NBD_CMD_DISC)
 
 
 def error_words(error: int) -> tuple[int, str]:

@@ -26,7 +26,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NbdattachError, NotInKernel
 from nbdattach.host import messages, procfs, systemd
-from nbdattach.host.spawn import bare_python
+from nbdattach.host.spawn import bare_python, environment
 from nbdattach.protocol.target import Target
 from nbdattach.relay.orders import Bury, Dial, Dialled, Said, Traced
 from nbdattach.text import plain
@@ -41,8 +41,6 @@ _GRACE = 5.0
 _CLOSED = 3
 # Seconds that a relay gets if the kernel's part has used up the time of a try.
 _LEAST = 1.0
-# Environment passed to the relay: the worker's, plus OpenSSL's paths to the system CAs.
-_KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class Carrier:
@@ -176,13 +174,13 @@ class Relay:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             done = subprocess.run(
-                bare_python("main", str(theirs.fileno()), module="relay.process"),
+                bare_python("relay.process", "main", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,  # if the interpreter itself fails, we report its last line
                 cwd="/",
-                env={key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ},
+                env=environment(),
                 timeout=START_SECONDS,
             )
         except (OSError, subprocess.TimeoutExpired) as error:

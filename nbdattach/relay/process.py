@@ -20,14 +20,15 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbdattach.connection import client
+from nbdattach.connection import client, tls  # noqa: F401 - loaded now: when the relay dials, the disk may be away
 from nbdattach.connection.kernel_socket import watch_peer
 from nbdattach.connection.stream import warm_up
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import NbdattachError
-from nbdattach.host import messages, procfs, storage_daemon
+from nbdattach.host import background, kmsg, messages, procfs, storage_daemon
 from nbdattach.relay.orders import Dial, Dialled, Said, Traced
-from nbdattach.relay.pump import Pump, Pumps
+from nbdattach.relay.pump import Pump
+from nbdattach.relay.pumps import Pumps
 from nbdattach.untrusted_json import parsed
 
 if TYPE_CHECKING:
@@ -39,17 +40,12 @@ _STACK = 256 << 10
 
 def main(arguments: list[str]) -> None:
     """`arguments`: the descriptor that orders come from."""
-    if os.fork():
-        os._exit(0)  # so that init, and not the command line or the monitor, is the one to reap us
-    os.setsid()
+    background.leave_parent()
     storage_daemon.outlive()
     # It ends with its connections, and those end with the device.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
-    os.close(null)
+    background.leave_terminal()
     warm_up()
     threading.stack_size(_STACK)
     procfs.survive()
@@ -123,9 +119,4 @@ class _Clerk:
 
 
 def _log(line: str) -> None:
-    """Writes one line to the kernel's log."""
-    try:
-        with open("/dev/kmsg", "w") as log:
-            log.write(f"<5>nbdattach: relay {os.getpid()}: {line}\n")
-    except OSError:
-        pass
+    kmsg.write(kmsg.NOTICE, f"relay {os.getpid()}: {line}")

@@ -2,8 +2,8 @@
 """Moves the bytes of a relay between the kernel's connection and the TLS connection to the server, both ways.
 
 Decisions that matter:
-* One loop, one thread: two threads must not use an ssl object at once. No step waits. If the buffer of a direction is
-  full, we read nothing more into it. So a fast sender is held back, and neither direction ever waits for the other.
+* No step waits (`pumps` has the loop). If the buffer of a direction is full, we read nothing more into it. So a fast
+  sender is held back, and neither direction ever waits for the other.
 * An old write must never come to the server after a newer one over the next connection. So if a connection ends without
   NBD_CMD_DISC, we reset it and drop its undelivered data; SO_LINGER does the same if this process is killed.
 * If the server is lost, the kernel's connection ends too, but first the kernel gets all answers that have come.
@@ -19,21 +19,17 @@ import select
 import socket
 import ssl
 import struct
-import time
-from collections import deque
 from collections.abc import Callable
 
 from nbdattach.connection.kernel_socket import Link
-from nbdattach.connection.tls import forget_errors, has_ended
+from nbdattach.connection.openssl_errors import forget_errors, has_ended
 from nbdattach.deadline import Deadline
 from nbdattach.host import tcp
-from nbdattach.protocol.constants import NBD_CMD_DISC, NBD_REQUEST_MAGIC
+from nbdattach.protocol.transmission import REQUEST, ends_with_disconnect
+from nbdattach.relay.buffer import Buffer
 
-# Bytes on their way in one direction; memory is in use only as far as the traffic needs it.
-BUFFER = 128 << 10
 # TLS gives no larger piece at once (RFC 8446, 5.1).
 _RECORD = 1 << 14
-_REQUEST = struct.Struct(">IHHQQI")
 # Seconds that a server may take to end the connection after our goodbye.
 GOODBYE_SECONDS = 5.0
 _BURIAL = 1.0
@@ -44,37 +40,6 @@ _ROUNDS = 16
 _PEEK = 1 << 20
 _RESET = struct.pack("ii", 1, 0)  # struct linger
 _NO_LINGER = struct.pack("ii", 0, 0)
-
-
-class _Buffer:
-    """Bytes between a read and a write."""
-
-    def __init__(self) -> None:
-        self._view = memoryview(bytearray(BUFFER))
-        self._start = self._end = 0
-
-    @property
-    def room(self) -> memoryview:
-        return self._view[self._end :]
-
-    @property
-    def waiting(self) -> memoryview:
-        return self._view[self._start : self._end]
-
-    def __bool__(self) -> bool:
-        return self._start < self._end
-
-    @property
-    def full(self) -> bool:
-        return self._end == BUFFER
-
-    def grow(self, count: int) -> None:
-        self._end += count
-
-    def shrink(self, count: int) -> None:
-        self._start += count
-        if self._start == self._end:
-            self._start = self._end = 0
 
 
 class Pump:
@@ -93,7 +58,7 @@ class Pump:
         self.kernel_number, self.server_number = kernel.fileno(), server.fileno()
         self._kernel, self._server, self._say = kernel, server, say
         self._dead_peer, self._silence = dead_peer, tcp.Silence()
-        self._up, self._down = _Buffer(), _Buffer()  # to the server, to the kernel
+        self._up, self._down = Buffer(), Buffer()  # to the server, to the kernel
         # Whether a read or write is worth a try; if not, the event that TLS waits for before the next.
         self._kernel_has = self._kernel_takes = self._server_has = self._server_takes = True
         self._reading_waits, self._writing_waits = select.POLLIN, select.POLLOUT
@@ -200,7 +165,7 @@ class Pump:
             self._all_read = True
             return self._leaving is not None
         self._kernel_has = count == len(room) or self._leaving is not None
-        self._tail = (self._tail + bytes(room[:count][-_REQUEST.size :]))[-_REQUEST.size :]
+        self._tail = (self._tail + bytes(room[:count][-REQUEST.size :]))[-REQUEST.size :]
         self._up.grow(count)
         return True
 
@@ -272,12 +237,12 @@ class Pump:
             unread = self._kernel.recv(_PEEK, socket.MSG_PEEK)
         except OSError:
             unread = b""
-        if self.lost or not _is_disconnect(self._tail + unread):
+        if self.lost or not ends_with_disconnect(self._tail + unread):
             self.abort()
             return
         self._leaving = Deadline(GOODBYE_SECONDS)
         self._kernel_has = True
-        self._down = _Buffer()
+        self._down = Buffer()
 
     def _say_goodbye(self) -> bool:
         """close_notify, then the end of our side; the server ends its own."""
@@ -313,105 +278,7 @@ class Pump:
         self.over = True
 
 
-def _is_disconnect(sent: bytes) -> bool:
-    """Whether the last request is NBD_CMD_DISC: the kernel sends nothing after it, and no data with it."""
-    if len(sent) < _REQUEST.size:
-        return False
-    magic, _, command, *_ = _REQUEST.unpack(sent[-_REQUEST.size :])
-    return bool(magic == NBD_REQUEST_MAGIC and command == NBD_CMD_DISC)
-
-
 def _words(error: OSError | None) -> str:
     if error is None or has_ended(error):
         return "the server closed it"
     return str(getattr(error, "reason", None) or error.strerror or error)
-
-
-class Pumps:
-    """The loop. Runs in one thread; `add`, `call` and `finish` may be called from others."""
-
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll.register(self._wake, select.POLLIN)
-        self._calls: deque[Callable[[], None]] = deque()
-        self._pumps: dict[int, Pump] = {}  # by both numbers
-        self._busy: set[Pump] = set()  # with more to do at once
-        self._finishing = False
-        self._next_look = 0.0
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Calls it in the loop's thread, when the loop has handled all events up to now."""
-        self._calls.append(function)
-        os.eventfd_write(self._wake, 1)
-
-    def add(self, pump: Pump) -> None:
-        def take() -> None:
-            self._pumps[pump.kernel_number] = self._pumps[pump.server_number] = pump
-            self._see_to(pump)
-
-        self.call(take)
-
-    def finish(self) -> None:
-        """`run` returns when the last connection is over."""
-
-        def end() -> None:
-            self._finishing = True
-
-        self.call(end)
-
-    def run(self) -> None:
-        while self._pumps or self._calls or not self._finishing:
-            # One at a time, and before poll(2), so that it comes after all that had happened when it was asked for.
-            call = self._calls.popleft() if self._calls else None
-            touched, self._busy = self._busy, set()
-            for number, events in self._poll.poll(0 if call or touched else self._patience()):
-                if number == self._wake:
-                    os.eventfd_read(self._wake)
-                    continue
-                pump = self._pumps[number]
-                if number == pump.kernel_number:
-                    pump.kernel_is_ready(events)
-                else:
-                    pump.server_is_ready()
-                touched.add(pump)
-            touched |= {pump for pump in self._pumps.values() if pump.seconds_left == 0}
-            touched |= self._look()
-            for pump in touched:
-                self._see_to(pump)
-            if call:
-                call()
-
-    def _patience(self) -> float | None:
-        """Milliseconds."""
-        left = [pump.seconds_left for pump in self._pumps.values()]
-        left += [pump.look_again for pump in self._pumps.values()]
-        seconds = min((one for one in left if one is not None), default=math.inf)
-        return None if math.isinf(seconds) else seconds * 1000 + 1
-
-    def _look(self) -> set[Pump]:
-        """Checks each server, when it is time; returns the pumps that may have something to do after that."""
-        pumps = set(self._pumps.values())
-        if time.monotonic() < self._next_look:
-            return set()
-        for pump in pumps:
-            pump.look()
-        self._next_look = time.monotonic() + min((pump.look_again for pump in pumps), default=0.0)
-        return pumps
-
-    def _see_to(self, pump: Pump) -> None:
-        if pump.step():
-            self._busy.add(pump)
-        for number, events, closed in (
-            (pump.kernel_number, pump.kernel_events, pump.over),
-            (pump.server_number, pump.server_events, pump.over or pump.lost),
-        ):
-            if self._pumps.get(number) is not pump:
-                continue  # closed before; the number belongs to another connection now
-            if closed:
-                del self._pumps[number]
-            if closed or events is None:
-                with contextlib.suppress(KeyError):
-                    self._poll.unregister(number)
-            else:
-                self._poll.register(number, events)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 
@@ -49,13 +50,15 @@ _LOOK = {
     "attached.state.load",
     "attached.state.trouble_of",
     "kernel.sysfs._read",
-    "kernel.worker._attribute",
-    "kernel.worker._loop_on",
-    "kernel.worker._log",
+    "kernel.bare_sysfs.attribute",
+    "kernel.bare_sysfs.loop_on",
+    "host.kmsg.write",
+    "host.kmsg.append",
+    "host.kmsg.open_log",
     "connection.kernel_socket.watch_peer",
 }
 _ROUNDS = 2
-_HELPER = b"worker import "
+_HELPER = re.compile(rb"from nbdattach\.kernel\.\w+ import ")
 _PACKAGE = f"{os.path.dirname(nbdattach.__file__)}/"
 
 
@@ -104,7 +107,7 @@ def helpers() -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-            if _HELPER in file.read():
+            if _HELPER.search(file.read()):
                 found.append(int(name))
     return found
 
@@ -213,8 +216,8 @@ def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
     bare_python = node.bare_python
     other = str(os.getpid() if both else 0)
 
-    def command(function: str, *arguments: str) -> list[str]:
-        line = bare_python(function, *arguments)
+    def command(module: str, function: str, *arguments: str) -> list[str]:
+        line = bare_python(module, function, *arguments)
         if function == helper:
             code = line.index("-c") + 1
             hooked = f"sys.path.insert(0, {_HERE!r}); import crash; crash.in_helper({log!r}, {last!r}, {other}); "

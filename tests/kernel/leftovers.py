@@ -62,9 +62,12 @@ def files() -> list[str]:
 
 def workers() -> list[tuple[int, str]]:
     """Worker processes of ours, with guards and flushes, relays, and monitors."""
-    return [
-        (pid, line) for pid, line in _processes() if "worker import " in line or is_relay(line) or _is_monitor(line)
-    ]
+    return [(pid, line) for pid, line in _processes() if _is_helper(line) or is_relay(line) or _is_monitor(line)]
+
+
+def _is_helper(line: str) -> bool:
+    """A worker, a guard, a flush, or a process that tidies up."""
+    return "from nbdattach.kernel." in line
 
 
 def is_relay(line: str) -> bool:

@@ -24,7 +24,7 @@ from nbdattach.device import Device
 from nbdattach.kernel import netlink
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
-from nbdattach.operations import detachment
+from nbdattach.operations import disconnection, writes
 
 pytestmark = pytest.mark.any_monitor
 
@@ -77,8 +77,8 @@ def test_a_write_that_succeeds_after_the_last_look_is_on_the_server(
         done = subprocess.run([sys.executable, "-c", WRITER, str(block), str(block + 1)], capture_output=True)
         succeeded[block] = done.returncode == 0 and done.stdout.split() == [b"%d" % block]
 
-    write_around(detachment, "_sent")
-    write_around(detachment, "_is_lost")
+    write_around(disconnection, "sent")
+    write_around(writes, "are_lost")
     write_around(Node, "clear")
     image = sparse_file(tmp_path / "image", 8 * MIB)
     with nbdkit("file", f"file={image}") as server:
@@ -90,7 +90,7 @@ def test_a_write_that_succeeds_after_the_last_look_is_on_the_server(
 
 def test_a_write_that_no_look_can_see_is_said_to_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program may change memory that it has mapped, in the moment before the connection ends."""
-    send = detachment._sent
+    send = disconnection.sent
     with nbdkit("memory", "1M") as server:
         connect(server.uri, "nbd0")
         memory = mapped("/dev/nbd0")
@@ -100,7 +100,7 @@ def test_a_write_that_no_look_can_see_is_said_to_be_lost(monkeypatch: pytest.Mon
             LIBC.munmap(ctypes.c_void_p(memory), BLOCK)
             return send(farewell)
 
-        monkeypatch.setattr(detachment, "_sent", write_and_send)
+        monkeypatch.setattr(disconnection, "sent", write_and_send)
         with pytest.raises(
             nbdattach.KernelRefused, match="detached, and what a program wrote to it in the last moment"
         ):
@@ -120,8 +120,8 @@ def mapped(path: str) -> int:
 def test_a_detach_that_is_refused_at_the_last_look_leaves_a_device_that_can_be_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    look, looks = detachment._was_written, iter((False, True))
-    monkeypatch.setattr(detachment, "_was_written", lambda node: look(node) or next(looks))
+    look, looks = writes.was_written, iter((False, True))
+    monkeypatch.setattr(writes, "was_written", lambda node: look(node) or next(looks))
     with nbdkit("memory", "1M") as server:
         connect(server.uri, "nbd0")
         with pytest.raises(nbdattach.DeviceInUse, match="somebody keeps writing to it"):

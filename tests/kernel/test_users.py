@@ -41,7 +41,7 @@ from nbdattach.host import procfs
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control
-from nbdattach.operations import detachment
+from nbdattach.operations import claim
 
 pytestmark = pytest.mark.any_monitor
 
@@ -454,7 +454,7 @@ def _breaking(broken: Path) -> AbstractContextManager[object]:
 
 def test_what_cannot_be_written_after_a_flush_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel reports it once, to the first caller; a flush after that is a success."""
-    broken, look, looks = tmp_path / "broken", detachment._refuse_what_claims_nothing, iter(range(9))
+    broken, look, looks = tmp_path / "broken", claim.refuse_users_without_claim, iter(range(9))
 
     def look_and_write(node: Node) -> None:
         look(node)
@@ -462,7 +462,7 @@ def test_what_cannot_be_written_after_a_flush_is_not_forgotten(tmp_path: Path, m
             broken.touch()
             shell("dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 status=none")
 
-    monkeypatch.setattr(detachment, "_refuse_what_claims_nothing", look_and_write)
+    monkeypatch.setattr(claim, "refuse_users_without_claim", look_and_write)
     with _breaking(broken) as server:
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         with pytest.raises(nbdattach.KernelRefused, match="writing to the server: Input/output error"):

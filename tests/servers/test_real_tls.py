@@ -137,7 +137,7 @@ ISSUERS = {"stranger": "other-ca", "late": "test-ca", "revoked": "test-ca"}
 @pytest.fixture(params=[False, True], ids=["TLS 1.3", "TLS 1.2"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """With TLS 1.2 as for the kernel, but this machine's may lack it."""
-    monkeypatch.setattr(tls.Handshake, "_see_it_in_kernel", lambda *_: None)
+    monkeypatch.setattr(tls.Handshake, "_require_it_in_kernel", lambda *_: None)
     return bool(request.param)
 
 

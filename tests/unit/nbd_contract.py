@@ -24,7 +24,7 @@ import pytest
 from fake_kernel import DISCONNECT, FLAG_CAN_MULTI_CONN, FLAG_READ_ONLY, FakeKernel
 
 from nbdattach.device import Device
-from nbdattach.kernel import ioctl, worker
+from nbdattach.kernel import ioctl, leftovers, worker
 from nbdattach.kernel.sysfs import Kernel
 
 __all__ = [
@@ -260,9 +260,9 @@ def test_another_task_is_turned_away_until_the_sockets_are_cleared(machine: Mach
         assert elsewhere(lambda: refused(set_sock, other, theirs.fd)) == errno.EBUSY
         assert elsewhere(lambda: refused(set_sock, node, theirs.fd)) == errno.EBUSY
         set_sock(other, more.fd)
-        worker.clear(machine.kernel, node)
+        leftovers.clear(machine.kernel, node)
         elsewhere(lambda: set_sock(other, theirs.fd))
-        worker.clear(machine.kernel, other)
+        leftovers.clear(machine.kernel, other)
 
 
 @pytest.mark.row(11)
@@ -385,7 +385,7 @@ def test_attached_device_keeps_its_pid_until_it_is_closed(machine: Machine) -> N
 @pytest.mark.row(11)
 def test_clearing_an_idle_device_is_harmless(machine: Machine) -> None:
     with opened(machine) as node:
-        worker.clear(machine.kernel, node)
+        leftovers.clear(machine.kernel, node)
         machine.kernel.nbd_clear_que(node)
         machine.kernel.nbd_clear_sock(node)
         machine.kernel.nbd_disconnect(node)

@@ -19,8 +19,7 @@ from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.errors import DeviceInUse, Malformed
 from nbdattach.host import procfs
-from nbdattach.kernel import sysfs, worker
-from nbdattach.operations import detachment
+from nbdattach.kernel import flush
 from nbdattach.tls_session import TlsSession
 
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
@@ -397,7 +396,7 @@ def test_a_flush_that_failed_is_remembered_for_that_attachment_only(host: Host) 
     host.attach()
     state.save(NBD0, BARE)
     assert not state.is_unflushed(NBD0)
-    worker.mark_unflushed(*state.mark_of(NBD0))
+    flush.mark_unflushed(*state.mark_of(NBD0))
     assert state.is_unflushed(NBD0)
     state.save(NBD0, replace(BARE, since="2026-01-02T03:04:06Z"))
     assert not state.is_unflushed(NBD0)
@@ -409,13 +408,5 @@ def test_a_worker_remembers_it_by_its_pid(host: Host) -> None:
     host.attach(netlink=False)
     state.save(NBD0, replace(BARE, backend="ioctl"))
     for pid, believed in ((4711, True), (4712, False)):
-        worker.mark_unflushed(state.path(NBD0), f'{{"identity": [{pid}, null, null]}}')
+        flush.mark_unflushed(state.path(NBD0), f'{{"identity": [{pid}, null, null]}}')
         assert state.is_unflushed(NBD0) == believed
-
-
-@pytest.mark.parametrize("tag", ["mine", " mine ", "x" * 2000])
-def test_without_a_record_a_tag_is_known_by_what_the_kernel_keeps_of_it(host: Host, tag: str) -> None:
-    host.attach(tag=sysfs.identifier(tag))
-    assert detachment.attached_as(tag=tag) == [NBD0]
-    assert detachment._other_than(NBD0, None, tag) == ""
-    assert "another attachment" in detachment._other_than(NBD0, None, "other")

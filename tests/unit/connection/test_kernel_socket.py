@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -14,51 +13,25 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loopback import (
+    PATIENCE,
+    Opened,
+    Transport,
+    cut_off,
+    each_kind,
+    eventually,
+    fill,
+    tcp,
+    unix,
+)
 
 from nbdattach.connection import kernel_socket
 from nbdattach.connection.kernel_socket import Link, Scout, watch_peer
 from nbdattach.deadline import Deadline
-
-Pair = tuple[Link, socket.socket, socket.socket]
-SO_ATTACH_FILTER = 26
-PATIENCE = 60.0
-Transport = Callable[[], contextlib.AbstractContextManager[Pair]]
-
-
-@contextlib.contextmanager
-def tcp() -> Iterator[Pair]:
-    """Our link, the socket that it is a duplicate of, and the peer's."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        theirs, _ = server.accept()
-    yield from paired(ours, theirs)
-
-
-@contextlib.contextmanager
-def unix() -> Iterator[Pair]:
-    yield from paired(*socket.socketpair())
-
-
-def paired(ours: socket.socket, theirs: socket.socket) -> Iterator[Pair]:
-    theirs.settimeout(PATIENCE)
-    made = Link.of(os.dup(ours.fileno()))
-    with ours, theirs, contextlib.closing(made):
-        yield made, ours, theirs
-
-
-KINDS = {"tcp": tcp, "unix": unix}
-each_kind = pytest.mark.parametrize("pair", KINDS.values(), ids=KINDS)
-Opened = Callable[[], contextlib.AbstractContextManager[Pair]]
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = Deadline(PATIENCE)
-    while not true():
-        assert deadline.sleep(0.005)
 
 
 def waiting(sock: socket.socket) -> int:
@@ -143,20 +116,6 @@ def test_a_reset_connection_is_over() -> None:
 # -- burying -----------------------------------------------------------------------------------------------------------
 
 
-def fill(sock: socket.socket) -> int:
-    """Sends until neither end takes more; how much that was."""
-    sock.setblocking(False)
-    sent = refusals = 0
-    while refusals < 20:  # in a row, as the window opens in steps
-        try:
-            sent += sock.send(bytes(1 << 16))
-            refusals = 0
-        except BlockingIOError:
-            refusals += 1
-            time.sleep(0.005)
-    return sent
-
-
 @contextlib.contextmanager
 def before_the_deadline(least: float = 0.0) -> Iterator[None]:
     """PATIENCE is long, so that a busy machine is not taken for one that waits."""
@@ -216,12 +175,6 @@ def test_what_is_buried_is_closed(pair: Opened) -> None:
 
 
 # -- silence -----------------------------------------------------------------------------------------------------------
-
-
-def cut_off(sock: socket.socket) -> None:
-    """Drops each packet to it before TCP sees it, as by a cut link: a filter of one instruction, "ret 0"."""
-    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def test_a_peer_behind_a_cut_link_is_silent_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

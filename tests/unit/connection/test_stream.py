@@ -470,7 +470,7 @@ def test_no_socket_is_left_open(serve: Serve) -> None:
     assert [str(one.message) for one in caught] == []
 
 
-# -- TLS, as far as it goes without a certificate; test_tls_failures.py has the rest -----------------------------------
+# -- TLS, as far as it goes without a certificate; test_tls.py and its neighbours have the rest -----------------------
 
 STARTTLS = wire.greeting() + wire.ack(wire.STARTTLS)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     return Machine(tmp_path_factory.mktemp("machine"))
 
 
-PYTHON, BARE = "python('probe', 'main')", "bare_python('main', 'an', 'argument', module='probe')"
+PYTHON, BARE = "python('probe', 'main')", "bare_python('probe', 'main', 'an', 'argument')"
 
 
 def test_a_checkout_starts_its_own_code_with_the_libraries_that_it_sees(machine: Machine) -> None:
@@ -150,3 +151,24 @@ def test_package_of_another_program_is_not_known(tmp_path: Path, shebang: str) -
     (tmp_path / "nbdattach").write_bytes(f"{shebang}\n".encode("utf-8", "surrogateescape"))
     assert spawn.package_of(str(tmp_path / "nbdattach")) is None
     assert spawn.package_of(str(tmp_path / "missing")) is None
+
+
+def test_process_that_outlives_us_gets_no_variable_that_is_meant_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PATH", "SSL_CERT_FILE", "NOTIFY_SOCKET", "LISTEN_FDS", "PYTHONPATH"):
+        monkeypatch.setenv(name, name)
+    for name in ("LD_LIBRARY_PATH", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert spawn.environment() == {"PATH": "PATH", "SSL_CERT_FILE": "SSL_CERT_FILE"}
+
+
+@pytest.mark.parametrize("own_session", [False, True])
+def test_process_that_is_left_behind_holds_neither_our_folder_nor_our_output(own_session: bool) -> None:
+    reader, out = os.pipe()
+    tell = "links = [os.readlink(f'/proc/self/{name}') for name in ('cwd', 'fd/0', 'fd/1', 'fd/2')]"
+    code = f"import os; {tell}; print(*links, os.getsid(0), file=open({out}, 'w'))"
+    process = spawn.start_aside([sys.executable, "-c", code], [out], own_session)
+    os.close(out)
+    with open(reader) as file:
+        *links, session = file.read().split()
+    assert (process.wait(), links) == (0, ["/", "/dev/null", "/dev/null", "/dev/null"])
+    assert int(session) == (process.pid if own_session else os.getsid(0))

@@ -65,7 +65,14 @@ DOORS = {
         "host.messages",
     },
     # certificate: reads them; pump: errors of a socket that must not wait
-    "ssl": {"connection.tls", "connection.certificate", "relay.pump"},
+    "ssl": {
+        "connection.tls",
+        "connection.tls_context",
+        "connection.tls_failures",
+        "connection.openssl_errors",
+        "connection.certificate",
+        "relay.pump",
+    },
     # node: flock on the device node; state: the lock of a tag
     "fcntl": {"kernel.ioctl", "host.syscalls", "kernel.node", "attached.state"},
     "ctypes": {"kernel.ioctl", "host.syscalls"},

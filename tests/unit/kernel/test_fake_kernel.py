@@ -18,7 +18,7 @@ from nbd_contract import *  # noqa: F403 - the contract's tests
 from nbd_contract import Fake, Machine, Peer, Real, elsewhere, peers
 
 from nbdattach.device import parse_device
-from nbdattach.kernel import ioctl, worker
+from nbdattach.kernel import ioctl, leftovers, worker
 from nbdattach.kernel.worker import StepFailed
 
 FLAGS = 0x0105
@@ -263,7 +263,7 @@ def test_clearing_goes_on_whatever_fails(kernel: FakeKernel, failing: tuple[str,
 
 def test_driver_without_partitions_is_cleared_without_complaint(kernel: FakeKernel) -> None:
     kernel.max_part = 0
-    worker.clear(kernel, kernel.open())
+    leftovers.clear(kernel, kernel.open())
     assert kernel.calls == CLEARED
 
 

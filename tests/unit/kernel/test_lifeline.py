@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from test_kernel_socket import Opened, cut_off, each_kind, eventually, fill, tcp, unix
+from loopback import Opened, cut_off, each_kind, eventually, fill, tcp, unix
 
 from nbdattach.kernel.lifeline import Lifeline
 

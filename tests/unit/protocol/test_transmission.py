@@ -129,3 +129,9 @@ def test_other_errors_of_the_goodbye_are_told() -> None:
 def test_requests_can_be_seen() -> None:
     _, played = fails(reading(4096), SERVER)
     assert played.notes == ["NBD_CMD_READ of 512 bytes at 4096"]
+
+
+def test_disconnect_is_recognised_at_the_end_of_what_was_sent_and_nowhere_else() -> None:
+    assert transmission.ends_with_disconnect(wire.request(0) + wire.request(2))
+    for sent in (b"", wire.request(0), wire.request(2)[1:], wire.request(2) + wire.request(0), bytes(28)):
+        assert not transmission.ends_with_disconnect(sent)

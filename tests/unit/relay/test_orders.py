@@ -24,7 +24,7 @@ from nbdattach.protocol.target import Target
 from nbdattach.relay import process
 from nbdattach.relay.dialer import Relay
 from nbdattach.relay.orders import Dial
-from nbdattach.relay.pump import Pumps
+from nbdattach.relay.pumps import Pumps
 
 PATIENCE = 60.0
 

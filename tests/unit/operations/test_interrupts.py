@@ -13,7 +13,7 @@ import pytest
 
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
-from nbdattach.operations import attachment, detachment
+from nbdattach.operations import detachment, interrupts
 
 NBD0 = Device(0)
 
@@ -39,7 +39,7 @@ def detached(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
 
 def commit(*numbers: int) -> str:
     """An attachment that is complete, with these signals right after its commit."""
-    with attachment._interrupts_wait(NBD0):
+    with interrupts.delayed(NBD0):
         for number in numbers:
             os.kill(os.getpid(), number)
         return "committed"
@@ -83,7 +83,7 @@ def test_a_signal_that_is_ignored_stays_so(detached: list[Device]) -> None:
 
 
 def test_an_error_after_the_commit_is_told_and_the_handlers_are_back(detached: list[Device]) -> None:
-    with pytest.raises(OSError, match="full"), attachment._interrupts_wait(NBD0):
+    with pytest.raises(OSError, match="full"), interrupts.delayed(NBD0):
         raise OSError("full")
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert detached == []
