@@ -179,7 +179,7 @@ class Links:
         If the driver was idle at some moment, this counts only for `seconds` after the hand-over.
         """
         recent = self.since_hand_over < seconds
-        waits = not self._failing and not self._was_idle  # if requests fail, none waits
+        waits = not self._was_idle and self._handed_over[1] == self._kernel.completed
         return not self._has_served() and (recent or waits)
 
     def _has_served(self) -> bool:

@@ -60,6 +60,7 @@ class Mending:
         self._outage: Outage | None = None
         self._last_outage: Outage | None = None
         self._settled = False
+        self._seen_dead = False  # a connection, since we asked the driver about all of them
         self._told: set[str] = set()
 
     def mend(self) -> None:
@@ -89,12 +90,13 @@ class Mending:
 
     def _trouble_now(self) -> Outage | None:
         with self._access.kernel_calls():
-            dead = self._links.has_dead()
+            dead = self._seen_dead = self._links.has_dead()
             return self._in_outage(dead) if dead or self._links.silent else None
 
     def _in_outage(self, dead: bool) -> Outage:
         with self._access.kernel_calls():
             outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
+            self._seen_dead = self._seen_dead or dead
             self._see_what_lives(outage)
             if dead and not outage.told:
                 outage.told = True
@@ -109,6 +111,7 @@ class Mending:
         self._links.drop_undelivered()
         stuck = self._links.stuck
         if stuck or not self._links.any_lives():
+            outage.stuck = outage.stuck or (stuck > 0 and self._links.alive)
             outage.lose(boot_time() - stuck)
             return
         answering = self._links.answering
@@ -145,32 +148,35 @@ class Mending:
 
     def _try_once(self, outage: Outage) -> bool:
         """One try to replace a dead or silent connection; True if, as far as we know, none is left to replace."""
-        holds = self._access.holds
-        try:
-            fresh = self._connecting.dial_quickly(outage)
-        except NbdattachError as error:
-            self._note_failure(outage, error)
-            self._give_up_silent(outage)
-            return self._is_well()
-        try:
-            with self._access.kernel_calls():
-                if self._access.holds == holds:
-                    return self._replace_by(fresh, outage)
-                self._connecting.say_goodbye(fresh)  # it was idle meanwhile, and its server may have ended it
-                return False
-        except Gone:
-            self._connecting.say_goodbye(fresh)
-            raise
+        while True:
+            holds = self._access.holds
+            try:
+                fresh = self._connecting.dial_quickly(outage)
+            except NbdattachError as error:
+                self._note_failure(outage, error)
+                self._give_up_silent(outage)
+                return self._is_well()
+            try:
+                with self._access.kernel_calls():
+                    if self._access.holds == holds:
+                        return self._replace_by(fresh, outage)
+            except Gone:
+                self._connecting.say_goodbye(fresh)
+                raise
+            self._connecting.say_goodbye(fresh)  # it was idle while a command held us, and the server may have ended it
 
     def _replace_by(self, fresh: Connection, outage: Outage) -> bool:
         if self._is_well():
             self._connecting.say_goodbye(fresh)
             return True
-        for link in self._links.silent:
+        self._see_what_lives(outage)
+        if silent := self._links.silent:
+            outage.cut_silent()
+        for link in silent:
             link.cut()
         self._in_outage(dead=True)
         # If requests have to fail, they do so before the next connection comes, and this one would be idle until then.
-        if self._is_useless(outage) and not outage.until_failing(boot_time()):
+        if outage.is_hopeless and not outage.until_failing(boot_time()):
             self._connecting.say_goodbye(fresh)
             return False
         if not self._connecting.hand_over(fresh, Deadline(NOTICED)):
@@ -178,14 +184,14 @@ class Mending:
         outage.gain()
         return True
 
-    def _is_useless(self, outage: Outage) -> bool:
-        """Whether another connection would not help: one useless connection proves nothing yet, a second one does."""
-        return outage.fruitless > 1 or bool(self._links.stuck)
-
     def _is_well(self) -> bool:
-        """Whether a connection that was silent has recovered by itself, and none is dead."""
+        """Whether a connection that was silent has recovered by itself, and none is dead.
+
+        If we do not hold all of them, we must not ask the driver soon after it took a scout: it may not have noticed
+        the scout's end, and would seem to have them all.
+        """
         with self._access.kernel_calls():
-            return self._links.are_well()
+            return self._links.are_well() if self._links.complete or not self._seen_dead else False
 
     def _give_up_silent(self, outage: Outage) -> None:
         """Cuts silent connections, because a new one fails, too: requests now wait in the driver for a good one."""
@@ -203,7 +209,6 @@ class Mending:
             self._see_what_lives(outage)
             if outage.until_failing(boot_time()) > 0 or self._is_well():
                 return
-            useless = self._is_useless(outage)
             self._links.fail_requests()
             outage.failing = True
             self._say_trouble(outage)
@@ -211,8 +216,9 @@ class Mending:
         self._log(
             f"{self._device.name}: {self._recorded.target.uri} is away for more than {seconds:g} s; requests fail now"
         )
-        if useless or outage.fruitless:  # if not, the next connection may serve the requests under way
-            self._links.await_failure(lambda: not self._thread.has_other_work(), all_of_them=useless)
+        hopeless = outage.is_hopeless
+        if hopeless or outage.fruitless:  # if not, the next connection may serve the requests under way
+            self._links.await_failure(lambda: not self._thread.has_other_work(), all_of_them=hopeless)
 
     def _pause(self, outage: Outage) -> bool:
         """Waits before the next try; False when something else comes first."""

@@ -25,6 +25,8 @@ FIRST_PAUSE = 0.25
 MAX_PAUSE = 5.0
 _SHARE = 80
 _MOST_REPEATS = 8
+# So many useless connections in a row prove that the next one will be useless, too.
+_SILENT_PROVE, _ENDED_PROVE = 2, 4
 # Random share, so that many devices do not try at the same moment.
 _SPREAD = 0.2
 # Least time that TCP gets for one try. It is short, because a lost SYN must not delay the next try.
@@ -62,6 +64,8 @@ class Outage:
     lives: bool = False  # whether any connection is alive
     gained: bool = False  # whether the driver took a new connection since the last moment without any
     fruitless: int = 0  # how often it had none again, and the new one had served no request
+    silent: int = 0  # how many of those we cut because they were silent
+    stuck: bool = False  # whether a connection that was alive served no request for long
     resumed: bool = False  # whether it has seemed to be over
     repeats: int = 0  # how many outages like this one came just before, each right after a hand-over
 
@@ -70,7 +74,11 @@ class Outage:
 
     def gain(self) -> None:
         """The driver took a new connection."""
-        self.gained = True
+        self.gained, self.stuck = True, False
+
+    def cut_silent(self) -> None:
+        """We cut silent connections, because the server answers a new one; to be called before `lose`."""
+        self.silent += self.gained
 
     def lose(self, now: float) -> None:
         """No connection is alive, or those that are have stopped to serve."""
@@ -83,7 +91,15 @@ class Outage:
         """A connection is alive. Only if one answers and `has_served` a request is the loss over."""
         self.lives = True
         if has_served:
-            self.died, self.gained, self.fruitless = None, False, 0
+            self.died, self.gained, self.fruitless, self.silent, self.stuck = None, False, 0, 0, False
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the next connection would not help either: one useless connection proves nothing yet.
+
+        A server that ends connections may be restarting; a request over which it dies each time is seen a little later.
+        """
+        return self.stuck or self.silent >= _SILENT_PROVE or self.fruitless >= _ENDED_PROVE
 
     def give_up_silent(self, silence: float, now: float) -> bool:
         """Whether to cut connections that have been silent for so long, if the server answers no new one either.
@@ -109,7 +125,8 @@ class Outage:
     def pause(self, now: float, chance: float) -> float:
         """Seconds until the next try. `chance` from 0 to 1 spreads the tries of many devices."""
         spread = 1 + _SPREAD * (2 * chance - 1)
-        usual = max(pause_after(self.age(now)), min(FIRST_PAUSE * float(2**self.repeats), MAX_PAUSE))
+        repeated = min(FIRST_PAUSE * float(2**self.repeats), MAX_PAUSE) if self.lives else 0.0
+        usual = max(pause_after(self.age(now)), repeated)
         return min(usual * spread, self.until_failing(now))
 
     def connect_within(self, round_trip: float, now: float) -> float:

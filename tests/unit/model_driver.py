@@ -67,9 +67,12 @@ class Request:
 class Driver:
     """`late`: the seconds that the driver needs to notice that a connection has ended."""
 
-    def __init__(self, world: Around, changed: Callable[[], None], on_loss: float, resend: float) -> None:
+    def __init__(
+        self, world: Around, changed: Callable[[], None], on_loss: float, resend: float, timeout: bool
+    ) -> None:
         self._world = world
         self._changed = changed
+        self._timeout = timeout  # whether the device has one
         self._resend = resend  # a request that was sent so long ago over a connection that is dead by now is sent again
         self.slots: list[Slot] = []
         self.late = 0.0
@@ -200,7 +203,7 @@ class Driver:
                 raise Wrong("a size while a request is under way")
             self.size = size
             self._changed()
-        if timeout is not None and len(self.slots) == 1:
+        if timeout is not None and not self._timeout:
             raise Wrong("a timeout, at which a request is sent again to a server that still works on it")
         if dead_conn_timeout is not None:
             self._have_patience(dead_conn_timeout)
@@ -215,7 +218,7 @@ class Driver:
         if place is None:
             return
         fresh = Slot(socket.socket(fileno=os.dup(number)), self._world.taken(number))
-        if len(self.slots) > 1:
+        if self._timeout:
             fresh.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _LIMIT)
         self.slots[place].sock.close()
         self.slots[place] = fresh

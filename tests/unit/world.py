@@ -155,12 +155,14 @@ class ModelLink(Link):
 
 
 class World(ExitStack):
-    def __init__(self, connections: int, on_loss: float = ON_LOSS, io_timeout: float = 3.0) -> None:
+    def __init__(self, connections: int, on_loss: float = ON_LOSS, io_timeout: float | None = None) -> None:
         super().__init__()
         self._folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.clock = Clock(self)
         self.servers = {HOME: Server(), AWAY: Server()}
-        self.driver = Driver(self, self._show, on_loss, 3.0 if connections == 1 else io_timeout)
+        if io_timeout is None:
+            io_timeout = 0.0 if connections == 1 else 3.0
+        self.driver = Driver(self, self._show, on_loss, io_timeout or 3.0, connections > 1 or bool(io_timeout))
         self.kills_in = math.inf  # events before the monitor is killed
         self.quick = False  # servers answer all the time, also while the monitor hands over
         self._pauses = 0  # pauses left in this step
@@ -170,7 +172,7 @@ class World(ExitStack):
         self.log: list[str] = []
         self._record = Record(
             "tag", HOME, "disk", "netlink", connections, "2026-01-02T03:04:05Z", 42,
-            size=MIB, reconnect=True, on_loss=on_loss, io_timeout=0.0 if connections == 1 else io_timeout,
+            size=MIB, reconnect=True, on_loss=on_loss, io_timeout=io_timeout,
         )  # fmt: skip
         self._patch()
         sockets = [self.servers[HOME].accept() for _ in range(connections)]

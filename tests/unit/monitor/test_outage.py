@@ -126,6 +126,27 @@ def test_an_outage_that_only_seemed_to_be_over_goes_on_and_is_told_again() -> No
     assert (again.began, again.died, again.told, again.resumed) == (1000, 1000, False, True)
 
 
+def test_a_server_is_hopeless_after_a_few_useless_connections_or_once_it_is_stuck() -> None:
+    """That takes more connections if the server ended them, because a server that restarts does that, too."""
+    ended, silent, stuck = outage(), outage(), outage()
+    for one in (ended, silent):
+        one.lose(1000)
+    seen = []
+    for _ in range(4):
+        for one in (ended, silent):
+            one.gain()
+        silent.cut_silent()
+        for one in (ended, silent):
+            one.lose(1010)
+        seen.append((ended.is_hopeless, silent.is_hopeless))
+    assert seen == [(False, False), (False, True), (False, True), (True, True)]
+    stuck.stuck = True
+    assert stuck.is_hopeless
+    for one in (ended, silent, stuck):
+        one.keep(has_served=True)
+        assert not one.is_hopeless
+
+
 def test_an_outage_right_after_another_one_is_a_new_one_but_for_longer_pauses() -> None:
     """Another connection serves meanwhile, and the server may end each new one at once."""
     one = outage()
@@ -133,6 +154,8 @@ def test_an_outage_right_after_another_one_is_a_new_one_but_for_longer_pauses() 
     pauses = []
     for _ in range(12):
         one = one.next(2000, "2026-01-02T04:00:00Z")
+        assert one.pause(2000, 0.5) == FIRST_PAUSE  # no connection is alive
+        one.lives = True
         assert (one.began, one.since, one.died, one.resumed) == (2000, "2026-01-02T04:00:00Z", None, True)
         pauses.append(one.pause(2000, 0.5))
     assert pauses[:6] == [0.5, 1, 2, 4, 5, 5] and pauses[-1] == 5

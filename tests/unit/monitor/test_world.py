@@ -347,6 +347,103 @@ def test_a_connection_that_is_silent_does_not_make_requests_wait_again() -> None
         assert world.driver._patience == ON_LOSS
 
 
+def script(world: World, events: list[tuple[float, Callable[[], object]]], always: Callable[[], object]) -> None:
+    """Each event happens at its moment, also while the monitor waits for something."""
+    go_on_as_before = world.go_on
+
+    def go_on_with_events() -> None:
+        while events and world.now >= events[0][0]:
+            events.pop(0)[1]()
+        go_on_as_before()
+        always()
+
+    world.go_on = go_on_with_events  # type: ignore[method-assign]
+
+
+def test_a_server_that_is_restarted_a_few_times_and_then_is_well_serves_soon() -> None:
+    """Though a request was under way at the first loss that comes back to the driver much later."""
+    with World(2, 5.0, io_timeout=600) as world:
+        home = world.servers[HOME]
+        home.slow = True
+        world.driver.submit(1)
+
+        def come_back() -> None:
+            home.lives = home.slow = True
+
+        def be_well() -> None:
+            home.lives, home.slow, world.quick = True, False, True
+
+        began = world.now + 1
+        events: list[tuple[float, Callable[[], object]]] = [(began, home.die)]
+        for number in range(3):
+            events += [(began + 9 + 17 * number, come_back), (began + 17 + 17 * number, home.die)]
+        script(world, [*events, (began + 60, be_well)], lambda: None)
+        go_on(world, 70)
+        while not (world.driver.connected and world.driver._patience == 5):
+            go_on(world, 1)
+        assert world.now < began + 130
+
+
+def test_a_plain_outage_longer_than_on_loss_ends_as_soon_as_the_server_is_back() -> None:
+    """A program goes on to try, and each request fails at once. Requests that wait do not prove that it is stuck."""
+    with World(2, io_timeout=60) as world:
+        home, number = world.servers[HOME], iter(range(2, 100_000))
+        world.quick = home.slow = True
+        world.driver.submit(1)
+        home.die()
+        began = world.now
+
+        def try_again() -> None:
+            if world.driver.request is None:
+                world.driver.submit(next(number))
+
+        script(world, [(began + ON_LOSS + 3, lambda: setattr(home, "lives", True))], try_again)
+        while not world.driver._lives:
+            world.clock.sleep(1)
+            world.step(pauses=3)
+            assert world.now < began + ON_LOSS + 40
+        assert world.driver.failed
+
+
+def test_a_command_that_holds_the_device_while_the_server_comes_back_makes_no_request_fail() -> None:
+    with World(2, 20.0) as world:
+        home, watch = world.servers[HOME], world.watch
+        dial = watch._connecting._carrier.dial
+
+        def held_meanwhile(*arguments: object, **more: object) -> Connection:
+            made = dial(*arguments, **more)  # type: ignore[arg-type]
+            watch._connecting._carrier.dial = dial  # type: ignore[method-assign]
+            watch.hold()
+            world.clock.sleep(3)
+            watch._access.give_back()
+            return made
+
+        watch._connecting._carrier.dial = held_meanwhile  # type: ignore[method-assign]
+        world.driver.submit(1)
+        home.die()
+        world.quick = True
+        until(world, world.now + 18)
+        home.lives = True
+        until(world, world.now + 20)
+        assert (world.driver.failed, world.driver.done) == ([], [1])
+
+
+@pytest.mark.parametrize("late", [0.02, 0.05, 0.5])
+def test_a_restarted_monitor_does_not_take_a_dead_server_for_well_while_the_driver_is_late(late: float) -> None:
+    """It asks by scouts, and the driver has to notice the end of each before the next one says anything."""
+    with World(2) as world:
+        home = world.servers[HOME]
+        world.monitor_dies()
+        world.driver.late = late
+        world.driver.submit(1)
+        home.die()
+        began = world.now
+        while not world.driver.failed:
+            go_on(world, 1)
+            assert world.now < began + ON_LOSS + 60
+        assert not any("connected again" in line for line in world.log)
+
+
 def have_one_place(world: World) -> None:
     """From now on the server takes one connection at a time."""
     home, dial = world.servers[HOME], world.watch._connecting._carrier.dial
