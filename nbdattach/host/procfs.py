@@ -300,6 +300,16 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir(PROC) if name.isdigit()]
 
 
+def sockets_of(pid: int) -> list[int]:
+    """Descriptors of the process that are sockets."""
+    found = []
+    for fd in _descriptors(pid):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"{PROC}/{pid}/fd/{fd}").startswith("socket:"):
+                found.append(fd)
+    return found
+
+
 def _descriptors(pid: int) -> list[int]:
     return [int(name) for name in _names(f"{PROC}/{pid}/{_task(pid)}fd")]
 

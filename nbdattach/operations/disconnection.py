@@ -13,7 +13,7 @@ from nbdattach.attached.users import numbers_of, serving_pid
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
-from nbdattach.host import blocking, procfs
+from nbdattach.host import blocking, procfs, their_sockets
 from nbdattach.host.blocking import Unanswered
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
@@ -109,10 +109,16 @@ def _by_message(device: Device, say: Callable[[str], None]) -> bool:
 
 
 def _kill_server_process(device: Device) -> bool:
-    """Kills the process in NBD_DO_IT, which makes the kernel shut the connections down. False if we cannot find it."""
+    """Kills the process in NBD_DO_IT, which makes the kernel shut the connections down. False if we cannot find it.
+
+    We shut them down first, through duplicates of that process's sockets. The kernel takes the lock of a connection to
+    do so (sock_shutdown in nbd.c), and while one of its own threads sends to a server that reads nothing, it waits for
+    that lock, for ever.
+    """
     pid = serving_pid(device)
     if not pid or not procfs.has_open(procfs.group_of(pid), numbers_of(device)):
         return False
+    their_sockets.shut_down(procfs.group_of(pid))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     return True

@@ -51,6 +51,7 @@ DOORS = {
     # tls: only the type of the wrapped socket
     # dialer, process: the orders between them; pump: its sockets
     # messages: between commands, monitor and relay; blocking: descriptors from a process that opens files that may hang
+    # their_sockets: duplicates of another process's connections
     "socket": {
         "connection.stream",
         "host.systemd",
@@ -63,6 +64,7 @@ DOORS = {
         "relay.pump",
         "host.blocking",
         "host.messages",
+        "host.their_sockets",
     },
     # certificate: reads them; pump: errors of a socket that must not wait
     "ssl": {
