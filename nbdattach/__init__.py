@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TlsFailed,
         UnknownExport,
     )
+    from nbdattach.reporter import Reporter
 
 __all__ = [
     "Attachment",
@@ -42,6 +43,7 @@ __all__ = [
     "NoConnection",
     "NotAttached",
     "Refused",
+    "Reporter",
     "Status",
     "TlsFailed",
     "UnknownExport",
@@ -57,6 +59,7 @@ _HOMES = {
     "attachments": "api",
     "find": "api",
     "Status": "attached.status",
+    "Reporter": "reporter",
     "NbdattachError": "errors",
     "Malformed": "errors",
     "NoConnection": "errors",

@@ -12,119 +12,17 @@ of `NbdattachError`, with `thing`, `cause`, `hint` and `exit_code`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nbdattach.attached.state import identity_of
 from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, Wishes
-from nbdattach.connection.client import silent
 from nbdattach.device import Device, parse_device
-from nbdattach.errors import NotAttached
-from nbdattach.kernel.sysfs import Kernel
+from nbdattach.operations.handle import DETACH_SECONDS
+from nbdattach.operations.handle import Attachment as Attachment
 from nbdattach.protocol.target import Target, parse_target, with_tls
+from nbdattach.reporter import QUIET, Reporter
 
 if TYPE_CHECKING:
     from nbdattach.attached.status import Status
-
-DETACH_SECONDS = 60.0
-Say = Callable[[str], None]
-
-
-class Attachment:
-    """An attached device. As a context manager it detaches at the end.
-
-    `device` is its path, `pid` the process that attached it as the kernel reports it, `notes` messages of the connect
-    for the user; `fresh` is False if it was attached before.
-    """
-
-    def __init__(self, device: str, pid: int | None, notes: Sequence[str] = (), fresh: bool = True) -> None:
-        self.device = device
-        self.pid = pid
-        self._identity = identity_of(self._place)
-        self.notes = tuple(notes)
-        self.fresh = fresh
-
-    @classmethod
-    def at(cls, device: str) -> Attachment:
-        """The attachment that is there now, made by nbdattach or another program. Raises `NotAttached`.
-
-        print(nbdattach.Attachment.at("nbd0").status().target)
-        """
-        place = parse_device(device)
-        pid = Kernel(place).pid
-        if pid is None:
-            raise NotAttached(place.path)
-        return cls(place.path, pid, fresh=False)
-
-    def status(self) -> Status:
-        """Its present state from the kernel and our records: the fields of `status --json`. Raises `NotAttached`."""
-        from nbdattach.attached.status import status_of
-
-        return status_of(self._place)
-
-    def disconnect(
-        self,
-        timeout: float = DETACH_SECONDS,
-        *,
-        force: bool = False,
-        if_tag: str | None = None,
-        say: Say = silent,
-        progress: Callable[[float], None] = lambda _: None,
-        trace: Say = silent,
-    ) -> str:
-        """Detaches once it is safe. Raises `DeviceInUse`, `KernelRefused`; the device then stays attached.
-
-        `timeout` is how long the kernel may take to release it. With `force` it is detached even while it is in use,
-        and data that cannot be flushed is lost: `say` gets a message for each. If this attachment has ended, a later
-        one at the device is left alone. Returns the reason if there was nothing to do, otherwise an empty text.
-
-            try:
-                attachment.disconnect()
-            except nbdattach.DeviceInUse as error:
-                print(error, *error.users, sep="\n")
-        """
-        from nbdattach.operations import detachment
-
-        return detachment.detach(
-            self._place,
-            timeout,
-            force=force,
-            only=self._identity,
-            only_tag=if_tag,
-            say=say,
-            progress=progress,
-            trace=trace,
-        )
-
-    def reconnect(self, target: str | None = None, export: str | None = None) -> str:
-        """Hands the device over to a new connection, or to another server of the same data. Netlink only.
-
-        Returns the URI that it is connected to then. Requests in flight are sent again; none fails.
-
-            attachment.reconnect("nbd://db2/disk")
-        """
-        from nbdattach.operations import handover
-
-        return handover.reconnect(self._place, parse_target(target, export) if target is not None else None)
-
-    def resize(self) -> str:
-        """Gives the device the size that the export now has; returns the outcome as text. Netlink only.
-
-        attachment.resize()
-        """
-        from nbdattach.operations import handover
-
-        return handover.resize(self._place)
-
-    @property
-    def _place(self) -> Device:
-        return parse_device(self.device)
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.disconnect()
 
 
 def connect(
@@ -154,14 +52,14 @@ def connect(
     tls_psk: str | None = None,
     tls_verify: bool = True,
     tls_transport: str = "auto",
-    trace: Say = silent,
+    reporter: Reporter = QUIET,
 ) -> Attachment:
     """Attaches `target` (and its `export`, if `target` is no URI) at `device`, or at a free one.
 
     Sizes in bytes, times in seconds, `connections` 0 for an automatic number. The device is ready when this returns.
     `on_loss` is how long requests wait for a server that is away: None for the default, 0 not at all,
     `float("inf")` for ever. With `reconnect` the monitor watches it, and is started if none runs. With `size`
-    the server sends no greeting, and the export has that many bytes. `trace` is called with each step. Each `tls_...`
+    the server sends no greeting, and the export has that many bytes. `reporter` gets each step. Each `tls_...`
     except `tls_transport` requires TLS; `tls_verify` False accepts any certificate.
     Raises the subclasses of `NbdattachError`.
 
@@ -195,15 +93,14 @@ def connect(
         psk=tls_psk,
         verify=tls_verify,
     )
-    return attach(where, place, wishes, trace)
+    return attach(where, place, wishes, reporter)
 
 
-def attach(target: Target, device: Device | None, wishes: Wishes, trace: Say = silent) -> Attachment:
+def attach(target: Target, device: Device | None, wishes: Wishes, reporter: Reporter = QUIET) -> Attachment:
     """`connect` for options that have been parsed already."""
     from nbdattach.operations import attachment
 
-    done = attachment.attach(target, device, wishes, trace)
-    return Attachment(done.device.path, done.pid, done.notes, done.fresh)
+    return attachment.attach(target, device, wishes, reporter)
 
 
 def disconnect(
@@ -212,22 +109,17 @@ def disconnect(
     *,
     force: bool = False,
     if_tag: str | None = None,
-    say: Say = silent,
-    progress: Callable[[float], None] = lambda _: None,
-    trace: Say = silent,
+    reporter: Reporter = QUIET,
 ) -> str:
     """Detaches the device, as `Attachment.disconnect` does; with `if_tag` only if its attachment has that tag.
 
-    Returns why there was nothing to do, or an empty text after it was detached. `progress` is called during a long
-    flush with the seconds that it has taken.
+    Returns why there was nothing to do, or an empty text after it was detached.
 
         nbdattach.disconnect("nbd0", if_tag="db")
     """
     from nbdattach.operations import detachment
 
-    return detachment.detach(
-        parse_device(device), timeout, force=force, only_tag=if_tag, say=say, progress=progress, trace=trace
-    )
+    return detachment.detach(parse_device(device), timeout, force=force, only_tag=if_tag, reporter=reporter)
 
 
 def attachments() -> list[Status]:

@@ -19,11 +19,12 @@ from dataclasses import replace
 import nbdattach
 from nbdattach.boot import kernel_command_line
 from nbdattach.connection import stream
-from nbdattach.device import Device
+from nbdattach.device import Device, parse_device
 from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.monitor import service
 from nbdattach.operations import attachment
 from nbdattach.protocol.target import Target
+from nbdattach.reporter import Reporter
 
 # The hook puts certificates and keys here; used if no option names others. The real root has them there, too.
 TLS_FOLDER = "/etc/nbdattach/tls"
@@ -77,17 +78,22 @@ def attach(root: kernel_command_line.Root) -> Device:
     """Raises `NbdattachError` if nothing was attached."""
     target = _trusting(root.target)
     _say(f"attaching {target.uri}")
-    failures: set[str] = set()
-
-    def tell(step: str) -> None:
-        if "cannot" in step and step not in failures:  # tries go on for minutes, and a user may look at the screen
-            failures.add(step)
-            _say(step)
-
-    done = attachment.attach(target, root.device, root.wishes, tell)
+    done = attachment.attach(target, root.device, root.wishes, _Failures())
     for note in done.notes:
         _say(note)
-    return done.device
+    return parse_device(done.device)
+
+
+class _Failures(Reporter):
+    """Says each failed try once, because tries go on for minutes, and a user may look at the screen."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def trace(self, step: str) -> None:
+        if "cannot" in step and step not in self._said:
+            self._said.add(step)
+            _say(step)
 
 
 def _trusting(target: Target) -> Target:

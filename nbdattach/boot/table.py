@@ -10,7 +10,7 @@ Decisions that matter:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
@@ -19,13 +19,13 @@ from nbdattach.attached import state
 from nbdattach.boot import nbdtab
 from nbdattach.boot.nbdtab import Entry, Table
 from nbdattach.connect_options import Wishes
-from nbdattach.connection.client import silent
 from nbdattach.device import Device
 from nbdattach.error_facts import error_of, facts_of
 from nbdattach.errors import DeviceInUse, Malformed, NbdattachError
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.operations import detachment
+from nbdattach.reporter import QUIET, Reporter
 from nbdattach.text import from_wire, plain, quoted
 
 PATH = "/etc/nbdtab"
@@ -85,17 +85,28 @@ def patient(entries: Sequence[Entry], seconds: float) -> list[Entry]:
     return [one if one.says_retry else replace(one, wishes=replace(one.wishes, retry_for=seconds)) for one in entries]
 
 
-def up(entries: Sequence[Entry], trace: api.Say = silent) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
+def up(entries: Sequence[Entry], reporter: Reporter = QUIET) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
     """Attaches them all at the same time; yields the outcome of each as it comes."""
     with ThreadPoolExecutor(max(1, min(len(entries), MAX_AT_ONCE))) as pool:
-        work = {pool.submit(_up, entry, trace): entry for entry in entries}
+        work = {pool.submit(_up, entry, reporter): entry for entry in entries}
         for done in as_completed(work):
             yield work[done], done.result()
 
 
-def _up(entry: Entry, trace: api.Say) -> api.Attachment | NbdattachError:
+class _About(Reporter):
+    """Says of which device the steps are, because many are attached at the same time."""
+
+    def __init__(self, device: Device, reporter: Reporter) -> None:
+        self._name = device.name
+        self._reporter = reporter
+
+    def trace(self, step: str) -> None:
+        self._reporter.trace(f"{self._name}: {step}")
+
+
+def _up(entry: Entry, reporter: Reporter) -> api.Attachment | NbdattachError:
     try:
-        return api.attach(entry.target, entry.device, entry.wishes, lambda line: trace(f"{entry.device.name}: {line}"))
+        return api.attach(entry.target, entry.device, entry.wishes, _About(entry.device, reporter))
     except NbdattachError as error:
         return error if error.thing == entry.device.path else _of_device(entry.device, error)
 
@@ -127,25 +138,24 @@ def _is_of(record: state.Record | None, path: str) -> bool:
 def down(
     device: Device,
     path: str = PATH,
-    *,
-    say: Callable[[str], None] = silent,
-    progress: Callable[[float], None] = lambda _: None,
-    trace: api.Say = silent,
+    reporter: Reporter = QUIET,
 ) -> str:
     """Detaches the device if `up` attached it or its line names its export. Returns why there was nothing to do, or "".
 
     Raises `DeviceInUse` if the device holds something else, or is in use.
     """
     if not Kernel(device).attached:
-        return detachment.detach(device, trace=trace)  # removes leftovers, if any
+        return detachment.detach(device, reporter=reporter)  # removes leftovers, if any
     state.refuse_hidden()
     meant, record = state.identity_of(device), state.load(device)
     line = _line_of(device, path)
     if isinstance(line, Malformed) or not _is_what(line, device, record):
         if not record or not _is_of(record, path):
             raise line if isinstance(line, Malformed) else _holds_other(device, record, line, path)
-        say(f"{device.path}: {record.target} is attached there; its line in {plain(path)} was changed or removed since")
-    return detachment.detach(device, only=meant, say=say, progress=progress, trace=trace)
+        reporter.say(
+            f"{device.path}: {record.target} is attached there; its line in {plain(path)} was changed or removed since"
+        )
+    return detachment.detach(device, only=meant, reporter=reporter)
 
 
 def _is_what(line: Entry, device: Device, record: state.Record | None) -> bool:

@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 from nbdattach.attached.users import users_of
 from nbdattach.boot import table
-from nbdattach.connection.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError
 from nbdattach.host import procfs, systemd
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import handover
+from nbdattach.reporter import QUIET, Reporter
 
 # systemd stops the file systems and swap on it, too, which may take that long by its default.
 UNMOUNT_SECONDS = 90
@@ -34,29 +34,26 @@ def down(
     device: Device,
     unit: str,
     path: str = table.PATH,
-    *,
-    say: Callable[[str], None] = silent,
-    progress: Callable[[float], None] = lambda _: None,
-    trace: Callable[[str], None] = silent,
+    reporter: Reporter = QUIET,
 ) -> str:
     """`table.down`, as the unit's ExecStop."""
 
     def detach() -> str:
-        return table.down(device, path, say=say, progress=progress, trace=trace)
+        return table.down(device, path, reporter)
 
     try:
         return detach()
     except DeviceInUse:
         if systemd.restarting(unit):
-            _hand_over(device, say)
+            _hand_over(device, reporter.say)
             return ""
         if not systemd.shutting_down():
             raise
-    say(f"{device.path}: in use: {users_of(device) or 'open'}; waiting for its users")
+    reporter.say(f"{device.path}: in use: {users_of(device) or 'open'}; waiting for its users")
     try:
         return _when_unused(device, detach)
     except DeviceInUse:
-        _save(device, say)
+        _save(device, reporter.say)
         raise
 
 

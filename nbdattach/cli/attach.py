@@ -18,7 +18,7 @@ from nbdattach.cli.options import (
     tls_options,
     trust_of,
 )
-from nbdattach.cli.report import say, say_error, trace
+from nbdattach.cli.report import OnTerminal, say, say_error
 from nbdattach.cli.types import target_of
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed
@@ -82,7 +82,7 @@ def connect(
         device,
         export=export,
         size=raw_size,
-        trace=trace(),
+        reporter=OnTerminal(),
         **{f"tls_{name}" if name != "required" else "tls": value for name, value in trust.items()},
         **wishes,
     )
@@ -98,4 +98,4 @@ def connect(
     if foreground:
         from nbdattach.cli import foreground as front
 
-        front.stay(done, say_error, trace())
+        front.stay(done, say_error, OnTerminal())

@@ -12,7 +12,7 @@ import click
 
 from nbdattach.cli.offers import attachments_or_targets, tags
 from nbdattach.cli.options import debug_option, export_option
-from nbdattach.cli.report import each, progress, say, say_over, trace
+from nbdattach.cli.report import OnTerminal, each, say, say_over
 from nbdattach.cli.types import device_of, seconds
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed, NotAttached
@@ -57,7 +57,7 @@ def disconnect(
         device = meant if isinstance(meant, str) else meant.device
         detach = functools.partial(api.disconnect, meant) if isinstance(meant, str) else meant.disconnect
         try:
-            done = detach(timeout, force=force, if_tag=if_tag, say=say, progress=progress(device), trace=trace())
+            done = detach(timeout, force=force, if_tag=if_tag, reporter=OnTerminal(device))
         finally:
             say_over("")
         if done:

@@ -8,18 +8,17 @@ import select
 from collections.abc import Callable
 
 from nbdattach.api import Attachment
-from nbdattach.connection.client import silent
-from nbdattach.connection.stream import Trace
 from nbdattach.device import parse_device
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
 from nbdattach.host import procfs, systemd
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.reporter import QUIET, Reporter
 
 # With netlink there is no process to wait for, so we ask the kernel every so many seconds.
 _LOOK = 2.0
 
 
-def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None], trace: Trace = silent) -> None:
+def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None], reporter: Reporter = QUIET) -> None:
     """Returns when a signal has made us detach the device. If it cannot be detached safely, reports that and stays.
 
     Raises `NoConnection` when the attachment ends by itself, `NotAttached` when it has ended already.
@@ -41,7 +40,7 @@ def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None
         os.read(woken, 1)
         systemd.notify("STOPPING=1")
         try:
-            attached.disconnect(trace=trace)
+            attached.disconnect(reporter=reporter)
         except (DeviceInUse, KernelRefused) as error:
             say(error)
         else:

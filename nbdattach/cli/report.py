@@ -10,6 +10,7 @@ from typing import TypeVar
 import click
 
 from nbdattach.errors import DeviceInUse, NbdattachError
+from nbdattach.reporter import Reporter
 
 _D = TypeVar("_D")
 
@@ -41,14 +42,22 @@ def warn_of_no_verify(where: str = "") -> None:
     say(f"{where}warning: {cause}")
 
 
-def progress(device: str) -> Callable[[float], None]:
-    """Shows on a terminal how long a flush takes, in one line that is overwritten."""
+class OnTerminal(Reporter):
+    """Notes for standard error. On a terminal it shows how long a flush takes, in one line that is overwritten."""
 
-    def tell(seconds: float) -> None:
+    def __init__(self, device: str = "") -> None:
+        self._device = device
+        self._trace = trace()
+
+    def say(self, line: str) -> None:
+        say(line)
+
+    def progress(self, seconds: float) -> None:
         if seconds >= 1:
-            say_over(f"nbdattach: {device}: flushing to the server, {seconds:.0f} s")
+            say_over(f"nbdattach: {self._device}: flushing to the server, {seconds:.0f} s")
 
-    return tell if sys.stderr.isatty() else lambda _: None
+    def trace(self, step: str) -> None:
+        self._trace(step)
 
 
 def say_over(line: str) -> None:

@@ -14,7 +14,7 @@ import click
 
 from nbdattach.cli.offers import table_devices
 from nbdattach.cli.options import debug_option, table_option
-from nbdattach.cli.report import each, progress, say, say_error, say_over, trace, warn_of_no_verify
+from nbdattach.cli.report import OnTerminal, each, say, say_error, say_over, warn_of_no_verify
 from nbdattach.cli.types import device_of, seconds
 from nbdattach.cli.usage import command
 from nbdattach.errors import NbdattachError
@@ -61,7 +61,7 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: 
         say_error(failure)
     failed: dict[Device, NbdattachError] = {}
     with _killed_by_interrupt():
-        for entry, outcome in table.up(table.patient(entries, retry_for), trace()):
+        for entry, outcome in table.up(table.patient(entries, retry_for), OnTerminal()):
             if isinstance(outcome, NbdattachError):
                 failed[entry.device] = outcome
                 say_error(outcome)
@@ -112,7 +112,7 @@ def down(devices: tuple[str, ...], everything: bool, unit: str | None, path: str
     def one(device: Device) -> None:
         try:
             detach = functools.partial(units.down, unit=unit) if unit else table.down
-            done = detach(device, path=path, say=say, progress=progress(device.path), trace=trace())
+            done = detach(device, path=path, reporter=OnTerminal(device.path))
         finally:
             say_over("")
         if done:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbdattach.connect_options import DEFAULT_TIMEOUT
-from nbdattach.connection.stream import Stream, Trace, dial
+from nbdattach.connection.stream import Stream, dial
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError, TlsFailed
 from nbdattach.protocol import handshake, transmission
 from nbdattach.protocol.constants import NBD_FLAG_HAS_FLAGS
 from nbdattach.protocol.export import Export, Listed
 from nbdattach.protocol.target import Target
+from nbdattach.reporter import Trace, silent
 from nbdattach.tls_session import TlsSession
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 # As large as a page: the kernel reads no less, and most servers have no larger minimum.
 CHECK_READ = 4096
 CHECK_COOKIE = 0x6E62646174746163  # "nbdattac", to be known in a capture
-
-
-def silent(_: str) -> None:
-    """Discards the trace."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import math
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,13 +19,13 @@ from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
 from nbdattach.protocol.steps import Note, Receive, Send, StartTls, Step, Steps, T
 from nbdattach.protocol.target import Target
+from nbdattach.reporter import Trace
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
     from nbdattach.connection.certificate import Certificate
     from nbdattach.connection.tls import Handshake
 
-Trace: TypeAlias = Callable[[str], None]
 _Address: TypeAlias = tuple[int, Any]
 
 # Addresses from earlier lookups, and lookups under way, by host and port.

@@ -9,7 +9,7 @@ import time
 
 from nbdattach.attached import same_export
 from nbdattach.clock import boot_time
-from nbdattach.connection.client import Connection, silent
+from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import remember
 from nbdattach.deadline import Deadline
@@ -22,6 +22,7 @@ from nbdattach.monitor.recorded import Recorded
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Carrier, Relay
+from nbdattach.reporter import silent
 
 _UNKNOWN_ROUND_TRIP = 0.4
 # Time for the peer to read the data already sent to it, before we reset a connection.

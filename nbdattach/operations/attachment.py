@@ -16,7 +16,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,9 +27,8 @@ from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, Wishes
 from nbdattach.connection import credentials
-from nbdattach.connection.client import silent
 from nbdattach.connection.kernel_socket import has_room
-from nbdattach.connection.stream import Trace, address_of
+from nbdattach.connection.stream import address_of
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import (
@@ -48,7 +46,9 @@ from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.operations import candidates, interrupts
 from nbdattach.operations.connections import connected
+from nbdattach.operations.handle import Attachment
 from nbdattach.protocol.target import Target
+from nbdattach.reporter import QUIET, Reporter, Trace
 from nbdattach.text import plain, quoted
 
 if TYPE_CHECKING:
@@ -64,21 +64,7 @@ _CLEAR_SECONDS = 5.0
 _ATTEMPTS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """The outcome of a connect. `notes` are messages for the user: a lost tail, fewer connections.
-
-    `pid` is the kernel's for this attachment, by which `detach` recognises it; `fresh` is False if it was attached
-    before.
-    """
-
-    device: Device
-    notes: list[str]
-    pid: int | None
-    fresh: bool = True
-
-
-def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace = silent) -> Attached:
+def attach(target: Target, device: Device | None, wishes: Wishes, reporter: Reporter = QUIET) -> Attachment:
     """Attaches the target's export at `device`, or at a free one. On return the device is ready to use.
 
     Raises `NbdattachError`; then nothing is attached and nothing left behind.
@@ -96,9 +82,10 @@ def attach(target: Target, device: Device | None, wishes: Wishes, trace: Trace =
         wishes, notes = choice.no_less_safe_than_one(wishes)
     for attempt in range(_ATTEMPTS):
         with suppress(Spent), ExitStack() as end:
-            attached = _attach(target, device, wishes, tag, backend, trace, contested=attempt > 0, end=end)
-            return replace(attached, notes=[f"{target.uri}: {note}" for note in notes] + attached.notes)
-        trace("another program opened and closed the device, which took it down; once more")
+            attached = _attach(target, device, wishes, tag, backend, reporter.trace, contested=attempt > 0, end=end)
+            attached.notes = (*(f"{target.uri}: {note}" for note in notes), *attached.notes)
+            return attached
+        reporter.trace("another program opened and closed the device, which took it down; once more")
     raise candidates.none_free(device)
 
 
@@ -111,7 +98,7 @@ def _attach(
     trace: Trace,
     contested: bool,
     end: ExitStack,
-) -> Attached:
+) -> Attachment:
     """The caller closes `end` after we have released everything that the attachment needed."""
     with connected(target, wishes, trace) as (connections, export, notes), _alone_with(tag):
         there = _already_there(tag, target, device, wishes)  # another command may have been faster
@@ -142,7 +129,7 @@ def _attach(
                 watched = backend.name == "netlink" and wishes.reconnect and not wishes.root
                 have_watched = partial(_have_watched, candidate, sockets, relay) if watched else list[str]
                 notes += _complete(hold, backend, job, Deadline(wishes.connect_timeout), have_watched, end)
-                return Attached(candidate, notes, Kernel(candidate).pid)
+                return Attachment(candidate.path, Kernel(candidate).pid, notes)
     raise candidates.none_free(device)
 
 
@@ -273,7 +260,7 @@ def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
     )
 
 
-def _already_there(tag: str, target: Target, device: Device | None, wishes: Wishes) -> Attached | None:
+def _already_there(tag: str, target: Target, device: Device | None, wishes: Wishes) -> Attachment | None:
     """The requested attachment, if it exists already. Raises `DeviceInUse` if `device` holds another one."""
     for candidate in [device] if device else sysfs.devices():
         record = state.load(candidate)
@@ -282,7 +269,7 @@ def _already_there(tag: str, target: Target, device: Device | None, wishes: Wish
             notes = [f"{candidate.path}: already attached to {target.uri}"]
             if record.backend == "netlink" and record.reconnect and not wishes.root:
                 notes += _have_watched(candidate)  # the command that attached it may have been killed before it did so
-            return Attached(candidate, notes, Kernel(candidate).pid, fresh=False)
+            return Attachment(candidate.path, Kernel(candidate).pid, notes, fresh=False)
     if device and Kernel(device).attached:
         raise _holds_other(device)
     return None

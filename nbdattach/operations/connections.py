@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from nbdattach.connect_options import Wishes
 from nbdattach.connection.client import Connection
-from nbdattach.connection.stream import Trace
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Carrier
+from nbdattach.reporter import Trace
 
 # For --connections auto.
 AUTO_CONNECTIONS = 4

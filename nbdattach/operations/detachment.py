@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from nbdattach.attached import state, tags
 from nbdattach.attached.state import Identity
 from nbdattach.attached.users import open_by, opened, users_of
-from nbdattach.connection.client import silent
-from nbdattach.connection.stream import Trace
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
@@ -28,6 +26,7 @@ from nbdattach.kernel.sysfs import Kernel
 from nbdattach.kernel.worker import GOODBYE_SECONDS
 from nbdattach.monitor import control
 from nbdattach.operations import claim, disconnection, writes
+from nbdattach.reporter import QUIET, Reporter, silent
 from nbdattach.text import quoted
 
 DETACH_SECONDS = 60
@@ -41,16 +40,13 @@ def detach(
     force: bool = False,
     only: Identity | None = None,
     only_tag: str | None = None,
-    say: Callable[[str], None] = silent,
-    progress: Callable[[float], None] = lambda _: None,
-    trace: Trace = silent,
+    reporter: Reporter = QUIET,
 ) -> str:
     """Detaches once it is safe; returns why there was nothing to do, or an empty text after it has detached.
 
     `seconds` limits the wait for the kernel, not for the server, because a slow flush is not a dead one. `only` and
     `only_tag` say which attachment is meant: if the device holds another one, we leave that alone. With `force` we
-    detach it even while it is in use, and data that cannot be flushed is lost; `say` gets a message for each.
-    `progress` is called during a long flush with the seconds that it has taken.
+    detach it even while it is in use, and data that cannot be flushed is lost; `reporter` gets a message for each.
 
     Raises `DeviceInUse` if it is in use, `KernelRefused` if its data cannot be flushed; it then stays attached.
     """
@@ -62,19 +58,19 @@ def detach(
         return "not attached"
     if other := _other_than(device, only, only_tag):
         return other
-    with claim.taken(device, force, say) as node:
+    with claim.taken(device, force, reporter.say) as node:
         if force and node.exclusive and not Kernel(device).attached:  # it was detached when we cut its connections
             node.clear(deadline)
             state.forget(device)
             return ""
         if other := _other_than(device, only, only_tag):
             return other
-        trace(f"{device.path}: claimed, flushing")
-        writes.bring_to_rest(node, force, say, progress)
+        reporter.trace(f"{device.path}: claimed, flushing")
+        writes.bring_to_rest(node, force, reporter)
         record, pid = state.load(device), Kernel(device).pid
         with control.hands_off(device, insist=not force):
-            with _disconnected(node, force, say):
-                trace(f"{device.path}: disconnected")
+            with _disconnected(node, force, reporter.say):
+                reporter.trace(f"{device.path}: disconnected")
                 if users_of(device):  # unlike a process that gets an error, they do not go by themselves
                     deadline = Deadline(min(seconds, GOODBYE_SECONDS))
                 _await_worker(device, deadline)

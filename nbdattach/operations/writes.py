@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 from nbdattach.attached import state
-from nbdattach.connection.client import silent
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
@@ -17,44 +15,45 @@ from nbdattach.kernel.node import Node, cannot_open
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import claim, disconnection
 from nbdattach.operations.disconnection import FORCE_SECONDS
+from nbdattach.reporter import Reporter, silent
 
 # Flushes of a device to which a program writes again and again.
 _FLUSHES = 5
 
 
-def bring_to_rest(node: Node, force: bool, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
+def bring_to_rest(node: Node, force: bool, reporter: Reporter) -> None:
     """On return, all written data is on the server and the device is not in use, both at the same moment.
 
     A flush may take long, so after each flush we look again for users without a claim and for new writes.
     """
     device = node.device
     if force:
-        _flush(node, FORCE_SECONDS, say, progress)
+        _flush(node, FORCE_SECONDS, reporter)
         return
     if state.is_unflushed(device):
         cause = "what an earlier flush could not write is lost; the kernel tells that only once"
         raise KernelRefused(device.path, cause, "--force detaches all the same")
     _open_caches(node)
     for _ in range(_FLUSHES):
-        _flush(node, None, say, progress)
+        _flush(node, None, reporter)
         claim.refuse_users_without_claim(node)
         if not was_written(node):
             return
     raise still_coming(device)
 
 
-def _flush(node: Node, patience: float | None, say: Callable[[str], None], progress: Callable[[float], None]) -> None:
+def _flush(node: Node, patience: float | None, reporter: Reporter) -> None:
     """Flushes. With `patience`, in seconds, data that is not on the server by then is given up."""
     mark: tuple[str, ...] = ()
     if patience is None:
         with contextlib.suppress(OSError):
             mark = state.mark_of(node.device)
     try:
-        node.flush(patience, progress, mark)
+        node.flush(patience, reporter.progress, mark)
     except KernelRefused as error:
         if patience is None:
             raise
-        say(f"{error}: what was written and is not there is lost")
+        reporter.say(f"{error}: what was written and is not there is lost")
 
 
 def _open_caches(node: Node) -> None:

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from nbdattach.connection import client
-from nbdattach.connection.client import Connection, silent
+from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import watch_peer
-from nbdattach.connection.stream import Stream, Trace
+from nbdattach.connection.stream import Stream
 from nbdattach.deadline import Deadline
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NbdattachError, NotInKernel
@@ -29,6 +29,7 @@ from nbdattach.host import messages, procfs, systemd
 from nbdattach.host.spawn import bare_python, environment
 from nbdattach.protocol.target import Target
 from nbdattach.relay.orders import Bury, Dial, Dialled, Said, Traced
+from nbdattach.reporter import Trace, silent
 from nbdattach.text import plain
 from nbdattach.untrusted_json import parsed
 

@@ -14,13 +14,13 @@ from servers import nbdkit
 from tool import nbd_ok, partitioned_image, shell
 
 from nbdattach.connect_options import Wishes
-from nbdattach.connection.client import silent
 from nbdattach.device import Device
 from nbdattach.host import udev
 from nbdattach.kernel import netlink
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations.connections import connected
 from nbdattach.protocol.target import parse_target
+from nbdattach.reporter import silent
 
 pytestmark = pytest.mark.udev
 FIRST = Kernel(Device(0))

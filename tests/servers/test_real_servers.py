@@ -33,6 +33,7 @@ from nbdattach.protocol import transmission
 from nbdattach.protocol.export import BlockSize, Export
 from nbdattach.protocol.options import DENIED
 from nbdattach.protocol.target import Target, parse_target
+from nbdattach.reporter import silent
 
 SIZE = 1 << 20
 # The time limit of a test of an honest server, in seconds.
@@ -394,7 +395,7 @@ def test_auto_takes_as_many_connections_as_qemu_nbd_has_places(image: str, monke
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     with qemu_nbd(image, "--shared=2") as server:
         target = parse_target(server.uri)
-        with connected(target, Wishes(connect_timeout=SOON), client.silent) as (made, _, notes):
+        with connected(target, Wishes(connect_timeout=SOON), silent) as (made, _, notes):
             assert len(made) == 2
             assert notes == [f"{target.uri}: the server took 2 of 4 connections; -C 2 asks for no more"]
 

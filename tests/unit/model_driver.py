@@ -34,6 +34,10 @@ class Around(Protocol):
     @property
     def now(self) -> float: ...
 
+    @property
+    def silent(self) -> bool:
+        """Whether a server does not answer: a connection to it does not serve."""
+
     def happens(self) -> None:
         """Called before each event at which the monitor may be killed."""
 
@@ -148,7 +152,7 @@ class Driver:
                 self._world.announce()
         if not self._lives and self._ill is None:
             self._ill = now
-        if self._lives and self._was_idle and now >= self._taken + FRUITLESS:
+        if self._lives and self._was_idle and now >= self._taken + FRUITLESS and not self._world.silent:
             self._ill = None
         request = self.request
         if request and request.slot and request.slot.dead and now >= request.sent + self._resend:

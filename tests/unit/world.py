@@ -207,6 +207,10 @@ class World(ExitStack):
     def now(self) -> float:
         return self.clock.now
 
+    @property
+    def silent(self) -> bool:
+        return any(server.silent for server in self.servers.values())
+
     def happens(self) -> None:
         self.kills_in -= 1
         if self.kills_in < 0:

@@ -14,12 +14,13 @@ import pytest
 import nbdattach
 from nbdattach.boot import root
 from nbdattach.connect_options import Wishes
-from nbdattach.connection.stream import Trace
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
 from nbdattach.monitor import service
 from nbdattach.operations import attachment
+from nbdattach.operations.handle import Attachment
 from nbdattach.protocol.target import Target
+from nbdattach.reporter import Reporter
 
 
 class Kernel:
@@ -30,13 +31,13 @@ class Kernel:
         self.patience = 0.0
         self.stand_in = ""  # why there is none
 
-    def attach(self, target: Target, device: Device, wishes: Wishes, trace: Trace) -> attachment.Attached:
+    def attach(self, target: Target, device: Device, wishes: Wishes, reporter: Reporter) -> Attachment:
         assert wishes.root
         self.targets.append(target)
         self.patience = wishes.retry_for
-        trace("nbd://db1: cannot connect: Connection refused")
-        trace("nbd://db1: cannot connect: Connection refused")
-        return attachment.Attached(device, ["a note"], 1)
+        reporter.trace("nbd://db1: cannot connect: Connection refused")
+        reporter.trace("nbd://db1: cannot connect: Connection refused")
+        return Attachment(device.path, 1, ["a note"])
 
 
 @pytest.fixture

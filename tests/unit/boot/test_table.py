@@ -20,11 +20,12 @@ from nbdattach.connect_options import Wishes
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NoConnection, Refused
 from nbdattach.operations import attachment, detachment
-from nbdattach.operations.attachment import Attached
+from nbdattach.operations.handle import Attachment
 from nbdattach.protocol.target import Target
+from nbdattach.reporter import Reporter
 
 Capture = pytest.CaptureFixture[str]
-Attach = Callable[[Target, Device, Wishes, object], Attached]
+Attach = Callable[[Target, Device, Wishes, object], Attachment]
 LINES = "nbd0 db1 disk\nnbd1 db2 root port=2000,on-loss=wait\n/dev/nbd2 /run/s a unix\n"
 PARALLEL_SECONDS = 60
 
@@ -53,9 +54,9 @@ def attached(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[int, str
     """The requests: device, URI and wishes. All of them succeed."""
     asked: list[tuple[int, str, Wishes]] = []
 
-    def attach(target: Target, device: Device, wishes: Wishes, _: object) -> Attached:
+    def attach(target: Target, device: Device, wishes: Wishes, _: object) -> Attachment:
         asked.append((device.index, target.uri, wishes))
-        return Attached(device, [], 4711)
+        return Attachment(device.path, 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
     return asked
@@ -89,9 +90,9 @@ def test_up_of_a_device_named_twice_is_one(
 
 @pytest.mark.usefixtures("host")
 def test_steps_are_told_with_their_device(capsys: Capture, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def attach(_target: Target, device: Device, _wishes: Wishes, trace: Callable[[str], None]) -> Attached:
-        trace("connecting")
-        return Attached(device, [], 4711)
+    def attach(_target: Target, device: Device, _wishes: Wishes, reporter: Reporter) -> Attachment:
+        reporter.trace("connecting")
+        return Attachment(device.path, 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
     code, _, err = ran(capsys, "up", "--debug", "--table", str(file), "nbd0", "nbd1")
@@ -105,9 +106,9 @@ def test_up_all_attaches_every_line_at_the_same_time(
 ) -> None:
     meeting = threading.Barrier(3)
 
-    def attach(_target: Target, device: Device, _wishes: Wishes, _: object) -> Attached:
+    def attach(_target: Target, device: Device, _wishes: Wishes, _: object) -> Attachment:
         meeting.wait(PARALLEL_SECONDS)  # raises if the others do not come
-        return Attached(device, [], 4711)
+        return Attachment(device.path, 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
     code, out, err = ran(capsys, "up", "--all", "--table", str(file))
@@ -120,13 +121,13 @@ def test_failures_are_told_as_they_come_and_the_first_line_of_them_decides(
 ) -> None:
     meeting = threading.Barrier(3)
 
-    def attach(target: Target, device: Device, _wishes: Wishes, _: object) -> Attached:
+    def attach(target: Target, device: Device, _wishes: Wishes, _: object) -> Attachment:
         meeting.wait(PARALLEL_SECONDS)
         if device.index == 0:
             raise NoConnection(target.uri, "cannot connect: Connection refused", "is it up?")
         if device.index == 1:
             raise DeviceInUse(device.path, "mounted", "release it first", ["mounted at /mnt: umount /mnt"])
-        return Attached(device, ["a tail is ignored"], 4711)
+        return Attachment(device.path, 4711, ["a tail is ignored"])
 
     monkeypatch.setattr(attachment, "attach", attach)
     code, out, err = ran(capsys, "up", "--all", "--table", str(file))
@@ -232,9 +233,9 @@ def test_ctrl_c_kills_during_the_work_only(
     """Threads cannot be interrupted; a process can be killed, which leaves nothing half done."""
     during: list[object] = []
 
-    def attach(_target: Target, device: Device, _wishes: Wishes, _: object) -> Attached:
+    def attach(_target: Target, device: Device, _wishes: Wishes, _: object) -> Attachment:
         during.append(signal.getsignal(signal.SIGINT))
-        return Attached(device, [], 4711)
+        return Attachment(device.path, 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that runs the tests may ignore it

@@ -18,6 +18,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError, NotAttached
 from nbdattach.host import systemd
 from nbdattach.operations import handover
+from nbdattach.reporter import Reporter
 
 UNIT = "nbdattach@nbd0.service"
 NBD0 = Device(0)
@@ -49,7 +50,9 @@ class Host:
         return ""
 
     def down(self) -> str:
-        return unit.down(NBD0, UNIT, say=self.said.append)
+        reporter = Reporter()
+        reporter.say = self.said.append  # type: ignore[method-assign,assignment]
+        return unit.down(NBD0, UNIT, reporter=reporter)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAtta
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.operations import attachment, detachment, handover
+from nbdattach.operations.handle import Attachment
 from nbdattach.protocol.target import Target
 
 Capture = pytest.CaptureFixture[str]
@@ -421,7 +422,15 @@ def test_command_line_imports_nothing_heavy() -> None:
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess", "ctypes", "asyncio"} == set()
     ours = {name.removeprefix("nbdattach.") for name in loaded if name.startswith("nbdattach.")}
     commands = {"attach", "change", "detach", "main", "offers", "options", "report", "show", "table", "types", "usage"}
-    assert ours == {"cli", *(f"cli.{name}" for name in commands), "connect_options", "errors", "option_values", "text"}
+    assert ours == {
+        "cli",
+        *(f"cli.{name}" for name in commands),
+        "connect_options",
+        "errors",
+        "option_values",
+        "reporter",
+        "text",
+    }
 
 
 @pytest.mark.parametrize(
@@ -680,7 +689,7 @@ def test_status_is_watched_by_people_only(capsys: Capture, monkeypatch: pytest.M
 def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """connect prints the device, and nothing else, on stdout; notes go to stderr."""
 
-    done = attachment.Attached(Device(3), ["a tail of 1 byte is ignored"], 4711)
+    done = Attachment("/dev/nbd3", 4711, ["a tail of 1 byte is ignored"])
     stayed: list[tuple[str, int | None]] = []
     monkeypatch.setattr(attachment, "attach", lambda *_: done)
     monkeypatch.setattr(foreground, "stay", lambda attached, *_: stayed.append((attached.device, attached.pid)))

@@ -40,6 +40,7 @@ GROUND = {
     "clock",
     "connect_options",
     "option_values",
+    "reporter",
     "untrusted_json",
     "error_facts",
     "tls_session",
