@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -111,14 +109,13 @@ def _by_message(device: Device, say: Callable[[str], None]) -> bool:
 def _kill_server_process(device: Device) -> bool:
     """Kills the process in NBD_DO_IT, which makes the kernel shut the connections down. False if we cannot find it.
 
-    We shut them down first, through duplicates of that process's sockets. The kernel takes the lock of a connection to
-    do so (sock_shutdown in nbd.c), and while one of its own threads sends to a server that reads nothing, it waits for
-    that lock, for ever.
+    The kernel takes the lock of a connection to shut it down (sock_shutdown in nbd.c). While one of its own threads
+    sends to a server that reads nothing, it waits for that lock, for ever, and so the killed process does not end. Then
+    we shut the connections down ourselves, through duplicates of its sockets. Not before that: if the process leaves
+    NBD_DO_IT because its connections have ended, the kernel does not fail the requests in flight.
     """
     pid = serving_pid(device)
     if not pid or not procfs.has_open(procfs.group_of(pid), numbers_of(device)):
         return False
-    their_sockets.shut_down(procfs.group_of(pid))
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    their_sockets.kill(procfs.group_of(pid))
     return True

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Connections of another process are shut down; its other descriptors are left alone."""
+"""A process is killed, and its connections are shut down only if it does not end; other descriptors are left alone."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -16,10 +17,11 @@ from nbdattach.host import syscalls, their_sockets
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root")
 HOLDER = "import sys; print(flush=True); sys.stdin.read()"
+Pairs = list[tuple[socket.socket, socket.socket]]
 
 
 @pytest.fixture
-def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+def pairs() -> Iterator[Pairs]:
     """Connections by TCP and by a Unix socket, and datagrams; the first end of each is another process's."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
@@ -30,35 +32,57 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
             one.close()
 
 
-def test_its_connections_are_shut_down_and_nothing_else(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+@contextlib.contextmanager
+def holder(pairs: Pairs) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has the first ends; so do we, so that they stay open when it ends."""
     numbers = [theirs.fileno() for theirs, _ in pairs]
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=numbers
-    ) as holder:
-        assert holder.stdout and holder.stdin
-        holder.stdout.readline()
-        assert their_sockets.shut_down(holder.pid) == 2
-        tcp, unix, datagrams = (ours for _, ours in pairs)
-        for ours in (tcp, unix):
-            ours.settimeout(60)
-            assert ours.recv(1) == b""
-        assert datagrams.send(b"still there") == 11
-        assert holder.poll() is None
-        holder.stdin.close()
+    ) as process:
+        assert process.stdout and process.stdin
+        process.stdout.readline()
+        yield process
+        process.kill()
 
 
-def test_a_process_that_has_ended_has_none() -> None:
+def ended(ours: socket.socket) -> bool:
+    try:
+        return ours.recv(1, socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_a_process_that_ends_is_killed_and_its_connections_are_not_touched(pairs: Pairs) -> None:
+    with holder(pairs) as process:
+        their_sockets.kill(process.pid)
+        assert process.wait(60) == -9
+        assert [ended(ours) for _, ours in pairs] == [False, False, False]
+
+
+def test_if_it_does_not_end_its_connections_are_shut_down(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the kernel, which waits for them; its datagrams are none."""
+    monkeypatch.setattr(their_sockets, "_ends", lambda _: False)
+    with holder(pairs) as process:
+        their_sockets.kill(process.pid)
+        assert [ended(ours) for _, ours in pairs] == [True, True, False]
+        assert pairs[2][1].send(b"still there") == 11
+
+
+def test_a_process_that_has_gone_is_no_error() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    assert their_sockets.shut_down(gone.pid) == 0
+    their_sockets.kill(gone.pid)
 
 
-def test_where_the_kernel_does_not_let_us_nothing_is_done(
-    pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
+def test_where_the_kernel_gives_us_no_sockets_the_process_is_killed(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_pidfd: int, _number: int) -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(syscalls, "pidfd_getfd", refuse)
-    assert their_sockets.shut_down(os.getpid()) == 0
-    assert pairs[0][0].send(b"a") == 1
+    monkeypatch.setattr(their_sockets, "_ends", lambda _: False)
+    with holder(pairs) as process:
+        their_sockets.kill(process.pid)
+        assert process.wait(60) == -9
+        assert [ended(ours) for _, ours in pairs] == [False, False, False]
