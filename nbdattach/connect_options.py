@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbdattach import option_values
 from nbdattach.errors import Malformed
@@ -28,8 +28,7 @@ FOREVER = float("inf")
 MAX_TAG = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """How users give the field `field` a value: `name` without dashes, then text that `parse` takes, of kind `kind`.
 
     Without `parse` it is a flag, which sets the value `flag`. `words` are values that a shell can offer; `default` is
@@ -149,7 +148,7 @@ class TlsOptions:
 
 def _named(option: Option, field: dataclasses.Field[Any]) -> Option:
     usual = field.default if option.default is None else option.default
-    return dataclasses.replace(option, field=field.name, default=usual)
+    return option._replace(field=field.name, default=usual)
 
 
 def options_of(record: type[Wishes] | type[TlsOptions]) -> Mapping[str, Option]:

@@ -93,7 +93,7 @@ def _path(text: str) -> str:
 # By connect's long names. Options that are no property of an attachment are left out: -f, --json, -N.
 _WISHES = options_of(Wishes)
 _TRUST = {
-    name: replace(option, parse=_path) if option.kind == "FILE" else option
+    name: option._replace(parse=_path) if option.kind == "FILE" else option
     for name, option in options_of(TlsOptions).items()
 }
 # How the server is reached: these change the target.
