@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is attached: the state files in /run, users of a device, status, and whether an export is the same one.
+"""Attachments: the state files in /run, users of a device, status, and whether an export is still the same.
 
 May import: host, kernel, protocol.
 """

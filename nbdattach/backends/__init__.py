@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the kernel is given connections: by netlink or by ioctl, and which of both.
+"""The two ways to give the kernel connections, netlink and ioctl, and the choice between them.
 
 May import: attached, connection, host, kernel, protocol.
 """

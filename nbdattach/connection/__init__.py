@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Connections to servers: sockets, TLS, and what one asks a server without the kernel; also once the kernel has the
-socket.
+"""Connections to servers: sockets, TLS, requests without the kernel's driver; and sockets that the kernel has.
 
 May import: host, protocol.
 """

@@ -90,7 +90,7 @@ def connect(
     without a handshake. `kernel_tls`: if the target wants TLS, the kernel encrypts.
     """
     if raw_size is not None and target.tls:
-        raise TlsFailed(target.uri, "TLS begins in the handshake", "leave out either that, or --no-handshake")
+        raise TlsFailed(target.uri, "TLS needs the handshake", "leave out TLS or --no-handshake")
     stream = dial(target, Deadline(timeout), trace, connect_within, kernel_tls)
     try:
         if raw_size is not None:

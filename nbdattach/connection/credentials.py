@@ -179,4 +179,6 @@ def _file(path: str) -> File:
             return File(path, file.read(_MAX_FILE))
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or str(error)
-        raise TlsFailed(plain(path), f"cannot be read: {words}", "is the name spelled right, and may you?") from error
+        raise TlsFailed(
+            plain(path), f"cannot be read: {words}", "is the name correct, and do you have permission to read it?"
+        ) from error

@@ -174,14 +174,14 @@ class Stream:
             raise ConnectionLost(self._target.uri, self._doing)
         raise TlsFailed(
             self._target.uri,
-            "something was sent in the clear between the server's yes to TLS and its begin",
-            "does somebody stand between us and the server?",
+            "unencrypted data arrived after the server agreed to start TLS",
+            "possible man in the middle: check the network path",
         )
 
     def see_nothing_is_left(self) -> None:
         """Raises if OpenSSL holds data that we did not ask for: the kernel would miss it and misread the rest."""
         if self._kernel_tls and self.tls and self.sock.pending():  # type: ignore[attr-defined]
-            raise BrokenProtocol(self._target.uri, "the server sent more than it was asked for")
+            raise BrokenProtocol(self._target.uri, "the server sent more data than requested")
 
     @property
     def certificate(self) -> Certificate | None:
@@ -280,7 +280,7 @@ def _reset(sock: socket.socket) -> None:
 
 def _connect_hint(target: Target) -> str:
     if target.socket:
-        return f"is the server running, and may you open {plain(target.socket)}?"
+        return f"is the server running, and do you have permission to open {plain(target.socket)}?"
     return f"is the server running, and does it listen on port {target.port}?"
 
 
@@ -362,7 +362,7 @@ def _lookup(target: Target, flags: int) -> list[_Address]:
     except (OSError, UnicodeError) as error:
         words = getattr(error, "strerror", None) or str(error)
         raise NoConnection(
-            target.uri, f"cannot find the host {target.host}: {words}", "is the name spelled right?"
+            target.uri, f"cannot find the host {target.host}: {words}", "is the name correct?"
         ) from error
     return [(family, place) for family, _, _, _, place in found]
 

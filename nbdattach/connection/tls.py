@@ -52,8 +52,8 @@ class Handshake:
         Raises `TlsFailed`, `ConnectionLost`, TimeoutError.
         """
         if not name and self._context.check_hostname:
-            cause = "which name must the certificate have? a Unix socket has none"
-            raise TlsFailed(self._target.uri, cause, "--tls-hostname NAME says it")
+            cause = "a Unix socket has no host name to check the certificate against"
+            raise TlsFailed(self._target.uri, cause, "--tls-hostname NAME sets the name")
         self._require_possible_name(name)
         try:
             inside = self._context.wrap_socket(sock, server_hostname=name or None)
@@ -78,8 +78,8 @@ class Handshake:
         try:
             self._context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name or None)
         except (ValueError, ssl.SSLError) as error:
-            cause = f"{quoted(name)} is no name that a certificate can have"
-            raise TlsFailed(self._target.uri, cause, "--tls-hostname NAME says the right one") from error
+            cause = f"{quoted(name)} cannot be a name in a certificate"
+            raise TlsFailed(self._target.uri, cause, "--tls-hostname NAME sets the right one") from error
 
     def _require_it_in_kernel(self, inside: ssl.SSLSocket) -> None:
         """Raises if the kernel did not take TLS over in both directions: with only one the device would get garbage."""
@@ -89,11 +89,11 @@ class Handshake:
             except OSError as error:
                 cipher = _cipher_of(inside)
                 inside.close()
-                words = f"the kernel does not take TLS for {name} ({error.strerror})"
+                words = f"the kernel did not take over TLS for {name} ({error.strerror})"
                 raise NotInKernel(self._target.uri, words + cipher, "modprobe tls; --tls-transport relay") from None
         if inside.pending():
             inside.close()
-            raise NotInKernel(self._target.uri, "the server sent data before it was asked", "is this an NBD server?")
+            raise NotInKernel(self._target.uri, "the server sent data before any request", "is this an NBD server?")
 
 
 def _cipher_of(sock: ssl.SSLSocket) -> str:

@@ -59,7 +59,7 @@ def _require_1_2_allowed(
     context: ssl.SSLContext, target: Target, kind: type[TlsFailed], reason: str, way_out: str
 ) -> None:
     if context.minimum_version > ssl.TLSVersion.TLSv1_2:
-        cause = f"the policy of this machine wants TLS 1.3, and {reason} 1.2"
+        cause = f"the policy of this machine requires TLS 1.3, and {reason} 1.2"
         raise kind(target.uri, cause, f"{way_out}; or see MinProtocol in openssl.cnf")
 
 
@@ -86,7 +86,7 @@ def _show_ourselves(context: ssl.SSLContext, files: Credentials) -> None:
     _require_pem(key, "PRIVATE KEY")
 
     def password() -> str:
-        hint = "write it without one: openssl pkey -in FILE -out NEW"
+        hint = "remove the password: openssl pkey -in FILE -out NEW"
         raise TlsFailed(plain(key.path), "the key has a password", hint)
 
     try:
@@ -110,7 +110,7 @@ def _use_psk(context: ssl.SSLContext, target: Target, files: Credentials) -> str
     if not found:
         hint = "openssl rand -hex 32 makes a key"
         raise TlsFailed(plain(file), "no line USER:KEY with a hexadecimal key", hint)
-    _require_1_2_allowed(context, target, TlsFailed, "keys need", "certificates work: --tls-ca FILE")
+    _require_1_2_allowed(context, target, TlsFailed, "pre-shared keys need", "certificates work: --tls-ca FILE")
     user, key = found[1], bytes.fromhex(found[2])
     _trust_any(context)  # a server without the key cannot complete the handshake
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -147,8 +147,10 @@ def _require_pem(file: File, what: str) -> None:
     """Raises `TlsFailed` if the file has none of it in PEM: OpenSSL has one error for any other content."""
     if not re.search(rb"^-----BEGIN [A-Z0-9 ]*" + what.encode() + rb"-----", file.content, re.MULTILINE):
         name = {"CERTIFICATE": "certificate", "PRIVATE KEY": "key"}.get(what, "list of revoked certificates")
-        raise TlsFailed(plain(file.path), f"no {name} in PEM in it", f"it has a line -----BEGIN {what}-----")
+        raise TlsFailed(
+            plain(file.path), f"contains no {name} in PEM format", f"a PEM file has a line -----BEGIN {what}-----"
+        )
 
 
 def _damaged(path: str) -> TlsFailed:
-    return TlsFailed(plain(path), "damaged: OpenSSL cannot use it", "openssl x509 -in FILE -text shows what it can")
+    return TlsFailed(plain(path), "damaged: OpenSSL cannot use it", "openssl x509 -in FILE -text shows a certificate")

@@ -77,16 +77,20 @@ class Failures:
         if is_one_of(_NOTHING_IN_COMMON):
             return self._nothing_in_common()
         if "ALERT_" in reason:
-            return self._failed(f"the server ended TLS: {words_of(reason)}", "its log may tell why")
+            return self._failed(f"the server ended TLS: {words_of(reason)}", "see the server's log")
         if is_one_of(_NO_TLS):
-            return self._failed("what the server sent is no TLS", "does something stand between us and it?")
+            return self._failed("the server's data is not TLS", "is there a proxy or firewall in between?")
         return self._failed(f"TLS: {plain(str(error))}", "--debug shows each step")
 
     def closed(self) -> TlsFailed:
         """The error if the server closed the connection in or right after the handshake: GnuTLS sends no reason."""
         if self._asked or (self._user and self._answered):
             return self._not_us("")
-        hint = "its log may tell why; does it want a key (--tls-psk)?" if self._answered else self._in_common()
+        hint = (
+            "see the server's log; does it require a pre-shared key (--tls-psk)?"
+            if self._answered
+            else self._in_common()
+        )
         said = "the server closed the connection in the TLS handshake"
         # A server that finds no common cipher may also just close (nbdkit, with GnuTLS).
         return self._failed(said, hint) if self._answered else self._nothing_for_kernel(said, hint, MaybeNotInKernel)
@@ -111,17 +115,19 @@ class Failures:
         told = f" ({said})" if said else ""
         if self._user:
             whose = f"the key of {quoted(self._user)} from {plain(self._target.tls_psk_file)}"
-            cause = "does not accept" if said else "closed the connection when it was to accept"
+            cause = "does not accept" if said else "closed the connection instead of accepting"
             return self._failed(f"the server {cause} {whose}{told}", "does it have the same line in its file?")
         if not self._files.cert:
-            cause = f"the server wants a certificate of ours, and we have none{told}"
+            cause = f"the server requires a client certificate, and none was given{told}"
             if not said:
-                cause = "the server asked for a certificate of ours, got none, and closed the connection"
-            return self._failed(cause, "--tls-cert FILE and --tls-key FILE show one")
-        hint = "is it from an authority that the server trusts? the server's log may tell more"
+                cause = "the server asked for a client certificate, got none, and closed the connection"
+            return self._failed(cause, "--tls-cert FILE and --tls-key FILE give one")
+        hint = "is it from an authority that the server trusts? see the server's log"
         if said:
-            return self._failed(f"the server does not accept our certificate {self._our_certificate()}{told}", hint)
-        cause = "the server closed the connection when it had our certificate"
+            return self._failed(
+                f"the server does not accept the client certificate {self._our_certificate()}{told}", hint
+            )
+        cause = "the server closed the connection after it received the client certificate"
         return self._failed(f"{cause} {self._our_certificate()}", hint)
 
     def _our_certificate(self) -> str:
@@ -137,27 +143,31 @@ class Failures:
 
     def _no_version(self) -> TlsFailed:
         if self._user:
-            return self._failed("the server does not do TLS 1.2, which keys need", "certificates work: --tls-ca FILE")
+            return self._failed(
+                "the server does not support TLS 1.2, which pre-shared keys need", "certificates work: --tls-ca FILE"
+            )
         if self._for_kernel:
-            cause = "the server does not do TLS 1.2, which kernel transport needs"
-            return self._nothing_for_kernel(cause, "where it does 1.3 only: --tls-transport relay")
-        return self._failed("the server does not do TLS 1.2 or later", "older ones are not safe: update the server")
+            cause = "the server does not support TLS 1.2, which kernel transport needs"
+            return self._nothing_for_kernel(cause, "if it supports only TLS 1.3: --tls-transport relay")
+        return self._failed(
+            "the server does not support TLS 1.2 or later", "older versions are not safe: update the server"
+        )
 
     def _nothing_in_common(self) -> TlsFailed:
         if self._asked and not self._files.cert:
             return self._not_us("it ended the handshake")
-        return self._nothing_for_kernel("the server found no way of TLS in common with us", self._in_common())
+        return self._nothing_for_kernel("server and client have no TLS settings in common", self._in_common())
 
     def _in_common(self) -> str:
         """The hint if the server did not even answer our ClientHello."""
         if self._user:
-            return "does it use pre-shared keys at all, in TLS 1.2?"
+            return "does it support pre-shared keys with TLS 1.2?"
         if self._for_kernel:
             return (
-                "does it do TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it want a key (--tls-psk)? "
-                "--tls-transport relay can do more"
+                "does it support TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it require a pre-shared key "
+                "(--tls-psk)? --tls-transport relay supports more"
             )
-        return "does it do TLS 1.2 or later? does it want a key (--tls-psk)?"
+        return "does it support TLS 1.2 or later? does it require a pre-shared key (--tls-psk)?"
 
     def _not_verified(self, error: ssl.SSLCertVerificationError) -> TlsFailed:
         cause, hint = self._why_not_verified(error.verify_code, error.verify_message)
@@ -166,7 +176,7 @@ class Failures:
     def _why_not_verified(self, code: int, message: str) -> tuple[str, str]:
         shown = certificate.describe(self.certificate)
         if code in _WRONG_NAME:
-            return self._wrong_name(shown.names), "--tls-hostname NAME, if it is the right server by another name"
+            return self._wrong_name(shown.names), "if it is the right server under another name: --tls-hostname NAME"
         if code == _EXPIRED:
             if shown.until and not certificate.is_past(shown.until):
                 return "an authority above its certificate has expired", "the server and --tls-ca need a new one"
@@ -179,16 +189,19 @@ class Failures:
         if code == _REVOKED:
             return f"its certificate is revoked by {self._revoked_path()}", "the server needs a new one"
         if code in (_NO_CRL, _CRL_EXPIRED):
-            what = "is too old" if code == _CRL_EXPIRED else "is of another authority"
+            what = "is too old" if code == _CRL_EXPIRED else "is from another authority"
             cause = f"the list of revoked certificates {self._revoked_path()} {what}"
             return cause, "the authority that issued its certificate has a newer one"
         if code == _SELF_SIGNED:
-            return "its certificate is self-signed", "--tls-ca FILE with this very certificate trusts it"
+            return "its certificate is self-signed", "to trust it, give this certificate: --tls-ca FILE"
         if code in _UNTRUSTED:
             by = f"was issued by {quoted(shown.issuer)}, and" if shown.issuer else "is not trusted:"
             where = f"in {plain(self._files.ca.path)}" if self._files.ca else "that this machine trusts"
-            return f"its certificate {by} no authority {where} has signed it", "--tls-ca FILE names whom to trust"
-        return f"its certificate is not good for it: {plain(message)}", "openssl x509 -text shows what is in one"
+            return (
+                f"its certificate {by} no authority {where} has signed it",
+                "--tls-ca FILE sets the trusted authorities",
+            )
+        return f"its certificate cannot be used: {plain(message)}", "openssl x509 -text shows its contents"
 
     def _wrong_name(self, names: list[str]) -> str:
         wanted = quoted(self._target.verified_name)

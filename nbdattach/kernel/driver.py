@@ -22,10 +22,12 @@ def refuse_other_systems() -> None:
     """Raises `KernelRefused` unless this is Linux with /sys mounted: only Linux has the nbd driver (row 14)."""
     if not sys.platform.startswith("linux"):
         raise KernelRefused(
-            f"this system ({sys.platform})", "not Linux, and only Linux has the nbd driver", "list, info and check work"
+            f"this system ({sys.platform})",
+            "not Linux, and only Linux has the nbd driver",
+            "only list, info and check work here",
         )
     if not sysfs.is_there():
-        raise KernelRefused(sysfs.SYS, "not mounted, so nothing can be told of devices", "mount -t sysfs sysfs /sys")
+        raise KernelRefused(sysfs.SYS, "not mounted, so devices cannot be examined", "mount -t sysfs sysfs /sys")
 
 
 def ensure_loaded() -> None:
@@ -74,7 +76,7 @@ def load_tls() -> None:
 
 def why_not(words: str) -> KernelRefused:
     """Why the driver cannot be loaded, judged by the machine's state; if that shows no reason, modprobe's `words`."""
-    said = " ".join(words.split())[:200] or "modprobe nbd says nothing"
+    said = " ".join(words.split())[:200] or "modprobe nbd gave no reason"
     release = os.uname().release
     if _in_container():
         return KernelRefused(
@@ -85,7 +87,7 @@ def why_not(words: str) -> KernelRefused:
         if others:
             return KernelRefused(
                 DRIVER,
-                f"not loaded: the modules of the running kernel {release} are gone, there are those of {others}",
+                f"not loaded: the modules of the running kernel {release} are gone, only those of {others} exist",
                 "the kernel was upgraded: reboot",
             )
         return KernelRefused(
@@ -95,7 +97,7 @@ def why_not(words: str) -> KernelRefused:
         return KernelRefused(
             DRIVER,
             f"kernel {release} has no nbd module",
-            "some distributions ship it in a package of its own, such as linux-modules-extra or kernel-modules-extra",
+            "some distributions have it in a separate package, such as linux-modules-extra or kernel-modules-extra",
         )
     return KernelRefused(DRIVER, f"cannot be loaded: {said}", "see dmesg; is module loading locked down?")
 

@@ -100,12 +100,12 @@ class Node:
 
     def _check_block_device(self) -> None:
         if not stat.S_ISBLK(os.fstat(self.fd).st_mode):
-            raise KernelRefused(self.device.path, "not a block device", "has somebody written a file there? remove it")
+            raise KernelRefused(self.device.path, "not a block device", "did a program write a file there? remove it")
         found, wanted = os.fstat(self.fd).st_rdev, Block(self.device.name).number
         if wanted not in (None, f"{os.major(found)}:{os.minor(found)}"):
-            cause = f"its node is of another device: {os.major(found)}:{os.minor(found)}, not {wanted}"
+            cause = f"its node belongs to another device: {os.major(found)}:{os.minor(found)}, not {wanted}"
             raise KernelRefused(
-                self.device.path, cause, f"rm {self.device.path}; udevadm trigger, or mknod makes it anew"
+                self.device.path, cause, f"rm {self.device.path}; udevadm trigger or mknod makes it again"
             )
 
     def _lock(self) -> None:
@@ -151,7 +151,7 @@ class Node:
                 self.device.path,
                 "flushing to the server",
                 code if code > 0 else errno.EINTR,  # a signal has ended it
-                "nothing was detached; is the server up? --force gives up what it does not have",
+                "nothing was detached; is the server up? --force detaches and loses unwritten data",
             )
 
     def open_caches(self, deadline: Deadline) -> None:
@@ -327,5 +327,7 @@ def cannot_open(device: Device, error: OSError) -> KernelRefused:
     if error.errno in (errno.EACCES, errno.EPERM):
         return KernelRefused(device.path, "no permission to open it", "attaching and detaching need root: try sudo")
     if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-        return KernelRefused(device.path, "the kernel has no such device", "modprobe nbd nbds_max=N sets how many")
+        return KernelRefused(
+            device.path, "the kernel has no such device", "modprobe nbd nbds_max=N sets the number of devices"
+        )
     return KernelRefused.at(device.path, "open", error.errno or 0)

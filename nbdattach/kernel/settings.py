@@ -46,27 +46,28 @@ def _lines(kernel: Kernel, flags: int, max_sectors_kb: int, block_size: int) -> 
         ),
         (
             kernel.write_back and not flush,
-            f"the kernel sends flushes, which the server does not know: echo {WRITE_THROUGH!r} >{queue}/write_cache",
+            f"the kernel sends flushes, which the server does not support: echo {WRITE_THROUGH!r} >{queue}/write_cache",
         ),
         (
             kernel.write_back and kernel.sends_fua and not flags & NBD_FLAG_SEND_FUA,
-            "the kernel sends writes with FUA, which the server does not know: disconnect it, and connect again",
+            "the kernel sends writes with FUA, which the server does not support: disconnect it, and connect again",
         ),
         (
             kernel.read_only and not read_only,
-            f"the kernel refuses writes, though the server takes them: blockdev --setrw {kernel.device.path}",
+            f"the kernel refuses writes, although the server accepts them: blockdev --setrw {kernel.device.path}",
         ),
         (
             read_only and not kernel.read_only,
-            "the kernel takes writes, though the device was attached read-only: disconnect it, and connect again",
+            "the kernel accepts writes, although the device was attached read-only: disconnect it, and connect again",
         ),
         (
             0 < max_sectors_kb < kernel.max_sectors_kb,
-            f"the kernel may send larger requests than the server takes: echo {max_sectors_kb} >{queue}/max_sectors_kb",
+            "the kernel may send larger requests than the server accepts: "
+            f"echo {max_sectors_kb} >{queue}/max_sectors_kb",
         ),
         (
             kernel.block_size < block_size,
-            f"the kernel may send requests smaller than {block_size} bytes, which the server does not take",
+            f"the kernel may send requests smaller than {block_size} bytes, which the server does not accept",
         ),
     )
     return [line for wrong, line in remedies if wrong]

@@ -166,7 +166,7 @@ def _watch(
     while committed:
         if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, lifeline.pause) is None:
             if why := lifeline.why_broken():
-                kmsg.write(kmsg.WARNING, f"{path}: {why}; its connections are cut")
+                kmsg.write(kmsg.WARNING, f"{path}: {why}; cutting its connections")
                 hang_up(sockets)
                 return
         elif _claim_unused(path, state_file, claim):

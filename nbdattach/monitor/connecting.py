@@ -97,7 +97,7 @@ class Connecting:
         differs = same_export.difference(record, made.export, made.export.size if any_size else size)
         if differs:
             self.say_goodbye(made)
-            hint = f"nbdattach resize {self.device.path} takes another size; nothing else will do"
+            hint = f"nbdattach resize {self.device.path} accepts a new size; nothing else may differ"
             raise Refused(target.uri, differs, hint)
         made.stream.sock.settimeout(None)
         return made

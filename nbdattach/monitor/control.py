@@ -46,7 +46,7 @@ class NoMonitor(NbdattachError):
     silent: bool = False
 
     def __init__(self, cause: str, silent: bool = False) -> None:
-        super().__init__("monitor", cause, "nbdattach monitor starts it, and says what is wrong")
+        super().__init__("monitor", cause, "nbdattach monitor starts it and shows any error")
         self.silent = silent
 
 
@@ -129,7 +129,7 @@ def hands_off(device: Device, insist: bool = True) -> Iterator[None]:
         except NoMonitor as error:
             if error.silent and insist:
                 raise NbdattachError(
-                    device.path, "the monitor runs and does not answer", "nbdattach doctor tells how to end it"
+                    device.path, "the monitor runs but does not answer", "nbdattach doctor shows how to restart it"
                 ) from error
         except NbdattachError:
             pass  # it does not watch this one
@@ -173,7 +173,7 @@ def _reply(connection: socket.socket) -> str:
     except ValueError as error:
         raise NoMonitor(f"its reply cannot be read ({error})") from None
     if reply.said is None:
-        raise NbdattachError("monitor", "it says neither yes nor no", SAME_VERSION)
+        raise NbdattachError("monitor", "its reply has no result", SAME_VERSION)
     return reply.said
 
 

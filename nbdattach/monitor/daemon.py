@@ -20,7 +20,7 @@ def start(run: Callable[[Callable[[], None]], None]) -> str:
         os.close(writer)
         with open(reader) as words:
             said = words.read()
-        return "" if said == "ready" else said or "ended without a word"
+        return "" if said == "ready" else said or "ended without a message"
     os.close(reader)
     _leave_the_starter()
     say = _once(writer)

@@ -255,7 +255,7 @@ class Mending:
     def _consequence(self, outage: Outage) -> str:
         on_loss = self._recorded.record.on_loss
         if self._links.answering and not self._links.stuck:
-            return "another one serves"
+            return "another connection serves"
         if outage.failing or not outage.until_failing(boot_time()) or on_loss == 0:
             return "requests fail"
         return "requests wait for it" if on_loss is None else f"requests wait {on_loss:g} s"

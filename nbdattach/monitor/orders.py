@@ -46,14 +46,14 @@ class Orders:
         self._require_replaceable()
         wanted = target or self._recorded.target
         if self._recorded.record.tls and not wanted.tls:
-            cause = "that is in the clear, and the device was attached over TLS"
-            raise TlsFailed(wanted.uri, cause, "nbds:// reaches it over TLS; else disconnect, and connect without")
+            cause = "not encrypted, but the device was attached over TLS"
+            raise TlsFailed(wanted.uri, cause, "use nbds://, or disconnect it and connect it again without TLS")
         fresh = self._connecting.dial_all(wanted, self._recorded.record.size)
         if target:
             self._begin(fresh, moving_to=target.uri, moving_trust=state.trust_of(target))
         self._replace_all(fresh)
         self._recorded.end_move()
-        self._log(f"{self._device.name}: handed over to {wanted.uri}")
+        self._log(f"{self._device.name}: reconnected to {wanted.uri}")
         return wanted.uri
 
     def resize(self) -> str:
@@ -74,7 +74,7 @@ class Orders:
             fresh = self._connecting.dial_all(target, size)
             if not self._is_lost() and not self._links.await_quiet(_QUIET_FOR_SIZE):
                 self._connecting.say_goodbye(*fresh)
-                raise _busy(self._device, "the size is as before")
+                raise _busy(self._device, "the size has not changed")
             self._begin(fresh, new_size=size)
             self._replace_all(fresh)
             self._set_size(wanted)
@@ -96,7 +96,7 @@ class Orders:
                     self._links.set_size(wanted)
                     return
             if patience.passed:
-                raise _busy(self._device, "it is connected anew, and its size is as before")
+                raise _busy(self._device, "it has new connections, and its old size")
 
     def _nobody_uses_it(self) -> contextlib.AbstractContextManager[object]:
         """Claims the device, so that no program uses the part that goes. Raises `DeviceInUse`."""
@@ -110,8 +110,8 @@ class Orders:
                 node.close()
         raise DeviceInUse(
             self._device.path,
-            f"the export has shrunk, and the device is {users or 'open exclusively'}",
-            "release the device before it is made smaller",
+            f"the export is smaller now, and the device is {users or 'open exclusively'}",
+            "release the device first, then resize",
             users.lines,
         )
 
@@ -124,8 +124,8 @@ class Orders:
                 return
         raise KernelRefused(
             self._device.path,
-            "the monitor was restarted after the connection was made, and cannot end it while it lives",
-            "once the server has ended it, the monitor makes a new one",
+            "the monitor was restarted after the connection was made, so it cannot end that connection",
+            "when the server ends it, the monitor makes a new one",
         )
 
     def _begin(self, fresh: list[Connection], **changes: object) -> None:
@@ -146,15 +146,17 @@ class Orders:
             taken = [self._connecting.hand_over(connection, noticed) for connection in fresh]
             self._mending.settle_anew()
         if not all(taken):
-            cause = "the driver did not take the new connection"
-            raise KernelRefused(self._device.path, cause, "the monitor goes on trying: see nbdattach status")
+            cause = "the driver did not accept the new connection"
+            raise KernelRefused(self._device.path, cause, "the monitor keeps trying: see nbdattach status")
 
 
 def _busy(device: Device, so: str) -> NbdattachError:
-    cause = f"it has had requests under way for {_QUIET_FOR_SIZE:g} s, and the kernel waits for them; {so}"
-    return KernelRefused(device.path, cause, f"once it is less busy: nbdattach resize {device.path}")
+    cause = f"it has had requests in flight for {_QUIET_FOR_SIZE:g} s, and the kernel would wait for them; {so}"
+    return KernelRefused(device.path, cause, f"try again when it is less busy: nbdattach resize {device.path}")
 
 
 def _uncounted(device: Device) -> NbdattachError:
-    cause = "the kernel does not count its requests, so nothing tells whether any are under way; the size is as before"
+    cause = (
+        "the kernel does not count its requests, so nbdattach cannot see if any are in flight; the size has not changed"
+    )
     return KernelRefused(device.path, cause, f"echo 1 >/sys/block/{device.name}/queue/iostats")

@@ -47,7 +47,7 @@ class Recorded:
             self._save(**changes)
         except OSError as error:
             if not self._unsaved:
-                self._log(f"{self._device.name}: {error}; it is written down later")
+                self._log(f"{self._device.name}: {error}; recording it later")
             self._unsaved = True
 
     def save_if_unsaved(self) -> None:

@@ -54,7 +54,7 @@ def run(log: Log, ready: Callable[[], None] = lambda: None, root: RealRoot | Non
     """
     driver.ensure_loaded()
     if not procfs.is_root():
-        raise KernelRefused("monitor", "no permission", "it needs root: try sudo")
+        raise KernelRefused("monitor", "no permission", "run it as root: try sudo")
     warm_up()
     _prepare(log)
     with _one_place():
@@ -90,13 +90,13 @@ def _one_place() -> Iterator[None]:
             try:
                 control.ask(Request("leave"), _RELIEF)
             except NbdattachError as error:
-                there = NbdattachError(
-                    "monitor", "another one runs already on this host", "one is enough for all devices"
-                )
+                there = NbdattachError("monitor", "already running on this host", "one monitor serves all devices")
                 raise there from error
             asked = True
         if not patience.sleep(_BREATH):
-            raise NbdattachError("monitor", "the one of the initramfs does not make room", "see dmesg for its log")
+            raise NbdattachError(
+                "monitor", "the interim monitor of the initramfs does not exit", "see dmesg for its log"
+            )
 
 
 class Monitor:
@@ -122,7 +122,7 @@ class Monitor:
             systemd.notify("READY=1")
             # The ids of the netlink family change each time the driver is loaded.
             while not self._listen(door, woken):
-                self._log("monitor: the driver was loaded anew")
+                self._log("monitor: the driver was reloaded")
             systemd.notify("STOPPING=1")
         for watch in self._watches.values():
             watch.stop()
@@ -142,7 +142,7 @@ class Monitor:
         try:
             return DriverLog()
         except OSError as error:
-            self._log(f"monitor: {error}; so a server that refuses requests while it is shut down is not noticed")
+            self._log(f"monitor: {error}; cannot detect a server that refuses requests while it shuts down")
             return None
 
     def _listen_to(
@@ -231,7 +231,7 @@ class Monitor:
         """
         outdated = procfs.runs_from_deleted_files()
         if outdated and not self._outdated and not self._root:
-            self._log("monitor: what it runs from has been replaced; systemctl restart nbdattach-monitor.service")
+            self._log("monitor: its program files were replaced; run: systemctl restart nbdattach-monitor.service")
         self._outdated = outdated
         storage_daemon.outlive(bool(self._watches) and not outdated)
 
@@ -336,19 +336,21 @@ def _not_watched(device: Device) -> NbdattachError:
     record = state.load(device)
     if record is None:
         if sysfs.Kernel(device).attached:
-            cause = "not attached by nbdattach, so nothing is known of its server"
+            cause = "not attached by nbdattach, so its server is unknown"
             return KernelRefused(device.path, cause, "disconnect it, and connect")
         return NotAttached(device.path)
     if record.backend == "ioctl":
         return KernelRefused(
             device.path,
-            "attached by the ioctl backend, with which the kernel cannot change a connection",
+            "attached by the ioctl backend, whose connections the kernel cannot replace",
             "disconnect it, and connect with --backend netlink",
         )
     if record.reconnect:
-        return KernelRefused(device.path, "no longer watched: see the monitor's log", "restart the monitor")
-    cause = "attached with --no-reconnect, so nobody watches it"
-    return KernelRefused(device.path, cause, "disconnect it, and connect without that")
+        return KernelRefused(
+            device.path, "the monitor no longer watches it", "see the monitor's log, then restart the monitor"
+        )
+    cause = "attached with --no-reconnect, so the monitor does not watch it"
+    return KernelRefused(device.path, cause, "disconnect it, and connect without --no-reconnect")
 
 
 def _subscription() -> netlink.DeadLinks:

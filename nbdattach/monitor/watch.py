@@ -119,7 +119,7 @@ class Watch:
         """Cuts the connections, because the server is being shut down and fails each request while they last."""
         if not self._access.held and not self._access.ended and self._links.alive:
             uri = self._recorded.target.uri
-            self._log(f"{self.device.name}: {uri} is being shut down, and refuses requests: cut off")
+            self._log(f"{self.device.name}: {uri} is shutting down and refuses requests: cutting the connections")
             self._links.cut()
             self.check()
 
@@ -177,7 +177,7 @@ class Watch:
         except Gone:
             self._end("no longer attached")
         except Exception as error:
-            self._end(f"can no longer be watched: {type(error).__name__}: {error}")
+            self._end(f"watching it failed: {type(error).__name__}: {error}")
             raise
 
     def _work(self) -> bool:
@@ -188,7 +188,7 @@ class Watch:
                     work()
             return False
         except OSError as error:
-            self._log(f"{self.device.name}: {error}; once more")
+            self._log(f"{self.device.name}: {error}; trying again")
             with self._changed:
                 self._check = True
                 self._changed.wait_for(lambda: self._access.held or self._access.ended, timeout=_OWN_TROUBLE)

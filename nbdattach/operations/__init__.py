@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What commands do with a device: attach it, detach it, hand it over to another connection.
+"""The operations on a device: attach it, detach it, hand it over to another connection.
 
 May import: attached, backends, connection, host, kernel, monitor, protocol, relay.
 """

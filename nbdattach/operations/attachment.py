@@ -85,7 +85,7 @@ def attach(target: Target, device: Device | None, wishes: Wishes, reporter: Repo
             attached = _attach(target, device, wishes, tag, backend, reporter.trace, contested=attempt > 0, end=end)
             attached.notes = (*(f"{target.uri}: {note}" for note in notes), *attached.notes)
             return attached
-        reporter.trace("another program opened and closed the device, which took it down; once more")
+        reporter.trace("another program opened and closed the device, which detached it; trying again")
     raise candidates.none_free(device)
 
 
@@ -106,7 +106,9 @@ def _attach(
             return there
         shape = limits.plan(target.uri, export, wishes.read_only, wishes.block_size)
         for key in credentials.exposed(target) if target.tls else ():
-            notes.append(f"warning: the key {plain(key)} is open to every user: chmod go= {shlex.quote(plain(key))}")
+            notes.append(
+                f"warning: every user can read or write the key {plain(key)}: chmod go= {shlex.quote(plain(key))}"
+            )
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
         sockets = [connection.stream.sock for connection in connections]
@@ -118,7 +120,7 @@ def _attach(
             try:
                 hold = _taken(backend, candidate, job)
             except Taken:
-                trace(f"{candidate.path}: another task came first")
+                trace(f"{candidate.path}: another program took it first")
                 continue
             except Busy:
                 if device:
@@ -143,7 +145,7 @@ def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay |
         if sockets:
             control.watch(device, sockets, relay)
     except NbdattachError as error:
-        return [f"{device.path}: attached, but nobody will reconnect it: {error}"]
+        return [f"{device.path}: attached, but no monitor will reconnect it: {error}"]
     return []
 
 
@@ -284,7 +286,7 @@ def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) ->
     if wishes.read_only and not there.read_only:
         raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
     if record and record.trust != state.trust_of(target):
-        cause = f"{target.uri} is attached there by other options of TLS: whom it trusts, or who we are"
+        cause = f"{target.uri} is attached there with other TLS options (verification, certificate or key)"
         raise DeviceInUse(device.path, cause, hint)
     transport = there.tls and there.tls["transport"]
     if transport and wishes.tls_transport not in ("auto", transport):
@@ -304,7 +306,7 @@ def _holds_other(device: Device) -> DeviceInUse:
     status = status_of(device)
     if status.state == "lost":
         users = users_of(device)
-        cause = f"holds what is left of a lost attachment, and is still {users if users else 'open'}"
+        cause = f"holds the rest of a lost attachment, and is still {users if users else 'open'}"
         return DeviceInUse(device.path, cause, "release it first", users.lines)
-    what = status.target or f"something that process {status.pid} attached"
-    return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or take another device")
+    what = status.target or f"an attachment of process {status.pid}"
+    return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or use another device")

@@ -21,8 +21,8 @@ def to_try(device: Device | None, export: Export, makes_devices: bool) -> Iterat
         if _is_spoilt(device, export):
             raise KernelRefused(
                 device.path,
-                "another tool made it send NBD_CMD_WRITE_ZEROES, which this server does not know",
-                "take another device, or load the driver anew: modprobe -r nbd; modprobe nbd",
+                "another program made it send NBD_CMD_WRITE_ZEROES, which this server does not support",
+                "use another device, or reload the driver: modprobe -r nbd; modprobe nbd",
             )
         yield device
         return
@@ -42,8 +42,8 @@ def _is_spoilt(device: Device, export: Export) -> bool:
 
 def none_free(device: Device | None) -> NbdattachError:
     if device:
-        return DeviceInUse(device.path, "another program has it open or attaches something", "see nbdattach status")
+        return DeviceInUse(device.path, "another program has it open or is attaching it", "see nbdattach status")
     count = len(sysfs.devices())
     return DeviceInUse(
-        "nbd", f"all {count} devices are in use", "nbdattach status shows them; modprobe nbd nbds_max=N sets how many"
+        "nbd", f"all {count} devices are in use", "nbdattach status shows them; modprobe nbd nbds_max=N sets the number"
     )

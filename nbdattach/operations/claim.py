@@ -41,7 +41,7 @@ def taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
     except DeviceInUse as error:
         if not force:
             raise
-        say(f"{device.path}: detached under its users: {error.cause}")
+        say(f"{device.path}: detached although in use: {error.cause}")
         for line in error.users:
             say(f"  {line}")
         return Node.shared(device, _opened(device, os.O_RDONLY, force, say))
@@ -73,7 +73,7 @@ def _opened(device: Device, flags: int, force: bool, say: Callable[[str], None])
             disconnection.cut_what_does_not_open(device, force, say)
             return opening.next(Deadline(FORCE_SECONDS))
         except Unanswered:
-            cause = f"its connections were cut, and to open it still takes more than {FORCE_SECONDS} s"
+            cause = f"its connections were cut, but it still cannot be opened within {FORCE_SECONDS} s"
             raise KernelRefused(device.path, cause, "end the programs that wait for it; see dmesg") from None
         except OSError as error:
             if error.errno == errno.EBUSY:

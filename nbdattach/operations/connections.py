@@ -43,7 +43,9 @@ def connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[li
         connections += _more_connections(target, export, wishes, wanted - 1, trace, carrier)
         if len(connections) < wanted:
             made = len(connections)
-            notes.append(f"{target.uri}: the server took {made} of {wanted} connections; -C {made} asks for no more")
+            notes.append(
+                f"{target.uri}: the server accepted {made} of {wanted} connections; -C {made} asks for no more"
+            )
         for connection in connections:
             connection.stream.sock.settimeout(None)
         yield connections, export, notes
@@ -83,7 +85,7 @@ def _how_many(target: Target, export: Export, wishes: Wishes) -> tuple[int, list
     if wishes.connections == 1 or not export.can_multi_conn:
         notes = []
         if wishes.connections > 1:
-            notes.append(f"{target.uri}: the server allows one connection only, so one is what you get")
+            notes.append(f"{target.uri}: the server allows only one connection, so only one is made")
         return 1, notes
     return wishes.connections or min(AUTO_CONNECTIONS, os.cpu_count() or 1), []
 
@@ -111,5 +113,5 @@ def _more_connections(
     if failures:
         raise failures[0]
     if differ:
-        raise BrokenProtocol(target.uri, "the connections show different exports under the same name")
+        raise BrokenProtocol(target.uri, "the server announced different exports under the same name")
     return made

@@ -111,8 +111,8 @@ def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterat
         node.close_caches()
         yield
     if lost:
-        cause = "detached, and what a program wrote to it in the last moment is lost"
-        raise KernelRefused(node.device.path, cause, "stop the programs that write to it before it is detached")
+        cause = "detached, but the last writes of a program are lost"
+        raise KernelRefused(node.device.path, cause, "stop programs that write to a device before you detach it")
 
 
 def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> str:
@@ -169,7 +169,7 @@ def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:
             cause = f"detached, but not free: {', '.join(one.says for one in users)}" if users else ""
             raise DeviceInUse(
                 device.path,
-                cause or "detached, but something still has it open",
-                "the kernel frees it when that has let go",
+                cause or "detached, but a program still has it open",
+                "the kernel frees it when the program closes it",
                 [f"{one.says}: {one.release}" for one in users],
             )

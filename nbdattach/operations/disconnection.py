@@ -59,15 +59,15 @@ def by_force(node: Node, say: Callable[[str], None]) -> None:
     try:
         node.disconnect_within(Deadline(GOODBYE_SECONDS))
     except Unanswered:
-        say(f"{device.path}: the server reads nothing any more: its connections are cut")
+        say(f"{device.path}: the server reads no data: cutting its connections")
         _kill_server_process(device)  # then the blocked call goes on
 
 
 def cut_what_does_not_open(device: Device, force: bool, say: Callable[[str], None]) -> None:
-    cause = f"its server does not answer: to open it takes more than {FORCE_SECONDS} s"
+    cause = f"its server does not answer: the device cannot be opened within {FORCE_SECONDS} s"
     if not force:
         raise KernelRefused(device.path, cause, "is the server up? --force cuts its connections")
-    say(f"{device.path}: {cause}; its connections are cut, and what was not written is lost")
+    say(f"{device.path}: {cause}; cutting its connections; unwritten data is lost")
     with control.hands_off(device, insist=False):
         cut = _by_message(device, say) if Kernel(device).by_netlink else _kill_server_process(device)
     if not cut:
@@ -91,13 +91,13 @@ def _by_message(device: Device, say: Callable[[str], None]) -> bool:
             try:
                 sending.wait(Deadline(GOODBYE_SECONDS))
             except Unanswered:
-                say(f"{device.path}: the server reads nothing any more: its connections are cut")
+                say(f"{device.path}: the server reads no data: cutting its connections")
                 with contextlib.suppress(NbdattachError):
                     control.cut(device)
                 sending.wait(Deadline(FORCE_SECONDS))
             farewell.read_answer()
         except Unanswered:
-            cause = "the driver is stuck in sending to a server that reads nothing, and no monitor knows the connection"
+            cause = "the driver is blocked sending to a server that reads no data, and no monitor holds the connection"
             raise KernelRefused(
                 device.path, cause, "end the server, or wait until TCP gives the connection up"
             ) from None

@@ -31,8 +31,8 @@ def bring_to_rest(node: Node, force: bool, reporter: Reporter) -> None:
         _flush(node, FORCE_SECONDS, reporter)
         return
     if state.is_unflushed(device):
-        cause = "what an earlier flush could not write is lost; the kernel tells that only once"
-        raise KernelRefused(device.path, cause, "--force detaches all the same")
+        cause = "an earlier flush failed and lost data; the kernel reports that only once"
+        raise KernelRefused(device.path, cause, "--force detaches it anyway")
     _open_caches(node)
     for _ in range(_FLUSHES):
         _flush(node, None, reporter)
@@ -53,7 +53,7 @@ def _flush(node: Node, patience: float | None, reporter: Reporter) -> None:
     except KernelRefused as error:
         if patience is None:
             raise
-        reporter.say(f"{error}: what was written and is not there is lost")
+        reporter.say(f"{error}: data that is not on the server is lost")
 
 
 def _open_caches(node: Node) -> None:
@@ -75,7 +75,7 @@ def was_written(node: Node) -> bool:
         if Kernel(node.device).attached:
             with contextlib.suppress(OSError):
                 mark_unflushed(*state.mark_of(node.device))
-        hint = "nothing was detached; --force gives up what the server does not have"
+        hint = "nothing was detached; --force detaches and loses unwritten data"
         raise KernelRefused.at(node.device.path, "writing to the server", error.errno or 0, hint) from error
 
 
@@ -89,4 +89,4 @@ def are_lost(node: Node) -> bool:
 
 
 def still_coming(device: Device) -> DeviceInUse:
-    return DeviceInUse(device.path, "somebody keeps writing to it", "fuser -v may tell who")
+    return DeviceInUse(device.path, "a program keeps writing to it", "fuser -v may show it")

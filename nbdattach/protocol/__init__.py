@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The NBD protocol, as the specification has it, without I/O: handshake, options, transmission, export, target.
+"""The NBD protocol as specified, without I/O: handshake, options, transmission, export, target.
 
 May import: nothing else of ours.
 """

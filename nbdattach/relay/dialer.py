@@ -68,7 +68,7 @@ class Carrier:
         """A connection that the kernel can take. Times in seconds. Raises `NbdattachError`."""
         deadline = Deadline(timeout)
         if target.tls and target.socket and self._wanted == "kernel":
-            cause = "the kernel carries TLS over TCP only, and this is a Unix socket"
+            cause = "the kernel does TLS only over TCP, not over a Unix socket"
             raise NotInKernel(target.uri, cause, "--tls-transport relay")
         if not target.tls or (self._wanted != "relay" and not target.socket):
             try:
@@ -77,7 +77,7 @@ class Carrier:
                 if self._wanted == "kernel" or self._may_pass(error):
                     raise
                 timeout = max(_LEAST, deadline.remaining())
-                trace(f"{error}; so a relay carries TLS")
+                trace(f"{error}; so a relay encrypts")
             else:
                 self._was_in_kernel, self._closed_tries = made.tls is not None, 0
                 watch_peer(made.stream.sock, dead_peer)
@@ -134,7 +134,7 @@ class Carrier:
         if not self._relay:
             self._relay = Relay.start(order.target)
         made = self._relay.dial(order, trace)
-        trace(f"TLS is carried by a relay, process {self._relay.pid}")
+        trace(f"a relay, process {self._relay.pid}, encrypts")
         return made
 
     def _drop(self) -> None:
@@ -186,7 +186,7 @@ class Relay:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             ours.close()
-            raise KernelRefused(target.uri, f"no relay can be started: {error}", "--tls-transport kernel") from error
+            raise KernelRefused(target.uri, f"cannot start the relay: {error}", "--tls-transport kernel") from error
         finally:
             theirs.close()
         if done.returncode:
@@ -225,7 +225,7 @@ class Relay:
         except OSError as error:
             kernels.close()
             words = f"the relay died ({error.strerror or error})"
-            raise KernelRefused(target.uri, words, "did somebody kill it? see dmesg") from error
+            raise KernelRefused(target.uri, words, "was it killed? see dmesg") from error
         except BaseException:
             kernels.close()
             raise

@@ -92,7 +92,7 @@ class _Clerk:
         except NbdattachError as error:
             return error
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            cause = f"it cannot read the order: {type(error).__name__}: {error}"
+            cause = f"it cannot read the request: {type(error).__name__}: {error}"
             return NbdattachError("relay", cause, SAME_VERSION)
 
     def _obey(self, order: dict[str, Any], sockets: Sequence[socket.socket]) -> Said | Dialled:

@@ -72,7 +72,7 @@ def see_only_the_monitor_runs(machine: Machine) -> None:
 def upgrade_python(machine: Machine) -> None:
     """The monitor is not restarted, and goes on running from a file that was removed."""
     machine.do("python=$(readlink -f /usr/bin/python3) && cp $python $python.new && mv $python.new $python")
-    said = "journalctl -u nbdattach-monitor.service | grep 'what it runs from has been replaced'"
+    said = "journalctl -u nbdattach-monitor.service | grep 'its program files were replaced'"
     machine.do(f"until {said}; do sleep 1; done")
 
 

@@ -142,7 +142,7 @@ def test_kill_9_of_the_worker_under_a_mount_says_what_to_release(tmp_path: Path)
         for tag in ("other", server.uri):
             done = nbd("connect", "--tag", tag, server.uri, "nbd0")
             assert (done.code, done.out) == (7, "")
-            assert "holds what is left of a lost attachment, and is still mounted at /mnt" in done.err
+            assert "holds the rest of a lost attachment, and is still mounted at /mnt" in done.err
         assert "/dev/nbd0: lost" in nbd("doctor").out
         shell("umount /mnt")
         eventually(lambda: not FIRST.attached)

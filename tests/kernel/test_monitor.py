@@ -62,7 +62,7 @@ def test_connect_starts_it_and_a_second_one_refuses() -> None:
         for background in ([], ["--background"]):
             done = nbd("monitor", *background)
             assert done.code == 1
-            assert "another one runs already on this host" in done.err
+            assert "already running on this host" in done.err
         eventually(lambda: monitors() == [pid])
 
 

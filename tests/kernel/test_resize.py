@@ -173,7 +173,7 @@ def test_no_size_is_sent_while_a_request_is_under_way_and_no_other_device_is_hel
         done = nbd("resize", "nbd0")
         if WAITS or request_under_way is not flush:
             assert done.code == 6
-            assert "requests under way for 10 s" in done.err and "the size is as before" in done.err
+            assert "requests in flight for 10 s" in done.err and "the size has not changed" in done.err
             assert FIRST.size == 64 * MIB
         with nbdkit("memory", "1M") as other, attached(other.uri, "nbd1", tag="other"):
             assert waiting.is_alive()

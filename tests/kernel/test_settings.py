@@ -78,8 +78,8 @@ def test_what_is_changed_while_it_is_attached_is_told_with_what_mends_it() -> No
         lines = told()
         assert [line.partition(": ")[2].partition(":")[0] for line in lines] == [
             "fsync does not reach the server",
-            "the kernel refuses writes, though the server takes them",
-            "the kernel may send larger requests than the server takes",
+            "the kernel refuses writes, although the server accepts them",
+            "the kernel may send larger requests than the server accepts",
         ]
         for line in lines:
             shell(line.rpartition(": ")[2])

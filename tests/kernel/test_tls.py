@@ -99,7 +99,7 @@ def test_connect_warns_of_a_key_that_every_user_can_read(tmp_path: Path, certifi
     key.write_bytes((certificates / "server-key.pem").read_bytes())
     trust = ["--tls-ca", f"{certificates}/ca-cert.pem", "--tls-cert", f"{certificates}/server-cert.pem"]
     with by_nbdkit(sparse_file(tmp_path / "image", MIB), certificates) as server:
-        warning = f"nbdattach: warning: the key {key} is open to every user: chmod go= '{key}'"
+        warning = f"nbdattach: warning: every user can read or write the key {key}: chmod go= '{key}'"
         for mode, said in ((0o644, [warning]), (0o600, [])):
             key.chmod(mode)
             done = nbd("connect", *trust, "--tls-key", str(key), server.export(scheme="nbds"), "nbd0")
@@ -127,9 +127,9 @@ WRONG = {
     "wrong name": Wrong(TLS + "/good", OURS + " --tls-hostname=db1", 5, "not for 'db1'"),
     "expired": Wrong(TLS + "/late", OURS, 5, "its certificate expired 2020-02-01"),
     "self-signed": Wrong(TLS + "/self", OURS, 5, "its certificate is self-signed"),
-    "no certificate": Wrong(TLS + "/good" + CLIENTS, OURS, 5, "asked for a certificate of ours, got none"),
-    "stranger": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/other/c"), 5, "when it had our certif"),
-    "revoked": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/revoked/c"), 5, "when it had our certif"),
+    "no certificate": Wrong(TLS + "/good" + CLIENTS, OURS, 5, "asked for a client certificate, got none"),
+    "stranger": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/other/c"), 5, "after it received"),
+    "revoked": Wrong(TLS + "/good" + CLIENTS, OURS + SHOWN.replace("/{}/c", "/revoked/c"), 5, "after it received"),
     "no TLS": Wrong("--tls=off", OURS, 5, "the server refuses TLS: the server's policy forbids NBD_OPT_STARTTLS"),
     "unasked": Wrong(TLS + "/good", "", 5, "the server requires TLS", "nbd"),
 }
@@ -183,7 +183,7 @@ def test_a_server_that_stalls_or_speaks_in_the_clear_attaches_nothing(certificat
     with closing(ClearServer(said)) as server:
         code, line = refused(*options, server.uri)
     assert code == 5
-    assert "something was sent in the clear between the server's yes to TLS and its begin" in line
+    assert "unencrypted data arrived after the server agreed to start TLS" in line
     assert server.heard == b""
 
 
@@ -193,7 +193,7 @@ def test_an_attachment_by_other_trust_is_another_one(certificates: Path, tmp_pat
         target, ca = server.export(scheme="nbds"), ("--tls-ca", str(certificates))
         nbd_ok("connect", "--tls-no-verify", "--tls-transport", transport, target, "nbd0")
         other = "relay" if transport == "kernel" else "kernel"
-        for options, words in ((ca, "other options of TLS"), (("--tls-no-verify", "--tls-transport", other), "not by")):
+        for options, words in ((ca, "other TLS options"), (("--tls-no-verify", "--tls-transport", other), "not by")):
             done = nbd("connect", *options, target, "nbd0")
             assert done.code == 7
             assert words in done.err
@@ -218,7 +218,7 @@ def test_a_hand_over_takes_its_own_trust_along(authorities: Path, tmp_path: Path
                 assert "no authority that this machine trusts" in done.err
                 done = nbd("reconnect", "nbd0", second.uri)
                 assert done.code == 5
-                assert "that is in the clear, and the device was attached over TLS" in done.err
+                assert "not encrypted, but the device was attached over TLS" in done.err
                 nbd_ok("reconnect", "--tls-ca", ca, "nbd0", target)
                 load.see_it_run()
                 second.kill()

@@ -260,8 +260,8 @@ def test_a_node_of_another_device_is_refused_and_that_device_is_left_alone() -> 
         assert (done.code, FIRST.attached, Kernel(Device(1)).attached) == (6, True, True)
         wrong = f"{os.major(number)}:{os.minor(number)}, not 43:0"
         assert done.err.splitlines() == [
-            f"nbdattach: /dev/nbd0: its node is of another device: {wrong}",
-            "(rm /dev/nbd0; udevadm trigger, or mknod makes it anew)",
+            f"nbdattach: /dev/nbd0: its node belongs to another device: {wrong}",
+            "(rm /dev/nbd0; udevadm trigger or mknod makes it again)",
         ]
 
 
@@ -329,11 +329,11 @@ def test_force_tears_down_and_says_what(tmp_path: Path) -> None:
         done = nbd("disconnect", "--force", "nbd0")
         assert done.code == 7
         assert done.err.splitlines() == [
-            "nbdattach: /dev/nbd0: detached under its users: mounted at /mnt",
+            "nbdattach: /dev/nbd0: detached although in use: mounted at /mnt",
             "nbdattach:   mounted at /mnt: umount /mnt",
             "nbdattach: /dev/nbd0: detached, but not free: mounted at /mnt",
             "  mounted at /mnt: umount /mnt",
-            "(the kernel frees it when that has let go)",
+            "(the kernel frees it when the program closes it)",
         ]
         shell("umount /mnt")
         eventually(lambda: not FIRST.attached)
@@ -352,7 +352,10 @@ def test_force_on_a_server_that_reads_nothing_any_more() -> None:
             eventually(lambda: FIRST.inflight)
             time.sleep(1)  # the rest of the request does not fit into the socket: the driver is stuck in sending
             done = nbd("disconnect", "--force", "nbd0")
-            assert "flushing to the server: Connection timed out (ETIMEDOUT): what was written" in done.err, done
+            assert (
+                "flushing to the server: Connection timed out (ETIMEDOUT): data that is not on the server is lost"
+                in done.err
+            ), done
             assert writer.wait(60) != 0
         finally:
             server.resume()
@@ -379,7 +382,7 @@ def test_what_cannot_be_opened_for_its_silent_server_is_refused_and_force_cuts_i
             done = nbd("disconnect", "nbd0")
             assert (done.code, FIRST.attached) == (6, True), done
             assert done.err.splitlines() == [
-                "nbdattach: /dev/nbd0: its server does not answer: to open it takes more than 10 s",
+                "nbdattach: /dev/nbd0: its server does not answer: the device cannot be opened within 10 s",
                 "(is the server up? --force cuts its connections)",
             ]
             done = nbd("disconnect", "--force", "nbd0")
@@ -437,8 +440,8 @@ def test_a_server_that_fails_flushes_keeps_the_device() -> None:
         again = nbd("disconnect", "nbd0")
         assert (again.code, FIRST.attached) == (6, True)
         assert again.err.splitlines() == [
-            "nbdattach: /dev/nbd0: what an earlier flush could not write is lost; the kernel tells that only once",
-            "(--force detaches all the same)",
+            "nbdattach: /dev/nbd0: an earlier flush failed and lost data; the kernel reports that only once",
+            "(--force detaches it anyway)",
         ]
         nbd_ok("disconnect", "--force", "nbd0")
         assert not FIRST.attached
@@ -485,7 +488,7 @@ def test_what_is_written_while_the_monitor_lets_go_is_not_lost(tmp_path: Path, m
     with nbdkit("file", f"file={image}") as server:
         connect(server.uri, "nbd0")
         monkeypatch.setattr(control, "hands_off", slowly)
-        with pytest.raises(nbdattach.DeviceInUse, match="somebody keeps writing to it"):
+        with pytest.raises(nbdattach.DeviceInUse, match="a program keeps writing to it"):
             nbdattach.disconnect("nbd0")
         assert FIRST.attached
         nbd_ok("disconnect", "nbd0")
@@ -517,7 +520,7 @@ def test_what_force_cuts_because_it_cannot_be_opened_leaves_nothing() -> None:
             done = nbd("disconnect", "--force", "nbd0")
         finally:
             server.resume()
-        assert (done.code, "its connections are cut" in done.err, "nothing to do" in done.err) == (0, True, False), done
+        assert (done.code, "cutting its connections" in done.err, "nothing to do" in done.err) == (0, True, False), done
         assert not FIRST.attached and not FIRST.size and not state.remembers(FIRST.device)
 
 

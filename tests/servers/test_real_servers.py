@@ -397,7 +397,7 @@ def test_auto_takes_as_many_connections_as_qemu_nbd_has_places(image: str, monke
         target = parse_target(server.uri)
         with connected(target, Wishes(connect_timeout=SOON), silent) as (made, _, notes):
             assert len(made) == 2
-            assert notes == [f"{target.uri}: the server took 2 of 4 connections; -C 2 asks for no more"]
+            assert notes == [f"{target.uri}: the server accepted 2 of 4 connections; -C 2 asks for no more"]
 
 
 def test_qemu_nbd_that_serves_its_only_client_is_said_to_be_full_perhaps(image: str) -> None:

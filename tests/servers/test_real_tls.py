@@ -127,10 +127,13 @@ def test_server_without_tls_is_no_way_into_the_clear(pki: Path, kind: str) -> No
 
 # -- the client's identity ---------------------------------------------------------------------------------------------
 
-ASKED = "the server asked for a certificate of ours, got none, and closed the connection"
-LEFT = "the server closed the connection when it had our certificate PKI/{}/client-cert.pem, issued by '{}', {}"
-SHOW = "--tls-cert FILE and --tls-key FILE show one"
-FROM = "is it from an authority that the server trusts? the server's log may tell more"
+ASKED = "the server asked for a client certificate, got none, and closed the connection"
+LEFT = (
+    "the server closed the connection after it received the client certificate "
+    "PKI/{}/client-cert.pem, issued by '{}', {}"
+)
+SHOW = "--tls-cert FILE and --tls-key FILE give one"
+FROM = "is it from an authority that the server trusts? see the server's log"
 ISSUERS = {"stranger": "other-ca", "late": "test-ca", "revoked": "test-ca"}
 
 
@@ -191,13 +194,13 @@ def test_server_with_nothing_in_common_closes_and_may_say_so(pki: Path, priority
     closed = (
         5,
         "the server closed the connection in the TLS handshake",
-        "does it do TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it want a key (--tls-psk)? "
-        "--tls-transport relay can do more"
+        "does it support TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it require a pre-shared key (--tls-psk)? "
+        "--tls-transport relay supports more"
         if kernel
-        else "does it do TLS 1.2 or later? does it want a key (--tls-psk)?",
+        else "does it support TLS 1.2 or later? does it require a pre-shared key (--tls-psk)?",
     )
     # qemu-nbd from 10 on sends the alert of its TLS if there is one: if all versions of the client are too new.
-    alerted = (5, "the server does not do TLS 1.2 or later", "older ones are not safe: update the server")
+    alerted = (5, "the server does not support TLS 1.2 or later", "older versions are not safe: update the server")
     assert told == closed or (not kernel and told == alerted)
 
 
@@ -245,7 +248,7 @@ def test_server_with_keys(pki: Path, tmp_path: Path, kind: str, line: str, kerne
             return
         told = error_of(server, kind, pki, kernel, psk=str(file))
     user = line.partition(":")[0]
-    cause = f"the server closed the connection when it was to accept the key of '{user}' from {file}"
+    cause = f"the server closed the connection instead of accepting the key of '{user}' from {file}"
     assert told == (5, cause, "does it have the same line in its file?")
 
 
@@ -255,4 +258,4 @@ def test_server_that_wants_a_key_is_told_of_the_option(pki: Path, kind: str, ker
     with with_keys(kind, pki) as server:
         code, cause, hint = error_of(server, kind, pki, kernel, ca=ca(pki))
     assert (code, cause) == (5, "the server closed the connection in the TLS handshake")
-    assert "does it want a key (--tls-psk)?" in hint
+    assert "does it require a pre-shared key (--tls-psk)?" in hint

@@ -15,9 +15,9 @@ from nbdattach.protocol.target import Target, with_tls
 
 V2, V3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 NOT_VERIFIED = "the server is not verified: its certificate "
-OTHER_NAME = "--tls-hostname NAME, if it is the right server by another name"
-NO_WAY = "the server found no way of TLS in common with us"
-NO_TLS = ("what the server sent is no TLS", "does something stand between us and it?")
+OTHER_NAME = "if it is the right server under another name: --tls-hostname NAME"
+NO_WAY = "server and client have no TLS settings in common"
+NO_TLS = ("the server's data is not TLS", "is there a proxy or firewall in between?")
 
 
 def trusting(pki: Path, place: Target, **tls: Any) -> Target:

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Module of dracut: puts into an initramfs what it takes to attach a root file system over NBD.
-# Installed as 90nbdattach in /usr/lib/dracut/modules.d; nbdattach-root(7) tells what it reads when the machine boots.
+# Module of dracut: copies into an initramfs all that it needs to attach a root file system over NBD.
+# Installed as 90nbdattach in /usr/lib/dracut/modules.d; nbdattach-root(7) lists what it reads when the machine boots.
 
-# Most machines that have nbdattach boot from another disk: they are to be spared this, and what could go wrong in it.
+# Most machines that have nbdattach boot from another disk: they do not need this, and it could fail.
 check() {
     require_binaries nbdattach modprobe || return 1
     [[ -e /etc/nbdattach/initramfs ]] || grep -qs '"root": true' /run/nbdattach/nbd*.json || return 255
@@ -20,7 +20,7 @@ install() {
     command=$(type -P nbdattach)
     python=$(sed -n '1s/^#! *\([^ ]*\).*/\1/p' "$command")
     if ! listing=$("$python" -I -m nbdattach.boot.initramfs "${initdir:?}" "${kernel:?}"); then
-        dfatal "nbdattach: the Python of $command cannot load what it takes"
+        dfatal "nbdattach: the Python of $command cannot load the modules it needs"
         exit 1
     fi
     nbdattach_modules=()
@@ -34,10 +34,10 @@ install() {
         module) nbdattach_modules+=("$name") ;;
         esac
     done <<<"$listing"
-    # A module that is missing shall be missed now, and not when the machine boots.
+    # If a module is missing, fail now, and not when the machine boots.
     start="import sys; sys.path.append('$libraries'); from nbdattach.boot import root; root.see_all_is_there()"
     if ! chroot "$initdir" /usr/bin/python3 -I -S -c "$start"; then
-        dfatal 'nbdattach: what was copied does not run'
+        dfatal 'nbdattach: the copied nbdattach does not run'
         exit 1
     fi
 
@@ -63,7 +63,7 @@ installkernel() {
     # Nothing is told of one that is left out; a driver that is built in is none.
     if modprobe --set-version "$kernel" --show-depends nbd | grep -q '^insmod' &&
         [[ -z $(find "$initdir/lib/modules/$kernel/" -name 'nbd.ko*') ]]; then
-        dfatal "nbdattach: the driver nbd is missing in $kernel, or left out"
+        dfatal "nbdattach: the driver nbd is missing in $kernel, or was left out"
         exit 1
     fi
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Sourced with the other hooks of cmdline: is the root on NBD, and ours to attach? Then the network is needed for it, and
-# whatever brings that up calls /sbin/nbdattachroot.
+# the program that configures it calls /sbin/nbdattachroot.
 # shellcheck disable=SC2034 # what dracut reads
 
 case "${root:-$(getarg root=)}" in

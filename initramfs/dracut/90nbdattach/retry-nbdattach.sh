@@ -5,7 +5,7 @@
 
 nbdattach_may_try() {
     if [ -e /run/systemd/netif/state ]; then
-        # systemd-networkd brings the network up, and calls nobody. An address for this link alone is not enough.
+        # systemd-networkd brings the network up, and calls no program. An address for this link alone is not enough.
         sed -n 's/^DNS=//p' /run/systemd/netif/state | tr ' ' '\n' | sed -n 's/^./nameserver &/p' >/etc/resolv.conf
         sed -n 's/^DOMAINS=./search &/p' /run/systemd/netif/state >>/etc/resolv.conf
         grep -q '^OPER_STATE=routable$' /run/systemd/netif/state

@@ -803,7 +803,7 @@ def test_resize_names_the_users_of_a_device_that_would_shrink(
     monkeypatch.setattr(control, "PLACE", str(tmp_path / "monitor"))
     monkeypatch.setattr(Kernel, "pid", 4711)
     monkeypatch.setattr(handover, "resize", lambda device: control.ask(control.Request("resize", device.name)))
-    cause = "the export has shrunk, and the device is mounted at /srv"
+    cause = "the export is smaller now, and the device is mounted at /srv"
     refusal = DeviceInUse("/dev/nbd1", cause, "release the device first", ["mounted at /srv: umount /srv"])
     with contextlib.closing(control.Door()) as door:
 

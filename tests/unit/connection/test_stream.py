@@ -349,7 +349,7 @@ def test_missing_socket_says_so(tmp_path: Path) -> None:
     with pytest.raises(NoConnection) as caught:
         client.inspect(target)
     assert str(caught.value) == f"{target.uri}: cannot connect: No such file or directory"
-    assert caught.value.hint == f"is the server running, and may you open {tmp_path}/none?"
+    assert caught.value.hint == f"is the server running, and do you have permission to open {tmp_path}/none?"
 
 
 def test_file_that_is_no_socket_is_no_connection(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_file_that_is_no_socket_is_no_connection(tmp_path: Path) -> None:
 def test_abstract_socket_that_is_not_there_is_no_connection() -> None:
     with pytest.raises(NoConnection) as caught:
         client.inspect(Target(socket="\0nbdattach\n"))
-    assert caught.value.hint == r"is the server running, and may you open \x00nbdattach\n?"
+    assert caught.value.hint == r"is the server running, and do you have permission to open \x00nbdattach\n?"
 
 
 def test_unix_socket_is_served(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_host_without_an_address_is_no_connection(host: str, monkeypatch: pytest
     monkeypatch.setattr(socket, "getaddrinfo", offline)
     with pytest.raises(NoConnection, match="cannot find the host") as caught:
         client.inspect(parse_target(host), 60)
-    assert caught.value.hint == "is the name spelled right?"
+    assert caught.value.hint == "is the name correct?"
 
 
 Found = list[tuple[int, int, int, str, tuple[str, int]]]

@@ -56,8 +56,8 @@ def test_unix_socket_takes_the_name_that_is_given(pki: Path, tmp_path: Path) -> 
         assert client.inspect(trusting(pki, place, verify=False)).export.size == wire.SIZE
     cause = NOT_VERIFIED + "is for 'localhost', '127.0.0.1', '::1', not for 'db1'"
     assert told(wrong, pki) == (5, cause, OTHER_NAME)
-    cause = "which name must the certificate have? a Unix socket has none"
-    assert told(none, pki) == (5, cause, "--tls-hostname NAME says it")
+    cause = "a Unix socket has no host name to check the certificate against"
+    assert told(none, pki) == (5, cause, "--tls-hostname NAME sets the name")
 
 
 @pytest.mark.row(8)
@@ -66,8 +66,8 @@ def test_impossible_name_is_told(pki: Path, name: str) -> None:
     with listening(secure(context(pki / "good"))) as place:
         error = failure(trusting(pki, place, hostname=name))
     shown = name if len(name) < 200 else name[:200] + "..."
-    cause = f"'{shown}' is no name that a certificate can have"
-    assert told(error, pki) == (5, cause, "--tls-hostname NAME says the right one")
+    cause = f"'{shown}' cannot be a name in a certificate"
+    assert told(error, pki) == (5, cause, "--tls-hostname NAME sets the right one")
 
 
 # -- words in the clear ------------------------------------------------------------------------------------------------
@@ -75,8 +75,8 @@ def test_impossible_name_is_told(pki: Path, name: str) -> None:
 HELLO = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03" + bytes(112)  # the begin of a ServerHello
 INJECTED = (
     5,
-    "something was sent in the clear between the server's yes to TLS and its begin",
-    "does somebody stand between us and the server?",
+    "unencrypted data arrived after the server agreed to start TLS",
+    "possible man in the middle: check the network path",
 )
 
 
@@ -157,7 +157,7 @@ def test_word_too_many_inside_tls_is_not_lost_on_the_way_to_the_kernel(pki: Path
     """OpenSSL has it, and the kernel would take what comes next for the answer to its first request."""
     with listening(secure(context(pki / "good"), EXPORT + b"x")) as place:
         error = failure(trusting(pki, place), kernel=True)
-    assert (error.exit_code, error.cause) == (4, "the server sent more than it was asked for")
+    assert (error.exit_code, error.cause) == (4, "the server sent more data than requested")
 
 
 @pytest.mark.row(8)
@@ -165,4 +165,4 @@ def test_word_too_many_inside_tls_is_not_lost_on_the_way_to_the_kernel(pki: Path
 def test_without_a_handshake_there_is_no_tls_and_nothing_is_sent(kernel: bool) -> None:
     with pytest.raises(TlsFailed) as caught:
         client.connect(Target("127.0.0.1", 1, tls=True), raw_size=4096, kernel_tls=kernel)
-    assert (caught.value.exit_code, caught.value.cause) == (5, "TLS begins in the handshake")
+    assert (caught.value.exit_code, caught.value.cause) == (5, "TLS needs the handshake")

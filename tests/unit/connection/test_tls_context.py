@@ -37,7 +37,7 @@ def test_policy_of_the_machine_is_kept(pki: Path, monkeypatch: pytest.MonkeyPatc
     assert (context.minimum_version, context.security_level) == (V3, 3)
     with pytest.raises(NotInKernel) as caught:
         tls.Handshake(trusting(pki, Target("db1")), True)
-    assert caught.value.cause == "the policy of this machine wants TLS 1.3, and kernel transport needs 1.2"
+    assert caught.value.cause == "the policy of this machine requires TLS 1.3, and kernel transport needs 1.2"
 
 
 @pytest.mark.row(8)
@@ -75,7 +75,7 @@ def test_the_kernel_is_asked_for_what_it_is_fast_at(
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
-SPELLED = "is the name spelled right, and may you?"
+SPELLED = "is the name correct, and do you have permission to read it?"
 SCRAPS = {"empty": "", "text": "hello\n", "damaged": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}
 FILES: dict[str, tuple[dict[str, str], str, str, str]] = {
     "missing": ({"ca": "none"}, "none", "cannot be read: No such file or directory", SPELLED),
@@ -83,20 +83,27 @@ FILES: dict[str, tuple[dict[str, str], str, str, str]] = {
     "empty directory": (
         {"ca": "empty-folder"}, "empty-folder/ca-cert.pem", "cannot be read: No such file or directory", SPELLED,
     ),
-    "empty": ({"ca": "empty"}, "empty", "no certificate in PEM in it", "it has a line -----BEGIN CERTIFICATE-----"),
-    "text": ({"ca": "text"}, "text", "no certificate in PEM in it", "it has a line -----BEGIN CERTIFICATE-----"),
+    "empty": (
+        {"ca": "empty"}, "empty", "contains no certificate in PEM format",
+        "a PEM file has a line -----BEGIN CERTIFICATE-----",
+    ),
+    "text": (
+        {"ca": "text"}, "text", "contains no certificate in PEM format",
+        "a PEM file has a line -----BEGIN CERTIFICATE-----",
+    ),
     "a key": (
-        {"ca": "good/server-key.pem"}, "good/server-key.pem", "no certificate in PEM in it",
-        "it has a line -----BEGIN CERTIFICATE-----",
+        {"ca": "good/server-key.pem"}, "good/server-key.pem", "contains no certificate in PEM format",
+        "a PEM file has a line -----BEGIN CERTIFICATE-----",
     ),
     "damaged": (
-        {"ca": "damaged"}, "damaged", "damaged: OpenSSL cannot use it", "openssl x509 -in FILE -text shows what it can",
+        {"ca": "damaged"}, "damaged", "damaged: OpenSSL cannot use it",
+        "openssl x509 -in FILE -text shows a certificate",
     ),
     "certificate missing": ({"cert": "none"}, "none", "cannot be read: No such file or directory", SPELLED),
     "certificate is a directory": ({"cert": "client"}, "client", "cannot be read: Is a directory", SPELLED),
     "no key with it": (
-        {"cert": "client/client-cert.pem"}, "client/client-cert.pem", "no key in PEM in it",
-        "it has a line -----BEGIN PRIVATE KEY-----",
+        {"cert": "client/client-cert.pem"}, "client/client-cert.pem", "contains no key in PEM format",
+        "a PEM file has a line -----BEGIN PRIVATE KEY-----",
     ),
     "key missing": (
         {"cert": "client/client-cert.pem", "key": "none"}, "none", "cannot be read: No such file or directory", SPELLED,
@@ -108,11 +115,11 @@ FILES: dict[str, tuple[dict[str, str], str, str, str]] = {
     ),
     "key with a password": (
         {"cert": "locked/client-cert.pem", "key": "locked/client-key.pem"}, "locked/client-key.pem",
-        "the key has a password", "write it without one: openssl pkey -in FILE -out NEW",
+        "the key has a password", "remove the password: openssl pkey -in FILE -out NEW",
     ),
     "damaged certificate": (
         {"cert": "damaged", "key": "client/client-key.pem"}, "damaged or PKI/client/client-key.pem",
-        "damaged: OpenSSL cannot use it", "openssl x509 -in FILE -text shows what it can",
+        "damaged: OpenSSL cannot use it", "openssl x509 -in FILE -text shows a certificate",
     ),
 }  # fmt: skip
 del FILES["no ca in directory"]
@@ -264,4 +271,4 @@ def test_wrong_key_and_unknown_user_are_told(tmp_path: Path, keys: dict[str, str
 def test_server_without_keys_is_told(pki: Path, tmp_path: Path) -> None:
     with listening(secure(context(pki / "good"))) as place:
         error = failure(with_tls(place, psk=with_keys(tmp_path, ALICE).tls_psk_file))
-    assert told(error, pki) == (5, NO_WAY, "does it use pre-shared keys at all, in TLS 1.2?")
+    assert told(error, pki) == (5, NO_WAY, "does it support pre-shared keys with TLS 1.2?")

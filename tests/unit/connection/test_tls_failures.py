@@ -33,7 +33,7 @@ Capture = pytest.CaptureFixture[str]
 
 # -- trust in the server -----------------------------------------------------------------------------------------------
 
-WHOM = "--tls-ca FILE names whom to trust"
+WHOM = "--tls-ca FILE sets the trusted authorities"
 UNVERIFIED = {
     "expired": ("expired 2020-02-01T00:00:00Z", "the server needs a new one; is the clock right?"),
     "future": ("is not valid before 2999-01-01T00:00:00Z", "is the clock right here? see date"),
@@ -44,9 +44,9 @@ UNVERIFIED = {
     "common": ("is for 'db4', not for '127.0.0.1'", OTHER_NAME),
     "many": ("is for 'h0', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'h7', ..., not for '127.0.0.1'", OTHER_NAME),
     "hostile": (r"is for '\\x1b[2J\\u202e\'', not for '127.0.0.1'", OTHER_NAME),
-    "self": ("is self-signed", "--tls-ca FILE with this very certificate trusts it"),
+    "self": ("is self-signed", "to trust it, give this certificate: --tls-ca FILE"),
     "unknown": ("was issued by 'other-ca', and no authority in PKI/good/ca-cert.pem has signed it", WHOM),
-    "weak": ("is not good for it: EE certificate key too weak", "openssl x509 -text shows what is in one"),
+    "weak": ("cannot be used: EE certificate key too weak", "openssl x509 -text shows its contents"),
     "namesake": ("was issued by 'test-ca', and no authority in PKI/good/ca-cert.pem has signed it", WHOM),
 }
 
@@ -96,7 +96,7 @@ def test_list_of_another_authority_does_not_pass_for_one(pki: Path, tmp_path: Pa
     (tmp_path / "ca-crl.pem").write_bytes((pki / "revoked" / "ca-crl.pem").read_bytes())
     with listening(secure(context(pki / "unknown"))) as place:
         error = failure(trusting(pki, place, ca=str(tmp_path)))
-    what = f"the list of revoked certificates {tmp_path}/ca-crl.pem is of another authority"
+    what = f"the list of revoked certificates {tmp_path}/ca-crl.pem is from another authority"
     hint = "the authority that issued its certificate has a newer one"
     assert told(error, pki) == (5, f"the server is not verified: {what}", hint)
 
@@ -128,10 +128,10 @@ def test_no_verify_warns_each_time_also_with_a_certificate_of_ours(pki: Path, ca
 
 # -- who we are --------------------------------------------------------------------------------------------------------
 
-SHOW = "--tls-cert FILE and --tls-key FILE show one"
-FROM = "is it from an authority that the server trusts? the server's log may tell more"
-WANTS = "the server wants a certificate of ours, and we have none"
-NOT_OURS = "the server does not accept our certificate PKI/"
+SHOW = "--tls-cert FILE and --tls-key FILE give one"
+FROM = "is it from an authority that the server trusts? see the server's log"
+WANTS = "the server requires a client certificate, and none was given"
+NOT_OURS = "the server does not accept the client certificate PKI/"
 
 
 def until(pki: Path, which: str) -> str:
@@ -185,9 +185,9 @@ def test_server_that_leaves_once_it_knows_who_we_are(pki: Path, version: ssl.TLS
         error = failure(trusting(pki, place, **ours_from(pki, which)))
     if which:
         ours = f"PKI/client/client-cert.pem, issued by 'test-ca', valid until {until(pki, which)}"
-        expected = (5, f"the server closed the connection when it had our certificate {ours}", FROM)
+        expected = (5, f"the server closed the connection after it received the client certificate {ours}", FROM)
     else:
-        expected = (5, "the server asked for a certificate of ours, got none, and closed the connection", SHOW)
+        expected = (5, "the server asked for a client certificate, got none, and closed the connection", SHOW)
     assert told(error, pki) == expected
 
 
@@ -240,7 +240,7 @@ NOT_ENDED: list[tuple[OSError, str]] = [
     (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SSL, "TLSV1_ALERT_UNKNOWN_CA"), "(unknown ca)"),
     (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SYSCALL, "TLSV1_ALERT_UNKNOWN_CA"), "(unknown ca)"),  # OpenSSL 3.5
     (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SYSCALL, "TLSV1_ALERT_INTERNAL_ERROR"), "ended TLS: internal error"),
-    (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SSL, "WRONG_VERSION_NUMBER"), "is no TLS"),
+    (ssl_error(ssl.SSLError, ssl.SSL_ERROR_SSL, "WRONG_VERSION_NUMBER"), "is not TLS"),
 ]
 
 
@@ -359,8 +359,8 @@ def test_server_that_has_left_before_our_first_word_is_told_in_our_words(
     assert (
         told(error, pki)[:2]
         == {
-            "": (5, "the server asked for a certificate of ours, got none, and closed the connection"),
-            "client": (5, f"the server closed the connection when it had our certificate {ours_is}"),
+            "": (5, "the server asked for a client certificate, got none, and closed the connection"),
+            "client": (5, f"the server closed the connection after it received the client certificate {ours_is}"),
             "not asked": (3, "the server closed the connection (NBD_OPT_GO, 12 bytes of data)"),
         }[which]
     )
@@ -376,15 +376,15 @@ def test_reason_of_a_server_that_has_left_before_our_first_word_is_told(
     after(server)
     with listening(after_yes(server.serve), place_of) as place:
         error = failure(trusting(pki, place, hostname="localhost", **ours_from(pki, which)))
-    assert error.cause.startswith("the server does not accept our certificate ")
+    assert error.cause.startswith("the server does not accept the client certificate ")
     assert error.cause.endswith({"stranger": "(unknown ca)", "late": "(certificate expired)"}[which])
 
 
 # -- versions and ciphers ----------------------------------------------------------------------------------------------
 
 KERNEL_HINT = (
-    "does it do TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it want a key (--tls-psk)? "
-    "--tls-transport relay can do more"
+    "does it support TLS 1.2 with AES-GCM or ChaCha20-Poly1305? does it require a pre-shared key (--tls-psk)? "
+    "--tls-transport relay supports more"
 )
 
 
@@ -394,18 +394,21 @@ KERNEL_HINT = (
     ("kernel", "version", "ciphers", "cause", "hint"),
     [
         (
-            True, V3, "", "the server does not do TLS 1.2, which kernel transport needs",
-            "where it does 1.3 only: --tls-transport relay",
+            True, V3, "", "the server does not support TLS 1.2, which kernel transport needs",
+            "if it supports only TLS 1.3: --tls-transport relay",
         ),
         (
-            False, ssl.TLSVersion.TLSv1_1, "ALL", "the server does not do TLS 1.2 or later",
-            "older ones are not safe: update the server",
+            False, ssl.TLSVersion.TLSv1_1, "ALL", "the server does not support TLS 1.2 or later",
+            "older versions are not safe: update the server",
         ),
         (
             True, ssl.TLSVersion.TLSv1_1, "ALL", NO_WAY, KERNEL_HINT,
         ),
         (True, V2, "ECDHE-ECDSA-AES128-SHA256", NO_WAY, KERNEL_HINT),
-        (False, V2, "ADH-AES128-SHA256", NO_WAY, "does it do TLS 1.2 or later? does it want a key (--tls-psk)?"),
+        (
+            False, V2, "ADH-AES128-SHA256", NO_WAY,
+            "does it support TLS 1.2 or later? does it require a pre-shared key (--tls-psk)?",
+        ),
     ],
 )  # fmt: skip
 def test_nothing_in_common_is_told(
@@ -422,7 +425,7 @@ def test_server_that_closes_on_our_first_word(pki: Path, kernel: bool) -> None:
     """A server with GnuTLS reports no more about its ciphers."""
     with listening(after_yes(lambda sock: sock.recv(4096) and None)) as place:
         error = failure(trusting(pki, place), kernel)
-    hint = KERNEL_HINT if kernel else "does it do TLS 1.2 or later? does it want a key (--tls-psk)?"
+    hint = KERNEL_HINT if kernel else "does it support TLS 1.2 or later? does it require a pre-shared key (--tls-psk)?"
     assert told(error, pki) == (5, "the server closed the connection in the TLS handshake", hint)
 
 
@@ -433,11 +436,11 @@ def test_server_that_closes_on_our_first_word(pki: Path, kernel: bool) -> None:
         (bytes(64), NO_TLS),
         (b"HTTP/1.1 400 Bad\r\n\r\n", NO_TLS),
         (EXPORT, NO_TLS),
-        (b"\x15\x03\x03\x00\x02\x02\x50", ("the server ended TLS: internal error", "its log may tell why")),
-        (b"\x15\x03\x03\x00\x02\x02\x5a", ("the server ended TLS: user cancelled", "its log may tell why")),
+        (b"\x15\x03\x03\x00\x02\x02\x50", ("the server ended TLS: internal error", "see the server's log")),
+        (b"\x15\x03\x03\x00\x02\x02\x5a", ("the server ended TLS: user cancelled", "see the server's log")),
         (
             b"\x15\x03\x03\x00\x02\x02\x28",
-            (NO_WAY, "does it do TLS 1.2 or later? does it want a key (--tls-psk)?"),
+            (NO_WAY, "does it support TLS 1.2 or later? does it require a pre-shared key (--tls-psk)?"),
         ),
     ],
 )

@@ -118,7 +118,7 @@ def test_other_systems_are_refused_clearly(machine: Machine, monkeypatch: pytest
     monkeypatch.setattr(driver, "sys", SimpleNamespace(platform=platform))
     error = refusal()
     assert str(error) == f"this system ({platform}): not Linux, and only Linux has the nbd driver"
-    assert error.hint == "list, info and check work"
+    assert error.hint == "only list, info and check work here"
     assert machine.asked == []
 
 
@@ -185,7 +185,7 @@ def test_kernel_upgraded_without_a_reboot(machine: Machine) -> None:
         machine.write(f"lib/modules/{name}/modules.dep", "kernel/drivers/block/nbd.ko:\n")
     error = refusal()
     there = "6.1.9-new, 6.12.0-new"
-    cause = f"not loaded: the modules of the running kernel {RELEASE} are gone, there are those of {there}"
+    cause = f"not loaded: the modules of the running kernel {RELEASE} are gone, only those of {there} exist"
     assert str(error) == f"nbd driver: {cause}"
     assert error.hint == "the kernel was upgraded: reboot"
 
@@ -209,7 +209,7 @@ def test_kernel_without_the_module(machine: Machine, listing: str | None) -> Non
     error = refusal()
     assert str(error) == f"nbd driver: kernel {RELEASE} has no nbd module"
     packages = "linux-modules-extra or kernel-modules-extra"
-    assert error.hint == f"some distributions ship it in a package of its own, such as {packages}"
+    assert error.hint == f"some distributions have it in a separate package, such as {packages}"
 
 
 @pytest.mark.parametrize("listing", ["modules.dep", "modules.builtin"])
@@ -225,8 +225,8 @@ def test_module_that_is_there_and_cannot_be_loaded(machine: Machine, listing: st
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "modprobe nbd says nothing"),
-        (" \n", "modprobe nbd says nothing"),
+        ("", "modprobe nbd gave no reason"),
+        (" \n", "modprobe nbd gave no reason"),
         ("one\n  two\tthree\n", "one two three"),
         ("x" * 999, "x" * 200),
     ],

@@ -201,7 +201,7 @@ def test_no_monitor_is_said() -> None:
     with pytest.raises(NoMonitor) as caught:
         control.ask(Request("ping"))
     assert str(caught.value) == "monitor: not running (No such file or directory)"
-    assert caught.value.hint == "nbdattach monitor starts it, and says what is wrong"
+    assert caught.value.hint == "nbdattach monitor starts it and shows any error"
     assert caught.value.exit_code == 1
     assert not control.answers()
 
@@ -241,7 +241,7 @@ def test_a_reply_without_words_is_an_error() -> None:
         caller.read()
         caller._connection.send(b"{}")
 
-    with monitor(serve), pytest.raises(NbdattachError, match="monitor: it says neither yes nor no"):
+    with monitor(serve), pytest.raises(NbdattachError, match="monitor: its reply has no result"):
         control.ask(Request("ping"))
 
 

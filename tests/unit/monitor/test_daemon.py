@@ -35,8 +35,8 @@ def test_it_says_one_word_to_its_command_and_nothing_to_who_has_that_number_late
         (lambda ready: ready(), ""),
         (lambda ready: (ready(), 1 / 0), ""),
         (lambda _: 1 / 0, "division by zero"),
-        (lambda _: None, "ended without a word"),
-        (lambda _: os._exit(3), "ended without a word"),
+        (lambda _: None, "ended without a message"),
+        (lambda _: os._exit(3), "ended without a message"),
     ],
     ids=["ready", "ready, then an error", "an error", "an end", "a crash"],
 )

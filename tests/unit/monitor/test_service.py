@@ -88,7 +88,7 @@ def test_a_resize_that_finds_the_device_in_use_names_its_users(monkeypatch: pyte
     monitor._watches[NBD0].stop()
     assert isinstance(error, DeviceInUse)
     assert error.users == ("mounted at /srv: umount /srv",)
-    assert str(error) == "/dev/nbd0: the export has shrunk, and the device is mounted at /srv"
+    assert str(error) == "/dev/nbd0: the export is smaller now, and the device is mounted at /srv"
 
 
 @pytest.mark.usefixtures("host")
@@ -104,7 +104,7 @@ def test_a_monitor_that_may_not_read_the_kernels_log_says_so_and_goes_on(
     monkeypatch.setattr(driver_log, "KMSG", str(tmp_path / "kmsg"))
     log: list[str] = []
     assert Monitor(log.append)._driver_log() is None
-    assert len(log) == 1 and "while it is shut down is not noticed" in log[0]
+    assert len(log) == 1 and "cannot detect a server that refuses requests" in log[0]
 
 
 @pytest.mark.usefixtures("host")
@@ -234,22 +234,22 @@ NOT_WATCHED: dict[str, tuple[Attach, Record | None, type[NbdattachError], str, s
         lambda host: host.attach(pid=4712),
         WATCHED,
         KernelRefused,
-        "not attached by nbdattach, so nothing is known of its server",
+        "not attached by nbdattach, so its server is unknown",
         "disconnect it, and connect",
     ),
     "ioctl": (
         lambda host: host.attach(netlink=False),
         BY_IOCTL,
         KernelRefused,
-        "attached by the ioctl backend, with which the kernel cannot change a connection",
+        "attached by the ioctl backend, whose connections the kernel cannot replace",
         "disconnect it, and connect with --backend netlink",
     ),
     "--no-reconnect": (
         lambda host: host.attach(),
         replace(WATCHED, reconnect=False),
         KernelRefused,
-        "attached with --no-reconnect, so nobody watches it",
-        "disconnect it, and connect without that",
+        "attached with --no-reconnect, so the monitor does not watch it",
+        "disconnect it, and connect without --no-reconnect",
     ),
 }
 
@@ -384,7 +384,7 @@ def test_the_real_one_makes_no_room_for_a_second(host: Host) -> None:
     with other_monitor(host) as other:
         with pytest.raises(NbdattachError) as caught, service._one_place():
             pass
-        assert str(caught.value) == "monitor: another one runs already on this host"
+        assert str(caught.value) == "monitor: already running on this host"
         other.kill()
 
 

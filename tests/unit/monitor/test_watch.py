@@ -250,7 +250,7 @@ def test_no_size_is_sent_while_requests_are_under_way(attachment: Attachment) ->
     """The kernel would wait for them, and hold up every message for every device meanwhile."""
     attachment.size = 2 * MIB
     attachment.sys.say(completed=0, inflight=1)
-    with pytest.raises(KernelRefused, match="requests under way"):
+    with pytest.raises(KernelRefused, match="requests in flight"):
         attachment.watch._orders.resize()
     assert (attachment.driver.messages, attachment.is_cut) == ([], False)
     assert attachment.written == RECORD
@@ -269,7 +269,7 @@ def test_requests_that_wait_for_a_server_of_another_size_are_no_reason_to_refuse
     attachment.size = 2 * MIB
     attachment.watch._links.cut()
     attachment.sys.say(completed=0, inflight=1)
-    with pytest.raises(KernelRefused, match="connected anew"):  # the driver of this test never serves them
+    with pytest.raises(KernelRefused, match="it has new connections"):  # the driver of this test never serves them
         attachment.watch._orders.resize()
     assert attachment.dialled == [OLD, OLD]
 
@@ -285,7 +285,7 @@ def test_no_size_is_sent_while_requests_came_during_the_hand_over(
         return hand_over(self, link, noticed)
 
     monkeypatch.setattr(Links, "hand_over", busy)
-    with pytest.raises(KernelRefused, match="connected anew"):
+    with pytest.raises(KernelRefused, match="it has new connections"):
         attachment.watch._orders.resize()
     assert sizes(attachment.driver) == []
 

@@ -98,7 +98,7 @@ def test_auto_takes_the_connections_that_a_full_server_has_given(otherwise: Serv
         connected(target, Wishes(connect_timeout=60), lambda _: None) as (made, _, notes),
     ):
         assert len(made) == count
-        assert notes == [f"{target.uri}: the server took {count} of 4 connections; -C {count} asks for no more"]
+        assert notes == [f"{target.uri}: the server accepted {count} of 4 connections; -C {count} asks for no more"]
 
 
 def test_auto_says_nothing_where_it_gets_all() -> None:

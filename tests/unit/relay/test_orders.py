@@ -62,7 +62,7 @@ def test_an_unreadable_order_is_answered_and_the_next_one_obeyed(orders: socket.
     kernels, relays = socket.socketpair()
     with kernels, relays:
         socket.send_fds(orders, [order], [relays.fileno()])
-        assert json.loads(orders.recv(999))["cause"].startswith("it cannot read the order: ")
+        assert json.loads(orders.recv(999))["cause"].startswith("it cannot read the request: ")
         relays.close()
         kernels.settimeout(PATIENCE)
         assert kernels.recv(1) == b""  # the relay keeps nothing of it
@@ -72,7 +72,7 @@ def test_an_unreadable_order_is_answered_and_the_next_one_obeyed(orders: socket.
 
 def test_a_dial_without_a_socket_is_answered(orders: socket.socket) -> None:
     orders.send(b'{"do": "dial"}')
-    assert json.loads(orders.recv(999))["cause"].startswith("it cannot read the order: IndexError")
+    assert json.loads(orders.recv(999))["cause"].startswith("it cannot read the request: IndexError")
 
 
 # -- a dialer at the other end -----------------------------------------------------------------------------------------
