@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, Wishes
+from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, ConnectOptions
 from nbdattach.device import Device, parse_device
 from nbdattach.operations.handle import DETACH_SECONDS
 from nbdattach.operations.handle import Attachment as Attachment
@@ -65,7 +65,7 @@ def connect(
 
         attachment = nbdattach.connect("db1", "nbd0", export="disk", read_only=True, tag="db")
     """
-    wishes = Wishes(
+    options = ConnectOptions(
         read_only=read_only,
         block_size=block_size,
         connections=connections,
@@ -93,14 +93,14 @@ def connect(
         psk=tls_psk,
         verify=tls_verify,
     )
-    return attach(where, place, wishes, reporter)
+    return attach(where, place, options, reporter)
 
 
-def attach(target: Target, device: Device | None, wishes: Wishes, reporter: Reporter = QUIET) -> Attachment:
+def attach(target: Target, device: Device | None, options: ConnectOptions, reporter: Reporter = QUIET) -> Attachment:
     """`connect` for options that have been parsed already."""
     from nbdattach.operations import attachment
 
-    return attachment.attach(target, device, wishes, reporter)
+    return attachment.attach(target, device, options, reporter)
 
 
 def disconnect(

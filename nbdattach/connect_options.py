@@ -3,7 +3,7 @@
 
 Decision that matters: a field is declared once, with the name and the values that users type. The command line
 (`cli.options`), /etc/nbdtab and the kernel's command line (`boot.nbdtab`), and the record on disk (`attached.state`)
-follow from the fields. A new option is a field here, its help in `cli.attach`, its parameter in `api.connect`, and its
+follow from the fields. A new option is a field here, its help in `cli.connect`, its parameter in `api.connect`, and its
 paragraph in the man page; tests compare all of them.
 """
 
@@ -94,7 +94,7 @@ class LastingOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes(LastingOptions):
+class ConnectOptions(LastingOptions):
     """The options of connect. Sizes in bytes, times in seconds; `connections` 0 means auto.
 
     `on_loss` is 0 to fail at once, `FOREVER`, or None for the backend's default.
@@ -151,7 +151,7 @@ def _named(option: Option, field: dataclasses.Field[Any]) -> Option:
     return option._replace(field=field.name, default=usual)
 
 
-def options_of(record: type[Wishes] | type[TlsOptions]) -> Mapping[str, Option]:
+def options_of(record: type[ConnectOptions] | type[TlsOptions]) -> Mapping[str, Option]:
     """By the names that users type, in the order of the fields."""
     found = (
         _named(field.metadata["option"], field) for field in dataclasses.fields(record) if "option" in field.metadata

@@ -85,18 +85,18 @@ class Record(LastingOptions):
         there = self.relay is not None and alive(self.relay) and started(self.relay) == self.relay_started
         return self.relay if there else None
 
-    def place(self) -> Target:
+    def current_target(self) -> Target:
         """The target to dial. A hand-over that has begun goes on, because the device may be there already."""
         if self.moving_to:
-            return place_of(self.moving_to, self.moving_trust)
-        return place_of(self.target, self.trust)
+            return target_of(self.moving_to, self.moving_trust)
+        return target_of(self.target, self.trust)
 
 
 # Keys of `trust`, with their types: fields of `TlsOptions`.
 _TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
 
 
-def place_of(uri: str, trust: Trust | None) -> Target:
+def target_of(uri: str, trust: Trust | None) -> Target:
     """The target with that URI and those options of TLS. Raises `Malformed`."""
     target = parse_target(uri)
     if not trust:

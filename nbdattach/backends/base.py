@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nbdattach.backends.limits import Geometry
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.kernel import settings
@@ -53,7 +53,7 @@ class Job:
     export: Export
     shape: Geometry
     sockets: list[int]
-    wishes: Wishes
+    options: ConnectOptions
     contested: bool = False
     tls: TlsSession | None = None
     relay: int | None = None  # its pid
@@ -94,7 +94,7 @@ def set_queue_limits(device: Device, job: Job, io_timeout_ms: int) -> None:
     with contextlib.suppress(OSError):
         kernel.set_queue("iostats", 1)  # the monitor reads the counters to see whether requests are done
     kernel.set_queue("max_sectors_kb", job.shape.max_sectors_kb)
-    kernel.set_queue("io_timeout", job.wishes.whole_io_timeout * 1000 or io_timeout_ms)
+    kernel.set_queue("io_timeout", job.options.whole_io_timeout * 1000 or io_timeout_ms)
 
 
 def remove_old_partitions(node: Node) -> None:

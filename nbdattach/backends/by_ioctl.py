@@ -78,13 +78,13 @@ class Worker:
             shape.block_size,
             shape.blocks,
             shape.flags,
-            job.wishes.whole_io_timeout,
+            job.options.whole_io_timeout,
             their_orders,
             their_reports,
-            job.wishes.dead_peer,
+            job.options.dead_peer,
             *job.sockets,
         )
-        words = [device.path, state.path(device), "swap" if job.wishes.swap else "", *map(str, numbers)]
+        words = [device.path, state.path(device), "swap" if job.options.swap else "", *map(str, numbers)]
         try:
             for number in job.sockets:
                 drop_at_close(number)

@@ -71,7 +71,7 @@ class Claimed:
 
     def commit(self) -> None:
         """From now on the attachment outlives us, and waits for its server. Raises `KernelRefused`."""
-        patience = dead_conn_timeout(self._job.wishes.on_loss)
+        patience = dead_conn_timeout(self._job.options.on_loss)
         try:
             self._family.reconfigure(
                 self.node.device.index, identifier(self._job.tag), client_flags=0, dead_conn_timeout=patience
@@ -101,14 +101,14 @@ def attach(device: Device, job: Job) -> Claimed:
         try:
             room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
             for number in job.sockets:
-                get_ready(number, room, job.wishes.io_timeout if len(job.sockets) > 1 else 0.0)
+                get_ready(number, room, job.options.io_timeout if len(job.sockets) > 1 else 0.0)
             locks.enter_context(_guarded(device, job))
             try:
                 _connect(family, device, job)  # an interrupt is raised only after it is done
             except (Taken, KernelRefused):
                 ours = False  # it may look like ours, because another command with the same tag was faster
                 raise
-            node = Node.claim_within(device, Deadline(job.wishes.connect_timeout))
+            node = Node.claim_within(device, Deadline(job.options.connect_timeout))
             set_queue_limits(device, job, resend)  # again: the device may be new, or a foreign tool changed them
             for number in job.sockets:
                 unlimited(number)
@@ -157,7 +157,7 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
                 flags=shape.flags,
                 sockets=job.sockets,
                 dead_conn_timeout=0,  # until the commit, no monitor would reconnect
-                timeout=job.wishes.whole_io_timeout,
+                timeout=job.options.whole_io_timeout,
                 client_flags=0 if job.contested else netlink.NBD_CFLAG_DISCONNECT_ON_CLOSE,
                 backend=identifier(job.tag),
             )
@@ -176,7 +176,7 @@ def _io_timeout_ms(job: Job) -> int:
     """The value for queue/io_timeout if the user has given none."""
     if len(job.sockets) > 1:
         return PATIENT_MS  # no monitor is used then (`choice.no_less_safe_than_one`)
-    return (_FAIL_SECONDS if job.wishes.on_loss == 0 else RESEND_SECONDS) * 1000
+    return (_FAIL_SECONDS if job.options.on_loss == 0 else RESEND_SECONDS) * 1000
 
 
 def dead_conn_timeout(on_loss: float | None) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nbdattach.backends.base import Hold, Job
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
 
@@ -25,17 +25,17 @@ class Backend:
     makes_devices: bool
 
 
-def choose(wishes: Wishes) -> Backend:
+def choose(options: ConnectOptions) -> Backend:
     """The backend of --backend; auto prefers netlink. Raises `KernelRefused` if it cannot do what was requested."""
-    if wishes.backend != "ioctl":
+    if options.backend != "ioctl":
         missing = why_no_netlink()
         if missing is None:
             from nbdattach.backends import by_netlink
 
             return Backend("netlink", by_netlink.attach, makes_devices=True)
-        if wishes.backend == "netlink" or wishes.on_loss:
+        if options.backend == "netlink" or options.on_loss:
             raise missing
-    elif wishes.on_loss:
+    elif options.on_loss:
         raise KernelRefused(
             "--on-loss",
             "the ioctl backend cannot wait for a server: the kernel ends its attachment when the connection is lost",
@@ -46,8 +46,8 @@ def choose(wishes: Wishes) -> Backend:
     return Backend("ioctl", by_ioctl.attach, makes_devices=False)
 
 
-def no_less_safe_than_one(wishes: Wishes) -> tuple[Wishes, list[str]]:
-    """The wishes with as many connections as are safe by netlink, and a note if that is less than requested.
+def no_less_safe_than_one(options: ConnectOptions) -> tuple[ConnectOptions, list[str]]:
+    """The options with as many connections as are safe by netlink, and a note if that is less than requested.
 
     With several connections, the driver sends a request again only because of its age: if it is too old, the driver
     takes its connection for dead and sends it over another, though the server may still work on it (nbd_xmit_timeout in
@@ -55,13 +55,13 @@ def no_less_safe_than_one(wishes: Wishes) -> tuple[Wishes, list[str]]:
     data; with a long one, requests wait that long after each restart of the server. So the user must set it, or gets
     one connection. Without a monitor (--no-reconnect), no request is sent again.
     """
-    if wishes.connections == 1 or (wishes.connections and (wishes.io_timeout or not wishes.reconnect)):
-        return wishes, []
+    if options.connections == 1 or (options.connections and (options.io_timeout or not options.reconnect)):
+        return options, []
     notes = []
-    if wishes.connections:
+    if options.connections:
         cause = "with several, the kernel sends a request again after a fixed time, even if the server is only slow"
         notes.append(f"only one connection is made: {cause} (--io-timeout SEC sets that time)")
-    return replace(wishes, connections=1), notes
+    return replace(options, connections=1), notes
 
 
 def how_to_install() -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from nbdattach.boot import nbdtab
-from nbdattach.connect_options import FOREVER, Wishes
+from nbdattach.connect_options import FOREVER, ConnectOptions
 from nbdattach.device import Device
 from nbdattach.errors import Malformed
 from nbdattach.protocol.target import Target
@@ -34,7 +34,7 @@ class Root:
 
     device: Device
     target: Target
-    wishes: Wishes
+    options: ConnectOptions
     root: str = ""  # the device node
     fstype: str = ""
     flags: str = ""
@@ -158,13 +158,13 @@ def _root(words: _Words, device: str, place: str, made: bool = False) -> Root:
         error = table.mistakes[0].error
         raise Malformed(f"nbdroot or nbdopts: {plain(place)} {plain(words.nbdopts)}".rstrip(), error.cause, error.hint)
     entry = table.entries[0]
-    return Root(entry.device, entry.target, _for_a_root(entry.wishes), f"/dev/{found[0].removeprefix('/dev/')}" * made)
+    return Root(entry.device, entry.target, _for_a_root(entry.options), f"/dev/{found[0].removeprefix('/dev/')}" * made)
 
 
-def _for_a_root(wishes: Wishes) -> Wishes:
+def _for_a_root(options: ConnectOptions) -> ConnectOptions:
     """A root must get no I/O error, so requests wait. No process of ours outlives the initramfs, so netlink only."""
-    if wishes.backend == "ioctl" or wishes.tls_transport == "relay":
-        what = "backend ioctl" if wishes.backend == "ioctl" else "tls-transport relay"
+    if options.backend == "ioctl" or options.tls_transport == "relay":
+        what = "backend ioctl" if options.backend == "ioctl" else "tls-transport relay"
         raise Malformed("nbdopts", f"{what} needs a process, but all processes of the initramfs end", "leave it out")
-    on_loss = FOREVER if wishes.on_loss is None else wishes.on_loss
-    return replace(wishes, backend="netlink", tls_transport="kernel", on_loss=on_loss, root=True)
+    on_loss = FOREVER if options.on_loss is None else options.on_loss
+    return replace(options, backend="netlink", tls_transport="kernel", on_loss=on_loss, root=True)

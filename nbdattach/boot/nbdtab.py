@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbdattach.connect_options import Option, TlsOptions, Wishes, options_of
+from nbdattach.connect_options import ConnectOptions, Option, TlsOptions, options_of
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
 from nbdattach.protocol.target import Target, parse_target, with_tls
@@ -35,13 +35,13 @@ class Entry:
     line: int
     device: Device
     target: Target
-    wishes: Wishes
+    options: ConnectOptions
     says_retry: bool = False
 
     @property
     def tag(self) -> str:
         """The tag that its attachment gets."""
-        return self.wishes.tag or self.target.uri
+        return self.options.tag or self.target.uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _path(text: str) -> str:
 
 
 # By connect's long names. Options that are no property of an attachment are left out: -f, --json, -N.
-_WISHES = options_of(Wishes)
+_CONNECT = options_of(ConnectOptions)
 _TRUST = {
     name: option._replace(parse=_path) if option.kind == "FILE" else option
     for name, option in options_of(TlsOptions).items()
@@ -104,7 +104,7 @@ _PLACE = {
 }
 # Options of nbd-client that change nothing, because we always do so.
 _NOTHING = {"persist": Option("persist"), "no_optgo": Option("no_optgo")}
-_KNOWN = {**_WISHES, **_TRUST, **_PLACE, **_NOTHING}
+_KNOWN = {**_CONNECT, **_TRUST, **_PLACE, **_NOTHING}
 # nbd-client's name: ours.
 _ALIASES = {
     "bs": "block-size",
@@ -117,7 +117,7 @@ _ALIASES = {
     "tlshostname": "tls-hostname",
     "preinit": "no-handshake",
 }
-NAMES_OF_CONNECT = {*_WISHES, *_TRUST, "no-handshake"}
+NAMES_OF_CONNECT = {*_CONNECT, *_TRUST, "no-handshake"}
 NAMES_OF_NBD_CLIENT = {*_ALIASES, *_NOTHING, "port", "unix", "swap", "tls"}
 
 
@@ -142,22 +142,22 @@ class _Line:
 
     def entry(self, taken: dict[Device | str, int]) -> Entry | None:
         """None if there are mistakes. `taken` maps a device or tag to the line that names it first."""
-        target, wishes = None, None
+        target, options = None, None
         with self._noted():
-            self._see_it_is_readable()
+            self._require_readable()
             self.device = self._at(self.fields[0], lambda: parse_device(self.fields[0].text))
             self._claim(self.device, self.device.name, self.fields[0], taken)
-            self._see_it_is_whole()
+            self._require_whole()
             for word in self._option_words():
                 with self._noted():
                     self._take(word)
             with self._noted():
                 target = self._trusted(self._target())
             with self._noted():
-                wishes = self._wishes(taken)
-        if self.mistakes or not (self.device and target and wishes):
+                options = self._connect_options(taken)
+        if self.mistakes or not (self.device and target and options):
             return None
-        return Entry(self.number, self.device, target, wishes, "retry-for" in self._given)
+        return Entry(self.number, self.device, target, options, "retry-for" in self._given)
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
@@ -172,23 +172,23 @@ class _Line:
             raise self.error(where, f"{name} is in line {taken[key]} already", "leave out one")
         taken[key] = self.number
 
-    def _wishes(self, taken: dict[Device | str, int]) -> Wishes:
-        arguments = self._arguments(_WISHES)
-        self._see_the_handshake()
+    def _connect_options(self, taken: dict[Device | str, int]) -> ConnectOptions:
+        arguments = self._arguments(_CONNECT)
+        self._require_size_without_handshake()
         where = self._given["tag"][0] if "tag" in self._given else self.fields[0]
-        wishes: Wishes = self._at(where, lambda: Wishes(**arguments))
-        if wishes.tag:
-            self._claim(wishes.tag, f"the tag {quoted(wishes.tag)}", where, taken)
-        return wishes
+        options: ConnectOptions = self._at(where, lambda: ConnectOptions(**arguments))
+        if options.tag:
+            self._claim(options.tag, f"the tag {quoted(options.tag)}", where, taken)
+        return options
 
-    def _see_it_is_readable(self) -> None:
+    def _require_readable(self) -> None:
         for field in self.fields:
             for position, ch in enumerate(field.text):
                 if not (ch.isprintable() or "\udc80" <= ch <= "\udcff"):
                     where = _Word(ch, field.column + position)
                     raise self.error(where, f"an invisible character: {quoted(ch)}", "write %XX in a URI")
 
-    def _see_it_is_whole(self) -> None:
+    def _require_whole(self) -> None:
         if len(self.fields) == 1:
             raise self.error(self._end, "no host", _FIELDS)
         if len(self.fields) == 2 and not self._is_uri:
@@ -262,7 +262,7 @@ class _Line:
     def _arguments(self, options: Mapping[str, Option]) -> dict[str, Any]:
         return {option.field: self._given[name][1] for name, option in options.items() if name in self._given}
 
-    def _see_the_handshake(self) -> None:
+    def _require_size_without_handshake(self) -> None:
         none, size = self._given.get("no-handshake"), self._given.get("size")
         if none and not size:
             raise self.error(

@@ -65,9 +65,9 @@ def _attach_in_turns(root: kernel_command_line.Root) -> Device:
     """`attach`; if the initramfs calls us repeatedly, tries for one turn, and exits if there is time for another."""
     if _FIRST_TURN not in os.environ:
         return attach(root)
-    left = root.wishes.retry_for - (time.monotonic() - float(os.environ[_FIRST_TURN]))
+    left = root.options.retry_for - (time.monotonic() - float(os.environ[_FIRST_TURN]))
     try:
-        return attach(replace(root, wishes=replace(root.wishes, retry_for=max(0.0, min(left, _TURN)))))
+        return attach(replace(root, options=replace(root.options, retry_for=max(0.0, min(left, _TURN)))))
     except NoConnection:
         if left <= _TURN:
             raise
@@ -78,7 +78,7 @@ def attach(root: kernel_command_line.Root) -> Device:
     """Raises `NbdattachError` if nothing was attached."""
     target = _trusting(root.target)
     _say(f"attaching {target.uri}")
-    done = attachment.attach(target, root.device, root.wishes, _Failures())
+    done = attachment.attach(target, root.device, root.options, _Failures())
     for note in done.notes:
         _say(note)
     return parse_device(done.device)
@@ -113,7 +113,7 @@ def _say(words: str) -> None:
     sys.stderr.flush()
 
 
-def see_all_is_there() -> None:
+def require_all_modules() -> None:
     """Tests an initramfs from inside its tree, on a running system: imports all modules, looks up one name."""
     for module in pkgutil.walk_packages(nbdattach.__path__, "nbdattach."):
         if not module.name.endswith("__main__"):

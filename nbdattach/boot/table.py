@@ -18,7 +18,7 @@ from nbdattach import api
 from nbdattach.attached import state
 from nbdattach.boot import nbdtab
 from nbdattach.boot.nbdtab import Entry, Table
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
 from nbdattach.error_facts import error_of, facts_of
 from nbdattach.errors import DeviceInUse, Malformed, NbdattachError
@@ -46,11 +46,11 @@ def read(path: str = PATH) -> Table:
     if len(content) > MAX_BYTES:
         raise Malformed(plain(path), f"more than {MAX_BYTES} bytes", "is it a table?")
     table = nbdtab.parse(from_wire(content), path)
-    return replace(table, entries=tuple(replace(one, wishes=_marked(one.wishes, name)) for one in table.entries))
+    return replace(table, entries=tuple(replace(one, options=_marked(one.options, name)) for one in table.entries))
 
 
-def _marked(wishes: Wishes, name: str) -> Wishes:
-    return replace(wishes, table=name)
+def _marked(options: ConnectOptions, name: str) -> ConnectOptions:
+    return replace(options, table=name)
 
 
 def entry_of(table: Table, device: Device, path: str = PATH) -> Entry:
@@ -82,7 +82,7 @@ def chosen(
 
 def patient(entries: Sequence[Entry], seconds: float) -> list[Entry]:
     """These lines, with `seconds` as retry-for where a line has none."""
-    return [one if one.says_retry else replace(one, wishes=replace(one.wishes, retry_for=seconds)) for one in entries]
+    return [one if one.says_retry else replace(one, options=replace(one.options, retry_for=seconds)) for one in entries]
 
 
 def up(entries: Sequence[Entry], reporter: Reporter = QUIET) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
@@ -106,7 +106,7 @@ class _About(Reporter):
 
 def _up(entry: Entry, reporter: Reporter) -> api.Attachment | NbdattachError:
     try:
-        return api.attach(entry.target, entry.device, entry.wishes, _About(entry.device, reporter))
+        return api.attach(entry.target, entry.device, entry.options, _About(entry.device, reporter))
     except NbdattachError as error:
         return error if error.thing == entry.device.path else _of_device(entry.device, error)
 

@@ -33,10 +33,10 @@ def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -
     trust = trust_of(tls)
     if target is None and target_of("localhost", None, trust).tls:
         raise Malformed("--tls", "the TLS options need a TARGET", "leave them out to keep those of connect")
-    place = None if target is None else target_of(target, export, trust)
+    wanted = None if target is None else target_of(target, export, trust)
     from nbdattach.operations import handover
 
-    say(f"{where.path}: connected to {handover.reconnect(where, place)}")
+    say(f"{where.path}: connected to {handover.reconnect(where, wanted)}")
 
 
 @command()

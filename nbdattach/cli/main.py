@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from nbdattach import __version__
-from nbdattach.cli import attach, change, detach, show, table, usage
+from nbdattach.cli import change, connect, disconnect, show, up_down, usage
 from nbdattach.cli.options import debug_option
 from nbdattach.cli.report import say, say_error
 from nbdattach.errors import NbdattachError
@@ -37,8 +37,8 @@ def cli(ctx: click.Context) -> None:
 
 
 for _command in (
-    attach.connect,
-    detach.disconnect,
+    connect.connect,
+    disconnect.disconnect,
     show.status,
     change.reconnect,
     change.resize,
@@ -47,8 +47,8 @@ for _command in (
     show.info,
     show.check,
     show.doctor,
-    table.up,
-    table.down,
+    up_down.up,
+    up_down.down,
 ):
     cli.add_command(_command)
 

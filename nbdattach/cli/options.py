@@ -11,7 +11,7 @@ import click
 from nbdattach.cli.offers import exports, files
 from nbdattach.cli.report import warn_of_no_verify
 from nbdattach.cli.types import TABLE, Value
-from nbdattach.connect_options import TlsOptions, Wishes, options_of
+from nbdattach.connect_options import ConnectOptions, TlsOptions, options_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -35,7 +35,7 @@ export_option = click.option(
 )
 
 
-_DECLARED = {**options_of(Wishes), **options_of(TlsOptions)}
+_DECLARED = {**options_of(ConnectOptions), **options_of(TlsOptions)}
 
 
 def connect_option(name: str, *short: str, default: str = "", text: str) -> Callable[[_F], _F]:

@@ -66,12 +66,12 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
 @debug_option
 def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """List the exports that a server offers."""
-    place = target_of(target, None, trust_of(tls))
+    wanted = target_of(target, None, trust_of(tls))
     from nbdattach.cli import render
     from nbdattach.connection import client
 
-    exports = client.list_exports(place, connect_timeout, trace())
-    click.echo(render.list_json(place, exports) if as_json else render.list_table(exports))
+    exports = client.list_exports(wanted, connect_timeout, trace())
+    click.echo(render.list_json(wanted, exports) if as_json else render.list_table(exports))
 
 
 @command()
@@ -83,12 +83,12 @@ def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> Non
 @debug_option
 def info(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
     """Show one export: size, flags, block sizes."""
-    place = target_of(target, export, trust_of(tls))
+    wanted = target_of(target, export, trust_of(tls))
     from nbdattach.cli import render
     from nbdattach.connection import client
 
-    found = client.inspect(place, connect_timeout, trace())
-    click.echo(render.info_json(place, found) if as_json else render.info_lines(place, found))
+    found = client.inspect(wanted, connect_timeout, trace())
+    click.echo(render.info_json(wanted, found) if as_json else render.info_lines(wanted, found))
 
 
 @command()
@@ -103,17 +103,17 @@ def check(target: str, export: str | None, connect_timeout: float, as_json: bool
 
     The command does the handshake and reads some data, without the kernel.
     """
-    place = target_of(target, export, trust_of(tls))
+    wanted = target_of(target, export, trust_of(tls))
     from nbdattach.cli import render
     from nbdattach.connection import client
 
-    found = client.check(place, connect_timeout, trace())
+    found = client.check(wanted, connect_timeout, trace())
     if as_json:
-        click.echo(render.check_json(place, found))
+        click.echo(render.check_json(wanted, found))
     if found.error:
         raise found.error
     if not as_json:
-        click.echo(render.check_line(place, found))
+        click.echo(render.check_line(wanted, found))
 
 
 @command()

@@ -96,7 +96,7 @@ def connect(
         if raw_size is not None:
             return Connection(stream, Export(target.export, raw_size, NBD_FLAG_HAS_FLAGS, "none"))
         export = stream.run(handshake.enter(target))
-        stream.see_nothing_is_left()
+        stream.require_nothing_left()
         return Connection(stream, export)
     except BaseException:
         stream.close()

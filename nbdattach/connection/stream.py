@@ -151,14 +151,14 @@ class Stream:
         try:
             self._arm()
             self._tls = tls.Handshake(self._target, self._kernel_tls, self._deadline.remaining())
-            self._see_nothing_is_there()
+            self._require_nothing_unread()
             self._arm()
             self.sock = self._tls.over(self.sock, hostname)
         except TimeoutError:
             raise self._late() from None
         self._trace(" ".join(self.tls or ()) + (", in the kernel" if self._kernel_tls else ""))
 
-    def _see_nothing_is_there(self) -> None:
+    def _require_nothing_unread(self) -> None:
         """Raises if data arrived between the server's NBD_REP_ACK and our ClientHello.
 
         Such data is plaintext, injected to be mistaken for TLS data.
@@ -178,7 +178,7 @@ class Stream:
             "possible man in the middle: check the network path",
         )
 
-    def see_nothing_is_left(self) -> None:
+    def require_nothing_left(self) -> None:
         """Raises if OpenSSL holds data that we did not ask for: the kernel would miss it and misread the rest."""
         if self._kernel_tls and self.tls and self.sock.pending():  # type: ignore[attr-defined]
             raise BrokenProtocol(self._target.uri, "the server sent more data than requested")

@@ -42,7 +42,7 @@ class Connecting:
         self._carrier = Carrier(wanted, relay, was_in_kernel=transport == "kernel")
         self._ready = False  # whether we can dial without reading a disk
         if record.address:
-            remember(record.place(), record.address)
+            remember(record.current_target(), record.address)
         self._round_trip = links.round_trip or _UNKNOWN_ROUND_TRIP
 
     def get_ready(self) -> None:

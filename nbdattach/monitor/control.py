@@ -65,9 +65,9 @@ class Request:
     trust: state.Trust | None = None
 
     @property
-    def place(self) -> Target | None:
+    def named_target(self) -> Target | None:
         """The target to connect to; None for the same as before. Raises `Malformed`."""
-        return state.place_of(self.target, self.trust) if self.target else None
+        return state.target_of(self.target, self.trust) if self.target else None
 
 
 @dataclass(frozen=True, slots=True)

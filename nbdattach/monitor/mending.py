@@ -97,7 +97,7 @@ class Mending:
         with self._access.kernel_calls():
             outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
             self._seen_dead = self._seen_dead or dead
-            self._see_what_lives(outage)
+            self._update(outage)
             if dead and not outage.told:
                 outage.told = True
                 self._log(
@@ -106,7 +106,7 @@ class Mending:
                 self._say_trouble(outage)
             return outage
 
-    def _see_what_lives(self, outage: Outage) -> None:
+    def _update(self, outage: Outage) -> None:
         """One of several connections may serve all requests; it may be lost or recover while we dial others."""
         self._links.drop_undelivered()
         stuck = self._links.stuck
@@ -169,7 +169,7 @@ class Mending:
         if self._is_well():
             self._connecting.say_goodbye(fresh)
             return True
-        self._see_what_lives(outage)
+        self._update(outage)
         if silent := self._links.silent:
             outage.cut_silent()
         for link in silent:
@@ -206,7 +206,7 @@ class Mending:
     def _fail_when_due(self, outage: Outage) -> None:
         """If --on-loss has passed, waiting requests fail, and new ones fail at once."""
         with self._access.kernel_calls():
-            self._see_what_lives(outage)
+            self._update(outage)
             if outage.until_failing(boot_time()) > 0 or self._is_well():
                 return
             self._links.fail_requests()

@@ -30,7 +30,7 @@ class Recorded:
     @property
     def target(self) -> Target:
         """The target to dial."""
-        return self.record.place()
+        return self.record.current_target()
 
     def begin(self, **changes: object) -> None:
         """Records a change that is about to begin. Raises OSError; then the record is as before."""

@@ -70,7 +70,7 @@ def _prepare(log: Log) -> None:
         record = state.load(device)
         if record and record.root:
             try:
-                prepare(record.place(), Deadline(_PREPARATION))
+                prepare(record.current_target(), Deadline(_PREPARATION))
             except NbdattachError as error:
                 log(f"{device.name}: {error}")
             procfs.stay_in_memory()
@@ -324,7 +324,7 @@ class Monitor:
             done.set()
 
         if request.do == "reconnect":
-            watch.reconnect(request.place, finish)
+            watch.reconnect(request.named_target, finish)
         elif request.do == "resize":
             watch.resize(finish)
         else:

@@ -10,7 +10,7 @@ silent. Orders come first. So a hanging server delays only its own devices.
     connecting  new connections: dials them and gives them to the driver
     outage      decides when to dial, when to cut, when requests fail (arithmetic)
     mending     does what `outage` decides
-    orders      a planned hand-over, a new size
+    planned     a hand-over or a new size that a command orders
 
 With one connection, queue/io_timeout stays as connect has set it. With several, the driver takes a connection for dead
 if a request reaches that age, so connect requires the user to set it (--io-timeout).
@@ -33,7 +33,7 @@ from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
 from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.mending import Mending
-from nbdattach.monitor.orders import Orders
+from nbdattach.monitor.planned import Orders
 from nbdattach.monitor.recorded import Recorded
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Relay

@@ -25,7 +25,7 @@ from nbdattach.attached.users import in_use, users_of
 from nbdattach.backends import choice, limits
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
-from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, Wishes
+from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, ConnectOptions
 from nbdattach.connection import credentials
 from nbdattach.connection.kernel_socket import has_room
 from nbdattach.connection.stream import address_of
@@ -64,25 +64,25 @@ _CLEAR_SECONDS = 5.0
 _ATTEMPTS = 5
 
 
-def attach(target: Target, device: Device | None, wishes: Wishes, reporter: Reporter = QUIET) -> Attachment:
+def attach(target: Target, device: Device | None, options: ConnectOptions, reporter: Reporter = QUIET) -> Attachment:
     """Attaches the target's export at `device`, or at a free one. On return the device is ready to use.
 
     Raises `NbdattachError`; then nothing is attached and nothing left behind.
     """
-    tag = wishes.tag or target.uri
+    tag = options.tag or target.uri
     driver.ensure_loaded()
-    if target.tls and wishes.tls_transport != "relay":
+    if target.tls and options.tls_transport != "relay":
         driver.load_tls()
-    there = _already_there(tag, target, device, wishes)
+    there = _already_there(tag, target, device, options)
     if there:
         return there
-    backend = choice.choose(wishes)
+    backend = choice.choose(options)
     notes: list[str] = []
     if backend.name == "netlink":
-        wishes, notes = choice.no_less_safe_than_one(wishes)
+        options, notes = choice.no_less_safe_than_one(options)
     for attempt in range(_ATTEMPTS):
         with suppress(Spent), ExitStack() as end:
-            attached = _attach(target, device, wishes, tag, backend, reporter.trace, contested=attempt > 0, end=end)
+            attached = _attach(target, device, options, tag, backend, reporter.trace, contested=attempt > 0, end=end)
             attached.notes = (*(f"{target.uri}: {note}" for note in notes), *attached.notes)
             return attached
         reporter.trace("another program opened and closed the device, which detached it; trying again")
@@ -92,7 +92,7 @@ def attach(target: Target, device: Device | None, wishes: Wishes, reporter: Repo
 def _attach(
     target: Target,
     device: Device | None,
-    wishes: Wishes,
+    options: ConnectOptions,
     tag: str,
     backend: choice.Backend,
     trace: Trace,
@@ -100,11 +100,11 @@ def _attach(
     end: ExitStack,
 ) -> Attachment:
     """The caller closes `end` after we have released everything that the attachment needed."""
-    with connected(target, wishes, trace) as (connections, export, notes), _alone_with(tag):
-        there = _already_there(tag, target, device, wishes)  # another command may have been faster
+    with connected(target, options, trace) as (connections, export, notes), _alone_with(tag):
+        there = _already_there(tag, target, device, options)  # another command may have been faster
         if there:
             return there
-        shape = limits.plan(target.uri, export, wishes.read_only, wishes.block_size)
+        shape = limits.plan(target.uri, export, options.read_only, options.block_size)
         for key in credentials.exposed(target) if target.tls else ():
             notes.append(
                 f"warning: every user can read or write the key {plain(key)}: chmod go= {shlex.quote(plain(key))}"
@@ -115,7 +115,7 @@ def _attach(
         tls, relay = connections[0].tls, connections[0].relay
         numbers = [sock.fileno() for sock in sockets]
         address = address_of(sockets[0])
-        job = Job(tag, target, export, shape, numbers, wishes, contested, tls, relay.pid if relay else None, address)
+        job = Job(tag, target, export, shape, numbers, options, contested, tls, relay.pid if relay else None, address)
         for candidate in candidates.to_try(device, export, backend.makes_devices):
             try:
                 hold = _taken(backend, candidate, job)
@@ -128,9 +128,9 @@ def _attach(
                 continue
             with hold.node:
                 trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")
-                watched = backend.name == "netlink" and wishes.reconnect and not wishes.root
+                watched = backend.name == "netlink" and options.reconnect and not options.root
                 have_watched = partial(_have_watched, candidate, sockets, relay) if watched else list[str]
-                notes += _complete(hold, backend, job, Deadline(wishes.connect_timeout), have_watched, end)
+                notes += _complete(hold, backend, job, Deadline(options.connect_timeout), have_watched, end)
                 return Attachment(candidate.path, Kernel(candidate).pid, notes)
     raise candidates.none_free(device)
 
@@ -172,7 +172,7 @@ def _kernel_errors(device: Device, job: Job) -> Iterator[None]:
         raise ConnectionLost(job.target.uri, "right after the handshake") from None
     except Unanswered:
         doing = "the kernel reads the partition table"
-        raise DeadlinePassed(job.target.uri, job.wishes.connect_timeout, doing) from None
+        raise DeadlinePassed(job.target.uri, job.options.connect_timeout, doing) from None
     except OSError as error:
         raise KernelRefused.at(device.path, error.filename or "attach", error.errno or 0) from error
 
@@ -236,8 +236,8 @@ def _lack_of_room(device: Device, backend: choice.Backend, job: Job) -> list[str
 
 
 def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
-    wishes = job.wishes
-    on_loss = DEFAULT_ON_LOSS if wishes.on_loss is None else wishes.on_loss
+    options = job.options
+    on_loss = DEFAULT_ON_LOSS if options.on_loss is None else options.on_loss
     return state.Record(
         tag=job.tag,
         target=job.target.uri,
@@ -252,24 +252,24 @@ def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
         flags=job.shape.flags,
         block_size=job.shape.block_size,
         max_sectors_kb=job.shape.max_sectors_kb,
-        raw=wishes.raw_size is not None,
+        raw=options.raw_size is not None,
         tls=job.tls,
         relay=job.relay,
         relay_started=job.relay and started(job.relay),
         trust=state.trust_of(job.target),
         address=job.address,
-        **{**wishes.lasting(), "on_loss": None if on_loss == FOREVER else on_loss},
+        **{**options.lasting(), "on_loss": None if on_loss == FOREVER else on_loss},
     )
 
 
-def _already_there(tag: str, target: Target, device: Device | None, wishes: Wishes) -> Attachment | None:
+def _already_there(tag: str, target: Target, device: Device | None, options: ConnectOptions) -> Attachment | None:
     """The requested attachment, if it exists already. Raises `DeviceInUse` if `device` holds another one."""
     for candidate in [device] if device else sysfs.devices():
         record = state.load(candidate)
         if record and record.tag == tag and (record.pid is None or alive(record.pid)):
-            _see_it_is_what_is_wanted(candidate, target, wishes)
+            _require_same(candidate, target, options)
             notes = [f"{candidate.path}: already attached to {target.uri}"]
-            if record.backend == "netlink" and record.reconnect and not wishes.root:
+            if record.backend == "netlink" and record.reconnect and not options.root:
                 notes += _have_watched(candidate)  # the command that attached it may have been killed before it did so
             return Attachment(candidate.path, Kernel(candidate).pid, notes, fresh=False)
     if device and Kernel(device).attached:
@@ -277,24 +277,24 @@ def _already_there(tag: str, target: Target, device: Device | None, wishes: Wish
     return None
 
 
-def _see_it_is_what_is_wanted(device: Device, target: Target, wishes: Wishes) -> None:
+def _require_same(device: Device, target: Target, options: ConnectOptions) -> None:
     """Raises `DeviceInUse` if the attachment has the right tag but another export or other properties."""
     there, record = status_of(device), state.load(device)
     hint = f"nbdattach disconnect {device.path}, or give another --tag"
     if there.target != target.uri:
         raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {there.target}", hint)
-    if wishes.read_only and not there.read_only:
+    if options.read_only and not there.read_only:
         raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
     if record and record.trust != state.trust_of(target):
         cause = f"{target.uri} is attached there with other TLS options (verification, certificate or key)"
         raise DeviceInUse(device.path, cause, hint)
     transport = there.tls and there.tls["transport"]
-    if transport and wishes.tls_transport not in ("auto", transport):
-        cause = f"{target.uri} is attached there with TLS by {transport}, not by {wishes.tls_transport}"
+    if transport and options.tls_transport not in ("auto", transport):
+        cause = f"{target.uri} is attached there with TLS by {transport}, not by {options.tls_transport}"
         raise DeviceInUse(device.path, cause, hint)
     for option, wanted, found in (
-        ("--expect-size", wishes.expect_size, there.size),
-        ("--block-size", wishes.block_size, there.block_size),
+        ("--expect-size", options.expect_size, there.size),
+        ("--block-size", options.block_size, there.block_size),
     ):
         if wanted is not None and wanted != found:
             raise DeviceInUse(

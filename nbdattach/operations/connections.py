@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
@@ -28,19 +28,21 @@ _FULL = (NoConnection, Refused, TlsFailed)
 
 
 @contextmanager
-def connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[list[Connection], Export, list[str]]]:
+def connected(
+    target: Target, options: ConnectOptions, trace: Trace
+) -> Iterator[tuple[list[Connection], Export, list[str]]]:
     """All connections of one attachment. We close them at the end, when the kernel has its own references."""
-    carrier = Carrier(wishes.tls_transport)
+    carrier = Carrier(options.tls_transport)
     try:
-        connections = [_first_connection(target, wishes, trace, carrier)]
+        connections = [_first_connection(target, options, trace, carrier)]
     except BaseException:
         carrier.close()
         raise
     try:
         export = connections[0].export
-        _check_size(target, export, wishes)
-        wanted, notes = _how_many(target, export, wishes)
-        connections += _more_connections(target, export, wishes, wanted - 1, trace, carrier)
+        _check_size(target, export, options)
+        wanted, notes = _how_many(target, export, options)
+        connections += _more_connections(target, export, options, wanted - 1, trace, carrier)
         if len(connections) < wanted:
             made = len(connections)
             notes.append(
@@ -55,54 +57,54 @@ def connected(target: Target, wishes: Wishes, trace: Trace) -> Iterator[tuple[li
         carrier.close()
 
 
-def _first_connection(target: Target, wishes: Wishes, trace: Trace, carrier: Carrier) -> Connection:
+def _first_connection(target: Target, options: ConnectOptions, trace: Trace, carrier: Carrier) -> Connection:
     """Tries again until --retry-for has passed, while the server cannot be reached."""
-    patience = Deadline(wishes.retry_for)
+    patience = Deadline(options.retry_for)
     while True:
         try:
-            return _connection(target, wishes, trace, carrier)
+            return _connection(target, options, trace, carrier)
         except NoConnection as error:
             trace(str(error))
             if not patience.sleep(_RETRY_PAUSE):
                 raise
 
 
-def _connection(target: Target, wishes: Wishes, trace: Trace, carrier: Carrier) -> Connection:
-    return carrier.dial(target, wishes.dead_peer, wishes.connect_timeout, trace, raw_size=wishes.raw_size)
+def _connection(target: Target, options: ConnectOptions, trace: Trace, carrier: Carrier) -> Connection:
+    return carrier.dial(target, options.dead_peer, options.connect_timeout, trace, raw_size=options.raw_size)
 
 
-def _check_size(target: Target, export: Export, wishes: Wishes) -> None:
-    if wishes.expect_size is not None and wishes.expect_size != export.size:
+def _check_size(target: Target, export: Export, options: ConnectOptions) -> None:
+    if options.expect_size is not None and options.expect_size != export.size:
         raise Refused(
             target.uri,
-            f"the export has {export.size} bytes, --expect-size says {wishes.expect_size}",
+            f"the export has {export.size} bytes, --expect-size says {options.expect_size}",
             "is it the right export?",
         )
 
 
-def _how_many(target: Target, export: Export, wishes: Wishes) -> tuple[int, list[str]]:
+def _how_many(target: Target, export: Export, options: ConnectOptions) -> tuple[int, list[str]]:
     """The number of connections to make, and a note for the user if it is less than requested."""
-    if wishes.connections == 1 or not export.can_multi_conn:
+    if options.connections == 1 or not export.can_multi_conn:
         notes = []
-        if wishes.connections > 1:
+        if options.connections > 1:
             notes.append(f"{target.uri}: the server allows only one connection, so only one is made")
         return 1, notes
-    return wishes.connections or min(AUTO_CONNECTIONS, os.cpu_count() or 1), []
+    return options.connections or min(AUTO_CONNECTIONS, os.cpu_count() or 1), []
 
 
 def _more_connections(
-    target: Target, export: Export, wishes: Wishes, count: int, trace: Trace, carrier: Carrier
+    target: Target, export: Export, options: ConnectOptions, count: int, trace: Trace, carrier: Carrier
 ) -> list[Connection]:
     """Dials in parallel; each must show the very same export. With --connections auto, fewer than `count` may do."""
     if not count:
         return []
-    if not wishes.connections:
-        wishes = replace(wishes, connect_timeout=min(wishes.connect_timeout, _AUTO_SECONDS))
+    if not options.connections:
+        options = replace(options, connect_timeout=min(options.connect_timeout, _AUTO_SECONDS))
     with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(_connection, target, wishes, trace, carrier) for _ in range(count)]
+        futures = [pool.submit(_connection, target, options, trace, carrier) for _ in range(count)]
     made = [future.result() for future in futures if not future.exception()]
     failures = [failure for future in futures if (failure := future.exception())]
-    if not wishes.connections:
+    if not options.connections:
         for failure in failures:
             trace(str(failure))
         failures = [failure for failure in failures if not isinstance(failure, _FULL)]

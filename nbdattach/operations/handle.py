@@ -29,7 +29,7 @@ class Attachment:
     def __init__(self, device: str, pid: int | None, notes: Sequence[str] = (), fresh: bool = True) -> None:
         self.device = device
         self.pid = pid
-        self._identity = identity_of(self._place)
+        self._identity = identity_of(self._device)
         self.notes = tuple(notes)
         self.fresh = fresh
 
@@ -39,17 +39,17 @@ class Attachment:
 
         print(nbdattach.Attachment.at("nbd0").status().target)
         """
-        place = parse_device(device)
-        pid = Kernel(place).pid
+        found = parse_device(device)
+        pid = Kernel(found).pid
         if pid is None:
-            raise NotAttached(place.path)
-        return cls(place.path, pid, fresh=False)
+            raise NotAttached(found.path)
+        return cls(found.path, pid, fresh=False)
 
     def status(self) -> Status:
         """Its present state from the kernel and our records: the fields of `status --json`. Raises `NotAttached`."""
         from nbdattach.attached.status import status_of
 
-        return status_of(self._place)
+        return status_of(self._device)
 
     def disconnect(
         self,
@@ -73,7 +73,7 @@ class Attachment:
         from nbdattach.operations import detachment
 
         return detachment.detach(
-            self._place,
+            self._device,
             timeout,
             force=force,
             only=self._identity,
@@ -90,7 +90,7 @@ class Attachment:
         """
         from nbdattach.operations import handover
 
-        return handover.reconnect(self._place, parse_target(target, export) if target is not None else None)
+        return handover.reconnect(self._device, parse_target(target, export) if target is not None else None)
 
     def resize(self) -> str:
         """Gives the device the size that the export now has; returns the outcome as text. Netlink only.
@@ -99,10 +99,10 @@ class Attachment:
         """
         from nbdattach.operations import handover
 
-        return handover.resize(self._place)
+        return handover.resize(self._device)
 
     @property
-    def _place(self) -> Device:
+    def _device(self) -> Device:
         return parse_device(self.device)
 
     def __enter__(self) -> Attachment:

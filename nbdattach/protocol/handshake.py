@@ -112,7 +112,7 @@ def enter(target: Target) -> Steps[Export]:
                 raise (yield from _unknown(target, refused)) from refused
             if refused.reply != NBD_REP_ERR_UNSUP:
                 raise
-        listed = yield from politely(_see_it_listed(target))
+        listed = yield from politely(_require_listed(target))
         return (yield from _export_name(target, server, listed))
     return (yield from _export_name(target, server))
 
@@ -223,7 +223,7 @@ def _listed_but_closed(target: Target, words: str = "") -> Refused:
     return Refused(target.uri, f"the server lists the export, but refuses to open it{said}", DENIED)
 
 
-def _see_it_listed(target: Target) -> Steps[bool]:
+def _require_listed(target: Target) -> Steps[bool]:
     """Looks in the list first: after NBD_OPT_EXPORT_NAME, an unknown name looks like a lost connection.
 
     False if the name is not in the list, or if there is no list. Raises `UnknownExport`.

@@ -26,9 +26,9 @@ from nbdattach.connection.stream import warm_up
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import NbdattachError
 from nbdattach.host import background, kmsg, messages, procfs, storage_daemon
+from nbdattach.relay.loop import Pumps
 from nbdattach.relay.orders import Dial, Dialled, Said, Traced
 from nbdattach.relay.pump import Pump
-from nbdattach.relay.pumps import Pumps
 from nbdattach.untrusted_json import parsed
 
 if TYPE_CHECKING:

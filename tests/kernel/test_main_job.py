@@ -191,10 +191,15 @@ def test_connect_again_is_a_success_that_says_so() -> None:
             assert "already attached" in done.err
 
 
-def test_connect_again_with_other_wishes_is_in_use() -> None:
+def test_connect_again_with_other_options_is_in_use() -> None:
     with nbdkit("memory", "1M") as server, nbdkit("memory", "1M") as other, attached(server.uri, tag="a"):
-        for wishes in ([other.uri], [server.uri, "-r"], [server.uri, "--expect-size", "5"], [server.uri, "-b", "4096"]):
-            done = nbd("connect", "--tag", "a", *wishes)
+        for options in (
+            [other.uri],
+            [server.uri, "-r"],
+            [server.uri, "--expect-size", "5"],
+            [server.uri, "-b", "4096"],
+        ):
+            done = nbd("connect", "--tag", "a", *options)
             assert (done.code, done.out) == (7, ""), done
             assert server.uri in done.err
 

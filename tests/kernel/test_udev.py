@@ -13,7 +13,7 @@ import pytest
 from servers import nbdkit
 from tool import nbd_ok, partitioned_image, shell
 
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
 from nbdattach.host import udev
 from nbdattach.kernel import netlink
@@ -53,7 +53,7 @@ def links_to_first() -> list[str]:
 def foreign(uri: str, identifier: str) -> Iterator[None]:
     """nbd0, attached by one netlink message and nothing else; the test waits for udev."""
     with (
-        connected(parse_target(uri), Wishes(connections=1), silent) as (connections, export, _),
+        connected(parse_target(uri), ConnectOptions(connections=1), silent) as (connections, export, _),
         netlink.Family() as family,
     ):
         family.connect(

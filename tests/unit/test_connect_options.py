@@ -10,7 +10,7 @@ from nbdattach import api
 from nbdattach.attached.state import Record
 from nbdattach.boot import nbdtab
 from nbdattach.cli import main
-from nbdattach.connect_options import LastingOptions, TlsOptions, Wishes, options_of
+from nbdattach.connect_options import ConnectOptions, LastingOptions, TlsOptions, options_of
 from nbdattach.protocol.target import with_tls
 
 # Fields that no user sets.
@@ -22,12 +22,12 @@ def names(record: type[LastingOptions] | type[TlsOptions]) -> set[str]:
 
 
 def test_each_field_can_be_set_by_users() -> None:
-    assert {option.field for option in options_of(Wishes).values()} == names(Wishes) - INTERNAL
+    assert {option.field for option in options_of(ConnectOptions).values()} == names(ConnectOptions) - INTERNAL
     assert {option.field for option in options_of(TlsOptions).values()} == names(TlsOptions)
 
 
 def test_the_command_line_and_the_table_have_each_option() -> None:
-    declared = {*options_of(Wishes), *options_of(TlsOptions)}
+    declared = {*options_of(ConnectOptions), *options_of(TlsOptions)}
     long = {name[2:] for param in main.cli.commands["connect"].params for name in param.opts if name.startswith("--")}
     assert declared <= long
     assert {*declared, "no-handshake"} == nbdtab.NAMES_OF_CONNECT
@@ -35,7 +35,7 @@ def test_the_command_line_and_the_table_have_each_option() -> None:
 
 def test_the_api_has_each_option_with_the_same_default() -> None:
     parameters = inspect.signature(api.connect).parameters
-    for field in dataclasses.fields(Wishes):
+    for field in dataclasses.fields(ConnectOptions):
         if field.name not in INTERNAL:
             name = {"raw_size": "size"}.get(field.name, field.name)
             assert parameters[name].default == field.default, name
@@ -52,4 +52,4 @@ def test_a_target_takes_each_option_of_tls() -> None:
 
 def test_a_record_keeps_each_option_that_lasts() -> None:
     assert names(LastingOptions) <= names(Record)
-    assert Wishes().lasting().keys() == names(LastingOptions)
+    assert ConnectOptions().lasting().keys() == names(LastingOptions)

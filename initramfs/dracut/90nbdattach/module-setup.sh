@@ -35,7 +35,7 @@ install() {
         esac
     done <<<"$listing"
     # If a module is missing, fail now, and not when the machine boots.
-    start="import sys; sys.path.append('$libraries'); from nbdattach.boot import root; root.see_all_is_there()"
+    start="import sys; sys.path.append('$libraries'); from nbdattach.boot import root; root.require_all_modules()"
     if ! chroot "$initdir" /usr/bin/python3 -I -S -c "$start"; then
         dfatal 'nbdattach: the copied nbdattach does not run'
         exit 1

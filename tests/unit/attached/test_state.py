@@ -160,7 +160,7 @@ def test_a_file_of_a_thousand_brackets_is_no_state(host: Host, name: str) -> Non
 @pytest.mark.parametrize("trust", [{"colour": "blue"}, {"verify": "no"}, {"ca": True}])
 def test_trust_that_is_not_understood_is_not_taken_for_another(trust: state.Trust) -> None:
     with pytest.raises(Malformed, match="its record has unknown TLS options"):
-        state.place_of("nbds://db1", trust)
+        state.target_of("nbds://db1", trust)
 
 
 def test_a_half_written_file_is_no_record(host: Host) -> None:

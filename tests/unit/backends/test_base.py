@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nbdattach.backends.base import Job, set_queue_limits
 from nbdattach.backends.limits import plan
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.kernel.sysfs import MAX_IDENTIFIER, identifier
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
@@ -60,7 +60,7 @@ def test_identifiers_fit_into_a_page_and_tell_tags_apart(one: str, other: str, t
 )
 def test_a_short_limit_does_not_become_none(asked: float, whole: int) -> None:
     """0 means no limit to the kernel, which counts whole seconds."""
-    assert Wishes(io_timeout=asked).whole_io_timeout == whole
+    assert ConnectOptions(io_timeout=asked).whole_io_timeout == whole
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_limits_of_the_queue_are_those_of_the_job(
     queue = pretend(tmp_path, monkeypatch).sys / "block/nbd0/queue"
     queue.mkdir(parents=True)
     job = Job(
-        "t", Target("db1"), EXPORT, plan("db1", EXPORT), list(range(connections)), Wishes(io_timeout=io_timeout)
+        "t", Target("db1"), EXPORT, plan("db1", EXPORT), list(range(connections)), ConnectOptions(io_timeout=io_timeout)
     )  # fmt: skip
     set_queue_limits(NBD0, job, 3000)
     assert {file.name: file.read_text() for file in queue.iterdir()} == {

@@ -20,7 +20,7 @@ JOB = cast(
     Job,
     SimpleNamespace(
         shape=SimpleNamespace(size=1 << 20, block_size=512, flags=1),
-        wishes=SimpleNamespace(whole_io_timeout=0),
+        options=SimpleNamespace(whole_io_timeout=0),
         sockets=[],
         contested=False,
         tag="tag",

@@ -16,7 +16,7 @@ import pytest
 import nbdattach.backends
 import nbdattach.kernel
 from nbdattach.backends import by_ioctl, choice
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.errors import KernelRefused
 
 MISSING = KernelRefused("netlink backend", "not here", "get it")
@@ -40,7 +40,7 @@ WAITS = [None, 0.0, 5.0, math.inf]
 @pytest.mark.parametrize("on_loss", WAITS)
 def test_netlink_is_taken_where_it_can_be_had(machine: pytest.MonkeyPatch, asked: str, on_loss: float | None) -> None:
     machine.setattr(choice, "why_no_netlink", lambda: None)
-    chosen = choice.choose(Wishes(backend=asked, on_loss=on_loss))
+    chosen = choice.choose(ConnectOptions(backend=asked, on_loss=on_loss))
     assert (chosen.name, chosen.attach, chosen.makes_devices) == ("netlink", attach_by_netlink, True)
 
 
@@ -50,7 +50,7 @@ def test_ioctl_is_taken_where_it_is_asked_for_or_all_there_is(
     machine: pytest.MonkeyPatch, asked: str, missing: KernelRefused | None, on_loss: float | None
 ) -> None:
     machine.setattr(choice, "why_no_netlink", lambda: missing)
-    chosen = choice.choose(Wishes(backend=asked, on_loss=on_loss))
+    chosen = choice.choose(ConnectOptions(backend=asked, on_loss=on_loss))
     assert (chosen.name, chosen.attach, chosen.makes_devices) == ("ioctl", by_ioctl.attach, False)
 
 
@@ -62,7 +62,7 @@ def test_what_only_netlink_can_do_is_refused_with_the_reason_why_it_is_missing(
 ) -> None:
     machine.setattr(choice, "why_no_netlink", lambda: MISSING)
     with pytest.raises(KernelRefused) as caught:
-        choice.choose(Wishes(backend=asked, on_loss=on_loss))
+        choice.choose(ConnectOptions(backend=asked, on_loss=on_loss))
     assert caught.value is MISSING
 
 
@@ -73,7 +73,7 @@ def test_ioctl_that_is_asked_to_wait_is_refused(
 ) -> None:
     machine.setattr(choice, "why_no_netlink", lambda: missing)
     with pytest.raises(KernelRefused) as caught:
-        choice.choose(Wishes(backend="ioctl", on_loss=on_loss))
+        choice.choose(ConnectOptions(backend="ioctl", on_loss=on_loss))
     assert str(caught.value) == f"--on-loss: {NO_WAIT}"
     assert caught.value.hint == "use --backend netlink, or --on-loss fail"
 
@@ -150,18 +150,20 @@ def pretend(monkeypatch: pytest.MonkeyPatch, family: object) -> None:
     monkeypatch.setattr(nbdattach.kernel, "netlink", module, raising=False)
 
 
-@pytest.mark.parametrize("wishes", [Wishes(connections=4, io_timeout=60), Wishes(connections=4, reconnect=False)])
-def test_several_connections_are_had_where_nothing_is_sent_again_unasked(wishes: Wishes) -> None:
-    assert choice.no_less_safe_than_one(wishes) == (wishes, [])
+@pytest.mark.parametrize(
+    "options", [ConnectOptions(connections=4, io_timeout=60), ConnectOptions(connections=4, reconnect=False)]
+)
+def test_several_connections_are_had_where_nothing_is_sent_again_unasked(options: ConnectOptions) -> None:
+    assert choice.no_less_safe_than_one(options) == (options, [])
 
 
 def test_several_connections_without_a_time_for_requests_are_one_and_the_reason_is_said() -> None:
     """The driver would send a slow request again over another connection, and the server may still do the first."""
-    wishes, (note,) = choice.no_less_safe_than_one(Wishes(connections=4))
-    assert wishes == Wishes(connections=1)
+    options, (note,) = choice.no_less_safe_than_one(ConnectOptions(connections=4))
+    assert options == ConnectOptions(connections=1)
     assert note.startswith("only one connection is made") and "--io-timeout SEC" in note
 
 
 @pytest.mark.parametrize("connections", [0, 1])
 def test_one_connection_is_nothing_to_speak_of(connections: int) -> None:
-    assert choice.no_less_safe_than_one(Wishes(connections=connections)) == (Wishes(connections=1), [])
+    assert choice.no_less_safe_than_one(ConnectOptions(connections=connections)) == (ConnectOptions(connections=1), [])

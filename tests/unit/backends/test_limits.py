@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From an export and the user's wishes to the kernel's settings: every branch of the arithmetic. No I/O."""
+"""From an export and the user's options to the kernel's settings: every branch of the arithmetic. No I/O."""
 
 from __future__ import annotations
 

@@ -80,20 +80,20 @@ def test_what_dhcp_says(line: str, uri: str, device: str) -> None:
 def test_file_system_and_options_of_dracut() -> None:
     found = root("root=nbd:db1:disk:ext4:noatime,data=journal:bs=4096,dead-peer=9")
     assert (found.fstype, found.flags) == ("ext4", "noatime,data=journal")
-    assert (found.wishes.block_size, found.wishes.dead_peer) == (4096, 9)
+    assert (found.options.block_size, found.options.dead_peer) == (4096, 9)
 
 
 def test_a_root_waits_for_its_server_for_ever() -> None:
-    wishes = root("nbdroot=nbd://db1/disk").wishes
-    assert (wishes.root, wishes.on_loss, wishes.retry_for) == (True, FOREVER, 300)
-    assert (wishes.backend, wishes.tls_transport, wishes.reconnect) == ("netlink", "kernel", True)
+    options = root("nbdroot=nbd://db1/disk").options
+    assert (options.root, options.on_loss, options.retry_for) == (True, FOREVER, 300)
+    assert (options.backend, options.tls_transport, options.reconnect) == ("netlink", "kernel", True)
 
 
 def test_options() -> None:
     found = root("nbdroot=nbds://db1/disk nbdopts=tls-ca=/etc/ca.pem,retry-for=0,on-loss=wait:60,read-only,tag=root")
     assert (found.target.tls, found.target.tls_ca) == (True, "/etc/ca.pem")
-    wishes = found.wishes
-    assert (wishes.retry_for, wishes.on_loss, wishes.read_only, wishes.tag) == (0, 60, True, "root")
+    options = found.options
+    assert (options.retry_for, options.on_loss, options.read_only, options.tag) == (0, 60, True, "root")
 
 
 def test_of_two_the_last_one_counts() -> None:
@@ -161,7 +161,7 @@ def test_options_that_are_a_comment_are_a_mistake() -> None:
 @pytest.mark.parametrize("told", ["db1,disk,nbd2", "nbd://db1/a%20b%23c", "10.0.0.7:10810/disk"])
 def test_what_dhcp_says_keeps_the_operators_options(told: str) -> None:
     found = root("nbdroot=dhcp nbdopts=tls-ca=/etc/ca.pem,tag=a#b", ROOTPATH=told)
-    assert (found.target.tls, found.target.tls_ca, found.wishes.tag) == (True, "/etc/ca.pem", "a#b")
+    assert (found.target.tls, found.target.tls_ca, found.options.tag) == (True, "/etc/ca.pem", "a#b")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nbdattach.boot import table
 from nbdattach.boot.nbdtab import Entry, Table, parse
 from nbdattach.cli import main
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed
 from nbdattach.operations import attachment
@@ -42,7 +42,7 @@ LOCAL = Target("db1", export="disk")
 
 
 def test_a_line_is_a_device_a_host_and_an_export() -> None:
-    assert entry("nbd0 db1 disk") == Entry(1, Device(0), LOCAL, Wishes())
+    assert entry("nbd0 db1 disk") == Entry(1, Device(0), LOCAL, ConnectOptions())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_line_is_a_device_a_host_and_an_export() -> None:
 )
 def test_the_same_line(text: str) -> None:
     (found,) = sound(text)
-    assert (found.device, found.target, found.wishes) == (Device(0), LOCAL, Wishes())
+    assert (found.device, found.target, found.options) == (Device(0), LOCAL, ConnectOptions())
 
 
 @pytest.mark.parametrize(
@@ -121,27 +121,27 @@ def test_target(line: str, target: Target) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "wishes"),
+    ("options", "expected"),
     [
-        ("bs=4096", Wishes(block_size=4096)),
-        ("conns=4", Wishes(connections=4)),
-        ("conns=auto", Wishes(connections=0)),
-        ("timeout=30", Wishes(io_timeout=30.0)),
-        ("dead-timeout=60", Wishes(on_loss=60.0)),
-        ("swap,persist,preinit,size=512", Wishes(swap=True, raw_size=512)),
-        ("on-loss=wait,read-only", Wishes(on_loss=math.inf, read_only=True)),
-        ("on-loss=fail,no-reconnect", Wishes(on_loss=0.0, reconnect=False)),
-        ("tag=vm#1=a", Wishes(tag="vm#1=a")),
-        ("retry-for=90,connect-timeout=5", Wishes(retry_for=90.0, connect_timeout=5.0)),
+        ("bs=4096", ConnectOptions(block_size=4096)),
+        ("conns=4", ConnectOptions(connections=4)),
+        ("conns=auto", ConnectOptions(connections=0)),
+        ("timeout=30", ConnectOptions(io_timeout=30.0)),
+        ("dead-timeout=60", ConnectOptions(on_loss=60.0)),
+        ("swap,persist,preinit,size=512", ConnectOptions(swap=True, raw_size=512)),
+        ("on-loss=wait,read-only", ConnectOptions(on_loss=math.inf, read_only=True)),
+        ("on-loss=fail,no-reconnect", ConnectOptions(on_loss=0.0, reconnect=False)),
+        ("tag=vm#1=a", ConnectOptions(tag="vm#1=a")),
+        ("retry-for=90,connect-timeout=5", ConnectOptions(retry_for=90.0, connect_timeout=5.0)),
     ],
 )
-def test_options(options: str, wishes: Wishes) -> None:
-    assert entry(f"nbd0 db1 disk {options}").wishes == wishes
+def test_options(options: str, expected: ConnectOptions) -> None:
+    assert entry(f"nbd0 db1 disk {options}").options == expected
 
 
 def test_options_hold_for_their_line_only() -> None:
     text = "nbd0 db1 disk port=2000,bs=4096,tls\nnbd1 db1 disk\nnbd2 db2 disk port=3000\n"
-    assert [(one.target.port, one.wishes.block_size, one.target.tls) for one in sound(text)] == [
+    assert [(one.target.port, one.options.block_size, one.target.tls) for one in sound(text)] == [
         (2000, 4096, True), (10809, None, False), (3000, None, False),
     ]  # fmt: skip
 
@@ -361,12 +361,12 @@ def long_names() -> set[str]:
     return {name[2:] for option in connect.params for name in option.opts if name.startswith("--")} - NOT_IN_A_TABLE
 
 
-def connected(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> tuple[Target, Wishes] | None:
+def connected(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> tuple[Target, ConnectOptions] | None:
     """The result of connect with these options; None if it refuses them."""
-    asked: list[tuple[Target, Wishes]] = []
+    asked: list[tuple[Target, ConnectOptions]] = []
 
-    def attach(target: Target, _device: Device | None, wishes: Wishes, _trace: object) -> None:
-        asked.append((target, wishes))
+    def attach(target: Target, _device: Device | None, found: ConnectOptions, _trace: object) -> None:
+        asked.append((target, found))
         raise KernelRefused("it", "no", "try")
 
     monkeypatch.setattr(attachment, "attach", attach)
@@ -375,9 +375,9 @@ def connected(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> tuple[Targ
     return asked[0] if asked else None
 
 
-def in_table(options: str) -> tuple[Target, Wishes] | None:
+def in_table(options: str) -> tuple[Target, ConnectOptions] | None:
     entries = parse(f"nbd0 db1 disk {options}", "nbdtab").entries
-    return (entries[0].target, entries[0].wishes) if entries else None
+    return (entries[0].target, entries[0].options) if entries else None
 
 
 def test_every_option_of_connect_is_tried_here() -> None:
@@ -434,7 +434,7 @@ def test_lines_stand_for_themselves(above: str, below: str) -> None:
     """But for their number, and for devices and tags that are taken."""
     line = "nbd7 db1 disk port=2000,tag=own"
     (found,) = [one for one in parse(f"{above}\n{line}\n{below}", "nbdtab").entries if one.device == Device(7)]
-    assert (found.target, found.wishes) == (entry(line).target, entry(line).wishes)
+    assert (found.target, found.options) == (entry(line).target, entry(line).options)
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -471,7 +471,7 @@ def test_what_comes_from_a_file_is_marked_with_it(tmp_path: Path, monkeypatch: p
     (tmp_path / "nbdtab").write_text("nbd0 db1 disk\n")
     monkeypatch.chdir(tmp_path)
     (found,) = table.read("nbdtab").entries
-    assert found.wishes == Wishes(table=f"{tmp_path}/nbdtab")
+    assert found.options == ConnectOptions(table=f"{tmp_path}/nbdtab")
 
 
 def test_only_the_lines_of_a_device_count_for_it() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import nbdattach
 from nbdattach.boot import root
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
 from nbdattach.errors import NoConnection
 from nbdattach.monitor import service
@@ -31,10 +31,10 @@ class Kernel:
         self.patience = 0.0
         self.stand_in = ""  # why there is none
 
-    def attach(self, target: Target, device: Device, wishes: Wishes, reporter: Reporter) -> Attachment:
-        assert wishes.root
+    def attach(self, target: Target, device: Device, options: ConnectOptions, reporter: Reporter) -> Attachment:
+        assert options.root
         self.targets.append(target)
-        self.patience = wishes.retry_for
+        self.patience = options.retry_for
         reporter.trace("nbd://db1: cannot connect: Connection refused")
         reporter.trace("nbd://db1: cannot connect: Connection refused")
         return Attachment(device.path, 1, ["a note"])
@@ -192,7 +192,7 @@ import sys
 dynamic = [path for path in sys.path if path.endswith("lib-dynload")]
 sys.path[:] = [*dynamic, "{modules}", "{stdlib}"]
 from nbdattach.boot import root
-root.see_all_is_there()
+root.require_all_modules()
 for name, module in sorted(sys.modules.items()):
     if name.partition(".")[0] == "nbdattach":
         print(module.__file__)

@@ -16,7 +16,7 @@ from nbdattach.attached import state
 from nbdattach.attached.state import Identity, Record
 from nbdattach.boot import table
 from nbdattach.cli import main
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NoConnection, Refused
 from nbdattach.operations import attachment, detachment
@@ -25,7 +25,7 @@ from nbdattach.protocol.target import Target
 from nbdattach.reporter import Reporter
 
 Capture = pytest.CaptureFixture[str]
-Attach = Callable[[Target, Device, Wishes, object], Attachment]
+Attach = Callable[[Target, Device, ConnectOptions, object], Attachment]
 LINES = "nbd0 db1 disk\nnbd1 db2 root port=2000,on-loss=wait\n/dev/nbd2 /run/s a unix\n"
 PARALLEL_SECONDS = 60
 
@@ -50,12 +50,12 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 @pytest.fixture
-def attached(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[int, str, Wishes]]:
-    """The requests: device, URI and wishes. All of them succeed."""
-    asked: list[tuple[int, str, Wishes]] = []
+def attached(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[int, str, ConnectOptions]]:
+    """The requests: device, URI and options. All of them succeed."""
+    asked: list[tuple[int, str, ConnectOptions]] = []
 
-    def attach(target: Target, device: Device, wishes: Wishes, _: object) -> Attachment:
-        asked.append((device.index, target.uri, wishes))
+    def attach(target: Target, device: Device, options: ConnectOptions, _: object) -> Attachment:
+        asked.append((device.index, target.uri, options))
         return Attachment(device.path, 4711)
 
     monkeypatch.setattr(attachment, "attach", attach)
@@ -67,22 +67,22 @@ def attached(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[int, str
 
 @pytest.mark.parametrize("name", ["nbd1", "/dev/nbd1"])
 def test_up_attaches_what_the_line_says_and_prints_the_device(
-    capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]], name: str
+    capsys: Capture, file: Path, attached: list[tuple[int, str, ConnectOptions]], name: str
 ) -> None:
     assert ran(capsys, "up", "--table", str(file), name) == (0, "/dev/nbd1\n", "")
-    assert attached == [(1, "nbd://db2:2000/root", Wishes(on_loss=float("inf"), table=str(file)))]
+    assert attached == [(1, "nbd://db2:2000/root", ConnectOptions(on_loss=float("inf"), table=str(file)))]
 
 
 def test_a_line_that_says_how_long_to_try_is_taken_at_its_word(
-    capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
+    capsys: Capture, file: Path, attached: list[tuple[int, str, ConnectOptions]]
 ) -> None:
     file.write_text("nbd0 h e retry-for=0\nnbd1 h e retry-for=7\nnbd2 h e\n")
     assert ran(capsys, "up", "--all", "--retry-for", "90", "--table", str(file))[0] == 0
-    assert sorted((index, wishes.retry_for) for index, _, wishes in attached) == [(0, 0), (1, 7), (2, 90)]
+    assert sorted((index, options.retry_for) for index, _, options in attached) == [(0, 0), (1, 7), (2, 90)]
 
 
 def test_up_of_a_device_named_twice_is_one(
-    capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
+    capsys: Capture, file: Path, attached: list[tuple[int, str, ConnectOptions]]
 ) -> None:
     assert ran(capsys, "up", "--table", str(file), "nbd0", "/dev/nbd0")[:2] == (0, "/dev/nbd0\n")
     assert [index for index, *_ in attached] == [0]
@@ -90,7 +90,7 @@ def test_up_of_a_device_named_twice_is_one(
 
 @pytest.mark.usefixtures("host")
 def test_steps_are_told_with_their_device(capsys: Capture, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def attach(_target: Target, device: Device, _wishes: Wishes, reporter: Reporter) -> Attachment:
+    def attach(_target: Target, device: Device, _options: ConnectOptions, reporter: Reporter) -> Attachment:
         reporter.trace("connecting")
         return Attachment(device.path, 4711)
 
@@ -106,7 +106,7 @@ def test_up_all_attaches_every_line_at_the_same_time(
 ) -> None:
     meeting = threading.Barrier(3)
 
-    def attach(_target: Target, device: Device, _wishes: Wishes, _: object) -> Attachment:
+    def attach(_target: Target, device: Device, _options: ConnectOptions, _: object) -> Attachment:
         meeting.wait(PARALLEL_SECONDS)  # raises if the others do not come
         return Attachment(device.path, 4711)
 
@@ -121,7 +121,7 @@ def test_failures_are_told_as_they_come_and_the_first_line_of_them_decides(
 ) -> None:
     meeting = threading.Barrier(3)
 
-    def attach(target: Target, device: Device, _wishes: Wishes, _: object) -> Attachment:
+    def attach(target: Target, device: Device, _options: ConnectOptions, _: object) -> Attachment:
         meeting.wait(PARALLEL_SECONDS)
         if device.index == 0:
             raise NoConnection(target.uri, "cannot connect: Connection refused", "is it up?")
@@ -158,7 +158,7 @@ def test_an_error_of_another_thing_than_the_device_names_both_and_stays_whole(
 
 
 def test_a_line_with_a_mistake_keeps_no_other_from_being_attached(
-    capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
+    capsys: Capture, file: Path, attached: list[tuple[int, str, ConnectOptions]]
 ) -> None:
     file.write_text("nbd0 db1 disk frob\nnbd1 db1 root\n")
     said = f"nbdattach: {file}:1:15: unknown option 'frob'\n(see nbdtab(5) for the options; _NAME is ignored)\n"
@@ -169,7 +169,7 @@ def test_a_line_with_a_mistake_keeps_no_other_from_being_attached(
 
 
 def test_up_of_a_device_without_a_line_names_the_file(
-    capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
+    capsys: Capture, file: Path, attached: list[tuple[int, str, ConnectOptions]]
 ) -> None:
     said = f"nbdattach: /dev/nbd7: no line for it in {file}\n(write one: nbd7 HOST EXPORT)\n"
     assert ran(capsys, "up", "--table", str(file), "nbd7", "nbd0") == (2, "/dev/nbd0\n", said)
@@ -182,7 +182,7 @@ def test_the_default_is_etc_nbdtab(capsys: Capture) -> None:
 
 
 def test_a_server_that_is_not_verified_is_told(
-    capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
+    capsys: Capture, file: Path, attached: list[tuple[int, str, ConnectOptions]]
 ) -> None:
     file.write_text("nbd0 db1 disk tls-no-verify\n")
     code, _, err = ran(capsys, "up", "--table", str(file), "--all")
@@ -191,7 +191,7 @@ def test_a_server_that_is_not_verified_is_told(
 
 
 def test_check_tells_all_mistakes_and_attaches_nothing(
-    capsys: Capture, file: Path, attached: list[tuple[int, str, Wishes]]
+    capsys: Capture, file: Path, attached: list[tuple[int, str, ConnectOptions]]
 ) -> None:
     assert ran(capsys, "up", "--check", "--table", str(file)) == (0, "", "")
     assert ran(capsys, "up", "--check", "--all", "--table", str(file)) == (0, "", "")
@@ -233,7 +233,7 @@ def test_ctrl_c_kills_during_the_work_only(
     """Threads cannot be interrupted; a process can be killed, which leaves nothing half done."""
     during: list[object] = []
 
-    def attach(_target: Target, device: Device, _wishes: Wishes, _: object) -> Attachment:
+    def attach(_target: Target, device: Device, _options: ConnectOptions, _: object) -> Attachment:
         during.append(signal.getsignal(signal.SIGINT))
         return Attachment(device.path, 4711)
 

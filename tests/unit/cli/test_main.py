@@ -25,7 +25,7 @@ from nbdattach.attached import state, status
 from nbdattach.attached.state import Record
 from nbdattach.backends import choice
 from nbdattach.cli import foreground, main, screen
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.connection import client
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
@@ -421,16 +421,9 @@ def test_command_line_imports_nothing_heavy() -> None:
     assert "nbdattach.cli.main" in loaded
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess", "ctypes", "asyncio"} == set()
     ours = {name.removeprefix("nbdattach.") for name in loaded if name.startswith("nbdattach.")}
-    commands = {"attach", "change", "detach", "main", "offers", "options", "report", "show", "table", "types", "usage"}
-    assert ours == {
-        "cli",
-        *(f"cli.{name}" for name in commands),
-        "connect_options",
-        "errors",
-        "option_values",
-        "reporter",
-        "text",
-    }
+    modules = "change connect disconnect main offers options report show types up_down usage"
+    ground = {"connect_options", "errors", "option_values", "reporter", "text"}
+    assert ours == {"cli", *(f"cli.{name}" for name in modules.split()), *ground}
 
 
 @pytest.mark.parametrize(
@@ -699,43 +692,45 @@ def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pyte
     assert stayed == [("/dev/nbd3", 4711)]
 
 
-# -- wishes and orders -------------------------------------------------------------------------------------------------
+# -- options and orders ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "wishes"),
+    ("options", "expected"),
     [
-        ([], Wishes()),
-        (["--on-loss", "wait"], Wishes(on_loss=math.inf)),
-        (["--on-loss", "wait:5"], Wishes(on_loss=5.0)),
-        (["--on-loss", "wait:0.5"], Wishes(on_loss=0.5)),
-        (["--on-loss", "wait:0"], Wishes(on_loss=0.0)),
-        (["--on-loss", "wait:31536000"], Wishes(on_loss=365 * 24 * 3600.0)),
-        (["--on-loss", "fail"], Wishes(on_loss=0.0)),
-        (["--dead-peer", "1", "--io-timeout", "90"], Wishes(dead_peer=1.0, io_timeout=90.0)),
-        (["--backend", "netlink", "--no-reconnect"], Wishes(backend="netlink", reconnect=False)),
-        (["-C", "3", "--swap", "--tag", "t"], Wishes(connections=3, swap=True, tag="t")),
-        (["--size", "512", "--no-handshake"], Wishes(raw_size=512)),
+        ([], ConnectOptions()),
+        (["--on-loss", "wait"], ConnectOptions(on_loss=math.inf)),
+        (["--on-loss", "wait:5"], ConnectOptions(on_loss=5.0)),
+        (["--on-loss", "wait:0.5"], ConnectOptions(on_loss=0.5)),
+        (["--on-loss", "wait:0"], ConnectOptions(on_loss=0.0)),
+        (["--on-loss", "wait:31536000"], ConnectOptions(on_loss=365 * 24 * 3600.0)),
+        (["--on-loss", "fail"], ConnectOptions(on_loss=0.0)),
+        (["--dead-peer", "1", "--io-timeout", "90"], ConnectOptions(dead_peer=1.0, io_timeout=90.0)),
+        (["--backend", "netlink", "--no-reconnect"], ConnectOptions(backend="netlink", reconnect=False)),
+        (["-C", "3", "--swap", "--tag", "t"], ConnectOptions(connections=3, swap=True, tag="t")),
+        (["--size", "512", "--no-handshake"], ConnectOptions(raw_size=512)),
     ],
 )
-def test_options_of_connect_become_wishes(monkeypatch: pytest.MonkeyPatch, options: list[str], wishes: Wishes) -> None:
-    asked: list[tuple[Target, Device | None, Wishes]] = []
+def test_options_of_connect_become_one_record(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], expected: ConnectOptions
+) -> None:
+    asked: list[tuple[Target, Device | None, ConnectOptions]] = []
 
-    def attach(target: Target, device: Device | None, wishes: Wishes, _: object) -> None:
-        asked.append((target, device, wishes))
+    def attach(target: Target, device: Device | None, given: ConnectOptions, _: object) -> None:
+        asked.append((target, device, given))
         raise KernelRefused("it", "no", "try")
 
     monkeypatch.setattr(attachment, "attach", attach)
     assert main.run(["connect", *options, "db1", "nbd3"]) == 6
-    assert asked == [(Target("db1"), Device(3), wishes)]
+    assert asked == [(Target("db1"), Device(3), expected)]
 
 
 @pytest.mark.parametrize("tag", ["t", "nbd://db1/disk", "two words", "a" * 255, "ä" * 127, "磁盘"])
 def test_a_tag_is_taken_as_it_was_typed(monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
     asked: list[str] = []
 
-    def attach(_target: Target, _device: object, wishes: Wishes, _trace: object) -> None:
-        asked.append(wishes.tag)
+    def attach(_target: Target, _device: object, given: ConnectOptions, _trace: object) -> None:
+        asked.append(given.tag)
         raise KernelRefused("it", "no", "try")
 
     monkeypatch.setattr(attachment, "attach", attach)

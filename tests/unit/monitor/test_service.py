@@ -24,9 +24,9 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.host import procfs, spawn, storage_daemon
 from nbdattach.kernel import driver_log, netlink
-from nbdattach.monitor import control, orders, service
+from nbdattach.monitor import control, planned, service
 from nbdattach.monitor.control import Door, Request
-from nbdattach.monitor.orders import Orders
+from nbdattach.monitor.planned import Orders
 from nbdattach.monitor.service import Monitor
 from nbdattach.monitor.watch import Watch
 
@@ -82,7 +82,7 @@ def test_a_resize_that_finds_the_device_in_use_names_its_users(monkeypatch: pyte
     """Of a shrunk export; the command prints a line for each, with the command that releases it."""
     mount = User("mount", "/srv", "mounted at /srv", "umount /srv")
     monkeypatch.setattr(Orders, "resize", lambda self: self._nobody_uses_it())
-    monkeypatch.setattr(orders, "users_of", lambda _: Users([mount]))
+    monkeypatch.setattr(planned, "users_of", lambda _: Users([mount]))
     monitor = watching()
     error = refusal(monitor, Request("resize", "nbd0"))
     monitor._watches[NBD0].stop()

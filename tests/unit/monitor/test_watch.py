@@ -28,7 +28,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.kernel import netlink, settings, sysfs
-from nbdattach.monitor import orders
+from nbdattach.monitor import planned
 from nbdattach.monitor.links import Links
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
@@ -49,8 +49,8 @@ class Attachment:
         monkeypatch.setattr(sysfs, "SYS", f"{tmp_path}/sys")
         monkeypatch.setattr(state, "RUN", f"{tmp_path}/run")
         monkeypatch.setattr(Links, "is_there", lambda _: True)
-        monkeypatch.setattr(orders, "_QUIET_FOR_SIZE", 0.05)
-        monkeypatch.setattr(orders, "_QUIET", 0.0)
+        monkeypatch.setattr(planned, "_QUIET_FOR_SIZE", 0.05)
+        monkeypatch.setattr(planned, "_QUIET", 0.0)
         self.sys = Sys(tmp_path / "sys")
         self.driver = LateDriver()
         self.log: list[str] = []
@@ -219,7 +219,7 @@ def test_the_old_server_is_forgotten_when_the_new_one_has_the_device(attachment:
     assert attachment.watch._orders.reconnect(Target("db2", export="disk")) == NEW
     assert attachment.is_cut
     written = attachment.written
-    assert (written.target, written.moving_to, written.place().uri) == (NEW, "", NEW)
+    assert (written.target, written.moving_to, written.current_target().uri) == (NEW, "", NEW)
 
 
 def test_the_address_of_the_old_server_is_not_taken_for_that_of_the_new_one(attachment: Attachment) -> None:
@@ -230,7 +230,7 @@ def test_the_address_of_the_old_server_is_not_taken_for_that_of_the_new_one(atta
 def test_a_move_that_is_done_is_a_success_though_it_cannot_be_written_down_at_once(attachment: Attachment) -> None:
     attachment.full(from_save=2)
     assert attachment.watch._orders.reconnect(Target("db2", export="disk")) == NEW
-    assert attachment.written.place().uri == NEW
+    assert attachment.written.current_target().uri == NEW
     attachment.empty_it()
     attachment.watch.tick()
     assert (attachment.written.target, attachment.written.moving_to) == (NEW, "")

@@ -14,7 +14,7 @@ import pytest
 import wire
 from peer import Serve, drain, soon
 
-from nbdattach.connect_options import Wishes
+from nbdattach.connect_options import ConnectOptions
 from nbdattach.errors import BrokenProtocol, DeadlinePassed, NbdattachError, NoConnection, Refused
 from nbdattach.operations.connections import connected
 from nbdattach.protocol.target import Target
@@ -95,21 +95,21 @@ def test_auto_takes_the_connections_that_a_full_server_has_given(otherwise: Serv
     with (
         places(count, otherwise) as target,
         soon(),
-        connected(target, Wishes(connect_timeout=60), lambda _: None) as (made, _, notes),
+        connected(target, ConnectOptions(connect_timeout=60), lambda _: None) as (made, _, notes),
     ):
         assert len(made) == count
         assert notes == [f"{target.uri}: the server accepted {count} of 4 connections; -C {count} asks for no more"]
 
 
 def test_auto_says_nothing_where_it_gets_all() -> None:
-    with places(4, closes) as target, connected(target, Wishes(), lambda _: None) as (made, _, notes):
+    with places(4, closes) as target, connected(target, ConnectOptions(), lambda _: None) as (made, _, notes):
         assert (len(made), notes) == (4, [])
 
 
 @pytest.mark.parametrize(("otherwise", "kind"), FULL.values(), ids=FULL)
 def test_connections_that_were_asked_for_are_had_or_an_error(otherwise: Serve, kind: type[NbdattachError]) -> None:
-    wishes = Wishes(connections=3, connect_timeout=1)
-    with places(2, otherwise) as target, pytest.raises(kind), connected(target, wishes, lambda _: None):
+    options = ConnectOptions(connections=3, connect_timeout=1)
+    with places(2, otherwise) as target, pytest.raises(kind), connected(target, options, lambda _: None):
         pass
 
 
@@ -123,6 +123,6 @@ def test_a_connection_to_another_disk_is_an_error_also_with_auto(wanted: int) ->
     with (
         places(2, another_export) as target,
         pytest.raises(BrokenProtocol, match="different exports"),
-        connected(target, Wishes(connections=wanted), lambda _: None),
+        connected(target, ConnectOptions(connections=wanted), lambda _: None),
     ):
         pass

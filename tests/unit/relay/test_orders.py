@@ -23,8 +23,8 @@ from nbdattach.protocol.export import BlockSize, Export
 from nbdattach.protocol.target import Target
 from nbdattach.relay import process
 from nbdattach.relay.dialer import Relay
+from nbdattach.relay.loop import Pumps
 from nbdattach.relay.orders import Dial
-from nbdattach.relay.pumps import Pumps
 
 PATIENCE = 60.0
 

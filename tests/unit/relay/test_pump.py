@@ -21,8 +21,8 @@ import pytest
 from certificates import make
 
 from nbdattach.relay.buffer import BUFFER
+from nbdattach.relay.loop import Pumps
 from nbdattach.relay.pump import Pump
-from nbdattach.relay.pumps import Pumps
 
 DISCONNECT = struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0)
 REQUEST = struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 0, 4096)

@@ -38,7 +38,7 @@ class Pumps:
     def add(self, pump: Pump) -> None:
         def take() -> None:
             self._pumps[pump.kernel_number] = self._pumps[pump.server_number] = pump
-            self._see_to(pump)
+            self._work_on(pump)
 
         self.call(take)
 
@@ -68,7 +68,7 @@ class Pumps:
             touched |= {pump for pump in self._pumps.values() if pump.seconds_left == 0}
             touched |= self._look()
             for pump in touched:
-                self._see_to(pump)
+                self._work_on(pump)
             if call:
                 call()
 
@@ -89,7 +89,7 @@ class Pumps:
         self._next_look = time.monotonic() + min((pump.look_again for pump in pumps), default=0.0)
         return pumps
 
-    def _see_to(self, pump: Pump) -> None:
+    def _work_on(self, pump: Pump) -> None:
         if pump.step():
             self._busy.add(pump)
         for number, events, closed in (

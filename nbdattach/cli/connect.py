@@ -56,18 +56,18 @@ def connect(
     as_json: bool,
     no_handshake: bool,
     raw_size: int | None,
-    **wishes: Any,
+    **options: Any,
 ) -> None:
     """Attach an export, and print the device.
 
     Without DEVICE, the command uses a free one. When it returns, the device is ready: its size and block size are set,
     and its partitions exist.
     """
-    trust = trust_of(wishes)
+    trust = trust_of(options)
     target_of(target, export, trust)
-    if wishes["tag"] == "":
+    if options["tag"] == "":
         raise Malformed("--tag", "an empty name", "leave it out for the target's URI")
-    wishes["tag"] = wishes["tag"] or ""
+    options["tag"] = options["tag"] or ""
     if no_handshake != (raw_size is not None):
         raise Malformed(
             "--no-handshake" if no_handshake else "--size",
@@ -84,7 +84,7 @@ def connect(
         size=raw_size,
         reporter=OnTerminal(),
         **{f"tls_{name}" if name != "required" else "tls": value for name, value in trust.items()},
-        **wishes,
+        **options,
     )
     for note in done.notes:
         say(note)
