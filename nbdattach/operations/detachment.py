@@ -170,6 +170,6 @@ def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:
             raise DeviceInUse(
                 device.path,
                 cause or "detached, but a program still has it open",
-                "the kernel frees it when the program closes it",
+                "the kernel frees it when its last user releases it",
                 [f"{one.says}: {one.release}" for one in users],
             )

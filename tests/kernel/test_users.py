@@ -333,7 +333,7 @@ def test_force_tears_down_and_says_what(tmp_path: Path) -> None:
             "nbdattach:   mounted at /mnt: umount /mnt",
             "nbdattach: /dev/nbd0: detached, but not free: mounted at /mnt",
             "  mounted at /mnt: umount /mnt",
-            "(the kernel frees it when the program closes it)",
+            "(the kernel frees it when its last user releases it)",
         ]
         shell("umount /mnt")
         eventually(lambda: not FIRST.attached)
