@@ -2,7 +2,9 @@
 """Remembers our attachments in /run/nbdattach. The files only help: the kernel decides which devices are attached.
 
 One JSON file an attachment, one more while it is in trouble, and one when a flush has failed; readable by root only,
-written atomically, without secrets.
+written atomically, without secrets. Their format is the fields of `Record`, `LastingOptions` and `TlsSession`. A new
+field needs a default, so that a file of an older release can be read; `untrusted_json.made_of` leaves out fields of a
+newer one.
 """
 
 from __future__ import annotations

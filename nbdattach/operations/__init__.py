@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The operations on a device: attach it, detach it, hand it over to another connection.
+"""The operations on a device: attach it, detach it, ask the monitor to reconnect or resize it.
 
 May import: attached, backends, connection, host, kernel, monitor, protocol, relay.
 """

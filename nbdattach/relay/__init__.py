@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Connections with TLS in the kernel or in a process of ours, the relay: the dialer for both, and that process.
+"""The relay, a process that encrypts if the kernel cannot; and the dialer, which chooses kernel or relay.
 
 May import: connection, host, protocol.
 """
