@@ -18,7 +18,7 @@ from nbdattach.cli.options import (
     tls_options,
     trust_of,
 )
-from nbdattach.cli.report import OnTerminal, say, say_error
+from nbdattach.cli.report import OnTerminal, say, say_error, say_over
 from nbdattach.cli.types import target_of
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed
@@ -98,4 +98,7 @@ def connect(
     if foreground:
         from nbdattach.cli import foreground as front
 
-        front.stay(done, say_error, OnTerminal())
+        try:
+            front.stay(done, say_error, OnTerminal(done.device))
+        finally:
+            say_over("")

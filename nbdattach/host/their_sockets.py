@@ -8,42 +8,52 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Callable
 
 from nbdattach.host import procfs, syscalls
 
 # A process that is not stuck ends so soon. In milliseconds, for poll(2).
 _ENDS = 1000
+_STANDARD_FILES = (0, 1, 2)
 
 
-def kill(pid: int) -> None:
-    """Kills the process. If it does not end, shuts down all stream connections that it had open, in both directions.
+def kill(pid: int, is_it: Callable[[], bool]) -> bool:
+    """Kills the process. If it does not end, shuts down its stream connections, in both directions.
 
-    Only the signal if the kernel does not let us do more (pidfd_getfd(2) needs the right to trace the process).
+    `is_it` tells whether `pid` is the process that is meant; False if not, or if it has ended. If the kernel does not
+    let us do more, it gets only the signal (pidfd_getfd(2) needs the right to trace the process).
     """
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return False
     with contextlib.ExitStack() as stack:
-        process = -1
-        with contextlib.suppress(OSError):
-            process = os.pidfd_open(pid)
-            stack.callback(os.close, process)
-        held = [stack.enter_context(sock) for sock in _streams(pid, process)] if process >= 0 else []
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        stack.callback(os.close, process)
+        if not is_it():  # asked now: from here on, no other process can be taken for it
+            return False
+        held = [stack.enter_context(sock) for sock in _connections(pid, process)]
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
         if held and not _ends(process):
             for sock in held:
                 with contextlib.suppress(OSError):  # not connected
                     sock.shutdown(socket.SHUT_RDWR)
+    return True
 
 
-def _streams(pid: int, process: int) -> list[socket.socket]:
-    """Duplicates of its stream sockets."""
+def _connections(pid: int, process: int) -> list[socket.socket]:
+    """Duplicates of its stream sockets, but for standard input, output and error: other processes may have those."""
     found = []
     for number in procfs.sockets_of(pid):
-        with contextlib.suppress(OSError):  # closed meanwhile, or not allowed
-            sock = socket.socket(fileno=syscalls.pidfd_getfd(process, number))
-            if sock.type == socket.SOCK_STREAM:
-                found.append(sock)
-            else:
-                sock.close()
+        if number not in _STANDARD_FILES:
+            with contextlib.suppress(OSError):  # closed meanwhile, or not allowed
+                sock = socket.socket(fileno=syscalls.pidfd_getfd(process, number))
+                if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    found.append(sock)
+                else:
+                    sock.close()
     return found
 
 

@@ -271,15 +271,17 @@ class Links:
         self._reconfigure(dead_conn_timeout=0)
         self._scout()  # wakes the requests that wait, so that they fail
 
-    def await_failure(self, go_on: Callable[[], bool], all_of_them: bool) -> None:
-        """Waits until no request is under way, or all are back at the driver, or `go_on` returns False.
+    def await_failure(self, go_on: Callable[[], bool], all_of_them: bool) -> bool:
+        """Waits until no request is under way, or all are back at the driver. False if `go_on` has ended that.
 
         If we handed over a connection sooner, the driver would send them again over it. So without `all_of_them`, those
         of a device with a long --io-timeout may have to wait for another connection.
         """
+        goes_on = True
         patience = Deadline(self.resent_after if all_of_them else min(_PATIENCE, self.resent_after))
-        while self._kernel.pending and go_on() and patience.sleep(_FAILING_POLL):
+        while self._kernel.pending and (goes_on := go_on()) and patience.sleep(_FAILING_POLL):
             pass
+        return goes_on
 
     def are_failing(self) -> None:
         """Requests fail: from now on, a request that is done does not prove that a server answers."""

@@ -164,6 +164,8 @@ class Mending:
                 self._connecting.say_goodbye(fresh)
                 raise
             self._connecting.say_goodbye(fresh)  # it was idle while a command held us, and the server may have ended it
+            if self._thread.has_other_work():
+                return False
 
     def _replace_by(self, fresh: Connection, outage: Outage) -> bool:
         if self._is_well():
@@ -191,7 +193,11 @@ class Mending:
         the scout's end, and would seem to have them all.
         """
         with self._access.kernel_calls():
-            return self._links.are_well() if self._links.complete or not self._seen_dead else False
+            if self._seen_dead and not self._links.complete:
+                return False
+            well = self._links.are_well()
+            self._seen_dead = self._seen_dead or not (well or self._links.silent)
+            return well
 
     def _give_up_silent(self, outage: Outage) -> None:
         """Cuts silent connections, because a new one fails, too: requests now wait in the driver for a good one."""
@@ -218,7 +224,9 @@ class Mending:
         )
         hopeless = outage.is_hopeless
         if hopeless or outage.fruitless:  # if not, the next connection may serve the requests under way
-            self._links.await_failure(lambda: not self._thread.has_other_work(), all_of_them=hopeless)
+            waited = self._links.await_failure(lambda: not self._thread.has_other_work(), all_of_them=hopeless)
+            if waited and hopeless:
+                outage.start_counting()
 
     def _pause(self, outage: Outage) -> bool:
         """Waits before the next try; False when something else comes first."""

@@ -84,6 +84,7 @@ class Outage:
         """No connection is alive, or those that are have stopped to serve."""
         self.fruitless += self.gained
         self.lives = self.gained = False
+        self.repeats = 0  # they count while another connection serves
         if self.died is None:
             self.died = now
 
@@ -92,6 +93,10 @@ class Outage:
         self.lives = True
         if has_served:
             self.died, self.gained, self.fruitless, self.silent, self.stuck = None, False, 0, 0, False
+
+    def start_counting(self) -> None:
+        """All requests that a useless connection may have had have failed, so the next one may be of use."""
+        self.silent, self.fruitless, self.stuck = 0, 0, False
 
     @property
     def is_hopeless(self) -> bool:

@@ -267,11 +267,13 @@ def _already_there(tag: str, target: Target, device: Device | None, options: Con
     for candidate in [device] if device else sysfs.devices():
         record = state.load(candidate)
         if record and record.tag == tag and (record.pid is None or alive(record.pid)):
+            found = Attachment(candidate.path, Kernel(candidate).pid, fresh=False)  # now: another one may come later
             _require_same(candidate, target, options)
             notes = [f"{candidate.path}: already attached to {target.uri}"]
             if record.backend == "netlink" and record.reconnect and not options.root:
                 notes += _have_watched(candidate)  # the command that attached it may have been killed before it did so
-            return Attachment(candidate.path, Kernel(candidate).pid, notes, fresh=False)
+            found.notes = tuple(notes)
+            return found
     if device and Kernel(device).attached:
         raise _holds_other(device)
     return None

@@ -114,8 +114,5 @@ def _kill_server_process(device: Device) -> bool:
     we shut the connections down ourselves, through duplicates of its sockets. Not before that: if the process leaves
     NBD_DO_IT because its connections have ended, the kernel does not fail the requests in flight.
     """
-    pid = serving_pid(device)
-    if not pid or not procfs.has_open(procfs.group_of(pid), numbers_of(device)):
-        return False
-    their_sockets.kill(procfs.group_of(pid))
-    return True
+    pid = procfs.group_of(serving_pid(device) or 0)
+    return bool(pid) and their_sockets.kill(pid, lambda: procfs.has_open(pid, numbers_of(device)))

@@ -54,7 +54,7 @@ def ended(ours: socket.socket) -> bool:
 
 def test_a_process_that_ends_is_killed_and_its_connections_are_not_touched(pairs: Pairs) -> None:
     with holder(pairs) as process:
-        their_sockets.kill(process.pid)
+        assert their_sockets.kill(process.pid, lambda: True)
         assert process.wait(60) == -9
         assert [ended(ours) for _, ours in pairs] == [False, False, False]
 
@@ -63,7 +63,7 @@ def test_if_it_does_not_end_its_connections_are_shut_down(pairs: Pairs, monkeypa
     """As in the kernel, which waits for them; its datagrams are none."""
     monkeypatch.setattr(their_sockets, "_ends", lambda _: False)
     with holder(pairs) as process:
-        their_sockets.kill(process.pid)
+        assert their_sockets.kill(process.pid, lambda: True)
         assert [ended(ours) for _, ours in pairs] == [True, True, False]
         assert pairs[2][1].send(b"still there") == 11
 
@@ -71,7 +71,30 @@ def test_if_it_does_not_end_its_connections_are_shut_down(pairs: Pairs, monkeypa
 def test_a_process_that_has_gone_is_no_error() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    their_sockets.kill(gone.pid)
+    assert not their_sockets.kill(gone.pid, lambda: True)
+
+
+def test_another_process_of_that_number_is_left_alone(pairs: Pairs) -> None:
+    with holder(pairs) as process:
+        assert not their_sockets.kill(process.pid, lambda: False)
+        assert process.poll() is None
+
+
+def test_sockets_that_other_processes_share_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output under systemd is one, and a listening socket may have been inherited."""
+    monkeypatch.setattr(their_sockets, "_ends", lambda _: False)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.create_server(("127.0.0.1", 0)) as server:
+        with subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            stdout=theirs,
+            pass_fds=[server.fileno()],
+        ) as process:
+            assert their_sockets.kill(process.pid, lambda: True)
+            assert process.wait(60) == -9
+        assert not ended(ours)
+        socket.create_connection(server.getsockname()).close()
 
 
 def test_where_the_kernel_gives_us_no_sockets_the_process_is_killed(
@@ -83,6 +106,6 @@ def test_where_the_kernel_gives_us_no_sockets_the_process_is_killed(
     monkeypatch.setattr(syscalls, "pidfd_getfd", refuse)
     monkeypatch.setattr(their_sockets, "_ends", lambda _: False)
     with holder(pairs) as process:
-        their_sockets.kill(process.pid)
+        assert their_sockets.kill(process.pid, lambda: True)
         assert process.wait(60) == -9
         assert [ended(ours) for _, ours in pairs] == [False, False, False]

@@ -142,6 +142,9 @@ def test_a_server_is_hopeless_after_a_few_useless_connections_or_once_it_is_stuc
     assert seen == [(False, False), (False, True), (False, True), (True, True)]
     stuck.stuck = True
     assert stuck.is_hopeless
+    for one in (ended, silent, stuck):  # the requests have failed since
+        one.start_counting()
+        assert not one.is_hopeless
     for one in (ended, silent, stuck):
         one.keep(has_served=True)
         assert not one.is_hopeless

@@ -593,9 +593,9 @@ def test_no_connection_is_idle_at_its_server_while_requests_are_made_to_fail(mon
         home, await_failure = world.servers[HOME], world.watch._links.await_failure
         idle: list[int] = []
 
-        def look_meanwhile(go_on: Callable[[], bool], all_of_them: bool) -> None:
+        def look_meanwhile(go_on: Callable[[], bool], all_of_them: bool) -> bool:
             idle.append(sum(not (one.taken or has_ended(one.sock)) for one in home.accepted))
-            await_failure(go_on, all_of_them)
+            return await_failure(go_on, all_of_them)
 
         world.watch._links.await_failure = look_meanwhile  # type: ignore[method-assign]
         home.slow = True
