@@ -21,7 +21,7 @@ from nbdattach.cli.options import (
 from nbdattach.cli.report import OnTerminal, say, say_error, say_over
 from nbdattach.cli.types import target_of
 from nbdattach.cli.usage import command
-from nbdattach.errors import Malformed
+from nbdattach.errors import Malformed, NbdattachError
 
 
 @command()
@@ -98,7 +98,11 @@ def connect(
     if foreground:
         from nbdattach.cli import foreground as front
 
-        try:
-            front.stay(done, say_error, OnTerminal(done.device))
-        finally:
-            say_over("")
+        front.stay(done, _say_below, OnTerminal(done.device))
+        say_over("")
+
+
+def _say_below(error: NbdattachError) -> None:
+    """After the line that shows how long a flush takes."""
+    say_over("")
+    say_error(error)

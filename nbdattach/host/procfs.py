@@ -300,13 +300,14 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir(PROC) if name.isdigit()]
 
 
-def sockets_of(pid: int) -> list[int]:
-    """Descriptors of the process that are sockets."""
-    found = []
+def sockets_of(pid: int) -> dict[int, str]:
+    """Descriptors of the process that are sockets, with a name for each socket ("socket:[4711]", proc(5))."""
+    found = {}
     for fd in _descriptors(pid):
         with contextlib.suppress(OSError):
-            if os.readlink(f"{PROC}/{pid}/fd/{fd}").startswith("socket:"):
-                found.append(fd)
+            name = os.readlink(f"{PROC}/{pid}/{_task(pid)}fd/{fd}")
+            if name.startswith("socket:"):
+                found[fd] = name
     return found
 
 

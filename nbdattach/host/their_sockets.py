@@ -20,40 +20,49 @@ _STANDARD_FILES = (0, 1, 2)
 def kill(pid: int, is_it: Callable[[], bool]) -> bool:
     """Kills the process. If it does not end, shuts down its stream connections, in both directions.
 
-    `is_it` tells whether `pid` is the process that is meant; False if not, or if it has ended. If the kernel does not
-    let us do more, it gets only the signal (pidfd_getfd(2) needs the right to trace the process).
+    `is_it` tells whether `pid` is the process that is meant; False if not. If the kernel does not let us do more, the
+    process gets only the signal (pidfd_getfd(2) needs the right to trace it).
     """
-    try:
-        process = os.pidfd_open(pid)
-    except OSError:
-        return False
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, process)
+        process = None
+        with contextlib.suppress(OSError):
+            process = os.pidfd_open(pid)
+            stack.callback(os.close, process)
         if not is_it():  # asked now: from here on, no other process can be taken for it
             return False
-        held = [stack.enter_context(sock) for sock in _connections(pid, process)]
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            if process is None:
+                os.kill(pid, signal.SIGKILL)
+                return True
+            held = [stack.enter_context(sock) for sock in _connections(pid, process)]
             signal.pidfd_send_signal(process, signal.SIGKILL)
-        except ProcessLookupError:
-            return False
-        if held and not _ends(process):
-            for sock in held:
-                with contextlib.suppress(OSError):  # not connected
-                    sock.shutdown(socket.SHUT_RDWR)
+            if held and not _ends(process):
+                for sock in held:
+                    with contextlib.suppress(OSError):  # not connected
+                        sock.shutdown(socket.SHUT_RDWR)
     return True
 
 
 def _connections(pid: int, process: int) -> list[socket.socket]:
-    """Duplicates of its stream sockets, but for standard input, output and error: other processes may have those."""
+    """Duplicates of its connections. Standard input, output and error may be sockets of other processes, too.
+
+    So those are left out, by whatever number, unless the process has no other connection.
+    """
+    sockets = procfs.sockets_of(pid)
+    shared = {sockets.get(number) for number in _STANDARD_FILES}
+    others = [number for number, name in sockets.items() if name not in shared]
+    return _streams(process, others) or _streams(process, list(sockets))
+
+
+def _streams(process: int, numbers: list[int]) -> list[socket.socket]:
     found = []
-    for number in procfs.sockets_of(pid):
-        if number not in _STANDARD_FILES:
-            with contextlib.suppress(OSError):  # closed meanwhile, or not allowed
-                sock = socket.socket(fileno=syscalls.pidfd_getfd(process, number))
-                if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    found.append(sock)
-                else:
-                    sock.close()
+    for number in numbers:
+        with contextlib.suppress(OSError):  # closed meanwhile, or not allowed
+            sock = socket.socket(fileno=syscalls.pidfd_getfd(process, number))
+            if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                found.append(sock)
+            else:
+                sock.close()
     return found
 
 

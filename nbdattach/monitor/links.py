@@ -117,10 +117,6 @@ class Links:
     def silent(self) -> list[Link]:
         return [link for link in self._links if link.silent]
 
-    def are_well(self) -> bool:
-        """Whether none is dead or silent, as far as we know: we cannot see the silence of one that we do not hold."""
-        return not self.silent and not self.has_dead()
-
     @property
     def round_trip(self) -> float | None:
         """Seconds, None if we hold no connection."""

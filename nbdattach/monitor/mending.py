@@ -83,7 +83,8 @@ class Mending:
 
     def _go_on(self, outage: Outage) -> bool:
         """Whether to try again, after a pause; False when something else comes first."""
-        self._fail_when_due(outage)
+        if not self._thread.has_other_work():  # a server may have answered just before that came
+            self._fail_when_due(outage)
         return self._pause(outage)
 
     # -- the outage ------------------------------------------------------------------------------------------------
@@ -193,11 +194,11 @@ class Mending:
         the scout's end, and would seem to have them all.
         """
         with self._access.kernel_calls():
-            if self._seen_dead and not self._links.complete:
+            if self._links.silent or (self._seen_dead and not self._links.complete):
                 return False
-            well = self._links.are_well()
-            self._seen_dead = self._seen_dead or not (well or self._links.silent)
-            return well
+            dead = self._links.has_dead()
+            self._seen_dead = self._seen_dead or dead
+            return not dead
 
     def _give_up_silent(self, outage: Outage) -> None:
         """Cuts silent connections, because a new one fails, too: requests now wait in the driver for a good one."""

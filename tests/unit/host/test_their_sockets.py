@@ -71,7 +71,7 @@ def test_if_it_does_not_end_its_connections_are_shut_down(pairs: Pairs, monkeypa
 def test_a_process_that_has_gone_is_no_error() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    assert not their_sockets.kill(gone.pid, lambda: True)
+    assert their_sockets.kill(gone.pid, lambda: True)
 
 
 def test_another_process_of_that_number_is_left_alone(pairs: Pairs) -> None:
@@ -80,21 +80,42 @@ def test_another_process_of_that_number_is_left_alone(pairs: Pairs) -> None:
         assert process.poll() is None
 
 
-def test_sockets_that_other_processes_share_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard output under systemd is one, and a listening socket may have been inherited."""
+@pytest.mark.parametrize("has_another", [True, False])
+def test_standard_files_are_left_alone_by_whatever_number_unless_there_is_no_other_connection(
+    has_another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard output under systemd is a socket of the journal, and a listening socket may have been inherited."""
     monkeypatch.setattr(their_sockets, "_ends", lambda _: False)
     ours, theirs = socket.socketpair()
-    with ours, theirs, socket.create_server(("127.0.0.1", 0)) as server:
+    with (
+        ours,
+        theirs,
+        os.fdopen(os.dup(theirs.fileno())) as again,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as connection,
+        server.accept()[0] as peer,
+    ):
+        passed = [again.fileno(), server.fileno(), *([connection.fileno()] if has_another else [])]
         with subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()"],
             stdin=subprocess.PIPE,
             stdout=theirs,
-            pass_fds=[server.fileno()],
+            pass_fds=passed,
         ) as process:
             assert their_sockets.kill(process.pid, lambda: True)
             assert process.wait(60) == -9
-        assert not ended(ours)
+        assert (ended(ours), ended(peer)) == (not has_another, has_another)
         socket.create_connection(server.getsockname()).close()
+
+
+def test_without_pidfds_the_process_gets_the_signal(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with holder(pairs) as process:
+        assert their_sockets.kill(process.pid, lambda: True)
+        assert process.wait(60) == -9
 
 
 def test_where_the_kernel_gives_us_no_sockets_the_process_is_killed(

@@ -405,7 +405,9 @@ def test_a_plain_outage_longer_than_on_loss_ends_as_soon_as_the_server_is_back()
         assert world.driver.failed
 
 
-def test_a_command_that_holds_the_device_while_the_server_comes_back_makes_no_request_fail() -> None:
+@pytest.mark.parametrize("other_work", [False, True])
+def test_a_command_that_holds_the_device_while_the_server_comes_back_makes_no_request_fail(other_work: bool) -> None:
+    """Nor does an order that came meanwhile."""
     with World(2, 20.0) as world:
         home, watch = world.servers[HOME], world.watch
         dial = watch._connecting._carrier.dial
@@ -416,6 +418,8 @@ def test_a_command_that_holds_the_device_while_the_server_comes_back_makes_no_re
             watch.hold()
             world.clock.sleep(3)
             watch._access.give_back()
+            if other_work:
+                watch._ordered.append((lambda: "", lambda _: None))
             return made
 
         watch._connecting._carrier.dial = held_meanwhile  # type: ignore[method-assign]
@@ -424,6 +428,9 @@ def test_a_command_that_holds_the_device_while_the_server_comes_back_makes_no_re
         world.quick = True
         until(world, world.now + 18)
         home.lives = True
+        while not watch._ordered and not world.driver.done:
+            until(world, world.now + 0.2)
+        watch._ordered.clear()
         until(world, world.now + 20)
         assert (world.driver.failed, world.driver.done) == ([], [1])
 
