@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 
-from nbdattach.attached import state
 from nbdattach.attached.users import kept_open_by, opened, users_of
 from nbdattach.connection.client import Connection
 from nbdattach.connection.stream import address_of
@@ -50,7 +49,7 @@ class Orders:
             raise TlsFailed(wanted.uri, cause, "use nbds://, or disconnect it and connect it again without TLS")
         fresh = self._connecting.dial_all(wanted, self._recorded.record.size)
         if target:
-            self._begin(fresh, moving_to=target.uri, moving_trust=state.trust_of(target))
+            self._begin(fresh, moving_to=target.uri, moving_trust=target.trust)
         self._replace_all(fresh)
         self._recorded.end_move()
         self._log(f"{self._device.name}: reconnected to {wanted.uri}")

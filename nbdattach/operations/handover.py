@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from nbdattach.attached import state
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.kernel import driver
@@ -36,4 +35,4 @@ def _asked(device: Device, do: str, target: Target | None = None) -> str:
     launch.ensure_monitor()
     if target is None:
         return control.ask(Request(do, device.name))
-    return control.ask(Request(do, device.name, target.uri, trust=state.trust_of(target)))
+    return control.ask(Request(do, device.name, target.uri, trust=target.trust))
