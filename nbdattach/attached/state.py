@@ -139,7 +139,7 @@ def path(device: Device) -> str:
 
 def save(device: Device, record: Record) -> None:
     """Raises OSError. One writer: connect, which holds the claim on the device; after it the monitor."""
-    _write(path(device), asdict(record))
+    write(path(device), asdict(record))
 
 
 def save_trouble(device: Device, trouble: Trouble | None) -> None:
@@ -147,13 +147,13 @@ def save_trouble(device: Device, trouble: Trouble | None) -> None:
     if trouble is None:
         _remove(_trouble_path(device))
     else:
-        _write(_trouble_path(device), asdict(trouble))
+        write(_trouble_path(device), asdict(trouble))
 
 
 def trouble_of(device: Device) -> Trouble | None:
     """The monitor's last report of the device, even if the monitor has died since."""
     try:
-        trouble = untrusted_json.made_of(Trouble, _content(_trouble_path(device)))
+        trouble = untrusted_json.made_of(Trouble, content_of(_trouble_path(device)))
     except (OSError, ValueError):
         return None
     return trouble if trouble.state in ("reconnecting", "lost") else None
@@ -163,13 +163,14 @@ def _trouble_path(device: Device) -> str:
     return f"{RUN}/{device.name}.trouble"
 
 
-def _content(name: str) -> Any:
-    """Of a state file. Raises OSError, ValueError."""
+def content_of(name: str) -> Any:
+    """What is in a state file. Raises OSError, ValueError."""
     with open(name) as file:
         return untrusted_json.parsed(file.read(untrusted_json.MAX_TEXT + 1))
 
 
-def _write(name: str, content: dict[str, object]) -> None:
+def write(name: str, content: dict[str, object]) -> None:
+    """Writes a state file, all of it or nothing. Raises OSError."""
     make_run()
     new = f"{name}.new"
     try:
@@ -193,7 +194,7 @@ def load(device: Device) -> Record | None:
     If the worker was killed while the device was in use, the device is still ours: the kernel keeps the worker's pid.
     """
     try:
-        record = untrusted_json.made_of(Record, _content(path(device)))
+        record = untrusted_json.made_of(Record, content_of(path(device)))
     except (OSError, ValueError):
         return None
     if not (record.connections and record.block_size):
@@ -233,7 +234,7 @@ def mark_of(device: Device) -> tuple[str, str]:
 def is_unflushed(device: Device) -> bool:
     """Whether a flush of this very attachment has failed before."""
     try:
-        pid, backend, since = _content(f"{path(device)}{UNFLUSHED}")["identity"]
+        pid, backend, since = content_of(f"{path(device)}{UNFLUSHED}")["identity"]
         there = identity_of(device)
         return (pid, backend) == there[:2] and since in (None, there[2])  # a worker does not know when it was made
     except (OSError, ValueError, TypeError, KeyError):

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from nbdattach.backends.limits import Geometry
 from nbdattach.connect_options import ConnectOptions
+from nbdattach.content.marks import Content
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.kernel import settings
@@ -58,6 +59,7 @@ class Job:
     tls: TlsSession | None = None
     relay: int | None = None  # its pid
     address: str | None = None  # of the target's host, as resolved
+    content: Content | None = None  # of the export, to be remembered
 
 
 class Hold(Protocol):

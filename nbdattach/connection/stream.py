@@ -51,6 +51,10 @@ class Stream:
         self._trace = trace
         self._doing = "connecting"
 
+    @property
+    def uri(self) -> str:
+        return self._target.uri
+
     def run(self, steps: Steps[T]) -> T:
         """Runs the generator's steps in order and returns its result. A `NbdattachError` is thrown into it."""
         try:

@@ -244,8 +244,20 @@ class Kernel:
         return int(fields[6]) if len(fields) > 6 else 0
 
     @property
+    def altered(self) -> int:
+        """Sectors written or discarded since the device was made."""
+        fields = (self._read("stat") or "").split()
+        return sum(int(fields[at]) for at in (6, 13) if at < len(fields))
+
+    @property
+    def flushes(self) -> int:
+        """Sent since the device was made."""
+        fields = (self._read("stat") or "").split()
+        return int(fields[15]) if len(fields) > 15 else 0
+
+    @property
     def counts_requests(self) -> bool:
-        """Whether `written`, `completed`, `inflight` and `pending` are kept up to date (queue/iostats)."""
+        """Whether these are kept up to date: `written`, `altered`, `flushes`, `completed`, `inflight`, `pending`."""
         return self._read("queue/iostats") != "0"
 
     @property

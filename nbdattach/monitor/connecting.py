@@ -19,6 +19,7 @@ from nbdattach.host.procfs import started
 from nbdattach.monitor.links import Links
 from nbdattach.monitor.outage import Outage
 from nbdattach.monitor.recorded import Recorded
+from nbdattach.monitor.remembering import Remembering
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Carrier, Relay
@@ -32,8 +33,11 @@ _BURIAL = 2.0
 class Connecting:
     """For one caller at a time."""
 
-    def __init__(self, device: Device, recorded: Recorded, links: Links, relay: Relay | None) -> None:
+    def __init__(
+        self, device: Device, recorded: Recorded, links: Links, remembering: Remembering, relay: Relay | None
+    ) -> None:
         self.device = device
+        self.remembering = remembering
         self.recorded = recorded
         self.links = links
         record = recorded.record
@@ -99,6 +103,11 @@ class Connecting:
             self.say_goodbye(made)
             hint = f"nbdattach resize {self.device.path} accepts a new size; nothing else may differ"
             raise Refused(target.uri, differs, hint)
+        try:
+            self.remembering.require_same(made)
+        except NbdattachError:
+            self.say_goodbye(made)
+            raise
         made.stream.sock.settimeout(None)
         return made
 

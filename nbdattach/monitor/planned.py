@@ -41,9 +41,14 @@ class Orders:
         self._log = log
         self._kernel = Kernel(self._device)
 
-    def reconnect(self, target: Target | None) -> str:
-        """Hands the device over to new connections, of `target` if it is named. Raises `NbdattachError`, OSError."""
+    def reconnect(self, target: Target | None, any_content: bool = False) -> str:
+        """Hands the device over to new connections, of `target` if it is named. Raises `NbdattachError`, OSError.
+
+        With `any_content` the user says that it is the right disk.
+        """
         self._require_replaceable()
+        if any_content:
+            self._connecting.remembering.forget()
         wanted = target or self._recorded.target
         if self._recorded.record.tls and not wanted.tls:
             cause = "not encrypted, but the device was attached over TLS"

@@ -324,7 +324,7 @@ class Monitor:
             done.set()
 
         if request.do == "reconnect":
-            watch.reconnect(request.named_target, finish)
+            watch.reconnect(request.named_target, finish, request.any_content)
         elif request.do == "resize":
             watch.resize(finish)
         else:

@@ -189,7 +189,7 @@ class World(ExitStack):
         for owner, name, value in (
             (sysfs, "SYS", f"{self._folder}/sys"),
             (state, "RUN", f"{self._folder}/run"),
-            (state, "_write", self._killable(state._write)),
+            (state, "write", self._killable(state.write)),
             (mending, "boot_time", self.clock.monotonic),
             (connecting, "boot_time", self.clock.monotonic),
             (connecting, "Link", functools.partial(ModelLink, self)),

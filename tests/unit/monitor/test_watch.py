@@ -89,7 +89,7 @@ class Attachment:
 
     def full(self, *, from_save: int = 1) -> None:
         """From that save on /run has no space."""
-        saves, save = [0], state._write
+        saves, save = [0], state.write
 
         def fails(name: str, content: dict[str, object]) -> None:
             saves[0] += 1
@@ -97,8 +97,8 @@ class Attachment:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
             save(name, content)
 
-        self._monkeypatch.setattr(state, "_write", fails)
-        self.empty_it = lambda: self._monkeypatch.setattr(state, "_write", save)
+        self._monkeypatch.setattr(state, "write", fails)
+        self.empty_it = lambda: self._monkeypatch.setattr(state, "write", save)
 
     @property
     def written(self) -> Record:

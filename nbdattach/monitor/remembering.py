@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Remembers the content of one attached disk, and holds each new connection against it.
+
+Decisions that matter:
+* A server that comes back with another disk (another image, an older snapshot, another machine under that name) would
+  have a mounted file system go on writing into it. So a few KiB are read over each new connection before the driver
+  gets it, and compared with what the attached device showed.
+* We look again soon after a program wrote to the device itself, and less often while file systems write. Nothing is
+  read while nothing is written.
+* A look reads the device, so it may hang if the server goes away. Another process reads, which we can leave behind.
+* If we cannot look, we go on with what we know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from nbdattach.attached import memory as memories
+from nbdattach.attached.memory import Memory, Moment
+from nbdattach.connection import client
+from nbdattach.content import same_disk
+from nbdattach.content.look import look
+from nbdattach.content.marks import Content
+from nbdattach.deadline import Deadline
+from nbdattach.errors import Refused
+from nbdattach.host.blocking import Reading, Unanswered
+from nbdattach.kernel.sysfs import Kernel
+
+if TYPE_CHECKING:
+    from nbdattach.connection.client import Connection
+    from nbdattach.device import Device
+    from nbdattach.host.log import Log
+    from nbdattach.monitor.access import Access
+    from nbdattach.monitor.recorded import Recorded
+
+# Seconds after a look before the next one: if a program wrote to the device itself, and if something else did. The
+# latter doubles up to the third, as each look costs a process.
+_SOON = 1.0
+_LATER = 10.0
+_SELDOM = 60.0
+# A look that takes longer is given up; a detach waits this long for the end of one.
+_LOOK_SECONDS = 30.0
+_END_SECONDS = 2.0
+
+
+class Remembering:
+    """`tick`, `stop` and `require_same` may be called by different threads."""
+
+    def __init__(self, device: Device, recorded: Recorded, access: Access, log: Log) -> None:
+        self._device = device
+        self._recorded = recorded
+        self._access = access
+        self._log = log
+        self._memory = memories.load(device)
+        self._mutex = threading.Lock()  # around the look under way
+        self._reading: Reading | None = None
+        self._age = 0  # of what we remember: how often we had to forget
+        self._looked = -_SELDOM
+        self._pause = _LATER
+
+    # -- looks at the attached device ------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """To be called once a second while the device is connected and free. Starts a look if it is due."""
+        now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
+        before = self._memory.moment if self._memory else None
+        if before and not before.is_before_changes(now):
+            return
+        by_program = before is None or before.touched != now.touched
+        if seconds < (_SOON if by_program else self._pause):
+            return
+        self._pause = _LATER if by_program else min(2 * self._pause, _SELDOM)
+        with self._mutex:
+            if self._reading and not self._reading.ended:
+                return
+            self._looked = time.monotonic()
+            with contextlib.suppress(OSError):
+                self._reading = Reading(self._device.path)
+                arguments = [self._reading, now, self._age]
+                threading.Thread(target=self._look, args=arguments, name="look", daemon=True).start()
+
+    def _look(self, reading: Reading, moment: Moment, age: int) -> None:
+        deadline = Deadline(_LOOK_SECONDS)
+        known = self._memory.content if self._memory else None
+        kernel = Kernel(self._device)
+        size, block = kernel.size, kernel.block_size
+        if known and known.size != size:
+            known = None
+        try:
+            steps = look(size, block, known)
+            wanted = next(steps)
+            while True:
+                wanted = steps.send(reading.read(wanted, deadline))
+        except StopIteration as stop:
+            self._remember(stop.value, moment, age)
+        except (OSError, Unanswered):
+            pass  # the server is away, or a command has taken the device
+        finally:
+            reading.kill(0)
+            reading.close()
+
+    def _remember(self, content: Content, moment: Moment, age: int) -> None:
+        with self._access.if_free() as free:
+            if free and age == self._age:
+                self._memory = Memory(memories.attachment_of(self._device), content, moment)
+                with contextlib.suppress(OSError):  # /run is full: the next look is saved, perhaps
+                    memories.save(self._device, self._memory)
+
+    def stop(self) -> None:
+        """Ends a look under way, because a command holds the device or the attachment has ended."""
+        with self._mutex:
+            if self._reading:
+                self._reading.kill(_END_SECONDS)
+
+    # -- new connections -------------------------------------------------------------------------------------------
+
+    def require_same(self, connection: Connection) -> None:
+        """Raises `Refused` if the export is another disk than the attached one, and other errors of reading it."""
+        memory = self._memory
+        if memory is None or connection.export.size < memory.content.size:
+            return
+        record = self._recorded.record
+        steps = look(memory.content.size, record.block_size, memory.content, check=True)
+        try:
+            found = client.look(connection, steps)
+        except Refused as error:
+            raise Refused(error.thing, f"is it the attached disk? {error.cause}", error.hint) from None
+        since = memory.since(self._device, by_others=Kernel(self._device).read_only)
+        differs = same_disk.difference(memory.content, found, since)
+        if differs:
+            hint = f"nbdattach reconnect --trust {self._device.path} accepts it, if it is the right one"
+            raise Refused(connection.stream.uri, f"this is another disk: {differs}", hint)
+
+    def forget(self) -> None:
+        """The user says that the disk is the right one, whatever is on it."""
+        self._age += 1
+        self._memory = None
+        self._looked = -_SELDOM
+        memories.forget(self._device)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When the monitor looks at an attached disk, what it keeps, and what it says of a new connection."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from host import NBD0, Host, pretend
+
+from nbdattach.attached import memory, state
+from nbdattach.attached.state import Record
+from nbdattach.connection.client import Connection
+from nbdattach.deadline import Deadline
+from nbdattach.errors import ConnectionLost, NbdattachError, Refused
+from nbdattach.host.blocking import Unanswered
+from nbdattach.kernel.sysfs import Kernel
+from nbdattach.monitor import remembering
+from nbdattach.monitor.access import Access
+from nbdattach.monitor.recorded import Recorded
+from nbdattach.monitor.remembering import Remembering
+from nbdattach.protocol.export import Export
+from nbdattach.protocol.steps import Steps, T
+
+SIZE = 1 << 20
+UUID = 104
+RECORD = Record("mine", "nbd://db1", "", "netlink", 1, "2026-01-02T03:04:05Z", 4711, size=SIZE)
+
+
+def ext4(uuid: bytes, noise: int = 1) -> bytes:
+    """A disk with a superblock, and data everywhere else."""
+    disk = bytearray(bytes([noise]) * SIZE)
+    disk[:4608] = bytes(4608)
+    disk[1024 + 56 : 1024 + 58] = b"\x53\xef"
+    disk[1024 + UUID : 1024 + UUID + 16] = uuid
+    return bytes(disk)
+
+
+A, B = ext4(b"A" * 16), ext4(b"B" * 16)
+B_ELSEWHERE = ext4(b"B" * 16, noise=2)
+
+
+class Disk:
+    """The attached device with its monitor's part; `content` is what a look at it reads."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host: Host = pretend(tmp_path, monkeypatch)
+        self.host.attach()
+        self.node = tmp_path / "node"
+        self.node.touch()
+        self.now = 1000.0
+        self.content, self.looks, self.log = A, 0, []
+        self.while_reading: Callable[[], None] = lambda: None
+        self.killed = threading.Event()
+        self._written = 0
+        self.write(0)
+        state.save(NBD0, RECORD)
+        monkeypatch.setattr(Kernel, "paths", [str(self.node)])
+        monkeypatch.setattr(remembering, "Reading", lambda _: Reading(self))
+        monkeypatch.setattr(remembering, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.access = Access(lambda: True)
+        self.remembering = self.watched()
+
+    def watched(self) -> Remembering:
+        recorded = Recorded(NBD0, RECORD, self.access, self.log.append)
+        return Remembering(NBD0, recorded, self.access, self.log.append)
+
+    def write(self, sectors: int = 8) -> None:
+        self._written += sectors
+        (self.host.sys / "block/nbd0/stat").write_text(f"1 0 8 0 2 0 {self._written} 0 0 0 0 0 0 0 0 0 0")
+        (self.host.sys / "block/nbd0/inflight").write_text("0 0")
+
+    def touch(self) -> None:
+        self.node.write_text("written")
+        self.node.touch()
+
+    def tick(self, seconds: float = 1.0) -> bool:
+        """Whether it looked."""
+        self.now += seconds
+        before = self.looks
+        self.remembering.tick()
+        for thread in threading.enumerate():
+            if thread.name == "look":
+                thread.join(10)
+        return self.looks > before
+
+    @property
+    def known(self) -> str | None:
+        """The UUID that is remembered in the file."""
+        found = memory.load(NBD0)
+        return found and found.content.marks[0].identity[:2]
+
+
+class Reading:
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        disk.looks += 1
+        self.ended = False
+
+    def read(self, ranges: Sequence[tuple[int, int]], _: Deadline) -> list[bytes]:
+        self.disk.while_reading()
+        return [self.disk.content[offset : offset + length] for offset, length in ranges]
+
+    def kill(self, _: float) -> None:
+        self.ended = True
+        self.disk.killed.set()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(tmp_path, monkeypatch)
+
+
+def test_an_attachment_without_memory_is_looked_at_once(disk: Disk) -> None:
+    assert disk.tick()
+    assert disk.known == "41"
+    assert not any(disk.tick(100) for _ in range(3))
+
+
+def test_a_write_is_followed_by_a_look_later_and_later(disk: Disk) -> None:
+    disk.tick()
+    times = []
+    for second in range(200):
+        disk.write()
+        if disk.tick():
+            times.append(second)
+    assert [after - before for before, after in itertools.pairwise(times)] == [20, 40, 60, 60]
+
+
+def test_a_program_that_writes_to_the_node_is_followed_by_a_look_at_once(disk: Disk) -> None:
+    disk.tick()
+    for _ in range(3):
+        disk.touch()
+        disk.content = B
+        assert disk.tick(1.0)
+        assert disk.known == "42"
+
+
+def test_a_look_that_fails_is_repeated(disk: Disk) -> None:
+    disk.tick()
+
+    def fails() -> None:
+        raise Unanswered
+
+    disk.while_reading = fails
+    disk.touch()
+    assert disk.tick()
+    assert disk.known == "41"
+    disk.while_reading, disk.content = lambda: None, B
+    assert disk.tick()
+    assert disk.known == "42"
+
+
+def test_a_look_while_a_command_takes_the_device_is_dropped(disk: Disk) -> None:
+    disk.tick()
+    disk.while_reading, disk.content = disk.access.hold, B
+    disk.touch()
+    disk.tick()
+    assert disk.known == "41"
+
+
+def test_a_look_that_was_overtaken_by_trust_is_dropped(disk: Disk) -> None:
+    disk.tick()
+    disk.while_reading = disk.remembering.forget
+    disk.touch()
+    disk.tick()
+    assert disk.known is None
+
+
+def test_stop_ends_a_look(disk: Disk) -> None:
+    disk.while_reading = lambda: disk.killed.wait(10) and None
+    disk.now += 1
+    disk.remembering.tick()
+    disk.remembering.stop()
+    assert disk.killed.is_set()
+
+
+def test_a_full_run_costs_no_memory(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(memory, "save", full)
+    disk.tick()
+    refused(disk, B)
+
+
+# -- new connections ---------------------------------------------------------------------------------------------------
+
+
+def connection(content: bytes, error: NbdattachError | None = None) -> Connection:
+    def run(steps: Steps[T]) -> T:
+        if error:
+            raise error
+        found = [content[offset : offset + length] for offset, length in steps.gi_frame.f_locals["ranges"]]
+        steps.close()
+        return cast(T, found)
+
+    stream = SimpleNamespace(run=run, uri="nbd://db1", require_nothing_left=lambda: None)
+    export = Export("", len(content), 1, "newstyle-fixed")
+    return cast(Connection, SimpleNamespace(stream=stream, export=export))
+
+
+def refused(disk: Disk, content: bytes) -> Refused:
+    with pytest.raises(Refused) as caught:
+        disk.remembering.require_same(connection(content))
+    return caught.value
+
+
+def test_nothing_is_asked_of_what_is_not_remembered(disk: Disk) -> None:
+    disk.remembering.require_same(connection(B))
+
+
+def test_another_disk_is_refused_with_the_way_to_accept_it(disk: Disk) -> None:
+    disk.tick()
+    disk.remembering.require_same(connection(A))
+    error = refused(disk, B)
+    assert "this is another disk: it has ext4 42424242-" in str(error)
+    assert error.hint == "nbdattach reconnect --trust /dev/nbd0 accepts it, if it is the right one"
+    disk.remembering.forget()
+    disk.remembering.require_same(connection(B))
+
+
+def test_the_next_monitor_remembers(disk: Disk) -> None:
+    disk.tick()
+    disk.remembering = disk.watched()
+    refused(disk, B)
+
+
+def test_what_a_program_has_just_made_is_accepted_unless_the_rest_is_another_disk(disk: Disk) -> None:
+    disk.tick()
+    disk.touch()
+    disk.write()
+    disk.remembering.require_same(connection(B))
+    refused(disk, B_ELSEWHERE)
+
+
+def test_a_server_that_cannot_read_is_not_taken(disk: Disk) -> None:
+    disk.tick()
+    with pytest.raises(Refused, match="is it the attached disk\\? reading"):
+        disk.remembering.require_same(connection(A, Refused("nbd://db1", "reading 8 bytes at 0 failed", "log")))
+    with pytest.raises(ConnectionLost):
+        disk.remembering.require_same(connection(A, ConnectionLost("nbd://db1", "reading")))
+
+
+def test_a_disk_that_has_shrunk_is_a_matter_of_its_size(disk: Disk) -> None:
+    disk.tick()
+    disk.remembering.require_same(connection(B[: SIZE // 2]))
+
+
+def test_other_hosts_may_write_to_a_read_only_device(disk: Disk) -> None:
+    disk.tick()
+    stat = disk.host.sys / "block/nbd0/stat"
+    stat.write_text(stat.read_text().replace(" 0\n", "").rsplit(" ", 2)[0] + " 9 0")
+    changed = A[: SIZE // 2] + B_ELSEWHERE[SIZE // 2 :]
+    refused(disk, changed)
+    (disk.host.sys / "block/nbd0/ro").write_text("1\n")
+    disk.remembering.require_same(connection(changed))
