@@ -23,8 +23,8 @@ class Since:
     """What has happened to the attached disk since the last look.
 
     `written` in bytes; None if it is not known. `nothing`: nothing was written, for sure, and all that was written
-    before is on the server's disk, even if its machine has crashed. `by_program`: a program wrote to the device itself, not to
-    a file system on it, so that everything may be new. `by_others`: other hosts may write to the disk, too.
+    before is on the server's disk, even if its machine has crashed. `by_program`: a program wrote to the device itself,
+    not to a file system on it, so that everything may be new. `by_others`: other hosts may write to the disk, too.
     """
 
     written: int | None
