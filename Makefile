@@ -18,9 +18,9 @@ JOBS := $(shell expr 3 '*' $$(nproc))
 # on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
 GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.2+ioctl-only \
 	6.1+essential-netlink+1of2 6.1+essential-netlink+2of2 6.1+essential-ioctl 7.2+udev
-LANES := $(GUESTS:%=guest+%) package boot unit-all root servers libraries-oldest lint
+LANES := lane+package unit-ends $(GUESTS:%=guest+%) boot root servers libraries-oldest lint
 
-.PHONY: help test test-all provision lint unit unit-all libraries libraries-oldest servers kernel matrix boot boot-all root root-all \
+.PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers kernel matrix boot boot-all root root-all \
 	selftest soak rounds events shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
@@ -30,7 +30,7 @@ test: .needs-root provision $(VENV)/installed
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
 test-all: .needs-root test
-	$(MAKE) --no-print-directory libraries selftest fresh boot-all root-all matrix rounds soak events
+	$(MAKE) --no-print-directory unit-all libraries selftest fresh boot-all root-all matrix rounds soak events
 
 # The first thing that such a target does.
 ASKED = $(or $(MAKECMDGOALS),test)
@@ -47,6 +47,10 @@ help:
 provision:
 	tests/lab/provision
 	tests/lab/kernels.py >/dev/null
+
+# As one job: what a target needs first is done before any other lane starts, but the target itself after all of them.
+lane+%:
+	MAKEFLAGS= $(MAKE) --no-print-directory $*
 
 # What one target needs of Debian, and no more: see the sets there.
 provision-%:
@@ -81,6 +85,10 @@ unit: provision-unit $(VENV)/installed
 ## the unit tests on every Python from 3.11 up that is installed
 unit-all: $(VENV)/installed
 	tests/unit/on_each_python --durations 15 --durations-min 5 $(LIMIT)
+
+## the same on the oldest and the newest of them
+unit-ends: $(VENV)/installed
+	tests/unit/on_each_python --ends --durations 15 --durations-min 5 $(LIMIT)
 
 ## what depends on click and pyroute2, with each version of them; and everything with those of this system
 libraries: $(VENV)/installed
