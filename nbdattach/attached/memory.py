@@ -2,9 +2,10 @@
 """Remembers the content of an attached disk in /run/nbdattach, beside the record of the attachment.
 
 Decision that matters: what is remembered is what the device itself showed. A program may give it another content (mkfs,
-a partitioning tool, a virtual machine). The kernel then changes the time of the node that the program wrote to, and
-that says that our memory may be out of date; what a file system writes does not change it. So if a server comes back
-with another content, we can tell a disk that was made anew from another disk.
+a partitioning tool, a virtual machine). The kernel then changes the time of the node that the program wrote to, also if
+that is a device built on ours; what a file system writes does not change it. So if a server comes back with another
+content, we can tell a disk that was made anew from another disk. The ioctls BLKDISCARD and BLKZEROOUT do not change
+that time: if no file system uses the device, much that was written is a sign of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import asdict, dataclass
 
 from nbdattach import untrusted_json
 from nbdattach.attached import state
+from nbdattach.attached.state import Record
+from nbdattach.attached.users import users_of
 from nbdattach.clock import boot_time
 from nbdattach.content.marks import Content
 from nbdattach.content.same_disk import Since
@@ -25,6 +28,8 @@ from nbdattach.kernel.sysfs import SECTOR, Kernel
 
 # Seconds after which a server's machine has written to its disk what it had in memory, also without a flush.
 _SETTLED_SECONDS = 60.0
+# This part of the disk.
+_MUCH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Moment:
     """How far writing had come before a look.
 
     `written`: sectors that the device had written or discarded, None if the kernel does not count them; `flushes` that
-    it had sent; `touched`: when a program last wrote to the node of the device or of a partition, by its path
+    it had sent; `touched`: when a program last wrote to one of the nodes of `Kernel.stack`, by its path
     (st_mtime_ns); `at` on the clock of `clock.boot_time`.
     """
 
@@ -48,21 +53,26 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A look at the disk, when it was, and the attachment that it belongs to, as `attachment_of` says."""
+    """A look at the disk, when it was, and the attachment that it belongs to, as `attachment_of` says.
+
+    `place`: the server that the device was connected to, as `place_of` says.
+    """
 
     attachment: str
     content: Content
     moment: Moment
+    place: str = ""
 
     def since(self, device: Device, by_others: bool) -> Since:
         """What has happened since that look."""
         before, now, written = self.moment, moment_of(device), None
         if now.written is not None and before.written is not None and now.written >= before.written:
             written = (now.written - before.written) * SECTOR
+        much = written is not None and written >= self.content.size // _MUCH and not users_of(device)
         settled = now.flushes > before.flushes or now.at - before.at >= _SETTLED_SECONDS
         return Since(
             written,
-            by_program=now.touched != before.touched,
+            by_program=now.touched != before.touched or much,
             by_others=by_others,
             # A request under way may have been carried out, and what was not flushed may have been lost.
             nothing=written == 0 and settled and not Kernel(device).pending,
@@ -72,7 +82,7 @@ class Memory:
 def moment_of(device: Device) -> Moment:
     kernel = Kernel(device)
     touched = {}
-    for path in kernel.paths:
+    for path in kernel.stack:
         with contextlib.suppress(OSError):
             touched[path] = os.stat(path).st_mtime_ns
     return Moment(kernel.altered if kernel.counts_requests else None, touched, kernel.flushes, boot_time())
@@ -81,6 +91,11 @@ def moment_of(device: Device) -> Moment:
 def attachment_of(device: Device) -> str:
     """`state.identity_of` as text."""
     return json.dumps(state.identity_of(device))
+
+
+def place_of(record: Record) -> str:
+    """The server in use and its address, as text."""
+    return f"{record.uri} {record.address or ''}"
 
 
 def save(device: Device, memory: Memory) -> None:

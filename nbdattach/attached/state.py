@@ -75,6 +75,7 @@ class Record(LastingOptions):
     relay_started: int | None = None
     trust: Trust | None = None
     address: str | None = None  # at which the target's host was found
+    using: str = ""  # the URI in use, if it is one of `also`
     moving_to: str = ""  # the URI of a target to which a hand-over has begun
     moving_trust: Trust | None = None
     new_size: int | None = None  # to which a resize has begun
@@ -87,11 +88,19 @@ class Record(LastingOptions):
         there = self.relay is not None and alive(self.relay) and started(self.relay) == self.relay_started
         return self.relay if there else None
 
+    @property
+    def uri(self) -> str:
+        """Of the server in use, or to which a hand-over has begun, because the device may be there already."""
+        return self.moving_to or self.using or self.target
+
+    @property
+    def others(self) -> list[str]:
+        """The URIs of the servers that are not in use."""
+        return [uri for uri in (self.target, *self.also) if uri != self.uri]
+
     def current_target(self) -> Target:
-        """The target to dial. A hand-over that has begun goes on, because the device may be there already."""
-        if self.moving_to:
-            return target_of(self.moving_to, self.moving_trust)
-        return target_of(self.target, self.trust)
+        """The target to dial."""
+        return target_of(self.uri, self.moving_trust if self.moving_to else self.trust)
 
 
 # Keys of `trust`, with their types: fields of `TlsOptions`.

@@ -60,6 +60,7 @@ class Job:
     relay: int | None = None  # its pid
     address: str | None = None  # of the target's host, as resolved
     content: Content | None = None  # of the export, to be remembered
+    using: str = ""  # the URI of the server, if it is one of --also
 
 
 class Hold(Protocol):

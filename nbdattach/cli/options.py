@@ -47,11 +47,12 @@ def connect_option(name: str, *short: str, default: str = "", text: str) -> Call
     names = (*short, f"--{name}", option.field)
     if option.parse is None:
         return click.option(*names, is_flag=True, callback=lambda _ctx, _param, given: option.value(given), help=text)
-    usual = None if option.default in (None, "") else option.default
+    usual = None if option.default in (None, "", ()) else option.default
     return click.option(
         *names,
         type=Value(option.kind, option.parse, option.words),
         metavar=option.kind,
+        multiple=option.many,
         default=usual,
         show_default=usual is not None,
         shell_complete=files if option.kind == "FILE" else None,

@@ -21,6 +21,8 @@ _EXT = 1024
 _HAS_JOURNAL = 0x4
 _BACKUP_OF_BLOCKS = 1
 _EXTENT_MAGIC = 0xF30A
+# Of the tree in the inode itself.
+_MOST_ENTRIES = 4
 _JBD2_MAGIC = 0xC03B3998
 _JBD2_SUPERBLOCKS = (3, 4)
 # Blocks of a journal that are read at once, and how often, to find its latest one.
@@ -47,15 +49,15 @@ def _ext4(seen: Seen, mark: Mark, known: Witness | None, check: bool) -> Look[Ma
     if not seen.number("<I", at + 92) & _HAS_JOURNAL or seen.number("<B", at + 253) != _BACKUP_OF_BLOCKS:
         return mark
     block = 1024 << min(seen.number("<I", at + 24), 6)
-    extent = _first_extent(seen, at + 268)
-    if not extent:
+    extents = yield from _extents(seen, mark.at, at + 268, block)
+    if not extents:
         return mark
-    journal, length = mark.at + extent[0] * block, extent[1]
+    journal = extents[0].place
     yield from seen.read([(journal, 1024)])
     magic, kind = seen.unpack(">II", journal) or (0, 0)
     if magic != _JBD2_MAGIC or kind not in _JBD2_SUPERBLOCKS or seen.number(">I", journal + 12) != block:
         return mark
-    first, sequence, start = seen.unpack(">III", journal + 20) or (0, 0, 0)
+    length, first, sequence, start = seen.unpack(">IIII", journal + 16) or (0, 0, 0, 0)
     grows = {**mark.grows, JOURNAL: sequence}
     if check:
         witness = None
@@ -63,36 +65,86 @@ def _ext4(seen: Seen, mark: Mark, known: Witness | None, check: bool) -> Look[Ma
             yield from seen.read([(known.at, 12)])
             witness = Witness(known.at, _sequence(seen, known.at))
         return dataclasses.replace(mark, grows=grows, witness=witness)
-    place = known.at if known and known.sequence and not is_past(sequence, known.sequence) else journal + start * block
-    if not start or not first <= start < length or not journal < place < journal + length * block:
+    if not first <= start < length:
         return dataclasses.replace(mark, grows=grows)
-    witness = yield from _latest(seen, place, block, (journal + first * block, journal + length * block))
+    log = _Log(extents, block, first, length)
+    later = known is not None and known.sequence and not is_past(sequence, known.sequence)
+    number = log.number_of(known.at) if known and later else None
+    witness = yield from _latest(seen, log, start if number is None else number)
     return dataclasses.replace(mark, grows=grows, witness=witness)
 
 
-def _first_extent(seen: Seen, at: int) -> tuple[int, int] | None:
-    """The first block on the disk of the journal's inode, and how many follow; None if it is stored otherwise."""
-    magic, entries, _, depth = seen.unpack("<HHHH", at) or (0, 0, 0, 0)
-    if magic != _EXTENT_MAGIC or not entries or depth:
+@dataclasses.dataclass(frozen=True)
+class _Extent:
+    """Blocks of a file that lie together: the number of the first one in the file, its offset on the disk, how many."""
+
+    first: int
+    place: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Log:
+    """Where the blocks of a journal are. After the last one, block `length` - 1, comes the block `first`."""
+
+    extents: list[_Extent]
+    block: int
+    first: int
+    length: int
+
+    def place_of(self, number: int) -> int | None:
+        for one in self.extents:
+            if one.first <= number < one.first + one.count:
+                return one.place + (number - one.first) * self.block
         return None
-    _, length, high, low = seen.unpack("<IHHI", at + 12) or (0, 0, 0, 0)
-    return high << 32 | low, length
+
+    def number_of(self, place: int) -> int | None:
+        for one in self.extents:
+            if one.place <= place < one.place + one.count * self.block:
+                return one.first + (place - one.place) // self.block
+        return None
 
 
-def _latest(seen: Seen, place: int, block: int, area: tuple[int, int]) -> Look[Witness | None]:
-    """The block of the latest transaction that can be found from `place` on."""
+def _extents(seen: Seen, base: int, at: int, block: int) -> Look[list[_Extent]]:
+    """Of the inode whose tree of extents begins at `at`, with one level of more blocks at most."""
+    magic, entries, _, depth = seen.unpack("<HHHH", at) or (0, 0, 0, 0)
+    if magic != _EXTENT_MAGIC or not 0 < entries <= _MOST_ENTRIES or depth > 1:
+        return []
+    if not depth:
+        return _leaf(seen, base, at, block)
+    places = []
+    for entry in range(at + 12, at + 12 * (entries + 1), 12):
+        _, low, high = seen.unpack("<IIH", entry) or (0, 0, 0)
+        places.append(base + (high << 32 | low) * block)
+    yield from seen.read([(place, block) for place in places])
+    return [one for place in places for one in _leaf(seen, base, place, block)]
+
+
+def _leaf(seen: Seen, base: int, at: int, block: int) -> list[_Extent]:
+    magic, entries, _, depth = seen.unpack("<HHHH", at) or (0, 0, 0, 0)
+    if magic != _EXTENT_MAGIC or depth:
+        return []
+    found = []
+    for entry in range(at + 12, at + 12 * (min(entries, block // 12) + 1), 12):
+        first, count, high, low = seen.unpack("<IHHI", entry) or (0, 0, 0, 0)
+        if count:
+            found.append(_Extent(first, base + (high << 32 | low) * block, count))
+    return found
+
+
+def _latest(seen: Seen, log: _Log, number: int) -> Look[Witness | None]:
+    """The block of the latest transaction that can be found from that number on."""
     best: Witness | None = None
     for _ in range(_CHUNKS):
-        span = min(_CHUNK, (area[1] - place) // block)
-        yield from seen.read([(place, span * block)])
+        count = min(_CHUNK, log.length - number)
+        places = [place for one in range(number, number + count) if (place := log.place_of(one)) is not None]
+        yield from seen.read([(place, log.block) for place in places])
         before = best
-        for at in range(place, place + span * block, block):
-            sequence = _sequence(seen, at)
+        for place in places:
+            sequence = _sequence(seen, place)
             if sequence and (best is None or not is_past(best.sequence, sequence)):
-                best = Witness(at, sequence)
-        place += span * block
-        if place >= area[1]:
-            place = area[0]
+                best = Witness(place, sequence)
+        number = log.first if number + count >= log.length else number + count
         if best == before:
             break
     return best

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One look at a disk: a few KiB in three rounds of reads, however large it is."""
+"""One look at a disk: a few KiB, however large it is.
+
+With `check` in few rounds: the disk and its table; partitions; journals and other things that these point to.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import zlib
 from collections.abc import Sequence
 
 from nbdattach.content import journals, signatures, tables
-from nbdattach.content.marks import Content, Mark, Sample
-from nbdattach.content.reading import Look, Seen
+from nbdattach.content.marks import Content, Mark, Sample, Witness
+from nbdattach.content.reading import Look, Seen, together
 
 _SAMPLES = 16
 # Half of them are in this first part of the disk, which is seldom empty.
@@ -18,8 +21,8 @@ _FIRST_PART = 16
 def look(size: int, block: int, known: Content | None = None, check: bool = False) -> Look[Content]:
     """What is on the disk now. `size` and `block` in bytes; `known` is the look before.
 
-    With `check` the disk may be another one, which is to be compared with the known one: the same samples, and the
-    blocks of journals that are known. Without, it is the same disk, and the look finds how far journals have come.
+    With `check` it is read over a network, and may be another disk than the known one: the same samples are read, and
+    only those blocks of journals that are known. Without, the look finds how far journals have come.
     """
     seen = Seen(size, block)
     places = [one.at for one in known.samples] if known and known.samples else _sample_places(size, block)
@@ -28,19 +31,16 @@ def look(size: int, block: int, known: Content | None = None, check: bool = Fals
     found, starts = yield from tables.table(seen)
     starts = sorted({start for start in starts if 0 < start < size})[: tables.MAX_PARTITIONS]
     yield from seen.read([one for start in starts for one in signatures.head_of(start)])
-    for base in [0, *starts]:
-        found += yield from signatures.marks_at(seen, base)
-    marks = []
-    for mark in found:
-        before = _before(known, mark)
-        marks.append((yield from journals.followed(seen, mark, before.witness if before else None, check)))
+    volumes = yield from together([signatures.marks_at(seen, base) for base in (0, *starts)])
+    found += [mark for marks in volumes for mark in marks]
+    marks = yield from together([journals.followed(seen, one, _witness(known, one), check) for one in found])
     return Content(size, tuple(marks), _samples(seen, places, block))
 
 
-def _before(known: Content | None, mark: Mark) -> Mark | None:
+def _witness(known: Content | None, mark: Mark) -> Witness | None:
     for one in known.marks if known else ():
         if (one.kind, one.at, one.identity) == (mark.kind, mark.at, mark.identity):
-            return one
+            return one.witness
     return None
 
 

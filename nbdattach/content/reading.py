@@ -8,7 +8,7 @@ the same look works over a connection to a server and on an attached device.
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -17,6 +17,27 @@ T = TypeVar("T")
 Range: TypeAlias = tuple[int, int]
 # What is to be read next; the answer has the same order.
 Look: TypeAlias = Generator[list[Range], list[bytes], T]
+
+
+def together(looks: Sequence[Look[T]]) -> Look[list[T]]:
+    """The results of several looks, which read at the same time: as many rounds as the longest of them."""
+    results: dict[int, T] = {}
+    wanted: dict[int, list[Range]] = {}
+
+    def go_on(number: int, answers: list[bytes] | None) -> None:
+        try:
+            wanted[number] = looks[number].send(answers)  # type: ignore[arg-type] # None starts it
+        except StopIteration as stop:
+            results[number] = stop.value
+
+    for number in range(len(looks)):
+        go_on(number, None)
+    while wanted:
+        asked, wanted = wanted, {}
+        answers = iter((yield [one for ranges in asked.values() for one in ranges]))
+        for number, ranges in asked.items():
+            go_on(number, [next(answers) for _ in ranges])
+    return [results[number] for number in range(len(looks))]
 
 
 class Seen:

@@ -14,7 +14,7 @@ _GOES_BACK = {"events": 1}
 _SHARED = ("lvm", "gfs2", "ocfs2")
 # So many samples must speak: of fewer, a program may have overwritten all.
 _ENOUGH = 4
-# If more than this part of the disk was written since the last look, samples that differ say nothing.
+# If more was written since the last look than this part of where those samples are, samples that differ say nothing.
 _PART = 4
 
 
@@ -36,17 +36,17 @@ class Since:
 def difference(known: Content, found: Content, since: Since) -> str | None:
     """How the disk that was found differs from the one that is known; None if it may be the same."""
     kept, lost, new = _compared(known, found)
-    replaced = not kept and lost >= _ENOUGH and since.written is not None and since.written <= known.size // _PART
+    replaced = not kept and len(lost) >= _ENOUGH and _is_little(since.written, lost)
     differs = _marks_differ(known, found)
     if differs and since.by_program and since.written != 0 and not replaced:
         return None  # it may be the work of mkfs, or of a partitioning tool
     if differs:
         return differs
     if replaced and not known.marks:
-        return f"all {lost} blocks that were looked at differ, though little was written since"
+        return f"all {len(lost)} blocks that were looked at differ, though little was written since"
     others = since.by_others or any(mark.kind in _SHARED for mark in known.marks)
     if since.nothing and (lost or new) and not others:
-        return f"{lost + new} of {len(known.samples)} blocks differ, and nothing was written since they were read"
+        return f"{len(lost) + new} of {len(known.samples)} blocks differ, and nothing was written since they were read"
     return None
 
 
@@ -89,10 +89,15 @@ def _went_back(name: str, value: int, now: int) -> bool:
     return now < value - _GOES_BACK.get(name, 0)
 
 
-def _compared(known: Content, found: Content) -> tuple[int, int, int]:
-    """How many blocks with data are as they were, how many are not, and how many were empty and are not."""
+def _compared(known: Content, found: Content) -> tuple[int, list[int], int]:
+    """How many blocks with data are as they were, where those are that are not, and how many are empty no longer."""
     now = {one.at: one.digest for one in found.samples}
-    both = [(one.digest, now[one.at]) for one in known.samples if one.at in now]
-    kept = sum(1 for was, is_now in both if was and was == is_now)
-    lost = sum(1 for was, is_now in both if was and was != is_now)
-    return kept, lost, sum(1 for was, is_now in both if not was and is_now)
+    both = [(one.at, one.digest, now[one.at]) for one in known.samples if one.at in now]
+    kept = sum(1 for _, was, is_now in both if was and was == is_now)
+    lost = [at for at, was, is_now in both if was and was != is_now]
+    return kept, lost, sum(1 for _, was, is_now in both if not was and is_now)
+
+
+def _is_little(written: int | None, places: list[int]) -> bool:
+    """Whether a program that writes one block after the other cannot have overwritten all these blocks."""
+    return written is not None and written <= (max(places) - min(places)) // _PART

@@ -222,6 +222,15 @@ class Kernel:
         return [self.device.path, *(f"/dev/{name}" for name in self.partitions)]
 
     @property
+    def stack(self) -> list[str]:
+        """Nodes of the device, of its partitions, and of all devices that are built on them."""
+        names = [self.device.name]
+        for name in names:  # which grows meanwhile
+            block = Block(name)
+            names += [one for one in (*block.partitions, *block.holders) if one not in names]
+        return [f"/dev/{name}" for name in names]
+
+    @property
     def sends_write_zeroes(self) -> bool:
         """Once an attachment has switched it on, the driver cannot switch it off again (6.12, nbd.c __nbd_set_size)."""
         return int(self._read("queue/write_zeroes_max_bytes") or 0) > 0

@@ -47,15 +47,15 @@ class Orders:
         With `any_content` the user says that it is the right disk.
         """
         self._require_replaceable()
-        if any_content:
-            self._connecting.remembering.forget()
         wanted = target or self._recorded.target
         if self._recorded.record.tls and not wanted.tls:
             cause = "not encrypted, but the device was attached over TLS"
             raise TlsFailed(wanted.uri, cause, "use nbds://, or disconnect it and connect it again without TLS")
-        fresh = self._connecting.dial_all(wanted, self._recorded.record.size)
+        fresh = self._connecting.dial_all(target, self._recorded.record.size, any_content)
         if target:
             self._begin(fresh, moving_to=target.uri, moving_trust=state.trust_of(target))
+        if any_content:
+            self._connecting.remembering.forget()
         self._replace_all(fresh)
         self._recorded.end_move()
         self._log(f"{self._device.name}: reconnected to {wanted.uri}")
@@ -66,8 +66,8 @@ class Orders:
         self._require_replaceable()
         if not self._kernel.counts_requests:
             raise _uncounted(self._device)
-        target, record = self._recorded.target, self._recorded.record
-        probe = self._connecting.dial(target, any_size=True)
+        record = self._recorded.record
+        probe = self._connecting.dial(None, any_size=True)
         size, block = probe.export.size, record.block_size
         self._connecting.say_goodbye(probe)
         before, wanted = self._kernel.size, size // block * block
@@ -76,7 +76,7 @@ class Orders:
         if (size, before) == (record.size, wanted):
             return f"{size} bytes, as before"
         with self._nobody_uses_it() if wanted < before else contextlib.nullcontext():
-            fresh = self._connecting.dial_all(target, size)
+            fresh = self._connecting.dial_all(None, size)
             if not self._is_lost() and not self._links.await_quiet(_QUIET_FOR_SIZE):
                 self._connecting.say_goodbye(*fresh)
                 raise _busy(self._device, "the size has not changed")

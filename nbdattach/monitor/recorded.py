@@ -57,7 +57,8 @@ class Recorded:
     def end_move(self) -> None:
         """If a hand-over to another server has been done, that server is the target now."""
         if self.record.moving_to:
-            self.note(target=self.record.moving_to, trust=self.record.moving_trust, moving_to="", moving_trust=None)
+            moved = {"target": self.record.moving_to, "trust": self.record.moving_trust, "using": ""}
+            self.note(**moved, moving_to="", moving_trust=None)
 
     def _save(self, **changes: object) -> None:
         with self._access.kernel_calls():

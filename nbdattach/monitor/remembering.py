@@ -8,7 +8,9 @@ Decisions that matter:
 * We look again soon after a program wrote to the device itself, and less often while file systems write. Nothing is
   read while nothing is written.
 * A look reads the device, so it may hang if the server goes away. Another process reads, which we can leave behind.
-* If we cannot look, we go on with what we know.
+* If we cannot look, we go on with what we know. But another server that no user has named (--also, another address of a
+  name) must have all that the device has written to the one in use. So after a move there is no other, until a look at
+  the device has told us what was written since.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from nbdattach.attached.memory import Memory, Moment
 from nbdattach.connection import client
 from nbdattach.content import same_disk
 from nbdattach.content.look import look
-from nbdattach.content.marks import Content
 from nbdattach.deadline import Deadline
 from nbdattach.errors import Refused
 from nbdattach.host.blocking import Reading, Unanswered
@@ -66,7 +67,7 @@ class Remembering:
     def tick(self) -> None:
         """To be called once a second while the device is connected and free. Starts a look if it is due."""
         now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
-        before = self._memory.moment if self._memory else None
+        before = self._memory.moment if self._memory and self._knows_place(self._memory) else None
         if before and not before.is_before_changes(now):
             return
         by_program = before is None or before.touched != now.touched
@@ -79,10 +80,10 @@ class Remembering:
             self._looked = time.monotonic()
             with contextlib.suppress(OSError):
                 self._reading = Reading(self._device.path)
-                arguments = [self._reading, now, self._age]
+                arguments = [self._reading, now, self._age, memories.place_of(self._recorded.record)]
                 threading.Thread(target=self._look, args=arguments, name="look", daemon=True).start()
 
-    def _look(self, reading: Reading, moment: Moment, age: int) -> None:
+    def _look(self, reading: Reading, moment: Moment, age: int, place: str) -> None:
         deadline = Deadline(_LOOK_SECONDS)
         known = self._memory.content if self._memory else None
         kernel = Kernel(self._device)
@@ -95,19 +96,19 @@ class Remembering:
             while True:
                 wanted = steps.send(reading.read(wanted, deadline))
         except StopIteration as stop:
-            self._remember(stop.value, moment, age)
+            self._remember(Memory(memories.attachment_of(self._device), stop.value, moment, place), age)
         except (OSError, Unanswered):
             pass  # the server is away, or a command has taken the device
         finally:
             reading.kill(0)
             reading.close()
 
-    def _remember(self, content: Content, moment: Moment, age: int) -> None:
+    def _remember(self, memory: Memory, age: int) -> None:
         with self._access.if_free() as free:
-            if free and age == self._age:
-                self._memory = Memory(memories.attachment_of(self._device), content, moment)
+            if free and age == self._age and memory.place == memories.place_of(self._recorded.record):
+                self._memory = memory
                 with contextlib.suppress(OSError):  # /run is full: the next look is saved, perhaps
-                    memories.save(self._device, self._memory)
+                    memories.save(self._device, memory)
 
     def stop(self) -> None:
         """Ends a look under way, because a command holds the device or the attachment has ended."""
@@ -117,9 +118,15 @@ class Remembering:
 
     # -- new connections -------------------------------------------------------------------------------------------
 
-    def require_same(self, connection: Connection) -> None:
-        """Raises `Refused` if the export is another disk than the attached one, and other errors of reading it."""
+    def require_same(self, connection: Connection, uri: str, proven: bool = False) -> None:
+        """Raises `Refused` if the export is another disk than the attached one, and other errors of reading it.
+
+        With `proven` also if nothing is remembered that could tell.
+        """
         memory = self._memory
+        if proven and not (memory and self._knows_place(memory)):
+            cause = "nothing is known yet of what was written to the server in use, so it is not known to have the same"
+            raise Refused(uri, cause, f"nbdattach reconnect {self._device.path} {uri} moves the device there")
         if memory is None or connection.export.size < memory.content.size:
             return
         record = self._recorded.record
@@ -127,12 +134,15 @@ class Remembering:
         try:
             found = client.look(connection, steps)
         except Refused as error:
-            raise Refused(error.thing, f"is it the attached disk? {error.cause}", error.hint) from None
+            raise Refused(uri, f"is it the attached disk? {error.cause}", error.hint) from None
         since = memory.since(self._device, by_others=Kernel(self._device).read_only)
         differs = same_disk.difference(memory.content, found, since)
         if differs:
             hint = f"nbdattach reconnect --trust {self._device.path} accepts it, if it is the right one"
-            raise Refused(connection.stream.uri, f"this is another disk: {differs}", hint)
+            raise Refused(uri, f"this is another disk: {differs}", hint)
+
+    def _knows_place(self, memory: Memory) -> bool:
+        return memory.place == memories.place_of(self._recorded.record)
 
     def forget(self) -> None:
         """The user says that the disk is the right one, whatever is on it."""

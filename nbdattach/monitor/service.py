@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from nbdattach.attached import state
+from nbdattach.attached.state import target_of
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import prepare, warm_up
 from nbdattach.deadline import Deadline
@@ -70,7 +71,8 @@ def _prepare(log: Log) -> None:
         record = state.load(device)
         if record and record.root:
             try:
-                prepare(record.current_target(), Deadline(_PREPARATION))
+                for uri in (record.uri, *record.others):
+                    prepare(target_of(uri, record.trust), Deadline(_PREPARATION))
             except NbdattachError as error:
                 log(f"{device.name}: {error}")
             procfs.stay_in_memory()

@@ -58,7 +58,7 @@ class Watch:
         self._access = Access(self._links.is_there)
         self._recorded = Recorded(device, record, self._access, log)
         self._remembering = Remembering(device, self._recorded, self._access, log)
-        self._connecting = Connecting(device, self._recorded, self._links, self._remembering, relay)
+        self._connecting = Connecting(device, self._recorded, self._links, self._remembering, relay, log)
         self._mending = Mending(self._connecting, self._access, self, log)
         self._orders = Orders(self._connecting, self._mending, self._access, log)
         # The list of work, protected by the lock of `changed`.

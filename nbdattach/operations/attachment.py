@@ -106,7 +106,7 @@ def _attach(
     end: ExitStack,
 ) -> Attachment:
     """The caller closes `end` after we have released everything that the attachment needed."""
-    with connected(target, options, trace) as (connections, export, notes), _alone_with(tag):
+    with connected(target, options, trace) as (reached, connections, export, notes), _alone_with(tag):
         there = _already_there(tag, target, device, options)  # another command may have been faster
         if there:
             return there
@@ -123,7 +123,10 @@ def _attach(
         address = address_of(sockets[0])
         relay_pid = relay.pid if relay else None
         content = _content(connections[0], shape) if backend.name == "netlink" and options.reconnect else None
-        job = Job(tag, target, export, shape, numbers, options, contested, tls, relay_pid, address, content)
+        using = "" if reached == target else reached.uri
+        if using:
+            notes.append(f"{target.uri}: it cannot be reached; the device is attached to {using}")
+        job = Job(tag, target, export, shape, numbers, options, contested, tls, relay_pid, address, content, using)
         for candidate in candidates.to_try(device, export, backend.makes_devices):
             try:
                 hold = _taken(backend, candidate, job)
@@ -146,7 +149,7 @@ def _attach(
 def _content(connection: Connection, shape: Geometry) -> Content | None:
     """What the monitor will hold a new connection against; None if the server cannot read all of it."""
     try:
-        return client.look(connection, look(shape.size, shape.block_size))
+        return client.look(connection, look(shape.size, shape.block_size, check=True))
     except Refused:
         return None
     finally:
@@ -238,9 +241,11 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
     if not udev.settle(Kernel(node.device).paths, SETTLE_SECONDS):
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
     state.forget(node.device)  # the state of an attachment before this one
-    state.save(node.device, _record(hold, backend, job))
+    record = _record(hold, backend, job)
+    state.save(node.device, record)
     if job.content:
-        memory.save(node.device, Memory(memory.attachment_of(node.device), job.content, memory.moment_of(node.device)))
+        attachment, moment = memory.attachment_of(node.device), memory.moment_of(node.device)
+        memory.save(node.device, Memory(attachment, job.content, moment, memory.place_of(record)))
     return notes
 
 
@@ -278,6 +283,7 @@ def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
         relay_started=job.relay and started(job.relay),
         trust=state.trust_of(job.target),
         address=job.address,
+        using=job.using,
         **{**options.lasting(), "on_loss": None if on_loss == FOREVER else on_loss},
     )
 
@@ -303,8 +309,9 @@ def _require_same(device: Device, target: Target, options: ConnectOptions) -> No
     """Raises `DeviceInUse` if the attachment has the right tag but another export or other properties."""
     there, record = status_of(device), state.load(device)
     hint = f"nbdattach disconnect {device.path}, or give another --tag"
-    if there.target != target.uri:
-        raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {there.target}", hint)
+    attached = record.target if record else there.target
+    if attached != target.uri:
+        raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {attached}", hint)
     if options.read_only and not there.read_only:
         raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
     if record and record.trust != state.trust_of(target):

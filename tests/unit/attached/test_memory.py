@@ -11,6 +11,7 @@ from host import NBD0, Host, pretend
 
 from nbdattach.attached import memory, state
 from nbdattach.attached.memory import Memory, Moment
+from nbdattach.attached.users import User, Users
 from nbdattach.content.marks import Content, Mark, Sample, Witness
 from nbdattach.content.same_disk import Since
 from nbdattach.kernel.sysfs import Kernel
@@ -26,7 +27,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     made.attach()
     (made.sys / "block/nbd0/queue").mkdir()
     at(made)
-    monkeypatch.setattr(Kernel, "paths", [str(tmp_path / "node")])
+    monkeypatch.setattr(Kernel, "stack", [str(tmp_path / "node")])
     (tmp_path / "node").touch()
     return made
 
@@ -113,3 +114,29 @@ def test_counters_that_began_anew_leave_us_in_doubt(host: Host) -> None:
     before = now()
     at(host, written=3)
     assert before.since(NBD0, by_others=False).written is None
+
+
+def test_much_that_was_written_while_no_file_system_uses_it_may_be_the_work_of_a_program(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLKDISCARD and BLKZEROOUT change no time of the node."""
+    before = now()
+    at(host, discarded=511)
+    assert not before.since(NBD0, by_others=False).by_program
+    at(host, discarded=512)
+    assert before.since(NBD0, by_others=False).by_program
+    mounted = Users([User("mount", "/mnt", "mounted", "umount")])
+    monkeypatch.setattr(memory, "users_of", lambda _: mounted)
+    assert not before.since(NBD0, by_others=False).by_program
+
+
+def test_nodes_of_all_that_is_built_on_the_device_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = pretend(tmp_path, monkeypatch)
+    made.attach()
+    block = made.sys / "block"
+    (block / "nbd0/nbd0p1/holders/md0").mkdir(parents=True)
+    (block / "nbd0/nbd0p1/partition").write_text("1")
+    (block / "nbd0p1").symlink_to(block / "nbd0/nbd0p1")
+    (block / "nbd0/holders/dm-0").mkdir(parents=True)
+    (block / "md0/holders/dm-0").mkdir(parents=True)
+    assert Kernel(NBD0).stack == ["/dev/nbd0", "/dev/nbd0p1", "/dev/dm-0", "/dev/md0"]

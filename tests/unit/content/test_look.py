@@ -89,15 +89,36 @@ def test_a_disk_may_be_smaller_than_what_is_read(size: int) -> None:
     assert looked_at(bytes(size)).marks == ()
 
 
-def test_reads_a_few_kib_in_two_rounds() -> None:
-    """However large the disk is; the counts are what a reconnect costs."""
-    steps = look(1 << 50, 512)
-    rounds: list[list[Range]] = [next(steps)]
-    with pytest.raises(StopIteration):
+def rounds(disk: bytes, check: bool = True) -> list[list[Range]]:
+    steps = look(len(disk), 512, check=check)
+    found: list[list[Range]] = []
+    answers: list[bytes] | None = None
+    try:
         while True:
-            rounds.append(steps.send([bytes(length) for _, length in rounds[-1]]))
-    assert len(rounds) == 1
-    assert sum(length for _, length in rounds[0]) < 16 << 10
+            found.append(steps.send(answers))  # type: ignore[arg-type] # None starts it
+            answers = [disk[offset : offset + length] for offset, length in found[-1]]
+    except StopIteration:
+        return found
+
+
+def test_an_empty_disk_takes_one_round_of_a_few_kib() -> None:
+    """However large it is; the counts are what a reconnect costs."""
+    (asked,) = rounds(bytes(16 * MIB))
+    assert sum(length for _, length in asked) < 16 << 10
+
+
+def test_many_partitions_take_as_many_rounds_as_one(tmp_path: Path) -> None:
+    parts = 12
+    script = "label: gpt\n" + "size=4MiB\n" * parts
+    commands = [
+        ["mkfs.ext4", "-q", "-b", "1024", "-E", f"offset={(1 + 4 * number) * MIB}", "{}", "4M"]
+        for number in range(parts)
+    ]
+    image = made(tmp_path, 64, ["sfdisk", "-q", "{}"], *commands, script=script)
+    assert len(looked(image).marks) == parts + 1
+    found = rounds(image.read_bytes())
+    assert len(found) == 3  # the table, the partitions, their journals
+    assert sum(length for asked in found for _, length in asked) < 128 << 10
 
 
 def test_nonsense_is_never_an_error() -> None:

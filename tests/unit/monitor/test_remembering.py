@@ -60,7 +60,7 @@ class Disk:
         self._written = 0
         self.write(0)
         state.save(NBD0, RECORD)
-        monkeypatch.setattr(Kernel, "paths", [str(self.node)])
+        monkeypatch.setattr(Kernel, "stack", [str(self.node)])
         monkeypatch.setattr(remembering, "Reading", lambda _: Reading(self))
         monkeypatch.setattr(remembering, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.access = Access(lambda: True)
@@ -210,22 +210,22 @@ def connection(content: bytes, error: NbdattachError | None = None) -> Connectio
 
 def refused(disk: Disk, content: bytes) -> Refused:
     with pytest.raises(Refused) as caught:
-        disk.remembering.require_same(connection(content))
+        disk.remembering.require_same(connection(content), "nbd://db1")
     return caught.value
 
 
 def test_nothing_is_asked_of_what_is_not_remembered(disk: Disk) -> None:
-    disk.remembering.require_same(connection(B))
+    disk.remembering.require_same(connection(B), "nbd://db1")
 
 
 def test_another_disk_is_refused_with_the_way_to_accept_it(disk: Disk) -> None:
     disk.tick()
-    disk.remembering.require_same(connection(A))
+    disk.remembering.require_same(connection(A), "nbd://db1")
     error = refused(disk, B)
     assert "this is another disk: it has ext4 42424242-" in str(error)
     assert error.hint == "nbdattach reconnect --trust /dev/nbd0 accepts it, if it is the right one"
     disk.remembering.forget()
-    disk.remembering.require_same(connection(B))
+    disk.remembering.require_same(connection(B), "nbd://db1")
 
 
 def test_the_next_monitor_remembers(disk: Disk) -> None:
@@ -238,21 +238,23 @@ def test_what_a_program_has_just_made_is_accepted_unless_the_rest_is_another_dis
     disk.tick()
     disk.touch()
     disk.write()
-    disk.remembering.require_same(connection(B))
+    disk.remembering.require_same(connection(B), "nbd://db1")
     refused(disk, B_ELSEWHERE)
 
 
 def test_a_server_that_cannot_read_is_not_taken(disk: Disk) -> None:
     disk.tick()
     with pytest.raises(Refused, match="is it the attached disk\\? reading"):
-        disk.remembering.require_same(connection(A, Refused("nbd://db1", "reading 8 bytes at 0 failed", "log")))
+        disk.remembering.require_same(
+            connection(A, Refused("nbd://db1", "reading 8 bytes at 0 failed", "log")), "nbd://db1"
+        )
     with pytest.raises(ConnectionLost):
-        disk.remembering.require_same(connection(A, ConnectionLost("nbd://db1", "reading")))
+        disk.remembering.require_same(connection(A, ConnectionLost("nbd://db1", "reading")), "nbd://db1")
 
 
 def test_a_disk_that_has_shrunk_is_a_matter_of_its_size(disk: Disk) -> None:
     disk.tick()
-    disk.remembering.require_same(connection(B[: SIZE // 2]))
+    disk.remembering.require_same(connection(B[: SIZE // 2]), "nbd://db1")
 
 
 def test_other_hosts_may_write_to_a_read_only_device(disk: Disk) -> None:
@@ -262,4 +264,4 @@ def test_other_hosts_may_write_to_a_read_only_device(disk: Disk) -> None:
     changed = A[: SIZE // 2] + B_ELSEWHERE[SIZE // 2 :]
     refused(disk, changed)
     (disk.host.sys / "block/nbd0/ro").write_text("1\n")
-    disk.remembering.require_same(connection(changed))
+    disk.remembering.require_same(connection(changed), "nbd://db1")

@@ -33,9 +33,11 @@ from nbdattach.monitor.links import Links
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
+from nbdattach.untrusted_json import made_of
 
 NBD0 = Device(0)
 OLD, NEW = "nbd://db1/disk", "nbd://db2/disk"
+OLD_AT_ITS_ADDRESS = "nbd://192.0.2.1/disk"
 MIB = 1 << 20
 RECORD = Record(
     "tag", OLD, "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42, size=MIB, reconnect=True, address="192.0.2.1"
@@ -103,7 +105,7 @@ class Attachment:
     @property
     def written(self) -> Record:
         """The record on the disk, not the kernel's state."""
-        return Record(**json.loads(Path(state.path(NBD0)).read_text()))
+        return made_of(Record, json.loads(Path(state.path(NBD0)).read_text()))
 
 
 @pytest.fixture
@@ -271,7 +273,7 @@ def test_requests_that_wait_for_a_server_of_another_size_are_no_reason_to_refuse
     attachment.sys.say(completed=0, inflight=1)
     with pytest.raises(KernelRefused, match="it has new connections"):  # the driver of this test never serves them
         attachment.watch._orders.resize()
-    assert attachment.dialled == [OLD, OLD]
+    assert attachment.dialled == [OLD_AT_ITS_ADDRESS] * 2
 
 
 def test_no_size_is_sent_while_requests_came_during_the_hand_over(
@@ -366,7 +368,7 @@ def test_a_full_run_keeps_no_server_from_being_dialled(attachment: Attachment) -
     outage = attachment.watch._mending._in_outage(dead=True)
     attachment.watch._links.cut()
     assert attachment.watch._mending._try_once(outage)
-    assert attachment.dialled == [OLD]
+    assert attachment.dialled == [OLD_AT_ITS_ADDRESS]
 
 
 def test_what_breaks_the_promises_of_the_server_is_told_once_when_all_is_connected_again(

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The places where a new connection may be made: the server in use at its address, other addresses, other servers.
+
+Decisions that matter:
+* Another machine is another disk until its content proves the contrary, and even then perhaps an older state. So the
+  address in use is the only one for long, as a server that restarts is the usual case.
+* While one of several connections lives, the others go to the same server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nbdattach.attached.state import Record, target_of
+from nbdattach.connection.stream import addresses_of
+from nbdattach.deadline import Deadline
+from nbdattach.protocol.target import Target
+
+# Seconds without any connection after which other servers (--also) are tried, and other addresses of the same name.
+OTHER_SERVERS = 10.0
+OTHER_ADDRESSES = 30.0
+_LOOKUP = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`target` as users name it, and the numeric `address` to dial; None for each that its name has."""
+
+    target: Target
+    address: str | None
+    elsewhere: bool = False  # not where the device was connected last
+    ordered: bool = False  # a user named it
+
+    @property
+    def dialled(self) -> Target:
+        """Verified by the name, though it is dialled at the address."""
+        if not self.address or self.target.socket:
+            return self.target
+        name = self.target.verified_name if self.target.tls else ""
+        return replace(self.target, host=self.address, tls_hostname=name)
+
+
+def ordered(target: Target) -> Place:
+    """Of a user's command."""
+    return Place(target, None, elsewhere=True, ordered=True)
+
+
+def in_use(record: Record) -> Place:
+    return Place(record.current_target(), record.address)
+
+
+def places(record: Record, gone: float) -> list[Place]:
+    """In the order in which they are tried. `gone`: seconds without any connection."""
+    first = in_use(record)
+    found = [first]
+    if gone >= OTHER_SERVERS and not record.moving_to:
+        found += [Place(target_of(uri, record.trust), None, elsewhere=True) for uri in record.others]
+    if gone >= OTHER_ADDRESSES and first.address:
+        others = addresses_of(first.target, Deadline(_LOOKUP))
+        found += [Place(first.target, one, elsewhere=True) for one in others if one != first.address]
+    return found
