@@ -45,10 +45,11 @@ class Moment:
     touched: dict[str, int]
     flushes: int
     at: float
+    size: int = 0  # of the device, in bytes
 
     def is_before_changes(self, now: Moment) -> bool:
         """Whether something may have been written since."""
-        return self.written is None or (self.written, self.touched) != (now.written, now.touched)
+        return self.written is None or (self.written, self.touched, self.size) != (now.written, now.touched, now.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ def moment_of(device: Device) -> Moment:
     for path in kernel.stack:
         with contextlib.suppress(OSError):
             touched[path] = os.stat(path).st_mtime_ns
-    return Moment(kernel.altered if kernel.counts_requests else None, touched, kernel.flushes, boot_time())
+    written = kernel.altered if kernel.counts_requests else None
+    return Moment(written, touched, kernel.flushes, boot_time(), kernel.size)
 
 
 def attachment_of(device: Device) -> str:

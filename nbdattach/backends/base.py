@@ -16,7 +16,6 @@ from typing import Protocol
 
 from nbdattach.backends.limits import Geometry
 from nbdattach.connect_options import ConnectOptions
-from nbdattach.content.marks import Content
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.kernel import settings
@@ -59,7 +58,6 @@ class Job:
     tls: TlsSession | None = None
     relay: int | None = None  # its pid
     address: str | None = None  # of the target's host, as resolved
-    content: Content | None = None  # of the export, to be remembered
     using: str = ""  # the URI of the server, if it is one of --also
 
 

@@ -17,6 +17,8 @@ from nbdattach.content.reading import Look, Seen
 
 # The sequence number of ext4's journal; it is counted modulo 2^32.
 JOURNAL = "journal"
+# Bytes of a witness that are read.
+WITNESS = 12
 _EXT = 1024
 _HAS_JOURNAL = 0x4
 _BACKUP_OF_BLOCKS = 1
@@ -62,7 +64,7 @@ def _ext4(seen: Seen, mark: Mark, known: Witness | None, check: bool) -> Look[Ma
     if check:
         witness = None
         if known:
-            yield from seen.read([(known.at, 12)])
+            yield from seen.read([(known.at, WITNESS)])
             witness = Witness(known.at, _sequence(seen, known.at))
         return dataclasses.replace(mark, grows=grows, witness=witness)
     if not first <= start < length:
@@ -70,8 +72,10 @@ def _ext4(seen: Seen, mark: Mark, known: Witness | None, check: bool) -> Look[Ma
     log = _Log(extents, block, first, length)
     later = known is not None and known.sequence and not is_past(sequence, known.sequence)
     number = log.number_of(known.at) if known and later else None
-    witness = yield from _latest(seen, log, start if number is None else number)
-    return dataclasses.replace(mark, grows=grows, witness=witness)
+    witness = None
+    if known and number is not None:
+        witness = yield from _latest(seen, log, number, known.sequence)
+    return dataclasses.replace(mark, grows=grows, witness=witness or (yield from _latest(seen, log, start, sequence)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +136,11 @@ def _leaf(seen: Seen, base: int, at: int, block: int) -> list[_Extent]:
     return found
 
 
-def _latest(seen: Seen, log: _Log, number: int) -> Look[Witness | None]:
-    """The block of the latest transaction that can be found from that number on."""
+def _latest(seen: Seen, log: _Log, number: int, sequence: int) -> Look[Witness | None]:
+    """The block of the latest transaction that can be found from that number on, where `sequence` is.
+
+    Sequence numbers have no gaps, so another number is that of an earlier round, or of a file system before this one.
+    """
     best: Witness | None = None
     for _ in range(_CHUNKS):
         count = min(_CHUNK, log.length - number)
@@ -141,9 +148,12 @@ def _latest(seen: Seen, log: _Log, number: int) -> Look[Witness | None]:
         yield from seen.read([(place, log.block) for place in places])
         before = best
         for place in places:
-            sequence = _sequence(seen, place)
-            if sequence and (best is None or not is_past(best.sequence, sequence)):
-                best = Witness(place, sequence)
+            found = _sequence(seen, place)
+            if not found:
+                continue
+            if (found - (best.sequence if best else sequence)) % (1 << 32) > (1 if best else 0):
+                return best
+            best = Witness(place, found)
         number = log.first if number + count >= log.length else number + count
         if best == before:
             break
@@ -174,7 +184,7 @@ def _xfs(seen: Seen, mark: Mark, known: Witness | None, check: bool) -> Look[Mar
     if check:
         if known is None:
             return mark
-        yield from seen.read([(known.at, 8)])
+        yield from seen.read([(known.at, WITNESS)])
         return dataclasses.replace(mark, witness=Witness(known.at, _cycle(seen, known.at)))
     # The cycle decreases once, at the head of the log. As the kernel does, we find that place by halves.
     yield from seen.read([(log, 8)])

@@ -27,6 +27,8 @@ def look(size: int, block: int, known: Content | None = None, check: bool = Fals
     seen = Seen(size, block)
     places = [one.at for one in known.samples] if known and known.samples else _sample_places(size, block)
     ranges = [*signatures.head_of(0), *signatures.tail_of(size), *((place, block) for place in places)]
+    # Before the superblocks of their journals, which may pass them meanwhile.
+    ranges += [(mark.witness.at, journals.WITNESS) for mark in known.marks if mark.witness] if known else []
     yield from seen.read(ranges)
     found, starts = yield from tables.table(seen)
     starts = sorted({start for start in starts if 0 < start < size})[: tables.MAX_PARTITIONS]
@@ -39,7 +41,7 @@ def look(size: int, block: int, known: Content | None = None, check: bool = Fals
 
 def _witness(known: Content | None, mark: Mark) -> Witness | None:
     for one in known.marks if known else ():
-        if (one.kind, one.at, one.identity) == (mark.kind, mark.at, mark.identity):
+        if one.key == mark.key:
             return one.witness
     return None
 

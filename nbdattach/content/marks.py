@@ -26,13 +26,21 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A file system, a table, or the like; `at` is the beginning in bytes of the partition (or disk) that has it."""
+    """A file system, a table, or the like; `at` is the beginning in bytes of the partition (or disk) that has it.
+
+    Of md with its superblock at the end of the disk, it is the place of that.
+    """
 
     kind: str
     at: int
     identity: str
     grows: dict[str, int] = field(default_factory=dict)
     witness: Witness | None = None
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """The same for the same file system or table."""
+        return self.kind, self.at, self.identity
 
     def __str__(self) -> str:
         return f"{self.kind} {self.identity}"
@@ -54,7 +62,11 @@ class Content:
     marks: tuple[Mark, ...]
     samples: tuple[Sample, ...] = ()
 
-    @property
-    def is_telling(self) -> bool:
-        """Whether anything in it tells one disk from another."""
-        return bool(self.marks) or any(one.digest for one in self.samples)
+    def has_marks_of(self, other: Content) -> bool:
+        """Whether both have the same file systems and tables."""
+        return {one.key for one in self.marks} == {one.key for one in other.marks}
+
+    def within(self, size: int) -> Content:
+        """Without that which is beyond the first `size` bytes."""
+        marks = tuple(mark for mark in self.marks if mark.at < size)
+        return Content(size, marks, tuple(one for one in self.samples if one.at < size))

@@ -11,7 +11,7 @@ from nbdattach.content.marks import Content, Mark
 # md takes back its count of events by one when an array becomes clean again (md_update_sb).
 _GOES_BACK = {"events": 1}
 # Several hosts may write to disks with these.
-_SHARED = ("lvm", "gfs2", "ocfs2")
+_SHARED = ("lvm", "gfs2")
 # So many samples must speak: of fewer, a program may have overwritten all.
 _ENOUGH = 4
 # If more was written since the last look than this part of where those samples are, samples that differ say nothing.
@@ -51,8 +51,8 @@ def difference(known: Content, found: Content, since: Since) -> str | None:
 
 
 def _marks_differ(known: Content, found: Content) -> str | None:
-    before = {(one.kind, one.at, one.identity): one for one in known.marks}
-    now = {(one.kind, one.at, one.identity): one for one in found.marks}
+    before = {one.key: one for one in known.marks}
+    now = {one.key: one for one in found.marks}
     gone = [one for key, one in before.items() if key not in now]
     new = [one for key, one in now.items() if key not in before]
     if gone or new:

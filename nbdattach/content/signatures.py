@@ -141,13 +141,13 @@ def _md_0_90(size: int) -> int:
 
 
 def _md_at_the_end(seen: Seen) -> Iterator[Mark]:
-    mark = _md_1(seen, 0, _md_1_0(seen.size))
+    mark = _md_1(seen, _md_1_0(seen.size), _md_1_0(seen.size))
     if mark:
         yield mark
     at = _md_0_90(seen.size)
     if at > 0 and seen.unpack("<II", at) == (_MD_MAGIC, 0):
         words = [seen.number("<I", at + place) for place in (20, 52, 56, 60)]
-        yield Mark("md", 0, ":".join(f"{word:08x}" for word in words))
+        yield Mark("md", at, ":".join(f"{word:08x}" for word in words))
 
 
 def _lvm_label(seen: Seen, base: int) -> int | None:

@@ -18,6 +18,8 @@ from nbdattach.host.spawn import bare_python, start_aside
 
 # Bytes of a message of `blocking_child.open_main`: an errno in decimal.
 _MAX_MESSAGE = 16
+# Bytes of a message of `blocking_child.read_main`, at most.
+_MAX_PART = 64 << 10
 # For a process that has nothing left to do.
 _END_SECONDS = 5.0
 
@@ -73,7 +75,13 @@ class Reading:
 
     def read(self, ranges: Sequence[tuple[int, int]], deadline: Deadline) -> list[bytes]:
         """The bytes of each range (offset, length), which are multiples of a block. Raises OSError, `Unanswered`."""
-        return [self._part(offset, length, deadline) for offset, length in ranges]
+        return [
+            b"".join(
+                self._part(place, min(_MAX_PART, offset + length - place), deadline)
+                for place in range(offset, offset + length, _MAX_PART)
+            )
+            for offset, length in ranges
+        ]
 
     def _part(self, offset: int, length: int, deadline: Deadline) -> bytes:
         self._channel.settimeout(deadline.remaining() or 0.001)

@@ -76,6 +76,11 @@ class Mending:
                     return
         self._recovered()
 
+    @property
+    def all_is_well(self) -> bool:
+        """Whether, as far as we know, the driver has all its connections."""
+        return self._settled and self._outage is None
+
     def settle_anew(self) -> None:
         """All connections were replaced by an order: a later outage is a new one."""
         self._outage = self._last_outage = None

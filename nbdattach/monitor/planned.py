@@ -51,6 +51,8 @@ class Orders:
         if self._recorded.record.tls and not wanted.tls:
             cause = "not encrypted, but the device was attached over TLS"
             raise TlsFailed(wanted.uri, cause, "use nbds://, or disconnect it and connect it again without TLS")
+        if not (any_content or self._is_lost()):
+            self._connecting.remembering.look_now()
         fresh = self._connecting.dial_all(target, self._recorded.record.size, any_content)
         if target:
             self._begin(fresh, moving_to=target.uri, moving_trust=state.trust_of(target))

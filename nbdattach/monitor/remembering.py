@@ -16,6 +16,7 @@ Decisions that matter:
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -37,13 +38,16 @@ if TYPE_CHECKING:
     from nbdattach.monitor.access import Access
     from nbdattach.monitor.recorded import Recorded
 
-# Seconds after a look before the next one: if a program wrote to the device itself, and if something else did. The
-# latter doubles up to the third, as each look costs a process.
+# Seconds after a look before the next one. Each look costs a process, so they double while the same file systems and
+# tables are found: to the second at most if a program writes to the device itself, to the third if something else does.
 _SOON = 1.0
 _LATER = 10.0
 _SELDOM = 60.0
-# A look that takes longer is given up; a detach waits this long for the end of one.
+# After so many pauses without a reason to look, the next reason is a new one.
+_QUIET = 4
+# A look that takes longer is given up; a command waits so long for one before it moves the device, or for its end.
 _LOOK_SECONDS = 30.0
+_QUICK_SECONDS = 5.0
 _END_SECONDS = 2.0
 
 
@@ -59,56 +63,67 @@ class Remembering:
         self._mutex = threading.Lock()  # around the look under way
         self._reading: Reading | None = None
         self._age = 0  # of what we remember: how often we had to forget
-        self._looked = -_SELDOM
-        self._pause = _LATER
+        self._looked = -math.inf
+        self._pause = _SOON
 
     # -- looks at the attached device ------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """To be called once a second while the device is connected and free. Starts a look if it is due."""
+        """To be called once a second while the device is connected and free. Starts a look if it is due.
+
+        Not if the system runs from the device: to start a process could then wait for the very server that is away.
+        """
         now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
         before = self._memory.moment if self._memory and self._knows_place(self._memory) else None
-        if before and not before.is_before_changes(now):
+        if self._recorded.record.root or not now.size or (before and not before.is_before_changes(now)):
             return
-        by_program = before is None or before.touched != now.touched
-        if seconds < (_SOON if by_program else self._pause):
+        if seconds > _QUIET * self._pause:
+            self._pause = _SOON
+        if seconds < self._pause or (self._reading and not self._reading.ended):
             return
-        self._pause = _LATER if by_program else min(2 * self._pause, _SELDOM)
-        with self._mutex:
-            if self._reading and not self._reading.ended:
-                return
-            self._looked = time.monotonic()
-            with contextlib.suppress(OSError):
-                self._reading = Reading(self._device.path)
-                arguments = [self._reading, now, self._age, memories.place_of(self._recorded.record)]
-                threading.Thread(target=self._look, args=arguments, name="look", daemon=True).start()
+        by_program = before is not None and before.touched != now.touched
+        self._pause = min(2 * self._pause, _LATER if by_program else _SELDOM)
+        self._looked = time.monotonic()
+        threading.Thread(target=self._look, args=[now, _LOOK_SECONDS], name="look", daemon=True).start()
 
-    def _look(self, reading: Reading, moment: Moment, age: int, place: str) -> None:
-        deadline = Deadline(_LOOK_SECONDS)
-        known = self._memory.content if self._memory else None
-        kernel = Kernel(self._device)
-        size, block = kernel.size, kernel.block_size
-        if known and known.size != size:
-            known = None
+    def look_now(self) -> None:
+        """So that all is known that the device has written until now, if its server answers. Takes some seconds."""
+        if not self._recorded.record.root:
+            self._look(memories.moment_of(self._device), _QUICK_SECONDS)
+
+    def _look(self, moment: Moment, seconds: float) -> None:
+        place, age, known = memories.place_of(self._recorded.record), self._age, self._memory
+        with self._mutex:
+            if self._access.held or self._access.ended or (self._reading and not self._reading.ended):
+                return
+            try:
+                reading = self._reading = Reading(self._device.path)
+            except OSError:
+                return
+        kernel, deadline = Kernel(self._device), Deadline(seconds)
+        same_size = known is not None and known.content.size == moment.size
+        steps = look(moment.size, kernel.block_size, known.content if known and same_size else None)
         try:
-            steps = look(size, block, known)
             wanted = next(steps)
             while True:
                 wanted = steps.send(reading.read(wanted, deadline))
         except StopIteration as stop:
             self._remember(Memory(memories.attachment_of(self._device), stop.value, moment, place), age)
         except (OSError, Unanswered):
-            pass  # the server is away, or a command has taken the device
+            pass  # the server is away, or cannot read a part; or a command has taken the device
         finally:
-            reading.kill(0)
+            reading.kill(_END_SECONDS)
             reading.close()
 
     def _remember(self, memory: Memory, age: int) -> None:
         with self._access.if_free() as free:
-            if free and age == self._age and memory.place == memories.place_of(self._recorded.record):
-                self._memory = memory
-                with contextlib.suppress(OSError):  # /run is full: the next look is saved, perhaps
-                    memories.save(self._device, memory)
+            if not free or age != self._age or not self._knows_place(memory):
+                return
+            if self._memory is None or not self._memory.content.has_marks_of(memory.content):
+                self._pause = _SOON
+            self._memory = memory
+            with contextlib.suppress(OSError):  # /run is full: the next look is saved, perhaps
+                memories.save(self._device, memory)
 
     def stop(self) -> None:
         """Ends a look under way, because a command holds the device or the attachment has ended."""
@@ -127,16 +142,18 @@ class Remembering:
         if proven and not (memory and self._knows_place(memory)):
             cause = "nothing is known yet of what was written to the server in use, so it is not known to have the same"
             raise Refused(uri, cause, f"nbdattach reconnect {self._device.path} {uri} moves the device there")
-        if memory is None or connection.export.size < memory.content.size:
+        if memory is None:
             return
-        record = self._recorded.record
-        steps = look(memory.content.size, record.block_size, memory.content, check=True)
+        known, record = memory.content, self._recorded.record
+        if connection.export.size < known.size:  # which the user has ordered, or it would have been refused
+            known = known.within(connection.export.size)
+        steps = look(known.size, record.block_size, known, check=True)
         try:
             found = client.look(connection, steps)
         except Refused as error:
             raise Refused(uri, f"is it the attached disk? {error.cause}", error.hint) from None
         since = memory.since(self._device, by_others=Kernel(self._device).read_only)
-        differs = same_disk.difference(memory.content, found, since)
+        differs = same_disk.difference(known, found, since)
         if differs:
             hint = f"nbdattach reconnect --trust {self._device.path} accepts it, if it is the right one"
             raise Refused(uri, f"this is another disk: {differs}", hint)
@@ -148,5 +165,5 @@ class Remembering:
         """The user says that the disk is the right one, whatever is on it."""
         self._age += 1
         self._memory = None
-        self._looked = -_SELDOM
+        self._looked = -math.inf
         memories.forget(self._device)

@@ -99,7 +99,7 @@ class Watch:
                 if self._links.silent or not self._links.is_proven():
                     self.check()
                 self._recorded.save_if_unsaved()
-                if self._links.answering:
+                if self._mending.all_is_well and not self._links.silent:
                     self._remembering.tick()
         return not self._access.ended
 

@@ -19,21 +19,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbdattach.attached import memory, state
-from nbdattach.attached.memory import Memory
+from nbdattach.attached import state
 from nbdattach.attached.status import status_of
 from nbdattach.attached.users import in_use, users_of
 from nbdattach.backends import choice, limits
 from nbdattach.backends.base import Hold, Job, Spent, Taken
-from nbdattach.backends.limits import Geometry
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, ConnectOptions
-from nbdattach.connection import client, credentials
-from nbdattach.connection.client import Connection
+from nbdattach.connection import credentials
 from nbdattach.connection.kernel_socket import has_room
 from nbdattach.connection.stream import address_of
-from nbdattach.content.look import look
-from nbdattach.content.marks import Content
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import (
@@ -42,7 +37,6 @@ from nbdattach.errors import (
     DeviceInUse,
     KernelRefused,
     NbdattachError,
-    Refused,
 )
 from nbdattach.host import udev
 from nbdattach.host.procfs import alive, started
@@ -122,11 +116,10 @@ def _attach(
         numbers = [sock.fileno() for sock in sockets]
         address = address_of(sockets[0])
         relay_pid = relay.pid if relay else None
-        content = _content(connections[0], shape) if backend.name == "netlink" and options.reconnect else None
         using = "" if reached == target else reached.uri
         if using:
             notes.append(f"{target.uri}: it cannot be reached; the device is attached to {using}")
-        job = Job(tag, target, export, shape, numbers, options, contested, tls, relay_pid, address, content, using)
+        job = Job(tag, target, export, shape, numbers, options, contested, tls, relay_pid, address, using)
         for candidate in candidates.to_try(device, export, backend.makes_devices):
             try:
                 hold = _taken(backend, candidate, job)
@@ -144,16 +137,6 @@ def _attach(
                 notes += _complete(hold, backend, job, Deadline(options.connect_timeout), have_watched, end)
                 return Attachment(candidate.path, Kernel(candidate).pid, notes)
     raise candidates.none_free(device)
-
-
-def _content(connection: Connection, shape: Geometry) -> Content | None:
-    """What the monitor will hold a new connection against; None if the server cannot read all of it."""
-    try:
-        return client.look(connection, look(shape.size, shape.block_size, check=True))
-    except Refused:
-        return None
-    finally:
-        connection.stream.sock.settimeout(None)
 
 
 def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:
@@ -241,11 +224,7 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
     if not udev.settle(Kernel(node.device).paths, SETTLE_SECONDS):
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
     state.forget(node.device)  # the state of an attachment before this one
-    record = _record(hold, backend, job)
-    state.save(node.device, record)
-    if job.content:
-        attachment, moment = memory.attachment_of(node.device), memory.moment_of(node.device)
-        memory.save(node.device, Memory(attachment, job.content, moment, memory.place_of(record)))
+    state.save(node.device, _record(hold, backend, job))
     return notes
 
 

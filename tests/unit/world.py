@@ -41,6 +41,7 @@ from nbdattach.monitor import connecting, links, mending
 from nbdattach.monitor.links import Links
 from nbdattach.monitor.mending import Mending
 from nbdattach.monitor.outage import Outage
+from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.watch import Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target, parse_target
@@ -196,6 +197,8 @@ class World(ExitStack):
             (connecting, "time", self.clock),
             (Links, "is_there", lambda _: True),
             (Watch, "check", lambda _: None),
+            (Remembering, "tick", lambda _: None),
+            (Remembering, "look_now", lambda _: None),
             (Mending, "_pause", lambda _, outage: self._pause(outage)),
             (settings, "differences", lambda *_: []),
         ):

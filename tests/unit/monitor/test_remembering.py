@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Sequence
@@ -132,16 +133,47 @@ def test_a_write_is_followed_by_a_look_later_and_later(disk: Disk) -> None:
         disk.write()
         if disk.tick():
             times.append(second)
-    assert [after - before for before, after in itertools.pairwise(times)] == [20, 40, 60, 60]
+    assert [after - before for before, after in itertools.pairwise(times)] == [2, 4, 8, 16, 32, 60, 60]
+    for _ in range(300):
+        disk.tick()
+    disk.write()
+    assert disk.tick()  # after a quiet time at once
 
 
 def test_a_program_that_writes_to_the_node_is_followed_by_a_look_at_once(disk: Disk) -> None:
     disk.tick()
-    for _ in range(3):
+    for content, uuid in ((B, "42"), (A, "41"), (B, "42")):
         disk.touch()
-        disk.content = B
+        disk.content = content
         assert disk.tick(1.0)
-        assert disk.known == "42"
+        assert disk.known == uuid
+
+
+def test_a_program_that_writes_all_the_time_is_followed_less_often(disk: Disk) -> None:
+    """A virtual machine has the device open."""
+    disk.tick()
+    times = []
+    for second in range(60):
+        disk.touch()
+        if disk.tick():
+            times.append(second)
+    assert [after - before for before, after in itertools.pairwise(times)] == [2, 4, 8, 10, 10, 10]
+
+
+def test_nothing_is_read_of_a_device_that_the_system_runs_from(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server may be away, and then no process can be started."""
+    monkeypatch.setattr(disk.remembering._recorded, "record", dataclasses.replace(RECORD, root=True))
+    assert not disk.tick()
+    disk.remembering.look_now()
+    assert disk.looks == 0
+
+
+def test_a_look_is_made_before_the_device_is_moved(disk: Disk) -> None:
+    disk.tick()
+    disk.write()
+    disk.content = B
+    disk.remembering.look_now()
+    assert disk.known == "42"
 
 
 def test_a_look_that_fails_is_repeated(disk: Disk) -> None:
@@ -155,7 +187,7 @@ def test_a_look_that_fails_is_repeated(disk: Disk) -> None:
     assert disk.tick()
     assert disk.known == "41"
     disk.while_reading, disk.content = lambda: None, B
-    assert disk.tick()
+    assert disk.tick(2.0)
     assert disk.known == "42"
 
 
@@ -252,9 +284,28 @@ def test_a_server_that_cannot_read_is_not_taken(disk: Disk) -> None:
         disk.remembering.require_same(connection(A, ConnectionLost("nbd://db1", "reading")), "nbd://db1")
 
 
-def test_a_disk_that_has_shrunk_is_a_matter_of_its_size(disk: Disk) -> None:
+def test_a_disk_that_has_shrunk_is_the_same_at_its_beginning(disk: Disk) -> None:
     disk.tick()
-    disk.remembering.require_same(connection(B[: SIZE // 2]), "nbd://db1")
+    disk.remembering.require_same(connection(A[: SIZE // 2]), "nbd://db1")
+    refused(disk, B[: SIZE // 2])
+
+
+def test_a_new_size_is_followed_by_a_look(disk: Disk) -> None:
+    disk.tick()
+    (disk.host.sys / "block/nbd0/size").write_text("4096\n")
+    assert disk.tick(4.0)
+
+
+def test_another_server_must_have_all_that_was_written_to_the_one_in_use(disk: Disk) -> None:
+    with pytest.raises(Refused, match="nothing is known yet"):
+        disk.remembering.require_same(connection(A), "nbd://db2", proven=True)
+    disk.tick()
+    disk.remembering.require_same(connection(A), "nbd://db2", proven=True)
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db2")
+    with pytest.raises(Refused, match="nothing is known yet"):
+        disk.remembering.require_same(connection(A), "nbd://db1", proven=True)
+    assert disk.tick(4.0)
+    disk.remembering.require_same(connection(A), "nbd://db1", proven=True)
 
 
 def test_other_hosts_may_write_to_a_read_only_device(disk: Disk) -> None:

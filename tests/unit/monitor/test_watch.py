@@ -30,6 +30,7 @@ from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.kernel import netlink, settings, sysfs
 from nbdattach.monitor import planned
 from nbdattach.monitor.links import Links
+from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
@@ -51,6 +52,7 @@ class Attachment:
         monkeypatch.setattr(sysfs, "SYS", f"{tmp_path}/sys")
         monkeypatch.setattr(state, "RUN", f"{tmp_path}/run")
         monkeypatch.setattr(Links, "is_there", lambda _: True)
+        monkeypatch.setattr(Remembering, "look_now", lambda _: None)
         monkeypatch.setattr(planned, "_QUIET_FOR_SIZE", 0.05)
         monkeypatch.setattr(planned, "_QUIET", 0.0)
         self.sys = Sys(tmp_path / "sys")
