@@ -138,7 +138,8 @@ def test_a_state_file_with_a_field_of_a_wrong_type_hides_no_device(host: Host, n
 def test_trouble_of_a_wrong_type_hides_no_device(host: Host, name: str) -> None:
     host.attach()
     state.save(NBD0, replace(BARE, reconnect=True))
-    for value in (5, ["lost"], {}, True, None) if name != "next_try" else (5, [], True):
+    wrong: tuple[object, ...] = (5, ["lost"], {}, True, None) if name != "next_try" else (5, [], True)
+    for value in wrong:
         host.write("nbd0.trouble", json.dumps({**asdict(TROUBLE), name: value}))
         assert state.trouble_of(NBD0) is None
         assert [(one.state, one.trouble) for one in status.all_attached()] == [("connected", None)]

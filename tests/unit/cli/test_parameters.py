@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from nbdattach.cli.parameters import argument, later, option
@@ -13,7 +16,7 @@ def copy() -> tuple[Command, list[str]]:
     """A command with three parameters, and the names of those that were made."""
     made: list[str] = []
 
-    def third() -> object:
+    def third() -> Callable[[Any], Any]:
         made.append("third")
         return click.option("--third", is_flag=True)
 
