@@ -32,7 +32,7 @@ from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAtta
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.operations import attachment, detachment, handover
-from nbdattach.operations.handle import Attachment
+from nbdattach.operations.handle import DETACH_SECONDS, Attachment
 from nbdattach.protocol.target import Target
 
 Capture = pytest.CaptureFixture[str]
@@ -659,7 +659,7 @@ def test_data_is_given_up_only_where_that_is_asked_for(capsys: Capture, monkeypa
     monkeypatch.setattr(detachment, "detach", detach)
     assert ran(capsys, "disconnect", "--force", "--timeout", "5", "nbd0", "nbd1") == (0, "", "")
     assert ran(capsys, "disconnect", "nbd0") == (0, "", "")
-    assert asked == [(0, 5.0, True), (1, 5.0, True), (0, 60.0, False)]
+    assert asked == [(0, 5.0, True), (1, 5.0, True), (0, DETACH_SECONDS, False)]
 
 
 def test_status_of_what_is_not_attached_is_exit_code_8(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
