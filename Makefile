@@ -66,13 +66,14 @@ SCRIPTS := .ci/run systemd/nbdattach-tag systemd/nbdattach-generator initramfs/i
 	initramfs/initramfs-tools/scripts/local-top/nbdattach $(wildcard initramfs/dracut/90nbdattach/*.sh) \
 	tests/lab/archive tests/lab/fetch tests/lab/provision tests/lab/init tests/lab/init-job tests/lab/initramfs-init \
 	tests/lab/selftest.sh tests/demo/demo tests/demo/demo.sh tests/diskless/image \
-	tests/unit/on_each_python tests/unit/on_each_library tests/unit/on_this_system tests/lint/example
+	tests/unit/on_each_python tests/unit/on_each_library tests/unit/on_this_system tests/lint/example tests/lint/types
 
 ## ruff, mypy, shellcheck, and words that hide the actor
 lint: provision-lint $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	tests/lint/types
 	tests/lint/example
 	$(PYTHON) tests/lint/english.py
 	shellcheck $(SCRIPTS)

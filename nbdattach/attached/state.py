@@ -23,12 +23,12 @@ from nbdattach import untrusted_json
 from nbdattach.connect_options import DEFAULT_ON_LOSS, LastingOptions
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, KernelRefused, Malformed
+from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.host import procfs
 from nbdattach.host.procfs import alive, started
 from nbdattach.kernel.leftovers import STATE_FILES, UNFLUSHED
 from nbdattach.kernel.sysfs import Kernel, identifier
-from nbdattach.protocol.target import Target, parse_target, with_tls
+from nbdattach.protocol.target import Target, Trust, target_of
 from nbdattach.text import quoted
 from nbdattach.tls_session import TlsSession
 
@@ -42,8 +42,6 @@ _LOOK_SECONDS = 1.0
 _LOCK_SECONDS = 300.0
 _POLL = 0.01
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
-# Options of TLS for which a URI has no place: ca, cert, key, verify.
-Trust: TypeAlias = dict[str, str | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +99,6 @@ class Record(LastingOptions):
     def current_target(self) -> Target:
         """The target to dial."""
         return target_of(self.uri, self.moving_trust if self.moving_to else self.trust)
-
-
-# Keys of `trust`, with their types: fields of `TlsOptions`.
-_TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
-
-
-def target_of(uri: str, trust: Trust | None) -> Target:
-    """The target with that URI and those options of TLS. Raises `Malformed`."""
-    target = parse_target(uri)
-    if not trust:
-        return target
-    if any(type(value) is not _TRUST.get(name) for name, value in trust.items()):
-        raise Malformed(
-            target.uri, f"its record has unknown TLS options: {trust}", "disconnect it, and connect it again"
-        )
-    given = {name: value for name, value in trust.items() if value != ""}
-    return with_tls(target, required=target.tls, **given)  # type: ignore[arg-type]
-
-
-def trust_of(target: Target) -> Trust | None:
-    """The options of TLS of a target. Together with the URI, they describe it completely."""
-    if not target.tls:
-        return None
-    return {name: getattr(target, f"tls_{name}") for name in _TRUST}
 
 
 @dataclass(frozen=True, slots=True)

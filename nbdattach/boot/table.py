@@ -25,6 +25,7 @@ from nbdattach.errors import DeviceInUse, Malformed, NbdattachError
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.operations import detachment
+from nbdattach.operations.handle import DETACH_SECONDS
 from nbdattach.reporter import QUIET, Reporter
 from nbdattach.text import from_wire, plain, quoted
 
@@ -145,7 +146,7 @@ def down(
     Raises `DeviceInUse` if the device holds something else, or is in use.
     """
     if not Kernel(device).attached:
-        return detachment.detach(device, reporter=reporter)  # removes leftovers, if any
+        return detachment.detach(device, DETACH_SECONDS, reporter=reporter)  # removes leftovers, if any
     state.refuse_hidden()
     meant, record = state.identity_of(device), state.load(device)
     line = _line_of(device, path)
@@ -155,7 +156,7 @@ def down(
         reporter.say(
             f"{device.path}: {record.target} is attached there; its line in {plain(path)} was changed or removed since"
         )
-    return detachment.detach(device, only=meant, reporter=reporter)
+    return detachment.detach(device, DETACH_SECONDS, only=meant, reporter=reporter)
 
 
 def _is_what(line: Entry, device: Device, record: state.Record | None) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from nbdattach.cli.offers import attached_devices, targets
 from nbdattach.cli.options import debug_option, export_option, tls_options, trust_of
+from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import say
 from nbdattach.cli.types import device_of, target_of
 from nbdattach.cli.usage import command
@@ -16,10 +15,10 @@ from nbdattach.errors import Malformed
 
 
 @command()
-@click.argument("device", shell_complete=attached_devices)
-@click.argument("target", required=False, shell_complete=targets)
+@argument("device", shell_complete=attached_devices)
+@argument("target", required=False, shell_complete=targets)
 @export_option
-@click.option("--trust", is_flag=True, help="Accept the disk though its content is not that of the attached one.")
+@option("--trust", is_flag=True, help="Accept the disk though its content is not that of the attached one.")
 @tls_options
 @debug_option
 def reconnect(device: str, target: str | None, export: str | None, trust: bool, **tls: Any) -> None:
@@ -41,7 +40,7 @@ def reconnect(device: str, target: str | None, export: str | None, trust: bool, 
 
 
 @command()
-@click.argument("device", shell_complete=attached_devices)
+@argument("device", shell_complete=attached_devices)
 @debug_option
 def resize(device: str) -> None:
     """Give a device the new size of its export."""
@@ -52,7 +51,7 @@ def resize(device: str) -> None:
 
 
 @command()
-@click.option("-b", "--background", is_flag=True, help="Return when it is ready; it logs to the kernel's log.")
+@option("-b", "--background", is_flag=True, help="Return when it is ready; it logs to the kernel's log.")
 @debug_option
 def monitor(background: bool) -> None:
     """Reconnect devices after a server was away.

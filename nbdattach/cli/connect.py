@@ -18,6 +18,7 @@ from nbdattach.cli.options import (
     tls_options,
     trust_of,
 )
+from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, say, say_error, say_over
 from nbdattach.cli.types import target_of
 from nbdattach.cli.usage import command
@@ -25,8 +26,8 @@ from nbdattach.errors import Malformed, NbdattachError
 
 
 @command()
-@click.argument("target", shell_complete=targets)
-@click.argument("device", required=False, shell_complete=free_devices)
+@argument("target", shell_complete=targets)
+@argument("device", required=False, shell_complete=free_devices)
 @export_option
 @connect_option("read-only", "-r", text="Attach read-only.")
 @connect_option("block-size", "-b", text="Logical block size in bytes.")
@@ -43,9 +44,9 @@ from nbdattach.errors import Malformed, NbdattachError
 @connect_option("tag", text="Identity of the attachment.", default="TARGET's URI")
 @connect_option("expect-size", text="Refuse an export of another size.")
 @connect_option("size", text="Size of the export; needs --no-handshake.")
-@click.option("--no-handshake", is_flag=True, help="Skip the handshake; needs --size.")
+@option("--no-handshake", is_flag=True, help="Skip the handshake; needs --size.")
 @connect_option("swap", text="Make it safe to swap on the device.")
-@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; detach safely on SIGTERM.")
+@option("-f", "--foreground", is_flag=True, help="Stay in the foreground; detach safely on SIGTERM.")
 @connect_option("no-reconnect", text="Do not ask the monitor to look after the device.")
 @json_option
 @debug_option

@@ -12,6 +12,7 @@ import click
 
 from nbdattach.cli.offers import attachments_or_targets, tags
 from nbdattach.cli.options import debug_option, export_option
+from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, each, say, say_over
 from nbdattach.cli.types import device_of, seconds
 from nbdattach.cli.usage import command
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("attachments", nargs=-1, metavar="[DEVICE|TARGET]...", shell_complete=attachments_or_targets)
+@argument("attachments", nargs=-1, metavar="[DEVICE|TARGET]...", shell_complete=attachments_or_targets)
 @export_option
-@click.option("--tag", metavar="NAME", shell_complete=tags, help="Detach the attachment with this tag.")
-@click.option("--all", "everything", is_flag=True, help="Detach all devices that nbdattach has attached.")
-@click.option("--if-tag", metavar="NAME", shell_complete=tags, help="Leave a device alone if it has another tag.")
-@click.option("--timeout", type=seconds(), default=60.0, show_default=True, help="How long to wait for the kernel.")
-@click.option("--force", is_flag=True, help="Detach even if in use; lose data that cannot be flushed.")
+@option("--tag", metavar="NAME", shell_complete=tags, help="Detach the attachment with this tag.")
+@option("--all", "everything", is_flag=True, help="Detach all devices that nbdattach has attached.")
+@option("--if-tag", metavar="NAME", shell_complete=tags, help="Leave a device alone if it has another tag.")
+@option("--timeout", type=seconds(), default=60.0, show_default=True, help="How long to wait for the kernel.")
+@option("--force", is_flag=True, help="Detach even if in use; lose data that cannot be flushed.")
 @debug_option
 def disconnect(
     attachments: tuple[str, ...],

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from nbdattach.cli.types import TABLE, target_of
-from nbdattach.connect_options import TlsOptions, options_of
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -57,6 +56,7 @@ def tags(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[Compl
 def exports(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
     """Exports of the server on the command line; click leaves arguments before an incomplete option in `args`."""
     from nbdattach.cli import completion
+    from nbdattach.connect_options import TlsOptions, options_of
 
     def place() -> Target:
         trust = {

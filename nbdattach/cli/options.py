@@ -3,23 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from nbdattach.cli.offers import exports, files
+from nbdattach.cli.parameters import later, option
 from nbdattach.cli.report import warn_of_no_verify
 from nbdattach.cli.types import TABLE, Value
-from nbdattach.connect_options import ConnectOptions, TlsOptions, options_of
+
+if TYPE_CHECKING:
+    from nbdattach.connect_options import Option
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def debug_option(function: _F) -> _F:
-    return click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show each step.")(
-        function
-    )
 
 
 def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -27,15 +25,23 @@ def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None
         ctx.find_root().obj = True
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+debug_option = option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show each step.")
 
 
-export_option = click.option(
+json_option = option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+export_option = option(
     "-N", "--export", metavar="NAME", shell_complete=exports, help="Export, if TARGET is not a URI.  [default: '']"
 )
 
 
-_DECLARED = {**options_of(ConnectOptions), **options_of(TlsOptions)}
+@functools.cache
+def _declared() -> dict[str, Option]:
+    """Imported when a command needs its options: `nbdattach --help` needs none."""
+    from nbdattach.connect_options import ConnectOptions, TlsOptions, options_of
+
+    return {**options_of(ConnectOptions), **options_of(TlsOptions)}
 
 
 def connect_option(name: str, *short: str, default: str = "", text: str) -> Callable[[_F], _F]:
@@ -43,20 +49,25 @@ def connect_option(name: str, *short: str, default: str = "", text: str) -> Call
 
     `text` is its help. `default` tells users the default, if they could not type it.
     """
-    option = _DECLARED[name]
-    names = (*short, f"--{name}", option.field)
-    if option.parse is None:
-        return click.option(*names, is_flag=True, callback=lambda _ctx, _param, given: option.value(given), help=text)
-    usual = None if option.default in (None, "", ()) else option.default
+    return later(
+        lambda: _option_of_click(_declared()[name], short, f"{text}  [default: {default}]" if default else text)
+    )
+
+
+def _option_of_click(declared: Option, short: Sequence[str], text: str) -> Callable[[_F], _F]:
+    names = (*short, f"--{declared.name}", declared.field)
+    if declared.parse is None:
+        return click.option(*names, is_flag=True, callback=lambda _ctx, _param, given: declared.value(given), help=text)
+    usual = None if declared.default in (None, "", ()) else declared.default
     return click.option(
         *names,
-        type=Value(option.kind, option.parse, option.words),
-        metavar=option.kind,
-        multiple=option.many,
+        type=Value(declared.kind, declared.parse, declared.words),
+        metavar=declared.kind,
+        multiple=declared.many,
         default=usual,
         show_default=usual is not None,
-        shell_complete=files if option.kind == "FILE" else None,
-        help=f"{text}  [default: {default}]" if default else text,
+        shell_complete=files if declared.kind == "FILE" else None,
+        help=text,
     )
 
 
@@ -65,7 +76,7 @@ timeout_option = connect_option("connect-timeout", text="Deadline for connecting
 
 def tls_options(function: _F) -> _F:
     """Adds the options that require TLS and tell how to verify the server."""
-    for option in reversed(
+    for one in reversed(
         (
             connect_option("tls", text="Require TLS, as nbds:// does."),
             connect_option("tls-ca", text="Trusted authorities: a PEM file, or a directory with certificates."),
@@ -76,19 +87,21 @@ def tls_options(function: _F) -> _F:
             connect_option("tls-no-verify", text="Accept any certificate."),
         )
     ):
-        function = option(function)
+        function = one(function)
     return function
 
 
 def trust_of(given: dict[str, Any]) -> dict[str, Any]:
     """Removes the values of `tls_options` from those given; returns them as arguments for `target.with_tls`."""
-    found = {option.field: given.pop(option.field) for option in options_of(TlsOptions).values()}
+    from nbdattach.connect_options import TlsOptions, options_of
+
+    found = {declared.field: given.pop(declared.field) for declared in options_of(TlsOptions).values()}
     if not found["verify"]:
         warn_of_no_verify()
     return found
 
 
-table_option = click.option(
+table_option = option(
     "--table",
     "path",
     metavar="FILE",

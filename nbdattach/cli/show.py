@@ -9,6 +9,7 @@ import click
 
 from nbdattach.cli.offers import attached_devices, targets
 from nbdattach.cli.options import debug_option, export_option, json_option, timeout_option, tls_options, trust_of
+from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import each, trace
 from nbdattach.cli.types import device_of, target_of
 from nbdattach.cli.usage import command
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=attached_devices)
-@click.option("--watch", is_flag=True, help="Show it live, with read and write rates, until q is typed.")
+@argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=attached_devices)
+@option("--watch", is_flag=True, help="Show it live, with read and write rates, until q is typed.")
 @json_option
 @debug_option
 def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
@@ -59,7 +60,7 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
 
 
 @command("list")
-@click.argument("target", shell_complete=targets)
+@argument("target", shell_complete=targets)
 @timeout_option
 @tls_options
 @json_option
@@ -75,7 +76,7 @@ def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> Non
 
 
 @command()
-@click.argument("target", shell_complete=targets)
+@argument("target", shell_complete=targets)
 @export_option
 @timeout_option
 @tls_options
@@ -92,7 +93,7 @@ def info(target: str, export: str | None, connect_timeout: float, as_json: bool,
 
 
 @command()
-@click.argument("target", shell_complete=targets)
+@argument("target", shell_complete=targets)
 @export_option
 @timeout_option
 @tls_options

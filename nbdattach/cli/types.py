@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from nbdattach import option_values
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -40,8 +37,13 @@ class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
         return [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
 
 
-def seconds(least: float = 0.0) -> Value:
-    return Value("SEC", functools.partial(option_values.seconds, least=least))
+def seconds() -> Value:
+    def parse(text: str) -> float:
+        from nbdattach import option_values
+
+        return option_values.seconds(text)
+
+    return Value("SEC", parse)
 
 
 TABLE = "/etc/nbdtab"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import click
 
 from nbdattach.cli.offers import table_devices
 from nbdattach.cli.options import debug_option, table_option
+from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, each, say, say_error, say_over, warn_of_no_verify
 from nbdattach.cli.types import device_of, seconds
 from nbdattach.cli.usage import command
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=table_devices)
-@click.option("--all", "everything", is_flag=True, help="Attach the devices of all lines, at the same time.")
-@click.option("--check", "only_check", is_flag=True, help="Only report mistakes, in the whole file.")
-@click.option(
+@argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=table_devices)
+@option("--all", "everything", is_flag=True, help="Attach the devices of all lines, at the same time.")
+@option("--check", "only_check", is_flag=True, help="Only report mistakes, in the whole file.")
+@option(
     "--retry-for",
     type=seconds(),
     default=0.0,
@@ -78,6 +78,8 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: 
 @contextlib.contextmanager
 def _killed_by_interrupt() -> Iterator[None]:
     """SIGINT kills the process, because KeyboardInterrupt does not reach threads. Nothing is left half done then."""
+    import signal
+
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -88,9 +90,9 @@ def _killed_by_interrupt() -> Iterator[None]:
 
 
 @command()
-@click.argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=table_devices)
-@click.option("--all", "everything", is_flag=True, help="Detach the devices of all lines, from the last to the first.")
-@click.option("--unit", metavar="NAME", help="Run as ExecStop= of this systemd unit.")
+@argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=table_devices)
+@option("--all", "everything", is_flag=True, help="Detach the devices of all lines, from the last to the first.")
+@option("--unit", metavar="NAME", help="Run as ExecStop= of this systemd unit.")
 @table_option
 @debug_option
 def down(devices: tuple[str, ...], everything: bool, unit: str | None, path: str) -> None:

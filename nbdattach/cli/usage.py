@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from nbdattach.cli.parameters import MadeLater
+
 
 class NoCommand(click.UsageError):
     """No command was named. The message is the help: it lists the commands."""
@@ -29,7 +31,7 @@ class NoSuchName(click.UsageError):
         self.similar = get_close_matches(name, known)
 
 
-class _OwnWords(click.Command):
+class _OwnWords(MadeLater):
     """Base class of commands and of the group."""
 
     def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click has it

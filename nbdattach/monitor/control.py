@@ -24,7 +24,7 @@ from nbdattach.device import Device
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import NbdattachError
 from nbdattach.host import messages, procfs
-from nbdattach.protocol.target import Target
+from nbdattach.protocol.target import Target, Trust, target_of
 
 if TYPE_CHECKING:
     from nbdattach.relay.dialer import Relay
@@ -54,22 +54,21 @@ class NoMonitor(NbdattachError):
 class Request:
     """A command's request.
 
-    For "reconnect", `target` is a URI and `trust` the result of `state.trust_of` for it; with `any_content` the disk
-    there need not have the content that is remembered. For "watch", `relay` is the
-    pid of a relay.
+    For "reconnect", `target` and `trust` are those of a `Target`, the first as a URI; with `any_content` the disk there
+    need not have the content that is remembered. For "watch", `relay` is the pid of a relay.
     """
 
     do: str  # "watch" | "hold" | "cut" | "reconnect" | "resize" | "ping" | "package"
     device: str = ""
     target: str | None = None
     relay: int = 0
-    trust: state.Trust | None = None
+    trust: Trust | None = None
     any_content: bool = False
 
     @property
     def named_target(self) -> Target | None:
         """The target to connect to; None for the same as before. Raises `Malformed`."""
-        return state.target_of(self.target, self.trust) if self.target else None
+        return target_of(self.target, self.trust) if self.target else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nbdattach.attached.state import Record, target_of
+from nbdattach.attached.state import Record
 from nbdattach.connection.stream import addresses_of
 from nbdattach.deadline import Deadline
-from nbdattach.protocol.target import Target
+from nbdattach.protocol.target import Target, target_of
 
 # Seconds without any connection after which other servers (--also) are tried, and other addresses of the same name.
 OTHER_SERVERS = 10.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 
-from nbdattach.attached import state
 from nbdattach.attached.users import kept_open_by, opened, users_of
 from nbdattach.connection.client import Connection
 from nbdattach.connection.stream import address_of
@@ -55,7 +54,7 @@ class Orders:
             self._connecting.remembering.look_now()
         fresh = self._connecting.dial_all(target, self._recorded.record.size, any_content)
         if target:
-            self._begin(fresh, moving_to=target.uri, moving_trust=state.trust_of(target))
+            self._begin(fresh, moving_to=target.uri, moving_trust=target.trust)
         if any_content:
             self._connecting.remembering.forget()
         self._replace_all(fresh)

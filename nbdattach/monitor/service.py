@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from nbdattach.attached import state
-from nbdattach.attached.state import target_of
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import prepare, warm_up
 from nbdattach.deadline import Deadline
@@ -34,6 +33,7 @@ from nbdattach.monitor import control, daemon
 from nbdattach.monitor.control import Caller, Door, Request
 from nbdattach.monitor.real_root import RealRoot
 from nbdattach.monitor.watch import Watch
+from nbdattach.protocol.target import target_of
 from nbdattach.relay.dialer import Relay
 
 _TICK = 1.0

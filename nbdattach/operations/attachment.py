@@ -260,7 +260,7 @@ def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
         tls=job.tls,
         relay=job.relay,
         relay_started=job.relay and started(job.relay),
-        trust=state.trust_of(job.target),
+        trust=job.target.trust,
         address=job.address,
         using=job.using,
         **{**options.lasting(), "on_loss": None if on_loss == FOREVER else on_loss},
@@ -293,7 +293,7 @@ def _require_same(device: Device, target: Target, options: ConnectOptions) -> No
         raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {attached}", hint)
     if options.read_only and not there.read_only:
         raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
-    if record and record.trust != state.trust_of(target):
+    if record and record.trust != target.trust:
         cause = f"{target.uri} is attached there with other TLS options (verification, certificate or key)"
         raise DeviceInUse(device.path, cause, hint)
     transport = there.tls and there.tls["transport"]

@@ -29,13 +29,12 @@ from nbdattach.operations import claim, disconnection, writes
 from nbdattach.reporter import QUIET, Reporter, silent
 from nbdattach.text import quoted
 
-DETACH_SECONDS = 60
 _POLL = 0.01
 
 
 def detach(
     device: Device,
-    seconds: float = DETACH_SECONDS,
+    seconds: float,
     *,
     force: bool = False,
     only: Identity | None = None,

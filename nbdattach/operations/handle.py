@@ -16,6 +16,7 @@ from nbdattach.reporter import QUIET, Reporter
 if TYPE_CHECKING:
     from nbdattach.attached.status import Status
 
+# How long a detach waits for the kernel, if the user does not say.
 DETACH_SECONDS = 60.0
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from nbdattach.attached import state
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.kernel import driver
@@ -35,5 +34,5 @@ def _asked(device: Device, do: str, target: Target | None = None, any_content: b
     if not Kernel(device).attached:
         raise NotAttached(device.path)
     launch.ensure_monitor()
-    uri, trust = (target.uri, state.trust_of(target)) if target else (None, None)
+    uri, trust = (target.uri, target.trust) if target else (None, None)
     return control.ask(Request(do, device.name, uri, trust=trust, any_content=any_content))

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
 from nbdattach.errors import Malformed
@@ -26,6 +27,10 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # sun_path of struct sockaddr_un, less its closing NUL (linux/un.h).
 _MAX_SOCKET_PATH = 107
 _FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
+
+# Options of TLS for which a URI has no place, with their types: fields of `TlsOptions`.
+_TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
+Trust: TypeAlias = dict[str, str | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,11 @@ class Target:
     def verified_name(self) -> str:
         """The name that the server's certificate must have; "" if none is known. Without scope and final dot."""
         return self.tls_hostname or self.host.partition("%")[0].removesuffix(".")
+
+    @property
+    def trust(self) -> Trust | None:
+        """The options of TLS that are not in the URI; None without TLS. `target_of` makes the target of both."""
+        return {name: getattr(self, f"tls_{name}") for name in _TRUST} if self.tls else None
 
     def _uri(self, export: str) -> str:
         scheme = ("nbds" if self.tls else "nbd") + ("+unix" if self.socket else "")
@@ -164,6 +174,19 @@ def others(target: Target, texts: Sequence[str]) -> list[Target]:
             raise Malformed(thing, "this server is named already", "leave it out")
         found.append(one)
     return found
+
+
+def target_of(uri: str, trust: Trust | None) -> Target:
+    """The target with that URI and those options of TLS, from a record or a request. Raises `Malformed`."""
+    target = parse_target(uri)
+    if not trust:
+        return target
+    if any(type(value) is not _TRUST.get(name) for name, value in trust.items()):
+        raise Malformed(
+            target.uri, f"its record has unknown TLS options: {trust}", "disconnect it, and connect it again"
+        )
+    given = {name: value for name, value in trust.items() if value != ""}
+    return with_tls(target, required=target.tls, **given)  # type: ignore[arg-type]
 
 
 def _absolute(path: str | None) -> str:

@@ -69,7 +69,7 @@ def contenders(nbdattach: str, folder: Path) -> list[Contender]:
     def qemu(server: Server, device: str) -> list[str]:
         sock = f"{folder}/qemu.sock"
         secret = f"tls-creds-x509,id=tls0,endpoint=client,dir={folder}"
-        host, port = server.place
+        host, port = server.tcp
         image = (
             f"driver=nbd,server.type=inet,server.host={host},server.port={port},tls-creds=tls0,tls-hostname=localhost"
         )

@@ -127,7 +127,7 @@ def root_of_guest() -> Path:
     """The folder that its root is made from; another release's is made if it is missing."""
     if not _RELEASE:
         return Path("/")
-    lab = [sys.executable, TREE / "tests/lab/roots.py", _RELEASE]
+    lab = [sys.executable, str(TREE / "tests/lab/roots.py"), _RELEASE]
     return Path(subprocess.run(lab, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 

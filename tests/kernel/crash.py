@@ -117,7 +117,7 @@ def _call(function: Any) -> str:
     owner = type(getattr(function, "__self__", None))
     modules = [getattr(function, "__module__", None), *(one.__module__ for one in owner.__mro__)]
     name: str = function.__name__
-    return name if any(name in _CALLS.get(module, ()) for module in modules) else ""
+    return name if any(name in _CALLS.get(str(module), ()) for module in modules) else ""
 
 
 def _innermost(frame: FrameType | None) -> str:
@@ -224,7 +224,8 @@ def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
             line[code] = line[code].replace("from nbdattach", f"{hooked}from nbdattach", 1)
         return line
 
-    for module in (by_ioctl, by_netlink, node):
+    starters: tuple[Any, ...] = (by_ioctl, by_netlink, node)
+    for module in starters:
         module.bare_python = command
 
 
@@ -245,5 +246,5 @@ def in_helper(log: str, last: str, other: int) -> None:
 
         return start(watched, *arguments)
 
-    _thread.start_new_thread = start_watched  # type: ignore[assignment]
+    _thread.start_new_thread = start_watched
     sys.setprofile(steps)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def knows_place() -> bool:
     return record is not None and found is not None and found.place == memory.place_of(record)
 
 
+def is_in_use(wanted: str) -> bool:
+    return in_use() == wanted
+
+
 def three(folder: Path) -> tuple[Path, list[Place]]:
     """An image, and three places that serve it."""
     first = place(folder, "image", mebibytes=64)
@@ -63,7 +68,7 @@ def test_the_device_moves_to_the_next_server_of_the_same_data(tmp_path: Path, co
             eventually(knows_place, 120)
             gone = time.monotonic()
             servers[server].kill()
-            eventually(lambda there=there: in_use() == uris[there])
+            eventually(partial(is_in_use, uris[there]))
             assert time.monotonic() - gone >= OTHER_SERVERS - 1
             load.see_it_run()
         (status,) = nbd("status", "--json").json()

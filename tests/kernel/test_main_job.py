@@ -143,7 +143,7 @@ def test_no_handshake_goes_straight_into_transmission() -> None:
 
         def serve() -> None:
             client, _ = listener.accept()
-            upstream = socket.create_connection(server.place)
+            upstream = socket.create_connection(server.tcp)
             greeting = b""
             while len(greeting) < 152:
                 greeting += upstream.recv(152 - len(greeting))

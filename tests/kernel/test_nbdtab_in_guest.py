@@ -162,7 +162,8 @@ WHOLE = [
 @pytest.mark.netlink
 @pytest.mark.usefixtures("servers")
 def test_a_line_that_nbd_client_accepts_gives_the_same_attachment() -> None:
-    theirs, ours = {}, {}
+    theirs: dict[str, Seen | NbdattachError | None] = {}
+    ours: dict[str, Seen | NbdattachError] = {}
     for text in [*(f"nbd0 {line}\n" for line in SAME), *WHOLE]:
         timeout = "timeout" in text
         theirs[text] = by_nbd_client(text, timeout)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -74,6 +75,10 @@ def place(tmp_path: Path, authority: Path) -> Place:
 
 def relays() -> list[int]:
     return [pid for pid, line in workers() if is_relay(line)]
+
+
+def _is_another(than: int) -> bool:
+    return relays() not in ([], [than])
 
 
 def state_of(device: str) -> str:
@@ -226,7 +231,7 @@ def test_a_killed_relay_is_replaced(place: Place, connections: int) -> None:
                     load.see_it_run()
                     (relay,) = relays()
                     os.kill(relay, signal.SIGKILL)
-                    eventually(lambda relay=relay: relays() not in ([], [relay]))
+                    eventually(functools.partial(_is_another, relay))
                     load.see_it_run()
                     eventually(lambda: state_of("nbd0") == "connected")
             assert [attachment.status().pid] == relays()

@@ -130,7 +130,7 @@ def test_wheel_installs_into_a_venv(wheel: Path, tmp_path: Path) -> None:
     """Without the network, so without its dependencies, which come from this one."""
     home = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
-    pip = [home / "bin/python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    pip = [str(home / "bin/python"), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
     subprocess.run(pip, check=True)
     (theirs,) = (home / "lib").glob("python3.*/site-packages")
     import click

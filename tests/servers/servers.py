@@ -36,6 +36,12 @@ class Server:
         self._log = log
 
     @property
+    def tcp(self) -> tuple[str, int]:
+        """Host and port of a server that has no Unix socket."""
+        assert not isinstance(self.place, str)
+        return self.place
+
+    @property
     def uri(self) -> str:
         """The URI of the default export."""
         return self.export()

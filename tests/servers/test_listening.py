@@ -82,4 +82,4 @@ while True:
         assert os.getpgid(server.pid) != server.pid
     assert not listens(server.pid, server.place)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(tuple(server.place))
+        socket.create_connection(server.tcp)

@@ -82,7 +82,7 @@ class RecordServer:
             shown = struct.pack(">HQH", 0, self._size, HAS_FLAGS_FLUSH_MULTI)
             sock.sendall(REPLY + struct.pack(">III", GO, INFO, len(shown)) + shown)
         sock.sendall(REPLY + struct.pack(">III", option, ACK, 0))
-        return option
+        return wanted
 
     def _request(self, sock: ssl.SSLSocket) -> bool:
         _, _, kind, cookie, offset, length = struct.unpack(">IHHQQI", _read(sock, 28))

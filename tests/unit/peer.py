@@ -16,7 +16,7 @@ import pytest
 from nbdattach.errors import DeadlinePassed
 from nbdattach.protocol.target import Target
 
-Serve = Callable[[socket.socket], None]
+Serve = Callable[[socket.socket], object]
 PATIENCE = 60.0
 FULL = ": the server may be full"
 # Shorter than any hang in these tests.

@@ -407,7 +407,7 @@ def test_pyroute2_that_cannot_be_used_is_told(machine: Machine) -> None:
 
 
 @contextlib.contextmanager
-def monitor(answer: Callable[[control.Caller], None]) -> Iterator[None]:
+def monitor(answer: Callable[[control.Caller], object]) -> Iterator[None]:
     """A monitor that does this with each request."""
     door = control.Door()
 

@@ -21,9 +21,9 @@ from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAtta
 from nbdattach.monitor.control import NoMonitor
 from nbdattach.protocol.options import OptionRefused
 
-for _, name, _ in pkgutil.walk_packages(nbdattach.__path__, "nbdattach."):
-    if name != "nbdattach.__main__":
-        importlib.import_module(name)
+for module in pkgutil.walk_packages(nbdattach.__path__, "nbdattach."):
+    if module.name != "nbdattach.__main__":
+        importlib.import_module(module.name)
 
 
 def kinds(base: type[NbdattachError]) -> list[type[NbdattachError]]:
@@ -94,6 +94,7 @@ def test_an_older_version_says_the_exit_code_alone(kind: type[NbdattachError]) -
 
 
 def test_an_older_version_that_says_the_exit_code_alone_means_the_class_that_it_knew() -> None:
+    known: dict[int, type[NbdattachError]]
     known = {1: NbdattachError, 2: errors.Malformed, 3: errors.NoConnection, 4: Refused, 5: errors.TlsFailed}
     known |= {6: KernelRefused, 7: DeviceInUse, 8: NotAttached}
     said = {code: error_of({"thing": "x", "cause": "no", "hint": "h", "code": code}) for code in known}

@@ -121,7 +121,9 @@ def test_an_unknown_field_is_left_out_or_refused() -> None:
 
 @pytest.mark.parametrize("kind", [Record, Trouble, Request])
 @given(data=st.data())
-def test_whatever_stands_in_a_field_nothing_but_a_value_error_comes_of_it(kind: type, data: st.DataObject) -> None:
+def test_whatever_stands_in_a_field_nothing_but_a_value_error_comes_of_it(
+    kind: type[Record | Trouble | Request], data: st.DataObject
+) -> None:
     whole = {Record: RECORD, Trouble: TROUBLE, Request: asdict(Request("ping"))}[kind]
     name = data.draw(st.sampled_from(sorted(whole)))
     value = data.draw(VALUES)

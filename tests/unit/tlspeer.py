@@ -6,7 +6,6 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import wire
@@ -45,7 +44,7 @@ def _inside(made: ssl.SSLContext, sock: socket.socket, said: bytes) -> None:
         drain(inside)
 
 
-def after_yes(do: Callable[[socket.socket], None]) -> Serve:
+def after_yes(do: Serve) -> Serve:
     """The conversation up to the ACK of NBD_OPT_STARTTLS, then `do`."""
 
     def serve(sock: socket.socket) -> None:

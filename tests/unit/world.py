@@ -220,7 +220,7 @@ class World(ExitStack):
             self.kills_in = math.inf
             raise Killed
 
-    def _killable(self, write):  # type: ignore[no-untyped-def]
+    def _killable(self, write: Callable[..., None]) -> Callable[..., None]:
         def before(*arguments: object) -> None:
             self.happens()
             write(*arguments)
@@ -298,8 +298,8 @@ class World(ExitStack):
     def _watched(self, record: Record, held: list[Link]) -> Watch:
         made = Watch(NBD0, record, held, self.log.append)
         made._links.family = cast(netlink.Family, self.driver)
-        made._connecting._carrier.dial = self._dial  # type: ignore[method-assign]
-        made._orders._replace_all = self._anew(made._orders._replace_all)  # type: ignore[method-assign]
+        made._connecting._carrier.dial = self._dial  # type: ignore[method-assign,assignment]
+        made._orders._replace_all = self._anew(made._orders._replace_all)  # type: ignore[method-assign,assignment]
         return made
 
     def _anew(self, replace_all: Callable[[list[Connection]], None]) -> Callable[[list[Connection]], None]:

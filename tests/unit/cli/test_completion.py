@@ -21,7 +21,7 @@ from nbdattach.errors import NoConnection
 from nbdattach.protocol.export import Listed
 from nbdattach.protocol.target import Target
 
-Ask = Callable[[str], list[str]]
+Ask = Callable[..., list[str]]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAtta
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.operations import attachment, detachment, handover
-from nbdattach.operations.handle import Attachment
+from nbdattach.operations.handle import DETACH_SECONDS, Attachment
 from nbdattach.protocol.target import Target
 
 Capture = pytest.CaptureFixture[str]
@@ -421,8 +421,8 @@ def test_command_line_imports_nothing_heavy() -> None:
     assert "nbdattach.cli.main" in loaded
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess", "ctypes", "asyncio"} == set()
     ours = {name.removeprefix("nbdattach.") for name in loaded if name.startswith("nbdattach.")}
-    modules = "change connect disconnect main offers options report show types up_down usage"
-    ground = {"connect_options", "errors", "option_values", "reporter", "text"}
+    modules = "change connect disconnect main offers options parameters report show types up_down usage"
+    ground = {"errors", "reporter", "text"}
     assert ours == {"cli", *(f"cli.{name}" for name in modules.split()), *ground}
 
 
@@ -432,6 +432,22 @@ def test_command_line_imports_nothing_heavy() -> None:
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
     loaded = loaded_by(f"from nbdattach.cli.main import run; run({arguments!r})")
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess"} == set()
+
+
+def test_help_of_all_imports_no_options_and_makes_those_of_no_command() -> None:
+    counted = """
+import contextlib, gc, io, sys
+import nbdattach.cli.main as main
+with contextlib.redirect_stdout(io.StringIO()) as text:
+    main.run(["--help"])
+made = [one.opts[-1] for one in gc.get_objects() if isinstance(one, main.click.Parameter)]
+print("Attach an export, " in text.getvalue(), *sorted(made))
+print(*sorted(name for name in sys.modules if name.startswith("nbdattach.") and ".cli" not in name))
+"""
+    done = subprocess.run([sys.executable, "-c", counted], capture_output=True, text=True, check=True, timeout=60)
+    made, ours = done.stdout.splitlines()
+    assert made.replace(" --help", "") == "True --debug --version"  # click 8.1.3 does not keep its --help
+    assert ours == "nbdattach.errors nbdattach.reporter nbdattach.text"
 
 
 def test_info_and_list_import_neither_the_kernels_side_nor_tls() -> None:
@@ -643,7 +659,7 @@ def test_data_is_given_up_only_where_that_is_asked_for(capsys: Capture, monkeypa
     monkeypatch.setattr(detachment, "detach", detach)
     assert ran(capsys, "disconnect", "--force", "--timeout", "5", "nbd0", "nbd1") == (0, "", "")
     assert ran(capsys, "disconnect", "nbd0") == (0, "", "")
-    assert asked == [(0, 5.0, True), (1, 5.0, True), (0, 60.0, False)]
+    assert asked == [(0, 5.0, True), (1, 5.0, True), (0, DETACH_SECONDS, False)]
 
 
 def test_status_of_what_is_not_attached_is_exit_code_8(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

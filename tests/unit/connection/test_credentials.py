@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,7 +193,7 @@ def public(folder: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "options"), KEYS.values(), ids=KEYS)
 def test_a_key_that_others_can_read_is_noticed(
-    public: Path, name: str, options: Callable[[Path], dict[str, str]]
+    public: Path, name: str, options: Callable[[Path], dict[str, Any]]
 ) -> None:
     target = Target("db1", tls=True, **options(public))
     for mode, found in ((0o600, []), (0o640, []), (0o644, [f"{public}/{name}"]), (0o602, [f"{public}/{name}"])):

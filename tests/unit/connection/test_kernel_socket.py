@@ -393,7 +393,7 @@ ROOM = 128 << 20
 class WithoutCapability(socket.socket):
     """As the kernel has it for a process without CAP_NET_ADMIN."""
 
-    def setsockopt(self, level: int, option: int, *value: object) -> None:  # type: ignore[override]
+    def setsockopt(self, level: int, option: int, *value: object) -> None:
         if option == 32:  # SO_SNDBUFFORCE
             raise PermissionError(errno.EPERM, "Operation not permitted")
         super().setsockopt(level, option, *value)  # type: ignore[call-overload]

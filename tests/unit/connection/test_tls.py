@@ -132,7 +132,7 @@ def test_server_that_closes_with_its_yes_is_a_lost_connection(pki: Path) -> None
 
 @pytest.mark.row(8)
 @pytest.mark.parametrize("kernel", [False, True])
-@pytest.mark.parametrize("stall", [after_yes(lambda sock: drain(sock) and None), after_yes(trickles)])
+@pytest.mark.parametrize("stall", [after_yes(drain), after_yes(trickles)])
 def test_server_that_stalls_in_tls_is_left_at_the_deadline(pki: Path, stall: Serve, kernel: bool) -> None:
     with listening(stall) as place:
         target = trusting(pki, place)

@@ -61,7 +61,7 @@ class Machine:
     def runs(self, call: str, *path: Path, options: str = "", folder: Path = Path("/")) -> str:
         """The output of the command that `spawn` makes, if `path` is the PYTHONPATH of the process that makes it."""
         code = f"import subprocess; from nbdattach.host import spawn; subprocess.run(spawn.{call}, check=True)"
-        command = [self.python, *options.split(), "-c", code]
+        command = [str(self.python), *options.split(), "-c", code]
         environment = {"PYTHONPATH": ":".join(map(str, path))}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         return done.stdout.strip() or done.stderr

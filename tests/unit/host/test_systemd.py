@@ -50,6 +50,11 @@ def test_one_that_hears_nothing_does_not_hang_us(manager: socket.socket) -> None
 )
 def test_program_of_a_unit_is_what_it_starts(monkeypatch: pytest.MonkeyPatch, said: str, program: str) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(systemd, "_run", lambda *command: asked.append(command) or said)
+
+    def run(*command: str) -> str:
+        asked.append(command)
+        return said
+
+    monkeypatch.setattr(systemd, "_run", run)
     assert systemd.program("nbdattach-monitor.service") == program
     assert asked == [("systemctl", "show", "--property=ExecStart", "--value", "nbdattach-monitor.service")]

@@ -99,7 +99,7 @@ def test_standard_files_are_left_alone_by_whatever_number_unless_there_is_no_oth
         with subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()"],
             stdin=subprocess.PIPE,
-            stdout=theirs,
+            stdout=theirs.fileno(),
             pass_fds=passed,
         ) as process:
             assert their_sockets.kill(process.pid, lambda: True)

@@ -74,8 +74,8 @@ class Attachment:
 
     def _dial(self, target: Target, *_: object, **__: object) -> Connection:
         self.dialled.append(target.uri)
-        ours, _ = pair = socket.socketpair()
-        self._kept = pair
+        ours, theirs = socket.socketpair()
+        self._kept = ours, theirs
         stream = SimpleNamespace(sock=ours, run=lambda _: None, close=ours.close)
         export = Export("disk", self.size, 1, "newstyle-fixed")
         return cast(Connection, SimpleNamespace(stream=stream, export=export, relay=None, tls=None))
@@ -102,7 +102,11 @@ class Attachment:
             save(name, content)
 
         self._monkeypatch.setattr(state, "write", fails)
-        self.empty_it = lambda: self._monkeypatch.setattr(state, "write", save)
+
+        def empty_it() -> None:
+            self._monkeypatch.setattr(state, "write", save)
+
+        self.empty_it = empty_it
 
     @property
     def written(self) -> Record:

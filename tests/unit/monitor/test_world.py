@@ -584,7 +584,7 @@ def hiccup(world: World, when_dialled: Callable[[World, float], None]) -> None:
             when_dialled(world, within)
         return dial(target, dead_peer, within, *arguments, **more)  # type: ignore[arg-type]
 
-    world.watch._connecting._carrier.dial = dialled  # type: ignore[method-assign]
+    world.watch._connecting._carrier.dial = dialled  # type: ignore[method-assign,assignment]
     home.silent_since = world.now - 1.5
     world.step(pauses=2)
     home.silent_since = math.inf
@@ -683,7 +683,7 @@ def test_tries_have_pauses_and_time_while_a_connection_is_silent_though_on_loss_
             withins.append(within)
             raise NoConnection(HOME, "connection refused", "")
 
-        world.watch._connecting._carrier.dial = refuse  # type: ignore[method-assign]
+        world.watch._connecting._carrier.dial = refuse  # type: ignore[method-assign,assignment]
         world.step(pauses=20)
         assert min(withins) >= 3.0  # seconds, the least of a try
         assert world.now >= began + 19 * 0.2  # 20 pauses
@@ -699,9 +699,13 @@ def test_a_new_connection_is_ended_properly_if_it_is_not_handed_over(event: str)
 
         def meanwhile(*arguments: object, **more: object) -> Connection:
             made = dial(*arguments, **more)  # type: ignore[arg-type]
-            made.stream.run = lambda _: said.append(made.stream.sock.fileno())  # type: ignore[method-assign,assignment]
+
+            def run(_: object) -> None:
+                said.append(made.stream.sock.fileno())
+
+            made.stream.run = run  # type: ignore[method-assign,assignment]
             if event == "ends":
-                watch._access._is_there = lambda: False  # type: ignore[assignment]
+                watch._access._is_there = lambda: False
             else:
                 watch.hold()
                 watch._access.give_back()

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nbdattach.errors import Malformed
-from nbdattach.protocol.target import Target, others, parse_target, with_tls
+from nbdattach.protocol.target import Target, Trust, others, parse_target, target_of, with_tls
 
 NO_HOST_NO_PATH = "neither a host nor the absolute path of a socket"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
@@ -442,3 +442,22 @@ def test_another_server_that_cannot_have_the_same_data_is_refused(target: Target
     with pytest.raises(Malformed) as caught:
         others(target, texts)
     assert str(caught.value) == cause
+
+
+# -- in records and requests -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["nbd://db1/disk", "nbds://db1/disk?tls-hostname=db2", "nbds+unix:///?socket=/s"])
+@pytest.mark.parametrize(
+    "options", [{}, {"required": True}, {"ca": "/a"}, {"cert": "/c", "key": "/k", "verify": False}, {"psk": "/p"}]
+)
+def test_a_targets_uri_and_trust_describe_all_of_it(text: str, options: dict[str, Any]) -> None:
+    target = with_tls(parse_target(text), **options)
+    assert target_of(target.uri, target.trust) == target
+    assert (target.trust is None) == (not target.tls)
+
+
+@pytest.mark.parametrize("trust", [{"colour": "blue"}, {"verify": "no"}, {"ca": True}])
+def test_trust_that_is_not_understood_is_not_taken_for_another(trust: Trust) -> None:
+    with pytest.raises(Malformed, match="its record has unknown TLS options"):
+        target_of("nbds://db1", trust)

@@ -165,6 +165,7 @@ def test_no_request_is_larger_than_the_servers_maximum() -> None:
     said = [reply(2), DATA, reply(0), bytes(512), reply(1), bytes(512)]
     found, sent = succeeds(reading_all(512), SERVER, *said)
     assert found == [bytes(512), bytes(512) + DATA]
+    assert isinstance(sent[0], bytes)
     assert len(sent[0]) == 3 * 28
 
 

@@ -147,7 +147,7 @@ def test_an_order_of_before_is_obeyed_and_its_answer_is_the_one_of_before(orders
     with listening(greets) as target, kernels:
         with relays:
             socket.send_fds(orders, [json.dumps(order_of_before(target)).encode()], [relays.fileno()])
-        answers = []
+        answers: list[dict[str, Any]] = []
         while not answers or answers[-1].keys() == {"trace"}:
             answers.append(json.loads(orders.recv(9999)))
     block_size = {"minimum": 1, "preferred": 4096, "maximum": 1 << 25}

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
+import queue
 import random
 import select
 import socket
@@ -240,7 +242,7 @@ def test_disconnect_is_carried_and_then_close_notify(pumped: Pumped) -> None:
     pumped.kernel.sendall(bytes(150_000) + DISCONNECT)
     pumped.kernel.close()
     received = b""
-    pumped.server.suppress_ragged_eofs = False  # an end without close_notify would be an error
+    pumped.server.suppress_ragged_eofs = False  # type: ignore[attr-defined]  # an end without close_notify would be an error
     while piece := pumped.server.recv(1 << 16):
         received += piece
     assert received == bytes(150_000) + DISCONNECT
@@ -252,7 +254,12 @@ def test_disconnect_is_carried_and_then_close_notify(pumped: Pumped) -> None:
 def test_a_server_that_reads_late_gets_all_before_the_disconnect(pumped: Pumped) -> None:
     sent = fill(pumped.kernel)
     pumped.kernel.setblocking(True)
-    thread = threading.Thread(target=lambda: (pumped.kernel.sendall(DISCONNECT), pumped.kernel.close()))
+
+    def disconnect() -> None:
+        pumped.kernel.sendall(DISCONNECT)
+        pumped.kernel.close()
+
+    thread = threading.Thread(target=disconnect)
     thread.start()
     receive(pumped.server, sent)
     assert pumped.server.recv(100) == DISCONNECT
@@ -269,16 +276,18 @@ def test_an_end_without_disconnect_is_a_reset(pumped: Pumped) -> None:
             pass
 
 
+def _look(pump: Pump, over: queue.SimpleQueue[bool]) -> None:
+    over.put(pump.over)
+
+
 def test_call_sees_what_ended_before_it(pumps: Pumps, authority: Path, version: ssl.TLSVersion) -> None:
     for _ in range(20):
         one = Pumped(pumps, authority, version)
         one.kernel.sendall(REQUEST)
         one.kernel.shutdown(socket.SHUT_RDWR)
-        over: list[bool] = []
-        seen = threading.Event()
-        pumps.call(lambda over=over, one=one, seen=seen: (over.append(one.pump.over), seen.set()))
-        assert seen.wait(SOON)
-        assert over == [True]
+        over = queue.SimpleQueue[bool]()
+        pumps.call(functools.partial(_look, one.pump, over))
+        assert over.get(timeout=SOON)
         one.close()
 
 
