@@ -167,3 +167,99 @@ def test_an_attachment_of_a_release_without_memory_goes_on_and_is_remembered(tmp
                 pass
             servers.enter_context(one.serve())
             eventually(lambda: state_of("nbd0") == "connected")
+
+
+# -- what may never be refused wrongly, and a look that may never be in the way ----------------------------------------
+
+_MD_AT_THE_END = (
+    "echo y | mdadm -q --create /dev/md0 --run --metadata=1.0 --level=1 --force --raid-devices=1 /dev/nbd0 2>&1"
+)
+CHANGES = {
+    "discarded": "blkdiscard -f /dev/nbd0",
+    "zeroed": "blkdiscard -f -z /dev/nbd0",
+    "an image over an image": "dd if=/dev/urandom of=/dev/nbd0 bs=1M count=8 conv=fsync 2>/dev/null",
+    "a file system on md": f"{_MD_AT_THE_END} && mkfs.ext4 -q -F /dev/md0 && mdadm -q --stop /dev/md0",
+    "fsck": "mkfs.ext4 -q -F /dev/nbd0 && e2fsck -f -y /dev/nbd0 >/dev/null",
+    "another uuid": "mkfs.ext4 -q -F /dev/nbd0 && tune2fs -U random /dev/nbd0 >/dev/null",
+    "a new journal": "mkfs.ext4 -q -F /dev/nbd0 && tune2fs -O ^has_journal /dev/nbd0 && tune2fs -j /dev/nbd0",
+    "swap": "mkswap /dev/nbd0 && swapon /dev/nbd0 && swapoff /dev/nbd0 && mkswap /dev/nbd0",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_by_any_way_goes_on_after_a_restart_at_once(tmp_path: Path, change: str) -> None:
+    one = place(tmp_path, "image", mebibytes=64)
+    shell(f"dd if=/dev/urandom of={one.image} bs=1M count=8 conv=notrunc 2>/dev/null; mkfs.ext4 -q -F {one.image}")
+    with ExitStack() as servers:
+        server = servers.enter_context(one.serve())
+        with attached(server.uri, "nbd0"):
+            eventually(remembered, 120)
+            shell(change)
+            server.kill()
+            servers.enter_context(one.serve())
+            eventually(lambda: state_of("nbd0") == "connected", 20)
+
+
+def test_a_journal_that_wraps_is_the_same_one(tmp_path: Path) -> None:
+    """Again and again, with a restart after each round: witnesses are overwritten by later transactions."""
+    one = place(tmp_path, "image", mebibytes=64)
+    with ExitStack() as servers:
+        server = servers.enter_context(one.serve())
+        with attached(server.uri, "nbd0"):
+            shell("mkfs.ext4 -q -F -b 1024 -J size=1 /dev/nbd0")
+            with used(KINDS["ext4"]):
+                for _ in range(8):
+                    shell("for i in $(seq 150); do mkdir -p /mnt/$i/$RANDOM; touch /mnt/$i/$RANDOM; sync -f /mnt; done")
+                    server.kill()
+                    server = servers.enter_context(one.serve())
+                    eventually(lambda: state_of("nbd0") == "connected", 20)
+
+
+def test_a_look_that_hangs_delays_nothing(tmp_path: Path) -> None:
+    """Its process waits in the kernel for a server that is stopped; it is no user of the device."""
+    one = place(tmp_path, "image", mebibytes=64)
+    with one.serve() as server, attached(server.uri, "nbd0", on_loss=0):
+        eventually(remembered)
+        server.pause()
+        shell("(dd if=/dev/zero of=/dev/nbd0 bs=4k count=1 oflag=direct 2>/dev/null & sleep 0.2; kill $!) || true")
+        time.sleep(3)
+        server.kill()
+        done = nbd("disconnect", "--force", "nbd0")
+        assert "nbdattach-look" not in done.err
+        eventually(lambda: nbd("status", "--json").json() == [])
+
+
+def test_trust_that_fails_changes_nothing(tmp_path: Path) -> None:
+    right, wrong = made(tmp_path, "right", "ext4"), made(tmp_path, "wrong", "ext4")
+    filled(wrong, "ext4")
+    with ExitStack() as servers:
+        server = servers.enter_context(right.serve())
+        with attached(server.uri, "nbd0"):
+            shell(KINDS["ext4"].make)
+            eventually(remembered)
+            server.kill()
+            with in_its_place(right, wrong.image):
+                assert nbd("reconnect", "--trust", "nbd0", "nbd://127.0.0.1:1/").code == 3
+                time.sleep(3)
+            servers.enter_context(right.serve())
+            eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_a_smaller_disk_must_be_the_same_one(tmp_path: Path) -> None:
+    right, wrong = place(tmp_path, "right", mebibytes=64), place(tmp_path, "wrong", mebibytes=48)
+    shell(f"mkfs.ext4 -q -F {wrong.image}")
+    with ExitStack() as servers:
+        server = servers.enter_context(right.serve())
+        with attached(server.uri, "nbd0"):
+            shell("mkfs.ext4 -q -F /dev/nbd0 40M")
+            eventually(remembered)
+            server.kill()
+            with right.serve(image=wrong.image) as other:
+                done = nbd("resize", "nbd0")
+                assert (done.code, "this is another disk" in done.err) == (4, True)
+                other.kill()
+            with right.image.open("r+b") as image:
+                image.truncate(48 << 20)
+            servers.enter_context(right.serve())
+            assert nbd("resize", "nbd0").code == 0
+            eventually(remembered)
