@@ -26,10 +26,11 @@ from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused, NbdattachError
+from nbdattach.errors import KernelRefused, NbdattachError, NoConnection
 from nbdattach.kernel import netlink, settings, sysfs
 from nbdattach.monitor import planned
-from nbdattach.monitor.links import Links
+from nbdattach.monitor.links import Gone, Links
+from nbdattach.monitor.outage import Outage
 from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
@@ -385,3 +386,80 @@ def test_what_breaks_the_promises_of_the_server_is_told_once_when_all_is_connect
         attachment.watch._mending._settled = False
         attachment.watch._mending._recovered()
     assert attachment.log.count("/dev/nbd0: fsync does not reach the server: echo") == 1
+
+
+# -- other servers, and another attachment at the same device ----------------------------------------------------------
+
+ALSO = dataclasses.replace(RECORD, also=(NEW,))
+
+
+def gone_for(attachment: Attachment, seconds: float) -> Outage:
+    """An outage that has lasted so long, with no connection alive."""
+    attachment.watch._links.cut()
+    outage = attachment.watch._mending._in_outage(dead=True)
+    outage.died = outage.began = boot_time() - seconds
+    return outage
+
+
+def away(attachment: Attachment, *uris: str) -> None:
+    dial = attachment._dial
+
+    def fails(target: Target, *arguments: object, **options: object) -> Connection:
+        if target.uri in uris:
+            attachment.dialled.append(target.uri)
+            raise NoConnection(target.uri, "cannot connect", "is it there?")
+        return dial(target, *arguments, **options)
+
+    attachment.patch(attachment.watch._connecting._carrier, "dial", fails)
+
+
+def test_another_server_is_recorded_before_it_gets_the_device(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attachment.watch = attachment.watched(ALSO)
+    monkeypatch.setattr(Remembering, "require_same", lambda *_, **__: None)
+    away(attachment, OLD_AT_ITS_ADDRESS)
+    recorded: list[str] = []
+    hand_over = Links.hand_over
+
+    def noted(links: Links, *arguments: object) -> bool:
+        recorded.append(attachment.written.using)
+        return hand_over(links, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Links, "hand_over", noted)
+    assert attachment.watch._mending._try_once(gone_for(attachment, 11))
+    assert attachment.dialled == [OLD_AT_ITS_ADDRESS, NEW]
+    assert recorded == [NEW]
+    assert attachment.watch._recorded.record.others == [OLD]
+
+
+def test_the_device_moves_nowhere_if_that_cannot_be_recorded(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attachment.watch = attachment.watched(ALSO)
+    monkeypatch.setattr(Remembering, "require_same", lambda *_, **__: None)
+    away(attachment, OLD_AT_ITS_ADDRESS)
+    outage = gone_for(attachment, 11)
+    attachment.full()
+    with pytest.raises(OSError, match="No space left"):
+        attachment.watch._mending._try_once(outage)
+    assert attachment.watch._recorded.record.uri == OLD
+    assert attachment.driver.messages == []
+
+
+def test_a_server_that_was_never_looked_at_gets_nothing(attachment: Attachment) -> None:
+    attachment.watch = attachment.watched(ALSO)
+    away(attachment, OLD_AT_ITS_ADDRESS)
+    outage = gone_for(attachment, 11)
+    attachment.watch._mending._try_once(outage)
+    assert outage.error.startswith(f"{NEW}: nothing is known yet")
+
+
+def test_another_attachment_at_the_device_gets_no_connection_of_the_old_one(attachment: Attachment) -> None:
+    """The same process has attached it again: pid and tag are those of before."""
+    outage = gone_for(attachment, 0)
+    state.save(NBD0, dataclasses.replace(RECORD, since="2026-01-02T03:04:06Z"))
+    attachment.patch(state, "load", lambda _: attachment.written)
+    with pytest.raises(Gone):
+        attachment.watch._mending._try_once(outage)
+    assert attachment.driver.messages == []
