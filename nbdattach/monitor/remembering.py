@@ -71,11 +71,13 @@ class Remembering:
     def tick(self) -> None:
         """To be called once a second while the device is connected and free. Starts a look if it is due.
 
-        Not if the system runs from the device: to start a process could then wait for the very server that is away.
+        Only one look if the system runs from the device: starting a process could wait for the very server that is away.
         """
         now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
         before = self._memory.moment if self._memory and self._knows_place(self._memory) else None
-        if self._recorded.record.root or not now.size or (before and not before.is_before_changes(now)):
+        if self._recorded.record.root and self._looked > -math.inf:
+            return
+        if not now.size or (before and not before.is_before_changes(now)):
             return
         if seconds > _QUIET * self._pause:
             self._pause = _SOON
@@ -88,8 +90,7 @@ class Remembering:
 
     def look_now(self) -> None:
         """So that all is known that the device has written until now, if its server answers. Takes some seconds."""
-        if not self._recorded.record.root:
-            self._look(memories.moment_of(self._device), _QUICK_SECONDS)
+        self._look(memories.moment_of(self._device), _QUICK_SECONDS)
 
     def _look(self, moment: Moment, seconds: float) -> None:
         place, age, known = memories.place_of(self._recorded.record), self._age, self._memory

@@ -162,12 +162,14 @@ def test_a_program_that_writes_all_the_time_is_followed_less_often(disk: Disk) -
     assert [after - before for before, after in itertools.pairwise(times)][:6] == [2, 4, 8, 10, 10, 10]
 
 
-def test_nothing_is_read_of_a_device_that_the_system_runs_from(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_the_system_runs_from_is_looked_at_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its server may be away, and then no process can be started."""
     monkeypatch.setattr(disk.remembering._recorded, "record", dataclasses.replace(RECORD, root=True))
-    assert not disk.tick()
-    disk.remembering.look_now()
-    assert disk.looks == 0
+    assert disk.tick()
+    for _ in range(10):
+        disk.write()
+        assert not disk.tick(100)
+    refused(disk, B)
 
 
 def test_a_look_is_made_before_the_device_is_moved(disk: Disk) -> None:
