@@ -71,7 +71,7 @@ class Remembering:
     def tick(self) -> None:
         """To be called once a second while the device is connected and free. Starts a look if it is due.
 
-        Only one look if the system runs from the device: starting a process could wait for the very server that is away.
+        Only once if the system runs from the device, because the start of a process could wait for the server.
         """
         now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
         before = self._memory.moment if self._memory and self._knows_place(self._memory) else None
