@@ -56,13 +56,16 @@ class Moment:
 class Memory:
     """A look at the disk, when it was, and the attachment that it belongs to, as `attachment_of` says.
 
-    `place`: the server that the device was connected to, as `place_of` says.
+    `place`: the server that the device was connected to, as `place_of` says. After a move, `moved` is the content that
+    was known then, and `moved_at` the sectors that had been written then.
     """
 
     attachment: str
     content: Content
     moment: Moment
     place: str = ""
+    moved: Content | None = None
+    moved_at: int | None = None
 
     def since(self, device: Device, by_others: bool) -> Since:
         """What has happened since that look."""

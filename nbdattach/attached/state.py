@@ -74,6 +74,7 @@ class Record(LastingOptions):
     trust: Trust | None = None
     address: str | None = None  # at which the target's host was found
     using: str = ""  # the URI in use, if it is one of `also`
+    left: tuple[str, ...] = ()  # servers and addresses that the monitor moved the device away from
     moving_to: str = ""  # the URI of a target to which a hand-over has begun
     moving_trust: Trust | None = None
     new_size: int | None = None  # to which a resize has begun

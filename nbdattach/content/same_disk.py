@@ -50,6 +50,22 @@ def difference(known: Content, found: Content, since: Since) -> str | None:
     return None
 
 
+def stayed_behind(before: Content, known: Content, found: Content) -> str | None:
+    """Why a disk that was left when `before` was known may lack what was written until `known`; None if it has it."""
+    old = {one.at: one.digest for one in before.samples}
+    now = {one.at: one.digest for one in found.samples}
+    written = [one.at for one in known.samples if one.at in old and one.at in now and one.digest != old[one.at]]
+    if any(now[at] == old[at] for at in written):
+        return "it has not what was written since the device left it"
+    if written or _progress(before) != _progress(known):
+        return None  # of marks that have moved on, an older state is noticed
+    return "nothing shows whether it has what was written since the device left it"
+
+
+def _progress(content: Content) -> list[tuple[object, ...]]:
+    return [(one.key, sorted(one.grows.items()), one.witness) for one in content.marks]
+
+
 def _marks_differ(known: Content, found: Content) -> str | None:
     before = {one.key: one for one in known.marks}
     now = {one.key: one for one in found.marks}

@@ -15,7 +15,7 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import address_of, remember
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import NbdattachError, NoConnection, Refused
+from nbdattach.errors import NbdattachError, Refused
 from nbdattach.host.log import Log
 from nbdattach.host.procfs import started
 from nbdattach.monitor.links import Gone, Links
@@ -88,16 +88,11 @@ class Connecting:
     ) -> Connection:
         """A connection to the attached export, which may have another size with `any_size`. Raises `NbdattachError`.
 
-        With `any_content` the user says that it is the right disk. None is the server in use, at its address if it
-        answers there.
+        With `any_content` the user says that it is the right disk. None is the server in use, at its
+        address.
         """
         place = in_use(self.recorded.record) if target is None else ordered(target)
-        try:
-            return self._dialled_at_leisure(place, size, any_size, any_content)
-        except NoConnection:
-            if not place.address:
-                raise
-            return self._dialled_at_leisure(ordered(place.target), size, any_size, any_content)
+        return self._dialled_at_leisure(place, size, any_size, any_content)
 
     def dial_all(self, target: Target | None, size: int, any_content: bool = False) -> list[Connection]:
         """As many as the device has, all to the same address. Raises `NbdattachError`; then none is left open."""
@@ -151,7 +146,9 @@ class Connecting:
                 hint = f"nbdattach resize {self.device.path} accepts a new size; nothing else may differ"
                 raise Refused(target.uri, differs, hint)
             if not any_content:
-                self.remembering.require_same(made, target.uri, proven=place.elsewhere and not place.ordered)
+                by_itself = place.elsewhere and not place.ordered
+                left = by_itself and bool({target.uri, place.name} & set(record.left))
+                self.remembering.require_same(made, target.uri, proven=by_itself, left=left)
         except NbdattachError:
             self.say_goodbye(made)
             raise
@@ -191,13 +188,19 @@ class Connecting:
             return
         address = place.address or address_of(fresh.stream.sock)
         using = "" if place.target.uri == record.target else place.target.uri
-        if (using, address) != (record.using, record.address):
-            try:
-                self.recorded.begin(using=using, address=address)
-            except OSError:
-                self.say_goodbye(fresh)
-                raise
-            self.log(f"{self.device.name}: going on at {place.target.uri}" + (f" ({address})" if address else ""))
+        if (using, address) == (record.using, record.address):
+            return
+        before = in_use(record)
+        gone = before.name if place.target.uri == record.uri else record.uri
+        left = [one for one in record.left if one not in (place.target.uri, place.name, gone)]
+        try:
+            if not place.ordered:
+                self.remembering.move()
+            self.recorded.begin(using=using, address=address, left=() if place.ordered else (*left, gone))
+        except OSError:
+            self.say_goodbye(fresh)
+            raise
+        self.log(f"{self.device.name}: going on at {place.target.uri}" + (f" ({address})" if address else ""))
 
     def say_goodbye(self, *connections: Connection) -> None:
         """Ends connections that the driver does not use (NBD_CMD_DISC)."""

@@ -32,6 +32,11 @@ class Place:
     ordered: bool = False  # a user named it
 
     @property
+    def name(self) -> str:
+        """Of this address of the server."""
+        return f"{self.target.uri} {self.address or ''}"
+
+    @property
     def dialled(self) -> Target:
         """Verified by the name, though it is dialled at the address."""
         if not self.address or self.target.socket:

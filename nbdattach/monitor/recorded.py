@@ -57,7 +57,11 @@ class Recorded:
     def end_move(self) -> None:
         """If a hand-over to another server has been done, that server is the target now."""
         if self.record.moving_to:
-            moved = {"target": self.record.moving_to, "trust": self.record.moving_trust, "using": ""}
+            uri, record = self.record.moving_to, self.record
+            if uri in (record.target, *record.also):
+                self.note(using="" if uri == record.target else uri, left=(), moving_to="", moving_trust=None)
+                return
+            moved = {"target": uri, "trust": record.moving_trust, "using": "", "left": ()}
             self.note(**moved, moving_to="", moving_trust=None)
 
     def _save(self, **changes: object) -> None:

@@ -8,14 +8,16 @@ Decisions that matter:
 * We look again soon after a program wrote to the device itself, and less often while file systems write. Nothing is
   read while nothing is written.
 * A look reads the device, so it may hang if the server goes away. Another process reads, which we can leave behind.
-* If we cannot look, we go on with what we know. But another server that no user has named (--also, another address of a
-  name) must have all that the device has written to the one in use. So after a move there is no other, until a look at
-  the device has told us what was written since.
+* If we cannot look, we go on with what we know. But we move to another server by ourselves (--also, another address of
+  a name) only if it has what the last look has shown, whatever a program did; with --also, looks follow writes within
+  two seconds. After a move, the next one waits for a look, unless nothing was written. A server that the device has
+  left may have missed all that was written since, so it must show something of that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import threading
 import time
@@ -45,6 +47,8 @@ _LATER = 10.0
 _SELDOM = 60.0
 # After so many pauses without a reason to look, the next reason is a new one.
 _QUIET = 4
+# At most so many seconds if there are other servers of the same data.
+_WITH_OTHERS = 2.0
 # A look that takes longer is given up; a command waits so long for one before it moves the device, or for its end.
 _LOOK_SECONDS = 30.0
 _QUICK_SECONDS = 5.0
@@ -84,7 +88,8 @@ class Remembering:
         if seconds < self._pause or (self._reading and not self._reading.ended):
             return
         by_program = before is not None and before.touched != now.touched
-        self._pause = min(2 * self._pause, _LATER if by_program else _SELDOM)
+        most = _WITH_OTHERS if self._recorded.record.also else _LATER if by_program else _SELDOM
+        self._pause = min(2 * self._pause, most)
         self._looked = time.monotonic()
         threading.Thread(target=self._look, args=[now, _LOOK_SECONDS], name="look", daemon=True).start()
 
@@ -109,7 +114,9 @@ class Remembering:
             while True:
                 wanted = steps.send(reading.read(wanted, deadline))
         except StopIteration as stop:
-            self._remember(Memory(memories.attachment_of(self._device), stop.value, moment, place), age)
+            attachment = memories.attachment_of(self._device)
+            moved = (known.moved, known.moved_at) if known else (None, None)
+            self._remember(Memory(attachment, stop.value, moment, place, *moved), age)
         except (OSError, Unanswered):
             pass  # the server is away, or cannot read a part; or a command has taken the device
         finally:
@@ -134,13 +141,18 @@ class Remembering:
 
     # -- new connections -------------------------------------------------------------------------------------------
 
-    def require_same(self, connection: Connection, uri: str, proven: bool = False) -> None:
+    def require_same(self, connection: Connection, uri: str, proven: bool = False, left: bool = False) -> None:
         """Raises `Refused` if the export is another disk than the attached one, and other errors of reading it.
 
-        With `proven` also if nothing is remembered that could tell.
+        With `proven` also if nothing is remembered that could tell, and if a program may have made the disk anew. With
+        `left` if nothing shows that it has what was written since the device left it.
         """
         memory = self._memory
-        if proven and not (memory and self._knows_place(memory)):
+        same_server = uri == self._recorded.record.uri  # at another address, perhaps
+        proven = proven or left
+        if memory is None and same_server:
+            return
+        if proven and not (memory and (self._knows_place(memory) or self._nothing_since_move(memory))):
             cause = "nothing is known yet of what was written to the server in use, so it is not known to have the same"
             raise Refused(uri, cause, f"nbdattach reconnect {self._device.path} {uri} moves the device there")
         if memory is None:
@@ -154,13 +166,30 @@ class Remembering:
         except Refused as error:
             raise Refused(uri, f"is it the attached disk? {error.cause}", error.hint) from None
         since = memory.since(self._device, by_others=Kernel(self._device).read_only)
+        if proven:
+            since = dataclasses.replace(since, by_program=False)
         differs = same_disk.difference(known, found, since)
+        if left and not differs and memory.moved and not self._nothing_since_move(memory):
+            differs = same_disk.stayed_behind(memory.moved, known, found)
         if differs:
             hint = f"nbdattach reconnect --trust {self._device.path} accepts it, if it is the right one"
             raise Refused(uri, f"this is another disk: {differs}", hint)
 
     def _knows_place(self, memory: Memory) -> bool:
-        return memory.place == memories.place_of(self._recorded.record)
+        """Whether a look was made since the device was moved last; there is only one of a device with the system."""
+        return self._recorded.record.root or memory.place == memories.place_of(self._recorded.record)
+
+    def _nothing_since_move(self, memory: Memory) -> bool:
+        return memory.moved_at is not None and memories.moment_of(self._device).written == memory.moved_at
+
+    def move(self) -> None:
+        """The device is about to move to another server. Raises OSError."""
+        if self._memory:
+            written = memories.moment_of(self._device).written
+            nothing = self._nothing_since_move(self._memory)
+            moved = self._memory.moved if nothing else self._memory.content
+            self._memory = dataclasses.replace(self._memory, moved=moved, moved_at=written)
+            memories.save(self._device, self._memory)
 
     def forget(self) -> None:
         """The user says that the disk is the right one, whatever is on it."""

@@ -141,3 +141,82 @@ def test_the_first_server_may_be_down_when_the_device_is_attached(tmp_path: Path
         assert (again.code, again.out) == (0, "/dev/nbd0\n")
         assert in_use() == uri(places[1])
         assert nbd("disconnect", "nbd0").code == 0
+
+
+def test_a_server_that_was_left_gets_nothing_back_without_what_it_missed(tmp_path: Path) -> None:
+    """The first dies, the second has a copy and goes on; it dies; the first comes back without the writes between."""
+    image, places = three(tmp_path)
+    kind = KINDS["ext4"]
+    with ExitStack() as others, ExitStack() as end:
+        first = others.enter_context(places[0].serve(image=image))
+        end.enter_context(attached(uri(places[0]), "nbd0", also=[uri(places[1])], on_loss=None))
+        shell(kind.make)
+        with used(kind):
+            shell(kind.change)
+            shell("sync")
+            eventually(remembered, 120)
+            first.kill()
+            second_image = Path(shutil.copyfile(image, tmp_path / "copy"))
+            second = others.enter_context(places[1].serve(image=second_image))
+            eventually(lambda: in_use() == uri(places[1]))
+            shell(kind.change)
+            second.kill()
+            before = digest_of(image)
+            others.enter_context(places[0].serve(image=image))
+            eventually(lambda: f"{uri(places[0])}: " in trouble_of("nbd0") and "connect:" not in trouble_of("nbd0"))
+            time.sleep(3)
+            assert digest_of(image) == before
+            others.enter_context(places[1].serve(image=second_image))
+            eventually(lambda: state_of("nbd0") == "connected")
+            assert in_use() == uri(places[1])
+            shell(kind.change)
+
+
+def test_a_server_that_dies_at_once_leaves_the_way_back(tmp_path: Path) -> None:
+    image, places = three(tmp_path)
+    with ExitStack() as others, ExitStack() as end:
+        first = others.enter_context(places[0].serve(image=image))
+        end.enter_context(attached(uri(places[0]), "nbd0", also=[uri(places[1])]))
+        eventually(knows_place)
+        first.kill()
+        second = others.enter_context(places[1].serve(image=image))
+        eventually(lambda: in_use() == uri(places[1]))
+        second.kill()
+        others.enter_context(places[0].serve(image=image))
+        eventually(lambda: in_use() == uri(places[0]) and state_of("nbd0") == "connected")
+
+
+def test_another_disk_is_no_way_out_though_a_program_writes_to_the_device(tmp_path: Path) -> None:
+    image, places = three(tmp_path)
+    other = places[1].image
+    for one in (image, other):
+        shell(f"mkfs.ext4 -q -F {one}")
+    before = digest_of(other)
+    with ExitStack() as others, ExitStack() as end:
+        first = others.enter_context(places[0].serve(image=image))
+        others.enter_context(places[1].serve(image=other))
+        end.enter_context(attached(uri(places[0]), "nbd0", also=[uri(places[1])]))
+        eventually(knows_place)
+        load = Load("/dev/nbd0", writers=1)
+        end.enter_context(load)
+        load.see_it_run()
+        first.kill()
+        eventually(lambda: "this is another disk" in trouble_of("nbd0"))
+        time.sleep(2)
+        assert digest_of(other) == before
+        others.enter_context(places[0].serve(image=image))
+        load.see_it_run()
+
+
+def test_an_ordered_move_to_one_of_the_servers_keeps_the_others(tmp_path: Path) -> None:
+    image, places = three(tmp_path)
+    with ExitStack() as others, ExitStack() as end:
+        for one in places[:2]:
+            others.enter_context(one.serve(image=image))
+        uris = [uri(one) for one in places[:2]]
+        end.enter_context(attached(uris[0], "nbd0", also=uris[1:]))
+        assert nbd("reconnect", "nbd0", uris[1]).code == 0
+        (status,) = nbd("status", "--json").json()
+        assert (status["target"], status["also"]) == (uris[1], uris[:1])
+        again = nbd("connect", "--backend", "netlink", uris[0], "nbd0", "--also", uris[1])
+        assert (again.code, again.out) == (0, "/dev/nbd0\n")

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from nbdattach.content.marks import Content, Mark, Sample, Witness
-from nbdattach.content.same_disk import Since, difference
+from nbdattach.content.same_disk import Since, difference, stayed_behind
 
 SIZE = 1 << 30
 QUIET = Since(written=0, by_program=False, nothing=True)
@@ -155,3 +155,28 @@ def test_an_image_that_was_written_over_the_only_part_with_data_is_accepted() ->
     found = with_mark(tuple(Sample(one.at, "f" * 16) for one in samples), identity="b-uuid")
     assert difference(known, found, Since(written=8 << 20, by_program=True)) is None
     assert difference(known, found, TOOL) is not None
+
+
+# -- servers that the device has left ----------------------------------------------------------------------------------
+
+LATER = (*SAMPLES[:6], *OTHER_SAMPLES[6:])
+RAW, RAW_LATER = Content(SIZE, (), SAMPLES), Content(SIZE, (), LATER)
+
+
+def test_a_server_that_missed_the_writes_stays_behind() -> None:
+    assert stayed_behind(RAW, RAW_LATER, RAW) == "it has not what was written since the device left it"
+    assert stayed_behind(RAW, RAW_LATER, Content(SIZE, (), (*SAMPLES[:7], OTHER_SAMPLES[7]))) is not None
+
+
+def test_a_server_that_has_the_writes_does_not() -> None:
+    assert stayed_behind(RAW, RAW_LATER, RAW_LATER) is None
+    newer = Content(SIZE, (), (*SAMPLES[:6], *(Sample(one.at, "e" * 16) for one in SAMPLES[6:])))
+    assert stayed_behind(RAW, RAW_LATER, newer) is None
+    later = with_mark(grows={"kbytes written": 11, "journal": 24})
+    assert stayed_behind(KNOWN, later, later) is None  # that it is no older state is told by `difference`
+    assert difference(later, KNOWN, FILES) is not None
+
+
+def test_a_disk_that_shows_no_progress_proves_nothing() -> None:
+    assert stayed_behind(RAW, RAW, RAW) == "nothing shows whether it has what was written since the device left it"
+    assert stayed_behind(KNOWN, KNOWN, KNOWN) is not None

@@ -303,6 +303,7 @@ def test_a_new_size_is_followed_by_a_look(disk: Disk) -> None:
 def test_another_server_must_have_all_that_was_written_to_the_one_in_use(disk: Disk) -> None:
     with pytest.raises(Refused, match="nothing is known yet"):
         disk.remembering.require_same(connection(A), "nbd://db2", proven=True)
+    disk.remembering.require_same(connection(A), "nbd://db1", proven=True)  # the same server at another address
     disk.tick()
     disk.remembering.require_same(connection(A), "nbd://db2", proven=True)
     disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db2")
@@ -310,6 +311,57 @@ def test_another_server_must_have_all_that_was_written_to_the_one_in_use(disk: D
         disk.remembering.require_same(connection(A), "nbd://db1", proven=True)
     assert disk.tick(4.0)
     disk.remembering.require_same(connection(A), "nbd://db1", proven=True)
+
+
+def test_what_a_program_may_have_made_is_no_reason_to_move_to_another_server(disk: Disk) -> None:
+    disk.tick()
+    disk.touch()
+    disk.write()
+    disk.remembering.require_same(connection(B), "nbd://db1")
+    with pytest.raises(Refused, match="this is another disk"):
+        disk.remembering.require_same(connection(B), "nbd://db2", proven=True)
+
+
+def moved(disk: Disk) -> None:
+    """To db2, from db1, which is left."""
+    disk.tick()
+    disk.remembering.move()
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db2", left=("nbd://db1",))
+
+
+def test_a_server_that_was_left_is_as_good_as_before_while_nothing_is_written(disk: Disk) -> None:
+    moved(disk)
+    disk.remembering.require_same(connection(A), "nbd://db1", left=True)
+    disk.remembering = disk.watched()  # after a restart of the monitor, too
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db2", left=("nbd://db1",))
+    disk.remembering.require_same(connection(A), "nbd://db1", left=True)
+
+
+def test_a_server_that_was_left_must_show_what_was_written_since(disk: Disk) -> None:
+    moved(disk)
+    disk.write()
+    with pytest.raises(Refused, match="nothing is known yet"):
+        disk.remembering.require_same(connection(A), "nbd://db1", left=True)
+    assert disk.tick(4.0)
+    with pytest.raises(Refused, match="nothing shows whether it has what was written"):
+        disk.remembering.require_same(connection(A), "nbd://db1", left=True)
+    disk.remembering.require_same(connection(A), "nbd://db3", proven=True)  # it was not left
+    changed = A[: SIZE // 2] + B_ELSEWHERE[SIZE // 2 :]
+    disk.content = changed
+    disk.write()
+    assert disk.tick(4.0)
+    with pytest.raises(Refused, match="it has not what was written since"):
+        disk.remembering.require_same(connection(A), "nbd://db1", left=True)
+    disk.remembering.require_same(connection(changed), "nbd://db1", left=True)
+
+
+def test_with_other_servers_looks_follow_writes_soon(disk: Disk) -> None:
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, also=("nbd://db2",))
+    looks = 0
+    for _ in range(60):
+        disk.write()
+        looks += disk.tick()
+    assert looks >= 28
 
 
 def test_other_hosts_may_write_to_a_read_only_device(disk: Disk) -> None:
