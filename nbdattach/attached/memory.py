@@ -5,7 +5,7 @@ Decision that matters: what is remembered is what the device itself showed. A pr
 a partitioning tool, a virtual machine). The kernel then changes the time of the node that the program wrote to, also if
 that is a device built on ours; what a file system writes does not change it. So if a server comes back with another
 content, we can tell a disk that was made anew from another disk. The ioctls BLKDISCARD and BLKZEROOUT do not change
-that time: if no file system uses the device, much that was written is a sign of them.
+that time, nor does an iSCSI target: if no file system uses the device, all that was written is of such a program.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from nbdattach.kernel.sysfs import SECTOR, Kernel
 
 # Seconds after which a server's machine has written to its disk what it had in memory, also without a flush.
 _SETTLED_SECONDS = 60.0
-# This part of the disk.
-_MUCH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +70,11 @@ class Memory:
         before, now, written = self.moment, moment_of(device), None
         if now.written is not None and before.written is not None and now.written >= before.written:
             written = (now.written - before.written) * SECTOR
-        much = written is not None and written >= self.content.size // _MUCH and not users_of(device)
+        touched = now.touched != before.touched
         settled = now.flushes > before.flushes or now.at - before.at >= _SETTLED_SECONDS
         return Since(
             written,
-            by_program=now.touched != before.touched or much,
+            by_program=touched or (written != 0 and not users_of(device)),
             by_others=by_others,
             # A request under way may have been carried out, and what was not flushed may have been lost.
             nothing=written == 0 and settled and not Kernel(device).pending,

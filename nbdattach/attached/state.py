@@ -68,6 +68,7 @@ class Record(LastingOptions):
     block_size: int = 512
     max_sectors_kb: int = 0
     raw: bool = False  # attached without a handshake
+    id: str = ""  # a random one; "" if an older release has attached it
     tls: TlsSession | None = None
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
@@ -198,9 +199,9 @@ Identity: TypeAlias = tuple[int | None, str | None, str | None]
 
 
 def identity_of(device: Device) -> Identity:
-    """Distinguishes an attachment from the next one there: kernel's pid, identifier, and the time it was made."""
+    """Distinguishes an attachment from the next one there: kernel's pid, identifier, and the record's id or time."""
     kernel, record = Kernel(device), load(device)
-    return kernel.pid, kernel.backend, record.since if record else None
+    return kernel.pid, kernel.backend, (record.id or record.since) if record else None
 
 
 def refuse_hidden() -> None:

@@ -8,7 +8,7 @@ import math
 import time
 from dataclasses import replace
 
-from nbdattach.attached import same_export, state
+from nbdattach.attached import same_export
 from nbdattach.clock import boot_time
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
@@ -163,8 +163,7 @@ class Connecting:
 
         Raises `Gone` if the device has another attachment by now, which may be of the same process.
         """
-        there = state.load(self.device)
-        if there and there.since != self.recorded.record.since:
+        if not self.recorded.is_still_there:
             self.say_goodbye(fresh)
             raise Gone
         self._note_place(fresh)

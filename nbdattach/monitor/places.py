@@ -3,12 +3,14 @@
 
 Decisions that matter:
 * Another machine is another disk until its content proves the contrary, and even then perhaps an older state. So the
-  address in use is the only one for long, as a server that restarts is the usual case.
+  address in use is the only one for long, as a server that restarts is the usual case; unless its name no longer has
+  that address.
 * While one of several connections lives, the others go to the same server.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nbdattach.attached.state import Record
@@ -54,13 +56,16 @@ def in_use(record: Record) -> Place:
     return Place(record.current_target(), record.address)
 
 
-def places(record: Record, gone: float) -> list[Place]:
-    """In the order in which they are tried. `gone`: seconds without any connection."""
+def places(record: Record, gone: float) -> Iterator[Place]:
+    """In the order in which they are tried. `gone`: seconds without any connection, 0 while there is one."""
     first = in_use(record)
-    found = [first]
+    yield first
     if gone >= OTHER_SERVERS and not record.moving_to:
-        found += [Place(target_of(uri, record.trust), None, elsewhere=True) for uri in record.others]
-    if gone >= OTHER_ADDRESSES and first.address:
-        others = addresses_of(first.target, Deadline(_LOOKUP))
-        found += [Place(first.target, one, elsewhere=True) for one in others if one != first.address]
-    return found
+        for uri in record.others:
+            yield Place(target_of(uri, record.trust), None, elsewhere=True)
+    if gone and first.address:
+        found = addresses_of(first.target, Deadline(_LOOKUP))
+        if gone >= OTHER_ADDRESSES or first.address not in found:
+            for address in found:
+                if address != first.address:
+                    yield Place(first.target, address, elsewhere=True)

@@ -18,7 +18,7 @@ from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
 from nbdattach.monitor.links import NOTICED
 from nbdattach.monitor.mending import Mending
-from nbdattach.protocol.target import Target
+from nbdattach.protocol.target import Target, target_of
 
 # How long a planned hand-over waits for a moment without requests in flight, so that none has to be sent again.
 _QUIET = 1.0
@@ -46,6 +46,7 @@ class Orders:
         With `any_content` the user says that it is the right disk.
         """
         self._require_replaceable()
+        target = self._trusted(target) if target else None
         wanted = target or self._recorded.target
         if self._recorded.record.tls and not wanted.tls:
             cause = "not encrypted, but the device was attached over TLS"
@@ -61,6 +62,12 @@ class Orders:
         self._recorded.end_move()
         self._log(f"{self._device.name}: reconnected to {wanted.uri}")
         return wanted.uri
+
+    def _trusted(self, target: Target) -> Target:
+        """One of the attachment's own servers has its options of TLS, unless the user gave others."""
+        record = self._recorded.record
+        own = target.uri in (record.target, *record.also) and target == target_of(target.uri, None)
+        return target_of(target.uri, record.trust) if own else target
 
     def resize(self) -> str:
         """Asks the server for the size of the export and applies it. Raises `NbdattachError`, OSError."""

@@ -28,6 +28,14 @@ class Recorded:
         self._unsaved = False  # because /run was full
 
     @property
+    def is_still_there(self) -> bool:
+        """Whether the record on disk is that of this attachment: the same process may have made another one."""
+        there = state.load(self._device)
+        if there is None:
+            return state.remembers(self._device)
+        return (there.id, there.since) == (self.record.id, self.record.since)
+
+    @property
     def target(self) -> Target:
         """The target to dial."""
         return self.record.current_target()

@@ -69,6 +69,7 @@ class Remembering:
         self._age = 0  # of what we remember: how often we had to forget
         self._looked = -math.inf
         self._pause = _SOON
+        self._completed = -1  # requests
 
     # -- looks at the attached device ------------------------------------------------------------------------------
 
@@ -83,6 +84,8 @@ class Remembering:
             return
         if not now.size or (before and not before.is_before_changes(now)):
             return
+        if not self._moves():
+            return
         if seconds > _QUIET * self._pause:
             self._pause = _SOON
         if seconds < self._pause or (self._reading and not self._reading.ended):
@@ -92,6 +95,15 @@ class Remembering:
         self._pause = min(2 * self._pause, most)
         self._looked = time.monotonic()
         threading.Thread(target=self._look, args=[now, _LOOK_SECONDS], name="look", daemon=True).start()
+
+    def _moves(self) -> bool:
+        """Whether a request was done since the last call, or none is under way.
+
+        Otherwise the server may be stuck, and our small reads, if it serves them, would look like a sign of life.
+        """
+        kernel = Kernel(self._device)
+        before, self._completed = self._completed, kernel.completed
+        return self._completed != before or not kernel.pending
 
     def look_now(self) -> None:
         """So that all is known that the device has written until now, if its server answers. Takes some seconds."""

@@ -13,6 +13,7 @@ Decisions that matter:
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -257,6 +258,7 @@ def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
         block_size=job.shape.block_size,
         max_sectors_kb=job.shape.max_sectors_kb,
         raw=options.raw_size is not None,
+        id=os.urandom(8).hex(),
         tls=job.tls,
         relay=job.relay,
         relay_started=job.relay and started(job.relay),

@@ -176,6 +176,7 @@ _MD_AT_THE_END = (
 )
 CHANGES = {
     "discarded": "blkdiscard -f /dev/nbd0",
+    "discarded in part": "blkdiscard -f -o 0 -l 4194304 /dev/nbd0",
     "zeroed": "blkdiscard -f -z /dev/nbd0",
     "an image over an image": "dd if=/dev/urandom of=/dev/nbd0 bs=1M count=8 conv=fsync 2>/dev/null",
     "a file system on md": f"{_MD_AT_THE_END} && mkfs.ext4 -q -F /dev/md0 && mdadm -q --stop /dev/md0",

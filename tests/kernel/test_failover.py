@@ -15,10 +15,11 @@ from disks import KINDS, used
 from load import Load
 from test_content import remembered
 from test_restart import Place, nothing_goes_wrong, place, state_of, trouble_of
-from tool import attached, digest_of, eventually, nbd, shell
+from tool import attached, connect, digest_of, eventually, nbd, shell
 
 from nbdattach.attached import memory, state
 from nbdattach.device import Device
+from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor.places import OTHER_SERVERS
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor, pytest.mark.timeout(300)]
@@ -220,3 +221,28 @@ def test_an_ordered_move_to_one_of_the_servers_keeps_the_others(tmp_path: Path) 
         assert (status["target"], status["also"]) == (uris[1], uris[:1])
         again = nbd("connect", "--backend", "netlink", uris[0], "nbd0", "--also", uris[1])
         assert (again.code, again.out) == (0, "/dev/nbd0\n")
+
+
+def test_another_attachment_of_the_same_process_gets_no_connection_of_the_old_one(tmp_path: Path) -> None:
+    """A foreign tool detaches the device, and this process attaches another server's disk there, within a second."""
+    image, places = three(tmp_path)
+    shell(f"dd if=/dev/zero bs=1M count=64 2>/dev/null | tr '\\\\0' A >{image}")
+    other = places[1].image
+    shell(f"dd if=/dev/zero bs=1M count=64 2>/dev/null | tr '\\\\0' B >{other}")
+    with ExitStack() as others:
+        others.enter_context(places[0].serve(image=image))
+        second = others.enter_context(places[1].serve(image=other))
+        connect(uri(places[0]), "nbd0", tag="t")
+        shell("nbd-client -d /dev/nbd0")
+        eventually(lambda: not Kernel(DEVICE).attached)
+        with connect(uri(places[1]), "nbd0", tag="t", reconnect=False):
+            second.kill()
+            reader = subprocess.Popen(
+                ["dd", "if=/dev/nbd0", "bs=4k", "count=1", "iflag=direct"], stdout=subprocess.PIPE
+            )
+            time.sleep(5)
+            assert reader.poll() is None  # it waits, because no monitor reconnects the device
+            others.enter_context(places[1].serve(image=other))
+            assert nbd("disconnect", "--force", "nbd0").code == 0
+            out, _ = reader.communicate(timeout=60)
+            assert b"A" not in out

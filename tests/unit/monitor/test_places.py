@@ -45,9 +45,15 @@ def test_the_address_in_use_is_the_only_one_for_long(gone: float, expected: list
     assert [one.elsewhere for one in places.places(RECORD, gone)] == [False] + [True] * (len(expected) - 1)
 
 
+def test_an_address_that_the_name_no_longer_has_is_not_waited_for() -> None:
+    record = dataclasses.replace(RECORD, address="192.0.2.7")
+    assert named(0.0, record) == ["db1 192.0.2.7"]
+    assert named(0.1, record) == ["db1 192.0.2.7", "db1 192.0.2.9", "db1 192.0.2.1", "db1 2001:db8::1"]
+
+
 def test_the_server_in_use_is_the_first() -> None:
-    record = dataclasses.replace(RECORD, using="nbd://db3/disk", address="192.0.2.3")
-    assert named(OTHER_SERVERS, record) == ["db3 192.0.2.3", "db1 None", "db2 None"]
+    record = dataclasses.replace(RECORD, using="nbd://db3/disk", address="192.0.2.9")
+    assert named(OTHER_SERVERS, record) == ["db3 192.0.2.9", "db1 None", "db2 None"]
 
 
 def test_a_hand_over_that_has_begun_goes_on_at_its_target() -> None:

@@ -17,6 +17,7 @@ from host import NBD0, Host, pretend
 
 from nbdattach.attached import memory, state
 from nbdattach.attached.state import Record
+from nbdattach.attached.users import User, Users
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import ConnectionLost, NbdattachError, Refused
@@ -165,6 +166,8 @@ def test_a_program_that_writes_all_the_time_is_followed_less_often(disk: Disk) -
 def test_a_device_that_the_system_runs_from_is_looked_at_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its server may be away, and then no process can be started."""
     monkeypatch.setattr(disk.remembering._recorded, "record", dataclasses.replace(RECORD, root=True))
+    mounted = Users([User("mount", "/", "mounted", "umount")])
+    monkeypatch.setattr(memory, "users_of", lambda _: mounted)
     assert disk.tick()
     for _ in range(10):
         disk.write()
@@ -193,6 +196,17 @@ def test_a_look_that_fails_is_repeated(disk: Disk) -> None:
     disk.while_reading, disk.content = lambda: None, B
     assert disk.tick(2.0)
     assert disk.known == "42"
+
+
+def test_nothing_is_read_while_requests_are_stuck(disk: Disk) -> None:
+    disk.tick()
+    disk.write()
+    (disk.host.sys / "block/nbd0/inflight").write_text("0 1")
+    disk.tick()  # sees that requests were done
+    disk.touch()
+    assert not any(disk.tick(10) for _ in range(3))
+    disk.write()
+    assert disk.tick(10)
 
 
 def test_a_look_while_a_command_takes_the_device_is_dropped(disk: Disk) -> None:
