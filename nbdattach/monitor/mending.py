@@ -101,6 +101,7 @@ class Mending:
 
     def _in_outage(self, dead: bool) -> Outage:
         with self._access.kernel_calls():
+            self._connecting.remembering.give_up()
             outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
             self._seen_dead = self._seen_dead or dead
             self._update(outage)

@@ -49,6 +49,8 @@ _SELDOM = 60.0
 _QUIET = 4
 # At most so many seconds if there are other servers of the same data.
 _WITH_OTHERS = 2.0
+# So long after trouble with a connection nothing is read.
+_CALM = 10.0
 # A look that takes longer is given up; a command waits so long for one before it moves the device, or for its end.
 _LOOK_SECONDS = 30.0
 _QUICK_SECONDS = 5.0
@@ -70,6 +72,7 @@ class Remembering:
         self._looked = -math.inf
         self._pause = _SOON
         self._completed = -1  # requests
+        self._calm = -math.inf  # before, nothing is read
 
     # -- looks at the attached device ------------------------------------------------------------------------------
 
@@ -84,7 +87,7 @@ class Remembering:
             return
         if not now.size or (before and not before.is_before_changes(now)):
             return
-        if not self._moves():
+        if not self._moves() or time.monotonic() < self._calm:
             return
         if seconds > _QUIET * self._pause:
             self._pause = _SOON
@@ -144,6 +147,13 @@ class Remembering:
             self._memory = memory
             with contextlib.suppress(OSError):  # /run is full: the next look is saved, perhaps
                 memories.save(self._device, memory)
+
+    def give_up(self) -> None:
+        """There is trouble with a connection: small reads of ours, if the server serves them, must not hide it."""
+        self._calm = time.monotonic() + _CALM
+        reading = self._reading
+        if reading and not reading.ended:
+            reading.kill(0)
 
     def stop(self) -> None:
         """Ends a look under way, because a command holds the device or the attachment has ended."""

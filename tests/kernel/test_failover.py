@@ -52,7 +52,7 @@ def three(folder: Path) -> tuple[Path, list[Place]]:
 
 
 @pytest.mark.essential
-@pytest.mark.parametrize("connections", [1, 3])
+@pytest.mark.parametrize("connections", [1, pytest.param(3, marks=pytest.mark.rare)])
 def test_the_device_moves_to_the_next_server_of_the_same_data(tmp_path: Path, connections: int) -> None:
     """One dies, two die, the first returns; all have the same storage."""
     image, places = three(tmp_path)
@@ -84,6 +84,7 @@ def test_the_device_moves_to_the_next_server_of_the_same_data(tmp_path: Path, co
         assert nbd("disconnect", "--tag", uris[0]).code == 7  # the load has it open
 
 
+@pytest.mark.rare
 def test_a_server_that_restarts_soon_keeps_the_device(tmp_path: Path) -> None:
     image, places = three(tmp_path)
     with ExitStack() as others, ExitStack() as end:

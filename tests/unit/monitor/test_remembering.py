@@ -209,6 +209,13 @@ def test_nothing_is_read_while_requests_are_stuck(disk: Disk) -> None:
     assert disk.tick(10)
 
 
+def test_nothing_is_read_for_a_while_after_trouble_with_a_connection(disk: Disk) -> None:
+    disk.tick()
+    disk.remembering.give_up()
+    disk.touch()
+    assert [disk.tick() for _ in range(10)] == [False] * 9 + [True]
+
+
 def test_a_look_while_a_command_takes_the_device_is_dropped(disk: Disk) -> None:
     disk.tick()
     disk.while_reading, disk.content = disk.access.hold, B
