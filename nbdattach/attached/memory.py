@@ -5,7 +5,7 @@ Decision that matters: what is remembered is what the device itself showed. A pr
 a partitioning tool, a virtual machine). The kernel then changes the time of the node that the program wrote to, also if
 that is a device built on ours; what a file system writes does not change it. So if a server comes back with another
 content, we can tell a disk that was made anew from another disk. The ioctls BLKDISCARD and BLKZEROOUT do not change
-that time, nor does an iSCSI target: if no file system uses the device, all that was written is of such a program.
+that time, nor does an iSCSI target: if no file system used the device, what was written may be of such a program.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from nbdattach import untrusted_json
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
-from nbdattach.attached.users import users_of
 from nbdattach.clock import boot_time
 from nbdattach.content.marks import Content
 from nbdattach.content.same_disk import Since
@@ -54,8 +53,9 @@ class Moment:
 class Memory:
     """A look at the disk, when it was, and the attachment that it belongs to, as `attachment_of` says.
 
-    `place`: the server that the device was connected to, as `place_of` says. After a move, `moved` is the content that
-    was known then, and `moved_at` the sectors that had been written then.
+    `place`: the server that the device was connected to, as `place_of` says. `moved_at`: the sectors that had been
+    written when it was moved there; `moved`: the first look there, None before it. `used`: whether a file system, or a
+    device built on it, used it.
     """
 
     attachment: str
@@ -64,17 +64,18 @@ class Memory:
     place: str = ""
     moved: Content | None = None
     moved_at: int | None = None
+    used: bool = True
 
     def since(self, device: Device, by_others: bool) -> Since:
         """What has happened since that look."""
         before, now, written = self.moment, moment_of(device), None
         if now.written is not None and before.written is not None and now.written >= before.written:
             written = (now.written - before.written) * SECTOR
-        touched = now.touched != before.touched
         settled = now.flushes > before.flushes or now.at - before.at >= _SETTLED_SECONDS
         return Since(
             written,
-            by_program=touched or (written != 0 and not users_of(device)),
+            by_program=now.touched != before.touched,
+            unused=written != 0 and not self.used,
             by_others=by_others,
             # A request under way may have been carried out, and what was not flushed may have been lost.
             nothing=written == 0 and settled and not Kernel(device).pending,

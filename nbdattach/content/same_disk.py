@@ -12,6 +12,8 @@ from nbdattach.content.marks import Content, Mark
 _GOES_BACK = {"events": 1}
 # Several hosts may write to disks with these.
 _SHARED = ("lvm", "gfs2")
+# What is written to these shows within seconds.
+_JOURNALED = ("ext4", "xfs", "btrfs")
 # So many samples must speak: of fewer, a program may have overwritten all.
 _ENOUGH = 4
 # If more was written since the last look than this part of where those samples are, samples that differ say nothing.
@@ -24,12 +26,14 @@ class Since:
 
     `written` in bytes; None if it is not known. `nothing`: nothing was written, for sure, and all that was written
     before is on the server's disk, even if its machine has crashed. `by_program`: a program wrote to the device itself,
-    not to a file system on it, so that everything may be new. `by_others`: other hosts may write to the disk, too.
+    not to a file system on it, so that everything may be new. `unused`: something was written, though no file system
+    used the device. `by_others`: other hosts may write to the disk, too.
     """
 
     written: int | None
     by_program: bool
     by_others: bool = False
+    unused: bool = False
     nothing: bool = False
 
 
@@ -38,8 +42,9 @@ def difference(known: Content, found: Content, since: Since) -> str | None:
     kept, lost, new = _compared(known, found)
     replaced = not kept and len(lost) >= _ENOUGH and _is_little(since.written, lost)
     differs = _marks_differ(known, found)
-    if differs and since.by_program and since.written != 0 and not replaced:
-        return None  # it may be the work of mkfs, or of a partitioning tool
+    by_program = since.by_program and since.written != 0
+    if differs and not replaced and (by_program or (since.unused and (kept or not found.marks))):
+        return None  # it may be the work of mkfs, of a partitioning tool, or of blkdiscard
     if differs:
         return differs
     if replaced and not known.marks:
@@ -48,6 +53,14 @@ def difference(known: Content, found: Content, since: Since) -> str | None:
     if since.nothing and (lost or new) and not others:
         return f"{len(lost) + new} of {len(known.samples)} blocks differ, and nothing was written since they were read"
     return None
+
+
+def lacks_proof(known: Content, found: Content, since: Since) -> str | None:
+    """Why a disk that `difference` lets pass may be another one; None if something shows that it is not."""
+    kept, lost, _ = _compared(known, found)
+    if kept or not lost or (known.marks and not (len(lost) >= _ENOUGH and _is_little(since.written, lost))):
+        return None
+    return f"none of the {len(lost)} blocks with data that were looked at is as it was"
 
 
 def stayed_behind(before: Content, known: Content, found: Content) -> str | None:
@@ -59,6 +72,8 @@ def stayed_behind(before: Content, known: Content, found: Content) -> str | None
         return "it has not what was written since the device left it"
     if written or _progress(before) != _progress(known):
         return None  # of marks that have moved on, an older state is noticed
+    if not any(mark.kind in _JOURNALED for mark in known.marks):
+        return None  # nothing ever would: it is the user's word that the servers have the same data
     return "nothing shows whether it has what was written since the device left it"
 
 

@@ -59,6 +59,8 @@ class Orders:
         if any_content:
             self._connecting.remembering.forget()
         self._replace_all(fresh)
+        if any_content:
+            self._connecting.remembering.forget()  # a look at the disk before
         self._recorded.end_move()
         self._log(f"{self._device.name}: reconnected to {wanted.uri}")
         return wanted.uri
@@ -144,6 +146,8 @@ class Orders:
     def _begin(self, fresh: list[Connection], **changes: object) -> None:
         """Records the change that is about to begin and the new server's address; if that fails, nothing changes."""
         try:
+            if "moving_to" in changes:
+                self._connecting.remembering.move()
             self._recorded.begin(address=address_of(fresh[0].stream.sock), **changes)
         except OSError:
             self._connecting.say_goodbye(*fresh)

@@ -8,6 +8,7 @@ if a monitor is killed in between, the next one finishes the change. If we canno
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
@@ -32,7 +33,7 @@ class Recorded:
         """Whether the record on disk is that of this attachment: the same process may have made another one."""
         there = state.load(self._device)
         if there is None:
-            return state.remembers(self._device)
+            return os.path.exists(state.path(self._device))
         return (there.id, there.since) == (self.record.id, self.record.since)
 
     @property
@@ -67,7 +68,9 @@ class Recorded:
         if self.record.moving_to:
             uri, record = self.record.moving_to, self.record
             if uri in (record.target, *record.also):
-                self.note(using="" if uri == record.target else uri, left=(), moving_to="", moving_trust=None)
+                left = tuple(one for one in (*record.left, record.using or record.target) if one != uri)
+                using = "" if uri == record.target else uri
+                self.note(using=using, left=left, trust=record.moving_trust, moving_to="", moving_trust=None)
                 return
             moved = {"target": uri, "trust": record.moving_trust, "using": "", "left": ()}
             self.note(**moved, moving_to="", moving_trust=None)

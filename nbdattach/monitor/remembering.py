@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from nbdattach.attached import memory as memories
 from nbdattach.attached.memory import Memory, Moment
+from nbdattach.attached.users import users_of
 from nbdattach.connection import client
 from nbdattach.content import same_disk
 from nbdattach.content.look import look
@@ -51,6 +52,8 @@ _QUIET = 4
 _WITH_OTHERS = 2.0
 # So long after trouble with a connection nothing is read.
 _CALM = 10.0
+# But if the trouble comes again and again, after so many seconds.
+_MOST_CALM = 120.0
 # A look that takes longer is given up; a command waits so long for one before it moves the device, or for its end.
 _LOOK_SECONDS = 30.0
 _QUICK_SECONDS = 5.0
@@ -83,11 +86,11 @@ class Remembering:
         """
         now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
         before = self._memory.moment if self._memory and self._knows_place(self._memory) else None
-        if self._recorded.record.root and self._looked > -math.inf:
+        if self._recorded.record.root and self._memory and self._looked > -math.inf:
             return
         if not now.size or (before and not before.is_before_changes(now)):
             return
-        if not self._moves() or time.monotonic() < self._calm:
+        if not self._moves() or (time.monotonic() < self._calm and seconds < _MOST_CALM):
             return
         if seconds > _QUIET * self._pause:
             self._pause = _SOON
@@ -114,6 +117,7 @@ class Remembering:
 
     def _look(self, moment: Moment, seconds: float) -> None:
         place, age, known = memories.place_of(self._recorded.record), self._age, self._memory
+        used = bool(users_of(self._device))  # now: while the server is away, this may wait for a file on the device
         with self._mutex:
             if self._access.held or self._access.ended or (self._reading and not self._reading.ended):
                 return
@@ -129,9 +133,9 @@ class Remembering:
             while True:
                 wanted = steps.send(reading.read(wanted, deadline))
         except StopIteration as stop:
-            attachment = memories.attachment_of(self._device)
-            moved = (known.moved, known.moved_at) if known else (None, None)
-            self._remember(Memory(attachment, stop.value, moment, place, *moved), age)
+            attachment, at = memories.attachment_of(self._device), known.moved_at if known else None
+            moved = None if known is None or at is None else known.moved or stop.value
+            self._remember(Memory(attachment, stop.value, moment, place, moved, at, used), age)
         except (OSError, Unanswered):
             pass  # the server is away, or cannot read a part; or a command has taken the device
         finally:
@@ -140,13 +144,15 @@ class Remembering:
 
     def _remember(self, memory: Memory, age: int) -> None:
         with self._access.if_free() as free:
-            if not free or age != self._age or not self._knows_place(memory):
+            if not free or age != self._age or not self._knows_place(memory) or not self._recorded.is_still_there:
                 return
             if self._memory is None or not self._memory.content.has_marks_of(memory.content):
                 self._pause = _SOON
             self._memory = memory
             with contextlib.suppress(OSError):  # /run is full: the next look is saved, perhaps
                 memories.save(self._device, memory)
+        if not self._recorded.is_still_there:  # the device was detached, and its files removed, just before
+            memories.forget(self._device)
 
     def give_up(self) -> None:
         """There is trouble with a connection: small reads of ours, if the server serves them, must not hide it."""
@@ -172,7 +178,7 @@ class Remembering:
         memory = self._memory
         same_server = uri == self._recorded.record.uri  # at another address, perhaps
         proven = proven or left
-        if memory is None and same_server:
+        if memory is None and same_server and not left:
             return
         if proven and not (memory and (self._knows_place(memory) or self._nothing_since_move(memory))):
             cause = "nothing is known yet of what was written to the server in use, so it is not known to have the same"
@@ -189,12 +195,15 @@ class Remembering:
             raise Refused(uri, f"is it the attached disk? {error.cause}", error.hint) from None
         since = memory.since(self._device, by_others=Kernel(self._device).read_only)
         if proven:
-            since = dataclasses.replace(since, by_program=False)
+            since = dataclasses.replace(since, by_program=False, unused=False)
         differs = same_disk.difference(known, found, since)
-        if left and not differs and memory.moved and not self._nothing_since_move(memory):
-            differs = same_disk.stayed_behind(memory.moved, known, found)
+        if proven:
+            differs = differs or same_disk.lacks_proof(known, found, since)
+        if left and not differs and not record.root and not self._nothing_since_move(memory):
+            differs = same_disk.stayed_behind(memory.moved or memory.content, known, found)
         if differs:
-            hint = f"nbdattach reconnect --trust {self._device.path} accepts it, if it is the right one"
+            there = "" if same_server else f" {uri}"
+            hint = f"nbdattach reconnect --trust {self._device.path}{there} accepts it, if it is the right one"
             raise Refused(uri, f"this is another disk: {differs}", hint)
 
     def _knows_place(self, memory: Memory) -> bool:
@@ -207,10 +216,9 @@ class Remembering:
     def move(self) -> None:
         """The device is about to move to another server. Raises OSError."""
         if self._memory:
+            self._age += 1  # a look that is under way is one at the server before
             written = memories.moment_of(self._device).written
-            nothing = self._nothing_since_move(self._memory)
-            moved = self._memory.moved if nothing else self._memory.content
-            self._memory = dataclasses.replace(self._memory, moved=moved, moved_at=written)
+            self._memory = dataclasses.replace(self._memory, moved=None, moved_at=written)
             memories.save(self._device, self._memory)
 
     def forget(self) -> None:

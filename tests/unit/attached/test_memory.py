@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from host import NBD0, Host, pretend
 
 from nbdattach.attached import memory, state
 from nbdattach.attached.memory import Memory, Moment
-from nbdattach.attached.users import User, Users
 from nbdattach.content.marks import Content, Mark, Sample, Witness
 from nbdattach.content.same_disk import Since
 from nbdattach.kernel.sysfs import Kernel
@@ -50,6 +50,15 @@ def test_is_found_again(host: Host) -> None:
     assert os.stat(host.run / "nbd0.json.content").st_mode & 0o777 == 0o600
 
 
+def test_is_found_again_though_the_disk_has_many_file_systems(host: Host) -> None:
+    """The parser of state files takes so many brackets only that are in each other."""
+    many = replace(CONTENT, marks=tuple(replace(MARK, at=at) for at in range(17)))
+    memory.save(NBD0, replace(now(), content=many, moved=many))
+    found = memory.load(NBD0)
+    assert found is not None
+    assert (found.content, found.moved) == (many, many)
+
+
 def test_is_of_one_attachment_only(host: Host) -> None:
     memory.save(NBD0, now())
     (host.sys / "block/nbd0/pid").write_text("4712\n")
@@ -72,8 +81,7 @@ def test_goes_with_the_other_files(host: Host) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"written": 1}, {"discarded": 1}])
-def test_what_was_written_is_counted(host: Host, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]) -> None:
-    use(monkeypatch)
+def test_what_was_written_is_counted(host: Host, changes: dict[str, int]) -> None:
     before = now()
     at(host, **changes)
     assert before.moment.is_before_changes(memory.moment_of(NBD0))
@@ -103,8 +111,7 @@ def test_a_program_that_writes_to_the_node_is_noticed(host: Host, tmp_path: Path
     assert before.since(NBD0, by_others=False) == Since(0, by_program=True)
 
 
-def test_a_kernel_that_counts_nothing_leaves_us_in_doubt(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch)
+def test_a_kernel_that_counts_nothing_leaves_us_in_doubt(host: Host) -> None:
     (host.sys / "block/nbd0/queue/iostats").write_text("0\n")
     before = now()
     assert before.moment.is_before_changes(memory.moment_of(NBD0))
@@ -118,22 +125,13 @@ def test_counters_that_began_anew_leave_us_in_doubt(host: Host) -> None:
     assert before.since(NBD0, by_others=False).written is None
 
 
-def test_what_was_written_while_no_file_system_uses_it_is_the_work_of_a_program(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_written_while_no_file_system_used_it_may_be_the_work_of_a_program(host: Host) -> None:
     """BLKDISCARD and BLKZEROOUT change no time of the node."""
-    before = now()
-    assert not before.since(NBD0, by_others=False).by_program
+    unused = replace(now(), used=False)
+    assert not unused.since(NBD0, by_others=False).unused
     at(host, discarded=1)
-    assert before.since(NBD0, by_others=False).by_program
-    use(monkeypatch)
-    assert not before.since(NBD0, by_others=False).by_program
-
-
-def use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of it is mounted."""
-    mounted = Users([User("mount", "/mnt", "mounted", "umount")])
-    monkeypatch.setattr(memory, "users_of", lambda _: mounted)
+    assert unused.since(NBD0, by_others=False).unused
+    assert not replace(unused, used=True).since(NBD0, by_others=False).unused
 
 
 def test_nodes_of_all_that_is_built_on_the_device_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from nbdattach.content.marks import Content, Mark, Sample, Witness
-from nbdattach.content.same_disk import Since, difference, stayed_behind
+from nbdattach.content.same_disk import Since, difference, lacks_proof, stayed_behind
 
 SIZE = 1 << 30
 QUIET = Since(written=0, by_program=False, nothing=True)
@@ -178,5 +178,32 @@ def test_a_server_that_has_the_writes_does_not() -> None:
 
 
 def test_a_disk_that_shows_no_progress_proves_nothing() -> None:
-    assert stayed_behind(RAW, RAW, RAW) == "nothing shows whether it has what was written since the device left it"
-    assert stayed_behind(KNOWN, KNOWN, KNOWN) is not None
+    cause = "nothing shows whether it has what was written since the device left it"
+    assert stayed_behind(KNOWN, KNOWN, KNOWN) == cause
+
+
+def test_what_never_shows_is_the_users_word() -> None:
+    """LUKS, LVM and disks without a file system show no progress."""
+    assert stayed_behind(RAW, RAW, RAW) is None
+    luks = Content(SIZE, (Mark("luks", 0, "l", {"sequence": 4}),), SAMPLES)
+    assert stayed_behind(luks, luks, luks) is None
+
+
+def test_a_disk_of_which_nothing_is_as_it_was_is_no_proof() -> None:
+    luks = Mark("luks", 0, "l", {"sequence": 4})
+    known, found = Content(SIZE, (luks,), SAMPLES), Content(SIZE, (luks,), OTHER_SAMPLES)
+    assert lacks_proof(known, found, FILES) == "none of the 8 blocks with data that were looked at is as it was"
+    assert lacks_proof(known, found, MUCH) is None
+    assert lacks_proof(known, Content(SIZE, (luks,), SOME_SAMPLES), FILES) is None
+    few = Content(SIZE, (), SAMPLES[:2])
+    assert lacks_proof(few, Content(SIZE, (), OTHER_SAMPLES[:2]), MUCH) is not None
+    empty = Content(SIZE, (), tuple(Sample(one.at, "") for one in SAMPLES))
+    assert lacks_proof(empty, empty, FILES) is None
+
+
+def test_what_may_be_the_work_of_blkdiscard_is_accepted() -> None:
+    unused = Since(written=1 << 20, by_program=False, unused=True)
+    blank = Content(SIZE, (), tuple(Sample(one.at, "") for one in SAMPLES))
+    assert difference(KNOWN, Content(SIZE, (), SOME_SAMPLES), unused) is None
+    assert difference(KNOWN, blank, dataclasses.replace(unused, written=SIZE)) is None
+    assert difference(KNOWN, with_mark(OTHER_SAMPLES, identity="b-uuid"), unused) is not None

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,7 @@ class Disk:
         state.save(NBD0, RECORD)
         monkeypatch.setattr(Kernel, "stack", [str(self.node)])
         monkeypatch.setattr(remembering, "Reading", lambda _: Reading(self))
+        monkeypatch.setattr(remembering, "users_of", lambda _: Users([User("mount", "/mnt", "mounted", "umount")]))
         monkeypatch.setattr(remembering, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.access = Access(lambda: True)
         self.remembering = self.watched()
@@ -166,8 +168,6 @@ def test_a_program_that_writes_all_the_time_is_followed_less_often(disk: Disk) -
 def test_a_device_that_the_system_runs_from_is_looked_at_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its server may be away, and then no process can be started."""
     monkeypatch.setattr(disk.remembering._recorded, "record", dataclasses.replace(RECORD, root=True))
-    mounted = Users([User("mount", "/", "mounted", "umount")])
-    monkeypatch.setattr(memory, "users_of", lambda _: mounted)
     assert disk.tick()
     for _ in range(10):
         disk.write()
@@ -224,6 +224,16 @@ def test_a_look_while_a_command_takes_the_device_is_dropped(disk: Disk) -> None:
     assert disk.known == "41"
 
 
+def test_a_look_at_a_device_that_was_detached_leaves_no_file(disk: Disk) -> None:
+    def detach() -> None:
+        (disk.host.sys / "block/nbd0/pid").unlink()
+        state.forget(NBD0)
+
+    disk.while_reading = detach
+    disk.tick()
+    assert disk.host.files == []
+
+
 def test_a_look_that_was_overtaken_by_trust_is_dropped(disk: Disk) -> None:
     disk.tick()
     disk.while_reading = disk.remembering.forget
@@ -236,6 +246,8 @@ def test_stop_ends_a_look(disk: Disk) -> None:
     disk.while_reading = lambda: disk.killed.wait(10)
     disk.now += 1
     disk.remembering.tick()
+    while not disk.looks:
+        time.sleep(0.01)
     disk.remembering.stop()
     assert disk.killed.is_set()
 
@@ -363,7 +375,7 @@ def test_a_server_that_was_left_must_show_what_was_written_since(disk: Disk) -> 
     disk.write()
     with pytest.raises(Refused, match="nothing is known yet"):
         disk.remembering.require_same(connection(A), "nbd://db1", left=True)
-    assert disk.tick(4.0)
+    assert disk.tick(4.0)  # the first look there: the server that was left may have all of that
     with pytest.raises(Refused, match="nothing shows whether it has what was written"):
         disk.remembering.require_same(connection(A), "nbd://db1", left=True)
     disk.remembering.require_same(connection(A), "nbd://db3", proven=True)  # it was not left
