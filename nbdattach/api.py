@@ -12,13 +12,14 @@ of `NbdattachError`, with `thing`, `cause`, `hint` and `exit_code`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, ConnectOptions
 from nbdattach.device import Device, parse_device
 from nbdattach.operations.handle import DETACH_SECONDS
 from nbdattach.operations.handle import Attachment as Attachment
-from nbdattach.protocol.target import Target, parse_target, with_tls
+from nbdattach.protocol.target import Target, others, parse_target, with_tls
 from nbdattach.reporter import QUIET, Reporter
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def connect(
     tls_psk: str | None = None,
     tls_verify: bool = True,
     tls_transport: str = "auto",
+    also: Sequence[str] = (),
     reporter: Reporter = QUIET,
 ) -> Attachment:
     """Attaches `target` (and its `export`, if `target` is no URI) at `device`, or at a free one.
@@ -59,12 +61,24 @@ def connect(
     Sizes in bytes, times in seconds, `connections` 0 for an automatic number. The device is ready when this returns.
     `on_loss` is how long requests wait for a server that is away: None for the default, 0 not at all,
     `float("inf")` for ever. With `reconnect` the monitor watches it, and is started if none runs. With `size`
-    the server sends no greeting, and the export has that many bytes. `reporter` gets each step. Each `tls_...`
-    except `tls_transport` requires TLS; `tls_verify` False accepts any certificate.
+    the server sends no greeting, and the export has that many bytes. `also`: other servers of the same data.
+    `reporter` gets each step. Each `tls_...` except `tls_transport` requires TLS; `tls_verify` False accepts any
+    certificate.
     Raises the subclasses of `NbdattachError`.
 
         attachment = nbdattach.connect("db1", "nbd0", export="disk", read_only=True, tag="db")
     """
+    place = None if device is None else parse_device(device)
+    where = with_tls(
+        parse_target(target, export),
+        required=tls,
+        ca=tls_ca,
+        cert=tls_cert,
+        key=tls_key,
+        hostname=tls_hostname,
+        psk=tls_psk,
+        verify=tls_verify,
+    )
     options = ConnectOptions(
         read_only=read_only,
         block_size=block_size,
@@ -81,17 +95,7 @@ def connect(
         reconnect=reconnect,
         raw_size=size,
         tls_transport=tls_transport,
-    )
-    place = None if device is None else parse_device(device)
-    where = with_tls(
-        parse_target(target, export),
-        required=tls,
-        ca=tls_ca,
-        cert=tls_cert,
-        key=tls_key,
-        hostname=tls_hostname,
-        psk=tls_psk,
-        verify=tls_verify,
+        also=tuple(one.uri for one in others(where, also)),
     )
     return attach(where, place, options, reporter)
 

@@ -32,7 +32,7 @@ class Option(NamedTuple):
     """How users give the field `field` a value: `name` without dashes, then text that `parse` takes, of kind `kind`.
 
     Without `parse` it is a flag, which sets the value `flag`. `words` are values that a shell can offer; `default` is
-    the field's, or the text that users would type for it.
+    the field's, or the text that users would type for it. With `many` it may be given several times.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Option(NamedTuple):
     flag: bool = True
     default: object = None
     field: str = ""
+    many: bool = False
 
     def value(self, given: bool) -> bool:
         """Of a flag that is given, or not."""
@@ -78,7 +79,8 @@ class LastingOptions:
     """Those that matter as long as the device is attached. Times in seconds.
 
     `on_loss` is how long I/O waits for a server that is away. `reconnect`: the monitor reconnects the device. `root`:
-    the root file system will be on it, and the real system's monitor will be started from there.
+    the root file system will be on it, and the real system's monitor will be started from there. `also`: URIs of other
+    servers of the same data.
     """
 
     connect_timeout: float = _seconds("connect-timeout", DEFAULT_TIMEOUT, option_values.LEAST_CONNECT_TIMEOUT)
@@ -89,6 +91,7 @@ class LastingOptions:
     io_timeout: float = _seconds("io-timeout", 0.0)
     reconnect: bool = _flag("no-reconnect", sets=False)
     tls_transport: str = _word("tls-transport", option_values.TRANSPORTS)
+    also: tuple[str, ...] = _field((), Option("also", str, "TARGET", many=True))  # URIs
     table: str = ""  # the file that names it, if `up` attaches it
     root: bool = False
 

@@ -21,10 +21,10 @@ T = TypeVar("T")
 # A file or message of ours has about 1 KiB; a message has at most 64 KiB.
 MAX_TEXT = 1 << 20
 # Python's parser calls itself for each level. In a thread of the monitor, which has a stack of 256 KiB, Python 3.13
-# crashes at 1200 levels, and the monitor with it. Our own messages have up to four brackets.
-_MAX_BRACKETS = 64
+# crashes at 1200 levels, and the monitor with it. Our own messages and files have up to six.
+_MAX_DEPTH = 64
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_BRACKET = re.compile(r"[\[{]")
+_BRACKET = re.compile(r"[\[{\]}]")
 # Surrogates other than those that os.fsdecode makes of bytes that are not UTF-8: they cannot be encoded.
 _LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 # A server's size has 64 bits; the kernel's sizes and numbers of processes have less.
@@ -37,8 +37,12 @@ def parsed(text: str | bytes) -> Any:
         text = text.decode()
     if len(text) > MAX_TEXT:
         raise ValueError(f"{len(text)} characters")
-    if len(_BRACKET.findall(_STRING.sub("", text))) > _MAX_BRACKETS:
-        raise ValueError("too many brackets")
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > _MAX_DEPTH:
+        raise ValueError("too many brackets in each other")
     return json.loads(text)
 
 

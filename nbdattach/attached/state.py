@@ -68,11 +68,14 @@ class Record(LastingOptions):
     block_size: int = 512
     max_sectors_kb: int = 0
     raw: bool = False  # attached without a handshake
+    id: str = ""  # a random one; "" if an older release has attached it
     tls: TlsSession | None = None
     relay: int | None = None  # its pid, which may have been given to another process
     relay_started: int | None = None
     trust: Trust | None = None
     address: str | None = None  # at which the target's host was found
+    using: str = ""  # the URI in use, if it is one of `also`
+    left: tuple[str, ...] = ()  # servers and addresses that the monitor moved the device away from
     moving_to: str = ""  # the URI of a target to which a hand-over has begun
     moving_trust: Trust | None = None
     new_size: int | None = None  # to which a resize has begun
@@ -85,11 +88,19 @@ class Record(LastingOptions):
         there = self.relay is not None and alive(self.relay) and started(self.relay) == self.relay_started
         return self.relay if there else None
 
+    @property
+    def uri(self) -> str:
+        """Of the server in use, or to which a hand-over has begun, because the device may be there already."""
+        return self.moving_to or self.using or self.target
+
+    @property
+    def others(self) -> list[str]:
+        """The URIs of the servers that are not in use."""
+        return [uri for uri in (self.target, *self.also) if uri != self.uri]
+
     def current_target(self) -> Target:
-        """The target to dial. A hand-over that has begun goes on, because the device may be there already."""
-        if self.moving_to:
-            return target_of(self.moving_to, self.moving_trust)
-        return target_of(self.target, self.trust)
+        """The target to dial."""
+        return target_of(self.uri, self.moving_trust if self.moving_to else self.trust)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,7 @@ def path(device: Device) -> str:
 
 def save(device: Device, record: Record) -> None:
     """Raises OSError. One writer: connect, which holds the claim on the device; after it the monitor."""
-    _write(path(device), asdict(record))
+    write(path(device), asdict(record))
 
 
 def save_trouble(device: Device, trouble: Trouble | None) -> None:
@@ -121,13 +132,13 @@ def save_trouble(device: Device, trouble: Trouble | None) -> None:
     if trouble is None:
         _remove(_trouble_path(device))
     else:
-        _write(_trouble_path(device), asdict(trouble))
+        write(_trouble_path(device), asdict(trouble))
 
 
 def trouble_of(device: Device) -> Trouble | None:
     """The monitor's last report of the device, even if the monitor has died since."""
     try:
-        trouble = untrusted_json.made_of(Trouble, _content(_trouble_path(device)))
+        trouble = untrusted_json.made_of(Trouble, content_of(_trouble_path(device)))
     except (OSError, ValueError):
         return None
     return trouble if trouble.state in ("reconnecting", "lost") else None
@@ -137,13 +148,14 @@ def _trouble_path(device: Device) -> str:
     return f"{RUN}/{device.name}.trouble"
 
 
-def _content(name: str) -> Any:
-    """Of a state file. Raises OSError, ValueError."""
+def content_of(name: str) -> Any:
+    """What is in a state file. Raises OSError, ValueError."""
     with open(name) as file:
         return untrusted_json.parsed(file.read(untrusted_json.MAX_TEXT + 1))
 
 
-def _write(name: str, content: dict[str, object]) -> None:
+def write(name: str, content: dict[str, object]) -> None:
+    """Writes a state file, all of it or nothing. Raises OSError."""
     make_run()
     new = f"{name}.new"
     try:
@@ -167,7 +179,7 @@ def load(device: Device) -> Record | None:
     If the worker was killed while the device was in use, the device is still ours: the kernel keeps the worker's pid.
     """
     try:
-        record = untrusted_json.made_of(Record, _content(path(device)))
+        record = untrusted_json.made_of(Record, content_of(path(device)))
     except (OSError, ValueError):
         return None
     if not (record.connections and record.block_size):
@@ -187,9 +199,9 @@ Identity: TypeAlias = tuple[int | None, str | None, str | None]
 
 
 def identity_of(device: Device) -> Identity:
-    """Distinguishes an attachment from the next one there: kernel's pid, identifier, and the time it was made."""
+    """Distinguishes an attachment from the next one there: kernel's pid, identifier, and the record's id or time."""
     kernel, record = Kernel(device), load(device)
-    return kernel.pid, kernel.backend, record.since if record else None
+    return kernel.pid, kernel.backend, (record.id or record.since) if record else None
 
 
 def refuse_hidden() -> None:
@@ -207,7 +219,7 @@ def mark_of(device: Device) -> tuple[str, str]:
 def is_unflushed(device: Device) -> bool:
     """Whether a flush of this very attachment has failed before."""
     try:
-        pid, backend, since = _content(f"{path(device)}{UNFLUSHED}")["identity"]
+        pid, backend, since = content_of(f"{path(device)}{UNFLUSHED}")["identity"]
         there = identity_of(device)
         return (pid, backend) == there[:2] and since in (None, there[2])  # a worker does not know when it was made
     except (OSError, ValueError, TypeError, KeyError):

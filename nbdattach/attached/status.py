@@ -34,6 +34,7 @@ class Status:
     since: str | None
     mounts: list[str]
     holders: list[str]
+    also: list[str]  # other servers of the same data, which are not in use
     trouble: dict[str, str | None] | None  # since, next_try, error, if the monitor knows that it is not connected
 
 
@@ -51,7 +52,7 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         index=device.index,
         state=trouble.state if trouble else "connected" if size and _is_served(kernel, record) else "lost",
         tag=record.tag if record else kernel.backend,
-        target=record.target if record else None,
+        target=(record.using or record.target) if record else None,
         export=record.export if record else None,
         size=size,
         block_size=kernel.block_size,
@@ -63,6 +64,7 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         since=record.since if record else None,
         mounts=users.mounts,
         holders=users.holders,
+        also=record.others if record else [],
         trouble={"since": trouble.since, "next_try": trouble.next_try, "error": trouble.error} if trouble else None,
     )
 

@@ -22,14 +22,14 @@ def has_tag(device: Device, tag: str) -> bool:
 
 
 def attached_as(*, tag: str | None = None, target: str | None = None) -> list[Device]:
-    """Devices with an attachment of this tag, or of this target's URI. Raises `KernelRefused` without permission."""
+    """Devices with an attachment of this tag, or with that server. Raises `KernelRefused` without permission."""
     state.refuse_hidden()
     found = []
     for device in sysfs.devices():
         if Kernel(device).attached:
             record = state.load(device)
             if (tag is not None and has_tag(device, tag)) or (
-                target is not None and record is not None and record.target == target
+                target is not None and record is not None and target in (record.target, *record.also)
             ):
                 found.append(device)
     return found

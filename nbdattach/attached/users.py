@@ -18,6 +18,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.host import procfs
+from nbdattach.host.blocking_child import READER
 from nbdattach.host.procfs import Opener
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
@@ -168,11 +169,13 @@ def users_of(device: Device) -> Users:
 def open_by(device: Device, *own_fds: int) -> list[Opener]:
     """Processes that have the device or a partition open now, except `own_fds` of ours and the process that serves it.
 
-    That is our worker, or the process of another tool that blocks in NBD_DO_IT. With netlink no process serves: the
+    Nor a process of the monitor that reads the device for a moment. "Serves": our worker, or the process of another
+    tool that blocks in NBD_DO_IT. With netlink no process serves: the
     kernel shows the pid of the process that attached the device, which may have it open as any other process.
     """
     serving = serving_pid(device)
-    return procfs.openers(numbers_of(device), {procfs.group_of(serving)} if serving else (), own_fds)
+    found = procfs.openers(numbers_of(device), {procfs.group_of(serving)} if serving else (), own_fds)
+    return [one for one in found if not procfs.is_ours(one.pid, READER)]
 
 
 def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:

@@ -58,6 +58,7 @@ class Job:
     tls: TlsSession | None = None
     relay: int | None = None  # its pid
     address: str | None = None  # of the target's host, as resolved
+    using: str = ""  # the URI of the server, if it is one of --also
 
 
 class Hold(Protocol):

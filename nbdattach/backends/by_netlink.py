@@ -103,6 +103,8 @@ def attach(device: Device, job: Job) -> Claimed:
             for number in job.sockets:
                 get_ready(number, room, job.options.io_timeout if len(job.sockets) > 1 else 0.0)
             locks.enter_context(_guarded(device, job))
+            if not Kernel(device).attached:
+                state.forget(device)  # so that a monitor does not take the new attachment for the one before
             try:
                 _connect(family, device, job)  # an interrupt is raised only after it is done
             except (Taken, KernelRefused):

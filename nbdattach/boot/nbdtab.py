@@ -16,7 +16,7 @@ from typing import Any
 from nbdattach.connect_options import ConnectOptions, Option, TlsOptions, options_of
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
-from nbdattach.protocol.target import Target, parse_target, with_tls
+from nbdattach.protocol.target import Target, others, parse_target, with_tls
 from nbdattach.text import plain, quoted
 
 _FIELD = re.compile(r"[^ \t]+")
@@ -155,6 +155,9 @@ class _Line:
                 target = self._trusted(self._target())
             with self._noted():
                 options = self._connect_options(taken)
+            if target and options and options.also:
+                with self._noted():
+                    options = self._with_others(target, options)
         if self.mistakes or not (self.device and target and options):
             return None
         return Entry(self.number, self.device, target, options, "retry-for" in self._given)
@@ -180,6 +183,10 @@ class _Line:
         if options.tag:
             self._claim(options.tag, f"the tag {quoted(options.tag)}", where, taken)
         return options
+
+    def _with_others(self, target: Target, options: ConnectOptions) -> ConnectOptions:
+        named = self._at(self._given["also"][0], lambda: others(target, options.also))
+        return replace(options, also=tuple(one.uri for one in named))
 
     def _require_readable(self) -> None:
         for field in self.fields:
@@ -229,7 +236,7 @@ class _Line:
         own = _ALIASES.get(name, name)
         if own not in _KNOWN:
             raise self._unknown(word, name)
-        if own in self._given:
+        if own in self._given and not _KNOWN[own].many:
             there = self._given[own][0]
             first = there.text.partition("=")[0]
             known_as = f"{first} at column {there.column}"
@@ -245,9 +252,11 @@ class _Line:
             raise self.error(word, f"option {name} without a value", f"write {name}=VALUE")
         if name == "dead-timeout":
             value = f"wait:{value}"
+        before = self._given[own][1] if own in self._given else ()
         self._given[own] = (word, value)
         try:
-            self._given[own] = (word, option.parse(value))
+            parsed = option.parse(value)
+            self._given[own] = (word, (*before, parsed) if option.many else parsed)
         except ValueError as error:
             hint = "write a blank before the # of a comment" if "#" in value else _OPTIONS
             raise self.error(word, f"option {name}: {plain(str(error))}", hint) from None

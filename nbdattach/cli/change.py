@@ -18,24 +18,25 @@ from nbdattach.errors import Malformed
 @argument("device", shell_complete=attached_devices)
 @argument("target", required=False, shell_complete=targets)
 @export_option
+@option("--trust", is_flag=True, help="Accept the disk though its content is not that of the attached one.")
 @tls_options
 @debug_option
-def reconnect(device: str, target: str | None, export: str | None, **tls: Any) -> None:
+def reconnect(device: str, target: str | None, export: str | None, trust: bool, **tls: Any) -> None:
     """Move a device to a new connection or another server.
 
     Programs that use the device see no I/O error. TARGET is another server with the same data; without it, the new
-    connection goes to the same server as the old one.
+    connection goes to the same server as the old one. A disk with other content is refused, unless you --trust it.
     """
     where = device_of(device)
     if target is None and export is not None:
         raise Malformed("--export", "needs a TARGET", "leave it out to keep the export")
-    trust = trust_of(tls)
-    if target is None and target_of("localhost", None, trust).tls:
+    tls_trust = trust_of(tls)
+    if target is None and target_of("localhost", None, tls_trust).tls:
         raise Malformed("--tls", "the TLS options need a TARGET", "leave them out to keep those of connect")
-    wanted = None if target is None else target_of(target, export, trust)
+    wanted = None if target is None else target_of(target, export, tls_trust)
     from nbdattach.operations import handover
 
-    say(f"{where.path}: connected to {handover.reconnect(where, wanted)}")
+    say(f"{where.path}: connected to {handover.reconnect(where, wanted, trust)}")
 
 
 @command()

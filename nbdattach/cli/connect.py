@@ -32,6 +32,7 @@ from nbdattach.errors import Malformed, NbdattachError
 @connect_option("read-only", "-r", text="Attach read-only.")
 @connect_option("block-size", "-b", text="Logical block size in bytes.")
 @connect_option("connections", "-C", text="Number of connections to the server.")
+@connect_option("also", text="Another server of the same data; may be repeated.")
 @timeout_option
 @connect_option("retry-for", text="Keep trying to connect for this long.")
 @connect_option("backend", text="How to hand the connection to the kernel.")

@@ -58,11 +58,12 @@ def _option_of_click(declared: Option, short: Sequence[str], text: str) -> Calla
     names = (*short, f"--{declared.name}", declared.field)
     if declared.parse is None:
         return click.option(*names, is_flag=True, callback=lambda _ctx, _param, given: declared.value(given), help=text)
-    usual = None if declared.default in (None, "") else declared.default
+    usual = None if declared.default in (None, "", ()) else declared.default
     return click.option(
         *names,
         type=Value(declared.kind, declared.parse, declared.words),
         metavar=declared.kind,
+        multiple=declared.many,
         default=usual,
         show_default=usual is not None,
         shell_complete=files if declared.kind == "FILE" else None,

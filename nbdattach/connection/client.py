@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nbdattach.connect_options import DEFAULT_TIMEOUT
 from nbdattach.connection.stream import Stream, dial
+from nbdattach.content.reading import Look, T
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError, TlsFailed
 from nbdattach.protocol import handshake, transmission
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # As large as a page: the kernel reads no less, and most servers have no larger minimum.
 CHECK_READ = 4096
+MAX_READ = 32 << 10
 CHECK_COOKIE = 0x6E62646174746163  # "nbdattac", to be known in a capture
 
 
@@ -120,6 +122,22 @@ def check(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silen
     except NbdattachError as error:
         return Checked(handshake_ms, None, error)
     return Checked(handshake_ms, read_ms, None)
+
+
+def look(connection: Connection, steps: Look[T]) -> T:
+    """Runs a look at the export's content, within the deadline of the connection. Raises `NbdattachError`.
+
+    After `Refused`, which is the server's error of a read, the connection is still of use.
+    """
+    stream, sizes = connection.stream, connection.export.block_size
+    try:
+        wanted = next(steps)
+        while True:
+            most = min(sizes.maximum if sizes else MAX_READ, MAX_READ)
+            wanted = steps.send(stream.run(transmission.read_all(stream.uri, wanted, most, CHECK_COOKIE)))
+    except StopIteration as stop:
+        stream.require_nothing_left()
+        return stop.value  # type: ignore[no-any-return]
 
 
 def _check_length(export: Export) -> int:

@@ -51,6 +51,10 @@ class Stream:
         self._trace = trace
         self._doing = "connecting"
 
+    @property
+    def uri(self) -> str:
+        return self._target.uri
+
     def run(self, steps: Steps[T]) -> T:
         """Runs the generator's steps in order and returns its result. A `NbdattachError` is thrown into it."""
         try:
@@ -346,12 +350,24 @@ def remember(target: Target, address: str) -> None:
             _known.setdefault((target.host, target.port), found)
 
 
+def addresses_of(target: Target, deadline: Deadline) -> list[str]:
+    """All numeric addresses of the target's host; none if it cannot be looked up."""
+    with contextlib.suppress(NbdattachError):
+        found = [_numeric(place) for _, place in _resolve(target, deadline)]
+        return list(dict.fromkeys(found))
+    return []
+
+
+def _numeric(place: Any) -> str:
+    return socket.getnameinfo(place, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+
+
 def address_of(sock: socket.socket) -> str | None:
     """The peer's numeric address; None if it has none or is gone."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
     try:
-        return socket.getnameinfo(sock.getpeername(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+        return _numeric(sock.getpeername())
     except OSError:
         return None
 

@@ -28,10 +28,17 @@ _MAX_LINES = 512
 
 
 def send(
-    connection: socket.socket, message: DataclassInstance | NbdattachError, descriptors: Sequence[int] = ()
+    connection: socket.socket,
+    message: DataclassInstance | NbdattachError,
+    descriptors: Sequence[int] = (),
+    without: Sequence[str] = (),
 ) -> None:
-    """Raises OSError."""
-    data = _of_error(message) if isinstance(message, NbdattachError) else json.dumps(asdict(message)).encode()
+    """Raises OSError. The fields in `without` are left out, for a peer of a version that does not know them."""
+    if isinstance(message, NbdattachError):
+        data = _of_error(message)
+    else:
+        fields = asdict(message)
+        data = json.dumps({name: fields[name] for name in fields if name not in without}).encode()
     socket.send_fds(connection, [data], list(descriptors))
 
 

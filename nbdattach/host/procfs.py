@@ -130,6 +130,14 @@ def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collectio
     return found
 
 
+def is_ours(pid: int, name: str) -> bool:
+    """Whether it is a process of root that gave itself that name."""
+    try:
+        return os.stat(f"{PROC}/{pid}").st_uid == 0 and name_of(pid) == name
+    except OSError:
+        return False
+
+
 def lock_holder(path: str, byte: int) -> Opener | None:
     """The process that holds a lock on that byte of the file (fdinfo of proc(5)); None if it cannot be seen."""
     place = os.path.realpath(path)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 EBUSY = 16
 # Files that `state` keeps of an attachment: the ends of their names.
 UNFLUSHED = ".unflushed"
-STATE_FILES = ("", ".new", UNFLUSHED, f"{UNFLUSHED}.new")
+CONTENT = ".content"
+STATE_FILES = ("", ".new", UNFLUSHED, f"{UNFLUSHED}.new", CONTENT, f"{CONTENT}.new")
 # Seconds between checks whether the last user of a detached device has gone: it may be a mount of months.
 _PATIENT_POLL = 0.5
 

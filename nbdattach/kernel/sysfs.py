@@ -222,6 +222,15 @@ class Kernel:
         return [self.device.path, *(f"/dev/{name}" for name in self.partitions)]
 
     @property
+    def stack(self) -> list[str]:
+        """Nodes of the device, of its partitions, and of all devices that are built on them."""
+        names = [self.device.name]
+        for name in names:  # which grows meanwhile
+            block = Block(name)
+            names += [one for one in (*block.partitions, *block.holders) if one not in names]
+        return [f"/dev/{name}" for name in names]
+
+    @property
     def sends_write_zeroes(self) -> bool:
         """Once an attachment has switched it on, the driver cannot switch it off again (6.12, nbd.c __nbd_set_size)."""
         return int(self._read("queue/write_zeroes_max_bytes") or 0) > 0
@@ -244,8 +253,20 @@ class Kernel:
         return int(fields[6]) if len(fields) > 6 else 0
 
     @property
+    def altered(self) -> int:
+        """Sectors written or discarded since the device was made."""
+        fields = (self._read("stat") or "").split()
+        return sum(int(fields[at]) for at in (6, 13) if at < len(fields))
+
+    @property
+    def flushes(self) -> int:
+        """Sent since the device was made."""
+        fields = (self._read("stat") or "").split()
+        return int(fields[15]) if len(fields) > 15 else 0
+
+    @property
     def counts_requests(self) -> bool:
-        """Whether `written`, `completed`, `inflight` and `pending` are kept up to date (queue/iostats)."""
+        """Whether these are kept up to date: `written`, `altered`, `flushes`, `completed`, `inflight`, `pending`."""
         return self._read("queue/iostats") != "0"
 
     @property

@@ -6,19 +6,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from dataclasses import replace
 
 from nbdattach.attached import same_export
 from nbdattach.clock import boot_time
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
-from nbdattach.connection.stream import remember
+from nbdattach.connection.stream import address_of, remember
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, Refused
+from nbdattach.host.log import Log
 from nbdattach.host.procfs import started
-from nbdattach.monitor.links import Links
+from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.outage import Outage
+from nbdattach.monitor.places import Place, in_use, ordered, places
 from nbdattach.monitor.recorded import Recorded
+from nbdattach.monitor.remembering import Remembering
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Carrier, Relay
@@ -32,14 +36,25 @@ _BURIAL = 2.0
 class Connecting:
     """For one caller at a time."""
 
-    def __init__(self, device: Device, recorded: Recorded, links: Links, relay: Relay | None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        recorded: Recorded,
+        links: Links,
+        remembering: Remembering,
+        relay: Relay | None,
+        log: Log,
+    ) -> None:
         self.device = device
+        self.log = log
+        self.remembering = remembering
         self.recorded = recorded
         self.links = links
         record = recorded.record
         transport = record.tls and record.tls.transport
         wanted = "relay" if transport == "relay" else record.tls_transport
         self._carrier = Carrier(wanted, relay, was_in_kernel=transport == "kernel")
+        self._made: tuple[Connection, Place] | None = None  # the last one, and where
         self._ready = False  # whether we can dial without reading a disk
         if record.address:
             remember(record.current_target(), record.address)
@@ -57,55 +72,101 @@ class Connecting:
     # -- dialling --------------------------------------------------------------------------------------------------
 
     def dial_quickly(self, outage: Outage) -> Connection:
-        """Dials with short limits, because a device waits for it. Raises `NbdattachError`."""
+        """Dials with short limits, because a device waits for it. Raises `NbdattachError`: the most telling one."""
         moment = boot_time()
         connect_within = outage.connect_within(self._round_trip, moment)
-        return self._dialled(self.recorded.target, outage.dial_within(moment), connect_within)
+        failures: list[NbdattachError] = []
+        for place in places(self.recorded.record, outage.gone(moment)):
+            try:
+                return self._dialled(place, outage.dial_within(moment), connect_within)
+            except NbdattachError as error:
+                failures.append(error)
+        raise next((one for one in failures if isinstance(one, Refused)), failures[0])
 
-    def dial(self, target: Target, size: int | None = None, any_size: bool = False) -> Connection:
-        """A connection to the attached export, which may have another size with `any_size`. Raises `NbdattachError`."""
-        began = time.monotonic()
-        made = self._dialled(target, self.recorded.record.connect_timeout, math.inf, size, any_size)
-        self._round_trip = max(self._round_trip, time.monotonic() - began)
-        return made
+    def dial(
+        self, target: Target | None, size: int | None = None, any_size: bool = False, any_content: bool = False
+    ) -> Connection:
+        """A connection to the attached export, which may have another size with `any_size`. Raises `NbdattachError`.
 
-    def dial_all(self, target: Target, size: int) -> list[Connection]:
-        """As many as the device has. Raises `NbdattachError`; then none is left open."""
-        made: list[Connection] = []
+        With `any_content` the user says that it is the right disk. None is the server in use, at its
+        address.
+        """
+        place = in_use(self.recorded.record) if target is None else ordered(target)
+        return self._dialled_at_leisure(place, size, any_size, any_content)
+
+    def dial_all(self, target: Target | None, size: int, any_content: bool = False) -> list[Connection]:
+        """As many as the device has, all to the same address. Raises `NbdattachError`; then none is left open."""
+        made = [self.dial(target, size=size, any_content=any_content)]
+        place = replace(self._made[1], address=address_of(made[0].stream.sock)) if self._made else None
         try:
-            for _ in range(self.recorded.record.connections):
-                made.append(self.dial(target, size=size))
+            while place and len(made) < self.recorded.record.connections:
+                made.append(self._dialled_at_leisure(place, size, any_content=any_content))
         except NbdattachError:
             self.say_goodbye(*made)
             raise
         return made
 
-    def _dialled(
-        self, target: Target, within: float, connect_within: float, size: int | None = None, any_size: bool = False
+    def _dialled_at_leisure(
+        self, place: Place, size: int | None, any_size: bool = False, any_content: bool = False
     ) -> Connection:
-        record = self.recorded.record
-        made = self._carrier.dial(
-            target,
-            record.dead_peer,
-            within,
-            silent,
-            connect_within=connect_within,
-            raw_size=record.size if record.raw else None,
-        )
+        began = time.monotonic()
+        patience = self.recorded.record.connect_timeout
+        made = self._dialled(place, patience, math.inf, size, any_size, any_content)
+        self._round_trip = max(self._round_trip, time.monotonic() - began)
+        return made
+
+    def _dialled(
+        self,
+        place: Place,
+        within: float,
+        connect_within: float,
+        size: int | None = None,
+        any_size: bool = False,
+        any_content: bool = False,
+    ) -> Connection:
+        record, target = self.recorded.record, place.target
+        try:
+            made = self._carrier.dial(
+                place.dialled,
+                record.dead_peer,
+                within,
+                silent,
+                connect_within=connect_within,
+                raw_size=record.size if record.raw else None,
+            )
+        except NbdattachError as error:
+            if error.thing == place.dialled.uri:
+                error.thing, error.args = target.uri, (f"{target.uri}: {error.cause}",)  # as users know it
+            raise
         # While its size is being changed, the export may have the old or the new size.
         any_size = any_size or (size is None and made.export.size == record.new_size)
-        differs = same_export.difference(record, made.export, made.export.size if any_size else size)
-        if differs:
+        try:
+            differs = same_export.difference(record, made.export, made.export.size if any_size else size)
+            if differs:
+                hint = f"nbdattach resize {self.device.path} accepts a new size; nothing else may differ"
+                raise Refused(target.uri, differs, hint)
+            if not any_content:
+                by_itself = place.elsewhere and not place.ordered
+                left = by_itself and bool({target.uri, place.name} & set(record.left))
+                self.remembering.require_same(made, target.uri, proven=by_itself, left=left)
+        except NbdattachError:
             self.say_goodbye(made)
-            hint = f"nbdattach resize {self.device.path} accepts a new size; nothing else may differ"
-            raise Refused(target.uri, differs, hint)
+            raise
         made.stream.sock.settimeout(None)
+        self._made = (made, place)
         return made
 
     # -- giving --------------------------------------------------------------------------------------------------
 
     def hand_over(self, fresh: Connection, noticed: Deadline) -> bool:
-        """Buries dead connections, then gives the driver this one in place of a dead one; whether it took it."""
+        """Buries dead connections, then gives the driver this one in place of a dead one; whether it took it.
+
+        Raises `Gone` if the device has another attachment by now, which may be of the same process.
+        """
+        if not self.recorded.is_still_there:
+            self.say_goodbye(fresh)
+            raise Gone
+        self._note_place(fresh)
         burial = Deadline(_BURIAL)
         self.links.bury_dead(burial)
         self._carrier.bury(burial)
@@ -117,6 +178,28 @@ class Connecting:
         if (fresh.tls, relay) != (record.tls, record.relay):
             self.recorded.note(tls=fresh.tls, relay=relay, relay_started=relay and started(relay))
         return True
+
+    def _note_place(self, fresh: Connection) -> None:
+        """Records the server that the device is about to move to. Raises OSError; then nothing has moved."""
+        made, place = self._made or (None, None)
+        record = self.recorded.record
+        if made is not fresh or place is None or record.moving_to or not place.elsewhere:
+            return
+        address = place.address or address_of(fresh.stream.sock)
+        using = "" if place.target.uri == record.target else place.target.uri
+        if (using, address) == (record.using, record.address):
+            return
+        before = in_use(record)
+        gone = before.name if place.target.uri == record.uri else record.uri
+        left = [one for one in record.left if one not in (place.target.uri, place.name, gone)]
+        try:
+            if not place.ordered:
+                self.remembering.move()
+            self.recorded.begin(using=using, address=address, left=() if place.ordered else (*left, gone))
+        except OSError:
+            self.say_goodbye(fresh)
+            raise
+        self.log(f"{self.device.name}: going on at {place.target.uri}" + (f" ({address})" if address else ""))
 
     def say_goodbye(self, *connections: Connection) -> None:
         """Ends connections that the driver does not use (NBD_CMD_DISC)."""

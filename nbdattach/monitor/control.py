@@ -54,8 +54,8 @@ class NoMonitor(NbdattachError):
 class Request:
     """A command's request.
 
-    For "reconnect", `target` and `trust` are those of a `Target`, the first as a URI. For "watch", `relay` is the pid
-    of a relay.
+    For "reconnect", `target` and `trust` are those of a `Target`, the first as a URI; with `any_content` the disk there
+    need not have the content that is remembered. For "watch", `relay` is the pid of a relay.
     """
 
     do: str  # "watch" | "hold" | "cut" | "reconnect" | "resize" | "ping" | "package"
@@ -63,6 +63,7 @@ class Request:
     target: str | None = None
     relay: int = 0
     trust: Trust | None = None
+    any_content: bool = False
 
     @property
     def named_target(self) -> Target | None:
@@ -156,7 +157,7 @@ def _connected(patience: float | None) -> socket.socket:
 
 def _send(connection: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
     try:
-        messages.send(connection, request, descriptors)
+        messages.send(connection, request, descriptors, without=() if request.any_content else ("any_content",))
     except OSError as error:
         raise NoMonitor(f"went away ({error.strerror or error})") from None
 

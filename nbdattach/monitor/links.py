@@ -84,7 +84,7 @@ class Links:
     # -- their state -----------------------------------------------------------------------------------------------
 
     def is_there(self) -> bool:
-        return self._kernel.by_netlink and self._kernel.pid == self._pid
+        return self._kernel.pid == self._pid and self._kernel.backend == self._identifier.strip()
 
     def has_dead(self) -> bool:
         """Whether the driver counts a connection as dead, or will in a moment."""

@@ -76,6 +76,11 @@ class Mending:
                     return
         self._recovered()
 
+    @property
+    def all_is_well(self) -> bool:
+        """Whether, as far as we know, the driver has all its connections."""
+        return self._settled and self._outage is None
+
     def settle_anew(self) -> None:
         """All connections were replaced by an order: a later outage is a new one."""
         self._outage = self._last_outage = None
@@ -96,6 +101,7 @@ class Mending:
 
     def _in_outage(self, dead: bool) -> Outage:
         with self._access.kernel_calls():
+            self._connecting.remembering.give_up()
             outage = self._outage = self._outage or self._last_one_again() or self._known_outage()
             self._seen_dead = self._seen_dead or dead
             self._update(outage)

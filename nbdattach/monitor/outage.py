@@ -72,6 +72,10 @@ class Outage:
     def age(self, now: float) -> float:
         return now - self.began
 
+    def gone(self, now: float) -> float:
+        """Seconds for which no connection has lived; 0 while one does."""
+        return 0.0 if self.died is None or self.lives else max(0.0, now - self.died)
+
     def gain(self) -> None:
         """The driver took a new connection."""
         self.gained, self.stuck = True, False

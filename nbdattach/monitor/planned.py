@@ -18,7 +18,7 @@ from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
 from nbdattach.monitor.links import NOTICED
 from nbdattach.monitor.mending import Mending
-from nbdattach.protocol.target import Target
+from nbdattach.protocol.target import Target, target_of
 
 # How long a planned hand-over waits for a moment without requests in flight, so that none has to be sent again.
 _QUIET = 1.0
@@ -40,28 +40,44 @@ class Orders:
         self._log = log
         self._kernel = Kernel(self._device)
 
-    def reconnect(self, target: Target | None) -> str:
-        """Hands the device over to new connections, of `target` if it is named. Raises `NbdattachError`, OSError."""
+    def reconnect(self, target: Target | None, any_content: bool = False) -> str:
+        """Hands the device over to new connections, of `target` if it is named. Raises `NbdattachError`, OSError.
+
+        With `any_content` the user says that it is the right disk.
+        """
         self._require_replaceable()
+        target = self._trusted(target) if target else None
         wanted = target or self._recorded.target
         if self._recorded.record.tls and not wanted.tls:
             cause = "not encrypted, but the device was attached over TLS"
             raise TlsFailed(wanted.uri, cause, "use nbds://, or disconnect it and connect it again without TLS")
-        fresh = self._connecting.dial_all(wanted, self._recorded.record.size)
+        if not (any_content or self._is_lost()):
+            self._connecting.remembering.look_now()
+        fresh = self._connecting.dial_all(target, self._recorded.record.size, any_content)
         if target:
             self._begin(fresh, moving_to=target.uri, moving_trust=target.trust)
+        if any_content:
+            self._connecting.remembering.forget()
         self._replace_all(fresh)
+        if any_content:
+            self._connecting.remembering.forget()  # a look at the disk before
         self._recorded.end_move()
         self._log(f"{self._device.name}: reconnected to {wanted.uri}")
         return wanted.uri
+
+    def _trusted(self, target: Target) -> Target:
+        """One of the attachment's own servers has its options of TLS, unless the user gave others."""
+        record = self._recorded.record
+        own = target.uri in (record.target, *record.also) and target == target_of(target.uri, None)
+        return target_of(target.uri, record.trust) if own else target
 
     def resize(self) -> str:
         """Asks the server for the size of the export and applies it. Raises `NbdattachError`, OSError."""
         self._require_replaceable()
         if not self._kernel.counts_requests:
             raise _uncounted(self._device)
-        target, record = self._recorded.target, self._recorded.record
-        probe = self._connecting.dial(target, any_size=True)
+        record = self._recorded.record
+        probe = self._connecting.dial(None, any_size=True)
         size, block = probe.export.size, record.block_size
         self._connecting.say_goodbye(probe)
         before, wanted = self._kernel.size, size // block * block
@@ -70,7 +86,7 @@ class Orders:
         if (size, before) == (record.size, wanted):
             return f"{size} bytes, as before"
         with self._nobody_uses_it() if wanted < before else contextlib.nullcontext():
-            fresh = self._connecting.dial_all(target, size)
+            fresh = self._connecting.dial_all(None, size)
             if not self._is_lost() and not self._links.await_quiet(_QUIET_FOR_SIZE):
                 self._connecting.say_goodbye(*fresh)
                 raise _busy(self._device, "the size has not changed")
@@ -130,6 +146,8 @@ class Orders:
     def _begin(self, fresh: list[Connection], **changes: object) -> None:
         """Records the change that is about to begin and the new server's address; if that fails, nothing changes."""
         try:
+            if "moving_to" in changes:
+                self._connecting.remembering.move()
             self._recorded.begin(address=address_of(fresh[0].stream.sock), **changes)
         except OSError:
             self._connecting.say_goodbye(*fresh)

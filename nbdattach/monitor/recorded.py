@@ -8,6 +8,7 @@ if a monitor is killed in between, the next one finishes the change. If we canno
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
@@ -26,6 +27,14 @@ class Recorded:
         self._access = access
         self._log = log
         self._unsaved = False  # because /run was full
+
+    @property
+    def is_still_there(self) -> bool:
+        """Whether the record on disk is that of this attachment: the same process may have made another one."""
+        there = state.load(self._device)
+        if there is None:
+            return os.path.exists(state.path(self._device))
+        return (there.id, there.since) == (self.record.id, self.record.since)
 
     @property
     def target(self) -> Target:
@@ -57,7 +66,14 @@ class Recorded:
     def end_move(self) -> None:
         """If a hand-over to another server has been done, that server is the target now."""
         if self.record.moving_to:
-            self.note(target=self.record.moving_to, trust=self.record.moving_trust, moving_to="", moving_trust=None)
+            uri, record = self.record.moving_to, self.record
+            if uri in (record.target, *record.also):
+                left = tuple(one for one in (*record.left, record.using or record.target) if one != uri)
+                using = "" if uri == record.target else uri
+                self.note(using=using, left=left, trust=record.moving_trust, moving_to="", moving_trust=None)
+                return
+            moved = {"target": uri, "trust": record.moving_trust, "using": "", "left": ()}
+            self.note(**moved, moving_to="", moving_trust=None)
 
     def _save(self, **changes: object) -> None:
         with self._access.kernel_calls():

@@ -33,6 +33,7 @@ from nbdattach.monitor import control, daemon
 from nbdattach.monitor.control import Caller, Door, Request
 from nbdattach.monitor.real_root import RealRoot
 from nbdattach.monitor.watch import Watch
+from nbdattach.protocol.target import target_of
 from nbdattach.relay.dialer import Relay
 
 _TICK = 1.0
@@ -70,7 +71,8 @@ def _prepare(log: Log) -> None:
         record = state.load(device)
         if record and record.root:
             try:
-                prepare(record.current_target(), Deadline(_PREPARATION))
+                for uri in (record.uri, *record.others):
+                    prepare(target_of(uri, record.trust), Deadline(_PREPARATION))
             except NbdattachError as error:
                 log(f"{device.name}: {error}")
             procfs.stay_in_memory()
@@ -324,7 +326,7 @@ class Monitor:
             done.set()
 
         if request.do == "reconnect":
-            watch.reconnect(request.named_target, finish)
+            watch.reconnect(request.named_target, finish, request.any_content)
         elif request.do == "resize":
             watch.resize(finish)
         else:

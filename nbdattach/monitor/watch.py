@@ -7,6 +7,7 @@ silent. Orders come first. So a hanging server delays only its own devices.
     access      which thread may touch the device now
     recorded    the record of the attachment, in memory and on disk
     links       the connections that the driver has, and its messages
+    remembering the content of the disk, and whether a new connection has it
     connecting  new connections: dials them and gives them to the driver
     outage      decides when to dial, when to cut, when requests fail (arithmetic)
     mending     does what `outage` decides
@@ -35,6 +36,7 @@ from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.mending import Mending
 from nbdattach.monitor.planned import Orders
 from nbdattach.monitor.recorded import Recorded
+from nbdattach.monitor.remembering import Remembering
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Relay
 
@@ -55,7 +57,8 @@ class Watch:
         self._links = Links(device, record, links)
         self._access = Access(self._links.is_there)
         self._recorded = Recorded(device, record, self._access, log)
-        self._connecting = Connecting(device, self._recorded, self._links, relay)
+        self._remembering = Remembering(device, self._recorded, self._access, log)
+        self._connecting = Connecting(device, self._recorded, self._links, self._remembering, relay, log)
         self._mending = Mending(self._connecting, self._access, self, log)
         self._orders = Orders(self._connecting, self._mending, self._access, log)
         # The list of work, protected by the lock of `changed`.
@@ -96,11 +99,14 @@ class Watch:
                 if self._links.silent or not self._links.is_proven():
                     self.check()
                 self._recorded.save_if_unsaved()
+                if self._mending.all_is_well and not self._links.silent:
+                    self._remembering.tick()
         return not self._access.ended
 
     def hold(self) -> None:
         """From its return until `release`, no thread of ours touches the device. May take some seconds."""
         self._access.hold()
+        self._remembering.stop()
 
     def release(self) -> None:
         if not self._access.give_back():
@@ -123,9 +129,9 @@ class Watch:
             self._links.cut()
             self.check()
 
-    def reconnect(self, target: Target | None, done: Done) -> None:
+    def reconnect(self, target: Target | None, done: Done, any_content: bool = False) -> None:
         """A planned hand-over to new connections, of `target` if one is named. `done` is called with the outcome."""
-        self._order(lambda: self._orders.reconnect(target), done)
+        self._order(lambda: self._orders.reconnect(target, any_content), done)
 
     def resize(self, done: Done) -> None:
         """Asks the server for the size and applies it. `done` is called with the outcome."""
@@ -228,6 +234,7 @@ class Watch:
             self._thread = None
             self._links.close()
             self._connecting.close()
+            self._remembering.stop()
             unheard, self._ordered = self._ordered, []
         for _, done in unheard:
             done(_gone(self.device))

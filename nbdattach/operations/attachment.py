@@ -13,6 +13,7 @@ Decisions that matter:
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -100,7 +101,7 @@ def _attach(
     end: ExitStack,
 ) -> Attachment:
     """The caller closes `end` after we have released everything that the attachment needed."""
-    with connected(target, options, trace) as (connections, export, notes), _alone_with(tag):
+    with connected(target, options, trace) as (reached, connections, export, notes), _alone_with(tag):
         there = _already_there(tag, target, device, options)  # another command may have been faster
         if there:
             return there
@@ -115,7 +116,11 @@ def _attach(
         tls, relay = connections[0].tls, connections[0].relay
         numbers = [sock.fileno() for sock in sockets]
         address = address_of(sockets[0])
-        job = Job(tag, target, export, shape, numbers, options, contested, tls, relay.pid if relay else None, address)
+        relay_pid = relay.pid if relay else None
+        using = "" if reached == target else reached.uri
+        if using:
+            notes.append(f"{target.uri}: it cannot be reached; the device is attached to {using}")
+        job = Job(tag, target, export, shape, numbers, options, contested, tls, relay_pid, address, using)
         for candidate in candidates.to_try(device, export, backend.makes_devices):
             try:
                 hold = _taken(backend, candidate, job)
@@ -253,11 +258,13 @@ def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
         block_size=job.shape.block_size,
         max_sectors_kb=job.shape.max_sectors_kb,
         raw=options.raw_size is not None,
+        id=os.urandom(8).hex(),
         tls=job.tls,
         relay=job.relay,
         relay_started=job.relay and started(job.relay),
         trust=job.target.trust,
         address=job.address,
+        using=job.using,
         **{**options.lasting(), "on_loss": None if on_loss == FOREVER else on_loss},
     )
 
@@ -283,8 +290,9 @@ def _require_same(device: Device, target: Target, options: ConnectOptions) -> No
     """Raises `DeviceInUse` if the attachment has the right tag but another export or other properties."""
     there, record = status_of(device), state.load(device)
     hint = f"nbdattach disconnect {device.path}, or give another --tag"
-    if there.target != target.uri:
-        raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {there.target}", hint)
+    attached = record.target if record else there.target
+    if attached != target.uri:
+        raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {attached}", hint)
     if options.read_only and not there.read_only:
         raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
     if record and record.trust != target.trust:

@@ -14,7 +14,7 @@ from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
 from nbdattach.protocol.export import Export
-from nbdattach.protocol.target import Target
+from nbdattach.protocol.target import Target, others
 from nbdattach.relay.dialer import Carrier
 from nbdattach.reporter import Trace
 
@@ -30,11 +30,15 @@ _FULL = (NoConnection, Refused, TlsFailed)
 @contextmanager
 def connected(
     target: Target, options: ConnectOptions, trace: Trace
-) -> Iterator[tuple[list[Connection], Export, list[str]]]:
-    """All connections of one attachment. We close them at the end, when the kernel has its own references."""
+) -> Iterator[tuple[Target, list[Connection], Export, list[str]]]:
+    """All connections of one attachment, and their server: the target, or one of --also.
+
+    We close them at the end, when the kernel has its own references.
+    """
     carrier = Carrier(options.tls_transport)
     try:
-        connections = [_first_connection(target, options, trace, carrier)]
+        target, first = _first_connection([target, *others(target, options.also)], options, trace, carrier)
+        connections = [first]
     except BaseException:
         carrier.close()
         raise
@@ -50,23 +54,28 @@ def connected(
             )
         for connection in connections:
             connection.stream.sock.settimeout(None)
-        yield connections, export, notes
+        yield target, connections, export, notes
     finally:
         for connection in connections:
             connection.stream.close()
         carrier.close()
 
 
-def _first_connection(target: Target, options: ConnectOptions, trace: Trace, carrier: Carrier) -> Connection:
-    """Tries again until --retry-for has passed, while the server cannot be reached."""
+def _first_connection(
+    targets: list[Target], options: ConnectOptions, trace: Trace, carrier: Carrier
+) -> tuple[Target, Connection]:
+    """To the first target that can be reached. Tries until --retry-for has passed; raises the first one's error."""
     patience = Deadline(options.retry_for)
     while True:
-        try:
-            return _connection(target, options, trace, carrier)
-        except NoConnection as error:
-            trace(str(error))
-            if not patience.sleep(_RETRY_PAUSE):
-                raise
+        failures: list[NoConnection] = []
+        for target in targets:
+            try:
+                return target, _connection(target, options, trace, carrier)
+            except NoConnection as error:
+                trace(str(error))
+                failures.append(error)
+        if not patience.sleep(_RETRY_PAUSE):
+            raise failures[0]
 
 
 def _connection(target: Target, options: ConnectOptions, trace: Trace, carrier: Carrier) -> Connection:

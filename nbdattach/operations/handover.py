@@ -12,12 +12,13 @@ from nbdattach.monitor.control import Request
 from nbdattach.protocol.target import Target
 
 
-def reconnect(device: Device, target: Target | None = None) -> str:
+def reconnect(device: Device, target: Target | None = None, any_content: bool = False) -> str:
     """Hands the device over to new connections, to `target` if one is given; returns the URI that it now has.
 
-    The driver sends requests in flight again, and none fails. Raises `NbdattachError`; then everything is as before.
+    Only to the same disk, as far as its content tells, unless `any_content`. The driver sends requests in flight again,
+    and none fails. Raises `NbdattachError`; then everything is as before.
     """
-    return _asked(device, "reconnect", target)
+    return _asked(device, "reconnect", target, any_content)
 
 
 def resize(device: Device) -> str:
@@ -28,11 +29,10 @@ def resize(device: Device) -> str:
     return _asked(device, "resize")
 
 
-def _asked(device: Device, do: str, target: Target | None = None) -> str:
+def _asked(device: Device, do: str, target: Target | None = None, any_content: bool = False) -> str:
     driver.refuse_other_systems()
     if not Kernel(device).attached:
         raise NotAttached(device.path)
     launch.ensure_monitor()
-    if target is None:
-        return control.ask(Request(do, device.name))
-    return control.ask(Request(do, device.name, target.uri, trust=target.trust))
+    uri, trust = (target.uri, target.trust) if target else (None, None)
+    return control.ask(Request(do, device.name, uri, trust=trust, any_content=any_content))

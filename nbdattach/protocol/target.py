@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 from urllib.parse import quote, unquote_to_bytes
@@ -142,6 +143,37 @@ def with_tls(
         tls_psk_file=_absolute(psk) or target.tls_psk_file,
         tls_verify=verify,
     )
+
+
+def others(target: Target, texts: Sequence[str]) -> list[Target]:
+    """Other servers of the same export, with the target's options of TLS. Raises `Malformed`.
+
+    One that is no URI has the target's export, and TLS if the target has it.
+    """
+    found: list[Target] = []
+    for text in texts:
+        one, thing = parse_target(text), f"--also {plain(text)}"
+        if "://" not in text:
+            one = replace(one, export=target.export, tls=target.tls)
+        if target.tls and not one.tls:
+            raise Malformed(thing, "not encrypted, but the TARGET is", "use nbds://")
+        if one.export != target.export:
+            cause = f"it is the export {quoted(one.export)}, but the TARGET is {quoted(target.export)}"
+            raise Malformed(thing, cause, "all servers must have the same export name")
+        if one.tls:
+            one = replace(
+                one,
+                tls_ca=target.tls_ca,
+                tls_cert=target.tls_cert,
+                tls_key=target.tls_key,
+                tls_verify=target.tls_verify,
+                tls_hostname=one.tls_hostname or target.tls_hostname,
+                tls_psk_file=one.tls_psk_file or target.tls_psk_file,
+            )
+        if one.uri in (target.uri, *(other.uri for other in found)):
+            raise Malformed(thing, "this server is named already", "leave it out")
+        found.append(one)
+    return found
 
 
 def target_of(uri: str, trust: Trust | None) -> Target:

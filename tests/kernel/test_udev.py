@@ -53,7 +53,7 @@ def links_to_first() -> list[str]:
 def foreign(uri: str, identifier: str) -> Iterator[None]:
     """nbd0, attached by one netlink message and nothing else; the test waits for udev."""
     with (
-        connected(parse_target(uri), ConnectOptions(connections=1), silent) as (connections, export, _),
+        connected(parse_target(uri), ConnectOptions(connections=1), silent) as (_, connections, export, _),
         netlink.Family() as family,
     ):
         family.connect(

@@ -395,7 +395,7 @@ def test_auto_takes_as_many_connections_as_qemu_nbd_has_places(image: str, monke
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     with qemu_nbd(image, "--shared=2") as server:
         target = parse_target(server.uri)
-        with connected(target, ConnectOptions(connect_timeout=SOON), silent) as (made, _, notes):
+        with connected(target, ConnectOptions(connect_timeout=SOON), silent) as (_, made, _, notes):
             assert len(made) == 2
             assert notes == [f"{target.uri}: the server accepted 2 of 4 connections; -C 2 asks for no more"]
 

@@ -41,6 +41,7 @@ from nbdattach.monitor import connecting, links, mending
 from nbdattach.monitor.links import Links
 from nbdattach.monitor.mending import Mending
 from nbdattach.monitor.outage import Outage
+from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.watch import Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target, parse_target
@@ -189,13 +190,15 @@ class World(ExitStack):
         for owner, name, value in (
             (sysfs, "SYS", f"{self._folder}/sys"),
             (state, "RUN", f"{self._folder}/run"),
-            (state, "_write", self._killable(state._write)),
+            (state, "write", self._killable(state.write)),
             (mending, "boot_time", self.clock.monotonic),
             (connecting, "boot_time", self.clock.monotonic),
             (connecting, "Link", functools.partial(ModelLink, self)),
             (connecting, "time", self.clock),
             (Links, "is_there", lambda _: True),
             (Watch, "check", lambda _: None),
+            (Remembering, "tick", lambda _: None),
+            (Remembering, "look_now", lambda _: None),
             (Mending, "_pause", lambda _, outage: self._pause(outage)),
             (settings, "differences", lambda *_: []),
         ):

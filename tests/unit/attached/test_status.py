@@ -55,6 +55,7 @@ def test_an_attachment_by_netlink_needs_no_process() -> None:
         mounts=[],
         holders=[],
         trouble=None,
+        also=[],
     )
 
 

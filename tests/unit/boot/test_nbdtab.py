@@ -347,11 +347,14 @@ VALUES = {
     "tls-hostname": ["db"],
     "tls-psk": ["/p"],
     "tls-transport": ["auto", "kernel", "relay", "tls"],
+    "also": ["db3", "nbd://db3:9/disk", "nbd://db3/other", "nbd://db1/disk", "nbds://db3/disk", "/s", "nbd://:1:"],
     "tag": ["t", "a" * 255, "a" * 256, "a=b", "\u3000"],
     "expect-size": ["0", "1048576", "-1", "1k"],
 }
 OPTIONS_WITH_VALUES = [(name, value) for name, values in VALUES.items() for value in values]
-PAIRS = [("tls-cert=/c,tls-key=/k", ["--tls-cert", "/c", "--tls-key", "/k"]),
+PAIRS = [("also=db3,also=/s", ["--also", "db3", "--also", "/s"]),
+         ("tls-ca=/a,also=db3,also=nbds://db4/disk", ["--tls-ca=/a", "--also=db3", "--also=nbds://db4/disk"]),
+         ("tls-cert=/c,tls-key=/k", ["--tls-cert", "/c", "--tls-key", "/k"]),
          ("no-handshake,size=512", ["--no-handshake", "--size", "512"])]  # fmt: skip
 FLAGS = ["read-only", "tls", "tls-no-verify", "swap", "no-reconnect"]
 

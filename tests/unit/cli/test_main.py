@@ -784,6 +784,7 @@ def test_a_tag_that_is_too_long_is_refused(capsys: Capture, monkeypatch: pytest.
     ("arguments", "target"),
     [
         ([], None),
+        (["--trust"], None),
         (["db2"], Target("db2")),
         (["db2", "-N", "disk"], Target("db2", export="disk")),
         (["nbd://db2/disk"], Target("db2", export="disk")),
@@ -792,10 +793,10 @@ def test_a_tag_that_is_too_long_is_refused(capsys: Capture, monkeypatch: pytest.
 def test_reconnect_says_where_the_device_is_connected_now(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str], target: Target | None
 ) -> None:
-    asked: list[tuple[Device, Target | None]] = []
+    asked: list[tuple[Device, Target | None, bool]] = []
 
-    def reconnect(device: Device, place: Target | None) -> str:
-        asked.append((device, place))
+    def reconnect(device: Device, place: Target | None, any_content: bool) -> str:
+        asked.append((device, place, any_content))
         return "nbd://db2/disk"
 
     monkeypatch.setattr(Kernel, "pid", 4711)
@@ -803,7 +804,7 @@ def test_reconnect_says_where_the_device_is_connected_now(
     assert ran(capsys, "reconnect", "nbd0", *arguments) == (
         0, "", "nbdattach: /dev/nbd0: connected to nbd://db2/disk\n",
     )  # fmt: skip
-    assert asked == [(Device(0), target)]
+    assert asked == [(Device(0), target, "--trust" in arguments)]
 
 
 def test_resize_names_the_users_of_a_device_that_would_shrink(

@@ -38,6 +38,7 @@ ATTACHED = Status(
     since="2026-01-02T03:04:05Z",
     mounts=["/srv", "/mnt"],
     holders=["dm-0"],
+    also=[],
     trouble=None,
 )
 FOREIGN = replace(
@@ -88,7 +89,7 @@ def test_size_is_right_to_four_digits(size: int) -> None:
 
 STATUS_KEYS = [
     "device", "index", "state", "tag", "target", "export", "size", "block_size", "read_only", "backend",
-    "connections", "tls", "pid", "since", "mounts", "holders",
+    "connections", "tls", "pid", "since", "mounts", "holders", "also",
 ]  # fmt: skip
 INFO_KEYS = ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls"]
 CHECK_KEYS = ["target", "ok", "handshake_ms", "read_ms", "error"]
@@ -114,6 +115,7 @@ def test_status_json_is_a_list_of_the_contracts_objects() -> None:
         "since": "2026-01-02T03:04:05Z",
         "mounts": ["/srv", "/mnt"],
         "holders": ["dm-0"],
+        "also": [],
     }
     assert {key for key, value in found[1].items() if value is None} == {
         "tag", "target", "export", "backend", "tls", "since",

@@ -36,6 +36,7 @@ ATTACHED = Status(
     since="2026-01-02T03:04:05Z",
     mounts=[],
     holders=[],
+    also=[],
     trouble=None,
 )
 AWAY = replace(

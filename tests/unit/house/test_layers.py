@@ -90,7 +90,7 @@ DOORS = {
 }
 # These do no I/O at all: they know text, bytes and numbers.
 PURE = (
-    *(name for name in MODULES if room_of(name) == "protocol"),
+    *(name for name in MODULES if room_of(name) in ("content", "protocol")),
     "text",
     "errors",
     "error_facts",

@@ -26,16 +26,20 @@ from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused, NbdattachError
+from nbdattach.errors import KernelRefused, NbdattachError, NoConnection
 from nbdattach.kernel import netlink, settings, sysfs
 from nbdattach.monitor import planned
-from nbdattach.monitor.links import Links
+from nbdattach.monitor.links import Gone, Links
+from nbdattach.monitor.outage import Outage
+from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
+from nbdattach.untrusted_json import made_of
 
 NBD0 = Device(0)
 OLD, NEW = "nbd://db1/disk", "nbd://db2/disk"
+OLD_AT_ITS_ADDRESS = "nbd://192.0.2.1/disk"
 MIB = 1 << 20
 RECORD = Record(
     "tag", OLD, "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42, size=MIB, reconnect=True, address="192.0.2.1"
@@ -49,6 +53,7 @@ class Attachment:
         monkeypatch.setattr(sysfs, "SYS", f"{tmp_path}/sys")
         monkeypatch.setattr(state, "RUN", f"{tmp_path}/run")
         monkeypatch.setattr(Links, "is_there", lambda _: True)
+        monkeypatch.setattr(Remembering, "look_now", lambda _: None)
         monkeypatch.setattr(planned, "_QUIET_FOR_SIZE", 0.05)
         monkeypatch.setattr(planned, "_QUIET", 0.0)
         self.sys = Sys(tmp_path / "sys")
@@ -89,7 +94,7 @@ class Attachment:
 
     def full(self, *, from_save: int = 1) -> None:
         """From that save on /run has no space."""
-        saves, save = [0], state._write
+        saves, save = [0], state.write
 
         def fails(name: str, content: dict[str, object]) -> None:
             saves[0] += 1
@@ -97,17 +102,17 @@ class Attachment:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
             save(name, content)
 
-        self._monkeypatch.setattr(state, "_write", fails)
+        self._monkeypatch.setattr(state, "write", fails)
 
         def empty_it() -> None:
-            self._monkeypatch.setattr(state, "_write", save)
+            self._monkeypatch.setattr(state, "write", save)
 
         self.empty_it = empty_it
 
     @property
     def written(self) -> Record:
         """The record on the disk, not the kernel's state."""
-        return Record(**json.loads(Path(state.path(NBD0)).read_text()))
+        return made_of(Record, json.loads(Path(state.path(NBD0)).read_text()))
 
 
 @pytest.fixture
@@ -275,7 +280,7 @@ def test_requests_that_wait_for_a_server_of_another_size_are_no_reason_to_refuse
     attachment.sys.say(completed=0, inflight=1)
     with pytest.raises(KernelRefused, match="it has new connections"):  # the driver of this test never serves them
         attachment.watch._orders.resize()
-    assert attachment.dialled == [OLD, OLD]
+    assert attachment.dialled == [OLD_AT_ITS_ADDRESS] * 2
 
 
 def test_no_size_is_sent_while_requests_came_during_the_hand_over(
@@ -370,7 +375,7 @@ def test_a_full_run_keeps_no_server_from_being_dialled(attachment: Attachment) -
     outage = attachment.watch._mending._in_outage(dead=True)
     attachment.watch._links.cut()
     assert attachment.watch._mending._try_once(outage)
-    assert attachment.dialled == [OLD]
+    assert attachment.dialled == [OLD_AT_ITS_ADDRESS]
 
 
 def test_what_breaks_the_promises_of_the_server_is_told_once_when_all_is_connected_again(
@@ -381,3 +386,80 @@ def test_what_breaks_the_promises_of_the_server_is_told_once_when_all_is_connect
         attachment.watch._mending._settled = False
         attachment.watch._mending._recovered()
     assert attachment.log.count("/dev/nbd0: fsync does not reach the server: echo") == 1
+
+
+# -- other servers, and another attachment at the same device ----------------------------------------------------------
+
+ALSO = dataclasses.replace(RECORD, also=(NEW,))
+
+
+def gone_for(attachment: Attachment, seconds: float) -> Outage:
+    """An outage that has lasted so long, with no connection alive."""
+    attachment.watch._links.cut()
+    outage = attachment.watch._mending._in_outage(dead=True)
+    outage.died = outage.began = boot_time() - seconds
+    return outage
+
+
+def away(attachment: Attachment, *uris: str) -> None:
+    dial = attachment._dial
+
+    def fails(target: Target, *arguments: object, **options: object) -> Connection:
+        if target.uri in uris:
+            attachment.dialled.append(target.uri)
+            raise NoConnection(target.uri, "cannot connect", "is it there?")
+        return dial(target, *arguments, **options)
+
+    attachment.patch(attachment.watch._connecting._carrier, "dial", fails)
+
+
+def test_another_server_is_recorded_before_it_gets_the_device(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attachment.watch = attachment.watched(ALSO)
+    monkeypatch.setattr(Remembering, "require_same", lambda *_, **__: None)
+    away(attachment, OLD_AT_ITS_ADDRESS)
+    recorded: list[str] = []
+    hand_over = Links.hand_over
+
+    def noted(links: Links, *arguments: object) -> bool:
+        recorded.append(attachment.written.using)
+        return hand_over(links, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Links, "hand_over", noted)
+    assert attachment.watch._mending._try_once(gone_for(attachment, 11))
+    assert attachment.dialled == [OLD_AT_ITS_ADDRESS, NEW]
+    assert recorded == [NEW]
+    assert attachment.watch._recorded.record.others == [OLD]
+
+
+def test_the_device_moves_nowhere_if_that_cannot_be_recorded(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attachment.watch = attachment.watched(ALSO)
+    monkeypatch.setattr(Remembering, "require_same", lambda *_, **__: None)
+    away(attachment, OLD_AT_ITS_ADDRESS)
+    outage = gone_for(attachment, 11)
+    attachment.full()
+    with pytest.raises(OSError, match="No space left"):
+        attachment.watch._mending._try_once(outage)
+    assert attachment.watch._recorded.record.uri == OLD
+    assert attachment.driver.messages == []
+
+
+def test_a_server_that_was_never_looked_at_gets_nothing(attachment: Attachment) -> None:
+    attachment.watch = attachment.watched(ALSO)
+    away(attachment, OLD_AT_ITS_ADDRESS)
+    outage = gone_for(attachment, 11)
+    attachment.watch._mending._try_once(outage)
+    assert outage.error.startswith(f"{NEW}: nothing is known yet")
+
+
+def test_another_attachment_at_the_device_gets_no_connection_of_the_old_one(attachment: Attachment) -> None:
+    """The same process has attached it again: pid and tag are those of before."""
+    outage = gone_for(attachment, 0)
+    state.save(NBD0, dataclasses.replace(RECORD, since="2026-01-02T03:04:06Z"))
+    attachment.patch(state, "load", lambda _: attachment.written)
+    with pytest.raises(Gone):
+        attachment.watch._mending._try_once(outage)
+    assert attachment.driver.messages == []

@@ -95,14 +95,14 @@ def test_auto_takes_the_connections_that_a_full_server_has_given(otherwise: Serv
     with (
         places(count, otherwise) as target,
         soon(),
-        connected(target, ConnectOptions(connect_timeout=60), lambda _: None) as (made, _, notes),
+        connected(target, ConnectOptions(connect_timeout=60), lambda _: None) as (_, made, _, notes),
     ):
         assert len(made) == count
         assert notes == [f"{target.uri}: the server accepted {count} of 4 connections; -C {count} asks for no more"]
 
 
 def test_auto_says_nothing_where_it_gets_all() -> None:
-    with places(4, closes) as target, connected(target, ConnectOptions(), lambda _: None) as (made, _, notes):
+    with places(4, closes) as target, connected(target, ConnectOptions(), lambda _: None) as (_, made, _, notes):
         assert (len(made), notes) == (4, [])
 
 

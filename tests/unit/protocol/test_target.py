@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nbdattach.errors import Malformed
-from nbdattach.protocol.target import Target, Trust, parse_target, target_of, with_tls
+from nbdattach.protocol.target import Target, Trust, others, parse_target, target_of, with_tls
 
 NO_HOST_NO_PATH = "neither a host nor the absolute path of a socket"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
@@ -405,6 +406,42 @@ def test_options_that_do_not_go_together_are_malformed(options: dict[str, str], 
     with pytest.raises(Malformed) as caught:
         with_tls(parse_target("db1"), **options)  # type: ignore[arg-type]
     assert (str(caught.value), caught.value.hint, caught.value.exit_code) == (line, hint, 2)
+
+
+# -- other servers of the same data ------------------------------------------------------------------------------------
+
+MAIN = Target("db1", export="disk")
+SAFE = Target("db1", export="disk", tls=True, tls_ca="/ca", tls_verify=False, tls_hostname="db")
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "other"),
+    [
+        (MAIN, "db2", Target("db2", export="disk")),
+        (MAIN, "/run/s", Target(socket="/run/s", export="disk")),
+        (MAIN, "nbd://db2:99/disk", Target("db2", 99, export="disk")),
+        (MAIN, "nbds://db2/disk", Target("db2", export="disk", tls=True)),
+        (SAFE, "db2", replace(SAFE, host="db2")),
+        (SAFE, "nbds://db2/disk?tls-hostname=x", replace(SAFE, host="db2", tls_hostname="x")),
+    ],
+)
+def test_another_server_has_the_export_and_the_trust_of_the_first(target: Target, text: str, other: Target) -> None:
+    assert others(target, [text]) == [other]
+
+
+@pytest.mark.parametrize(
+    ("target", "texts", "cause"),
+    [
+        (MAIN, ["nbd://db2"], "--also nbd://db2: it is the export '', but the TARGET is 'disk'"),
+        (SAFE, ["nbd://db2/disk"], "--also nbd://db2/disk: not encrypted, but the TARGET is"),
+        (MAIN, ["db1"], "--also db1: this server is named already"),
+        (MAIN, ["db2", "nbd://db2/disk"], "--also nbd://db2/disk: this server is named already"),
+    ],
+)
+def test_another_server_that_cannot_have_the_same_data_is_refused(target: Target, texts: list[str], cause: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        others(target, texts)
+    assert str(caught.value) == cause
 
 
 # -- in records and requests -------------------------------------------------------------------------------------------

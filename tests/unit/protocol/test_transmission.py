@@ -135,3 +135,56 @@ def test_disconnect_is_recognised_at_the_end_of_what_was_sent_and_nowhere_else()
     assert transmission.ends_with_disconnect(wire.request(0) + wire.request(2))
     for sent in (b"", wire.request(0), wire.request(2)[1:], wire.request(2) + wire.request(0), bytes(28)):
         assert not transmission.ends_with_disconnect(sent)
+
+
+# -- several reads at once ---------------------------------------------------------------------------------------------
+
+PARTS = [(0, 512), (4096, 1024)]
+
+
+def reading_all(most: int = 1 << 20) -> Callable[[Target], Steps[list[bytes]]]:
+    return lambda target: transmission.read_all(target.uri, PARTS, most, COOKIE)
+
+
+def reply(number: int, error: int = 0) -> bytes:
+    return wire.simple_reply(error, COOKIE + number)
+
+
+@pytest.mark.row(12)
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_all_parts_are_asked_for_at_once_and_answered_in_any_order(order: tuple[int, int]) -> None:
+    data = [DATA, DATA * 2]
+    said = [piece for number in order for piece in (reply(number), data[number])]
+    found, sent = succeeds(reading_all(), SERVER, *said)
+    assert found == data
+    assert sent == [wire.request(0, COOKIE, 0, 512) + wire.request(0, COOKIE + 1, 4096, 1024)]
+
+
+@pytest.mark.row(12)
+def test_no_request_is_larger_than_the_servers_maximum() -> None:
+    said = [reply(2), DATA, reply(0), bytes(512), reply(1), bytes(512)]
+    found, sent = succeeds(reading_all(512), SERVER, *said)
+    assert found == [bytes(512), bytes(512) + DATA]
+    assert isinstance(sent[0], bytes)
+    assert len(sent[0]) == 3 * 28
+
+
+@pytest.mark.row(12)
+def test_an_error_of_one_part_is_raised_when_all_have_been_answered() -> None:
+    error, played = fails(reading_all(), SERVER, reply(0, 5), reply(1), DATA * 2, b"next")
+    assert type(error) is Refused
+    assert str(error).startswith("nbd://db1: reading 512 bytes at 0 failed: ")
+    assert played.unread == b"next"
+
+
+@pytest.mark.row(12)
+@pytest.mark.parametrize("number", [2, -1, 1 << 40])
+def test_an_answer_to_no_part_is_refused(number: int) -> None:
+    error, _ = fails(reading_all(), SERVER, reply(0), DATA, reply(number), DATA)
+    assert type(error) is BrokenProtocol
+
+
+@pytest.mark.row(12)
+def test_a_part_that_is_answered_twice_is_refused() -> None:
+    error, _ = fails(reading_all(), SERVER, reply(0), DATA, reply(0), DATA)
+    assert type(error) is BrokenProtocol

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether a disk is the one that was attached, by what is remembered of its content. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbdattach.content.journals import JOURNAL, is_past
+from nbdattach.content.marks import Content, Mark
+
+# md takes back its count of events by one when an array becomes clean again (md_update_sb).
+_GOES_BACK = {"events": 1}
+# Several hosts may write to disks with these.
+_SHARED = ("lvm", "gfs2")
+# What is written to these shows within seconds.
+_JOURNALED = ("ext4", "xfs", "btrfs")
+# So many samples must speak: of fewer, a program may have overwritten all.
+_ENOUGH = 4
+# If more was written since the last look than this part of where those samples are, samples that differ say nothing.
+_PART = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """What has happened to the attached disk since the last look.
+
+    `written` in bytes; None if it is not known. `nothing`: nothing was written, for sure, and all that was written
+    before is on the server's disk, even if its machine has crashed. `by_program`: a program wrote to the device itself,
+    not to a file system on it, so that everything may be new. `unused`: something was written, though no file system
+    used the device. `by_others`: other hosts may write to the disk, too.
+    """
+
+    written: int | None
+    by_program: bool
+    by_others: bool = False
+    unused: bool = False
+    nothing: bool = False
+
+
+def difference(known: Content, found: Content, since: Since) -> str | None:
+    """How the disk that was found differs from the one that is known; None if it may be the same."""
+    kept, lost, new = _compared(known, found)
+    replaced = not kept and len(lost) >= _ENOUGH and _is_little(since.written, lost)
+    differs = _marks_differ(known, found)
+    by_program = since.by_program and since.written != 0
+    if differs and not replaced and (by_program or (since.unused and (kept or not found.marks))):
+        return None  # it may be the work of mkfs, of a partitioning tool, or of blkdiscard
+    if differs:
+        return differs
+    if replaced and not known.marks:
+        return f"all {len(lost)} blocks that were looked at differ, though little was written since"
+    others = since.by_others or any(mark.kind in _SHARED for mark in known.marks)
+    if since.nothing and (lost or new) and not others:
+        return f"{len(lost) + new} of {len(known.samples)} blocks differ, and nothing was written since they were read"
+    return None
+
+
+def lacks_proof(known: Content, found: Content, since: Since) -> str | None:
+    """Why a disk that `difference` lets pass may be another one; None if something shows that it is not."""
+    kept, lost, _ = _compared(known, found)
+    if kept or not lost or (known.marks and not (len(lost) >= _ENOUGH and _is_little(since.written, lost))):
+        return None
+    return f"none of the {len(lost)} blocks with data that were looked at is as it was"
+
+
+def stayed_behind(before: Content, known: Content, found: Content) -> str | None:
+    """Why a disk that was left when `before` was known may lack what was written until `known`; None if it has it."""
+    old = {one.at: one.digest for one in before.samples}
+    now = {one.at: one.digest for one in found.samples}
+    written = [one.at for one in known.samples if one.at in old and one.at in now and one.digest != old[one.at]]
+    if any(now[at] == old[at] for at in written):
+        return "it has not what was written since the device left it"
+    if written or _progress(before) != _progress(known):
+        return None  # of marks that have moved on, an older state is noticed
+    if not any(mark.kind in _JOURNALED for mark in known.marks):
+        return None  # nothing ever would: it is the user's word that the servers have the same data
+    return "nothing shows whether it has what was written since the device left it"
+
+
+def _progress(content: Content) -> list[tuple[object, ...]]:
+    return [(one.key, sorted(one.grows.items()), one.witness) for one in content.marks]
+
+
+def _marks_differ(known: Content, found: Content) -> str | None:
+    before = {one.key: one for one in known.marks}
+    now = {one.key: one for one in found.marks}
+    gone = [one for key, one in before.items() if key not in now]
+    new = [one for key, one in now.items() if key not in before]
+    if gone or new:
+        return f"it has {_named(new)} now, {_named(gone)} was attached"
+    for key, mark in before.items():
+        older = _older(mark, now[key])
+        if older:
+            return f"it is an older state of {mark}: {older}"
+    return None
+
+
+def _named(marks: list[Mark]) -> str:
+    return str(marks[0]) if marks else "no such file system or table"
+
+
+def _older(known: Mark, found: Mark) -> str | None:
+    for name, value in known.grows.items():
+        now = found.grows.get(name)
+        if now is not None and _went_back(name, value, now):
+            return f"{name} {now}, it was {value}"
+    if known.witness and found.witness and found.witness.at == known.witness.at:
+        was, is_now = known.witness.sequence, found.witness.sequence
+        if known.kind == "xfs":
+            return f"log cycle {is_now}, it was {was}" if is_now < was else None
+        intact = is_now == was or (is_now and is_past(is_now, was))
+        if not intact and not is_past(found.grows.get(JOURNAL, 0), was):
+            return f"transaction {was} of its journal is missing"
+    return None
+
+
+def _went_back(name: str, value: int, now: int) -> bool:
+    if name == JOURNAL:
+        return is_past(value, now)
+    return now < value - _GOES_BACK.get(name, 0)
+
+
+def _compared(known: Content, found: Content) -> tuple[int, list[int], int]:
+    """How many blocks with data are as they were, where those are that are not, and how many are empty no longer."""
+    now = {one.at: one.digest for one in found.samples}
+    both = [(one.at, one.digest, now[one.at]) for one in known.samples if one.at in now]
+    kept = sum(1 for _, was, is_now in both if was and was == is_now)
+    lost = [at for at, was, is_now in both if was and was != is_now]
+    return kept, lost, sum(1 for _, was, is_now in both if not was and is_now)
+
+
+def _is_little(written: int | None, places: list[int]) -> bool:
+    """Whether a program that writes one block after the other cannot have overwritten all these blocks."""
+    return written is not None and written <= (max(places) - min(places)) // _PART

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Remembers the content of one attached disk, and holds each new connection against it.
+
+Decisions that matter:
+* A server that comes back with another disk (another image, an older snapshot, another machine under that name) would
+  have a mounted file system go on writing into it. So a few KiB are read over each new connection before the driver
+  gets it, and compared with what the attached device showed.
+* We look again soon after a program wrote to the device itself, and less often while file systems write. Nothing is
+  read while nothing is written.
+* A look reads the device, so it may hang if the server goes away. Another process reads, which we can leave behind.
+* If we cannot look, we go on with what we know. But we move to another server by ourselves (--also, another address of
+  a name) only if it has what the last look has shown, whatever a program did; with --also, looks follow writes within
+  two seconds. After a move, the next one waits for a look, unless nothing was written. A server that the device has
+  left may have missed all that was written since, so it must show something of that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from nbdattach.attached import memory as memories
+from nbdattach.attached.memory import Memory, Moment
+from nbdattach.attached.users import users_of
+from nbdattach.connection import client
+from nbdattach.content import same_disk
+from nbdattach.content.look import look
+from nbdattach.deadline import Deadline
+from nbdattach.errors import Refused
+from nbdattach.host.blocking import Reading, Unanswered
+from nbdattach.kernel.sysfs import Kernel
+
+if TYPE_CHECKING:
+    from nbdattach.connection.client import Connection
+    from nbdattach.device import Device
+    from nbdattach.host.log import Log
+    from nbdattach.monitor.access import Access
+    from nbdattach.monitor.recorded import Recorded
+
+# Seconds after a look before the next one. Each look costs a process, so they double while the same file systems and
+# tables are found: to the second at most if a program writes to the device itself, to the third if something else does.
+_SOON = 1.0
+_LATER = 10.0
+_SELDOM = 60.0
+# After so many pauses without a reason to look, the next reason is a new one.
+_QUIET = 4
+# At most so many seconds if there are other servers of the same data.
+_WITH_OTHERS = 2.0
+# So long after trouble with a connection nothing is read.
+_CALM = 10.0
+# But if the trouble comes again and again, after so many seconds.
+_MOST_CALM = 120.0
+# A look that takes longer is given up; a command waits so long for one before it moves the device, or for its end.
+_LOOK_SECONDS = 30.0
+_QUICK_SECONDS = 5.0
+_END_SECONDS = 2.0
+
+
+class Remembering:
+    """`tick`, `stop` and `require_same` may be called by different threads."""
+
+    def __init__(self, device: Device, recorded: Recorded, access: Access, log: Log) -> None:
+        self._device = device
+        self._recorded = recorded
+        self._access = access
+        self._log = log
+        self._memory = memories.load(device)
+        self._mutex = threading.Lock()  # around the look under way
+        self._reading: Reading | None = None
+        self._age = 0  # of what we remember: how often we had to forget
+        self._looked = -math.inf
+        self._pause = _SOON
+        self._completed = -1  # requests
+        self._calm = -math.inf  # before, nothing is read
+
+    # -- looks at the attached device ------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """To be called once a second while the device is connected and free. Starts a look if it is due.
+
+        Only once if the system runs from the device, because the start of a process could wait for the server.
+        """
+        now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
+        before = self._memory.moment if self._memory and self._knows_place(self._memory) else None
+        if self._recorded.record.root and self._memory and self._looked > -math.inf:
+            return
+        if not now.size or (before and not before.is_before_changes(now)):
+            return
+        if not self._moves() or (time.monotonic() < self._calm and seconds < _MOST_CALM):
+            return
+        if seconds > _QUIET * self._pause:
+            self._pause = _SOON
+        if seconds < self._pause or (self._reading and not self._reading.ended):
+            return
+        by_program = before is not None and before.touched != now.touched
+        most = _WITH_OTHERS if self._recorded.record.also else _LATER if by_program else _SELDOM
+        self._pause = min(2 * self._pause, most)
+        self._looked = time.monotonic()
+        threading.Thread(target=self._look, args=[now, _LOOK_SECONDS], name="look", daemon=True).start()
+
+    def _moves(self) -> bool:
+        """Whether a request was done since the last call, or none is under way.
+
+        Otherwise the server may be stuck, and our small reads, if it serves them, would look like a sign of life.
+        """
+        kernel = Kernel(self._device)
+        before, self._completed = self._completed, kernel.completed
+        return self._completed != before or not kernel.pending
+
+    def look_now(self) -> None:
+        """So that all is known that the device has written until now, if its server answers. Takes some seconds."""
+        self._look(memories.moment_of(self._device), _QUICK_SECONDS)
+
+    def _look(self, moment: Moment, seconds: float) -> None:
+        place, age, known = memories.place_of(self._recorded.record), self._age, self._memory
+        used = bool(users_of(self._device))  # now: while the server is away, this may wait for a file on the device
+        with self._mutex:
+            if self._access.held or self._access.ended or (self._reading and not self._reading.ended):
+                return
+            try:
+                reading = self._reading = Reading(self._device.path)
+            except OSError:
+                return
+        kernel, deadline = Kernel(self._device), Deadline(seconds)
+        same_size = known is not None and known.content.size == moment.size
+        steps = look(moment.size, kernel.block_size, known.content if known and same_size else None)
+        try:
+            wanted = next(steps)
+            while True:
+                wanted = steps.send(reading.read(wanted, deadline))
+        except StopIteration as stop:
+            attachment, at = memories.attachment_of(self._device), known.moved_at if known else None
+            moved = None if known is None or at is None else known.moved or stop.value
+            self._remember(Memory(attachment, stop.value, moment, place, moved, at, used), age)
+        except (OSError, Unanswered):
+            pass  # the server is away, or cannot read a part; or a command has taken the device
+        finally:
+            reading.kill(_END_SECONDS)
+            reading.close()
+
+    def _remember(self, memory: Memory, age: int) -> None:
+        with self._access.if_free() as free:
+            if not free or age != self._age or not self._knows_place(memory) or not self._recorded.is_still_there:
+                return
+            if self._memory is None or not self._memory.content.has_marks_of(memory.content):
+                self._pause = _SOON
+            self._memory = memory
+            with contextlib.suppress(OSError):  # /run is full: the next look is saved, perhaps
+                memories.save(self._device, memory)
+        if not self._recorded.is_still_there:  # the device was detached, and its files removed, just before
+            memories.forget(self._device)
+
+    def give_up(self) -> None:
+        """There is trouble with a connection: small reads of ours, if the server serves them, must not hide it."""
+        self._calm = time.monotonic() + _CALM
+        reading = self._reading
+        if reading and not reading.ended:
+            reading.kill(0)
+
+    def stop(self) -> None:
+        """Ends a look under way, because a command holds the device or the attachment has ended."""
+        with self._mutex:
+            if self._reading:
+                self._reading.kill(_END_SECONDS)
+
+    # -- new connections -------------------------------------------------------------------------------------------
+
+    def require_same(self, connection: Connection, uri: str, proven: bool = False, left: bool = False) -> None:
+        """Raises `Refused` if the export is another disk than the attached one, and other errors of reading it.
+
+        With `proven` also if nothing is remembered that could tell, and if a program may have made the disk anew. With
+        `left` if nothing shows that it has what was written since the device left it.
+        """
+        memory = self._memory
+        same_server = uri == self._recorded.record.uri  # at another address, perhaps
+        proven = proven or left
+        if memory is None and same_server and not left:
+            return
+        if proven and not (memory and (self._knows_place(memory) or self._nothing_since_move(memory))):
+            cause = "nothing is known yet of what was written to the server in use, so it is not known to have the same"
+            raise Refused(uri, cause, f"nbdattach reconnect {self._device.path} {uri} moves the device there")
+        if memory is None:
+            return
+        known, record = memory.content, self._recorded.record
+        if connection.export.size < known.size:  # which the user has ordered, or it would have been refused
+            known = known.within(connection.export.size)
+        steps = look(known.size, record.block_size, known, check=True)
+        try:
+            found = client.look(connection, steps)
+        except Refused as error:
+            raise Refused(uri, f"is it the attached disk? {error.cause}", error.hint) from None
+        since = memory.since(self._device, by_others=Kernel(self._device).read_only)
+        if proven:
+            since = dataclasses.replace(since, by_program=False, unused=False)
+        differs = same_disk.difference(known, found, since)
+        if proven:
+            differs = differs or same_disk.lacks_proof(known, found, since)
+        if left and not differs and not record.root and not self._nothing_since_move(memory):
+            differs = same_disk.stayed_behind(memory.moved or memory.content, known, found)
+        if differs:
+            there = "" if same_server else f" {uri}"
+            hint = f"nbdattach reconnect --trust {self._device.path}{there} accepts it, if it is the right one"
+            raise Refused(uri, f"this is another disk: {differs}", hint)
+
+    def _knows_place(self, memory: Memory) -> bool:
+        """Whether a look was made since the device was moved last; there is only one of a device with the system."""
+        return self._recorded.record.root or memory.place == memories.place_of(self._recorded.record)
+
+    def _nothing_since_move(self, memory: Memory) -> bool:
+        return memory.moved_at is not None and memories.moment_of(self._device).written == memory.moved_at
+
+    def move(self) -> None:
+        """The device is about to move to another server. Raises OSError."""
+        if self._memory:
+            self._age += 1  # a look that is under way is one at the server before
+            written = memories.moment_of(self._device).written
+            self._memory = dataclasses.replace(self._memory, moved=None, moved_at=written)
+            memories.save(self._device, self._memory)
+
+    def forget(self) -> None:
+        """The user says that the disk is the right one, whatever is on it."""
+        self._age += 1
+        self._memory = None
+        self._looked = -math.inf
+        memories.forget(self._device)
