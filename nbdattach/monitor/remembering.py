@@ -7,7 +7,8 @@ Decisions that matter:
   gets it, and compared with what the attached device showed.
 * We look again soon after a program wrote to the device itself, and less often while file systems write. Nothing is
   read while nothing is written.
-* A look reads the device, so it may hang if the server goes away. Another process reads, which we can leave behind.
+* A look reads the device, so it may hang if the server goes away. Another process reads, which we can leave behind;
+  but a thread of ours if the system runs from the device, because its files may be away before that process runs.
 * If we cannot look, we go on with what we know. But we move to another server by ourselves (--also, another address of
   a name) only if it has what the last look has shown, whatever a program did; with --also, looks follow writes within
   two seconds. After a move, the next one waits for a look, unless nothing was written. A server that the device has
@@ -31,7 +32,7 @@ from nbdattach.content import same_disk
 from nbdattach.content.look import look
 from nbdattach.deadline import Deadline
 from nbdattach.errors import Refused
-from nbdattach.host.blocking import Reading, Unanswered
+from nbdattach.host.blocking import Reading, ReadingHere, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Remembering:
         self._log = log
         self._memory = memories.load(device)
         self._mutex = threading.Lock()  # around the look under way
-        self._reading: Reading | None = None
+        self._reading: Reading | ReadingHere | None = None
         self._age = 0  # of what we remember: how often we had to forget
         self._looked = -math.inf
         self._pause = _SOON
@@ -80,14 +81,9 @@ class Remembering:
     # -- looks at the attached device ------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """To be called once a second while the device is connected and free. Starts a look if it is due.
-
-        Only once if the system runs from the device, because the start of a process could wait for the server.
-        """
+        """To be called once a second while the device is connected and free. Starts a look if it is due."""
         now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
         before = self._memory.moment if self._memory and self._knows_place(self._memory) else None
-        if self._recorded.record.root and self._memory and self._looked > -math.inf:
-            return
         if not now.size or (before and not before.is_before_changes(now)):
             return
         if not self._moves() or (time.monotonic() < self._calm and seconds < _MOST_CALM):
@@ -100,7 +96,12 @@ class Remembering:
         most = _WITH_OTHERS if self._recorded.record.also else _LATER if by_program else _SELDOM
         self._pause = min(2 * self._pause, most)
         self._looked = time.monotonic()
-        threading.Thread(target=self._look, args=[now, _LOOK_SECONDS], name="look", daemon=True).start()
+        self._start(now, _LOOK_SECONDS)
+
+    def _start(self, moment: Moment, seconds: float) -> threading.Thread:
+        thread = threading.Thread(target=self._look, args=[moment, seconds], name="look", daemon=True)
+        thread.start()
+        return thread
 
     def _moves(self) -> bool:
         """Whether a request was done since the last call, or none is under way.
@@ -113,18 +114,15 @@ class Remembering:
 
     def look_now(self) -> None:
         """So that all is known that the device has written until now, if its server answers. Takes some seconds."""
-        self._look(memories.moment_of(self._device), _QUICK_SECONDS)
+        self._start(memories.moment_of(self._device), _QUICK_SECONDS).join(_QUICK_SECONDS)
 
     def _look(self, moment: Moment, seconds: float) -> None:
         place, age, known = memories.place_of(self._recorded.record), self._age, self._memory
-        used = bool(users_of(self._device))  # now: while the server is away, this may wait for a file on the device
-        with self._mutex:
-            if self._access.held or self._access.ended or (self._reading and not self._reading.ended):
-                return
-            try:
-                reading = self._reading = Reading(self._device.path)
-            except OSError:
-                return
+        root = self._recorded.record.root
+        used = root or bool(users_of(self._device))  # now: in an outage, this may wait for a file on the device
+        reading = self._begin(ReadingHere if root else Reading)
+        if reading is None:
+            return
         kernel, deadline = Kernel(self._device), Deadline(seconds)
         same_size = known is not None and known.content.size == moment.size
         steps = look(moment.size, kernel.block_size, known.content if known and same_size else None)
@@ -141,6 +139,20 @@ class Remembering:
         finally:
             reading.kill(_END_SECONDS)
             reading.close()
+
+    def _begin(self, kind: type[Reading | ReadingHere]) -> Reading | ReadingHere | None:
+        """None if it may not be read now."""
+        try:
+            reading = kind(self._device.path)
+        except OSError:
+            return None
+        with self._mutex:
+            if not (self._access.held or self._access.ended or (self._reading and not self._reading.ended)):
+                self._reading = reading
+                return reading
+        reading.kill(_END_SECONDS)
+        reading.close()
+        return None
 
     def _remember(self, memory: Memory, age: int) -> None:
         with self._access.if_free() as free:
@@ -199,7 +211,7 @@ class Remembering:
         differs = same_disk.difference(known, found, since)
         if proven:
             differs = differs or same_disk.lacks_proof(known, found, since)
-        if left and not differs and not record.root and not self._nothing_since_move(memory):
+        if left and not differs and not self._nothing_since_move(memory):
             differs = same_disk.stayed_behind(memory.moved or memory.content, known, found)
         if differs:
             there = "" if same_server else f" {uri}"
@@ -207,8 +219,8 @@ class Remembering:
             raise Refused(uri, f"this is another disk: {differs}", hint)
 
     def _knows_place(self, memory: Memory) -> bool:
-        """Whether a look was made since the device was moved last; there is only one of a device with the system."""
-        return self._recorded.record.root or memory.place == memories.place_of(self._recorded.record)
+        """Whether a look was made since the device was moved last."""
+        return memory.place == memories.place_of(self._recorded.record)
 
     def _nothing_since_move(self, memory: Memory) -> bool:
         return memory.moved_at is not None and memories.moment_of(self._device).written == memory.moved_at

@@ -55,6 +55,11 @@ def see_root_is_attached(machine: Machine, tls: bool = False) -> None:
     assert "dynamic" not in machine.do("ip addr show scope global"), "the root is lost with the address"
 
 
+def see_it_is_looked_at(machine: Machine) -> None:
+    """What is on the disk is remembered anew."""
+    machine.do("touch /run/now; until [ /run/nbdattach/nbd0.json.content -nt /run/now ]; do sleep 0.2; done")
+
+
 def see_only_the_monitor_runs(machine: Machine) -> None:
     monitor = machine.do("systemctl show -P MainPID nbdattach-monitor.service")
     assert machine.do("pgrep -f '[p]ython.*nbdattach'") == monitor
@@ -130,6 +135,7 @@ def test_root_survives_restarts_of_its_server_and_powers_off_clean(
     restarted(lab, machine, away=3)
     restarted(lab, machine, away=30 if kernel == STOCK else 8)
     machine.do("systemctl restart nbdattach-monitor.service")
+    see_it_is_looked_at(machine)
     restarted(lab, machine, away=3)
     see_root_is_attached(machine, tls)
     count = stop_writer(machine)

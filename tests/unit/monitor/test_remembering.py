@@ -66,7 +66,9 @@ class Disk:
         self.write(0)
         state.save(NBD0, RECORD)
         monkeypatch.setattr(Kernel, "stack", [str(self.node)])
-        monkeypatch.setattr(remembering, "Reading", lambda _: Reading(self))
+        self.in_a_process = True
+        monkeypatch.setattr(remembering, "Reading", lambda _: Reading(self, in_a_process=True))
+        monkeypatch.setattr(remembering, "ReadingHere", lambda _: Reading(self, in_a_process=False))
         monkeypatch.setattr(remembering, "users_of", lambda _: Users([User("mount", "/mnt", "mounted", "umount")]))
         monkeypatch.setattr(remembering, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.access = Access(lambda: True)
@@ -103,9 +105,10 @@ class Disk:
 
 
 class Reading:
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, in_a_process: bool) -> None:
         self.disk = disk
         disk.looks += 1
+        disk.in_a_process = in_a_process
         self.ended = False
 
     def read(self, ranges: Sequence[tuple[int, int]], _: Deadline) -> list[bytes]:
@@ -165,13 +168,16 @@ def test_a_program_that_writes_all_the_time_is_followed_less_often(disk: Disk) -
     assert [after - before for before, after in itertools.pairwise(times)][:6] == [2, 4, 8, 10, 10, 10]
 
 
-def test_a_device_that_the_system_runs_from_is_looked_at_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its server may be away, and then no process can be started."""
-    monkeypatch.setattr(disk.remembering._recorded, "record", dataclasses.replace(RECORD, root=True))
+def test_no_process_is_started_if_the_system_runs_from_the_device(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server may be away, and then none can be started, nor the mounts be looked at."""
     assert disk.tick()
-    for _ in range(10):
-        disk.write()
-        assert not disk.tick(100)
+    assert disk.in_a_process
+    monkeypatch.setattr(disk.remembering._recorded, "record", dataclasses.replace(RECORD, root=True))
+    monkeypatch.setattr(remembering, "users_of", None)
+    disk.write()
+    assert disk.tick(100)
+    assert not disk.in_a_process
+    assert disk.known
     refused(disk, B)
 
 
