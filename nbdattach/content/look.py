@@ -6,16 +6,10 @@ With `check` in few rounds: the disk and its table; partitions; journals and oth
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
-
 from nbdattach.content import journals, signatures, tables
-from nbdattach.content.marks import Content, Mark, Sample, Witness
+from nbdattach.content.marks import Content, Mark, Witness
 from nbdattach.content.reading import Look, Seen, together
-
-_SAMPLES = 16
-# Half of them are in this first part of the disk, which is seldom empty.
-_FIRST_PART = 16
+from nbdattach.content.samples import places, samples
 
 
 def look(size: int, block: int, known: Content | None = None, check: bool = False) -> Look[Content]:
@@ -25,8 +19,8 @@ def look(size: int, block: int, known: Content | None = None, check: bool = Fals
     only those blocks of journals that are known. Without, the look finds how far journals have come.
     """
     seen = Seen(size, block)
-    places = [one.at for one in known.samples] if known and known.samples else _sample_places(size, block)
-    ranges = [*signatures.head_of(0), *signatures.tail_of(size), *((place, block) for place in places)]
+    at = places(size, block, known, check)
+    ranges = [*signatures.head_of(0), *signatures.tail_of(size), *((place, block) for place in at)]
     # Before the superblocks of their journals, which may pass them meanwhile.
     ranges += [(mark.witness.at, journals.WITNESS) for mark in known.marks if mark.witness] if known else []
     yield from seen.read(ranges)
@@ -36,7 +30,7 @@ def look(size: int, block: int, known: Content | None = None, check: bool = Fals
     volumes = yield from together([signatures.marks_at(seen, base) for base in (0, *starts)])
     found += [mark for marks in volumes for mark in marks]
     marks = yield from together([journals.followed(seen, one, _witness(known, one), check) for one in found])
-    return Content(size, tuple(marks), _samples(seen, places, block))
+    return Content(size, tuple(marks), samples(seen, at, block))
 
 
 def _witness(known: Content | None, mark: Mark) -> Witness | None:
@@ -44,20 +38,3 @@ def _witness(known: Content | None, mark: Mark) -> Witness | None:
         if one.key == mark.key:
             return one.witness
     return None
-
-
-def _sample_places(size: int, block: int) -> list[int]:
-    """The same for each disk of a size: all that matters is that they are spread."""
-    blocks = size // block
-    parts = [max(blocks // (_FIRST_PART if number % 2 else 1), 1) for number in range(_SAMPLES if blocks else 0)]
-    return sorted({zlib.crc32(b"%d of %d" % (number, size)) % part * block for number, part in enumerate(parts)})
-
-
-def _samples(seen: Seen, places: Sequence[int], block: int) -> tuple[Sample, ...]:
-    read = ((place, seen.at(place, block)) for place in places)
-    return tuple(Sample(place, _digest(data)) for place, data in read if len(data) == block)
-
-
-def _digest(data: bytes) -> str:
-    """Against accidents, not attacks: who can forge a block can forge a disk."""
-    return f"{zlib.crc32(data):08x}{zlib.adler32(data):08x}" if any(data) else ""

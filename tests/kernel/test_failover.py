@@ -15,7 +15,7 @@ from disks import KINDS, used
 from load import Load
 from test_content import remembered
 from test_restart import Place, nothing_goes_wrong, place, state_of, trouble_of
-from tool import attached, connect, digest_of, eventually, nbd, shell
+from tool import attached, connect, digest_of, eventually, fill_with_noise, nbd, shell
 
 from nbdattach.attached import memory, state
 from nbdattach.device import Device
@@ -54,8 +54,9 @@ def three(folder: Path) -> tuple[Path, list[Place]]:
 @pytest.mark.essential
 @pytest.mark.parametrize("connections", [1, pytest.param(3, marks=pytest.mark.rare)])
 def test_the_device_moves_to_the_next_server_of_the_same_data(tmp_path: Path, connections: int) -> None:
-    """One dies, two die, the first returns; all have the same storage."""
+    """One dies, two die, the first returns; all have the same storage. There is data that the load leaves alone."""
     image, places = three(tmp_path)
+    fill_with_noise(image, 16)
     load = Load("/dev/nbd0", writers=2)
     with ExitStack() as others, ExitStack() as end:
         servers = [others.enter_context(one.serve(image=image)) for one in places]

@@ -84,6 +84,23 @@ def test_an_empty_disk_tells_nothing(tmp_path: Path) -> None:
     assert (found.marks, {one.digest for one in found.samples}) == ((), {""})
 
 
+def test_while_most_samples_are_empty_each_look_takes_others() -> None:
+    """But a look that compares takes the same."""
+    disk = bytearray(16 << 20)
+    for place in range(0, len(disk), 16384):
+        disk[place : place + 2048] = b"data" * 512
+    found = looked_at(bytes(disk))
+    for _ in range(40):
+        assert [one.at for one in looked_at(bytes(disk), known=found, check=True).samples] == [
+            one.at for one in found.samples
+        ]
+        before, found = found, looked_at(bytes(disk), known=found)
+        kept = {one for one in before.samples if one.digest}
+        assert kept <= set(found.samples)
+        assert len(found.samples) == len(before.samples)
+    assert 2 * sum(bool(one.digest) for one in found.samples) >= len(found.samples)
+
+
 @pytest.mark.parametrize("size", [0, 512, 4096, 5000, 100_000])
 def test_a_disk_may_be_smaller_than_what_is_read(size: int) -> None:
     assert looked_at(bytes(size)).marks == ()
