@@ -27,14 +27,31 @@ class Recorded:
         self._access = access
         self._log = log
         self._unsaved = False  # because /run was full
+        self._ours: tuple[int, int] | None = None  # the version of the file that was read last, if it is ours
 
     @property
     def is_still_there(self) -> bool:
         """Whether the record on disk is that of this attachment: the same process may have made another one."""
-        there = state.load(self._device)
-        if there is None:
-            return os.path.exists(state.path(self._device))
-        return (there.id, there.since) == (self.record.id, self.record.since)
+        return os.path.exists(state.path(self._device)) and not self.is_of_another
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether another attachment has its record on disk. Costs a stat(2) while the file does not change."""
+        version = self._version()
+        if version != self._ours:
+            there = state.load(self._device)
+            if there and (there.id, there.since) != (self.record.id, self.record.since):
+                return True
+            self._ours = version
+        return False
+
+    def _version(self) -> tuple[int, int] | None:
+        """Of the file; each save makes another one."""
+        try:
+            now = os.stat(state.path(self._device))
+        except OSError:
+            return None
+        return now.st_ino, now.st_mtime_ns
 
     @property
     def target(self) -> Target:

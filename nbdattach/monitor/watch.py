@@ -91,7 +91,7 @@ class Watch:
     def tick(self) -> bool:
         """To be called once a second. False if there is nothing left to watch."""
         with self._access.if_free() as free:
-            if free and not self._links.is_there():
+            if free and (self._recorded.is_of_another or not self._links.is_there()):
                 self._end("no longer attached")
             elif free:
                 self._links.look()

@@ -84,9 +84,10 @@ def test_all_of_fstab_is_there_at_boot_and_clean_after_power_off(tmp_path: Path)
 
 
 def test_a_server_that_comes_later_is_waited_for(tmp_path: Path) -> None:
-    """And all of fstab is mounted then, and clean after power-off."""
+    """And all of fstab is mounted then, and clean after power-off. The first server of nbd1 never comes."""
     place = make_disks(tmp_path)
-    with booting(tmp_path, LOOK + WRITE, {"etc/fstab": FSTAB, "etc/nbdtab": NBDTAB}) as guest:
+    nbdtab = NBDTAB.replace("parts", f"parts port=10810,also={HOST}:{PORT}")
+    with booting(tmp_path, LOOK + WRITE, {"etc/fstab": FSTAB, "etc/nbdtab": nbdtab}) as guest:
         guest.wait_for("Starting nbdattach@nbd0.service")
         guest.let_run(8)
         assert "Finished nbdattach@" not in guest.console

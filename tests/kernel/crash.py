@@ -173,7 +173,7 @@ def run(
             _wrap_helper(helper, helper_steps, kill_helper, both)
             if contested:
                 _contest()
-            _become(arguments, said, Steps(steps, kill, helpers=both))
+            become(arguments, said, Steps(steps, kill, helpers=both))
         finally:
             os._exit(99)
     _, status = os.waitpid(child, 0)
@@ -181,7 +181,7 @@ def run(
     return Ended(os.waitstatus_to_exitcode(status), texts[0], texts[1].splitlines(), texts[2].splitlines())
 
 
-def _become(arguments: tuple[str, ...], said: str, steps: Steps) -> NoReturn:
+def become(arguments: tuple[str, ...], said: str, steps: Steps) -> NoReturn:
     import threading
 
     from nbdattach.cli import main

@@ -220,10 +220,10 @@ class Storm:
 
 
 class Verified:
-    """fio on a device, over and over: it writes all of it and reads it again, until the context ends."""
+    """fio on a device or file, over and over: it writes all of it and reads it again, until the context ends."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.passes = 0
         self.failures: list[str] = []
         self._over = threading.Event()
@@ -231,10 +231,10 @@ class Verified:
 
     def _run(self) -> None:
         while not self._over.is_set() and not self.failures:
-            command = [*FIO.split(), f"--filename=/dev/{self.device}"]
+            command = [*FIO.split(), f"--filename={self.path}"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or "verify:" in done.stderr:
-                self.failures.append(f"{self.device}: fio ended with {done.returncode}: {done.stdout} {done.stderr}")
+                self.failures.append(f"{self.path}: fio ended with {done.returncode}: {done.stdout} {done.stderr}")
             self.passes += 1
 
     @contextmanager
@@ -246,13 +246,13 @@ class Verified:
             self._over.set()
             self._thread.join(180)
             if self._thread.is_alive():
-                self.failures.append(f"{self.device}: a request hangs")
+                self.failures.append(f"{self.path}: a request hangs")
 
 
 @pytest.mark.timeout(300 + 40 * EVENTS)
 def test_no_event_of_a_server_costs_an_error_or_a_byte(tmp_path: Path, network: str) -> None:
     places = sites(tmp_path, network)
-    works = [Verified(site.device) for site in places]
+    works = [Verified(f"/dev/{site.device}") for site in places]
     storm = Storm(EVENTS)
     with ExitStack() as stack:
         # Its threads live until all is over: nbdkit 1.32 in the foreground ends with the thread that has started it.

@@ -463,3 +463,28 @@ def test_another_attachment_at_the_device_gets_no_connection_of_the_old_one(atta
     with pytest.raises(Gone):
         attachment.watch._mending._try_once(outage)
     assert attachment.driver.messages == []
+
+
+def test_the_watch_of_an_attachment_that_was_replaced_ends(attachment: Attachment) -> None:
+    """Though no other watch takes over, as the new attachment wants none."""
+    attachment.patch(state, "load", lambda _: attachment.written)
+    assert not attachment.watch._recorded.is_of_another
+    state.save(NBD0, dataclasses.replace(RECORD, id="another", reconnect=False))
+    assert not attachment.watch.tick()
+    assert attachment.log == ["nbd0: no longer attached"]
+
+
+def test_the_record_is_read_again_only_when_it_has_changed(attachment: Attachment) -> None:
+    reads: list[Device] = []
+    load = state.load
+
+    def counted(device: Device) -> Record | None:
+        reads.append(device)
+        return load(device)
+
+    attachment.patch(state, "load", counted)
+    for _ in range(5):
+        assert not attachment.watch._recorded.is_of_another
+    state.save(NBD0, RECORD)
+    assert not attachment.watch._recorded.is_of_another
+    assert len(reads) == 2
