@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from nbdattach import untrusted_json
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
+from nbdattach.attached.users import is_used
 from nbdattach.clock import boot_time
 from nbdattach.content.marks import Content
 from nbdattach.content.same_disk import Since
@@ -75,7 +76,7 @@ class Memory:
         return Since(
             written,
             by_program=now.touched != before.touched,
-            unused=written != 0 and not self.used,
+            unused=written != 0 and not self.used and not is_used(device),
             by_others=by_others,
             # A request under way may have been carried out, and what was not flushed may have been lost.
             nothing=written == 0 and settled and not Kernel(device).pending,

@@ -18,7 +18,6 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.host import procfs
-from nbdattach.host.blocking_child import READER
 from nbdattach.host.procfs import Opener
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
@@ -166,6 +165,26 @@ def users_of(device: Device) -> Users:
     return Census().users_of(device)
 
 
+class _NearCensus(Census):
+    """What we see without a look at any file of a disk, which may be away; it costs little."""
+
+    @cached_property
+    def mounts(self) -> list[Mount]:
+        return [_mount(line, None) for line in procfs.mount_table()]
+
+    @cached_property
+    def loops(self) -> dict[str, list[str]]:
+        return {}
+
+
+def is_used(device: Device) -> bool:
+    """Whether it is mounted in our mount namespace, swapped on, or part of a device of the driver md or dm.
+
+    Never waits for a server.
+    """
+    return bool(_NearCensus().users_of(device))
+
+
 def open_by(device: Device, *own_fds: int) -> list[Opener]:
     """Processes that have the device or a partition open now, except `own_fds` of ours and the process that serves it.
 
@@ -175,7 +194,7 @@ def open_by(device: Device, *own_fds: int) -> list[Opener]:
     """
     serving = serving_pid(device)
     found = procfs.openers(numbers_of(device), {procfs.group_of(serving)} if serving else (), own_fds)
-    return [one for one in found if not procfs.is_ours(one.pid, READER)]
+    return [one for one in found if not procfs.is_ours(one.pid, procfs.LOOK)]
 
 
 def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:

@@ -14,6 +14,8 @@ _GOES_BACK = {"events": 1}
 _SHARED = ("lvm", "gfs2")
 # What is written to these shows within seconds.
 _JOURNALED = ("ext4", "xfs", "btrfs")
+# Beside these, what users write goes to the others.
+_SELDOM_WRITTEN = ("gpt", "mbr", "vfat")
 # So many samples must speak: of fewer, a program may have overwritten all.
 _ENOUGH = 4
 # If more was written since the last look than this part of where those samples are, samples that differ say nothing.
@@ -41,39 +43,50 @@ def difference(known: Content, found: Content, since: Since) -> str | None:
     """How the disk that was found differs from the one that is known; None if it may be the same."""
     kept, lost, new = _compared(known, found)
     replaced = not kept and len(lost) >= _ENOUGH and _is_little(since.written, lost)
-    differs = _marks_differ(known, found)
     by_program = since.by_program and since.written != 0
-    if differs and not replaced and (by_program or (since.unused and (kept or not found.marks))):
-        return None  # it may be the work of mkfs, of a partitioning tool, or of blkdiscard
-    if differs:
-        return differs
+    unused = since.unused and bool(kept or not found.marks)
+    other = _other_marks(known, found)
+    if other and (replaced or not (by_program or unused)):
+        return other  # else it may be the work of mkfs, of a partitioning tool, or of blkdiscard
+    older = None if other else _older_marks(known, found)
+    if older and (replaced or not by_program):
+        return older
+    if other or older:
+        return None
     if replaced and not known.marks:
         return f"all {len(lost)} blocks that were looked at differ, though little was written since"
     others = since.by_others or any(mark.kind in _SHARED for mark in known.marks)
     if since.nothing and (lost or new) and not others:
-        return f"{len(lost) + new} of {len(known.samples)} blocks differ, and nothing was written since they were read"
+        changed = len(lost) + len(new)
+        return f"{changed} of {len(known.samples)} blocks differ, and nothing was written since they were read"
     return None
 
 
 def lacks_proof(known: Content, found: Content, since: Since) -> str | None:
-    """Why a disk that `difference` lets pass may be another one; None if something shows that it is not."""
-    kept, lost, _ = _compared(known, found)
-    if kept or not lost or (known.marks and not (len(lost) >= _ENOUGH and _is_little(since.written, lost))):
-        return None
-    return f"none of the {len(lost)} blocks with data that were looked at is as it was"
+    """Why a disk that `difference` lets pass may be another one; None if it need not be."""
+    kept, lost, new = _compared(known, found)
+    changed = [*lost, *new]
+    too_many = len(changed) >= _ENOUGH and _is_little(since.written, changed)
+    if not kept and (too_many or (not known.marks and len(lost) >= _ENOUGH)):
+        return f"none of the {len(changed)} blocks with data that were looked at is as it was"
+    return None
 
 
 def stayed_behind(before: Content, known: Content, found: Content) -> str | None:
     """Why a disk that was left when `before` was known may lack what was written until `known`; None if it has it."""
     old = {one.at: one.digest for one in before.samples}
     now = {one.at: one.digest for one in found.samples}
-    written = [one.at for one in known.samples if one.at in old and one.at in now and one.digest != old[one.at]]
+    last = {one.at: one.digest for one in known.samples if one.at in old and one.at in now}
+    written = [at for at, digest in last.items() if digest != old[at]]
     if any(now[at] == old[at] for at in written):
         return "it has not what was written since the device left it"
-    if written or _progress(before) != _progress(known):
-        return None  # of marks that have moved on, an older state is noticed
-    if not any(mark.kind in _JOURNALED for mark in known.marks):
-        return None  # nothing ever would: it is the user's word that the servers have the same data
+    if _progress(before) != _progress(known):
+        return None  # an older state of these marks is noticed
+    if any(now[at] == last[at] for at in written):
+        return None
+    kinds = {mark.kind for mark in known.marks}.difference(_SELDOM_WRITTEN)
+    if not written and not (kinds and kinds.issubset(_JOURNALED)):
+        return None  # nothing ever would show: it is the user's word that the servers have the same data
     return "nothing shows whether it has what was written since the device left it"
 
 
@@ -81,15 +94,18 @@ def _progress(content: Content) -> list[tuple[object, ...]]:
     return [(one.key, sorted(one.grows.items()), one.witness) for one in content.marks]
 
 
-def _marks_differ(known: Content, found: Content) -> str | None:
-    before = {one.key: one for one in known.marks}
+def _other_marks(known: Content, found: Content) -> str | None:
+    before = {one.key for one in known.marks}
+    now = {one.key for one in found.marks}
+    gone = [one for one in known.marks if one.key not in now]
+    new = [one for one in found.marks if one.key not in before]
+    return f"it has {_named(new)} now, {_named(gone)} was attached" if gone or new else None
+
+
+def _older_marks(known: Content, found: Content) -> str | None:
     now = {one.key: one for one in found.marks}
-    gone = [one for key, one in before.items() if key not in now]
-    new = [one for key, one in now.items() if key not in before]
-    if gone or new:
-        return f"it has {_named(new)} now, {_named(gone)} was attached"
-    for key, mark in before.items():
-        older = _older(mark, now[key])
+    for mark in known.marks:
+        older = _older(mark, now[mark.key])
         if older:
             return f"it is an older state of {mark}: {older}"
     return None
@@ -120,13 +136,13 @@ def _went_back(name: str, value: int, now: int) -> bool:
     return now < value - _GOES_BACK.get(name, 0)
 
 
-def _compared(known: Content, found: Content) -> tuple[int, list[int], int]:
-    """How many blocks with data are as they were, where those are that are not, and how many are empty no longer."""
+def _compared(known: Content, found: Content) -> tuple[int, list[int], list[int]]:
+    """How many blocks with data are as they were, and where those are that changed: with data before, and empty."""
     now = {one.at: one.digest for one in found.samples}
     both = [(one.at, one.digest, now[one.at]) for one in known.samples if one.at in now]
     kept = sum(1 for _, was, is_now in both if was and was == is_now)
     lost = [at for at, was, is_now in both if was and was != is_now]
-    return kept, lost, sum(1 for _, was, is_now in both if not was and is_now)
+    return kept, lost, [at for at, was, is_now in both if not was and is_now]
 
 
 def _is_little(written: int | None, places: list[int]) -> bool:

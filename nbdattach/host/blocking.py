@@ -7,8 +7,6 @@ A thread would not do: a process cannot end while one of its threads is in such 
 from __future__ import annotations
 
 import contextlib
-import errno
-import mmap
 import os
 import socket
 import subprocess
@@ -19,8 +17,6 @@ from nbdattach.host.spawn import bare_python, start_aside
 
 # Bytes of a message of `blocking_child.open_main`: an errno in decimal.
 _MAX_MESSAGE = 16
-# Bytes of a message of `blocking_child.read_main`, at most.
-_MAX_PART = 64 << 10
 # For a process that has nothing left to do.
 _END_SECONDS = 5.0
 
@@ -64,79 +60,6 @@ class Opening:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Reading:
-    """A device that another process reads, for one look at it."""
-
-    def __init__(self, path: str) -> None:
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = _child("read_main", [theirs.fileno()], str(theirs.fileno()), path)
-
-    def read(self, ranges: Sequence[tuple[int, int]], deadline: Deadline) -> list[bytes]:
-        """The bytes of each range (offset, length), which are multiples of a block. Raises OSError, `Unanswered`."""
-        return [
-            b"".join(
-                self._part(place, min(_MAX_PART, offset + length - place), deadline)
-                for place in range(offset, offset + length, _MAX_PART)
-            )
-            for offset, length in ranges
-        ]
-
-    def _part(self, offset: int, length: int, deadline: Deadline) -> bytes:
-        self._channel.settimeout(deadline.remaining() or 0.001)
-        try:
-            self._channel.send(b"%d %d" % (offset, length))
-            answer = self._channel.recv(length + 1)
-        except TimeoutError:
-            raise Unanswered from None
-        if answer[:1] == b"=":
-            return answer[1:]
-        number = int(answer[1:] or errno.EPIPE)  # no message: it was killed
-        raise OSError(number, os.strerror(number))
-
-    def kill(self, seconds: float) -> None:
-        """The process ends, unless the server keeps it waiting. May be called by any thread."""
-        self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-
-    @property
-    def ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def close(self) -> None:
-        self._channel.close()
-
-
-class ReadingHere:
-    """The same in the thread that calls, for a device with the system on it: a new process might wait for its files.
-
-    A read waits for the server as long as it takes, and this process cannot end meanwhile.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.ended = False
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-
-    def read(self, ranges: Sequence[tuple[int, int]], deadline: Deadline) -> list[bytes]:
-        """As that of `Reading`; `Unanswered` comes after the answer of a server that took too long."""
-        return [self._part(offset, length, deadline) for offset, length in ranges]
-
-    def _part(self, offset: int, length: int, deadline: Deadline) -> bytes:
-        if self.ended or deadline.passed:
-            raise Unanswered
-        with mmap.mmap(-1, length) as memory:  # which begins at a page, as O_DIRECT wants it
-            return memory[: os.preadv(self._fd, [memory], offset)]
-
-    def kill(self, _seconds: float) -> None:
-        """After the read under way there is none. May be called by any thread."""
-        self.ended = True
-
-    def close(self) -> None:
-        self.ended = True
-        os.close(self._fd)
 
 
 class WriteBack:

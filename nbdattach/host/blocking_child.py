@@ -13,10 +13,6 @@ import sys
 
 from nbdattach.host import syscalls
 
-# The name that a process has while it reads a device.
-READER = "nbdattach-look"
-_MAX_RANGE = 64
-
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,27 +33,6 @@ def open_main(arguments: Sequence[str]) -> None:
         rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))
         channel.sendmsg([b"0"], [rights])
         os.close(fd)
-
-
-def read_main(arguments: Sequence[str]) -> None:
-    """Reads an attached device past the page cache, so that the server is asked.
-
-    Arguments: the socket for the messages, and the path. A message is offset and length of a part, in decimal; the
-    answer is the data, or the errno in decimal after an exclamation mark.
-    """
-    import mmap  # of no use to the other functions
-
-    channel = _socket.socket(fileno=int(arguments[0]))
-    try:
-        with open("/proc/self/comm", "w") as name:
-            name.write(READER)
-        fd = os.open(arguments[1], os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        while message := channel.recv(_MAX_RANGE):
-            offset, length = map(int, message.split())
-            with mmap.mmap(-1, length) as memory:  # which begins at a page, as O_DIRECT wants it
-                channel.send(b"=" + memory[: os.preadv(fd, [memory], offset)])
-    except OSError as error:
-        channel.send(b"!%d" % (error.errno or 1))
 
 
 def write_back_main(arguments: Sequence[str]) -> None:

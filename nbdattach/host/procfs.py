@@ -130,6 +130,10 @@ def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collectio
     return found
 
 
+# The name of a process that reads a device for a moment.
+LOOK = "nbdattach-look"
+
+
 def is_ours(pid: int, name: str) -> bool:
     """Whether it is a process of root that gave itself that name."""
     try:
@@ -238,6 +242,11 @@ def mount_tables() -> Iterator[tuple[Opener | None, list[str]]]:
             if found:
                 seen.add(namespace)
                 yield Opener(pid, name_of(pid)), found
+
+
+def mount_table() -> list[str]:
+    """Lines of mountinfo of our own mount namespace."""
+    return _mount_lines("self")
 
 
 def _mount_lines(pid: str) -> list[str]:

@@ -146,9 +146,7 @@ class Connecting:
                 hint = f"nbdattach resize {self.device.path} accepts a new size; nothing else may differ"
                 raise Refused(target.uri, differs, hint)
             if not any_content:
-                by_itself = place.elsewhere and not place.ordered
-                left = by_itself and bool({target.uri, place.name} & set(record.left))
-                self.remembering.require_same(made, target.uri, proven=by_itself, left=left)
+                self.remembering.require_same(made, place)
         except NbdattachError:
             self.say_goodbye(made)
             raise
@@ -193,9 +191,8 @@ class Connecting:
         gone = before.name if place.target.uri == record.uri else record.uri
         left = [one for one in record.left if one not in (place.target.uri, place.name, gone)]
         try:
-            if not place.ordered:
-                self.remembering.move()
-            self.recorded.begin(using=using, address=address, left=() if place.ordered else (*left, gone))
+            self.remembering.move()
+            self.recorded.begin(using=using, address=address, left=(*left, gone))
         except OSError:
             self.say_goodbye(fresh)
             raise

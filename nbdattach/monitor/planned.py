@@ -58,9 +58,11 @@ class Orders:
             self._begin(fresh, moving_to=target.uri, moving_trust=target.trust)
         if any_content:
             self._connecting.remembering.forget()
-        self._replace_all(fresh)
-        if any_content:
-            self._connecting.remembering.forget()  # a look at the disk before
+        try:
+            self._replace_all(fresh)
+        finally:
+            if any_content:
+                self._connecting.remembering.forget()  # a look at the disk before
         self._recorded.end_move()
         self._log(f"{self._device.name}: reconnected to {wanted.uri}")
         return wanted.uri

@@ -15,6 +15,7 @@ from nbdattach.attached.state import Record
 from nbdattach.device import Device
 from nbdattach.host.log import Log
 from nbdattach.monitor.access import Access
+from nbdattach.monitor.links import Gone
 from nbdattach.protocol.target import Target
 
 
@@ -42,7 +43,7 @@ class Recorded:
             there = state.load(self._device)
             if there and (there.id, there.since) != (self.record.id, self.record.since):
                 return True
-            self._ours = version
+            self._ours = version if there else None
         return False
 
     def _version(self) -> tuple[int, int] | None:
@@ -84,16 +85,19 @@ class Recorded:
         """If a hand-over to another server has been done, that server is the target now."""
         if self.record.moving_to:
             uri, record = self.record.moving_to, self.record
-            if uri in (record.target, *record.also):
-                left = tuple(one for one in (*record.left, record.using or record.target) if one != uri)
-                using = "" if uri == record.target else uri
-                self.note(using=using, left=left, trust=record.moving_trust, moving_to="", moving_trust=None)
-                return
-            moved = {"target": uri, "trust": record.moving_trust, "using": "", "left": ()}
-            self.note(**moved, moving_to="", moving_trust=None)
+            own = uri in (record.target, *record.also)
+            left = tuple(
+                one
+                for one in (*record.left, record.using or record.target)
+                if one != uri and (own or one.split(" ")[0] in record.also)
+            )
+            target, using = (record.target, "" if uri == record.target else uri) if own else (uri, "")
+            self.note(target=target, using=using, left=left, trust=record.moving_trust, moving_to="", moving_trust=None)
 
     def _save(self, **changes: object) -> None:
         with self._access.kernel_calls():
+            if self.is_of_another:
+                raise Gone
             self.record = dataclasses.replace(self.record, **changes)  # type: ignore[arg-type]
             state.save(self._device, self.record)
             self._unsaved = False

@@ -7,8 +7,7 @@ Decisions that matter:
   gets it, and compared with what the attached device showed.
 * We look again soon after a program wrote to the device itself, and less often while file systems write. Nothing is
   read while nothing is written.
-* A look reads the device, so it may hang if the server goes away. Another process reads, which we can leave behind;
-  but a thread of ours if the system runs from the device, because its files may be away before that process runs.
+* A look reads the device, so it may hang if the server goes away. Another process reads, which we can leave behind.
 * If we cannot look, we go on with what we know. But we move to another server by ourselves (--also, another address of
   a name) only if it has what the last look has shown, whatever a program did; with --also, looks follow writes within
   two seconds. After a move, the next one waits for a look, unless nothing was written. A server that the device has
@@ -26,20 +25,23 @@ from typing import TYPE_CHECKING
 
 from nbdattach.attached import memory as memories
 from nbdattach.attached.memory import Memory, Moment
-from nbdattach.attached.users import users_of
+from nbdattach.attached.users import is_used
 from nbdattach.connection import client
 from nbdattach.content import same_disk
 from nbdattach.content.look import look
 from nbdattach.deadline import Deadline
 from nbdattach.errors import Refused
-from nbdattach.host.blocking import Reading, ReadingHere, Unanswered
+from nbdattach.host.blocking import Unanswered
+from nbdattach.host.reading import Reading
 from nbdattach.kernel.sysfs import Kernel
 
 if TYPE_CHECKING:
     from nbdattach.connection.client import Connection
+    from nbdattach.content.marks import Content
     from nbdattach.device import Device
     from nbdattach.host.log import Log
     from nbdattach.monitor.access import Access
+    from nbdattach.monitor.places import Place
     from nbdattach.monitor.recorded import Recorded
 
 # Seconds after a look before the next one. Each look costs a process, so they double while the same file systems and
@@ -71,7 +73,8 @@ class Remembering:
         self._log = log
         self._memory = memories.load(device)
         self._mutex = threading.Lock()  # around the look under way
-        self._reading: Reading | ReadingHere | None = None
+        self._reading: Reading | None = None
+        self._looking: threading.Thread | None = None
         self._age = 0  # of what we remember: how often we had to forget
         self._looked = -math.inf
         self._pause = _SOON
@@ -90,7 +93,7 @@ class Remembering:
             return
         if seconds > _QUIET * self._pause:
             self._pause = _SOON
-        if seconds < self._pause or (self._reading and not self._reading.ended):
+        if seconds < self._pause or self._is_looking():
             return
         by_program = before is not None and before.touched != now.touched
         most = _WITH_OTHERS if self._recorded.record.also else _LATER if by_program else _SELDOM
@@ -101,7 +104,13 @@ class Remembering:
     def _start(self, moment: Moment, seconds: float) -> threading.Thread:
         thread = threading.Thread(target=self._look, args=[moment, seconds], name="look", daemon=True)
         thread.start()
+        self._looking = thread
         return thread
+
+    def _is_looking(self) -> bool:
+        """Whether a look is under way, or its process still waits for the server."""
+        looking, reading = self._looking, self._reading
+        return bool((looking and looking.is_alive()) or (reading and not reading.ended))
 
     def _moves(self) -> bool:
         """Whether a request was done since the last call, or none is under way.
@@ -114,13 +123,13 @@ class Remembering:
 
     def look_now(self) -> None:
         """So that all is known that the device has written until now, if its server answers. Takes some seconds."""
-        self._start(memories.moment_of(self._device), _QUICK_SECONDS).join(_QUICK_SECONDS)
+        if not self._is_looking():
+            self._start(memories.moment_of(self._device), _QUICK_SECONDS).join(_QUICK_SECONDS)
 
     def _look(self, moment: Moment, seconds: float) -> None:
         place, age, known = memories.place_of(self._recorded.record), self._age, self._memory
-        root = self._recorded.record.root
-        used = root or bool(users_of(self._device))  # now: in an outage, this may wait for a file on the device
-        reading = self._begin(ReadingHere if root else Reading)
+        used = is_used(self._device)
+        reading = self._begin()
         if reading is None:
             return
         kernel, deadline = Kernel(self._device), Deadline(seconds)
@@ -131,27 +140,26 @@ class Remembering:
             while True:
                 wanted = steps.send(reading.read(wanted, deadline))
         except StopIteration as stop:
-            attachment, at = memories.attachment_of(self._device), known.moved_at if known else None
-            moved = None if known is None or at is None else known.moved or stop.value
-            self._remember(Memory(attachment, stop.value, moment, place, moved, at, used), age)
+            self._remember(self._memory_of(stop.value, known, moment, place, used), age)
         except (OSError, Unanswered):
             pass  # the server is away, or cannot read a part; or a command has taken the device
         finally:
             reading.kill(_END_SECONDS)
             reading.close()
 
-    def _begin(self, kind: type[Reading | ReadingHere]) -> Reading | ReadingHere | None:
+    def _memory_of(self, content: Content, known: Memory | None, moment: Moment, place: str, used: bool) -> Memory:
+        at, moved = (known.moved_at, known.moved) if known else (None, None)
+        if moved is None and (at is not None or self._recorded.record.left):
+            moved = content
+        return Memory(memories.attachment_of(self._device), content, moment, place, moved, at, used)
+
+    def _begin(self) -> Reading | None:
         """None if it may not be read now."""
-        try:
-            reading = kind(self._device.path)
-        except OSError:
-            return None
         with self._mutex:
             if not (self._access.held or self._access.ended or (self._reading and not self._reading.ended)):
-                self._reading = reading
-                return reading
-        reading.kill(_END_SECONDS)
-        reading.close()
+                with contextlib.suppress(OSError):
+                    self._reading = Reading(self._device.path)
+                    return self._reading
         return None
 
     def _remember(self, memory: Memory, age: int) -> None:
@@ -181,26 +189,38 @@ class Remembering:
 
     # -- new connections -------------------------------------------------------------------------------------------
 
-    def require_same(self, connection: Connection, uri: str, proven: bool = False, left: bool = False) -> None:
-        """Raises `Refused` if the export is another disk than the attached one, and other errors of reading it.
+    def require_same(self, connection: Connection, place: Place) -> None:
+        """Raises `Refused` if the export there is another disk than the attached one, and other errors of reading it.
 
-        With `proven` also if nothing is remembered that could tell, and if a program may have made the disk anew. With
-        `left` if nothing shows that it has what was written since the device left it.
+        If it is not where the device was connected last, and no user ordered the move: also if nothing is remembered
+        that could tell, if a program may have made the disk anew, and if nothing shows that a server that the device
+        has left has what was written since.
         """
-        memory = self._memory
-        same_server = uri == self._recorded.record.uri  # at another address, perhaps
-        proven = proven or left
-        if memory is None and same_server and not left:
-            return
-        if proven and not (memory and (self._knows_place(memory) or self._nothing_since_move(memory))):
+        memory, record, uri = self._memory, self._recorded.record, place.target.uri
+        proven = place.elsewhere and not place.ordered
+        left = [one for one in record.left if proven and one in (uri, place.name)]
+        if memory is None and uri == record.uri and not left:
+            return  # another address of the same server, perhaps
+        # What nobody has written to since is as good as it was; that was so for the last server only.
+        is_as_left = memory is not None and self._nothing_since_move(memory) and left in ([], [*record.left[-1:]])
+        if proven and not (memory and (self._knows_place(memory) or is_as_left)):
             cause = "nothing is known yet of what was written to the server in use, so it is not known to have the same"
-            raise Refused(uri, cause, f"nbdattach reconnect {self._device.path} {uri} moves the device there")
+            raise Refused(
+                uri, cause, f"nbdattach reconnect {self._device.path} {place.dialled.uri} moves the device there"
+            )
         if memory is None:
             return
-        known, record = memory.content, self._recorded.record
+        differs = self._difference(connection, memory, uri, proven, left=bool(left) and not is_as_left)
+        if differs:
+            there = f" {place.dialled.uri}" if place.elsewhere else ""
+            hint = f"nbdattach reconnect --trust {self._device.path}{there} accepts it, if it is the right one"
+            raise Refused(uri, f"this is another disk: {differs}", hint)
+
+    def _difference(self, connection: Connection, memory: Memory, uri: str, proven: bool, left: bool) -> str | None:
+        known = memory.content
         if connection.export.size < known.size:  # which the user has ordered, or it would have been refused
             known = known.within(connection.export.size)
-        steps = look(known.size, record.block_size, known, check=True)
+        steps = look(known.size, self._recorded.record.block_size, known, check=True)
         try:
             found = client.look(connection, steps)
         except Refused as error:
@@ -211,12 +231,9 @@ class Remembering:
         differs = same_disk.difference(known, found, since)
         if proven:
             differs = differs or same_disk.lacks_proof(known, found, since)
-        if left and not differs and not self._nothing_since_move(memory):
-            differs = same_disk.stayed_behind(memory.moved or memory.content, known, found)
-        if differs:
-            there = "" if same_server else f" {uri}"
-            hint = f"nbdattach reconnect --trust {self._device.path}{there} accepts it, if it is the right one"
-            raise Refused(uri, f"this is another disk: {differs}", hint)
+        if left:
+            differs = differs or same_disk.stayed_behind(memory.moved or memory.content, known, found)
+        return differs
 
     def _knows_place(self, memory: Memory) -> bool:
         """Whether a look was made since the device was moved last."""
@@ -234,8 +251,9 @@ class Remembering:
             memories.save(self._device, self._memory)
 
     def forget(self) -> None:
-        """The user says that the disk is the right one, whatever is on it."""
-        self._age += 1
-        self._memory = None
-        self._looked = -math.inf
-        memories.forget(self._device)
+        """The user says that the disk is the right one, whatever is on it. Raises `Gone`."""
+        with self._access.kernel_calls():
+            self._age += 1
+            self._memory = None
+            self._looked = -math.inf
+            memories.forget(self._device)

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from nbdattach.attached import status
+from nbdattach.host.procfs import LOOK
 from nbdattach.kernel import netlink, sysfs
 
 
@@ -85,13 +86,20 @@ def _is_monitor(line: str) -> bool:
 
 
 def _processes() -> list[tuple[int, str]]:
-    """Processes of nbdattach, by their command lines."""
+    """Processes of nbdattach, by their command lines; not the copies of a monitor that read a disk."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = _command_line(name)
+            called, _, numbers = Path(f"/proc/{name}/stat").read_text().rpartition(")")
+            # It has its name a moment after its start.
+            is_copy = LOOK in called or (_is_monitor(line) and line == _command_line(numbers.split()[1]))
         except OSError:
             continue
-        if "nbdattach" in line:
+        if "nbdattach" in line and not is_copy:
             found.append((int(name), line))
     return found
+
+
+def _command_line(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -234,6 +234,38 @@ def test_a_look_that_hangs_delays_nothing(tmp_path: Path) -> None:
         done = nbd("disconnect", "--force", "nbd0")
         assert "nbdattach-look" not in done.err
         eventually(lambda: nbd("status", "--json").json() == [])
+
+
+def hanging_looks() -> list[str]:
+    """Processes that wait in the kernel."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            stat = Path(f"/proc/{name}/stat").read_text()
+            if "(nbdattach-look) D" in stat:
+                found.append(name)
+    return found
+
+
+def test_a_monitor_that_dies_while_a_look_hangs_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> None:
+    one = place(tmp_path, "image", mebibytes=64)
+    write = "dd if=/dev/urandom of=/dev/nbd0 bs=4k count=1 oflag=direct 2>/dev/null"
+    with ExitStack() as servers:
+        server = servers.enter_context(one.serve())
+        with attached(server.uri, "nbd0"):
+            eventually(remembered)
+            time.sleep(5)  # so that the next look comes a second after its reason
+            shell(write)
+            server.pause()
+            eventually(hanging_looks, 20)
+            os.kill(monitors()[0], signal.SIGKILL)
+            eventually(lambda: not monitors(), 5)
+            nbd_ok("monitor", "-b")
+            server.kill()
+            servers.enter_context(one.serve())
+            shell(write)
+            eventually(lambda: not hanging_looks(), 5)
+            assert state_of("nbd0") == "connected"
 
 
 def test_trust_that_fails_changes_nothing(tmp_path: Path) -> None:

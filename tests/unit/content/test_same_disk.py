@@ -170,7 +170,7 @@ def test_a_server_that_missed_the_writes_stays_behind() -> None:
 
 def test_a_server_that_has_the_writes_does_not() -> None:
     assert stayed_behind(RAW, RAW_LATER, RAW_LATER) is None
-    newer = Content(SIZE, (), (*SAMPLES[:6], *(Sample(one.at, "e" * 16) for one in SAMPLES[6:])))
+    newer = Content(SIZE, (), (*LATER[:7], Sample(SAMPLES[7].at, "e" * 16)))
     assert stayed_behind(RAW, RAW_LATER, newer) is None
     later = with_mark(grows={"kbytes written": 11, "journal": 24})
     assert stayed_behind(KNOWN, later, later) is None  # that it is no older state is told by `difference`
@@ -178,15 +178,30 @@ def test_a_server_that_has_the_writes_does_not() -> None:
 
 
 def test_a_disk_that_shows_no_progress_proves_nothing() -> None:
-    cause = "nothing shows whether it has what was written since the device left it"
-    assert stayed_behind(KNOWN, KNOWN, KNOWN) == cause
+    assert stayed_behind(KNOWN, KNOWN, KNOWN) == NOTHING_SHOWS
 
 
-def test_what_never_shows_is_the_users_word() -> None:
-    """LUKS, LVM and disks without a file system show no progress."""
-    assert stayed_behind(RAW, RAW, RAW) is None
-    luks = Content(SIZE, (Mark("luks", 0, "l", {"sequence": 4}),), SAMPLES)
-    assert stayed_behind(luks, luks, luks) is None
+NOTHING_SHOWS = "nothing shows whether it has what was written since the device left it"
+GPT, BOOT, LUKS = (
+    Mark("gpt", 0, "g"),
+    dataclasses.replace(MARK, at=1 << 20),
+    Mark("luks", 1 << 28, "l", {"sequence": 4}),
+)
+
+
+@pytest.mark.parametrize("marks", [(), (LUKS,), (GPT, BOOT, LUKS), (GPT, Mark("vfat", 1 << 20, "v")), (GPT,)])
+def test_what_never_shows_is_the_users_word(marks: tuple[Mark, ...]) -> None:
+    """LUKS, LVM and disks without a file system show no progress; a file system beside them may not be written to."""
+    known = Content(SIZE, marks, SAMPLES)
+    assert stayed_behind(known, known, known) is None
+    assert stayed_behind(known, Content(SIZE, marks, LATER), known) is not None
+    neither = Content(SIZE, marks, (*SAMPLES[:6], *(Sample(one.at, "e" * 16) for one in SAMPLES[6:])))
+    assert stayed_behind(known, Content(SIZE, marks, LATER), neither) == NOTHING_SHOWS
+
+
+def test_a_file_system_alone_must_show_it() -> None:
+    known = Content(SIZE, (GPT, Mark("vfat", 1 << 20, "v"), dataclasses.replace(MARK, at=1 << 28)), SAMPLES)
+    assert stayed_behind(known, known, known) == NOTHING_SHOWS
 
 
 def test_a_disk_of_which_nothing_is_as_it_was_is_no_proof() -> None:
@@ -195,10 +210,16 @@ def test_a_disk_of_which_nothing_is_as_it_was_is_no_proof() -> None:
     assert lacks_proof(known, found, FILES) == "none of the 8 blocks with data that were looked at is as it was"
     assert lacks_proof(known, found, MUCH) is None
     assert lacks_proof(known, Content(SIZE, (luks,), SOME_SAMPLES), FILES) is None
+    assert lacks_proof(RAW, Content(SIZE, (), OTHER_SAMPLES), MUCH) is not None  # nothing else speaks for it
     few = Content(SIZE, (), SAMPLES[:2])
-    assert lacks_proof(few, Content(SIZE, (), OTHER_SAMPLES[:2]), MUCH) is not None
+    assert lacks_proof(few, Content(SIZE, (), OTHER_SAMPLES[:2]), FILES) is None  # such blocks may be written often
+
+
+def test_an_empty_disk_does_not_become_a_full_one_in_a_moment() -> None:
     empty = Content(SIZE, (), tuple(Sample(one.at, "") for one in SAMPLES))
     assert lacks_proof(empty, empty, FILES) is None
+    assert lacks_proof(empty, RAW, FILES) is not None
+    assert lacks_proof(empty, RAW, MUCH) is None
 
 
 def test_what_may_be_the_work_of_blkdiscard_is_accepted() -> None:
@@ -207,3 +228,6 @@ def test_what_may_be_the_work_of_blkdiscard_is_accepted() -> None:
     assert difference(KNOWN, Content(SIZE, (), SOME_SAMPLES), unused) is None
     assert difference(KNOWN, blank, dataclasses.replace(unused, written=SIZE)) is None
     assert difference(KNOWN, with_mark(OTHER_SAMPLES, identity="b-uuid"), unused) is not None
+    older = with_mark(SOME_SAMPLES, grows={"kbytes written": 9, "journal": 19})
+    assert difference(KNOWN, older, unused) is not None  # no such program goes back in time
+    assert difference(KNOWN, older, TOOL) is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbdattach.deadline import Deadline
-from nbdattach.host.blocking import Opening, Reading, ReadingHere, Sending, Unanswered, WriteBack
+from nbdattach.host.blocking import Opening, Sending, Unanswered, WriteBack
 
 A_MINUTE = 60.0
 
@@ -102,30 +102,3 @@ def test_a_message_that_is_not_taken_in_time_may_be_waited_for_again() -> None:
         while not received.endswith(b"last"):
             received = received[-4:] + theirs.recv(1 << 16)
         sending.wait(Deadline(A_MINUTE))
-
-
-@pytest.mark.parametrize("kind", [Reading, ReadingHere])
-def test_ranges_are_read_until_it_is_given_up(tmp_path: Path, kind: type[Reading | ReadingHere]) -> None:
-    path = tmp_path / "disk"
-    path.write_bytes(bytes(range(256)) * 1024)
-    reading = kind(str(path))
-    assert reading.read([(4096, 512), (65536, 131072)], Deadline(A_MINUTE)) == [
-        bytes(range(256)) * 2,
-        bytes(range(256)) * 512,
-    ]
-    assert not reading.ended
-    reading.kill(A_MINUTE)
-    assert reading.ended
-    with pytest.raises((OSError, Unanswered)):
-        reading.read([(0, 512)], Deadline(A_MINUTE))
-    reading.close()
-
-
-@pytest.mark.parametrize("kind", [Reading, ReadingHere])
-def test_a_read_that_took_too_long_is_not_used(tmp_path: Path, kind: type[Reading | ReadingHere]) -> None:
-    path = tmp_path / "disk"
-    path.write_bytes(bytes(4096))
-    reading = kind(str(path))
-    with pytest.raises(Unanswered):
-        reading.read([(0, 512), (512, 512)], Deadline(0))
-    reading.close()

@@ -18,7 +18,6 @@ from host import NBD0, Host, pretend
 
 from nbdattach.attached import memory, state
 from nbdattach.attached.state import Record
-from nbdattach.attached.users import User, Users
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import ConnectionLost, NbdattachError, Refused
@@ -26,10 +25,12 @@ from nbdattach.host.blocking import Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import remembering
 from nbdattach.monitor.access import Access
+from nbdattach.monitor.places import Place, in_use
 from nbdattach.monitor.recorded import Recorded
 from nbdattach.monitor.remembering import Remembering
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.steps import Steps, T
+from nbdattach.protocol.target import target_of
 
 SIZE = 1 << 20
 UUID = 104
@@ -66,10 +67,10 @@ class Disk:
         self.write(0)
         state.save(NBD0, RECORD)
         monkeypatch.setattr(Kernel, "stack", [str(self.node)])
-        self.in_a_process = True
-        monkeypatch.setattr(remembering, "Reading", lambda _: Reading(self, in_a_process=True))
-        monkeypatch.setattr(remembering, "ReadingHere", lambda _: Reading(self, in_a_process=False))
-        monkeypatch.setattr(remembering, "users_of", lambda _: Users([User("mount", "/mnt", "mounted", "umount")]))
+        monkeypatch.setattr(remembering, "Reading", lambda _: Reading(self))
+        self.used = True
+        for module in (remembering, memory):
+            monkeypatch.setattr(module, "is_used", lambda _: self.used)
         monkeypatch.setattr(remembering, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.access = Access(lambda: True)
         self.remembering = self.watched()
@@ -105,10 +106,9 @@ class Disk:
 
 
 class Reading:
-    def __init__(self, disk: Disk, in_a_process: bool) -> None:
+    def __init__(self, disk: Disk) -> None:
         self.disk = disk
         disk.looks += 1
-        disk.in_a_process = in_a_process
         self.ended = False
 
     def read(self, ranges: Sequence[tuple[int, int]], _: Deadline) -> list[bytes]:
@@ -166,19 +166,6 @@ def test_a_program_that_writes_all_the_time_is_followed_less_often(disk: Disk) -
         if disk.tick():
             times.append(second)
     assert [after - before for before, after in itertools.pairwise(times)][:6] == [2, 4, 8, 10, 10, 10]
-
-
-def test_no_process_is_started_if_the_system_runs_from_the_device(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its server may be away, and then none can be started, nor the mounts be looked at."""
-    assert disk.tick()
-    assert disk.in_a_process
-    monkeypatch.setattr(disk.remembering._recorded, "record", dataclasses.replace(RECORD, root=True))
-    monkeypatch.setattr(remembering, "users_of", None)
-    disk.write()
-    assert disk.tick(100)
-    assert not disk.in_a_process
-    assert disk.known
-    refused(disk, B)
 
 
 def test_a_look_is_made_before_the_device_is_moved(disk: Disk) -> None:
@@ -283,24 +270,31 @@ def connection(content: bytes, error: NbdattachError | None = None) -> Connectio
     return cast(Connection, SimpleNamespace(stream=stream, export=export))
 
 
+def require_same(disk: Disk, there: Connection, uri: str = "", address: str | None = None) -> None:
+    """At the server in use, or at another one, or at another address."""
+    record = disk.remembering._recorded.record
+    place = Place(target_of(uri, None), address, elsewhere=True) if uri else in_use(record)
+    disk.remembering.require_same(there, place)
+
+
 def refused(disk: Disk, content: bytes) -> Refused:
     with pytest.raises(Refused) as caught:
-        disk.remembering.require_same(connection(content), "nbd://db1")
+        require_same(disk, connection(content))
     return caught.value
 
 
 def test_nothing_is_asked_of_what_is_not_remembered(disk: Disk) -> None:
-    disk.remembering.require_same(connection(B), "nbd://db1")
+    require_same(disk, connection(B))
 
 
 def test_another_disk_is_refused_with_the_way_to_accept_it(disk: Disk) -> None:
     disk.tick()
-    disk.remembering.require_same(connection(A), "nbd://db1")
+    require_same(disk, connection(A))
     error = refused(disk, B)
     assert "this is another disk: it has ext4 42424242-" in str(error)
     assert error.hint == "nbdattach reconnect --trust /dev/nbd0 accepts it, if it is the right one"
     disk.remembering.forget()
-    disk.remembering.require_same(connection(B), "nbd://db1")
+    require_same(disk, connection(B))
 
 
 def test_the_next_monitor_remembers(disk: Disk) -> None:
@@ -313,23 +307,21 @@ def test_what_a_program_has_just_made_is_accepted_unless_the_rest_is_another_dis
     disk.tick()
     disk.touch()
     disk.write()
-    disk.remembering.require_same(connection(B), "nbd://db1")
+    require_same(disk, connection(B))
     refused(disk, B_ELSEWHERE)
 
 
 def test_a_server_that_cannot_read_is_not_taken(disk: Disk) -> None:
     disk.tick()
     with pytest.raises(Refused, match="is it the attached disk\\? reading"):
-        disk.remembering.require_same(
-            connection(A, Refused("nbd://db1", "reading 8 bytes at 0 failed", "log")), "nbd://db1"
-        )
+        require_same(disk, connection(A, Refused("nbd://db1", "reading 8 bytes at 0 failed", "log")))
     with pytest.raises(ConnectionLost):
-        disk.remembering.require_same(connection(A, ConnectionLost("nbd://db1", "reading")), "nbd://db1")
+        require_same(disk, connection(A, ConnectionLost("nbd://db1", "reading")))
 
 
 def test_a_disk_that_has_shrunk_is_the_same_at_its_beginning(disk: Disk) -> None:
     disk.tick()
-    disk.remembering.require_same(connection(A[: SIZE // 2]), "nbd://db1")
+    require_same(disk, connection(A[: SIZE // 2]))
     refused(disk, B[: SIZE // 2])
 
 
@@ -341,24 +333,24 @@ def test_a_new_size_is_followed_by_a_look(disk: Disk) -> None:
 
 def test_another_server_must_have_all_that_was_written_to_the_one_in_use(disk: Disk) -> None:
     with pytest.raises(Refused, match="nothing is known yet"):
-        disk.remembering.require_same(connection(A), "nbd://db2", proven=True)
-    disk.remembering.require_same(connection(A), "nbd://db1", proven=True)  # the same server at another address
+        require_same(disk, connection(A), "nbd://db2")
+    require_same(disk, connection(A), "nbd://db1")  # the same server at another address
     disk.tick()
-    disk.remembering.require_same(connection(A), "nbd://db2", proven=True)
+    require_same(disk, connection(A), "nbd://db2")
     disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db2")
     with pytest.raises(Refused, match="nothing is known yet"):
-        disk.remembering.require_same(connection(A), "nbd://db1", proven=True)
+        require_same(disk, connection(A), "nbd://db1")
     assert disk.tick(4.0)
-    disk.remembering.require_same(connection(A), "nbd://db1", proven=True)
+    require_same(disk, connection(A), "nbd://db1")
 
 
 def test_what_a_program_may_have_made_is_no_reason_to_move_to_another_server(disk: Disk) -> None:
     disk.tick()
     disk.touch()
     disk.write()
-    disk.remembering.require_same(connection(B), "nbd://db1")
+    require_same(disk, connection(B))
     with pytest.raises(Refused, match="this is another disk"):
-        disk.remembering.require_same(connection(B), "nbd://db2", proven=True)
+        require_same(disk, connection(B), "nbd://db2")
 
 
 def moved(disk: Disk) -> None:
@@ -370,28 +362,102 @@ def moved(disk: Disk) -> None:
 
 def test_a_server_that_was_left_is_as_good_as_before_while_nothing_is_written(disk: Disk) -> None:
     moved(disk)
-    disk.remembering.require_same(connection(A), "nbd://db1", left=True)
+    require_same(disk, connection(A), "nbd://db1")
     disk.remembering = disk.watched()  # after a restart of the monitor, too
     disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db2", left=("nbd://db1",))
-    disk.remembering.require_same(connection(A), "nbd://db1", left=True)
+    require_same(disk, connection(A), "nbd://db1")
 
 
 def test_a_server_that_was_left_must_show_what_was_written_since(disk: Disk) -> None:
     moved(disk)
     disk.write()
     with pytest.raises(Refused, match="nothing is known yet"):
-        disk.remembering.require_same(connection(A), "nbd://db1", left=True)
+        require_same(disk, connection(A), "nbd://db1")
     assert disk.tick(4.0)  # the first look there: the server that was left may have all of that
     with pytest.raises(Refused, match="nothing shows whether it has what was written"):
-        disk.remembering.require_same(connection(A), "nbd://db1", left=True)
-    disk.remembering.require_same(connection(A), "nbd://db3", proven=True)  # it was not left
+        require_same(disk, connection(A), "nbd://db1")
+    require_same(disk, connection(A), "nbd://db3")  # it was not left
     changed = A[: SIZE // 2] + B_ELSEWHERE[SIZE // 2 :]
     disk.content = changed
     disk.write()
     assert disk.tick(4.0)
     with pytest.raises(Refused, match="it has not what was written since"):
-        disk.remembering.require_same(connection(A), "nbd://db1", left=True)
-    disk.remembering.require_same(connection(changed), "nbd://db1", left=True)
+        require_same(disk, connection(A), "nbd://db1")
+    require_same(disk, connection(changed), "nbd://db1")
+
+
+def test_a_server_that_was_left_may_show_what_was_written_since_the_user_trusted_another(disk: Disk) -> None:
+    moved(disk)
+    disk.remembering.forget()
+    for noise in (2, 3):
+        disk.content = A[: SIZE // 2] + ext4(b"A" * 16, noise)[SIZE // 2 :]
+        disk.write()
+        assert disk.tick(4.0)
+    require_same(disk, connection(disk.content), "nbd://db1")
+    refuses(disk, connection(A), "nbd://db1", "nothing shows")
+
+
+def test_a_server_that_was_left_before_another_one_was_may_miss_more(disk: Disk) -> None:
+    """Nothing was written after the last move, but after the one before."""
+    moved(disk)
+    disk.write()
+    assert disk.tick(4.0)
+    disk.write()  # which no look has seen
+    left = ("nbd://db1", "nbd://db2")
+    require_same(disk, connection(A), "nbd://db3")
+    disk.remembering.move()
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db3", left=left)
+    refuses(disk, connection(A), "nbd://db1", "nothing is known yet")
+    require_same(disk, connection(A), "nbd://db2")
+
+
+def refuses(disk: Disk, there: Connection, uri: str, cause: str, address: str | None = None) -> Refused:
+    with pytest.raises(Refused, match=cause) as caught:
+        require_same(disk, there, uri, address)
+    return caught.value
+
+
+def test_the_way_to_accept_it_leads_to_the_very_place(disk: Disk) -> None:
+    disk.tick()
+    error = refuses(disk, connection(B), "nbd://db1", "this is another disk", "192.0.2.7")
+    assert error.hint.startswith("nbdattach reconnect --trust /dev/nbd0 nbd://192.0.2.7 accepts it")
+
+
+def test_a_file_system_that_was_mounted_after_the_look_makes_no_older_state_right(disk: Disk) -> None:
+    disk.used = False
+    disk.content = written_to(A, 20)
+    disk.tick()
+    disk.write()
+    for used in (False, True):
+        disk.used = used
+        with pytest.raises(Refused, match="older state"):
+            require_same(disk, connection(written_to(A, 10)))
+    with pytest.raises(Refused, match="this is another disk"):
+        require_same(disk, connection(B))
+    disk.used = False
+    require_same(disk, connection(B))  # an iSCSI target may have written it
+
+
+def written_to(content: bytes, kbytes: int) -> bytes:
+    """With that many kbytes written, as the superblock counts them."""
+    return content[: 1024 + 376] + kbytes.to_bytes(8, "little") + content[1024 + 384 :]
+
+
+def test_looks_that_hang_do_not_pile_up(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    over, looks = threading.Event(), []
+
+    def hangs(_: object) -> bool:
+        looks.append(1)
+        return over.wait(60)
+
+    monkeypatch.setattr(remembering, "is_used", hangs)
+    for _ in range(20):
+        disk.write()
+        disk.now += 100
+        disk.remembering.tick()
+    assert len(looks) == 1
+    over.set()
+    assert disk.tick(100) or disk.tick(100)
 
 
 def test_with_other_servers_looks_follow_writes_soon(disk: Disk) -> None:
@@ -410,4 +476,4 @@ def test_other_hosts_may_write_to_a_read_only_device(disk: Disk) -> None:
     changed = A[: SIZE // 2] + B_ELSEWHERE[SIZE // 2 :]
     refused(disk, changed)
     (disk.host.sys / "block/nbd0/ro").write_text("1\n")
-    disk.remembering.require_same(connection(changed), "nbd://db1")
+    require_same(disk, connection(changed))

@@ -476,11 +476,10 @@ def test_the_watch_of_an_attachment_that_was_replaced_ends(attachment: Attachmen
 
 def test_the_record_is_read_again_only_when_it_has_changed(attachment: Attachment) -> None:
     reads: list[Device] = []
-    load = state.load
 
-    def counted(device: Device) -> Record | None:
+    def counted(device: Device) -> Record:
         reads.append(device)
-        return load(device)
+        return attachment.written
 
     attachment.patch(state, "load", counted)
     for _ in range(5):
@@ -488,3 +487,36 @@ def test_the_record_is_read_again_only_when_it_has_changed(attachment: Attachmen
     state.save(NBD0, RECORD)
     assert not attachment.watch._recorded.is_of_another
     assert len(reads) == 2
+
+
+def test_a_record_that_could_not_be_read_is_read_again(attachment: Attachment) -> None:
+    """This machine has no descriptor left, for a moment."""
+    attachment.patch(state, "load", lambda _: None)
+    assert not attachment.watch._recorded.is_of_another
+    state.save(NBD0, dataclasses.replace(RECORD, id="another"))
+    assert not attachment.watch._recorded.is_of_another
+    attachment.patch(state, "load", lambda _: attachment.written)
+    assert attachment.watch._recorded.is_of_another
+
+
+def test_the_record_of_another_attachment_is_not_written_over(attachment: Attachment) -> None:
+    attachment.patch(state, "load", lambda _: attachment.written)
+    another = dataclasses.replace(RECORD, id="another")
+    state.save(NBD0, another)
+    with pytest.raises(Gone):
+        attachment.watch._recorded.note(address="192.0.2.9")
+    assert attachment.written == another
+
+
+def test_a_server_that_is_left_by_order_is_known_as_such(attachment: Attachment) -> None:
+    """If the user may come back to it by --also; and those before it."""
+    recorded = attachment.watched(
+        dataclasses.replace(RECORD, also=(NEW, "nbd://db4/disk"), left=(OLD,), using=NEW)
+    )._recorded
+    recorded.begin(moving_to="nbd://db4/disk")
+    recorded.end_move()
+    assert (recorded.record.target, recorded.record.using, recorded.record.left) == (OLD, "nbd://db4/disk", (OLD, NEW))
+    recorded.begin(moving_to="nbd://db5/disk")
+    recorded.end_move()
+    assert (recorded.record.target, recorded.record.using) == ("nbd://db5/disk", "")
+    assert recorded.record.left == (NEW, "nbd://db4/disk")

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether a device is in use, as the monitor asks while a server may be away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from host import NBD0, NBD1, Host, pretend
+
+from nbdattach.attached.users import is_used
+from nbdattach.host import procfs
+from nbdattach.kernel import sysfs
+
+MOUNT = "36 35 43:0 / /mnt rw,noatime master:1 - ext4 /dev/nbd0 rw"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = pretend(tmp_path, monkeypatch)
+    for index, device in enumerate((NBD0, NBD1)):
+        made.attach(device)
+        (made.sys / "block" / device.name / "dev").write_text(f"43:{index}\n")
+
+    def waits(*_: object) -> NoReturn:
+        raise AssertionError("it may wait for a server")
+
+    monkeypatch.setattr(sysfs, "loops", waits)
+    monkeypatch.setattr(procfs, "mount_tables", waits)
+    monkeypatch.setattr(procfs, "block_number", waits)
+    return made
+
+
+def test_it_is_seen_without_a_look_at_any_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "mount_table", lambda: [MOUNT])
+    assert (is_used(NBD0), is_used(NBD1)) == (True, False)
+
+
+def test_a_device_that_is_built_on_it_uses_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "mount_table", list)
+    assert not is_used(NBD1)
+    (host.sys / "block/nbd1/holders/dm-0").mkdir(parents=True)
+    (host.sys / "block/dm-0").mkdir()
+    assert is_used(NBD1)
