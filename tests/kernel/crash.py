@@ -69,13 +69,17 @@ class Steps:
     """
 
     def __init__(self, log: str, last: str, other: int = 0, helpers: bool = False) -> None:
+        self._pid = os.getpid()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._inode = os.fstat(self._log).st_ino
         self._last = last
         self._other = other
         self._helpers = helpers
         self._seen: dict[str, int] = {}
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
+        if os.getpid() != self._pid and not self._has_log():
+            return  # a copy of the monitor that reads a disk
         moment = "before" if event in ("call", "c_call") else "after"
         if event in ("call", "return"):
             place = _function(frame)
@@ -86,6 +90,12 @@ class Steps:
             aside = frame.f_code.co_filename.endswith("/subprocess.py") and name != "fork_exec"  # its own pipes
             if place and not place.startswith(_LOOKS) and place not in _LOOK and not aside:
                 self._note(f"{moment} {place}: {name}")
+
+    def _has_log(self) -> bool:
+        try:
+            return os.fstat(self._log).st_ino == self._inode
+        except OSError:
+            return False
 
     def _note(self, what: str) -> None:
         self._seen[what] = self._seen.get(what, 0) + 1

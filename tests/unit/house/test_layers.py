@@ -64,6 +64,7 @@ DOORS = {
         "relay.process",
         "relay.pump",
         "host.blocking",
+        "host.reading",
         "host.messages",
         "host.their_sockets",
     },
