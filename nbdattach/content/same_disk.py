@@ -45,10 +45,9 @@ def difference(known: Content, found: Content, since: Since) -> str | None:
     replaced = not kept and len(lost) >= _ENOUGH and _is_little(since.written, lost)
     by_program = since.by_program and since.written != 0
     unused = since.unused and bool(kept or not found.marks)
-    other = _other_marks(known, found)
+    other, older = _other_marks(known, found), _older_marks(known, found)
     if other and (replaced or not (by_program or unused)):
         return other  # else it may be the work of mkfs, of a partitioning tool, or of blkdiscard
-    older = None if other else _older_marks(known, found)
     if older and (replaced or not by_program):
         return older
     if other or older:
@@ -67,20 +66,25 @@ def lacks_proof(known: Content, found: Content, since: Since) -> str | None:
     kept, lost, new = _compared(known, found)
     changed = [*lost, *new]
     too_many = len(changed) >= _ENOUGH and _is_little(since.written, changed)
-    if not kept and (too_many or (not known.marks and len(lost) >= _ENOUGH)):
+    is_blank = bool(lost) and not any(one.digest for one in found.samples if one.at in lost)
+    if not kept and (too_many or (not known.marks and (len(lost) >= _ENOUGH or is_blank))):
         return f"none of the {len(changed)} blocks with data that were looked at is as it was"
     return None
 
 
-def stayed_behind(before: Content, known: Content, found: Content) -> str | None:
-    """Why a disk that was left when `before` was known may lack what was written until `known`; None if it has it."""
-    old = {one.at: one.digest for one in before.samples}
+def stayed_behind(left: Content, moved: Content, known: Content, found: Content) -> str | None:
+    """Why a disk that the device has left may lack what was written until `known`; None if it has that.
+
+    `left`: what was known when it was left; `moved`: the first look after the last move, which may be the work of the
+    server before.
+    """
+    old = {one.at: one.digest for one in left.samples}
     now = {one.at: one.digest for one in found.samples}
     last = {one.at: one.digest for one in known.samples if one.at in old and one.at in now}
     written = [at for at, digest in last.items() if digest != old[at]]
     if any(now[at] == old[at] for at in written):
         return "it has not what was written since the device left it"
-    if _progress(before) != _progress(known):
+    if _progress(moved) != _progress(known):
         return None  # an older state of these marks is noticed
     if any(now[at] == last[at] for at in written):
         return None
@@ -105,7 +109,7 @@ def _other_marks(known: Content, found: Content) -> str | None:
 def _older_marks(known: Content, found: Content) -> str | None:
     now = {one.key: one for one in found.marks}
     for mark in known.marks:
-        older = _older(mark, now[mark.key])
+        older = _older(mark, now[mark.key]) if mark.key in now else None
         if older:
             return f"it is an older state of {mark}: {older}"
     return None

@@ -8,6 +8,7 @@ It keeps no descriptor but its own: a hanging one must not hold a lock of ours, 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -90,7 +91,8 @@ class _Copy:
     def kill(self) -> None:
         with self._mutex:
             if not self._has_ended():
-                os.kill(self._pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pid, signal.SIGKILL)
 
     @property
     def ended(self) -> bool:
@@ -98,7 +100,10 @@ class _Copy:
             return self._has_ended()
 
     def _has_ended(self) -> bool:
-        self._ended = self._ended or os.waitpid(self._pid, os.WNOHANG)[0] != 0
+        try:
+            self._ended = self._ended or os.waitpid(self._pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:  # our parent had SIGCHLD ignored, so the kernel keeps no process that has ended
+            self._ended = not os.path.exists(f"/proc/{self._pid}")
         return self._ended
 
 

@@ -18,6 +18,7 @@ from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
 from nbdattach.monitor.links import NOTICED
 from nbdattach.monitor.mending import Mending
+from nbdattach.monitor.places import in_use
 from nbdattach.protocol.target import Target, target_of
 
 # How long a planned hand-over waits for a moment without requests in flight, so that none has to be sent again.
@@ -147,10 +148,14 @@ class Orders:
 
     def _begin(self, fresh: list[Connection], **changes: object) -> None:
         """Records the change that is about to begin and the new server's address; if that fails, nothing changes."""
+        record, address = self._recorded.record, address_of(fresh[0].stream.sock)
+        uri = changes.get("moving_to")
         try:
-            if "moving_to" in changes:
+            if uri and (uri, address) != (record.uri, record.address):
                 self._connecting.remembering.move()
-            self._recorded.begin(address=address_of(fresh[0].stream.sock), **changes)
+                if uri == record.uri:
+                    changes["left"] = (*record.left, in_use(record).name)
+            self._recorded.begin(address=address, **changes)
         except OSError:
             self._connecting.say_goodbye(*fresh)
             raise

@@ -148,10 +148,10 @@ class Remembering:
             reading.close()
 
     def _memory_of(self, content: Content, known: Memory | None, moment: Moment, place: str, used: bool) -> Memory:
-        at, moved = (known.moved_at, known.moved) if known else (None, None)
+        at, moved, left = (known.moved_at, known.moved, known.left) if known else (None, None, None)
         if moved is None and (at is not None or self._recorded.record.left):
             moved = content
-        return Memory(memories.attachment_of(self._device), content, moment, place, moved, at, used)
+        return Memory(memories.attachment_of(self._device), content, moment, place, moved, at, used, left)
 
     def _begin(self) -> Reading | None:
         """None if it may not be read now."""
@@ -232,7 +232,8 @@ class Remembering:
         if proven:
             differs = differs or same_disk.lacks_proof(known, found, since)
         if left:
-            differs = differs or same_disk.stayed_behind(memory.moved or memory.content, known, found)
+            moved = memory.moved or memory.content
+            differs = differs or same_disk.stayed_behind(memory.left or moved, moved, known, found)
         return differs
 
     def _knows_place(self, memory: Memory) -> bool:
@@ -246,8 +247,9 @@ class Remembering:
         """The device is about to move to another server. Raises OSError."""
         if self._memory:
             self._age += 1  # a look that is under way is one at the server before
-            written = memories.moment_of(self._device).written
-            self._memory = dataclasses.replace(self._memory, moved=None, moved_at=written)
+            memory, written = self._memory, memories.moment_of(self._device).written
+            left = memory.left if self._recorded.record.left and memory.left else memory.content
+            self._memory = dataclasses.replace(memory, moved=None, moved_at=written, left=left)
             memories.save(self._device, self._memory)
 
     def forget(self) -> None:

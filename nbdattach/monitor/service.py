@@ -134,6 +134,7 @@ class Monitor:
         driver_now = sysfs.driver_instance()
         with contextlib.ExitStack() as end:
             dead_links = end.enter_context(contextlib.closing(_subscription()))
+            self._check(None)  # a connection may have died before we heard of it
             told = self._driver_log()
             if told:
                 end.enter_context(contextlib.closing(told))

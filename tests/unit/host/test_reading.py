@@ -105,3 +105,17 @@ def test_no_program_is_started(disk: str) -> None:
     assert Path(f"/proc/{pid_of(one)}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
     one.kill(A_MINUTE)
     one.close()
+
+
+def test_a_parent_may_have_had_the_end_of_children_ignored(disk: str) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        one = Reading(disk)
+        one.read([(0, 512)], Deadline(A_MINUTE))
+        assert not one.ended
+        one.kill(A_MINUTE)
+        assert one.ended
+        one.kill(0)
+        one.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -411,6 +411,25 @@ def test_a_server_that_was_left_before_another_one_was_may_miss_more(disk: Disk)
     require_same(disk, connection(A), "nbd://db2")
 
 
+def test_two_moves_hide_nothing(disk: Disk) -> None:
+    """Of a disk without a file system."""
+    disk.content = bytes([7]) * SIZE
+    disk.tick()
+    before, after = disk.content, disk.content[: SIZE // 2] + bytes([8]) * (SIZE // 2)
+    disk.remembering.move()
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db2", left=("nbd://db1",))
+    disk.write()
+    disk.content = after
+    assert disk.tick(4.0)
+    disk.remembering.move()
+    left = ("nbd://db1", "nbd://db2")
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db3", left=left)
+    disk.write()
+    assert disk.tick(4.0)
+    refuses(disk, connection(before), "nbd://db1", "it has not what was written since")
+    require_same(disk, connection(after), "nbd://db2")
+
+
 def refuses(disk: Disk, there: Connection, uri: str, cause: str, address: str | None = None) -> Refused:
     with pytest.raises(Refused, match=cause) as caught:
         require_same(disk, there, uri, address)

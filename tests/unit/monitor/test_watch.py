@@ -520,3 +520,20 @@ def test_a_server_that_is_left_by_order_is_known_as_such(attachment: Attachment)
     recorded.end_move()
     assert (recorded.record.target, recorded.record.using) == ("nbd://db5/disk", "")
     assert recorded.record.left == (NEW, "nbd://db4/disk")
+
+
+def test_an_order_to_the_server_in_use_is_no_move(attachment: Attachment) -> None:
+    """So what was written there is still missed by the server that was left."""
+    moves: list[int] = []
+    attachment.patch(Remembering, "move", lambda _: moves.append(1))
+    attachment.watch = attachment.watched(dataclasses.replace(ALSO, using=NEW, left=(OLD,), address=None))
+    begin, fresh = attachment.watch._orders._begin, [attachment._dial(Target("db2", export="disk"))]
+    begin(fresh, moving_to=NEW)
+    assert moves == []
+    attachment.watch._recorded.end_move()
+    assert attachment.written.left == (OLD,)
+    attachment.watch._recorded.record = dataclasses.replace(attachment.written, address="192.0.2.2")
+    begin(fresh, moving_to=NEW)
+    attachment.watch._recorded.end_move()
+    assert moves == [1]
+    assert list(attachment.written.left) == [OLD, f"{NEW} 192.0.2.2"]
