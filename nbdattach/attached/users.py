@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -119,12 +119,7 @@ class Census:
     @cached_property
     def loops(self) -> dict[str, list[str]]:
         """Loop devices by the number of the block device that backs them, under any of its names."""
-        found: dict[str, list[str]] = {}
-        for loop, backing in sysfs.loops().items():
-            number = procfs.block_number(backing)
-            if number:
-                found.setdefault(number, []).append(loop)
-        return found
+        return _loops_by_number(sysfs.loops())
 
     @cached_property
     def btrfs(self) -> list[set[str]]:
@@ -165,6 +160,15 @@ def users_of(device: Device) -> Users:
     return Census().users_of(device)
 
 
+def _loops_by_number(backing: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for loop, path in backing.items():
+        number = procfs.block_number(path)
+        if number:
+            found.setdefault(number, []).append(loop)
+    return found
+
+
 class _NearCensus(Census):
     """What we see without a look at any file of a disk, which may be away; it costs little."""
 
@@ -174,11 +178,11 @@ class _NearCensus(Census):
 
     @cached_property
     def loops(self) -> dict[str, list[str]]:
-        return {}
+        return _loops_by_number({loop: path for loop, path in sysfs.loops().items() if path.startswith("/dev/")})
 
 
 def is_used(device: Device) -> bool:
-    """Whether it is mounted in our mount namespace, swapped on, or part of a device of the driver md or dm.
+    """Whether it is mounted in our mount namespace, swapped on, or another device is built on it.
 
     Never waits for a server.
     """

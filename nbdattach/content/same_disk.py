@@ -78,20 +78,26 @@ def stayed_behind(left: Content, moved: Content, known: Content, found: Content)
     `left`: what was known when it was left; `moved`: the first look after the last move, which may be the work of the
     server before.
     """
-    old = {one.at: one.digest for one in left.samples}
-    now = {one.at: one.digest for one in found.samples}
-    last = {one.at: one.digest for one in known.samples if one.at in old and one.at in now}
-    written = [at for at, digest in last.items() if digest != old[at]]
-    if any(now[at] == old[at] for at in written):
+    if _has_old_blocks(left, known, found) or _has_old_blocks(moved, known, found):
         return "it has not what was written since the device left it"
-    if _progress(moved) != _progress(known):
-        return None  # an older state of these marks is noticed
-    if any(now[at] == last[at] for at in written):
-        return None
+    has_new_blocks = set(_changed(moved, known)).difference(_changed(known, found))
+    if _progress(moved) != _progress(known) or has_new_blocks:
+        return None  # of marks that have moved on, an older state is noticed
     kinds = {mark.kind for mark in known.marks}.difference(_SELDOM_WRITTEN)
-    if not written and not (kinds and kinds.issubset(_JOURNALED)):
-        return None  # nothing ever would show: it is the user's word that the servers have the same data
-    return "nothing shows whether it has what was written since the device left it"
+    if kinds and kinds.issubset(_JOURNALED):
+        return "nothing shows whether it has what was written since the device left it"
+    return None  # nothing ever would show: it is the user's word that the servers have the same data
+
+
+def _changed(before: Content, after: Content) -> list[int]:
+    """Where the blocks are that changed."""
+    old = {one.at: one.digest for one in before.samples}
+    return [one.at for one in after.samples if one.digest != old.get(one.at, one.digest)]
+
+
+def _has_old_blocks(before: Content, known: Content, found: Content) -> bool:
+    changed = set(_changed(before, known))
+    return bool(changed.difference(_changed(before, found)) & {one.at for one in found.samples})
 
 
 def _progress(content: Content) -> list[tuple[object, ...]]:

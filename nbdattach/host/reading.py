@@ -16,6 +16,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from nbdattach.deadline import Deadline
 from nbdattach.host.blocking import Unanswered
@@ -73,20 +74,24 @@ class Reading:
 
 
 class _Copy:
-    """A copy of this process that does `work`, and keeps that descriptor only, beside the standard ones."""
+    """A copy of this process that does `work`, and keeps that descriptor only."""
+
+    _all: ClassVar[list[_Copy]] = []  # that have not ended yet, so that none is left behind as a zombie
 
     def __init__(self, work: Callable[[], None], descriptor: int) -> None:
         self._ended = False
         self._mutex = threading.Lock()  # the number of a process that has ended may be that of another one
+        _Copy._all[:] = [one for one in _Copy._all if not one.ended]
         self._pid = os.fork()
         if not self._pid:
             try:
-                os.closerange(3, descriptor)
-                os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+                os.chdir("/")
+                _close_all_but(descriptor)
                 _forget_signals()
                 work()
             finally:
                 os._exit(0)
+        _Copy._all.append(self)
 
     def kill(self) -> None:
         with self._mutex:
@@ -105,6 +110,13 @@ class _Copy:
         except ChildProcessError:  # our parent had SIGCHLD ignored, so the kernel keeps no process that has ended
             self._ended = not os.path.exists(f"/proc/{self._pid}")
         return self._ended
+
+
+def _close_all_but(descriptor: int) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of this very list
+            if int(name) != descriptor:
+                os.close(int(name))
 
 
 def _forget_signals() -> None:

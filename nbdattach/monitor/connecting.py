@@ -193,7 +193,7 @@ class Connecting:
         try:
             self.remembering.move()
             self.recorded.begin(using=using, address=address, left=(*left, gone))
-        except OSError:
+        except (OSError, Gone):
             self.say_goodbye(fresh)
             raise
         self.log(f"{self.device.name}: going on at {place.target.uri}" + (f" ({address})" if address else ""))

@@ -16,7 +16,7 @@ from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
-from nbdattach.monitor.links import NOTICED
+from nbdattach.monitor.links import NOTICED, Gone
 from nbdattach.monitor.mending import Mending
 from nbdattach.monitor.places import in_use
 from nbdattach.protocol.target import Target, target_of
@@ -156,7 +156,7 @@ class Orders:
                 if uri == record.uri:
                     changes["left"] = (*record.left, in_use(record).name)
             self._recorded.begin(address=address, **changes)
-        except OSError:
+        except (OSError, Gone):
             self._connecting.say_goodbye(*fresh)
             raise
 

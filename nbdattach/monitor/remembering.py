@@ -245,7 +245,7 @@ class Remembering:
 
     def move(self) -> None:
         """The device is about to move to another server. Raises OSError."""
-        if self._memory:
+        if self._memory and not self._recorded.is_of_another:
             self._age += 1  # a look that is under way is one at the server before
             memory, written = self._memory, memories.moment_of(self._device).written
             left = memory.left if self._recorded.record.left and memory.left else memory.content

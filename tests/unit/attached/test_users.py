@@ -26,9 +26,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     def waits(*_: object) -> NoReturn:
         raise AssertionError("it may wait for a server")
 
-    monkeypatch.setattr(sysfs, "loops", waits)
+    monkeypatch.setattr(sysfs, "loops", lambda: {"loop0": "/mnt/image", "loop1": "/dev/by/a/name"})
     monkeypatch.setattr(procfs, "mount_tables", waits)
-    monkeypatch.setattr(procfs, "block_number", waits)
+    monkeypatch.setattr(procfs, "block_number", lambda path: "43:9" if path.startswith("/dev/") else waits())
     return made
 
 
@@ -43,3 +43,12 @@ def test_a_device_that_is_built_on_it_uses_it(host: Host, monkeypatch: pytest.Mo
     (host.sys / "block/nbd1/holders/dm-0").mkdir(parents=True)
     (host.sys / "block/dm-0").mkdir()
     assert is_used(NBD1)
+
+
+def test_a_loop_device_uses_it_by_any_name(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the files of other loop devices are not looked at: they may be on a disk that is away."""
+    monkeypatch.setattr(procfs, "mount_table", list)
+    (host.sys / "block/loop1").mkdir()
+    assert not is_used(NBD0)
+    (host.sys / "block/nbd0/dev").write_text("43:9\n")
+    assert is_used(NBD0)

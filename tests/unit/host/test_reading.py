@@ -83,9 +83,10 @@ def test_a_process_that_hangs_holds_nothing_of_ours(silent: str, tmp_path: Path)
         pid, end = pid_of(one), Deadline(A_MINUTE)
         while not procfs.is_ours(pid, procfs.LOOK) and os.geteuid() == 0:
             assert end.sleep(0.01)
-        links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if int(fd) > 2}
+        links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
         assert all(one.startswith("socket:") for one in links)
         assert len(links) == 1
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
         theirs.close()
         ours.settimeout(A_MINUTE)
         assert ours.recv(1) == b""
@@ -95,6 +96,20 @@ def test_a_process_that_hangs_holds_nothing_of_ours(silent: str, tmp_path: Path)
     finally:
         signal.signal(signal.SIGTERM, before)
         one.close()
+
+
+def test_one_that_nobody_waits_for_is_no_zombie_for_long(silent: str, disk: str) -> None:
+    one = Reading(silent)
+    pid = pid_of(one)
+    one.close()
+    del one
+    os.kill(pid, signal.SIGKILL)
+    end = Deadline(A_MINUTE)
+    while os.path.exists(f"/proc/{pid}"):
+        another = Reading(disk)
+        another.kill(A_MINUTE)
+        another.close()
+        assert end.sleep(0.01)
 
 
 def test_no_program_is_started(disk: str) -> None:
