@@ -55,8 +55,9 @@ class Memory:
     """A look at the disk, when it was, and the attachment that it belongs to, as `attachment_of` says.
 
     `place`: the server that the device was connected to, as `place_of` says. `moved_at`: the sectors that had been
-    written when it was moved there; `moved`: the first look there, None before it; `left`: the last look before it left
-    the first of the servers that it has left. `used`: whether a file system, or a device built on it, used it.
+    written when it was moved there; `moved`: the first look there, None before it; `left`, `left_last`: the last
+    look before it left the first, and the last, of the servers that it has left. `used`: whether a file system, or a
+    device built on it, used it.
     """
 
     attachment: str
@@ -67,6 +68,7 @@ class Memory:
     moved_at: int | None = None
     used: bool = True
     left: Content | None = None
+    left_last: Content | None = None
 
     def since(self, device: Device, by_others: bool) -> Since:
         """What has happened since that look."""

@@ -76,22 +76,22 @@ class Reading:
 class _Copy:
     """A copy of this process that does `work`, and keeps that descriptor only."""
 
-    _all: ClassVar[list[_Copy]] = []  # that have not ended yet, so that none is left behind as a zombie
+    _all: ClassVar[set[_Copy]] = set()  # that have not ended yet, so that none is left behind as a zombie
 
     def __init__(self, work: Callable[[], None], descriptor: int) -> None:
         self._ended = False
         self._mutex = threading.Lock()  # the number of a process that has ended may be that of another one
-        _Copy._all[:] = [one for one in _Copy._all if not one.ended]
+        _Copy._all.difference_update([one for one in list(_Copy._all) if one.ended])
         self._pid = os.fork()
         if not self._pid:
             try:
-                os.chdir("/")
                 _close_all_but(descriptor)
+                os.chdir("/")
                 _forget_signals()
                 work()
             finally:
                 os._exit(0)
-        _Copy._all.append(self)
+        _Copy._all.add(self)
 
     def kill(self) -> None:
         with self._mutex:
@@ -107,8 +107,8 @@ class _Copy:
     def _has_ended(self) -> bool:
         try:
             self._ended = self._ended or os.waitpid(self._pid, os.WNOHANG)[0] != 0
-        except ChildProcessError:  # our parent had SIGCHLD ignored, so the kernel keeps no process that has ended
-            self._ended = not os.path.exists(f"/proc/{self._pid}")
+        except ChildProcessError:  # it has ended; we were started with SIGCHLD ignored, so the kernel does not keep it
+            self._ended = True
         return self._ended
 
 
@@ -128,13 +128,18 @@ def _forget_signals() -> None:
 
 def _read(channel: socket.socket, path: str) -> None:
     """Each message is offset and length of a part; the answer is the data, or the errno after an exclamation mark."""
-    try:
-        with open("/proc/self/comm", "w") as name:
-            name.write(LOOK)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        while message := channel.recv(_MAX_RANGE):
-            offset, length = map(int, message.split())
-            with mmap.mmap(-1, length) as memory:  # which begins at a page, as O_DIRECT wants it
-                channel.send(b"=" + memory[: os.preadv(fd, [memory], offset)])
-    except OSError as error:
-        channel.send(b"!%d" % (error.errno or 1))
+    with open("/proc/self/comm", "w") as name:
+        name.write(LOOK)
+    fd = -1
+    while message := channel.recv(_MAX_RANGE):
+        try:
+            if fd < 0:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+            channel.send(b"=" + _part(fd, *map(int, message.split())))
+        except OSError as error:
+            channel.send(b"!%d" % (error.errno or 1))
+
+
+def _part(fd: int, offset: int, length: int) -> bytes:
+    with mmap.mmap(-1, length) as memory:  # which begins at a page, as O_DIRECT wants it
+        return memory[: os.preadv(fd, [memory], offset)]

@@ -151,10 +151,13 @@ class Orders:
         record, address = self._recorded.record, address_of(fresh[0].stream.sock)
         uri = changes.get("moving_to")
         try:
-            if uri and (uri, address) != (record.uri, record.address):
-                self._connecting.remembering.move()
+            if uri and (uri != record.uri or (address and address != record.address)):
+                with self._access.kernel_calls():  # no look is remembered meanwhile
+                    self._connecting.remembering.move()
                 if uri == record.uri:
-                    changes["left"] = (*record.left, in_use(record).name)
+                    before = in_use(record).name
+                    others = [one for one in record.left if one not in (before, f"{uri} {address}")]
+                    changes["left"] = (*others, before)
             self._recorded.begin(address=address, **changes)
         except (OSError, Gone):
             self._connecting.say_goodbye(*fresh)

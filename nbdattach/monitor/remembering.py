@@ -148,10 +148,13 @@ class Remembering:
             reading.close()
 
     def _memory_of(self, content: Content, known: Memory | None, moment: Moment, place: str, used: bool) -> Memory:
-        at, moved, left = (known.moved_at, known.moved, known.left) if known else (None, None, None)
-        if moved is None and (at is not None or self._recorded.record.left):
-            moved = content
-        return Memory(memories.attachment_of(self._device), content, moment, place, moved, at, used, left)
+        fresh = Memory(memories.attachment_of(self._device), content, moment, place, used=used)
+        if known is None:
+            return dataclasses.replace(fresh, moved=content if self._recorded.record.left else None)
+        is_first = known.moved is None and (known.moved_at is not None or self._recorded.record.left)
+        moved = content if is_first else known.moved
+        at, left, last = known.moved_at, known.left, known.left_last
+        return dataclasses.replace(fresh, moved=moved, moved_at=at, left=left, left_last=last)
 
     def _begin(self) -> Reading | None:
         """None if it may not be read now."""
@@ -210,13 +213,20 @@ class Remembering:
             )
         if memory is None:
             return
-        differs = self._difference(connection, memory, uri, proven, left=bool(left) and not is_as_left)
+        missed = None
+        if left and not is_as_left:
+            missed = memory.left_last if left == [*record.left[-1:]] else memory.left
+            missed = missed or memory.moved or memory.content
+        differs = self._difference(connection, memory, uri, proven, missed)
         if differs:
             there = f" {place.dialled.uri}" if place.elsewhere else ""
             hint = f"nbdattach reconnect --trust {self._device.path}{there} accepts it, if it is the right one"
             raise Refused(uri, f"this is another disk: {differs}", hint)
 
-    def _difference(self, connection: Connection, memory: Memory, uri: str, proven: bool, left: bool) -> str | None:
+    def _difference(
+        self, connection: Connection, memory: Memory, uri: str, proven: bool, missed: Content | None
+    ) -> str | None:
+        """With `missed`, the content when that server was left, also if it may lack what was written since."""
         known = memory.content
         if connection.export.size < known.size:  # which the user has ordered, or it would have been refused
             known = known.within(connection.export.size)
@@ -231,9 +241,8 @@ class Remembering:
         differs = same_disk.difference(known, found, since)
         if proven:
             differs = differs or same_disk.lacks_proof(known, found, since)
-        if left:
-            moved = memory.moved or memory.content
-            differs = differs or same_disk.stayed_behind(memory.left or moved, moved, known, found)
+        if missed:
+            differs = differs or same_disk.stayed_behind(missed, memory.moved or memory.content, known, found)
         return differs
 
     def _knows_place(self, memory: Memory) -> bool:
@@ -248,8 +257,9 @@ class Remembering:
         if self._memory and not self._recorded.is_of_another:
             self._age += 1  # a look that is under way is one at the server before
             memory, written = self._memory, memories.moment_of(self._device).written
-            left = memory.left if self._recorded.record.left and memory.left else memory.content
-            self._memory = dataclasses.replace(memory, moved=None, moved_at=written, left=left)
+            left = (memory.left or memory.moved) if self._recorded.record.left else None
+            last, left = memory.content, left or memory.content
+            self._memory = dataclasses.replace(memory, moved=None, moved_at=written, left=left, left_last=last)
             memories.save(self._device, self._memory)
 
     def forget(self) -> None:

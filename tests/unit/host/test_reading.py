@@ -81,6 +81,8 @@ def test_a_process_that_hangs_holds_nothing_of_ours(silent: str, tmp_path: Path)
     one = Reading(silent)
     try:
         pid, end = pid_of(one), Deadline(A_MINUTE)
+        with pytest.raises(Unanswered):
+            one.read([(0, 512)], Deadline(0.05))
         while not procfs.is_ours(pid, procfs.LOOK) and os.geteuid() == 0:
             assert end.sleep(0.01)
         links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}

@@ -430,6 +430,47 @@ def test_two_moves_hide_nothing(disk: Disk) -> None:
     require_same(disk, connection(after), "nbd://db2")
 
 
+def raw(*parts: int) -> bytes:
+    """A disk without a file system, of quarters with that noise."""
+    return b"".join(bytes([noise]) * (SIZE // 4) for noise in parts)
+
+
+def test_the_server_that_was_left_last_is_held_against_what_it_had_then(disk: Disk) -> None:
+    """The device went from db1 to db2 and back to db1, and a block was written at each."""
+    disk.content = raw(1, 1, 1, 1)
+    disk.tick()
+    disk.remembering.move()
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db2", left=("nbd://db1",))
+    at_db2 = disk.content = raw(1, 1, 1, 2)
+    disk.write()
+    assert disk.tick(4.0)
+    disk.remembering.move()
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, left=("nbd://db2",))
+    for noise in (3, 4):
+        disk.content = raw(1, 1, 1, noise)
+        disk.write()
+        assert disk.tick(8.0)
+    refuses(disk, connection(at_db2), "nbd://db2", "it has not what was written since")
+
+
+def test_after_trust_a_server_that_was_left_before_is_not_forgotten(disk: Disk) -> None:
+    disk.content = raw(1, 1, 1, 1)
+    moved(disk)
+    disk.remembering.forget()
+    disk.write()
+    assert disk.tick(4.0)
+    before, disk.content = disk.content, raw(1, 1, 1, 2)
+    disk.write()
+    assert disk.tick(8.0)
+    refuses(disk, connection(before), "nbd://db1", "it has not what was written since")
+    disk.remembering.move()
+    left = ("nbd://db1", "nbd://db2")
+    disk.remembering._recorded.record = dataclasses.replace(RECORD, using="nbd://db3", left=left)
+    disk.write()
+    assert disk.tick(8.0)
+    refuses(disk, connection(before), "nbd://db1", "it has not what was written since")
+
+
 def refuses(disk: Disk, there: Connection, uri: str, cause: str, address: str | None = None) -> Refused:
     with pytest.raises(Refused, match=cause) as caught:
         require_same(disk, there, uri, address)

@@ -532,8 +532,14 @@ def test_an_order_to_the_server_in_use_is_no_move(attachment: Attachment) -> Non
     assert moves == []
     attachment.watch._recorded.end_move()
     assert attachment.written.left == (OLD,)
+    moves_to = "192.0.2.3"
+    attachment.patch(planned, "address_of", lambda _: moves_to)
     attachment.watch._recorded.record = dataclasses.replace(attachment.written, address="192.0.2.2")
     begin(fresh, moving_to=NEW)
     attachment.watch._recorded.end_move()
     assert moves == [1]
     assert list(attachment.written.left) == [OLD, f"{NEW} 192.0.2.2"]
+    moves_to = "192.0.2.2"
+    begin(fresh, moving_to=NEW)  # and back
+    attachment.watch._recorded.end_move()
+    assert list(attachment.written.left) == [OLD, f"{NEW} 192.0.2.3"]
