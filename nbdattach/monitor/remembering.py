@@ -199,6 +199,8 @@ class Remembering:
         that could tell, if a program may have made the disk anew, and if nothing shows that a server that the device
         has left has what was written since.
         """
+        if self._memory is None:  # the watch before this one may have looked when this one was made already
+            self._memory = memories.load(self._device)
         memory, record, uri = self._memory, self._recorded.record, place.target.uri
         proven = place.elsewhere and not place.ordered
         left = [one for one in record.left if proven and one in (uri, place.name)]

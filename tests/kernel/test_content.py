@@ -126,6 +126,38 @@ def test_a_disk_that_was_made_anew_goes_on_after_a_restart_at_once(tmp_path: Pat
 
 
 @pytest.mark.essential
+def test_another_machine_under_the_same_name_gets_nothing(tmp_path: Path) -> None:
+    """It is dialled only if the name no longer has the address of the right one."""
+    hosts = Path("/etc/hosts")
+    before = hosts.read_text()
+    right, wrong = made(tmp_path, "right", "ext4"), made(tmp_path, "wrong", "ext4")
+    filled(wrong, "ext4")
+    untouched = digest_of(wrong.image)
+    try:
+        with ExitStack() as servers:
+            server = servers.enter_context(right.serve(address="127.0.0.2"))
+            servers.enter_context(right.serve(image=wrong.image, address="127.0.0.3"))
+            hosts.write_text("127.0.0.2 nbd.example\n")
+            with attached(f"nbd.example:{right.port}", "nbd0"):
+                shell(KINDS["ext4"].make)
+                with used(KINDS["ext4"]):
+                    shell("sync")
+                    eventually(remembered, 120)
+                    hosts.write_text("127.0.0.2 nbd.example\n127.0.0.3 nbd.example\n")
+                    server.kill()
+                    time.sleep(3)
+                    assert "Connection refused" in trouble_of("nbd0")
+                    hosts.write_text("127.0.0.3 nbd.example\n")
+                    eventually(is_refused)
+                    assert digest_of(wrong.image) == untouched
+                    hosts.write_text("127.0.0.2 nbd.example\n")
+                    servers.enter_context(right.serve(address="127.0.0.2"))
+                    still_works("ext4")
+    finally:
+        hosts.write_text(before)
+    assert digest_of(wrong.image) == untouched
+
+
 def test_the_user_may_trust_another_disk(tmp_path: Path) -> None:
     right, wrong = made(tmp_path, "right", "ext4"), made(tmp_path, "wrong", "ext4")
     filled(wrong, "ext4")

@@ -303,6 +303,15 @@ def test_the_next_monitor_remembers(disk: Disk) -> None:
     refused(disk, B)
 
 
+def test_what_the_watch_before_remembered_last_is_known(disk: Disk) -> None:
+    """Both live for a moment."""
+    after = disk.watched()
+    disk.tick()
+    disk.remembering = after
+    require_same(disk, connection(A), "nbd://db2")
+    refused(disk, B)
+
+
 def test_what_a_program_has_just_made_is_accepted_unless_the_rest_is_another_disk(disk: Disk) -> None:
     disk.tick()
     disk.touch()
