@@ -15,10 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nbdattach.connect_options import DEFAULT_DEAD_PEER, DEFAULT_TIMEOUT, ConnectOptions
+from nbdattach.connect_options import (
+    DEFAULT_DEAD_PEER,
+    DEFAULT_TIMEOUT,
+    USUAL,
+    ConnectOptions,
+    ImageOptions,
+    options_of,
+)
 from nbdattach.device import Device, parse_device
+from nbdattach.errors import Malformed
 from nbdattach.operations.handle import DETACH_SECONDS
 from nbdattach.operations.handle import Attachment as Attachment
+from nbdattach.own_server.source import SOME_SERVER, Source, no_tls, one_text, source_of
 from nbdattach.protocol.target import Target, others, parse_target, with_tls
 from nbdattach.reporter import QUIET, Reporter
 
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def connect(
-    target: str,
+    target: str | Sequence[str],
     device: str | None = None,
     *,
     export: str | None = None,
@@ -54,14 +63,22 @@ def connect(
     tls_verify: bool = True,
     tls_transport: str = "auto",
     also: Sequence[str] = (),
+    format: str | None = None,
+    snapshot: bool = False,
+    cache: str | None = None,
+    discard: str = "unmap",
+    offset: int | None = None,
     reporter: Reporter = QUIET,
 ) -> Attachment:
     """Attaches `target` (and its `export`, if `target` is no URI) at `device`, or at a free one.
+
+    `target` may also be the path of a disk image, or a list of words: the command of a server, which is started.
 
     Sizes in bytes, times in seconds, `connections` 0 for an automatic number. The device is ready when this returns.
     `on_loss` is how long requests wait for a server that is away: None for the default, 0 not at all,
     `float("inf")` for ever. With `reconnect` the monitor watches it, and is started if none runs. With `size`
     the server sends no greeting, and the export has that many bytes. `also`: other servers of the same data.
+    `format`, `snapshot`, `cache`, `discard` and `offset` are for images; with them `size` is the image's part.
     `reporter` gets each step. Each `tls_...` except `tls_transport` requires TLS; `tls_verify` False accepts any
     certificate.
     Raises the subclasses of `NbdattachError`.
@@ -69,8 +86,11 @@ def connect(
         attachment = nbdattach.connect("db1", "nbd0", export="disk", read_only=True, tag="db")
     """
     place = None if device is None else parse_device(device)
+    text = target if isinstance(target, str) else one_text(target)
+    image = ImageOptions(format=format, snapshot=snapshot, cache=cache, discard=discard, offset=offset)
+    source = source_of(text, export)
     where = with_tls(
-        parse_target(target, export),
+        SOME_SERVER if source else parse_target(text, export),
         required=tls,
         ca=tls_ca,
         cert=tls_cert,
@@ -97,11 +117,26 @@ def connect(
         tls_transport=tls_transport,
         also=tuple(one.uri for one in others(where, also)),
     )
-    return attach(where, place, options, reporter)
+    if source and where.tls:
+        raise no_tls(source)
+    return attach(source or where, place, options, reporter, image)
 
 
-def attach(target: Target, device: Device | None, options: ConnectOptions, reporter: Reporter = QUIET) -> Attachment:
+def attach(
+    target: Target | Source,
+    device: Device | None,
+    options: ConnectOptions,
+    reporter: Reporter = QUIET,
+    image: ImageOptions = USUAL,
+) -> Attachment:
     """`connect` for options that have been parsed already."""
+    if isinstance(target, Source):
+        from nbdattach.operations import serving
+
+        return serving.attach(target, device, options, image, reporter)
+    if image != USUAL:
+        named = next(one.name for one in options_of(ImageOptions).values() if getattr(image, one.field) != one.default)
+        raise Malformed(f"--{named}", f"{target.uri} is a server, not an image", "leave it out")
     from nbdattach.operations import attachment
 
     return attachment.attach(target, device, options, reporter)
@@ -145,5 +180,20 @@ def find(*, tag: str | None = None, target: str | None = None, export: str | Non
     """
     from nbdattach.attached import tags
 
+    if target is not None and (found := find_source(target)):
+        return found
+    if target is not None and source_of(target, export):
+        return []
     uri = None if target is None else parse_target(target, export).uri
     return [Attachment.at(one.path) for one in tags.attached_as(tag=tag, target=uri)]
+
+
+def find_source(text: str) -> list[Attachment]:
+    """Attachments of that image, or of that command in brackets; also of an image that was deleted meanwhile.
+
+    for one in nbdattach.api.find_source("disk.qcow2"):
+        print(one.device)
+    """
+    from nbdattach.operations import serving
+
+    return [Attachment.at(one.path) for one in serving.named_as(text)]

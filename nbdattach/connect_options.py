@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from nbdattach import option_values
 from nbdattach.errors import Malformed
+from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import quoted
 
 DEFAULT_TIMEOUT = 30.0
@@ -93,6 +94,7 @@ class LastingOptions:
     tls_transport: str = _word("tls-transport", option_values.TRANSPORTS)
     also: tuple[str, ...] = _field((), Option("also", str, "TARGET", many=True))  # URIs
     table: str = ""  # the file that names it, if `up` attaches it
+    server: OwnServer | None = None  # that nbdattach has started for it
     root: bool = False
 
 
@@ -149,12 +151,46 @@ class TlsOptions:
     verify: bool = _flag("tls-no-verify", sets=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """How to serve a disk image. `format` is QEMU's name of it, None to take the image's own. `offset` in bytes.
+
+    With `snapshot` writes go to a file that is deleted at the end. `cache` None is the safe one for the format.
+    """
+
+    format: str | None = _field(
+        None,
+        Option(
+            "format",
+            functools.partial(option_values.one_of, words=option_values.FORMATS),
+            "FORMAT",
+            option_values.FORMATS,
+        ),
+    )
+    snapshot: bool = _flag("snapshot")
+    cache: str | None = _field(
+        None,
+        Option(
+            "cache",
+            functools.partial(option_values.one_of, words=option_values.CACHES),
+            f"[{'|'.join(option_values.CACHES)}]",
+            option_values.CACHES,
+        ),
+    )
+    discard: str = _word("discard", option_values.DISCARDS)
+    offset: int | None = _bytes("offset", 0)
+
+
+# Of an image for which the user gives none, and in the place of options for what is no image.
+USUAL = ImageOptions()
+
+
 def _named(option: Option, field: dataclasses.Field[Any]) -> Option:
     usual = field.default if option.default is None else option.default
     return option._replace(field=field.name, default=usual)
 
 
-def options_of(record: type[ConnectOptions] | type[TlsOptions]) -> Mapping[str, Option]:
+def options_of(record: type[ConnectOptions] | type[TlsOptions] | type[ImageOptions]) -> Mapping[str, Option]:
     """By the names that users type, in the order of the fields."""
     found = (
         _named(field.metadata["option"], field) for field in dataclasses.fields(record) if "option" in field.metadata

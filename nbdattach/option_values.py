@@ -11,6 +11,10 @@ from collections.abc import Sequence
 
 BACKENDS = ("auto", "netlink", "ioctl")
 TRANSPORTS = ("auto", "kernel", "relay")
+# Of disk images, by QEMU's names.
+FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels", "dmg", "bochs", "cloop")
+CACHES = ("writeback", "writethrough", "none", "directsync", "unsafe")
+DISCARDS = ("unmap", "ignore")
 MAX_CONNECTIONS = 64
 # The nbd driver takes logical blocks up to a page (blk_validate_block_size, linux/blkdev.h), which is 4096 at least.
 BLOCK_SIZES = (512, 1024, 2048, 4096)

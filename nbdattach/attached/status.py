@@ -12,6 +12,27 @@ from nbdattach.errors import NotAttached
 from nbdattach.host.procfs import alive, group_of, has_open, sees_all
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.own_server.kept import State, state_of
+from nbdattach.server_of_ours import Image, OwnServer
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """A server that nbdattach has started for the device. `pid` is None while it is dead."""
+
+    command: list[str]
+    pid: int | None
+    unit: str | None
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatus:
+    """A disk image; `backing` are the images below it, the nearest first."""
+
+    path: str
+    format: str
+    backing: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +56,8 @@ class Status:
     mounts: list[str]
     holders: list[str]
     also: list[str]  # other servers of the same data, which are not in use
+    server: ServerStatus | None
+    image: ImageStatus | None
     trouble: dict[str, str | None] | None  # since, next_try, error, if the monitor knows that it is not connected
 
 
@@ -65,8 +88,19 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         mounts=users.mounts,
         holders=users.holders,
         also=record.others if record else [],
+        server=_server(record.server) if record and record.server else None,
+        image=_image(record.server.image) if record and record.server and record.server.image else None,
         trouble={"since": trouble.since, "next_try": trouble.next_try, "error": trouble.error} if trouble else None,
     )
+
+
+def _server(server: OwnServer) -> ServerStatus:
+    found = state_of(server) or State()
+    return ServerStatus([*server.command], found.living_server, server.unit, found.restarts)
+
+
+def _image(image: Image) -> ImageStatus:
+    return ImageStatus(image.path, image.format, [*image.backing])
 
 
 def _is_served(kernel: Kernel, record: Record | None) -> bool:

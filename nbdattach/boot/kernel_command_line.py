@@ -158,6 +158,8 @@ def _root(words: _Words, device: str, place: str, made: bool = False) -> Root:
         error = table.mistakes[0].error
         raise Malformed(f"nbdroot or nbdopts: {plain(place)} {plain(words.nbdopts)}".rstrip(), error.cause, error.hint)
     entry = table.entries[0]
+    if entry.image:
+        raise Malformed(plain(entry.image), "an image of this machine cannot have its root", "name a server")
     return Root(entry.device, entry.target, _for_a_root(entry.options), f"/dev/{found[0].removeprefix('/dev/')}" * made)
 
 

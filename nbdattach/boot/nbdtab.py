@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The text of /etc/nbdtab: the exports to attach, with their devices and options. No I/O.
 
-A line is DEVICE HOST EXPORT [OPTION[,OPTION...]], as nbdtab(5) of nbd-client has it. HOST may be an NBD URI, and the
-options may be those of connect by their long names. A mistake is an error with line and column; nothing is guessed.
+A line is DEVICE HOST EXPORT [OPTION[,OPTION...]], as nbdtab(5) of nbd-client has it. HOST may be an NBD URI, or the
+path of a disk image, whose EXPORT is "-". The options may be those of connect by their long names. A mistake is an
+error with line and column; nothing is guessed.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbdattach.connect_options import ConnectOptions, Option, TlsOptions, options_of
+from nbdattach.connect_options import USUAL, ConnectOptions, ImageOptions, Option, TlsOptions, options_of
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
-from nbdattach.protocol.target import Target, others, parse_target, with_tls
+from nbdattach.protocol.target import MAX_SOCKET_PATH, Target, others, parse_target, with_tls
 from nbdattach.text import plain, quoted
 
 _FIELD = re.compile(r"[^ \t]+")
 _FIELDS = "a line is DEVICE HOST EXPORT [OPTION,...]"
-_LEFT_TO_URI = "-"
+_LEFT_TO_URI = _NO_EXPORT = "-"
 # Relative paths: the working directory at boot differs from a shell's. A NUL begins an abstract socket's name.
 _RELATIVE = re.compile(r"[?&](socket|tls-certificates|tls-psk-file)=(?!/|%2[Ff]|%00)")
 _OPTIONS = "see nbdtab(5) for the options"
@@ -30,18 +32,18 @@ _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line: the target to attach at the device. `says_retry`: the line has retry-for, even if it is 0."""
+    """One line: the target to attach at the device. `says_retry`: the line has retry-for, even if it is 0.
+
+    If HOST may be an image, `image` is its path, and `target` is the server if it turns out to be a socket.
+    """
 
     line: int
     device: Device
     target: Target
     options: ConnectOptions
     says_retry: bool = False
-
-    @property
-    def tag(self) -> str:
-        """The tag that its attachment gets."""
-        return self.options.tag or self.target.uri
+    image: str = ""
+    image_options: ImageOptions = USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,9 @@ _PLACE = {
 }
 # Options of nbd-client that change nothing, because we always do so.
 _NOTHING = {"persist": Option("persist"), "no_optgo": Option("no_optgo")}
-_KNOWN = {**_CONNECT, **_TRUST, **_PLACE, **_NOTHING}
+_IMAGE = options_of(ImageOptions)
+_NOT_FOR_IMAGES = (*_TRUST, "tls-transport", "also", "swap", "no-handshake", "port")
+_KNOWN = {**_CONNECT, **_IMAGE, **_TRUST, **_PLACE, **_NOTHING}
 # nbd-client's name: ours.
 _ALIASES = {
     "bs": "block-size",
@@ -117,7 +121,7 @@ _ALIASES = {
     "tlshostname": "tls-hostname",
     "preinit": "no-handshake",
 }
-NAMES_OF_CONNECT = {*_CONNECT, *_TRUST, "no-handshake"}
+NAMES_OF_CONNECT = {*_CONNECT, *_IMAGE, *_TRUST, "no-handshake"}
 NAMES_OF_NBD_CLIENT = {*_ALIASES, *_NOTHING, "port", "unix", "swap", "tls"}
 
 
@@ -142,7 +146,7 @@ class _Line:
 
     def entry(self, taken: dict[Device | str, int]) -> Entry | None:
         """None if there are mistakes. `taken` maps a device or tag to the line that names it first."""
-        target, options = None, None
+        target, options, image_options = None, None, USUAL
         with self._noted():
             self._require_readable()
             self.device = self._at(self.fields[0], lambda: parse_device(self.fields[0].text))
@@ -155,12 +159,15 @@ class _Line:
                 target = self._trusted(self._target())
             with self._noted():
                 options = self._connect_options(taken)
-            if target and options and options.also:
+            if target and options and options.also and not self._may_be_image:
                 with self._noted():
                     options = self._with_others(target, options)
+            with self._noted():
+                image_options = self._image_options()
         if self.mistakes or not (self.device and target and options):
             return None
-        return Entry(self.number, self.device, target, options, "retry-for" in self._given)
+        image = self.fields[1].text if self._may_be_image else ""
+        return Entry(self.number, self.device, target, options, "retry-for" in self._given, image, image_options)
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
@@ -184,6 +191,19 @@ class _Line:
             self._claim(options.tag, f"the tag {quoted(options.tag)}", where, taken)
         return options
 
+    def _image_options(self) -> ImageOptions:
+        for name in _NOT_FOR_IMAGES if self._may_be_image else ():
+            if name in self._given:
+                where = self._given[name][0]
+                raise self.error(where, f"option {where.text.partition('=')[0]} is not for an image", "leave it out")
+        arguments = self._arguments(_IMAGE)
+        if arguments and not self._may_be_image:
+            name = next(name for name in _IMAGE if name in self._given)
+            cause = f"option {name} is for an image, whose line is DEVICE /PATH -"
+            raise self.error(self._given[name][0], cause, "leave it out for a server")
+        options: ImageOptions = self._at(self.fields[0], lambda: ImageOptions(**arguments))
+        return options
+
     def _with_others(self, target: Target, options: ConnectOptions) -> ConnectOptions:
         named = self._at(self._given["also"][0], lambda: others(target, options.also))
         return replace(options, also=tuple(one.uri for one in named))
@@ -202,6 +222,12 @@ class _Line:
             raise self.error(self._end, "no export", f"{_FIELDS}; or name the export in a URI: nbd://HOST/EXPORT")
         if len(self.fields) > 4:
             raise self.error(self.fields[4], "a fifth field", f"{_FIELDS}; no blanks between options")
+
+    @property
+    def _may_be_image(self) -> bool:
+        """An absolute path without an export; only the file itself can tell whether it is an image or a socket."""
+        fields = [field.text for field in self.fields[1:3]]
+        return len(fields) == 2 and fields[0].startswith("/") and fields[1] == _NO_EXPORT and "unix" not in self._given
 
     @property
     def _is_uri(self) -> bool:
@@ -277,7 +303,7 @@ class _Line:
             raise self.error(
                 none[0], f"option {none[0].text} needs size=BYTES", "the server does not announce the size then"
             )
-        if size and not none:
+        if size and not none and not self._may_be_image:
             raise self.error(size[0], "option size needs no-handshake", "otherwise the server announces the size")
 
     # -- the target ----------------------------------------------------------------------------------------------
@@ -285,6 +311,8 @@ class _Line:
     def _target(self) -> Target:
         if self._is_uri:
             return self._uri_target()
+        if self._may_be_image and len(os.fsencode(self.fields[1].text)) > MAX_SOCKET_PATH:
+            return Target(socket="/")
         host, export = self.fields[1], self.fields[2]
         port, unix = self._given.get("port"), self._given.get("unix")
         if host.text.startswith("/") or unix:

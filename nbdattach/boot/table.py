@@ -26,6 +26,8 @@ from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.operations import detachment
 from nbdattach.operations.handle import DETACH_SECONDS
+from nbdattach.own_server.source import Source, source_at, source_of, tag_of
+from nbdattach.protocol.target import Target
 from nbdattach.reporter import QUIET, Reporter
 from nbdattach.text import from_wire, plain, quoted
 
@@ -107,9 +109,30 @@ class _About(Reporter):
 
 def _up(entry: Entry, reporter: Reporter) -> api.Attachment | NbdattachError:
     try:
-        return api.attach(entry.target, entry.device, entry.options, _About(entry.device, reporter))
+        return api.attach(
+            _named(entry), entry.device, entry.options, _About(entry.device, reporter), entry.image_options
+        )
     except NbdattachError as error:
         return error if error.thing == entry.device.path else _of_device(entry.device, error)
+
+
+def _named(entry: Entry) -> Target | Source:
+    """What its HOST is: an image, or a server. Raises `Malformed`."""
+    source = source_of(entry.image) if entry.image else None
+    if entry.image and not source and entry.options.raw_size is not None:
+        raise Malformed(plain(entry.image), "a socket, but its line has size=", "leave it out, or add no-handshake")
+    return source or entry.target
+
+
+def _names(line: Entry) -> tuple[str, str]:
+    """Tag and target of the attachment that the line makes. The image may have gone."""
+    source = source_at(line.image) if line.image else None
+    uri = source.name if source else line.target.uri
+    return line.options.tag or (tag_of(source) if source else uri), uri
+
+
+def _names_of(record: state.Record) -> tuple[str, str]:
+    return record.tag, record.server.name if record.server else record.target
 
 
 def _of_device(device: Device, error: NbdattachError) -> NbdattachError:
@@ -153,8 +176,9 @@ def down(
     if isinstance(line, Malformed) or not _is_what(line, device, record):
         if not record or not _is_of(record, path):
             raise line if isinstance(line, Malformed) else _holds_other(device, record, line, path)
+        there = _names_of(record)[1]
         reporter.say(
-            f"{device.path}: {record.target} is attached there; its line in {plain(path)} was changed or removed since"
+            f"{device.path}: {there} is attached there; its line in {plain(path)} was changed or removed since"
         )
     return detachment.detach(device, DETACH_SECONDS, only=meant, reporter=reporter)
 
@@ -162,8 +186,8 @@ def down(
 def _is_what(line: Entry, device: Device, record: state.Record | None) -> bool:
     """Whether the line's export is attached. Without a record, the identifier in the kernel decides."""
     if record:
-        return (record.tag, record.target) == (line.tag, line.target.uri)
-    return Kernel(device).backend == identifier(line.tag).strip()
+        return _names_of(record) in (_names(line), _names(replace(line, image="")))
+    return Kernel(device).backend == identifier(_names(line)[0]).strip()
 
 
 def _line_of(device: Device, path: str) -> Entry | Malformed:
@@ -174,7 +198,7 @@ def _line_of(device: Device, path: str) -> Entry | Malformed:
 
 
 def _holds_other(device: Device, record: state.Record | None, line: Entry, path: str) -> DeviceInUse:
-    there, wanted = (record.tag, record.target) if record else ("", ""), (line.tag, line.target.uri)
+    there, wanted = _names_of(record) if record else ("", ""), _names(line)
     holds, says = (
         f"{uri} with the tag {quoted(tag)}" if there[1] == wanted[1] else uri for tag, uri in (there, wanted)
     )

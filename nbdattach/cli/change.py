@@ -12,6 +12,7 @@ from nbdattach.cli.report import say
 from nbdattach.cli.types import device_of, target_of
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed
+from nbdattach.text import plain
 
 
 @command()
@@ -33,8 +34,13 @@ def reconnect(device: str, target: str | None, export: str | None, trust: bool, 
     tls_trust = trust_of(tls)
     if target is None and target_of("localhost", None, tls_trust).tls:
         raise Malformed("--tls", "the TLS options need a TARGET", "leave them out to keep those of connect")
-    wanted = None if target is None else target_of(target, export, tls_trust)
     from nbdattach.operations import handover
+    from nbdattach.own_server.source import source_of
+
+    if target is not None and source_of(target):
+        cause = "an image, or a command, has a server of its own, which is started for one device only"
+        raise Malformed(plain(target), cause, "disconnect the device, and connect the image")
+    wanted = None if target is None else target_of(target, export, tls_trust)
 
     say(f"{where.path}: connected to {handover.reconnect(where, wanted, trust)}")
 

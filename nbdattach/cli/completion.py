@@ -47,7 +47,7 @@ def table_devices(typed: str, path: str) -> list[Offer]:
     """Devices that have a line in the table for boot, with their targets."""
     from nbdattach.boot import table
 
-    return _offers(lambda: [(one.device, one.target.uri) for one in table.read(path).entries], typed)
+    return _offers(lambda: [(one.device, one.image or one.target.uri) for one in table.read(path).entries], typed)
 
 
 def targets(typed: str) -> list[Offer]:
@@ -59,8 +59,8 @@ def targets(typed: str) -> list[Offer]:
         for device in _attached():
             record = state.load(device)
             if record:
-                yield record.target
-        yield from (entry.target.uri for entry in table.read().entries)
+                yield record.server.name if record.server else record.target
+        yield from (entry.image or entry.target.uri for entry in table.read().entries)
 
     return _words(found, typed)
 

@@ -43,8 +43,13 @@ from nbdattach.errors import Malformed, NbdattachError
 @connect_option("tls-transport", text="Let the kernel or a relay encrypt.")
 @connect_option("tag", text="Identity of the attachment.", default="TARGET's URI")
 @connect_option("expect-size", text="Refuse an export of another size.")
-@connect_option("size", text="Size of the export; needs --no-handshake.")
+@connect_option("size", text="Size of the export, with --no-handshake; or of the part of a raw image.")
 @option("--no-handshake", is_flag=True, help="Skip the handshake; needs --size.")
+@connect_option("format", text="Format of an image.", default="the image's own")
+@connect_option("snapshot", text="Throw the writes to an image away at disconnect.")
+@connect_option("cache", text="How the server of an image caches.", default="the safe one for its format")
+@connect_option("discard", text="Pass TRIM on to the image, or not.")
+@connect_option("offset", text="Where the disk begins in a raw image.")
 @connect_option("swap", text="Make it safe to swap on the device.")
 @option("-f", "--foreground", is_flag=True, help="Stay in the foreground; detach safely on SIGTERM.")
 @connect_option("no-reconnect", text="Do not ask the monitor to look after the device.")
@@ -66,11 +71,17 @@ def connect(
     and its partitions exist.
     """
     trust = trust_of(options)
-    target_of(target, export, trust)
+    from nbdattach.own_server.source import source_of
+
+    source = source_of(target, export)
+    if source is None:
+        target_of(target, export, trust)
     if options["tag"] == "":
         raise Malformed("--tag", "an empty name", "leave it out for the target's URI")
     options["tag"] = options["tag"] or ""
-    if no_handshake != (raw_size is not None):
+    if source and no_handshake:
+        raise Malformed("--no-handshake", "an image has a server that does the handshake", "leave it out")
+    if no_handshake != (raw_size is not None) and source is None:
         raise Malformed(
             "--no-handshake" if no_handshake else "--size",
             "needs " + ("--size BYTES" if no_handshake else "--no-handshake"),

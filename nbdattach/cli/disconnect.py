@@ -107,11 +107,14 @@ def _all_of_ours() -> Iterator[Attachment]:
 def _attached_to(text: str, export: str | None, no_device: Malformed) -> list[Attachment]:
     """The target's attachments. Raises `no_device` if there are none and the word looks like a mistyped device."""
     from nbdattach import api
+    from nbdattach.own_server.source import source_of
 
-    if text.startswith("/dev/"):
+    found = api.find_source(text)
+    if not found and text.startswith("/dev/"):
         raise no_device
-    found = api.find(target=text, export=export)
-    if not found and "/" not in text and ":" not in text:
+    if not found:
+        found = api.find(target=text, export=export)
+    if not found and "/" not in text and ":" not in text and not source_of(text):
         raise no_device
     if len(found) > 1:
         cause = f"attached at {' and '.join(one.device for one in found)}"

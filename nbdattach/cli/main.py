@@ -30,8 +30,8 @@ _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: it
 def cli(ctx: click.Context) -> None:
     """Attach exports of NBD servers to /dev/nbdX, and detach them safely.
 
-    TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, the path of a Unix socket, or an NBD URI such as nbd://db1/disk.
-    DEVICE is /dev/nbd0 or nbd0.
+    TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, the path of a Unix socket, an NBD URI such as nbd://db1/disk, a disk
+    image such as disk.qcow2, or a server to start, in brackets: [ nbdkit memory 1G ]. DEVICE is /dev/nbd0 or nbd0.
     """
     usage.require_command(ctx)
 

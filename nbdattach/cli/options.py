@@ -39,9 +39,9 @@ export_option = option(
 @functools.cache
 def _declared() -> dict[str, Option]:
     """Imported when a command needs its options: `nbdattach --help` needs none."""
-    from nbdattach.connect_options import ConnectOptions, TlsOptions, options_of
+    from nbdattach.connect_options import ConnectOptions, ImageOptions, TlsOptions, options_of
 
-    return {**options_of(ConnectOptions), **options_of(TlsOptions)}
+    return {**options_of(ConnectOptions), **options_of(TlsOptions), **options_of(ImageOptions)}
 
 
 def connect_option(name: str, *short: str, default: str = "", text: str) -> Callable[[_F], _F]:

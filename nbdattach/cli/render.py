@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `info` does not need the modules of `doctor` and `status`
     from nbdattach.connection.client import Checked, Inspected
     from nbdattach.doctor import Finding
     from nbdattach.protocol.export import Listed
-    from nbdattach.protocol.target import Target
+    from nbdattach.server_of_ours import Image
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # Columns of a table on a terminal, at most.
@@ -57,12 +57,19 @@ def status_table(found: Sequence[Status]) -> str:
             size_text(one.size),
             "yes" if one.read_only else "no",
             one.tls["version"] if one.tls else "no",
-            plain(one.target or "?"),
+            plain(_target(one)),
             plain(", ".join(one.mounts) or ", ".join(one.holders) or "-"),
         )
         for one in found
     ]
     return "\n".join([table(rows), *(_trouble_line(one) for one in found if one.trouble)])
+
+
+def _target(one: Status) -> str:
+    """An image, by its path; else the server."""
+    if one.image:
+        return f"{one.image.path} ({one.image.format})"
+    return one.tag if one.server and one.tag else one.target or "?"
 
 
 def _trouble_line(one: Status) -> str:
@@ -77,15 +84,15 @@ def list_table(exports: Sequence[Listed]) -> str:
     return table(rows, width=0)
 
 
-def list_json(target: Target, exports: Sequence[Listed]) -> str:
-    return as_json({"target": target.server, "exports": [asdict(one) for one in exports]})
+def list_json(server: str, exports: Sequence[Listed]) -> str:
+    return as_json({"target": server, "exports": [asdict(one) for one in exports]})
 
 
-def info_json(target: Target, found: Inspected) -> str:
+def info_json(target: str, found: Inspected, image: Image | None = None) -> str:
     export = found.export
     return as_json(
         {
-            "target": target.uri,
+            "target": target,
             "export": export.name,
             "description": export.description,
             "size": export.size,
@@ -93,6 +100,7 @@ def info_json(target: Target, found: Inspected) -> str:
             "block_size": asdict(export.block_size) if export.block_size else None,
             "protocol": export.protocol,
             "tls": _tls_object(found),
+            **({"image": {"path": image.path, "format": image.format, "backing": image.backing}} if image else {}),
         }
     )
 
@@ -109,14 +117,14 @@ def _tls_object(found: Inspected) -> dict[str, object] | None:
     }
 
 
-def info_lines(target: Target, found: Inspected) -> str:
+def info_lines(target: str, found: Inspected, image: Image | None = None) -> str:
     export, sizes = found.export, found.export.block_size
     lines = [
-        ("target", target.uri),
+        ("target", target),
         ("export", plain(export.name) or "'' (the default export)"),
         ("description", plain(export.description) or "-"),
         ("size", f"{export.size} ({size_text(export.size)})"),
-        ("access", "read-only" if export.read_only else "read-write"),
+        ("access", "read-only" if export.read_only and not (image and image.writable) else "read-write"),
         ("flags", ", ".join(export.flag_names) or "-"),
         (
             "block size",
@@ -130,13 +138,16 @@ def info_lines(target: Target, found: Inspected) -> str:
     if found.certificate:
         names = ", ".join(found.certificate.names) or "?"
         lines.append(("certificate", f"for {names}, until {found.certificate.until or '?'}"))
+    if image:
+        lines.append(("format", image.format))
+        lines += [("backing", plain(one)) for one in image.backing]
     return "\n".join(f"{key + ':':<13}{value}" for key, value in lines)
 
 
-def check_json(target: Target, found: Checked) -> str:
+def check_json(target: str, found: Checked) -> str:
     return as_json(
         {
-            "target": target.uri,
+            "target": target,
             "ok": found.error is None,
             "handshake_ms": found.handshake_ms,
             "read_ms": found.read_ms,
@@ -145,8 +156,8 @@ def check_json(target: Target, found: Checked) -> str:
     )
 
 
-def check_line(target: Target, found: Checked) -> str:
-    return f"{target.uri}: ok, handshake {found.handshake_ms} ms, read {found.read_ms} ms"
+def check_line(target: str, found: Checked) -> str:
+    return f"{target}: ok, handshake {found.handshake_ms} ms, read {found.read_ms} ms"
 
 
 def findings_json(found: Sequence[Finding]) -> str:

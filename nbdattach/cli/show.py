@@ -3,17 +3,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nbdattach.cli.offers import attached_devices, targets
-from nbdattach.cli.options import debug_option, export_option, json_option, timeout_option, tls_options, trust_of
+from nbdattach.cli.options import (
+    connect_option,
+    debug_option,
+    export_option,
+    json_option,
+    timeout_option,
+    tls_options,
+    trust_of,
+)
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import each, trace
-from nbdattach.cli.types import device_of, target_of
+from nbdattach.cli.types import device_of
 from nbdattach.cli.usage import command
-from nbdattach.errors import KernelRefused, Malformed
+from nbdattach.errors import KernelRefused, Malformed, NbdattachError
 
 if TYPE_CHECKING:
     from nbdattach.attached.status import Status
@@ -61,60 +70,95 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
 
 @command("list")
 @argument("target", shell_complete=targets)
+@connect_option("format", text="Format of the image.", default="the image's own")
 @timeout_option
 @tls_options
 @json_option
 @debug_option
-def list_(target: str, connect_timeout: float, as_json: bool, **tls: Any) -> None:
+def list_(
+    target: str,
+    format: str | None,
+    connect_timeout: float,
+    as_json: bool,
+    **tls: Any,
+) -> None:
     """List the exports that a server offers."""
-    wanted = target_of(target, None, trust_of(tls))
     from nbdattach.cli import render
+    from nbdattach.cli.reach import reached
     from nbdattach.connection import client
 
-    exports = client.list_exports(wanted, connect_timeout, trace())
-    click.echo(render.list_json(wanted, exports) if as_json else render.list_table(exports))
+    with reached(target, None, trust_of(tls), format) as there:
+        exports = client.list_exports(there.target, connect_timeout, trace())
+    click.echo(render.list_json(there.server, exports) if as_json else render.list_table(exports))
 
 
 @command()
 @argument("target", shell_complete=targets)
 @export_option
+@connect_option("format", text="Format of the image.", default="the image's own")
 @timeout_option
 @tls_options
 @json_option
 @debug_option
-def info(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
+def info(
+    target: str,
+    export: str | None,
+    format: str | None,
+    connect_timeout: float,
+    as_json: bool,
+    **tls: Any,
+) -> None:
     """Show one export: size, flags, block sizes."""
-    wanted = target_of(target, export, trust_of(tls))
     from nbdattach.cli import render
+    from nbdattach.cli.reach import reached
     from nbdattach.connection import client
 
-    found = client.inspect(wanted, connect_timeout, trace())
-    click.echo(render.info_json(wanted, found) if as_json else render.info_lines(wanted, found))
+    with reached(target, export, trust_of(tls), format) as there:
+        found = client.inspect(there.target, connect_timeout, trace())
+    show = render.info_json if as_json else render.info_lines
+    click.echo(show(there.name, found, there.image))
 
 
 @command()
 @argument("target", shell_complete=targets)
 @export_option
+@connect_option("format", text="Format of the image.", default="the image's own")
 @timeout_option
 @tls_options
 @json_option
 @debug_option
-def check(target: str, export: str | None, connect_timeout: float, as_json: bool, **tls: Any) -> None:
+def check(
+    target: str,
+    export: str | None,
+    format: str | None,
+    connect_timeout: float,
+    as_json: bool,
+    **tls: Any,
+) -> None:
     """Check that an export can be read.
 
     The command does the handshake and reads some data, without the kernel.
     """
-    wanted = target_of(target, export, trust_of(tls))
     from nbdattach.cli import render
+    from nbdattach.cli.reach import reached
     from nbdattach.connection import client
 
-    found = client.check(wanted, connect_timeout, trace())
+    name = target
+    try:
+        with reached(target, export, trust_of(tls), format) as there:
+            name, found = there.name, client.check(there.target, connect_timeout, trace())
+            if found.error:
+                found = replace(found, error=there.explained(found.error))
+    except Malformed:
+        raise
+    except NbdattachError as error:  # of the start of a server
+        found = client.Checked(None, None, error)
     if as_json:
-        click.echo(render.check_json(wanted, found))
+        click.echo(render.check_json(name, found))
     if found.error:
         raise found.error
     if not as_json:
-        click.echo(render.check_line(wanted, found))
+        click.echo(render.check_line(name, found))
 
 
 @command()

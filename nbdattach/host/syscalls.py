@@ -19,6 +19,7 @@ SIOCOUTQ = 0x5411
 # linux/nsfs.h: _IO(0xb7, 1)
 NS_GET_USERNS = 0xB701
 # linux/prctl.h
+PR_SET_CHILD_SUBREAPER = 36
 PR_SET_IO_FLUSHER = 57
 # asm-generic/mman.h
 MCL_CURRENT = 1
@@ -33,9 +34,34 @@ def flock(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def ofd_read_lock(fd: int, byte: int) -> None:
+    """Locks one byte of the file together with other readers, until its last descriptor is closed (fcntl(2)).
+
+    BlockingIOError: another open file has a write lock there.
+    """
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, byte))
+
+
+def ofd_is_locked(fd: int, byte: int) -> bool:
+    """Whether another open file has any lock of that byte."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
+    return int.from_bytes(answer[:2], sys.byteorder) != fcntl.F_UNLCK
+
+
+def _flock(kind: int, byte: int) -> bytes:
+    """struct flock: l_type, l_whence (and a gap), l_start, l_len, l_pid (and a gap)."""
+    fields = ((kind, 2), (os.SEEK_SET, 6), (byte, 8), (1, 8), (0, 8))
+    return b"".join(value.to_bytes(length, sys.byteorder) for value, length in fields)
+
+
 def pr_set_io_flusher() -> None:
     """This process is needed to write pages out: its own allocations must not wait for that (prctl(2))."""
     checked(libc().prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0))
+
+
+def pr_set_child_subreaper() -> None:
+    """Processes whose parent ends become ours, if we have started that parent (prctl(2))."""
+    checked(libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def bytes_unread(sock: int) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Sequence
 
 _UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _SECONDS = 10
@@ -58,6 +59,20 @@ def _systemctl(*arguments: str) -> str:
     return _run("systemctl", *arguments)
 
 
+def _succeeds(*command: str) -> bool:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
 def _run(*command: str) -> str:
     """The output of the command; empty if it cannot be run."""
     try:
@@ -87,3 +102,28 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), socket.MSG_DONTWAIT, "\0" + place[1:] if place.startswith("@") else place)
         except OSError:
             return
+
+
+def start_service(unit: str, description: str, command: Sequence[str]) -> bool:
+    """Starts a transient service that outlives its caller, and that nothing stops at shutdown; False if we cannot.
+
+    It is started again if it is killed. Its processes stay then; the next one takes them over.
+    """
+    properties = (
+        "DefaultDependencies=no",
+        "IgnoreOnIsolate=yes",
+        "Restart=on-failure",
+        "RestartSec=100ms",
+        "StartLimitIntervalSec=0",
+        "KillMode=process",
+        "RefuseManualStop=yes",  # nbdattach disconnect ends it, when its device has gone
+        # It may have much to write at its end.
+        "TimeoutStopSec=infinity",
+        "OOMScoreAdjust=-1000",
+        "OOMPolicy=continue",
+        "LimitNOFILE=65536",
+        "SyslogIdentifier=nbdattach-server",
+    )
+    arguments = ["--quiet", "--collect", "--no-ask-password", f"--unit={unit}", f"--description={description}"]
+    arguments += [f"--property={one}" for one in properties]
+    return _succeeds("systemd-run", *arguments, "--", *command)

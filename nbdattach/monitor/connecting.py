@@ -23,6 +23,7 @@ from nbdattach.monitor.outage import Outage
 from nbdattach.monitor.places import Place, in_use, ordered, places
 from nbdattach.monitor.recorded import Recorded
 from nbdattach.monitor.remembering import Remembering
+from nbdattach.own_server.words import revived
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Carrier, Relay
@@ -80,7 +81,7 @@ class Connecting:
             try:
                 return self._dialled(place, outage.dial_within(moment), connect_within)
             except NbdattachError as error:
-                failures.append(error)
+                failures.append(self._worded(error, place))
         raise next((one for one in failures if isinstance(one, Refused)), failures[0])
 
     def dial(
@@ -111,9 +112,17 @@ class Connecting:
     ) -> Connection:
         began = time.monotonic()
         patience = self.recorded.record.connect_timeout
-        made = self._dialled(place, patience, math.inf, size, any_size, any_content)
+        try:
+            made = self._dialled(place, patience, math.inf, size, any_size, any_content)
+        except NbdattachError as error:
+            raise self._worded(error, place) from None
         self._round_trip = max(self._round_trip, time.monotonic() - began)
         return made
+
+    def _worded(self, error: NbdattachError, place: Place) -> NbdattachError:
+        """As users know the server; one of our own is started again if it is dead."""
+        server = self.recorded.record.server
+        return revived(server, error, place.target.uri) if server and not place.elsewhere else error
 
     def _dialled(
         self,

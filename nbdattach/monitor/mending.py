@@ -107,9 +107,7 @@ class Mending:
             self._update(outage)
             if dead and not outage.told:
                 outage.told = True
-                self._log(
-                    f"{self._device.name}: connection to {self._recorded.target.uri} lost; {self._consequence(outage)}"
-                )
+                self._log(f"{self._device.name}: connection to {self._recorded.name} lost; {self._consequence(outage)}")
                 self._say_trouble(outage)
             return outage
 
@@ -226,9 +224,7 @@ class Mending:
             outage.failing = True
             self._say_trouble(outage)
         seconds = self._recorded.record.on_loss
-        self._log(
-            f"{self._device.name}: {self._recorded.target.uri} is away for more than {seconds:g} s; requests fail now"
-        )
+        self._log(f"{self._device.name}: {self._recorded.name} is away for more than {seconds:g} s; requests fail now")
         hopeless = outage.is_hopeless
         if hopeless or outage.fruitless:  # if not, the next connection may serve the requests under way
             waited = self._links.await_failure(lambda: not self._thread.has_other_work(), all_of_them=hopeless)
@@ -255,7 +251,7 @@ class Mending:
             self._outage, self._last_outage = None, outage
             if outage and outage.told:
                 seconds = outage.age(boot_time())
-                self._log(f"{self._device.name}: {self._recorded.target.uri} connected again after {seconds:.1f} s")
+                self._log(f"{self._device.name}: {self._recorded.name} connected again after {seconds:.1f} s")
             self._tell_differences()
             self._recorded.end_move()
 

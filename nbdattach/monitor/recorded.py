@@ -17,6 +17,7 @@ from nbdattach.host.log import Log
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.links import Gone
 from nbdattach.protocol.target import Target
+from nbdattach.text import plain
 
 
 class Recorded:
@@ -53,6 +54,13 @@ class Recorded:
         except OSError:
             return None
         return now.st_ino, now.st_mtime_ns
+
+    @property
+    def name(self) -> str:
+        """The server in use, as users know it."""
+        server = self.record.server
+        uri = self.target.uri
+        return plain(server.name) if server and uri == self.record.target else uri
 
     @property
     def target(self) -> Target:

@@ -69,8 +69,9 @@ class Watch:
 
     @property
     def target(self) -> str:
-        """As recorded."""
-        return self._recorded.record.target
+        """As users know it."""
+        record = self._recorded.record
+        return record.server.name if record.server else record.target
 
     # -- called by the monitor -------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class Watch:
     def cut_off(self) -> None:
         """Cuts the connections, because the server is being shut down and fails each request while they last."""
         if not self._access.held and not self._access.ended and self._links.alive:
-            uri = self._recorded.target.uri
+            uri = self._recorded.name
             self._log(f"{self.device.name}: {uri} is shutting down and refuses requests: cutting the connections")
             self._links.cut()
             self.check()

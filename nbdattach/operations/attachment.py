@@ -48,6 +48,7 @@ from nbdattach.monitor import control, launch
 from nbdattach.operations import candidates, interrupts
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
+from nbdattach.own_server import kept
 from nbdattach.protocol.target import Target
 from nbdattach.reporter import QUIET, Reporter, Trace
 from nbdattach.text import plain, quoted
@@ -101,7 +102,7 @@ def _attach(
     end: ExitStack,
 ) -> Attachment:
     """The caller closes `end` after we have released everything that the attachment needed."""
-    with connected(target, options, trace) as (reached, connections, export, notes), _alone_with(tag):
+    with connected(target, options, trace) as (reached, connections, export, notes), alone_with(tag):
         there = _already_there(tag, target, device, options)  # another command may have been faster
         if there:
             return there
@@ -155,7 +156,8 @@ def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay |
 
 
 @contextmanager
-def _alone_with(tag: str) -> Iterator[None]:
+def alone_with(tag: str) -> Iterator[None]:
+    """One command for this tag at a time."""
     try:
         with state.tag_lock(tag):
             yield
@@ -203,6 +205,8 @@ def _complete(
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
         state.forget(device)
+        if job.options.server:
+            kept.take_back(job.options.server)
         raise
     finally:
         hold.close()
@@ -226,6 +230,8 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
     state.forget(node.device)  # the state of an attachment before this one
     state.save(node.device, _record(hold, backend, job))
+    if job.options.server:
+        kept.leave_to(job.options.server, node.device.name)
     return notes
 
 

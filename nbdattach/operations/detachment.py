@@ -26,8 +26,9 @@ from nbdattach.kernel.sysfs import Kernel
 from nbdattach.kernel.worker import GOODBYE_SECONDS
 from nbdattach.monitor import control
 from nbdattach.operations import claim, disconnection, writes
+from nbdattach.own_server.end import end
 from nbdattach.reporter import QUIET, Reporter, silent
-from nbdattach.text import quoted
+from nbdattach.text import plain, quoted
 
 _POLL = 0.01
 
@@ -82,6 +83,10 @@ def detach(
                 _tidy_up_later(device, pid)
                 raise
         _await_relay(record)
+        if record and record.server:
+            words = end(record.server, Deadline(max(seconds, GOODBYE_SECONDS)), kill=force)
+            if words:
+                reporter.say(f"{plain(record.server.name)}: its server says: {quoted(words)}")
     udev.settle([device.path], max(1.0, deadline.remaining()))
     return ""
 

@@ -25,7 +25,7 @@ _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", re.ASCII)
 _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # sun_path of struct sockaddr_un, less its closing NUL (linux/un.h).
-_MAX_SOCKET_PATH = 107
+MAX_SOCKET_PATH = 107
 _FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
 
 # Options of TLS for which a URI has no place, with their types: fields of `TlsOptions`.
@@ -352,6 +352,6 @@ def _checked_socket(text: str, path: str) -> str:
         raise Malformed(
             quoted(text), "a relative path, and the working directory is gone", "write the absolute path"
         ) from None
-    if len(os.fsencode(absolute)) > _MAX_SOCKET_PATH:
-        raise Malformed(quoted(text), f"the socket's path is longer than {_MAX_SOCKET_PATH} bytes", "use a shorter one")
+    if len(os.fsencode(absolute)) > MAX_SOCKET_PATH:
+        raise Malformed(quoted(text), f"the socket's path is longer than {MAX_SOCKET_PATH} bytes", "use a shorter one")
     return absolute

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from servers import Server
 
 # The measurements there.
-PARTS = ("attaching", "data", "restarts", "monitor", "at-once", "tls", "tls-chacha20")
+PARTS = ("attaching", "data", "restarts", "monitor", "at-once", "tls", "tls-chacha20", "images-raw", "images-qcow2")
 SECTORS = (128, 256, 512, 1024, 4096)
 CONNECTIONS = (1, 2, 4, 8)
 

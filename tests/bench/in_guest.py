@@ -19,6 +19,7 @@ from pathlib import Path
 
 import crowd
 import fio
+import images
 import restarts
 import tls
 from attached import REST_SECONDS, Device, run, until
@@ -171,6 +172,10 @@ def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -
         return "Server's return", restarts.measure(kinds, rounds)
     if part == "monitor":
         return "Monitor, resident", crowd.monitor_memory(netlink(ours), server, min(rounds, crowd.MOST_ROUNDS))
+    if part in ("images-raw", "images-qcow2"):
+        kind = part.removeprefix("images-")
+        rows = [*images.attaching(ours, kind, rounds), *images.data(ours, kind, rounds, options.seconds)]
+        return f"Image, {kind}", rows
     if part in tls.CIPHERS:
         cipher = tls.CIPHERS[part]
         return f"TLS, {cipher}", over_tls(cipher, options)

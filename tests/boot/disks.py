@@ -29,6 +29,30 @@ def ext4_in_part2(path: Path) -> None:
     _run("mkfs.ext4", "-q", "-F", "-E", f"offset={PART2}", path, f"{(_SIZE - PART2) >> 10}k")
 
 
+def ext4_with(path: Path, folder: Path) -> None:
+    """A file system with the files of that folder."""
+    empty(path)
+    _run("mkfs.ext4", "-q", "-F", "-d", folder, path)
+
+
+def qcow2(path: Path, raw: Path) -> None:
+    """An image with the content of a raw one."""
+    _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
+
+
+def extracted(path: Path, name: str, to: Path) -> Path:
+    """A file of the file system in it."""
+    _run("debugfs", "-R", f"dump {name} {to}", path)
+    return to
+
+
+def as_raw(path: Path, to: Path) -> Path:
+    """The content of a qcow2 image that is closed and has no error."""
+    _run("qemu-img", "check", "-q", "-f", "qcow2", path)
+    _run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, to)
+    return to
+
+
 def swap(path: Path) -> None:
     empty(path)
     _run("mkswap", "--quiet", path)

@@ -157,3 +157,40 @@ def test_each_carrier_leaves_clean_images(tmp_path: Path) -> None:
     assert '"transport": "kernel"' in said
     assert '"transport": "relay"' in said
     see_no_trouble(guest)
+
+
+def test_an_image_on_another_device_is_there_at_boot_and_clean_after_power_off(tmp_path: Path) -> None:
+    """Its server outlives the unmount of what is on it, and ends before the file system that it lies on goes."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    disks.ext4_in_part2(tmp_path / "raw")
+    disks.qcow2(folder / "disk.qcow2", tmp_path / "raw")
+    disks.ext4_with(tmp_path / "whole", folder)
+    fstab = "/dev/nbd0 /srv ext4 _netdev 0 0\n/dev/nbd1p2 /mnt ext4 _netdev 0 0\n"
+    nbdtab = f"nbd0 {HOST} whole\nnbd1 /srv/disk.qcow2 -\n"
+    look = """
+findmnt --noheadings /srv
+findmnt --noheadings /mnt
+nbdattach status --json nbd1
+systemctl list-units --no-legend --plain 'nbdattach-server-*'
+! systemctl --failed --no-legend --plain | grep .
+pkill -9 -x qemu-nbd
+echo two >/mnt/file
+sync
+nbdattach status --json nbd1
+"""
+    with (
+        nbdkit("file", f"dir={tmp_path}", address=HOST, port=PORT),
+        booting(tmp_path, look, {"etc/fstab": fstab, "etc/nbdtab": nbdtab}) as guest,
+    ):
+        said = guest.wait()
+        disks.see_clean(tmp_path / "whole")
+        image = disks.extracted(tmp_path / "whole", "disk.qcow2", tmp_path / "image")
+        raw = disks.as_raw(image, tmp_path / "after")
+        disks.see_clean(raw, disks.PART2)
+        assert disks.content(raw, "file", disks.PART2) == "two\n"
+    assert '"unit": "nbdattach-server-' in said
+    assert '"restarts": 1' in said
+    see_no_trouble(guest)
+    order = ["Unmounted mnt.mount", "Stopped nbdattach@nbd1", "Unmounted srv.mount", "Stopped nbdattach@nbd0"]
+    assert sorted(order, key=guest.when) == order

@@ -129,4 +129,7 @@ step "debugfs -R 'cat /hello' disk.img"
 step "debugfs -R 'rdump / mnt' disk.img"
 step '(cd mnt && sha256sum -c ../sums)'
 
+say 'nbdattach can start the server itself: its command stands in brackets, and it ends with the command.'
+step 'nbdattach info [ nbdkit file disk.img ]'
+
 say 'Done: attached, written, read back, detached, compared on the server.'

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 _CALLS = {
-    "posix": {"open", "close", "unlink", "replace", "mkdir", "write", "fork", "setsid", "pread"},
+    "posix": {"open", "close", "unlink", "replace", "rename", "mkdir", "rmdir", "write", "fork", "setsid", "pread"},
     "fcntl": {"ioctl", "flock", "fcntl"},
     "_posixsubprocess": {"fork_exec"},
     "_signal": {"pthread_sigmask"},
@@ -88,6 +88,8 @@ class Steps:
         elif name := _call(arg):
             place = _innermost(frame)
             aside = frame.f_code.co_filename.endswith("/subprocess.py") and name != "fork_exec"  # its own pipes
+            if place.endswith(".<module>"):  # an import, which may write its bytecode
+                return
             if place and not place.startswith(_LOOKS) and place not in _LOOK and not aside:
                 self._note(f"{moment} {place}: {name}")
 

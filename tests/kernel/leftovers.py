@@ -28,7 +28,7 @@ def clear_away() -> None:
     with netlink.Family() as family:
         for one in status.all_attached():
             family.disconnect(one.index)
-    subprocess.run("rm -f /run/nbdattach/*", shell=True)
+    subprocess.run("rm -rf /run/nbdattach/*; pkill -x qemu-nbd", shell=True)
 
 
 def leftovers() -> list[str]:
@@ -44,8 +44,19 @@ def beside_the_monitor() -> list[str]:
     left = [str(one) for one in status.all_attached()]
     left += [f"{device.path} has a size" for device in sysfs.devices() if sysfs.Kernel(device).size]
     left += [f"{device.path} has partitions" for device in sysfs.devices() if sysfs.Kernel(device).partitions]
+    left += [f"process {pid}: a server" for pid in servers_of_images()]
     left += [f"process {pid}: {line}" for pid, line in workers() if not _is_monitor(line)]
     return left + [f"file {name}" for name in files() if name not in ("lock", "monitor")]
+
+
+def servers_of_images() -> list[int]:
+    """Process ids of the servers that nbdattach has started for images."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if _command_line(name).startswith(("/usr/bin/qemu-nbd --persistent", "/usr/bin/nbdkit --foreground")):
+                found.append(int(name))
+    return found
 
 
 def no_monitor() -> bool:
@@ -67,8 +78,8 @@ def workers() -> list[tuple[int, str]]:
 
 
 def _is_helper(line: str) -> bool:
-    """A worker, a guard, a flush, or a process that tidies up."""
-    return "from nbdattach.kernel." in line
+    """A worker, a guard, a flush, the keeper of a server, or a process that tidies up."""
+    return "from nbdattach.kernel." in line or "from nbdattach.own_server." in line
 
 
 def is_relay(line: str) -> bool:

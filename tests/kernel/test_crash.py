@@ -115,11 +115,13 @@ def is_complete(uri: str) -> bool:
         there = status.status_of(Device(0))
     except NotAttached:  # it is ending
         return False
-    return (there.state, there.target, helpers()) == ("connected", uri, [there.pid] if there.pid else [])
+    target = there.image.path if there.image else there.target
+    return (there.state, target, helpers()) == ("connected", uri, [there.pid] if there.pid else [])
 
 
-def some(steps: Sequence[str]) -> Sequence[str]:
-    return steps[START % EVERY :: EVERY]
+def some(steps: Sequence[str], fewer: int = 1) -> Sequence[str]:
+    """With `fewer`, one of so many samples, because each takes long."""
+    return steps[START % EVERY :: EVERY if EVERY == 1 else EVERY * fewer]
 
 
 def each(steps: Sequence[str], one_round: Callable[[str], None]) -> None:
@@ -143,7 +145,7 @@ def unsettle() -> None:
         Path(f"/sys/block/nbd0/queue/{attribute}").write_text(value)
 
 
-def connect_killed_at_each_step(place: Place, both: bool = False, **how: Any) -> None:
+def connect_killed_at_each_step(place: Place, both: bool = False, fewer: int = 1, **how: Any) -> None:
     unsettle()
     whole = place.connect(**how)
     assert whole.code == 0, whole.said
@@ -161,10 +163,10 @@ def connect_killed_at_each_step(place: Place, both: bool = False, **how: Any) ->
             assert step in whole.steps[commit:], "attached before the commit"
         place.see_it_work()
 
-    each(some(whole.steps), one_round)
+    each(some(whole.steps, fewer), one_round)
 
 
-def disconnect_killed_at_each_step(place: Place, **how: Any) -> None:
+def disconnect_killed_at_each_step(place: Place, fewer: int = 1, **how: Any) -> None:
     assert place.connect().code == 0
     whole = place.disconnect()
 
@@ -177,7 +179,7 @@ def disconnect_killed_at_each_step(place: Place, **how: Any) -> None:
         place.see_it_go()
         place.see_it_written()
 
-    each(some(whole.steps), one_round)
+    each(some(whole.steps, fewer), one_round)
     place.see_it_work()
 
 
@@ -219,6 +221,23 @@ def test_a_worker_killed_at_any_step_leaves_nothing(place: Place, both: bool) ->
 
     place.see_it_go()
     each(some(attaching + detaching), one_round)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Place:
+    """A place whose server is started for it, and ended with it."""
+    path = partitioned_image(tmp_path / "disk.img")
+    return Place(path, str(path), ["--no-reconnect"])
+
+
+@pytest.mark.netlink
+def test_a_connect_of_an_image_killed_at_any_step_leaves_no_server(image: Place) -> None:
+    connect_killed_at_each_step(image, fewer=3)
+
+
+@pytest.mark.netlink
+def test_a_disconnect_of_an_image_killed_at_any_step_is_ended_by_the_next(image: Place) -> None:
+    disconnect_killed_at_each_step(image, fewer=3)
 
 
 @pytest.fixture

@@ -119,6 +119,13 @@ def test_an_unknown_field_is_left_out_or_refused() -> None:
         untrusted_json.made_of(Thing, content, strict=True)
 
 
+def as_json(value: object, other: object) -> str:
+    """As JSON has it; of a dataclass the fields that `other` has, too, because unknown ones are left out."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        value = {key: value[key] for key in sorted(value) if key in other}
+    return json.dumps(value)
+
+
 @pytest.mark.parametrize("kind", [Record, Trouble, Request])
 @given(data=st.data())
 def test_whatever_stands_in_a_field_nothing_but_a_value_error_comes_of_it(
@@ -131,7 +138,7 @@ def test_whatever_stands_in_a_field_nothing_but_a_value_error_comes_of_it(
         made = untrusted_json.made_of(kind, untrusted_json.parsed(json.dumps({**whole, name: value})))
     except ValueError:
         return
-    assert getattr(made, name) == value
+    assert as_json(asdict(made)[name], value) == as_json(value, asdict(made)[name])
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"a":' * 9000, "[" * 65 + "]" * 65, "[[]" * 65], ids=len)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from host import NBD0, Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record, Trouble
-from nbdattach.attached.status import Status, status_of
+from nbdattach.attached.status import ImageStatus, ServerStatus, Status, status_of
 from nbdattach.errors import NotAttached
+from nbdattach.host import procfs
+from nbdattach.server_of_ours import Image, OwnServer
 
 WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711, reconnect=True)
 AWAY = Trouble("reconnecting", "2026-01-02T03:05:00Z", "2026-01-02T03:05:04Z", "nbd://db1/disk: no")
@@ -54,8 +58,10 @@ def test_an_attachment_by_netlink_needs_no_process() -> None:
         since="2026-01-02T03:04:05Z",
         mounts=[],
         holders=[],
-        trouble=None,
         also=[],
+        server=None,
+        image=None,
+        trouble=None,
     )
 
 
@@ -98,3 +104,60 @@ def test_what_is_not_attached_is_said(host: Host) -> None:
     (host.sys / "block/nbd0/pid").unlink()
     with pytest.raises(NotAttached):
         status_of(NBD0)
+
+
+# -- servers of our own ------------------------------------------------------------------------------------------------
+
+
+def with_server(host: Host, image: Image | None = None, unit: str | None = None) -> Record:
+    server = OwnServer("/d.img", str(host.run), ("/usr/bin/qemu-nbd", "/d.img"), unit, image)
+    return replace(WATCHED, reconnect=False, server=server)
+
+
+def test_status_tells_the_server_that_was_started_for_the_device(host: Host) -> None:
+    host.write("state", json.dumps({"pid": os.getpid(), "started": procfs.started(os.getpid()), "restarts": 3}))
+    state.save(NBD0, with_server(host, Image("/d.img", "qcow2", "1:2", ("/base",)), "nbdattach-server-1.service"))
+    found = status_of(NBD0)
+    assert found.server == ServerStatus(
+        command=["/usr/bin/qemu-nbd", "/d.img"],
+        pid=os.getpid(),
+        unit="nbdattach-server-1.service",
+        restarts=3,
+    )
+    assert found.image == ImageStatus(path="/d.img", format="qcow2", backing=["/base"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', None])
+def test_status_does_without_the_state_of_a_server(host: Host, text: str | None) -> None:
+    if text is not None:
+        host.write("state", text)
+    state.save(NBD0, with_server(host))
+    found = status_of(NBD0).server
+    assert found == ServerStatus(["/usr/bin/qemu-nbd", "/d.img"], pid=None, unit=None, restarts=0)
+    assert status_of(NBD0).image is None
+
+
+def test_record_of_an_older_release_has_no_server(host: Host) -> None:
+    content = asdict(WATCHED)
+    del content["server"]
+    host.write("nbd0.json", json.dumps(content))
+    found = status_of(NBD0)
+    assert (found.tag, found.server, found.image) == ("mine", None, None)
+
+
+@pytest.mark.parametrize(
+    "server",
+    [5, "x", [], {}, {"name": "/d.img"}, {"name": "/d", "folder": "/f", "command": "qemu-nbd"},
+     {"name": "/d", "folder": "/f", "command": ["q"], "image": {"path": 5}}],
+)  # fmt: skip
+def test_record_with_a_broken_server_is_none(host: Host, server: object) -> None:
+    """The device is shown as that of another program."""
+    host.write("nbd0.json", json.dumps({**asdict(WATCHED), "server": server}))
+    found = status_of(NBD0)
+    assert (found.state, found.tag, found.target, found.server) == ("connected", "mine", None, None)
+
+
+def test_server_survives_the_record(host: Host) -> None:
+    record = with_server(host, Image("/d\udcff.img", "raw", "1:2", ("/a", "/b"), snapshot=True), "u.service")
+    state.save(NBD0, record)
+    assert state.load(NBD0) == record

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from nbdattach.boot import table
 from nbdattach.boot.nbdtab import Entry, Table, parse
 from nbdattach.cli import main
-from nbdattach.connect_options import ConnectOptions
+from nbdattach.connect_options import USUAL, ConnectOptions, ImageOptions
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, Malformed
-from nbdattach.operations import attachment
+from nbdattach.operations import attachment, serving
+from nbdattach.own_server.source import Source, source_of
 from nbdattach.protocol.target import Target
 
 
@@ -150,6 +151,40 @@ def test_the_same_target_at_two_devices_is_no_mistake() -> None:
     assert [one.target for one in sound("nbd0 db1 disk\nnbd1 db1 disk")] == [LOCAL, LOCAL]
 
 
+@pytest.mark.parametrize(
+    ("line", "image", "options"),
+    [
+        ("nbd0 /vm/disk.img -", "/vm/disk.img", USUAL),
+        ("nbd0 /vm/disk -", "/vm/disk", USUAL),
+        ("nbd0 /dev/vg/lv - persist", "/dev/vg/lv", USUAL),
+        ("nbd0 /vm/d,1=a.img - format=vpc,snapshot", "/vm/d,1=a.img", ImageOptions(format="vpc", snapshot=True)),
+        ("nbd0 /d - offset=0,cache=none", "/d", ImageOptions(offset=0, cache="none")),
+        (f"nbd0 /{'x' * 200} -", f"/{'x' * 200}", USUAL),
+        ("nbd0 /s disk", "", USUAL),
+        ("nbd0 /s - unix", "", USUAL),
+        ("nbd0 disk.img -", "", USUAL),
+        ("nbd0 nbd+unix:///?socket=/s -", "", USUAL),
+    ],
+)
+def test_only_an_absolute_path_without_an_export_may_be_an_image(line: str, image: str, options: ImageOptions) -> None:
+    found = entry(line)
+    assert (found.image, found.image_options) == (image, options)
+
+
+def test_a_path_that_may_be_an_image_is_a_socket_as_well() -> None:
+    """The file itself can tell, and it may come later."""
+    assert entry("nbd0 /run/nbd.sock -").target == Target(socket="/run/nbd.sock", export="-")
+
+
+def test_the_path_of_an_image_may_be_longer_than_that_of_a_socket() -> None:
+    path = f"/{'ä' * 100}.img"  # in bytes: fewer characters than a socket's path may have bytes
+    assert entry(f"nbd0 {path} -").image == path
+
+
+def test_part_of_an_image_is_no_export_without_a_handshake() -> None:
+    assert entry("nbd0 /vm/disk.img - offset=512,size=1024").options.raw_size == 1024
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 LINE = "a line is DEVICE HOST EXPORT [OPTION,...]"
@@ -239,6 +274,24 @@ MALFORMED: list[tuple[str, int, str, str]] = [
     ("nbd2 db1 disk bs=4096,bs=512", 23, "option bs is given twice", "leave out one"),
     ("nbd2 db1 disk swap,swap", 20, "option swap is given twice", "leave out one"),
     ("nbd2 db1 disk bs=512,block-size=512", 22, "option block-size means the same as bs at column 15", "leave out one"),
+    (
+        "nbd2 db1 disk persist,format=raw",
+        23,
+        "option format is for an image, whose line is DEVICE /PATH -",
+        "leave it out for a server",
+    ),
+    (
+        "nbd2 /s disk cache=none,snapshot",
+        25,
+        "option snapshot is for an image, whose line is DEVICE /PATH -",
+        "leave it out for a server",
+    ),
+    (
+        "nbd2 /s - unix,offset=0",
+        16,
+        "option offset is for an image, whose line is DEVICE /PATH -",
+        "leave it out for a server",
+    ),
     (
         "nbd2 db1 disk on-loss=fail,dead-timeout=3",
         28,
@@ -357,6 +410,17 @@ PAIRS = [("also=db3,also=/s", ["--also", "db3", "--also", "/s"]),
          ("tls-cert=/c,tls-key=/k", ["--tls-cert", "/c", "--tls-key", "/k"]),
          ("no-handshake,size=512", ["--no-handshake", "--size", "512"])]  # fmt: skip
 FLAGS = ["read-only", "tls", "tls-no-verify", "swap", "no-reconnect"]
+# Of images only.
+IMAGE_VALUES: dict[str, list[str | None]] = {
+    "format": ["raw", "qcow2", "vpc", "cloop", "luks", "RAW", ""],
+    "cache": ["writeback", "writethrough", "none", "directsync", "unsafe", "auto"],
+    "discard": ["unmap", "ignore", "on"],
+    "offset": ["0", "1048576", "-1", "1M"],
+    "size": ["1", "512", "0"],
+    "read-only": [None],
+    "snapshot": [None, "yes"],
+}
+IMAGE_OPTIONS = [(name, value) for name, values in IMAGE_VALUES.items() for value in values]
 
 
 def long_names() -> set[str]:
@@ -384,7 +448,7 @@ def in_table(options: str) -> tuple[Target, ConnectOptions] | None:
 
 
 def test_every_option_of_connect_is_tried_here() -> None:
-    assert {*VALUES, *FLAGS, "tls-key", "size", "no-handshake"} == long_names()
+    assert {*VALUES, *FLAGS, *IMAGE_VALUES, "tls-key", "no-handshake"} == long_names()
 
 
 @pytest.mark.parametrize(("name", "value"), OPTIONS_WITH_VALUES)
@@ -399,6 +463,41 @@ def test_options_mean_what_connect_means(monkeypatch: pytest.MonkeyPatch, option
     found = in_table(options)
     assert found is not None
     assert found == connected(monkeypatch, arguments)
+
+
+OfImage = tuple[Source, ConnectOptions, ImageOptions]
+
+
+def connected_to_image(monkeypatch: pytest.MonkeyPatch, image: Path, option: str) -> OfImage | None:
+    """The result of connect with this option; None if it refuses it."""
+    asked: list[OfImage] = []
+
+    def attach(source: Source, _device: object, options: ConnectOptions, found: ImageOptions, _: object) -> None:
+        asked.append((source, options, found))
+        raise KernelRefused("it", "no", "try")
+
+    monkeypatch.setattr(serving, "attach", attach)
+    code = main.run(["connect", option, str(image), "nbd0"])
+    assert code == (6 if asked else 2)
+    return asked[0] if asked else None
+
+
+def image_in_table(image: Path, option: str) -> OfImage | None:
+    for found in parse(f"nbd0 {image} - {option}", "nbdtab").entries:
+        source = source_of(found.image)
+        assert source is not None
+        return source, found.options, found.image_options
+    return None
+
+
+@pytest.mark.parametrize(("name", "value"), IMAGE_OPTIONS)
+def test_option_of_an_image_means_what_connect_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str | None
+) -> None:
+    image = tmp_path / "disk.img"
+    image.touch()
+    option = name if value is None else f"{name}={value}"
+    assert image_in_table(image, option) == connected_to_image(monkeypatch, image, f"--{option}")
 
 
 # -- any text ----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ ATTACHED = Status(
     mounts=["/srv", "/mnt"],
     holders=["dm-0"],
     also=[],
+    server=None,
+    image=None,
     trouble=None,
 )
 FOREIGN = replace(
@@ -89,7 +91,7 @@ def test_size_is_right_to_four_digits(size: int) -> None:
 
 STATUS_KEYS = [
     "device", "index", "state", "tag", "target", "export", "size", "block_size", "read_only", "backend",
-    "connections", "tls", "pid", "since", "mounts", "holders", "also",
+    "connections", "tls", "pid", "since", "mounts", "holders", "also", "server", "image",
 ]  # fmt: skip
 INFO_KEYS = ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls"]
 CHECK_KEYS = ["target", "ok", "handshake_ms", "read_ms", "error"]
@@ -116,9 +118,11 @@ def test_status_json_is_a_list_of_the_contracts_objects() -> None:
         "mounts": ["/srv", "/mnt"],
         "holders": ["dm-0"],
         "also": [],
+        "server": None,
+        "image": None,
     }
     assert {key for key, value in found[1].items() if value is None} == {
-        "tag", "target", "export", "backend", "tls", "since",
+        "tag", "target", "export", "backend", "tls", "since", "server", "image",
     }  # fmt: skip
 
 
@@ -139,7 +143,7 @@ def test_status_json_tells_tls() -> None:
 
 
 def test_info_json_is_the_contracts() -> None:
-    found = json.loads(render.info_json(TARGET, Inspected(EXPORT, ("TLSv1.3", "TLS_AES_256_GCM_SHA384"))))
+    found = json.loads(render.info_json(TARGET.uri, Inspected(EXPORT, ("TLSv1.3", "TLS_AES_256_GCM_SHA384"))))
     assert list(found) == INFO_KEYS
     assert list(found["block_size"]) == ["minimum", "preferred", "maximum"]
     assert list(found["tls"]) == ["version", "cipher", "names", "expires"]
@@ -156,7 +160,7 @@ def test_info_json_is_the_contracts() -> None:
 
 
 def test_info_json_has_all_its_keys_when_little_is_known() -> None:
-    found = json.loads(render.info_json(Target("db1"), Inspected(Export("", 0, 0, "oldstyle"), None)))
+    found = json.loads(render.info_json("nbd://db1", Inspected(Export("", 0, 0, "oldstyle"), None)))
     assert list(found) == INFO_KEYS
     assert found == {
         "target": "nbd://db1",
@@ -171,7 +175,7 @@ def test_info_json_has_all_its_keys_when_little_is_known() -> None:
 
 
 def test_list_json_is_the_contracts() -> None:
-    found = json.loads(render.list_json(TARGET, [Listed("disk", "of all", 512), Listed("", "", None)]))
+    found = json.loads(render.list_json(TARGET.server, [Listed("disk", "of all", 512), Listed("", "", None)]))
     assert list(found) == ["target", "exports"]
     assert [list(one) for one in found["exports"]] == [["name", "description", "size"]] * 2
     assert found == {
@@ -184,11 +188,11 @@ def test_list_json_is_the_contracts() -> None:
 
 
 def test_list_json_of_an_empty_server() -> None:
-    assert json.loads(render.list_json(TARGET, [])) == {"target": "nbd://db1:99", "exports": []}
+    assert json.loads(render.list_json(TARGET.server, [])) == {"target": "nbd://db1:99", "exports": []}
 
 
 def test_check_json_is_the_contracts() -> None:
-    found = json.loads(render.check_json(TARGET, Checked(1.5, 0.25, None)))
+    found = json.loads(render.check_json(TARGET.uri, Checked(1.5, 0.25, None)))
     assert list(found) == CHECK_KEYS
     assert found == {
         "target": "nbd://db1:99/disk",
@@ -200,13 +204,13 @@ def test_check_json_is_the_contracts() -> None:
 
 
 def test_check_json_of_a_failure_tells_it() -> None:
-    found = json.loads(render.check_json(TARGET, Checked(1.5, None, Refused("nbd://db1", "no", "be nice"))))
+    found = json.loads(render.check_json(TARGET.uri, Checked(1.5, None, Refused("nbd://db1", "no", "be nice"))))
     assert list(found) == CHECK_KEYS
     assert (found["ok"], found["read_ms"], found["error"]) == (False, None, "nbd://db1: no")
 
 
 def test_json_keeps_hostile_text_whole_and_is_ascii() -> None:
-    text = render.list_json(TARGET, [Listed(HOSTILE, HOSTILE, 1)])
+    text = render.list_json(TARGET.server, [Listed(HOSTILE, HOSTILE, 1)])
     assert text.isascii()
     assert all(line.isprintable() for line in text.split("\n"))
     assert json.loads(text)["exports"][0] == {"name": HOSTILE, "description": HOSTILE, "size": 1}
@@ -354,7 +358,7 @@ def test_list_table_of_an_empty_server_is_its_head() -> None:
 
 
 def test_info_lines() -> None:
-    assert render.info_lines(TARGET, Inspected(EXPORT, ("TLSv1.3", "TLS_AES_256_GCM_SHA384"))).splitlines() == [
+    assert render.info_lines(TARGET.uri, Inspected(EXPORT, ("TLSv1.3", "TLS_AES_256_GCM_SHA384"))).splitlines() == [
         "target:      nbd://db1:99/disk",
         "export:      disk",
         "description: of all",
@@ -368,7 +372,7 @@ def test_info_lines() -> None:
 
 
 def test_info_lines_when_little_is_known() -> None:
-    assert render.info_lines(Target("db1"), Inspected(Export("", 0, 0, "oldstyle"), None)).splitlines() == [
+    assert render.info_lines("nbd://db1", Inspected(Export("", 0, 0, "oldstyle"), None)).splitlines() == [
         "target:      nbd://db1",
         "export:      '' (the default export)",
         "description: -",
@@ -382,12 +386,14 @@ def test_info_lines_when_little_is_known() -> None:
 
 
 def test_info_lines_of_a_hostile_server_are_nine_printable_ones() -> None:
-    lines = render.info_lines(TARGET, Inspected(replace(EXPORT, name=HOSTILE, description=HOSTILE), None)).split("\n")
+    lines = render.info_lines(TARGET.uri, Inspected(replace(EXPORT, name=HOSTILE, description=HOSTILE), None)).split(
+        "\n"
+    )
     assert len(lines) == 9
     assert all(line.isprintable() for line in lines)
 
 
 def test_check_line() -> None:
-    assert render.check_line(TARGET, Checked(1.5, 0.25, None)) == (
+    assert render.check_line(TARGET.uri, Checked(1.5, 0.25, None)) == (
         "nbd://db1:99/disk: ok, handshake 1.5 ms, read 0.25 ms"
     )

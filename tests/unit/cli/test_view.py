@@ -37,6 +37,8 @@ ATTACHED = Status(
     mounts=[],
     holders=[],
     also=[],
+    server=None,
+    image=None,
     trouble=None,
 )
 AWAY = replace(

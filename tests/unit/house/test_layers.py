@@ -44,6 +44,7 @@ GROUND = {
     "untrusted_json",
     "error_facts",
     "tls_session",
+    "server_of_ours",
 }
 
 # Outside thing: the modules that may import it.
@@ -97,6 +98,7 @@ PURE = (
     "error_facts",
     "untrusted_json",
     "tls_session",
+    "server_of_ours",
     "relay.orders",
     "device",
     "backends.limits",

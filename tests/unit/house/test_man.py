@@ -22,7 +22,6 @@ from nbdattach.cli import render
 from nbdattach.cli.main import cli
 from nbdattach.connection.client import Checked, Inspected
 from nbdattach.protocol.export import Export
-from nbdattach.protocol.target import Target
 
 pytestmark = pytest.mark.once
 
@@ -34,7 +33,6 @@ UNIT_PAGE = ROOT / "man" / "nbdattach@.service.8"
 PYTHON_PAGE = ROOT / "man" / "nbdattach-python.7"
 README = ROOT / "README.md"
 COMMON = "Options of every command"
-TARGET = Target(host="h")
 
 
 def parts(text: str, macro: str) -> dict[str, str]:
@@ -91,9 +89,9 @@ def keys(document: str) -> set[str]:
 
 FIELDS = {
     "status": {field.name for field in dataclasses.fields(Status)},
-    "list": keys(render.list_json(TARGET, [])),
-    "info": keys(render.info_json(TARGET, Inspected(Export("", 1, 1, "newstyle"), None))),
-    "check": keys(render.check_json(TARGET, Checked(None, None, None))),
+    "list": keys(render.list_json("h", [])),
+    "info": keys(render.info_json("h", Inspected(Export("", 1, 1, "newstyle"), None))),
+    "check": keys(render.check_json("h", Checked(None, None, None))),
     "doctor": keys(render.findings_json([])),
 }
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The server of a TARGET that a command only looks at: it runs already, or is started and ended for the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nbdattach.cli.types import target_of
+from nbdattach.errors import Malformed, NbdattachError
+from nbdattach.text import plain
+
+if TYPE_CHECKING:
+    from nbdattach.protocol.target import Target
+    from nbdattach.server_of_ours import Image
+
+
+@dataclass(frozen=True, slots=True)
+class There:
+    """`name` and `server` are for users; `explained` words an error of the target as they know it."""
+
+    target: Target
+    name: str
+    server: str
+    image: Image | None
+    explained: Callable[[NbdattachError], NbdattachError]
+
+
+@contextmanager
+def reached(text: str, export: str | None, trust: dict[str, Any], format_: str | None = None) -> Iterator[There]:
+    """Raises `NbdattachError`; those of the caller's block are worded for users."""
+    from nbdattach.own_server.source import SOME_SERVER, no_tls, source_of
+    from nbdattach.protocol.target import with_tls
+
+    source = source_of(text, export)
+    if source is None:
+        target = target_of(text, export, trust)
+        if format_ is not None:
+            raise Malformed("--format", f"{plain(text)} is no image", "leave it out")
+        yield There(target, target.uri, target.server, None, lambda error: error)
+        return
+    if with_tls(SOME_SERVER, **trust).tls:
+        raise no_tls(source)
+    from nbdattach.connect_options import ImageOptions
+    from nbdattach.own_server import start
+
+    with start.served(source, ImageOptions(format=format_), read_only=True) as one, one.explained():
+        name = plain(source.name)
+        yield There(one.target, name, name, one.server.image, one.worded)

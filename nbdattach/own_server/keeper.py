@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The process that keeps one server running: starts it, again if it dies, and ends it when no device needs it.
+
+It is run by a bare interpreter (`python -I -S`), by systemd as a service or as a process of its own; so it imports next
+to nothing. Its folder has these files:
+
+    plan      JSON: what to run (`own_server.start` writes it)
+    socket    the server's
+    state     JSON: pid of keeper and server, restarts
+    words     a pipe from the server's standard output and error
+    log       the words of the server, and the keeper's
+    device    "nbd0", when the server is attached there
+
+Decisions that matter:
+* The server gets a listening socket as systemd would pass it (LISTEN_FDS, sd_listen_fds(3)), a new one at each start,
+  and only the server has it: while it is dead, a client is refused at once and tries again.
+* The server is needed while the command that wanted it runs, and after that while the device has an attachment whose
+  record names this folder. So a command that is killed, at any step, leaves no server behind.
+* The keeper makes the folder and removes it, and what is made for the server. So nothing is there without a keeper.
+* All that the keeper needs is in its folder. So another keeper can take its place, and goes on with the same server.
+"""
+
+from __future__ import annotations
+
+import _signal as signal  # type: ignore[import-not-found]  # the module signal builds enums on it: 0.9 MB
+import _socket as socket  # the module socket costs 1 MB
+import json
+import os
+import select
+import time
+
+from nbdattach.host import background, syscalls
+from nbdattach.kernel.bare_sysfs import attribute
+from nbdattach.own_server import child, image_lock
+
+TYPE_CHECKING = False  # the module typing costs 1 MB
+if TYPE_CHECKING:
+    from typing import Any
+
+RECORDS = "/run/nbdattach"
+SERVERS = f"{RECORDS}/servers"
+# Seconds between looks whether the device still needs the server.
+_POLL = 2.0
+# Seconds within which a shutdown asks all processes to end.
+_SHUTDOWN = 30.0
+# Seconds for which a child of a keeper that was killed may still have its files.
+_LAST_CHILD = 2.0
+# Seconds between requests to end.
+_AGAIN = 1.0
+# Milliseconds between looks for the plan, while the command makes it.
+_MOMENT = 5
+# Seconds from the death of a server to its next start: at once, then longer and longer.
+_PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
+# A server that has lived so many seconds is well: the next pause is the first one again.
+_WELL = 10.0
+# More clients at once than any device has connections.
+_BACKLOG = 128
+_MAX_WORDS = 4096
+_MAX_LOG = 64 << 10
+EBUSY = 16
+SIGKILL = 9
+SIGTERM = 15
+
+
+def main(arguments: list[str]) -> None:
+    """`arguments`: the folder; pid and start time of the command that wants the server."""
+    folder, owner, owner_started = arguments
+    child.reserve()
+    try:
+        os.makedirs(folder, 0o700)
+    except FileExistsError:
+        pass  # in the place of another keeper
+    os.chdir(folder)
+    if not _is_alone():
+        return
+    keeper = Keeper(folder, _pidfd_of(int(owner), int(owner_started)))
+    try:
+        if keeper.has_plan():
+            keeper.run()
+    except BaseException:
+        if keeper.is_needed():
+            raise  # the server goes on without us
+    keeper.kill()
+    keeper.remove_all()
+
+
+def _is_alone() -> bool:
+    """Locks the folder; False if another keeper has it. One that was killed may have a child that just starts."""
+    lock = os.open("keeper", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + _LAST_CHILD
+    while True:
+        try:
+            syscalls.flock(lock)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_MOMENT / 1000)
+
+
+def main_aside(arguments: list[str]) -> None:
+    """As `main`, for a keeper that is no service: it leaves the command that started it."""
+    background.leave_parent()
+    main(arguments)
+
+
+class Keeper:
+    """`owner` is a pidfd of the command that wants the server, -1 if that has gone."""
+
+    def __init__(self, folder: str, owner: int) -> None:
+        self._folder = folder
+        self._wake = _end_signals()
+        self._plan: dict[str, Any] = {}
+        self._owner = owner
+        self._restarts = -1
+        self._pid = 0
+        self._server = -1  # pidfd
+        try:
+            os.mkfifo("words", 0o600)
+        except FileExistsError:
+            pass
+        # For writing, too: so it has no end, even without a server.
+        self._words = os.open("words", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._began = 0.0
+        self._deaths = 0
+        self._signals = 0  # that asked us to end, and the time of the last one
+        self._asked = -_SHUTDOWN
+        self._locks: list[int] = []
+        self._survive()
+        self._adopt()
+        self._note()
+        # The last of all: the command waits for it.
+        self._log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def has_plan(self) -> bool:
+        """Waits for it. False if the command has died before it had one, or wants the keeper to end."""
+        poll = select.poll()
+        for number in (self._wake, self._owner):
+            if number >= 0:
+                poll.register(number, select.POLLIN)
+        while True:
+            try:
+                with open("plan") as file:
+                    self._plan = json.load(file)
+                    return True
+            except FileNotFoundError:
+                if self._owner < 0 or poll.poll(_MOMENT):
+                    return False
+
+    def run(self) -> None:
+        """Returns when nothing needs the server any more, or when its command is to report why it has ended."""
+        while True:
+            if self._server < 0 and not (self._prepare() and self._start()):
+                code = 1
+            elif self._wait(None) == "end":
+                break
+            else:
+                code = self._reap()
+            # At the end of a shutdown all processes are asked to end at the same time.
+            asked = time.monotonic() - self._asked < _SHUTDOWN and code in (0, -SIGTERM)
+            if asked or not self.is_needed():
+                self._say(f"ended {code}")
+                return
+            self._say(f"{self._plan['name']}: its server ended ({_meaning(code)}); starting it again")
+            if time.monotonic() - self._began > _WELL:
+                self._deaths = 0
+            pause = _PAUSES[min(self._deaths, len(_PAUSES) - 1)]
+            self._deaths += 1
+            self._note()
+            if self._wait(pause) == "end":
+                break
+        self._end()
+
+    # -- the server ------------------------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Goes on with the server of a keeper before this one, which was killed."""
+        try:
+            with open("state") as file:
+                before = json.load(file)
+            pid, began, restarts = (int(before[name]) for name in ("pid", "started", "restarts"))
+            begun = bool(before["begun"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return
+        self._server = _pidfd_of(pid, began)
+        if begun:
+            self._restarts = restarts
+        if self._server >= 0:
+            self._pid = pid
+
+    def _prepare(self) -> bool:
+        """What has to be done before the first start of a server, or before the next ones; whether it succeeded."""
+        try:
+            self._require_image()
+            if self._restarts < 0 and self._plan["folder"]:
+                os.mkdir(self._plan["folder"], 0o700)  # another user must not have put one there
+        except OSError as error:
+            return self._failed(error)
+        command = self._plan["repair" if self._restarts >= 0 else "prepare"]
+        if not command:
+            return True
+        self._pid, go = child.start(command, self._plan["environment"], "/", "words")
+        self._server = os.pidfd_open(self._pid)
+        child.let_go(go)
+        while self._wait(None, ending=True) == "end":
+            _send(self._server, SIGKILL)
+        return self._reap() == 0
+
+    def _require_image(self) -> None:
+        """Locks what the server does not lock itself, and keeps it locked while the server is dead. Raises OSError.
+
+        The name must still lead to the very image that is attached, and not to a copy.
+        """
+        image = self._plan["image"]
+        if image and image_lock.identity(os.stat(image)) != self._plan["identity"]:
+            raise OSError(f"another file has the name {image} now; the device needs the one that had it before")
+        if self._locks or not self._plan["locks"]:
+            return
+        for path, how in self._plan["locks"]:
+            try:
+                lock = image_lock.claimed(path) if how == "claim" else image_lock.locked(path, how == "read")
+            except OSError as error:
+                if error.errno != EBUSY:
+                    raise
+                raise OSError(
+                    f"Failed to get an exclusive lock of {path}: it is mounted, or held by a device"
+                ) from None
+            if lock is None:
+                raise OSError(f"Failed to get the lock of {path} that QEMU's programs take")
+            self._locks.append(lock)
+
+    def _failed(self, error: OSError) -> bool:
+        self._append(f"{self._plan['name']}: {error.strerror or error}\n".encode(errors="replace"))
+        for lock in self._locks if self._restarts < 0 else ():
+            os.close(lock)
+        return False
+
+    def _start(self) -> bool:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        _unlink("socket.new")
+        listener.bind("socket.new")
+        listener.listen(_BACKLOG)
+        self._began = time.monotonic()
+        plan = self._plan
+        self._pid, go = child.start(
+            plan["command"], plan["environment"], plan["cwd"], "words", listener.fileno(), self._locks
+        )
+        self._server = os.pidfd_open(self._pid)
+        listener.close()
+        self._restarts += 1
+        self._note()
+        os.rename("socket.new", "socket")  # in place of the one before, and never without a listener
+        child.let_go(go)
+        return True
+
+    def _reap(self) -> int:
+        """The exit code of the server that has ended, negative for a signal; 0 if it is not our child."""
+        self._listen_to_it()
+        try:
+            os.waitid(os.P_PIDFD, self._server, os.WEXITED | os.WNOWAIT)
+            try:
+                os.killpg(self._pid, SIGKILL)  # what it has started; it leads the group until we have waited for it
+            except OSError:
+                pass
+            _, status = os.waitpid(self._pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:  # adopted
+            code = 0
+        os.close(self._server)
+        self._server, self._pid = -1, 0
+        return code
+
+    def kill(self) -> None:
+        """Nobody needs the server, nor what it has started; that became our child when its parent had gone."""
+        if self._server >= 0:
+            _send(self._server, SIGKILL)
+        for pid in _children():
+            try:
+                os.kill(pid, SIGKILL)
+                os.waitpid(pid, 0)
+            except OSError:
+                pass
+
+    def _end(self) -> None:
+        """Asks the server to end, and waits for it: it may have much to write. At a second SIGTERM it is killed."""
+        code = 0
+        if self._server >= 0:
+            # Again and again: a server that just starts may not heed it yet.
+            _send(self._server, SIGTERM)
+            while self._wait(_AGAIN, ending=True) != "dead":
+                _send(self._server, SIGKILL if self._signals > 1 else SIGTERM)
+            code = self._reap()
+            if code == -SIGTERM:
+                code = 0
+        self._say(f"ended {code}")
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def _wait(self, seconds: float | None, ending: bool = False) -> str:
+        """Until the server dies ("dead"), nothing needs it any more ("end"), or `seconds` have passed ("")."""
+        limit = None if seconds is None else time.monotonic() + seconds
+        while True:
+            poll = select.poll()
+            for number in (self._wake, self._server, self._words, self._owner):
+                if number >= 0:
+                    poll.register(number, select.POLLIN)
+            rest = _POLL if limit is None else min(_POLL, max(0.0, limit - time.monotonic()))
+            ready = {number for number, _ in poll.poll(1000 if self._owner >= 0 and limit is None else rest * 1000)}
+            if self._words in ready:
+                self._listen_to_it()
+            if self._wake in ready:
+                self._signals += len(os.read(self._wake, 64))
+                self._asked = time.monotonic()
+                if ending or not self.is_needed():
+                    return "end"
+                self._say("asked to end, but a device needs the server")
+            if self._owner in ready:
+                os.close(self._owner)
+                self._owner = -1
+            if self._server in ready:
+                return "dead"
+            if limit is not None and time.monotonic() >= limit:
+                return ""
+            if not ending and self._owner < 0 and not self.is_needed():
+                return "end"
+
+    def is_needed(self) -> bool:
+        """Whether the device still has the attachment that this server was started for. In doubt it has."""
+        try:
+            with open("device") as file:
+                name = file.read()
+            with open(f"{RECORDS}/{name}.json") as file:
+                server = json.load(file).get("server")
+            ours: bool = server is not None and server["folder"] == self._folder
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return True
+        return ours and bool(attribute(name, "pid"))
+
+    # -- words -------------------------------------------------------------------------------------------------------
+
+    def _listen_to_it(self) -> None:
+        """Takes over what the server has said on its standard output and error."""
+        while True:
+            try:
+                self._append(os.read(self._words, _MAX_WORDS))
+            except BlockingIOError:
+                return
+
+    def _say(self, line: str) -> None:
+        self._append(f"nbdattach: {line}\n".encode(errors="replace"))
+
+    def _append(self, words: bytes) -> None:
+        """To the log, and to our standard error, which systemd puts into the journal. It never waits."""
+        try:
+            if os.fstat(self._log).st_size > _MAX_LOG:
+                os.ftruncate(self._log, 0)
+            os.write(self._log, words)
+        except OSError:
+            pass  # /run is full
+        ready = select.poll()
+        ready.register(2, select.POLLOUT)
+        if ready.poll(0):
+            try:
+                os.write(2, words)
+            except OSError:
+                pass
+
+    def _note(self) -> None:
+        state = {
+            "keeper": os.getpid(),
+            "keeper_started": _started(os.getpid()),
+            "pid": self._pid,
+            "started": _started(self._pid) if self._pid else 0,
+            "restarts": max(0, self._restarts),
+            "begun": self._restarts >= 0,  # the image was prepared, and that must not be done twice
+        }
+        try:
+            with open("state.new", "w") as file:
+                json.dump(state, file)
+            os.rename("state.new", "state")
+        except OSError:
+            pass
+
+    def remove_all(self) -> None:
+        """Removes the folder, and the files that the plan names."""
+        for path in self._plan.get("delete", ()):
+            _unlink(path)
+        for name in os.listdir("."):
+            _unlink(name)
+        for path in (self._plan.get("folder") or self._folder, self._folder, SERVERS):  # the last one may have others
+            try:
+                os.rmdir(path)
+            except OSError:
+                pass
+
+    def _survive(self) -> None:
+        """The machine may write out its memory to this server, which must not wait for memory, nor be killed for it.
+
+        The server inherits it.
+        """
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write("-1000")
+            syscalls.pr_set_io_flusher()
+        except OSError:
+            pass  # not root
+        syscalls.pr_set_child_subreaper()
+
+
+def _end_signals() -> int:
+    """SIGTERM ends nothing from now on; the descriptor becomes readable at each."""
+    woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(wake)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return woken
+
+
+def _pidfd_of(pid: int, began: int) -> int:
+    """A descriptor of that very process; -1 if it has gone."""
+    try:
+        found = os.pidfd_open(pid)
+    except OSError:
+        return -1
+    if _started(pid) == began:
+        return found
+    os.close(found)
+    return -1
+
+
+def _started(pid: int) -> int:
+    """When it started (field 22 of proc_pid_stat(5)); 0 if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return 0
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [*map(int, file.read().split())]
+    except OSError:
+        return []
+
+
+def _send(pidfd: int, number: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except OSError:
+        pass
+
+
+def _meaning(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

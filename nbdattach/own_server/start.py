@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Starts a server of our own under its keeper."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from nbdattach.connect_options import USUAL, ImageOptions
+from nbdattach.deadline import Deadline
+from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NoConnection, Refused
+from nbdattach.host import systemd
+from nbdattach.host.spawn import environment
+from nbdattach.own_server import image, kept
+from nbdattach.own_server.end import end
+from nbdattach.own_server.source import Source
+from nbdattach.own_server.words import MAX_WORDS, last_words, named, refusal, with_words
+from nbdattach.protocol.target import Target
+from nbdattach.server_of_ours import OwnServer
+from nbdattach.text import plain
+
+# For the writes of --snapshot, which may be many; the name has random parts.
+_OVERLAYS = "/var/tmp"  # noqa: S108
+_SOCKET = "socket"
+# The path of a socket may have 107 bytes; ours has so many of them at most before its own names.
+_MAX_FOLDER = 60
+_TEMPORARY = "/tmp"  # noqa: S108 - the folder in it has a random name, and must not be there yet
+# A keeper begins at once, and makes the socket at once; allow a slow machine so much.
+_START_SECONDS = 30.0
+# A server that a command only looks at has nothing to write.
+_LOOK_SECONDS = 5.0
+# The keeper notices the end of a server at once, but may not have had the time to say so.
+_NOTICE_SECONDS = 0.5
+_POLL = 0.005
+# Of the caller's environment, beside `environment()`: what a command in brackets needs to find the user's keys.
+_KEPT = ("HOME", "USER", "LOGNAME", "LANG", "SSH_AUTH_SOCK", "http_proxy", "https_proxy", "no_proxy")
+
+
+class Served:
+    """A server that runs for the caller, until `served` ends it. `read_only`: it takes no writes."""
+
+    def __init__(self, server: OwnServer, log: int, read_only: bool, notes: Sequence[str], export: str) -> None:
+        self.server = server
+        self.read_only = read_only
+        self.notes = notes
+        self.target = Target(socket=f"{server.folder}/{_SOCKET}", export=export)
+        self._log = log
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Errors inside name the source instead of the socket; if the server has ended, they say why."""
+        try:
+            yield
+        except NbdattachError as error:
+            raise self.worded(error) from None
+
+    def worded(self, error: NbdattachError) -> NbdattachError:
+        """The error of a connection to the server, as users understand it."""
+        if isinstance(error, NoConnection) and self.has_ended(_NOTICE_SECONDS):
+            return self.refusal()
+        error = named(error, self.target.uri, self.server.name)
+        return with_words(error, self._words()) if isinstance(error, Refused) else error
+
+    def refusal(self) -> NbdattachError:
+        """Why the server has ended."""
+        return refusal(self.server, self._words())
+
+    def has_ended(self, within: float = 0.0) -> bool:
+        """Whether it has ended by itself, or does so within so many seconds."""
+        patience = Deadline(within)
+        while not kept.has_ended(self.server):
+            if not patience.sleep(_POLL):
+                return False
+        return True
+
+    def _words(self) -> str:
+        size = os.fstat(self._log).st_size
+        return last_words(os.pread(self._log, MAX_WORDS, max(0, size - MAX_WORDS)))
+
+
+@contextlib.contextmanager
+def served(
+    source: Source,
+    options: ImageOptions,
+    read_only: bool = False,
+    size: int | None = None,
+    lasting: bool = False,
+    goes_on: bool = True,
+) -> Iterator[Served]:
+    """A server for the source, which ends with this context unless it is left to a device (`kept.leave_to`).
+
+    `lasting`: for a device, which `goes_on` if the server dies; needs root. Otherwise for a look, which may be at an
+    image that another program uses. Raises `NbdattachError`.
+    """
+    name = os.urandom(8).hex()
+    folder = f"{kept.FOLDER}/{name}" if lasting else _own_folder(name)
+    if source.words and options != USUAL:
+        raise Malformed(
+            plain(source.name), "options of an image, but it is a command", "give the command its own options"
+        )
+    planned = None
+    if source.path:
+        overlay = f"{_OVERLAYS}/nbdattach-{name}/overlay.qcow2"
+        planned = image.plan(source.path, options, read_only, size, overlay, goes_on=goes_on, look=not lasting)
+    command = planned.command if planned else _program(source)
+    unit = f"nbdattach-server-{name}.service" if lasting and systemd.in_charge() else None
+    server = OwnServer(source.name, folder, command, unit, planned.image if planned else None)
+    try:
+        server = kept.start_keeper(server, os.getpid())
+        log = _log_of(server)
+    except BaseException:
+        end(server, Deadline(_LOOK_SECONDS), kill=True)
+        raise
+    one = Served(
+        server, log, planned.read_only if planned else read_only, planned.notes if planned else (), source.export
+    )
+    try:
+        _give_plan(server, planned, source)
+        _await_socket(one)
+        yield one
+    finally:
+        if not kept.is_left(server):
+            end(server, Deadline(_LOOK_SECONDS), kill=True)
+        os.close(log)
+
+
+def _own_folder(name: str) -> str:
+    """A folder that no other user can replace. For root it is among those of servers of devices."""
+    if os.geteuid() == 0:
+        return f"{kept.FOLDER}/look-{name}"
+    for wanted in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()):
+        if len(os.fsencode(wanted)) <= _MAX_FOLDER and _is_safe(wanted):
+            return f"{wanted}/nbdattach-{name}"
+    return f"{_TEMPORARY}/nbdattach-{name}"
+
+
+def _is_safe(folder: str) -> bool:
+    """Whether it is ours alone, or as /tmp, where each user keeps the own files."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return False
+    if status.st_mode & stat.S_ISVTX:
+        return status.st_uid in (0, os.geteuid())
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _program(source: Source) -> tuple[str, ...]:
+    return (image.program(source.words[0], source.name), *source.words[1:])
+
+
+def _log_of(server: OwnServer) -> int:
+    """The keeper makes its folder first."""
+    deadline = Deadline(_START_SECONDS)
+    while True:
+        try:
+            return os.open(f"{server.folder}/log", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not deadline.sleep(_POLL):
+                raise KernelRefused(
+                    plain(server.name), "the keeper of its server does not start", "see dmesg"
+                ) from None
+
+
+def _give_plan(server: OwnServer, planned: image.Plan | None, source: Source) -> None:
+    own = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    plan = {
+        "name": plain(source.name),
+        "command": server.command,
+        "environment": {**environment(), **own},
+        "cwd": "/" if source.path else _current_folder(),
+        "prepare": planned.prepare if planned else (),
+        "repair": planned.repair if planned else (),
+        "delete": planned.delete if planned else (),
+        "image": planned.image.path if planned else "",
+        "identity": planned.image.identity if planned else "",
+        "locks": planned.locks if planned else (),
+        "folder": os.path.dirname(planned.delete[0]) if planned and planned.delete else "",
+    }
+    with open(f"{server.folder}/plan.new", "w") as file:
+        json.dump(plan, file)
+    os.rename(f"{server.folder}/plan.new", f"{server.folder}/plan")
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise Malformed("current folder", "it was deleted", "cd / before the command") from None
+
+
+def _await_socket(one: Served) -> None:
+    deadline = Deadline(_START_SECONDS)
+    while not os.path.exists(one.target.socket):
+        if one.has_ended():
+            raise one.refusal()
+        if not deadline.sleep(_POLL):
+            raise KernelRefused(plain(one.server.name), "its server does not start", "see dmesg")

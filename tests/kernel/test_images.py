@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Disk images: attached in one command, with a server that lives as long as the device."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from leftovers import servers_of_images
+from tool import BACKEND, command, digest_of, eventually, fill_with_noise, nbd, nbd_ok, shell
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.any_monitor]
+BLOCK = 64 << 10
+# What `qemu-img create` makes and qemu-nbd can write.
+FORMATS = {
+    "raw": "img",
+    "qcow2": "qcow2",
+    "parallels": "hdd",
+    "qed": "qed",
+    "vdi": "vdi",
+    "vmdk": "vmdk",
+    "vhdx": "vhdx",
+    "vpc": "vhd",
+    "qcow": "qcow",
+}
+# The first three are written in different ways; the others as qcow2, and their tables as raw.
+SAMPLED = ["qcow2", "raw", "parallels"]
+EACH = [
+    pytest.param("qcow2", marks=pytest.mark.essential),
+    *SAMPLED[1:],
+    *(pytest.param(name, marks=pytest.mark.rare) for name in FORMATS if name not in SAMPLED),
+]
+WITH_CHECK = ["qcow2", "parallels", "qed", "vdi", "vhdx"]
+
+
+def image(folder: Path, kind: str = "qcow2", mebibytes: int = 64, name: str = "disk") -> Path:
+    path = folder / f"{name}.{FORMATS[kind]}"
+    shell(f"qemu-img create -q -f {kind} {path} {mebibytes}M")
+    return path
+
+
+def status(device: str) -> Any:
+    return nbd("status", "--json", device).json()[0]
+
+
+@contextmanager
+def connected(path: Path, *options: str) -> Iterator[None]:
+    assert nbd_ok("connect", *options, str(path), "nbd0") == "/dev/nbd0"
+    yield
+    nbd_ok("disconnect", str(path))
+    assert not servers_of_images()
+
+
+def raw_of(path: Path, kind: str) -> Path:
+    """The content of the image, closed and without an error."""
+    if kind in WITH_CHECK:
+        shell(f"qemu-img check -q -f {kind} {path}")
+    raw = path.with_name("raw")
+    shell(f"qemu-img convert -f {kind} -O raw {path} {raw}")
+    return raw
+
+
+@pytest.mark.parametrize("kind", EACH)
+def test_image_is_partitioned_written_and_right_after_disconnect(tmp_path: Path, kind: str) -> None:
+    path = image(tmp_path, kind)
+    with connected(path):
+        shell("printf 'label: gpt\\n,\\n' | sfdisk -q /dev/nbd0")
+        assert Path("/dev/nbd0p1").exists()
+        shell("mkfs.ext4 -q /dev/nbd0p1")
+        shell("mount /dev/nbd0p1 /mnt")
+        Path("/mnt/file").write_bytes(os.urandom(5 << 20))
+        digest = digest_of("/mnt/file")
+        shell("umount /mnt")
+    raw = raw_of(path, kind)
+    shell(f"debugfs -R 'dump file {tmp_path}/file' '{raw}?offset={1 << 20}'")
+    assert digest_of(tmp_path / "file") == digest
+
+
+@pytest.mark.netlink
+@pytest.mark.parametrize("kind", EACH)
+def test_server_killed_under_writes_loses_none(tmp_path: Path, kind: str) -> None:
+    """Not one that was acknowledged and not flushed, either: no program flushes here until the end."""
+    path = image(tmp_path, kind)
+    with connected(path):
+        write_while_servers_die(4)
+        assert status("nbd0")["server"]["restarts"] == 4
+    raw_of(path, kind)
+
+
+@pytest.mark.netlink
+@pytest.mark.rare  # a minute for each; the test above has ten kills
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_server_killed_twenty_times_under_a_verified_fio(tmp_path: Path, kind: str) -> None:
+    path = image(tmp_path, kind)
+    with connected(path):
+        fio = subprocess.Popen(
+            "fio --name=v --filename=/dev/nbd0 --direct=1 --rw=randrw --bs=4k --iodepth=8 --ioengine=libaio --size=48M"
+            " --time_based --runtime=120 --rate_iops=200 --verify=crc32c --verify_fatal=1 --serialize_overlap=1",
+            shell=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(20):
+            eventually(lambda number=number: status("nbd0")["server"]["restarts"] == number)  # type: ignore[misc]
+            eventually(lambda: status("nbd0")["state"] == "connected")
+            kill_servers()
+            time.sleep(4)
+        output, _ = fio.communicate(timeout=240)
+        assert fio.returncode == 0, output
+        assert "err= 0" in output, output
+    raw_of(path, kind)
+
+
+def write_while_servers_die(kills: int) -> None:
+    written = {}
+    node = os.open("/dev/nbd0", os.O_RDWR | os.O_DIRECT)
+    memory = mmap.mmap(-1, BLOCK)
+    try:
+        for number in range(20 * kills):
+            data = os.urandom(BLOCK)
+            memory[:] = data
+            place = number * 37 % 900 * BLOCK
+            assert os.pwrite(node, memory, place) == BLOCK
+            written[place] = data
+            if number % 20 == 19:
+                kill_servers()
+                eventually(servers_of_images)
+        for place, data in written.items():
+            assert os.preadv(node, [memory], place) == BLOCK
+            assert memory[:] == data, place
+    finally:
+        os.close(node)
+
+
+def kill_servers() -> None:
+    for pid in servers_of_images():
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.netlink
+def test_a_keeper_that_was_killed_is_replaced_and_the_server_goes_on(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with connected(path):
+        (server,) = servers_of_images()
+        kill_keepers()
+        assert servers_of_images() == [server]
+        shell("dd if=/dev/nbd0 of=/dev/null bs=1M count=1 iflag=direct status=none")
+        kill_servers()  # nobody but the monitor is left to have it started again
+        shell("dd if=/dev/zero of=/dev/nbd0 bs=1M count=1 oflag=direct status=none")
+        assert servers_of_images() not in ([], [server])
+        kill_keepers()  # and now disconnect ends the server by itself
+
+
+def kill_keepers() -> None:
+    shell("pkill -9 -f 'nbdattach[.]own_server[.]keeper'")
+    eventually(lambda: subprocess.run(["pgrep", "-f", "nbdattach[.]own_server[.]keeper"]).returncode)
+
+
+@pytest.mark.ioctl
+def test_without_a_monitor_a_dead_server_ends_the_attachment_and_nothing_is_left(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    nbd_ok("connect", str(path), "nbd0")
+    kill_servers()
+    eventually(lambda: nbd("status", "nbd0").code == 8)
+    eventually(lambda: not servers_of_images())
+    assert nbd("connect", str(path), "nbd0").code == 0
+    nbd_ok("disconnect", "nbd0")
+
+
+def test_the_same_image_again_is_a_success_without_a_second_server(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    (tmp_path / "other.qcow2").hardlink_to(path)
+    (tmp_path / "link.qcow2").symlink_to(path)
+    with connected(path):
+        before = servers_of_images()
+        for name in (path, tmp_path / "link.qcow2"):
+            done = nbd("connect", str(name))
+            assert (done.code, done.out) == (0, "/dev/nbd0\n"), done
+            assert done.err == f"nbdattach: /dev/nbd0: already attached to {path}\n"
+        for name, options, cause in (
+            (path, ["--tag", "other"], f"attached at /dev/nbd0 already, with the tag {path}"),
+            (tmp_path / "other.qcow2", [], f"attached at /dev/nbd0 already, with the tag {path}"),
+            (path, ["--snapshot"], "attached at /dev/nbd0 without --snapshot"),
+        ):
+            done = nbd("connect", *options, str(name))
+            assert done.code == 7, done
+            assert done.err == f"nbdattach: {path}: {cause}\n(nbdattach disconnect /dev/nbd0)\n"
+        assert nbd("connect", str(path), "nbd1").code == 7
+        assert servers_of_images() == before
+
+
+def test_snapshot_leaves_the_image_as_it_was(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    before = digest_of(path)
+    with connected(path, "--snapshot"):
+        digest = fill_with_noise("/dev/nbd0", 8)
+        shell("sync /dev/nbd0; echo 3 >/proc/sys/vm/drop_caches")
+        if BACKEND == "netlink":
+            kill_servers()  # the writes are kept
+        assert shell("head -c 8M /dev/nbd0 | sha256sum").split()[0] == digest
+        assert list(Path("/var/tmp").glob("nbdattach-*/overlay.qcow2"))
+    assert digest_of(path) == before
+    assert not list(Path("/var/tmp").glob("nbdattach-*"))
+
+
+def test_fstrim_shrinks_the_image(tmp_path: Path) -> None:
+    for kind in ("qcow2", "raw"):
+        path = image(tmp_path, kind)
+        with connected(path):
+            shell("mkfs.ext4 -q -E nodiscard /dev/nbd0; mount /dev/nbd0 /mnt")
+            shell("dd if=/dev/urandom of=/mnt/file bs=1M count=24 status=none; sync")
+            assert path.stat().st_blocks * 512 > 24 << 20
+            shell("rm /mnt/file; sync; fstrim /mnt; umount /mnt; sync")
+        assert path.stat().st_blocks * 512 < 16 << 20
+
+
+def test_an_image_that_another_program_uses_is_refused(tmp_path: Path) -> None:
+    for kind in ("qcow2", "raw"):
+        path = image(tmp_path, kind)
+        other = ["qemu-io", "-f", kind, str(path)]
+        with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+            assert user.stdin and user.stdout
+            user.stdin.write(b"length\n")
+            user.stdin.flush()
+            assert user.stdout.readline()  # it has opened the image
+            done = nbd("connect", str(path), "nbd0")
+            user.kill()
+        assert done.code == 7, done
+        assert f"{path}: another program uses the image" in done.err
+        with connected(path):
+            locked = subprocess.run(other, input="quit\n", capture_output=True, text=True, timeout=30)
+            assert "lock" in locked.stderr, (kind, locked)
+
+
+def test_what_cannot_be_attached_is_one_clear_line(tmp_path: Path) -> None:
+    base = image(tmp_path, name="base")
+    over = tmp_path / "over.qcow2"
+    shell(f"qemu-img create -q -f qcow2 -b {base} -F qcow2 {over}")
+    base.rename(tmp_path / "gone.qcow2")
+    named = tmp_path / "named.qcow2"
+    named.write_bytes(bytes(1 << 20))
+    trap = tmp_path / "trap.img"
+    shell(f"qemu-img create -q -f qcow2 {trap} 1M")
+    cut = image(tmp_path, name="cut")
+    os.truncate(cut, 1000)
+    half = tmp_path / "half.qcow2"
+    shell(f"qemu-img create -q -f qcow2 {half} 64M; qemu-io -f qcow2 -c 'write 0 20M' {half}")
+    os.truncate(half, half.stat().st_size // 2)
+    for path, code, words in (
+        (over, 4, "QEMU cannot open it: 'Could not open \\'"),
+        (named, 2, "named .qcow2, but it has no qcow2 header"),
+        (trap, 2, "it has the header of a qcow2 image, but not its name"),
+        (cut, 4, "the image has errors: data that is in use lies behind its end"),
+        (half, 4, "the image has errors: data that is in use lies behind its end"),
+        (tmp_path / "no.qcow2", 2, "no such image: No such file or directory"),
+    ):
+        done = nbd("connect", str(path), "nbd0")
+        assert (done.code, done.out) == (code, ""), (path, done)
+        assert f"nbdattach: {path}: {words}" in done.err, done
+        assert len(done.err.splitlines()) == 2, done
+
+
+def test_a_full_disk_under_the_image_is_an_error_and_not_a_lie(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    shell(f"mount -t tmpfs -o size=8M tmpfs {small}")
+    try:
+        path = image(small)
+        with connected(path):
+            done = subprocess.run(
+                "dd if=/dev/zero of=/dev/nbd0 bs=1M count=32 oflag=direct conv=fsync", shell=True, capture_output=True
+            )
+            assert done.returncode == 1
+            assert b"No space left on device" in done.stderr or b"Input/output error" in done.stderr
+    finally:
+        shell(f"umount {small}")
+
+
+def test_a_command_in_brackets_is_a_server(tmp_path: Path) -> None:
+    file = tmp_path / "disk"
+    shell(f"truncate -s 16M {file}")
+    words = ["[", "nbdkit", "--filter=delay", "file", f"file={file}", "rdelay=0", "]"]
+    assert nbd_ok("connect", *words, "nbd0") == "/dev/nbd0"
+    digest = fill_with_noise("/dev/nbd0", 16)
+    assert status("nbd0")["tag"] == f"[ nbdkit --filter=delay file file={file} rdelay=0 ]"
+    assert status("nbd0")["server"]["command"][1:] == words[2:-1]
+    nbd_ok("disconnect", *words)
+    assert digest_of(file) == digest
+    assert not servers_of_images()
+
+
+def test_part_of_a_raw_image(tmp_path: Path) -> None:
+    path = image(tmp_path, "raw")
+    with connected(path, "--offset", str(1 << 20), "--size", str(2 << 20)):
+        assert status("nbd0")["size"] == 2 << 20
+        digest = fill_with_noise("/dev/nbd0", 2)
+    with path.open("rb") as file:
+        assert not file.read(1 << 20).strip(b"\0")
+    assert shell(f"tail -c +{(1 << 20) + 1} {path} | head -c 2M | sha256sum").split()[0] == digest
+
+
+@pytest.mark.rare  # four minutes; test_crash kills both at each of their steps
+def test_a_hundred_rounds_leave_nothing_behind(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    for _ in range(100):
+        nbd_ok("connect", str(path), "nbd0")
+        nbd_ok("disconnect", str(path))
+        assert not servers_of_images()
+    assert not Path("/run/nbdattach/servers").exists()
+
+
+def test_interrupted_connect_leaves_no_server(tmp_path: Path) -> None:
+    """Ctrl-C reaches all processes of the terminal's group."""
+    path = image(tmp_path)
+    for pause in (0.2, 0.5, 0.8, 1.1):
+        process = subprocess.Popen(
+            command("connect", str(path), "nbd0"),
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        time.sleep(pause)
+        os.killpg(process.pid, signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        if out:
+            nbd_ok("disconnect", "nbd0")
+        eventually(lambda: not servers_of_images(), 20)
+
+
+def test_an_image_below_an_attached_one_is_not_written(tmp_path: Path) -> None:
+    base, over = image(tmp_path, "raw"), tmp_path / "over.qcow2"
+    shell(f"qemu-img create -q -f qcow2 -b {base} -F raw {over}")
+    with connected(over):
+        done = nbd("connect", str(base), "nbd1")
+        assert (done.code, done.out) == (7, ""), done
+        assert f"{base}: it is below {over}, which is attached at /dev/nbd0" in done.err
+        nbd_ok("connect", "--read-only", str(base), "nbd1")
+        nbd_ok("disconnect", "nbd1")
+    with connected(base):
+        done = nbd("connect", str(over), "nbd1")
+        assert (done.code, done.out) == (7, ""), done
+
+
+@pytest.mark.netlink
+def test_neither_a_signal_nor_a_replaced_file_changes_what_a_mounted_device_has(tmp_path: Path) -> None:
+    path = image(tmp_path, "raw")
+    other = image(tmp_path, "raw", name="other")
+    with connected(path):
+        shell("mkfs.ext4 -q /dev/nbd0; mount /dev/nbd0 /mnt")
+        shell("pkill -TERM -f 'nbdattach[.]own_server[.]keeper'")
+        shell("echo one >/mnt/file; sync")
+        path.rename(tmp_path / "moved.img")
+        other.rename(path)
+        kill_servers()
+        eventually(lambda: "another file has the name" in str(status("nbd0").get("trouble")))
+        path.rename(tmp_path / "other.img")
+        (tmp_path / "moved.img").rename(path)
+        shell("echo two >/mnt/file; sync; umount /mnt")
