@@ -63,7 +63,7 @@ class Served:
         if isinstance(error, NoConnection) and self.has_ended(_NOTICE_SECONDS):
             return self.refusal()
         error = named(error, self.target.uri, self.server.name)
-        return with_words(error, self._words()) if isinstance(error, Refused) else error
+        return with_words(error, self._words_soon()) if isinstance(error, Refused) else error
 
     def refusal(self) -> NbdattachError:
         """Why the server has ended."""
@@ -76,6 +76,13 @@ class Served:
             if not patience.sleep(_POLL):
                 return False
         return True
+
+    def _words_soon(self) -> str:
+        """Its words of the moment may be on their way through the keeper."""
+        patience = Deadline(_NOTICE_SECONDS)
+        while not (words := self._words()) and patience.sleep(_POLL):
+            pass
+        return words
 
     def _words(self) -> str:
         size = os.fstat(self._log).st_size
