@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 
@@ -39,7 +38,3 @@ class OwnServer:
     command: tuple[str, ...]
     unit: str | None = None
     image: Image | None = None
-
-    @property
-    def id(self) -> str:
-        return os.path.basename(self.folder)

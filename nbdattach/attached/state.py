@@ -10,10 +10,8 @@ newer one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,7 +22,7 @@ from nbdattach.connect_options import DEFAULT_ON_LOSS, LastingOptions
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.host import procfs
+from nbdattach.host import bare_files, procfs, syscalls
 from nbdattach.host.procfs import alive, started
 from nbdattach.kernel.leftovers import STATE_FILES, UNFLUSHED
 from nbdattach.kernel.sysfs import Kernel, identifier
@@ -41,7 +39,6 @@ _LOOK_SECONDS = 1.0
 # Longer than any attachment takes: deadlines of server, partitions, udev and the start of a monitor together.
 _LOCK_SECONDS = 300.0
 _POLL = 0.01
-_FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +127,7 @@ def save(device: Device, record: Record) -> None:
 def save_trouble(device: Device, trouble: Trouble | None) -> None:
     """Writes the monitor's report of the device; None if all is well. Only the monitor calls this. Raises OSError."""
     if trouble is None:
-        _remove(_trouble_path(device))
+        bare_files.remove(_trouble_path(device))
     else:
         write(_trouble_path(device), asdict(trouble))
 
@@ -157,14 +154,7 @@ def content_of(name: str) -> Any:
 def write(name: str, content: dict[str, object]) -> None:
     """Writes a state file, all of it or nothing. Raises OSError."""
     make_run()
-    new = f"{name}.new"
-    try:
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(content, file)
-        os.replace(new, name)
-    except BaseException:
-        _remove(new)
-        raise
+    bare_files.replace(name, json.dumps(content))
 
 
 def make_run() -> None:
@@ -262,8 +252,7 @@ def start_lock() -> Iterator[None]:
 def monitor_lives() -> bool:
     """Whether a monitor holds `monitor_lock`. Raises OSError if we may not ask."""
     with _locks() as fd:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(_MONITOR))
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        return syscalls.ofd_is_locked(fd, _MONITOR)
 
 
 def _wait_for(fd: int, byte: int, thing: str) -> None:
@@ -291,15 +280,10 @@ def _locked_within(fd: int, byte: int, deadline: Deadline) -> bool:
 
 def _locked(fd: int, byte: int) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(byte))
+        syscalls.ofd_write_lock(fd, byte)  # only the closing of this very file gives it back
     except BlockingIOError:
         return False
     return True
-
-
-def _flock(byte: int) -> bytes:
-    """Of one byte; an "open file description" lock (fcntl(2)), which only the closing of this very file gives back."""
-    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
 
 
 @contextlib.contextmanager
@@ -316,7 +300,7 @@ def _locks() -> Iterator[int]:
 def forget(device: Device) -> None:
     """Removes all files about the device, half-written ones included. The caller holds the claim on it."""
     for name in [*_kept(device), _trouble_path(device), f"{_trouble_path(device)}.new"]:
-        _remove(name)
+        bare_files.remove(name)
 
 
 def remembers(device: Device) -> bool:
@@ -327,8 +311,3 @@ def remembers(device: Device) -> bool:
 def _kept(device: Device) -> list[str]:
     """The files that a worker removes, too, when it ends by itself."""
     return [f"{path(device)}{end}" for end in STATE_FILES]
-
-
-def _remove(name: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(name)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from nbdattach.api import Attachment
 from nbdattach.device import parse_device
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
-from nbdattach.host import procfs, systemd
+from nbdattach.host import bare_process, systemd
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.reporter import QUIET, Reporter
 
@@ -27,7 +27,7 @@ def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None
     there = attached.status()
     # A relay may die, and the monitor starts another.
     worker = os.pidfd_open(there.pid) if there.pid and there.backend == "ioctl" else None
-    woken = procfs.end_signals()
+    woken = bare_process.end_signals()
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
     while True:
         ready, _, _ = select.select([one for one in (worker, woken) if one is not None], [], [], _LOOK)

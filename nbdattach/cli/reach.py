@@ -46,6 +46,7 @@ def reached(text: str, export: str | None, trust: dict[str, Any], format_: str |
     from nbdattach.connect_options import ImageOptions
     from nbdattach.own_server import start
 
-    with start.served(source, ImageOptions(format=format_), read_only=True) as one, one.explained():
+    planned = start.plan_of(source, ImageOptions(format=format_), read_only=True, look=True)
+    with start.served(source, planned) as one, one.explained():
         name = plain(source.name)
         yield There(one.target, name, name, one.server.image, one.worded)

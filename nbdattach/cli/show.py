@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -26,6 +27,8 @@ from nbdattach.errors import KernelRefused, Malformed, NbdattachError
 
 if TYPE_CHECKING:
     from nbdattach.attached.status import Status
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @command()
@@ -68,13 +71,17 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
         show()
 
 
+def _look_options(function: _F) -> _F:
+    """Options of the commands that ask a server, without a device."""
+    image_format = connect_option("format", text="Format of the image.", default="the image's own")
+    for add in (debug_option, json_option, tls_options, timeout_option, image_format):
+        function = add(function)
+    return function
+
+
 @command("list")
 @argument("target", shell_complete=targets)
-@connect_option("format", text="Format of the image.", default="the image's own")
-@timeout_option
-@tls_options
-@json_option
-@debug_option
+@_look_options
 def list_(
     target: str,
     format: str | None,
@@ -95,11 +102,7 @@ def list_(
 @command()
 @argument("target", shell_complete=targets)
 @export_option
-@connect_option("format", text="Format of the image.", default="the image's own")
-@timeout_option
-@tls_options
-@json_option
-@debug_option
+@_look_options
 def info(
     target: str,
     export: str | None,
@@ -122,11 +125,7 @@ def info(
 @command()
 @argument("target", shell_complete=targets)
 @export_option
-@connect_option("format", text="Format of the image.", default="the image's own")
-@timeout_option
-@tls_options
-@json_option
-@debug_option
+@_look_options
 def check(
     target: str,
     export: str | None,

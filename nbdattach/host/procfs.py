@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from nbdattach.host import syscalls
+from nbdattach.host import bare_process, syscalls
 from nbdattach.text import plain
 
 PROC = "/proc"
@@ -103,16 +103,6 @@ def raise_descriptor_limit() -> None:
     """As many open files as we may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def end_signals() -> int:
-    """SIGTERM and SIGINT end nothing from now on; the descriptor becomes readable at each."""
-    woken, wake = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    return woken
 
 
 def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collection[int] = ()) -> list[Opener]:
@@ -386,9 +376,4 @@ def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields after the name, which may itself contain anything; the first is the state."""
-    try:
-        with open(f"{PROC}/{pid}/stat", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
+    return bare_process.stat_fields(pid, PROC) or None

@@ -42,6 +42,14 @@ def ofd_read_lock(fd: int, byte: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, byte))
 
 
+def ofd_write_lock(fd: int, byte: int) -> None:
+    """Locks one byte of the file for us alone, until its last descriptor is closed (fcntl(2)).
+
+    BlockingIOError: another open file has a lock there.
+    """
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, byte))
+
+
 def ofd_is_locked(fd: int, byte: int) -> bool:
     """Whether another open file has any lock of that byte."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))

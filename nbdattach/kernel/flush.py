@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
+from nbdattach.host import bare_files
 from nbdattach.kernel.bare_sysfs import partitions
 from nbdattach.kernel.leftovers import UNFLUSHED
 
@@ -48,10 +49,7 @@ def flush_main(arguments: list[str]) -> None:
 
 def mark_unflushed(state_file: str, identity: str) -> None:
     """Remembers that data may be lost: the kernel reports that only once. `identity`: of the attachment, as JSON."""
-    name = f"{state_file}{UNFLUSHED}"
     try:
-        with open(os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(identity)
-        os.replace(f"{name}.new", name)
+        bare_files.replace(f"{state_file}{UNFLUSHED}", identity)
     except OSError:
         pass

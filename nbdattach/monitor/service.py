@@ -24,7 +24,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device, parse_device
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
-from nbdattach.host import procfs, storage_daemon, systemd
+from nbdattach.host import bare_process, procfs, storage_daemon, systemd
 from nbdattach.host.log import Log, kernel_log, to_stderr
 from nbdattach.host.spawn import own_package
 from nbdattach.kernel import driver, netlink, sysfs
@@ -116,7 +116,7 @@ class Monitor:
         procfs.raise_descriptor_limit()
         procfs.survive()
         threading.stack_size(_STACK)
-        woken = procfs.end_signals()
+        woken = bare_process.end_signals()
         with contextlib.closing(Door()) as door:
             self._adopt()
             gc.freeze()

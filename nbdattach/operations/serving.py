@@ -2,7 +2,8 @@
 """Attaching a disk image, or the server of a command in brackets: starts the server, then attaches it as any other.
 
 Decisions that matter:
-* One server an image: who attaches it again gets the device that has it. The inode says which image it is.
+* One server an image: who attaches it again gets the device that has it. The inode says which image it is. An image
+  that is attached is not looked at again: what its server is writing may look like an error.
 * The server is left to the device before the attachment is complete (`attachment`), and the keeper compares that with
   the record. So a connect that is killed at any moment leaves no server behind.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from nbdattach.attached import state
@@ -25,11 +26,12 @@ from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import attachment
 from nbdattach.operations.handle import Attachment
-from nbdattach.own_server import image, start
+from nbdattach.own_server import start
 from nbdattach.own_server.image_lock import identity
+from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.source import Source, may_be_image, source_at, source_of, tag_of
 from nbdattach.reporter import QUIET, Reporter
-from nbdattach.server_of_ours import Image
+from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import plain
 
 _RETRY_PAUSE = 0.5
@@ -48,17 +50,15 @@ def attach(
     if options.swap:
         cause = "a server on this machine may itself be swapped out to the device"
         raise Malformed("--swap", cause, "use a swap file on a file system instead")
-    # Mistakes that need no driver first.
-    planned = None
-    if source.path:
-        planned = image.plan(source.path, image_options, options.read_only, options.raw_size, overlay="").image
-    driver.ensure_loaded()
+    options = replace(options, tag=options.tag or tag_of(source))
     patience = Deadline(options.retry_for)
     while True:
         try:
-            with _alone_with(source, planned):
+            with _alone_with([_identity_of(source) or source.name]):
                 once = replace(options, retry_for=0.0)
-                return _attach(source, planned, device, once, image_options, reporter)
+                return _attached_already(source, device, once, image_options, reporter) or _attach(
+                    source, device, once, image_options, reporter
+                )
         except (NoConnection, Refused) as error:
             if not patience.sleep(_RETRY_PAUSE):
                 raise
@@ -66,87 +66,106 @@ def attach(
 
 
 @contextlib.contextmanager
-def _alone_with(source: Source, planned: Image | None) -> Iterator[None]:
-    """One command at a time for an image, and for those below it. No tag begins with such a character."""
+def _alone_with(names: Sequence[str]) -> Iterator[None]:
+    """One command at a time for each. No tag begins with such a character.
+
+    Two commands never wait for each other: each takes an image first, and then those below it from the top down.
+    """
     with contextlib.ExitStack() as locks:
-        for name in sorted({planned.identity, *planned.below} if planned else {source.name}):
+        for name in dict.fromkeys(names):
             locks.enter_context(attachment.alone_with(f"\0{name}"))
         yield
 
 
+def _attached_already(
+    source: Source,
+    device: Device | None,
+    options: ConnectOptions,
+    image_options: ImageOptions,
+    reporter: Reporter,
+) -> Attachment | None:
+    """The attachment of the source, if there is one. Raises `DeviceInUse` if it is another one than is wanted."""
+    for found, record in named(source):
+        _require_same(found, record, source, device, options, image_options)
+        done = attachment.attach(record.current_target(), found, replace(options, raw_size=None), reporter)
+        done.notes = tuple(note.replace(record.target, plain(source.name)) for note in done.notes)
+        return done
+    return None
+
+
 def _attach(
     source: Source,
-    planned: Image | None,
     device: Device | None,
     options: ConnectOptions,
     image_options: ImageOptions,
     reporter: Reporter,
 ) -> Attachment:
-    options = replace(options, tag=options.tag or tag_of(source))
-    for found in named(source):
-        record = state.load(found)
-        if record:
-            _require_same(found, device, planned, record, options, image_options)
-            options = replace(options, raw_size=None)
-            done = attachment.attach(record.current_target(), found, options, reporter)
-            done.notes = tuple(note.replace(record.target, plain(source.name)) for note in done.notes)
-            return done
-    if planned:
-        _require_no_relative(planned, options.read_only)
     goes_on = options.reconnect and choice.choose(options).name == "netlink"
-    with start.served(
-        source, image_options, options.read_only, options.raw_size, lasting=True, goes_on=goes_on
-    ) as served:
-        reporter.trace(f"{plain(source.name)}: served by {' '.join(served.server.command)}")
-        options = replace(options, raw_size=None, read_only=options.read_only or served.read_only, server=served.server)
-        with served.explained():
-            done = attachment.attach(served.target, device, options, reporter)
-        done.notes = (*served.notes, *(note.replace(served.target.uri, plain(source.name)) for note in done.notes))
-        return done
+    planned = start.plan_of(source, image_options, options.read_only, options.raw_size, goes_on)
+    driver.ensure_loaded()
+    options = replace(options, raw_size=None, read_only=planned.read_only)
+    with _alone_with(planned.image.below if planned.image else ()):
+        _require_no_relative(planned)
+        with start.served(source, planned, lasting=True) as served:
+            reporter.trace(f"{plain(source.name)}: served by {' '.join(served.server.command)}")
+            with served.explained():
+                done = attachment.attach(served.target, device, replace(options, server=served.server), reporter)
+    notes = (note.replace(served.target.uri, plain(source.name)) for note in done.notes)
+    done.notes = (*planned.notes, *notes)
+    return done
 
 
-def named(source: Source) -> Iterator[Device]:
-    """Devices with the server of that source: of that name, or of that very file under another one."""
+def _identity_of(source: Source) -> str:
+    """Of its image; empty if it has none, or if it was deleted since."""
     try:
-        wanted = identity(os.stat(source.path)) if source.path else ""
+        return identity(os.stat(source.path)) if source.path else ""
     except OSError:
-        wanted = ""  # it was deleted since
+        return ""
+
+
+def named(source: Source) -> Iterator[tuple[Device, Record]]:
+    """Devices with the server of that source: of that name, or of that very file under another one."""
+    wanted = _identity_of(source)
+    for device, record, server in _served():
+        if server.name == source.name or (server.image and server.image.identity == wanted):
+            yield device, record
+
+
+def _served() -> Iterator[tuple[Device, Record, OwnServer]]:
+    """Devices that have a server of our own."""
     for device in sysfs.devices():
         record = state.load(device)
-        server = record.server if record else None
-        if server and (server.name == source.name or (server.image and server.image.identity == wanted)):
-            yield device
+        if record and record.server:
+            yield device, record, record.server
 
 
-def named_as(text: str) -> Iterator[Device]:
+def named_as(text: str) -> list[Device]:
     """As `named`, for a text that may name no source, or an image that was deleted meanwhile."""
-    if text.startswith("[ "):
-        source = source_of(text)
-        return named(source) if source else iter(())
-    return named(source_at(text)) if may_be_image(text) else iter(())
+    source = source_of(text) if text.startswith("[ ") else source_at(text) if may_be_image(text) else None
+    return [device for device, _ in named(source)] if source else []
 
 
-def _require_no_relative(planned: Image, read_only: bool) -> None:
+def _require_no_relative(planned: Plan) -> None:
     """Raises `DeviceInUse` if an image above or below it is attached, and the lower one would be written."""
-    for device in sysfs.devices():
-        record = state.load(device)
-        there = record.server.image if record and record.server else None
-        if not there:
-            continue
-        hint = f"nbdattach disconnect {device.path}, or attach it read-only"
-        if planned.identity in there.below and not read_only:
+    image = planned.image
+    if not image:
+        return
+    for device, _, server in _served():
+        there = server.image
+        if there and image.identity in there.below and not planned.read_only:
             cause = f"it is below {plain(there.path)}, which is attached at {device.path} and would change with it"
-            raise DeviceInUse(plain(planned.path), cause, hint)
-        if there.identity in planned.below and not Kernel(device).read_only:
+            hint = f"nbdattach disconnect {device.path}, or attach it read-only"
+            raise DeviceInUse(plain(image.path), cause, hint)
+        if there and there.identity in image.below and not Kernel(device).read_only:
             cause = f"it is above {plain(there.path)}, which is attached at {device.path} for writing"
-            raise DeviceInUse(plain(planned.path), cause, f"nbdattach disconnect {device.path}")
+            raise DeviceInUse(plain(image.path), cause, f"nbdattach disconnect {device.path}")
 
 
 def _require_same(
     found: Device,
-    device: Device | None,
-    planned: Image | None,
     record: Record,
+    source: Source,
+    device: Device | None,
     options: ConnectOptions,
     wanted: ImageOptions,
 ) -> None:
@@ -159,12 +178,14 @@ def _require_same(
     if options.tag != record.tag:
         raise DeviceInUse(name, f"attached at {found.path} already, with the tag {plain(record.tag)}", hint)
     image = server.image if server else None
-    if image and planned and image.identity != planned.identity:
+    if not image:
+        return
+    if image.identity != (_identity_of(source) or image.identity):
         raise DeviceInUse(name, f"the file that had this name before is attached at {found.path}", hint)
-    if image and wanted.snapshot != image.snapshot:
+    if wanted.snapshot != image.snapshot:
         how = "with" if image.snapshot else "without"
         raise DeviceInUse(name, f"attached at {found.path} {how} --snapshot", hint)
-    if image and (wanted.offset, options.raw_size) != (image.offset, image.size):
+    if (wanted.offset, options.raw_size) != (image.offset, image.size):
         raise DeviceInUse(name, f"another part of it is attached at {found.path}", hint)
-    if image and wanted.format not in (None, image.format):
+    if wanted.format not in (None, image.format):
         raise DeviceInUse(name, f"attached at {found.path} as {image.format}, not as {wanted.format}", hint)

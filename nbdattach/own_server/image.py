@@ -8,12 +8,10 @@ Decisions that matter:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import shlex
-import shutil
 import stat
 import subprocess
 from dataclasses import dataclass
@@ -21,57 +19,17 @@ from dataclasses import dataclass
 from nbdattach.connect_options import ImageOptions
 from nbdattach.content import image_format
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, Refused
-from nbdattach.host.spawn import SYSTEM_PATH
-from nbdattach.own_server import commands, truncation
+from nbdattach.kernel.bare_sysfs import loop_of
+from nbdattach.own_server import commands, programs, truncation
 from nbdattach.own_server.commands import Serving
 from nbdattach.own_server.image_lock import identity
+from nbdattach.own_server.plan import Plan
 from nbdattach.server_of_ours import Image
 from nbdattach.text import plain, quoted
 
 _INFO_SECONDS = 10
-_BLOCK = "/sys/block"
-_PACKAGES = {
-    "qemu-nbd": "qemu-utils",
-    "qemu-img": "qemu-utils",
-    "qemu-storage-daemon": "qemu-system-common",
-    "nbdkit": "nbdkit",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """`command` serves the image over the socket that the keeper passes.
-
-    `prepare` is a command to run before its first start, `repair` before each later one; `delete` are files to delete
-    at the end. `locks` are files to lock that the server does not lock, and how ("read", "write", "claim").
-    """
-
-    image: Image
-    command: tuple[str, ...]
-    read_only: bool
-    notes: tuple[str, ...] = ()
-    prepare: tuple[str, ...] = ()
-    repair: tuple[str, ...] = ()
-    delete: tuple[str, ...] = ()
-    locks: tuple[tuple[str, str], ...] = ()
-
-
-def found_program(name: str) -> str | None:
-    """The path of a program of this system."""
-    folders = [*os.environ.get("PATH", "").split(":"), *SYSTEM_PATH.split(":")]
-    # An empty one, or a relative one, would be the current folder, in which another user may have put a program.
-    found = shutil.which(name, path=":".join(one for one in folders if one.startswith("/")))
-    return found and os.path.abspath(found)
-
-
-def program(name: str, thing: str) -> str:
-    """The path of a program. Raises `KernelRefused` that names its package."""
-    found = found_program(name)
-    if not found:
-        package = _PACKAGES.get(os.path.basename(name))
-        hint = f"apt install {package}" if package else "is it installed, and in PATH?"
-        raise KernelRefused(plain(thing), f"it needs the program {plain(name)}, which is not installed", hint)
-    return found
+# For the writes of --snapshot, which may be many; the folder's name has random parts.
+_OVERLAYS = "/var/tmp"  # noqa: S108
 
 
 def plan(
@@ -79,11 +37,12 @@ def plan(
     options: ImageOptions,
     read_only: bool,
     size: int | None,
-    overlay: str,
     goes_on: bool = True,
     look: bool = False,
 ) -> Plan:
-    """How to serve the image at `path`. `overlay` is where writes go with `snapshot`. Raises `NbdattachError`.
+    """How to serve the image at `path`, or the part of it that begins at an offset and has that size, both in bytes.
+
+    Raises `NbdattachError`.
 
     `goes_on`: a device goes on after its server was killed. `look`: only to read it, and beside other programs.
     """
@@ -112,22 +71,23 @@ def plan(
         size,
         tuple(one.identity for one in backing),
     )
-    qemu_img = program("qemu-img", path) if options.snapshot or serving.needs_repair else ""
+    qemu_img = programs.required("qemu-img", path) if options.snapshot or serving.needs_repair else ""
     locks = [] if look else [(one.path, "read") for one in backing if one.format == "raw"]
     if options.snapshot:
-        command = serving.above(overlay).by_qemu_nbd(program("qemu-nbd", path))
+        overlay = f"{_OVERLAYS}/nbdattach-{os.urandom(8).hex()}/overlay.qcow2"
+        command = serving.above(overlay).by_qemu_nbd(programs.required("qemu-nbd", path))
         locks += [(path, "read")] * (found == "raw")
         prepare = serving.new_overlay(qemu_img, overlay)
-        return Plan(image, command, read_only, tuple(notes), prepare, (), (overlay,), tuple(locks))
-    nbdkit = found_program("nbdkit") if serving.suits_nbdkit else None
+        return Plan(command, read_only, image, tuple(notes), prepare=prepare, delete=(overlay,), locks=tuple(locks))
+    nbdkit = programs.found("nbdkit") if serving.suits_nbdkit else None
     if nbdkit:
         locks += [] if look else [(path, "read" if read_only else "write")]
-        return Plan(image, serving.by_nbdkit(nbdkit), read_only, tuple(notes), locks=tuple(locks))
+        return Plan(serving.by_nbdkit(nbdkit), read_only, image, tuple(notes), locks=tuple(locks))
     if not (look or read_only) and stat.S_ISBLK(os.stat(path).st_mode):
         locks.append((path, "claim"))
-    command = serving.by_qemu_nbd(program("qemu-nbd", path))
+    command = serving.by_qemu_nbd(programs.required("qemu-nbd", path))
     repair = serving.repair(qemu_img) if qemu_img else ()
-    return Plan(image, command, read_only, tuple(notes), repair=repair, locks=tuple(locks))
+    return Plan(command, read_only, image, tuple(notes), repair=repair, locks=tuple(locks))
 
 
 def _ends(path: str) -> tuple[bytes, bytes]:
@@ -167,7 +127,7 @@ def _why_not_writable(path: str) -> str:
 
 def _truncated(path: str, read_only: bool) -> list[str]:
     """A note for the user if the image has lost its end. Raises `Refused` if it would be written."""
-    if not (truncation.seems_cut_off(path) and truncation.has_errors(path, program("qemu-img", path))):
+    if not (truncation.seems_cut_off(path) and truncation.has_errors(path, programs.required("qemu-img", path))):
         return []
     cause = "the image has errors: data that is in use lies behind its end"
     if not read_only:
@@ -187,7 +147,7 @@ class _Below:
 
 def _backing(path: str, found: str) -> list[_Below]:
     """The images below it, the nearest first. Raises `Refused` if one of them, or the image, cannot be opened."""
-    command = [program("qemu-img", path), "info", "--force-share", "--backing-chain", "--output=json"]
+    command = [programs.required("qemu-img", path), "info", "--force-share", "--backing-chain", "--output=json"]
     try:
         done = subprocess.run(
             [*command, "-f", found, path], stdin=subprocess.DEVNULL, capture_output=True, timeout=_INFO_SECONDS
@@ -213,9 +173,6 @@ def _below(name: str, found: str) -> _Below:
 
 def _require_no_loop(path: str) -> None:
     """Raises `DeviceInUse` if a loop device has the file: both would write it."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(_BLOCK):
-            if name.startswith("loop"):
-                with contextlib.suppress(OSError), open(f"{_BLOCK}/{name}/loop/backing_file") as file:
-                    if file.read().strip() == path:
-                        raise DeviceInUse(plain(path), f"/dev/{name} has it already", f"losetup -d /dev/{name}")
+    loop = loop_of([path])
+    if loop:
+        raise DeviceInUse(plain(path), f"/dev/{loop} has it already", f"losetup -d /dev/{loop}")

@@ -13,6 +13,11 @@ import stat
 
 from nbdattach.host import syscalls
 
+TYPE_CHECKING = False  # the module typing costs 1 MB
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EBUSY = 16
 _USED, _DENIED = 100, 200
 # Permissions (enum in include/block/block-common.h): BLK_PERM_CONSISTENT_READ, BLK_PERM_WRITE, BLK_PERM_RESIZE.
 _READ, _WRITE, _RESIZE = 0, 1, 3
@@ -23,30 +28,46 @@ def identity(status: os.stat_result) -> str:
     return f"block:{status.st_rdev}" if stat.S_ISBLK(status.st_mode) else f"{status.st_dev}:{status.st_ino}"
 
 
-def locked(path: str, read_only: bool) -> int | None:
-    """A descriptor that locks the image for one writer, or for readers; None if others have it. Raises OSError.
+def all_locked(wanted: Sequence[tuple[str, str]]) -> list[int]:
+    """A descriptor for each path, which locks it. How: "read", "write", or "claim" if the server locks it itself.
 
-    A block device that is written is claimed as by a mount: not while it is mounted, or held by another device.
+    Raises OSError, for users; then nothing is locked.
     """
-    claim = 0
-    if not read_only and stat.S_ISBLK(os.stat(path).st_mode):
-        claim = os.O_EXCL
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | claim)
+    found: list[int] = []
+    try:
+        for path, how in wanted:
+            found.append(_locked(path, how))
+    except BaseException:
+        for file in found:
+            os.close(file)
+        raise
+    return found
+
+
+def _locked(path: str, how: str) -> int:
+    """A block device that is written is claimed as by a mount: not while it is mounted, or held by another device."""
+    claim = os.O_EXCL if how != "read" and stat.S_ISBLK(os.stat(path).st_mode) else 0
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | claim)
+    except OSError as error:
+        if error.errno != EBUSY:
+            raise
+        raise OSError(f"Failed to get an exclusive lock of {path}: it is mounted, or held by a device") from None
+    if how == "claim" or _is_locked_by(file, how == "read"):
+        return file
+    os.close(file)
+    raise OSError(f"Failed to get the lock of {path} that QEMU's programs take")
+
+
+def _is_locked_by(file: int, read_only: bool) -> bool:
+    """Locks the image for one writer, or for readers; False if others have it."""
     used = [_READ] if read_only else [_READ, _WRITE]
     denied = [_WRITE, _RESIZE]
     try:
         for byte in [*(_USED + one for one in used), *(_DENIED + one for one in denied)]:
             syscalls.ofd_read_lock(file, byte)
-        # First the locks, then the looks: of two that do it at the same time, none sees the image free.
-        taken = [*(_DENIED + one for one in used), *(_USED + one for one in denied)]
-        if not any(syscalls.ofd_is_locked(file, byte) for byte in taken):
-            return file
     except BlockingIOError:
-        pass
-    os.close(file)
-    return None
-
-
-def claimed(path: str) -> int:
-    """A descriptor that claims a block device, for a server that locks it itself. Raises OSError."""
-    return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+        return False
+    # First the locks, then the looks: of two that do it at the same time, none sees the image free.
+    taken = [*(_DENIED + one for one in used), *(_USED + one for one in denied)]
+    return not any(syscalls.ofd_is_locked(file, byte) for byte in taken)

@@ -29,9 +29,10 @@ import os
 import select
 import time
 
-from nbdattach.host import background, syscalls
+from nbdattach.host import background, bare_files, bare_process, syscalls
 from nbdattach.kernel.bare_sysfs import attribute
 from nbdattach.own_server import child, image_lock
+from nbdattach.own_server.server_log import ServerLog
 
 TYPE_CHECKING = False  # the module typing costs 1 MB
 if TYPE_CHECKING:
@@ -55,9 +56,6 @@ _PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _WELL = 10.0
 # More clients at once than any device has connections.
 _BACKLOG = 128
-_MAX_WORDS = 4096
-_MAX_LOG = 64 << 10
-EBUSY = 16
 SIGKILL = 9
 SIGTERM = 15
 
@@ -73,7 +71,7 @@ def main(arguments: list[str]) -> None:
     os.chdir(folder)
     if not _is_alone():
         return
-    keeper = Keeper(folder, _pidfd_of(int(owner), int(owner_started)))
+    keeper = Keeper(folder, bare_process.pidfd_of(int(owner), int(owner_started)))
     try:
         if keeper.has_plan():
             keeper.run()
@@ -109,18 +107,14 @@ class Keeper:
 
     def __init__(self, folder: str, owner: int) -> None:
         self._folder = folder
-        self._wake = _end_signals()
+        self._wake = bare_process.end_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._plan: dict[str, Any] = {}
         self._owner = owner
         self._restarts = -1
         self._pid = 0
         self._server = -1  # pidfd
-        try:
-            os.mkfifo("words", 0o600)
-        except FileExistsError:
-            pass
-        # For writing, too: so it has no end, even without a server.
-        self._words = os.open("words", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._log = ServerLog()
         self._began = 0.0
         self._deaths = 0
         self._signals = 0  # that asked us to end, and the time of the last one
@@ -129,8 +123,7 @@ class Keeper:
         self._survive()
         self._adopt()
         self._note()
-        # The last of all: the command waits for it.
-        self._log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._log.begin()  # the last of all: the command waits for it
 
     def has_plan(self) -> bool:
         """Waits for it. False if the command has died before it had one, or wants the keeper to end."""
@@ -159,9 +152,9 @@ class Keeper:
             # At the end of a shutdown all processes are asked to end at the same time.
             asked = time.monotonic() - self._asked < _SHUTDOWN and code in (0, -SIGTERM)
             if asked or not self.is_needed():
-                self._say(f"ended {code}")
+                self._log.say(f"ended {code}")
                 return
-            self._say(f"{self._plan['name']}: its server ended ({_meaning(code)}); starting it again")
+            self._log.say(f"{self._plan['name']}: its server ended ({_meaning(code)}); starting it again")
             if time.monotonic() - self._began > _WELL:
                 self._deaths = 0
             pause = _PAUSES[min(self._deaths, len(_PAUSES) - 1)]
@@ -182,7 +175,7 @@ class Keeper:
             begun = bool(before["begun"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return
-        self._server = _pidfd_of(pid, began)
+        self._server = bare_process.pidfd_of(pid, began)
         if begun:
             self._restarts = restarts
         if self._server >= 0:
@@ -195,7 +188,8 @@ class Keeper:
             if self._restarts < 0 and self._plan["folder"]:
                 os.mkdir(self._plan["folder"], 0o700)  # another user must not have put one there
         except OSError as error:
-            return self._failed(error)
+            self._log.append(f"{self._plan['name']}: {error.strerror or error}\n".encode(errors="replace"))
+            return False
         command = self._plan["repair" if self._restarts >= 0 else "prepare"]
         if not command:
             return True
@@ -203,7 +197,7 @@ class Keeper:
         self._server = os.pidfd_open(self._pid)
         child.let_go(go)
         while self._wait(None, ending=True) == "end":
-            _send(self._server, SIGKILL)
+            bare_process.send(self._server, SIGKILL)
         return self._reap() == 0
 
     def _require_image(self) -> None:
@@ -214,30 +208,12 @@ class Keeper:
         image = self._plan["image"]
         if image and image_lock.identity(os.stat(image)) != self._plan["identity"]:
             raise OSError(f"another file has the name {image} now; the device needs the one that had it before")
-        if self._locks or not self._plan["locks"]:
-            return
-        for path, how in self._plan["locks"]:
-            try:
-                lock = image_lock.claimed(path) if how == "claim" else image_lock.locked(path, how == "read")
-            except OSError as error:
-                if error.errno != EBUSY:
-                    raise
-                raise OSError(
-                    f"Failed to get an exclusive lock of {path}: it is mounted, or held by a device"
-                ) from None
-            if lock is None:
-                raise OSError(f"Failed to get the lock of {path} that QEMU's programs take")
-            self._locks.append(lock)
-
-    def _failed(self, error: OSError) -> bool:
-        self._append(f"{self._plan['name']}: {error.strerror or error}\n".encode(errors="replace"))
-        for lock in self._locks if self._restarts < 0 else ():
-            os.close(lock)
-        return False
+        if not self._locks:
+            self._locks = image_lock.all_locked(self._plan["locks"])
 
     def _start(self) -> bool:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        _unlink("socket.new")
+        bare_files.remove("socket.new")
         listener.bind("socket.new")
         listener.listen(_BACKLOG)
         self._began = time.monotonic()
@@ -255,7 +231,7 @@ class Keeper:
 
     def _reap(self) -> int:
         """The exit code of the server that has ended, negative for a signal; 0 if it is not our child."""
-        self._listen_to_it()
+        self._log.listen()
         try:
             os.waitid(os.P_PIDFD, self._server, os.WEXITED | os.WNOWAIT)
             try:
@@ -273,8 +249,8 @@ class Keeper:
     def kill(self) -> None:
         """Nobody needs the server, nor what it has started; that became our child when its parent had gone."""
         if self._server >= 0:
-            _send(self._server, SIGKILL)
-        for pid in _children():
+            bare_process.send(self._server, SIGKILL)
+        for pid in bare_process.children():
             try:
                 os.kill(pid, SIGKILL)
                 os.waitpid(pid, 0)
@@ -286,13 +262,13 @@ class Keeper:
         code = 0
         if self._server >= 0:
             # Again and again: a server that just starts may not heed it yet.
-            _send(self._server, SIGTERM)
+            bare_process.send(self._server, SIGTERM)
             while self._wait(_AGAIN, ending=True) != "dead":
-                _send(self._server, SIGKILL if self._signals > 1 else SIGTERM)
+                bare_process.send(self._server, SIGKILL if self._signals > 1 else SIGTERM)
             code = self._reap()
             if code == -SIGTERM:
                 code = 0
-        self._say(f"ended {code}")
+        self._log.say(f"ended {code}")
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 
@@ -301,19 +277,19 @@ class Keeper:
         limit = None if seconds is None else time.monotonic() + seconds
         while True:
             poll = select.poll()
-            for number in (self._wake, self._server, self._words, self._owner):
+            for number in (self._wake, self._server, self._log.words, self._owner):
                 if number >= 0:
                     poll.register(number, select.POLLIN)
             rest = _POLL if limit is None else min(_POLL, max(0.0, limit - time.monotonic()))
             ready = {number for number, _ in poll.poll(1000 if self._owner >= 0 and limit is None else rest * 1000)}
-            if self._words in ready:
-                self._listen_to_it()
+            if self._log.words in ready:
+                self._log.listen()
             if self._wake in ready:
                 self._signals += len(os.read(self._wake, 64))
                 self._asked = time.monotonic()
                 if ending or not self.is_needed():
                     return "end"
-                self._say("asked to end, but a device needs the server")
+                self._log.say("asked to end, but a device needs the server")
             if self._owner in ready:
                 os.close(self._owner)
                 self._owner = -1
@@ -338,57 +314,28 @@ class Keeper:
             return True
         return ours and bool(attribute(name, "pid"))
 
-    # -- words -------------------------------------------------------------------------------------------------------
-
-    def _listen_to_it(self) -> None:
-        """Takes over what the server has said on its standard output and error."""
-        while True:
-            try:
-                self._append(os.read(self._words, _MAX_WORDS))
-            except BlockingIOError:
-                return
-
-    def _say(self, line: str) -> None:
-        self._append(f"nbdattach: {line}\n".encode(errors="replace"))
-
-    def _append(self, words: bytes) -> None:
-        """To the log, and to our standard error, which systemd puts into the journal. It never waits."""
-        try:
-            if os.fstat(self._log).st_size > _MAX_LOG:
-                os.ftruncate(self._log, 0)
-            os.write(self._log, words)
-        except OSError:
-            pass  # /run is full
-        ready = select.poll()
-        ready.register(2, select.POLLOUT)
-        if ready.poll(0):
-            try:
-                os.write(2, words)
-            except OSError:
-                pass
+    # -- its files -----------------------------------------------------------------------------------------------------
 
     def _note(self) -> None:
         state = {
             "keeper": os.getpid(),
-            "keeper_started": _started(os.getpid()),
+            "keeper_started": bare_process.started(os.getpid()),
             "pid": self._pid,
-            "started": _started(self._pid) if self._pid else 0,
+            "started": bare_process.started(self._pid) if self._pid else 0,
             "restarts": max(0, self._restarts),
             "begun": self._restarts >= 0,  # the image was prepared, and that must not be done twice
         }
         try:
-            with open("state.new", "w") as file:
-                json.dump(state, file)
-            os.rename("state.new", "state")
+            bare_files.replace("state", json.dumps(state))
         except OSError:
-            pass
+            pass  # /run is full
 
     def remove_all(self) -> None:
         """Removes the folder, and the files that the plan names."""
         for path in self._plan.get("delete", ()):
-            _unlink(path)
+            bare_files.remove(path)
         for name in os.listdir("."):
-            _unlink(name)
+            bare_files.remove(name)
         for path in (self._plan.get("folder") or self._folder, self._folder, SERVERS):  # the last one may have others
             try:
                 os.rmdir(path)
@@ -409,58 +356,5 @@ class Keeper:
         syscalls.pr_set_child_subreaper()
 
 
-def _end_signals() -> int:
-    """SIGTERM ends nothing from now on; the descriptor becomes readable at each."""
-    woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(wake)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return woken
-
-
-def _pidfd_of(pid: int, began: int) -> int:
-    """A descriptor of that very process; -1 if it has gone."""
-    try:
-        found = os.pidfd_open(pid)
-    except OSError:
-        return -1
-    if _started(pid) == began:
-        return found
-    os.close(found)
-    return -1
-
-
-def _started(pid: int) -> int:
-    """When it started (field 22 of proc_pid_stat(5)); 0 if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError):
-        return 0
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [*map(int, file.read().split())]
-    except OSError:
-        return []
-
-
-def _send(pidfd: int, number: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, number)
-    except OSError:
-        pass
-
-
 def _meaning(code: int) -> str:
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass, replace
 
 from nbdattach import untrusted_json
 from nbdattach.errors import KernelRefused
-from nbdattach.host import procfs, systemd
+from nbdattach.host import bare_files, procfs, systemd
 from nbdattach.host.spawn import bare_python, start_aside
 from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import plain
@@ -74,10 +73,7 @@ def start_keeper(server: OwnServer, owner: int = 0) -> OwnServer:
 
 def leave_to(server: OwnServer, device: str) -> None:
     """Leaves the server to the device, for as long as the record of its attachment names the server. Raises OSError."""
-    new = f"{server.folder}/device.new"
-    with open(new, "w") as file:
-        file.write(device)
-    os.rename(new, f"{server.folder}/device")
+    bare_files.replace(f"{server.folder}/device", device)
 
 
 def is_left(server: OwnServer) -> bool:
@@ -86,5 +82,4 @@ def is_left(server: OwnServer) -> bool:
 
 def take_back(server: OwnServer) -> None:
     """The attachment has failed after `leave_to`."""
-    with contextlib.suppress(OSError):
-        os.unlink(f"{server.folder}/device")
+    bare_files.remove(f"{server.folder}/device")

@@ -93,12 +93,10 @@ def source_of(text: str, export: str | None = None) -> Source | None:
         if not words:
             raise Malformed(quoted(text), "no command in the brackets", "write [ nbdkit memory 1G ]")
         return Source(words=words, export=export or "")
-    path = image_path(text)
-    if not path:
-        return None
-    if export:
+    image = _image(text)
+    if image and export:
         raise Malformed("--export", f"{plain(text)} is an image, which has no exports", "leave it out")
-    return source_at(text)
+    return image
 
 
 def source_at(text: str) -> Source:
@@ -118,24 +116,24 @@ def may_be_image(text: str) -> bool:
     return "/" in text or is_image_name(text)
 
 
-def image_path(text: str) -> str:
-    """The real path of the image that the text names; empty if it names no image. Raises `Malformed`."""
+def _image(text: str) -> Source | None:
+    """The image that the text names, which is there; None if it names no image. Raises `Malformed`."""
     if not may_be_image(text):
-        return ""
+        return None
     try:
         # Through a link, QEMU would look for a relative backing file beside the link.
         path = os.path.realpath(text, strict=True)
         mode = os.stat(path).st_mode
     except OSError as error:
         if text.startswith("/") and not is_image_name(os.path.basename(text)):
-            return ""  # a socket, perhaps of a server that is not there yet
+            return None  # a socket, perhaps of a server that is not there yet
         raise Malformed(plain(text), f"no such image: {error.strerror}", "is the path correct?") from None
     if stat.S_ISSOCK(mode):
         if text.startswith("/"):
-            return ""
+            return None
         raise Malformed(plain(text), "a socket, which needs its absolute path", f"write {plain(path)}")
     if stat.S_ISBLK(mode) and os.path.basename(path).startswith("nbd"):
         raise Malformed(plain(text), "a device of the nbd driver, not an image", "DEVICE comes after TARGET")
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise Malformed(plain(text), "neither an image nor a socket", "an image is a file or a block device")
-    return path
+    return Source(path=path, named=os.path.abspath(text) if stat.S_ISBLK(mode) else "")

@@ -13,18 +13,17 @@ from collections.abc import Iterator, Sequence
 from nbdattach.connect_options import USUAL, ImageOptions
 from nbdattach.deadline import Deadline
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NoConnection, Refused
-from nbdattach.host import systemd
+from nbdattach.host import bare_files, systemd
 from nbdattach.host.spawn import environment
-from nbdattach.own_server import image, kept
+from nbdattach.own_server import image, kept, programs
 from nbdattach.own_server.end import end
+from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.source import Source
 from nbdattach.own_server.words import MAX_WORDS, last_words, named, refusal, with_words
 from nbdattach.protocol.target import Target
 from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import plain
 
-# For the writes of --snapshot, which may be many; the name has random parts.
-_OVERLAYS = "/var/tmp"  # noqa: S108
 _SOCKET = "socket"
 # The path of a socket may have 107 bytes; ours has so many of them at most before its own names.
 _MAX_FOLDER = 60
@@ -89,42 +88,48 @@ class Served:
         return last_words(os.pread(self._log, MAX_WORDS, max(0, size - MAX_WORDS)))
 
 
+def plan_of(
+    source: Source,
+    options: ImageOptions,
+    read_only: bool,
+    size: int | None = None,
+    goes_on: bool = True,
+    look: bool = False,
+) -> Plan:
+    """How to serve the source. Raises `NbdattachError`.
+
+    `goes_on`: for a device that goes on if the server dies. `look`: only to read, and beside other programs.
+    """
+    if source.path:
+        return image.plan(source.path, options, read_only, size, goes_on=goes_on, look=look)
+    if options != USUAL:
+        cause = "options of an image, but it is a command"
+        raise Malformed(plain(source.name), cause, "give the command its own options")
+    program, *rest = source.words
+    return Plan((programs.required(program, source.name), *rest), read_only)
+
+
 @contextlib.contextmanager
 def served(
     source: Source,
-    options: ImageOptions,
-    read_only: bool = False,
-    size: int | None = None,
+    planned: Plan,
     lasting: bool = False,
-    goes_on: bool = True,
 ) -> Iterator[Served]:
     """A server for the source, which ends with this context unless it is left to a device (`kept.leave_to`).
 
-    `lasting`: for a device, which `goes_on` if the server dies; needs root. Otherwise for a look, which may be at an
-    image that another program uses. Raises `NbdattachError`.
+    `lasting`: for a device; needs root. Raises `NbdattachError`.
     """
     name = os.urandom(8).hex()
     folder = f"{kept.FOLDER}/{name}" if lasting else _own_folder(name)
-    if source.words and options != USUAL:
-        raise Malformed(
-            plain(source.name), "options of an image, but it is a command", "give the command its own options"
-        )
-    planned = None
-    if source.path:
-        overlay = f"{_OVERLAYS}/nbdattach-{name}/overlay.qcow2"
-        planned = image.plan(source.path, options, read_only, size, overlay, goes_on=goes_on, look=not lasting)
-    command = planned.command if planned else _program(source)
     unit = f"nbdattach-server-{name}.service" if lasting and systemd.in_charge() else None
-    server = OwnServer(source.name, folder, command, unit, planned.image if planned else None)
+    server = OwnServer(source.name, folder, planned.command, unit, planned.image)
     try:
         server = kept.start_keeper(server, os.getpid())
         log = _log_of(server)
     except BaseException:
         end(server, Deadline(_LOOK_SECONDS), kill=True)
         raise
-    one = Served(
-        server, log, planned.read_only if planned else read_only, planned.notes if planned else (), source.export
-    )
+    one = Served(server, log, planned.read_only, planned.notes, source.export)
     try:
         _give_plan(server, planned, source)
         _await_socket(one)
@@ -156,10 +161,6 @@ def _is_safe(folder: str) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _program(source: Source) -> tuple[str, ...]:
-    return (image.program(source.words[0], source.name), *source.words[1:])
-
-
 def _log_of(server: OwnServer) -> int:
     """The keeper makes its folder first."""
     deadline = Deadline(_START_SECONDS)
@@ -173,24 +174,22 @@ def _log_of(server: OwnServer) -> int:
                 ) from None
 
 
-def _give_plan(server: OwnServer, planned: image.Plan | None, source: Source) -> None:
+def _give_plan(server: OwnServer, planned: Plan, source: Source) -> None:
     own = {name: os.environ[name] for name in _KEPT if name in os.environ}
     plan = {
         "name": plain(source.name),
         "command": server.command,
         "environment": {**environment(), **own},
         "cwd": "/" if source.path else _current_folder(),
-        "prepare": planned.prepare if planned else (),
-        "repair": planned.repair if planned else (),
-        "delete": planned.delete if planned else (),
-        "image": planned.image.path if planned else "",
-        "identity": planned.image.identity if planned else "",
-        "locks": planned.locks if planned else (),
-        "folder": os.path.dirname(planned.delete[0]) if planned and planned.delete else "",
+        "prepare": planned.prepare,
+        "repair": planned.repair,
+        "delete": planned.delete,
+        "image": planned.image.path if planned.image else "",
+        "identity": planned.image.identity if planned.image else "",
+        "locks": planned.locks,
+        "folder": os.path.dirname(planned.delete[0]) if planned.delete else "",
     }
-    with open(f"{server.folder}/plan.new", "w") as file:
-        json.dump(plan, file)
-    os.rename(f"{server.folder}/plan.new", f"{server.folder}/plan")
+    bare_files.replace(f"{server.folder}/plan", json.dumps(plan))
 
 
 def _current_folder() -> str:

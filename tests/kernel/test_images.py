@@ -365,3 +365,69 @@ def test_neither_a_signal_nor_a_replaced_file_changes_what_a_mounted_device_has(
         path.rename(tmp_path / "other.img")
         (tmp_path / "moved.img").rename(path)
         shell("echo two >/mnt/file; sync; umount /mnt")
+
+
+def test_a_block_device_is_an_image_that_nobody_else_can_hold(tmp_path: Path) -> None:
+    for kind in ("raw", "qcow2"):
+        path = image(tmp_path, kind)
+        if kind == "raw":
+            shell(f"mkfs.ext4 -q {path}")
+        loop = shell(f"losetup -f --show {path}").strip()
+        options = () if kind == "raw" else ("--format", kind)
+        with connected(Path(loop), *options):
+            assert status("nbd0")["image"]["path"] == loop
+            held = subprocess.run(["mount", loop, "/mnt"], capture_output=True, text=True)
+            assert "already mounted or mount point busy" in held.stderr, (kind, held)
+            done = nbd("connect", str(path), "nbd1")
+            assert (done.code, done.err.splitlines()[0]) == (7, f"nbdattach: {path}: {loop} has it already")
+        if kind == "raw":
+            shell(f"mount {loop} /mnt")
+            done = nbd("connect", loop, "nbd0")
+            shell("umount /mnt")
+            assert (done.code, done.out) == (7, ""), done
+            assert f"Failed to get an exclusive lock of {loop}: it is mounted" in done.err, done
+        shell(f"losetup -d {loop}")
+
+
+def test_an_image_stays_locked_while_its_server_is_dead(tmp_path: Path) -> None:
+    """Of a raw one the keeper holds the lock; QEMU's own goes with its server."""
+    path = image(tmp_path, "raw")
+    with connected(path):
+        done = nbd("connect", "--no-reconnect", "--tag", "other", str(path), "nbd1")
+        assert done.code == 7, done
+        for _ in range(5):
+            kill_servers()
+            other = subprocess.run(
+                ["qemu-io", "-f", "raw", "-c", "length", str(path)], capture_output=True, text=True, timeout=30
+            )
+            assert "lock" in other.stderr, other
+
+
+def test_what_a_server_has_started_ends_with_it(tmp_path: Path) -> None:
+    """Even in a session of its own."""
+    script = tmp_path / "server"
+    script.write_text("#!/bin/sh\nsetsid sleep 4711 &\nexec nbdkit --foreground memory 8M\n")
+    script.chmod(0o755)
+    nbd_ok("connect", "[", str(script), "]", "nbd0")
+    assert shell("pgrep -f 'sleep 471[1]'")
+    nbd_ok("disconnect", "nbd0")
+    eventually(lambda: subprocess.run(["pgrep", "-f", "sleep 471[1]"], stdout=subprocess.DEVNULL).returncode != 0)
+
+
+def test_the_folder_of_a_snapshot_is_of_root_alone_and_goes_with_it(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with connected(path, "--snapshot"):
+        (folder,) = Path("/var/tmp").glob("nbdattach-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        kill_servers()
+        eventually(lambda: status("nbd0")["server"]["restarts"] == 1)
+    assert not [*Path("/var/tmp").glob("nbdattach-*")]
+
+
+def test_an_image_that_is_attached_is_not_looked_at_again(tmp_path: Path) -> None:
+    """What its server is just writing may look like an error."""
+    path = image(tmp_path)
+    with connected(path):
+        os.truncate(path, path.stat().st_size - BLOCK)  # as a cut off image looks
+        assert nbd_ok("connect", str(path), "nbd0") == "/dev/nbd0"
+        shell("dd if=/dev/urandom of=/dev/nbd0 bs=1M count=4 conv=fsync status=none")

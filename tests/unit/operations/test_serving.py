@@ -13,6 +13,7 @@ from host import NBD0, NBD1, Host, pretend
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
 from nbdattach.connect_options import USUAL, ConnectOptions, ImageOptions
+from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed
 from nbdattach.operations import serving
 from nbdattach.own_server.source import Source
@@ -43,12 +44,16 @@ def server_of(path: str, snapshot: bool = False) -> OwnServer:
     return OwnServer(path, "/run/nbdattach/servers/2", ("/usr/bin/qemu-nbd", path), image=found)
 
 
+def attached(source: Source) -> list[Device]:
+    return [device for device, _ in serving.named(source)]
+
+
 @pytest.mark.usefixtures("host")
 def test_an_image_is_known_by_each_of_its_names(image: str) -> None:
     os.link(image, f"{image}.link.img")
     state.save(NBD1, replace(RECORD, server=server_of(image)))
-    assert list(serving.named(Source(path=image))) == [NBD1]
-    assert list(serving.named(Source(path=f"{image}.link.img"))) == [NBD1]
+    assert attached(Source(path=image)) == [NBD1]
+    assert attached(Source(path=f"{image}.link.img")) == [NBD1]
 
 
 @pytest.mark.usefixtures("host")
@@ -57,21 +62,21 @@ def test_another_image_and_a_missing_one_are_attached_nowhere(image: str, tmp_pa
     state.save(NBD0, replace(RECORD, server=server_of(image)))
     state.save(NBD1, RECORD)
     for name in ("other.img", "missing.img"):
-        assert list(serving.named(Source(path=f"{tmp_path}/{name}"))) == []
+        assert attached(Source(path=f"{tmp_path}/{name}")) == []
 
 
 @pytest.mark.usefixtures("host")
 def test_an_image_that_was_deleted_is_known_by_its_name(image: str) -> None:
     state.save(NBD0, replace(RECORD, server=server_of(image)))
     os.unlink(image)
-    assert list(serving.named(Source(path=image))) == [NBD0]
+    assert attached(Source(path=image)) == [NBD0]
 
 
 @pytest.mark.usefixtures("host")
 def test_a_command_is_known_by_its_words() -> None:
     state.save(NBD0, replace(RECORD, server=COMMAND))
-    assert list(serving.named(Source(words=("nbdkit", "memory", "1G")))) == [NBD0]
-    assert list(serving.named(Source(words=("nbdkit", "memory", "2G")))) == []
+    assert attached(Source(words=("nbdkit", "memory", "1G"))) == [NBD0]
+    assert attached(Source(words=("nbdkit", "memory", "2G"))) == []
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ SAME = ConnectOptions(tag="t")
 
 def required(image: str, options: ConnectOptions = SAME, wanted: ImageOptions = USUAL, snapshot: bool = False) -> None:
     record = replace(RECORD, server=server_of(image, snapshot))
-    serving._require_same(NBD0, None, None, record, options, wanted)
+    serving._require_same(NBD0, record, Source(path=image), None, options, wanted)
 
 
 def test_an_image_may_be_attached_again_in_the_same_way(image: str) -> None:
@@ -125,5 +130,5 @@ def test_another_part_of_an_attached_image_is_not_taken_for_the_same(image: str)
 
 def test_an_image_that_is_attached_elsewhere_is_in_use(image: str) -> None:
     with pytest.raises(DeviceInUse) as caught:
-        serving._require_same(NBD0, NBD1, None, replace(RECORD, server=server_of(image)), SAME, USUAL)
+        serving._require_same(NBD0, replace(RECORD, server=server_of(image)), Source(path=image), NBD1, SAME, USUAL)
     assert str(caught.value) == f"{image}: attached at /dev/nbd0 already"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 
 from nbdattach.connect_options import USUAL, ImageOptions
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, Refused
-from nbdattach.own_server import commands, image
-from nbdattach.own_server.image import Plan
+from nbdattach.own_server import commands, image, programs
+from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.words import refusal
 from nbdattach.server_of_ours import Image, OwnServer
 from nbdattach.text import quoted
@@ -49,7 +50,7 @@ class Qemu:
         self.says("[]")
         for name, value in (("PATH", self.folder), ("LOG", self._calls), ("CHAIN", self._chain)):
             monkeypatch.setenv(name, str(value))
-        monkeypatch.setattr(image, "SYSTEM_PATH", "")
+        monkeypatch.setattr(programs, "SYSTEM_PATH", "")
 
     def has(self, name: str, script: str) -> None:
         (self.folder / name).write_text(script)
@@ -92,7 +93,7 @@ def planned(
     goes_on: bool = True,
     look: bool = False,
 ) -> Plan:
-    return image.plan(path, options, read_only, size, f"{path}.overlay", goes_on, look)
+    return image.plan(path, options, read_only, size, goes_on, look)
 
 
 def refused(kind: type[NbdattachError], path: str, *options: Any, **more: Any) -> tuple[str, str]:
@@ -109,9 +110,9 @@ def test_raw_image_is_served_by_nbdkit_which_needs_the_keepers_lock(qemu: Qemu, 
     path = make("a=b,c.img", bytes(512))
     status = os.stat(path)
     assert planned(path) == Plan(
-        Image(path, "raw", f"{status.st_dev}:{status.st_ino}"),
         (str(qemu.folder / "nbdkit"), "--foreground", "file", f"file={path}"),
         read_only=False,
+        image=Image(path, "raw", f"{status.st_dev}:{status.st_ino}"),
         locks=((path, "write"),),
     )
     assert planned(path, read_only=True).command[2] == "--readonly"
@@ -396,10 +397,11 @@ def test_writes_to_a_snapshot_go_to_a_file_that_is_deleted_at_the_end(qemu: Qemu
     qemu.has("nbdkit", "#!/bin/sh\n")
     path = make("disk.img", bytes(512))
     found = planned(path, ImageOptions(snapshot=True))
-    overlay = f"{path}.overlay"
+    (overlay,) = found.delete
+    assert re.fullmatch(r"/var/tmp/nbdattach-[0-9a-f]{16}/overlay.qcow2", overlay)
     assert (found.command[0], found.command[-2:]) == (qemu.nbd, ("--format=qcow2", overlay))
     assert found.prepare == (qemu.img, "create", "-q", "-f", "qcow2", "-b", path, "-F", "raw", overlay)
-    assert (found.delete, found.repair, found.read_only) == ((overlay,), (), False)
+    assert (found.repair, found.read_only) == ((), False)
     assert (found.image.path, found.image.format, found.image.snapshot) == (path, "raw", True)
     assert qemu.calls == []  # so that a mistake, or a command that is killed, leaves no file
     assert not os.path.exists(overlay)

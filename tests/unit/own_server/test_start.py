@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NoConnect
 from nbdattach.own_server import kept, start, words
 from nbdattach.own_server.end import end
 from nbdattach.own_server.source import Source
-from nbdattach.own_server.start import Served, served
+from nbdattach.own_server.start import Served
 from nbdattach.server_of_ours import OwnServer
 
 DYING = Source(words=("/bin/sh", "-c", "echo cannot open the disk >&2; exit 3"))
@@ -40,6 +41,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for pid in processes_of(tmp_path):
         kill(pid)
+
+
+def served(
+    source: Source, options: ImageOptions = USUAL, lasting: bool = False
+) -> contextlib.AbstractContextManager[Served]:
+    return start.served(source, start.plan_of(source, options, read_only=False, look=not lasting), lasting)
 
 
 def serving(root: Path, *rest: str) -> Source:
@@ -77,7 +84,7 @@ def detach(root: Path) -> None:
 
 @pytest.mark.parametrize("lasting", [False, True])
 def test_it_serves_inside_of_the_context_and_nothing_is_left_after_it(root: Path, lasting: bool) -> None:
-    with served(serving(root), USUAL, lasting=lasting) as one:
+    with served(serving(root), lasting=lasting) as one:
         assert answer(one) in processes_of(root)
         assert one.server.name == serving(root).name
     assert is_nothing_left(root)
@@ -86,7 +93,7 @@ def test_it_serves_inside_of_the_context_and_nothing_is_left_after_it(root: Path
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, NoConnection])
 def test_nothing_is_left_when_the_caller_fails(root: Path, error: type[BaseException]) -> None:
     made = error("it", "no", "try")
-    with pytest.raises(error) as caught, served(serving(root), USUAL, lasting=True):
+    with pytest.raises(error) as caught, served(serving(root), lasting=True):
         raise made
     assert caught.value is made
     assert is_nothing_left(root)
@@ -99,14 +106,14 @@ def test_nothing_is_left_when_the_plan_cannot_be_written(
     def fails(*_: object, **__: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(start.json, "dump", fails)
-    with pytest.raises(type(error)), served(serving(root), USUAL, lasting=True):
+    monkeypatch.setattr(start.bare_files, "replace", fails)
+    with pytest.raises(type(error)), served(serving(root), lasting=True):
         pass
     assert is_nothing_left(root)
 
 
 def test_a_program_that_does_not_exist_is_said_and_nothing_is_left(root: Path) -> None:
-    with pytest.raises(KernelRefused) as caught, served(Source(words=("no-such-server", "-x")), USUAL):
+    with pytest.raises(KernelRefused) as caught, served(Source(words=("no-such-server", "-x"))):
         pass
     assert str(caught.value) == "[ no-such-server -x ]: it needs the program no-such-server, which is not installed"
     assert is_nothing_left(root)
@@ -124,7 +131,7 @@ def test_a_server_that_ignores_the_end_is_killed_if_a_command_only_looked(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start, "_LOOK_SECONDS", 0.1)
-    with served(serving(root, "deaf"), USUAL) as one:
+    with served(serving(root, "deaf")) as one:
         answer(one)
     assert is_nothing_left(root)
 
@@ -136,7 +143,7 @@ def test_a_folder_of_the_user_that_does_not_exist_is_no_internal_error(
     monkeypatch.setenv("XDG_RUNTIME_DIR", f"{root}/gone")
     monkeypatch.setattr(start, "_START_SECONDS", 5.0)
     try:
-        with served(serving(root), USUAL) as one:
+        with served(serving(root)) as one:
             assert answer(one)
     except NbdattachError:
         pass
@@ -147,7 +154,7 @@ def test_a_socket_in_a_folder_with_a_long_name_can_be_reached(root: Path, monkey
     long = root / "user" / ("x" * 90)
     long.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-    with served(serving(root), USUAL) as one:
+    with served(serving(root)) as one:
         assert len(one.target.socket) <= 107
 
 
@@ -155,7 +162,7 @@ def test_a_socket_in_a_folder_with_a_long_name_can_be_reached(root: Path, monkey
 
 
 def test_a_server_that_is_left_to_a_device_outlives_the_context_until_it_is_ended(root: Path) -> None:
-    with served(serving(root), USUAL, lasting=True) as one:
+    with served(serving(root), lasting=True) as one:
         attach(root, one.server)
         kept.leave_to(one.server, "nbd0")
         eventually(lambda: one._words() == "serving")
@@ -167,7 +174,7 @@ def test_a_server_that_is_left_to_a_device_outlives_the_context_until_it_is_ende
 
 
 def test_a_server_that_was_taken_back_ends_with_the_context(root: Path) -> None:
-    with served(serving(root), USUAL, lasting=True) as one:
+    with served(serving(root), lasting=True) as one:
         kept.leave_to(one.server, "nbd0")
         kept.take_back(one.server)
     assert is_nothing_left(root)
@@ -182,7 +189,7 @@ SLOW = "trap 'echo cannot write: no space; exit 5' TERM; echo ready; : >{0}/read
 
 
 def left(root: Path, command: list[str]) -> OwnServer:
-    with served(Source(words=tuple(command)), USUAL, lasting=True) as one:
+    with served(Source(words=tuple(command)), lasting=True) as one:
         attach(root, one.server)
     return one.server
 
@@ -208,7 +215,7 @@ def test_a_server_that_does_not_end_in_time_is_named_and_lives(root: Path) -> No
 
 
 def test_the_end_of_a_server_that_has_ended_is_no_error(root: Path) -> None:
-    with served(serving(root), USUAL, lasting=True) as one:
+    with served(serving(root), lasting=True) as one:
         there = one.server
     assert end(there, Deadline(PATIENCE)) == ""
 
@@ -237,7 +244,7 @@ def test_a_server_whose_keeper_was_killed_is_killed_at_the_deadline(root: Path) 
 
 
 def test_a_server_that_cannot_start_is_refused_with_its_last_words() -> None:
-    with pytest.raises(Refused) as caught, soon(), served(DYING, USUAL) as one, one.explained():
+    with pytest.raises(Refused) as caught, soon(), served(DYING) as one, one.explained():
         raise NoConnection(one.target.uri, "cannot connect: Connection refused", "is it up?")
     assert str(caught.value) == f"{DYING.name}: its server sh ended; it says: 'cannot open the disk'"
     assert caught.value.hint == f"its command: /bin/sh -c '{DYING.words[2]}'"
@@ -246,7 +253,7 @@ def test_a_server_that_cannot_start_is_refused_with_its_last_words() -> None:
 def test_an_error_of_a_living_server_names_the_source_instead_of_its_socket(root: Path) -> None:
     name = serving(root).name[:200]
     for kind in (NoConnection, KernelRefused):
-        with pytest.raises(kind) as caught, served(serving(root), USUAL) as one, one.explained():
+        with pytest.raises(kind) as caught, served(serving(root)) as one, one.explained():
             uri = one.target.uri
             raise kind(uri, f"{uri} is slow", f"see nbdattach list {uri}")
         assert uri not in f"{caught.value}{caught.value.hint}"
@@ -255,7 +262,7 @@ def test_an_error_of_a_living_server_names_the_source_instead_of_its_socket(root
 
 
 def test_a_server_that_lives_and_refuses_has_told_why(root: Path) -> None:
-    with pytest.raises(Refused) as caught, served(serving(root), USUAL) as one, one.explained():
+    with pytest.raises(Refused) as caught, served(serving(root)) as one, one.explained():
         answer(one)
         eventually(lambda: bool(one._words()))
         raise Refused(one.target.uri, "the server has no default export", "try")
@@ -286,7 +293,7 @@ def test_the_last_words_of_a_long_log_are_found(root: Path) -> None:
         )
     )
     os.mkfifo(root / "go")
-    with served(source, USUAL) as one:
+    with served(source) as one:
         eventually(lambda: one._words() == "the end")
 
 
@@ -328,6 +335,6 @@ def test_a_process_that_has_the_pid_by_now_is_not_the_server(tmp_path: Path) -> 
 
 
 def test_a_signal_of_the_users_terminal_reaches_neither_keeper_nor_server(root: Path) -> None:
-    with served(serving(root), USUAL) as one:
+    with served(serving(root)) as one:
         assert {os.getsid(pid) for pid in processes_of(root)} & {os.getsid(0)} == set()
         answer(one)

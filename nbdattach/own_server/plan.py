@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How to serve a source. `image` makes it for an image, `start` for a command, and gives it to the keeper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbdattach.server_of_ours import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`command` serves the source over the socket that the keeper passes. `image` is None for a command in brackets.
+
+    `prepare` is a command to run before its first start, `repair` before each later one; `delete` are files to delete
+    at the end. `locks` are files to lock that the server does not lock, and how ("read", "write", "claim").
+    """
+
+    command: tuple[str, ...]
+    read_only: bool
+    image: Image | None = None
+    notes: tuple[str, ...] = ()
+    prepare: tuple[str, ...] = ()
+    repair: tuple[str, ...] = ()
+    delete: tuple[str, ...] = ()
+    locks: tuple[tuple[str, str], ...] = ()
