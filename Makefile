@@ -20,7 +20,7 @@ GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.
 	6.1+essential-netlink+1of2 6.1+essential-netlink+2of2 6.1+essential-ioctl 7.2+udev
 LANES := lane+package unit-ends $(GUESTS:%=guest+%) boot root servers libraries-oldest lint
 
-.PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers kernel matrix boot boot-all root root-all \
+.PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers far kernel matrix boot boot-all root root-all \
 	selftest soak rounds events shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
@@ -30,7 +30,7 @@ test: .needs-root provision $(VENV)/installed
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
 test-all: .needs-root test
-	$(MAKE) --no-print-directory unit-all libraries selftest fresh boot-all root-all matrix rounds soak events
+	$(MAKE) --no-print-directory unit-all libraries far selftest fresh boot-all root-all matrix rounds soak events
 
 # The first thing that such a target does.
 ASKED = $(or $(MAKECMDGOALS),test)
@@ -103,6 +103,12 @@ libraries-oldest: $(VENV)/installed
 ## the protocol against real NBD servers, without a kernel
 servers: $(VENV)/installed
 	$(PYTEST) $(LIMIT) tests/servers
+
+## disks over SSH and in S3, attached in a guest by the commands that the man page has
+far: .needs-root $(VENV)/installed
+	tests/lab/provision far
+	[ -x build/far/bin/moto_server ] || { python3 -m venv build/far && build/far/bin/pip install -q 'moto[server]==5.2.5'; }
+	timeout 1500 $(GUEST) --kernel 7.2 --timeout 1400 -- $(PYTEST) tests/kernel/far_disks.py
 
 # One suite on one kernel, on this machine's root; see tests/matrix.py for the suites and for other roots.
 KERNEL := 7.2

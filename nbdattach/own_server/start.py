@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from nbdattach.connect_options import USUAL, ImageOptions
 from nbdattach.deadline import Deadline
-from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NoConnection, Refused
+from nbdattach.errors import BrokenProtocol, KernelRefused, Malformed, NbdattachError, NoConnection, Refused
 from nbdattach.host import bare_files, systemd
 from nbdattach.host.spawn import environment
 from nbdattach.own_server import image, kept, programs
@@ -62,7 +62,9 @@ class Served:
         if isinstance(error, NoConnection) and self.has_ended(_NOTICE_SECONDS):
             return self.refusal()
         error = named(error, self.target.uri, self.server.name)
-        return with_words(error, self._words_soon()) if isinstance(error, Refused) else error
+        if isinstance(error, (Refused, NoConnection, BrokenProtocol)):
+            return with_words(error, self._words_soon(), self.server)
+        return error
 
     def refusal(self) -> NbdattachError:
         """Why the server has ended."""

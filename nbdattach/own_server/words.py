@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 
-from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NoConnection, Refused
+from nbdattach.errors import DeadlinePassed, DeviceInUse, KernelRefused, NbdattachError, NoConnection, Refused
 from nbdattach.own_server.kept import start_keeper, state_of
 from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import plain, quoted
@@ -43,17 +43,29 @@ def refusal(server: OwnServer, words: str) -> NbdattachError:
         return DeviceInUse(thing, cause, "stop the virtual machine that uses it, or attach a copy")
     said = f"; it says: {quoted(words)}" if words else ""
     cause = f"its server {os.path.basename(server.command[0])} ended{said}"
+    if not words:
+        return Refused(thing, cause, _activation(server))
     if "backing file" in words:
         return Refused(thing, cause, "qemu-img rebase -u corrects the name of a backing file")
     return Refused(thing, cause, f"its command: {plain(shlex.join(server.command))}")
 
 
-def with_words(error: NbdattachError, words: str) -> NbdattachError:
-    """A server that lives and refuses, as nbdkit does if it cannot reach what it serves, has told why."""
+def with_words(error: NbdattachError, words: str, server: OwnServer) -> NbdattachError:
+    """A server that lives and refuses, as nbdkit does if it cannot reach what it serves, has told why.
+
+    One that does not listen has not taken its socket.
+    """
+    if isinstance(error, NoConnection) and not isinstance(error, DeadlinePassed):
+        error.hint = _activation(server)
     if words:
         error.cause = f"{error.cause}; its server says: {quoted(words)}"
         error.args = (f"{error.thing}: {error.cause}",)
     return error
+
+
+def _activation(server: OwnServer) -> str:
+    command = plain(shlex.join(server.command))
+    return f"does it take its socket by LISTEN_FDS, and stay in the foreground? its command: {command}"
 
 
 def revived(server: OwnServer, error: NbdattachError, uri: str) -> NbdattachError:

@@ -129,7 +129,20 @@ step "debugfs -R 'cat /hello' disk.img"
 step "debugfs -R 'rdump / mnt' disk.img"
 step '(cd mnt && sha256sum -c ../sums)'
 
-say 'nbdattach can start the server itself: its command stands in brackets, and it ends with the command.'
+say 'nbdattach can start the server itself: for a command in brackets, which ends with info...'
 step 'nbdattach info [ nbdkit file disk.img ]'
 
-say 'Done: attached, written, read back, detached, compared on the server.'
+say '... and for an image. That server ends with disconnect.'
+stop "$(cat nbdkit.pid)"
+rm -f nbdkit.pid
+printf '$ %s\n' "nbdattach connect disk.img${wanted:+ $wanted}"
+# shellcheck disable=SC2086 # none or one
+device=$(nbdattach connect disk.img $wanted)
+echo "$device"
+step "mount $device mnt"
+step 'cat mnt/hello'
+step 'umount mnt'
+step 'nbdattach disconnect disk.img'
+device=
+
+say 'Done: attached, written, read back, detached, compared on the server, and attached as an image.'
