@@ -13,11 +13,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nbdattach import option_values
 from nbdattach.errors import Malformed
+from nbdattach.immutable import immutable
 from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import quoted
 
@@ -75,7 +75,7 @@ def _file(name: str) -> Any:
     return _field(None, Option(name, str, "FILE"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@immutable(kw_only=True)
 class LastingOptions:
     """Those that matter as long as the device is attached. Times in seconds.
 
@@ -98,7 +98,7 @@ class LastingOptions:
     root: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@immutable(kw_only=True)
 class ConnectOptions(LastingOptions):
     """The options of connect. Sizes in bytes, times in seconds; `connections` 0 means auto.
 
@@ -135,7 +135,7 @@ class ConnectOptions(LastingOptions):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(LastingOptions)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@immutable(kw_only=True)
 class TlsOptions:
     """Whether TLS is required, how to verify the server, and our own credentials. A given one requires TLS.
 
@@ -151,7 +151,7 @@ class TlsOptions:
     verify: bool = _flag("tls-no-verify", sets=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@immutable(kw_only=True)
 class ImageOptions:
     """How to serve a disk image. `format` is QEMU's name of it, None to take the image's own. `offset` in bytes.
 

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from nbdattach.errors import Malformed
+from nbdattach.immutable import immutable
 from nbdattach.text import quoted
 
 _DEVICE = re.compile(r"(?:/dev/)?nbd(0|[1-9][0-9]{0,6})", re.ASCII)
@@ -15,11 +15,14 @@ _PARTITION = re.compile(r"((?:/dev/)?nbd[0-9]+)p[0-9]+", re.ASCII)
 MAX_INDEX = (1 << 20) - 1
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@immutable
 class Device:
     """/dev/nbdN by its index N."""
 
     index: int
+
+    def __lt__(self, other: Device) -> bool:
+        return self.index < other.index
 
     @property
     def name(self) -> str:

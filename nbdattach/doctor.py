@@ -7,7 +7,6 @@ import importlib.util
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from nbdattach.attached import state
 from nbdattach.attached.status import Status, status_of
@@ -16,6 +15,7 @@ from nbdattach.connection import kernel_socket
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
+from nbdattach.immutable import immutable
 from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
@@ -33,7 +33,7 @@ _INSTALL_RULES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Finding:
     """The result of one check. `stands_in_the_way` is False if all is well, or if it is only advice.
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import typing
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from nbdattach.errors import NbdattachError
+from nbdattach.immutable import immutable
 from nbdattach.untrusted_json import made_of, value_of
 
 SAME_VERSION = "is it of the same version?"
 _MAX_EXIT_CODE = 255
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Facts:
     """`kinds` are the names of the error's class and its bases; `more` are the facts that the class declares."""
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from nbdattach.immutable import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Image:
     """A disk image. `format` is QEMU's name; `backing` are the images below it, the nearest first.
 
@@ -26,7 +26,7 @@ class Image:
     below: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OwnServer:
     """`name` is what the user named: the path of an image, or the command in brackets.
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from nbdattach.immutable import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class TlsSession:
     """`version` and `cipher` as OpenSSL names them."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from nbdattach import untrusted_json
 from nbdattach.attached import state
@@ -23,6 +23,7 @@ from nbdattach.clock import boot_time
 from nbdattach.content.marks import Content
 from nbdattach.content.same_disk import Since
 from nbdattach.device import Device
+from nbdattach.immutable import immutable
 from nbdattach.kernel.leftovers import CONTENT
 from nbdattach.kernel.sysfs import SECTOR, Kernel
 
@@ -30,7 +31,7 @@ from nbdattach.kernel.sysfs import SECTOR, Kernel
 _SETTLED_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Moment:
     """How far writing had come before a look.
 
@@ -50,7 +51,7 @@ class Moment:
         return self.written is None or (self.written, self.touched, self.size) != (now.written, now.touched, now.size)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Memory:
     """A look at the disk, when it was, and the attachment that it belongs to, as `attachment_of` says.
 

@@ -14,7 +14,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, TypeAlias
 
 from nbdattach import untrusted_json
@@ -24,6 +24,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.host import bare_files, procfs, syscalls
 from nbdattach.host.procfs import alive, started
+from nbdattach.immutable import immutable
 from nbdattach.kernel.leftovers import STATE_FILES, UNFLUSHED
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.protocol.target import Target, Trust, target_of
@@ -41,7 +42,7 @@ _LOCK_SECONDS = 300.0
 _POLL = 0.01
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Record(LastingOptions):
     """One attachment as connect made it: data for `status`, and data with which the monitor reconnects it.
 
@@ -100,7 +101,7 @@ class Record(LastingOptions):
         return target_of(self.uri, self.moving_trust if self.moving_to else self.trust)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Trouble:
     """The monitor's report of an attachment that is not connected. `next_try` is None while a try is under way.
 

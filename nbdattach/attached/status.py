@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from nbdattach.attached.state import Record, Trouble, load, monitor_lives, trouble_of
 from nbdattach.attached.users import Census, numbers_of
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.host.procfs import alive, group_of, has_open, sees_all
+from nbdattach.immutable import immutable
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.own_server.kept import State, state_of
 from nbdattach.server_of_ours import Image, OwnServer
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ServerStatus:
     """A server that nbdattach has started for the device. `pid` is None while it is dead."""
 
@@ -26,7 +27,7 @@ class ServerStatus:
     restarts: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ImageStatus:
     """A disk image; `backing` are the images below it, the nearest first."""
 
@@ -35,7 +36,7 @@ class ImageStatus:
     backing: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Status:
     """One attached device; the fields, in this order, are the JSON object of the contract. Sizes in bytes."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import shlex
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 from nbdattach.attached import state
@@ -19,6 +18,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.host import procfs
 from nbdattach.host.procfs import Opener
+from nbdattach.immutable import immutable
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
 from nbdattach.text import plain
@@ -38,7 +38,7 @@ _MAPPINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class User:
     """One user. `name` is a path for mounts, else a name that `status` lists: dm-0, md0, loop0, swap, a process id."""
 
@@ -50,7 +50,7 @@ class User:
     elsewhere: bool = False  # a mount of another mount namespace alone
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Users:
     """In the order in which they have to be released."""
 
@@ -85,7 +85,7 @@ class Users:
         return [f"{one.says}: {one.release}" for one in self.all]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Mount:
     """A mount point of one mount namespace. `owner` is a process in it, None for the namespace that we are in."""
 

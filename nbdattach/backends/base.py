@@ -11,13 +11,13 @@ Both raise `Taken` if another process is attaching at the device, `Busy` if a pr
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Protocol
 
 from nbdattach.backends.limits import Geometry
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
+from nbdattach.immutable import immutable
 from nbdattach.kernel import settings
 from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
@@ -41,7 +41,7 @@ class Spent(Exception):
     """The kernel took the connections and shut them down again, so another try needs new ones."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Job:
     """The attachment to make, the same for each device that we try. `sockets` are descriptors in transmission.
 

@@ -8,15 +8,16 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nbdattach.backends.base import Hold, Job
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
+from nbdattach.immutable import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Backend:
     """A way into the kernel. `makes_devices`: it attaches at numbers that do not exist yet."""
 

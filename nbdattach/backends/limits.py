@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 
 from nbdattach.errors import KernelRefused, Malformed, Refused
+from nbdattach.immutable import immutable
 from nbdattach.option_values import BLOCK_SIZES
 from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY, NBD_FLAG_ROTATIONAL, NBD_FLAG_SEND_WRITE_ZEROES
 from nbdattach.protocol.export import Export
@@ -24,7 +24,7 @@ _STICKY_FLAGS = NBD_FLAG_ROTATIONAL | NBD_FLAG_SEND_WRITE_ZEROES
 MAX_REQUEST_KB = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Geometry:
     """Sizes in bytes. `tail` is the part after the last whole block, which cannot be reached."""
 

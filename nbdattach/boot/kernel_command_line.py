@@ -15,6 +15,7 @@ from nbdattach.boot import nbdtab
 from nbdattach.connect_options import FOREVER, ConnectOptions
 from nbdattach.device import Device
 from nbdattach.errors import Malformed
+from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted
 
@@ -28,7 +29,7 @@ _DEVICE = re.compile(r"(?:/dev/)?(nbd[0-9]+)(p[0-9]+)?", re.ASCII)
 _DRACUT = re.compile(r"nbd:(\[[^]]*\]|[^:]*):([^:]*)(?::([^:]*))?(?::([^:]*))?(?::(.*))?")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Root:
     """The target, its device, and how the initramfs mounts it; a field is empty if another option tells that."""
 

@@ -12,12 +12,13 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from nbdattach.connect_options import USUAL, ConnectOptions, ImageOptions, Option, TlsOptions, options_of
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
+from nbdattach.immutable import immutable
 from nbdattach.protocol.target import MAX_SOCKET_PATH, Target, others, parse_target, with_tls
 from nbdattach.text import plain, quoted
 
@@ -30,7 +31,7 @@ _OPTIONS = "see nbdtab(5) for the options"
 _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Entry:
     """One line: the target to attach at the device. `says_retry`: the line has retry-for, even if it is 0.
 
@@ -46,7 +47,7 @@ class Entry:
     image_options: ImageOptions = USUAL
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Mistake:
     """Why a line is invalid. `device` is the line's, None if not even that can be read."""
 
@@ -55,7 +56,7 @@ class Mistake:
     error: Malformed
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Table:
     """The valid lines of a table, and the mistakes in all others."""
 
@@ -78,7 +79,7 @@ def parse(text: str, name: str) -> Table:
     return Table(tuple(entry for entry in entries if entry.device not in doubtful), tuple(mistakes))
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Word:
     """A piece of a line, and where it begins: columns count from 1."""
 

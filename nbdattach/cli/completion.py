@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from nbdattach.device import Device
+from nbdattach.immutable import immutable
 from nbdattach.kernel import sysfs
 from nbdattach.protocol.target import Target
 
@@ -25,7 +25,7 @@ _SAFE = re.compile(r"[A-Za-z0-9_./:@%+,\[\]-]{1,255}", re.ASCII)
 _HARMLESS = re.compile(r"[^A-Za-z0-9_./@%+ -]", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Offer:
     """A word, and its explanation if it needs one."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbdattach.cli.types import target_of
 from nbdattach.errors import Malformed, NbdattachError
+from nbdattach.immutable import immutable
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbdattach.server_of_ours import Image
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class There:
     """`name` and `server` are for users; `explained` words an error of the target as they know it."""
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from nbdattach.cli import render
+from nbdattach.immutable import immutable
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _KEYS = "q: quit"
 _SPANS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Sample:
     """One device at one moment. `status` is None for a device that the user named and that is not attached."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbdattach.connect_options import DEFAULT_TIMEOUT
@@ -13,6 +12,7 @@ from nbdattach.connection.stream import Stream, dial
 from nbdattach.content.reading import Look, T
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError, TlsFailed
+from nbdattach.immutable import immutable
 from nbdattach.protocol import handshake, transmission
 from nbdattach.protocol.constants import NBD_FLAG_HAS_FLAGS
 from nbdattach.protocol.export import Export, Listed
@@ -30,7 +30,7 @@ MAX_READ = 32 << 10
 CHECK_COOKIE = 0x6E62646174746163  # "nbdattac", to be known in a capture
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Inspected:
     """One export; the TLS version and cipher it was learnt over, and the server's certificate, None without one."""
 
@@ -39,7 +39,7 @@ class Inspected:
     certificate: Certificate | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Checked:
     """Times in milliseconds, None for a step that was not reached; `error` is None if all is well."""
 
@@ -48,7 +48,7 @@ class Checked:
     error: NbdattachError | None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Connection:
     """A stream in the transmission phase of `export`, ready for the kernel; and the relay at its other end."""
 

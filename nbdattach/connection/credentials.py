@@ -17,9 +17,10 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nbdattach.errors import TlsFailed
+from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain
 
@@ -31,7 +32,7 @@ _MAX_FILE = 16 << 20
 _PATIENCE = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class File:
     path: str
     content: bytes
@@ -50,7 +51,7 @@ class File:
             yield place if os.path.exists(place) else self.path  # early in the boot there is no /proc
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Credentials:
     """None for a file that the target does not name or its directory does not have. `cert` comes with `key`."""
 

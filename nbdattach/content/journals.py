@@ -14,6 +14,7 @@ import struct
 
 from nbdattach.content.marks import Mark, Witness
 from nbdattach.content.reading import Look, Seen
+from nbdattach.immutable import immutable
 
 # The sequence number of ext4's journal; it is counted modulo 2^32.
 JOURNAL = "journal"
@@ -78,7 +79,7 @@ def _ext4(seen: Seen, mark: Mark, known: Witness | None, check: bool) -> Look[Ma
     return dataclasses.replace(mark, grows=grows, witness=witness or (yield from _latest(seen, log, start, sequence)))
 
 
-@dataclasses.dataclass(frozen=True)
+@immutable
 class _Extent:
     """Blocks of a file that lie together: the number of the first one in the file, its offset on the disk, how many."""
 
@@ -87,7 +88,7 @@ class _Extent:
     count: int
 
 
-@dataclasses.dataclass(frozen=True)
+@immutable
 class _Log:
     """Where the blocks of a journal are. After the last one, block `length` - 1, comes the block `first`."""
 

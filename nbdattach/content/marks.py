@@ -13,10 +13,12 @@ Decisions that matter:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from nbdattach.immutable import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Witness:
     """A block of a journal: its offset on the disk in bytes, and the sequence number in it, 0 if it has none."""
 
@@ -24,7 +26,7 @@ class Witness:
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Mark:
     """A file system, a table, or the like; `at` is the beginning in bytes of the partition (or disk) that has it.
 
@@ -46,7 +48,7 @@ class Mark:
         return f"{self.kind} {self.identity}"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Sample:
     """A block: its offset in bytes, and its digest, "" if all its bytes are zero."""
 
@@ -54,7 +56,7 @@ class Sample:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Content:
     """One look at a disk. `size` in bytes."""
 

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nbdattach.content.journals import JOURNAL, is_past
 from nbdattach.content.marks import Content, Mark
+from nbdattach.immutable import immutable
 
 # md takes back its count of events by one when an array becomes clean again (md_update_sb).
 _GOES_BACK = {"events": 1}
@@ -22,7 +21,7 @@ _ENOUGH = 4
 _PART = 4
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Since:
     """What has happened to the attached disk since the last look.
 

@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files that others read while they are written. A bare interpreter imports this, so it imports next to nothing."""
+"""Files that others read while they are written, and which file is which.
+
+A bare interpreter imports this, so it imports next to nothing.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
+
+
+def identity(status: os.stat_result) -> str:
+    """Of the file, or of the block device, whatever names and nodes it has."""
+    return f"block:{status.st_rdev}" if stat.S_ISBLK(status.st_mode) else f"{status.st_dev}:{status.st_ino}"
 
 
 def replace(name: str, text: str) -> None:

@@ -11,9 +11,9 @@ import select
 import signal
 import stat
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 from nbdattach.host import bare_process, syscalls
+from nbdattach.immutable import immutable
 from nbdattach.text import plain
 
 PROC = "/proc"
@@ -28,7 +28,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 _remote: dict[str, tuple[str, ...]] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Opener:
     """A process, and its descriptor of a block device if we found it by that."""
 

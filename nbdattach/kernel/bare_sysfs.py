@@ -31,12 +31,6 @@ def partitions(path: str) -> list[str]:
 
 def loop_on(path: str) -> bool:
     """Whether a loop device uses the device or a partition: loop devices do not claim the device below them."""
-    return loop_of([path, *partitions(path)]) != ""
-
-
-def loop_of(places: list[str]) -> str:
-    """The name of a loop device that uses one of these files or devices; empty if there is none."""
-    for name in os.listdir("/sys/block"):
-        if name.startswith("loop") and attribute(name, "loop/backing_file") in places:
-            return name
-    return ""
+    places = [path, *partitions(path)]
+    loops = (name for name in os.listdir("/sys/block") if name.startswith("loop"))
+    return any(attribute(name, "loop/backing_file") in places for name in loops)

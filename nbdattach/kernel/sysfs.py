@@ -7,12 +7,11 @@ Source of the attributes: drivers/block/nbd.c (pid, backend), Documentation/ABI/
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-from dataclasses import dataclass
 
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
+from nbdattach.immutable import immutable
 
 SYS = "/sys"
 SECTOR = 512
@@ -35,6 +34,8 @@ def identifier(tag: str) -> str:
     """
     if len(tag.encode(errors="surrogateescape")) <= MAX_IDENTIFIER:
         return tag
+    import hashlib  # loads OpenSSL
+
     return f"sha256:{hashlib.sha256(tag.encode(errors='surrogateescape')).hexdigest()}"
 
 
@@ -99,7 +100,7 @@ def btrfs_devices() -> list[set[str]]:
     return [set(_names(f"{place}/{uuid}/devices")) for uuid in _names(place)]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Block:
     """Any block device or partition, by its name in /sys/class/block. Each property is read when it is asked for."""
 
@@ -132,7 +133,7 @@ class Block:
         return f"{SYS}/class/block/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Stat:
     """Bytes moved since the device was made, and requests under way (Documentation/block/stat.rst).
 
@@ -144,7 +145,7 @@ class Stat:
     inflight: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Kernel:
     """The kernel's state of one device. Each property is read when it is asked for."""
 

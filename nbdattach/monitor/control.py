@@ -15,7 +15,6 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbdattach import untrusted_json
@@ -24,6 +23,7 @@ from nbdattach.device import Device
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import NbdattachError
 from nbdattach.host import messages, procfs
+from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target, Trust, target_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class NoMonitor(NbdattachError):
         self.silent = silent
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Request:
     """A command's request.
 
@@ -71,7 +71,7 @@ class Request:
         return target_of(self.target, self.trust) if self.target else None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Reply:
     said: str | None = None
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from nbdattach.immutable import immutable
+
 # The first try is at once; each pause is the age of the outage / _SHARE, between FIRST_PAUSE and MAX_PAUSE.
 FIRST_PAUSE = 0.25
 MAX_PAUSE = 5.0
@@ -40,7 +42,7 @@ _SAY_AGAIN = 1.0
 FRUITLESS = 10.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@immutable
 class Terms:
     """The options of connect. `on_loss` is None if requests wait for ever."""
 

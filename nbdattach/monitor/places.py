@@ -11,11 +11,12 @@ Decisions that matter:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nbdattach.attached.state import Record
 from nbdattach.connection.stream import addresses_of
 from nbdattach.deadline import Deadline
+from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target, target_of
 
 # Seconds without any connection after which other servers (--also) are tried, and other addresses of the same name.
@@ -24,7 +25,7 @@ OTHER_ADDRESSES = 30.0
 _LOOKUP = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Place:
     """`target` as users name it, and the numeric `address` to dial; None for each that its name has."""
 

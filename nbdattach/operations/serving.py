@@ -22,12 +22,12 @@ from nbdattach.connect_options import ConnectOptions, ImageOptions
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed, NoConnection, Refused
+from nbdattach.host.bare_files import identity
 from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import attachment
 from nbdattach.operations.handle import Attachment
 from nbdattach.own_server import start
-from nbdattach.own_server.image_lock import identity
 from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.source import Source, may_be_image, source_at, source_of, tag_of
 from nbdattach.reporter import QUIET, Reporter
@@ -152,11 +152,11 @@ def _require_no_relative(planned: Plan) -> None:
         return
     for device, _, server in _served():
         there = server.image
-        if there and image.identity in there.below and not planned.read_only:
+        if there and image.identity in there.below and not (planned.read_only or image.snapshot):
             cause = f"it is below {plain(there.path)}, which is attached at {device.path} and would change with it"
             hint = f"nbdattach disconnect {device.path}, or attach it read-only"
             raise DeviceInUse(plain(image.path), cause, hint)
-        if there and there.identity in image.below and not Kernel(device).read_only:
+        if there and there.identity in image.below and not (there.snapshot or Kernel(device).read_only):
             cause = f"it is above {plain(there.path)}, which is attached at {device.path} for writing"
             raise DeviceInUse(plain(image.path), cause, f"nbdattach disconnect {device.path}")
 

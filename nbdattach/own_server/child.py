@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Descriptors that a server may get are below this one, and the keeper's own are not. The socket is number 3
 # (sd_listen_fds(3)), locks of images are those above.
 FREE = 63
+FIRST_LOCK = 4
 
 
 def reserve() -> None:

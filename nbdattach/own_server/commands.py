@@ -15,11 +15,15 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nbdattach.connect_options import USUAL, ImageOptions
 from nbdattach.errors import Malformed
+from nbdattach.immutable import immutable
+from nbdattach.own_server.child import FIRST_LOCK
 
+# The last byte of incompatible_features, and its bit (docs/interop/qcow2).
+_INCOMPATIBLE, _EXTERNAL_DATA = 79, 1 << 2
 _WRITES_TABLES_LATE = ("qcow2", "parallels")
 # QEMU opens them for writing only if they were closed properly; a check after the server was killed mends that.
 _MARKED_WHILE_OPEN = ("parallels",)
@@ -29,14 +33,14 @@ _MARKED_WHILE_OPEN = ("parallels",)
 _SIZE_OF_VPC = "force_size_calc"
 
 
-def may_have_backing(head: bytes, found: str) -> bool:
-    """Whether its header may name an image below it. QEMU knows none for the formats left out here."""
-    if found in ("qcow2", "qcow"):
-        return any(head[8:16])
-    return found in ("qed", "vmdk")
+def has_further_files(head: bytes, found: str) -> bool:
+    """Whether its header may name an image below it, or another part of it. The formats left out here have none."""
+    if found == "qcow2":
+        return any(head[8:16]) or bool(head[7] >= 3 and head[_INCOMPATIBLE] & _EXTERNAL_DATA)
+    return any(head[8:16]) if found == "qcow" else found in ("qed", "vmdk")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Serving:
     """How to serve the image at `path`, which has that `format`. `size` in bytes, of a part of a raw image.
 
@@ -90,8 +94,10 @@ class Serving:
         return self.format == "raw" and not self._part and replace(self.options, format=None) == USUAL
 
     def by_nbdkit(self, nbdkit: str) -> tuple[str, ...]:
+        """It opens its file for each connection: the one that the keeper has locked, whatever has its name by then."""
         read_only = ("--readonly",) if self.read_only else ()
-        return (nbdkit, "--foreground", *read_only, "file", f"file={self.path}")
+        path = self.path if self.look else f"/proc/self/fd/{FIRST_LOCK}"
+        return (nbdkit, "--foreground", *read_only, "file", f"file={path}")
 
     def by_qemu_nbd(self, qemu_nbd: str) -> tuple[str, ...]:
         late = self.goes_on and not self.read_only and self.format in _WRITES_TABLES_LATE

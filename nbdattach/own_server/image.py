@@ -9,23 +9,21 @@ Decisions that matter:
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import stat
-import subprocess
-from dataclasses import dataclass
+from dataclasses import replace
 
 from nbdattach.connect_options import ImageOptions
 from nbdattach.content import image_format
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, Refused
-from nbdattach.kernel.bare_sysfs import loop_of
-from nbdattach.own_server import commands, programs, truncation
+from nbdattach.host.bare_files import identity
+from nbdattach.kernel.loop import loop_with
+from nbdattach.own_server import below, commands, programs, truncation
 from nbdattach.own_server.commands import Serving
-from nbdattach.own_server.image_lock import identity
 from nbdattach.own_server.plan import Plan
 from nbdattach.server_of_ours import Image
-from nbdattach.text import plain, quoted
+from nbdattach.text import plain
 
 _INFO_SECONDS = 10
 # For the writes of --snapshot, which may be many; the folder's name has random parts.
@@ -55,39 +53,51 @@ def plan(
     read_only = read_only or bool(why and not options.snapshot)
     serving = Serving(path, found, options, read_only, size, goes_on=goes_on, look=look)
     serving.require_possible()
-    backing = _backing(path, found) if commands.may_have_backing(head, found) else []
+    chain = below.chain(path, found) if commands.has_further_files(head, found) else []
     if found == "qcow2":
         notes += _truncated(path, read_only)
-    if not (look or read_only or options.snapshot):
-        _require_no_loop(path)
+    own = identity(os.stat(path))
+    files = [(file, its) for one in chain for file, its in one.files if its != own]
     image = Image(
         path,
         found,
-        identity(os.stat(path)),
-        tuple(one.path for one in backing),
+        own,
+        tuple(one.path for one in chain[1:]),
         options.snapshot,
         not why,
         options.offset,
         size,
-        tuple(one.identity for one in backing),
+        tuple(its for its in (*(its for _, its in files), below.of_loop(path)) if its),
     )
-    qemu_img = programs.required("qemu-img", path) if options.snapshot or serving.needs_repair else ""
-    locks = [] if look else [(one.path, "read") for one in backing if one.format == "raw"]
-    if options.snapshot:
+    if not (look or read_only or options.snapshot):
+        _require_no_loop(path, image)
+    locks = tuple((file, "read") for one in chain[1:] if one.format == "raw" for file, _ in one.files)
+    planned = Plan((), read_only, image, tuple(notes), ((path, own), *files), locks=() if look else locks)
+    return _with_command(planned, serving, image)
+
+
+def _with_command(planned: Plan, serving: Serving, image: Image) -> Plan:
+    """The plan with the server's program, and with what has to be done for it. Raises `KernelRefused`."""
+    path, is_device = image.path, stat.S_ISBLK(os.stat(image.path).st_mode)
+    qemu_img = programs.required("qemu-img", path) if image.snapshot or serving.needs_repair else ""
+    if image.snapshot:
         overlay = f"{_OVERLAYS}/nbdattach-{os.urandom(8).hex()}/overlay.qcow2"
-        command = serving.above(overlay).by_qemu_nbd(programs.required("qemu-nbd", path))
-        locks += [(path, "read")] * (found == "raw")
-        prepare = serving.new_overlay(qemu_img, overlay)
-        return Plan(command, read_only, image, tuple(notes), prepare=prepare, delete=(overlay,), locks=tuple(locks))
+        how = "hold" if image.format == "raw" else "claim" if is_device else ""
+        return replace(
+            planned,
+            command=serving.above(overlay).by_qemu_nbd(programs.required("qemu-nbd", path)),
+            prepare=serving.new_overlay(qemu_img, overlay),
+            delete=(overlay,),
+            locks=(*planned.locks, (path, how)) if how else planned.locks,
+        )
     nbdkit = programs.found("nbdkit") if serving.suits_nbdkit else None
-    if nbdkit:
-        locks += [] if look else [(path, "read" if read_only else "write")]
-        return Plan(serving.by_nbdkit(nbdkit), read_only, image, tuple(notes), locks=tuple(locks))
-    if not (look or read_only) and stat.S_ISBLK(os.stat(path).st_mode):
-        locks.append((path, "claim"))
-    command = serving.by_qemu_nbd(programs.required("qemu-nbd", path))
-    repair = serving.repair(qemu_img) if qemu_img else ()
-    return Plan(command, read_only, image, tuple(notes), repair=repair, locks=tuple(locks))
+    how = "" if serving.look else "read" if planned.read_only else "write" if nbdkit else "claim" if is_device else ""
+    return replace(
+        planned,
+        command=serving.by_nbdkit(nbdkit) if nbdkit else serving.by_qemu_nbd(programs.required("qemu-nbd", path)),
+        repair=serving.repair(qemu_img) if qemu_img else (),
+        locks=(*planned.locks, (path, how)) if how and (nbdkit or how == "claim") else planned.locks,
+    )
 
 
 def _ends(path: str) -> tuple[bytes, bytes]:
@@ -136,43 +146,8 @@ def _truncated(path: str, read_only: bool) -> list[str]:
     return [f"{plain(path)}: {cause}, and reads as zeroes"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Below:
-    """An image below another one."""
-
-    path: str
-    format: str
-    identity: str
-
-
-def _backing(path: str, found: str) -> list[_Below]:
-    """The images below it, the nearest first. Raises `Refused` if one of them, or the image, cannot be opened."""
-    command = [programs.required("qemu-img", path), "info", "--force-share", "--backing-chain", "--output=json"]
-    try:
-        done = subprocess.run(
-            [*command, "-f", found, path], stdin=subprocess.DEVNULL, capture_output=True, timeout=_INFO_SECONDS
-        )
-        if done.returncode == 0:
-            return [_below(one["filename"], one.get("format", "")) for one in json.loads(done.stdout)[1:]]
-    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError):
-        return []
-    words = done.stderr.decode(errors="replace").strip().rpartition("\n")[2].removeprefix("qemu-img: ")
-    hint = "qemu-img check shows more"
-    if "backing file" in words:
-        hint = "qemu-img rebase -u corrects the name of a backing file"
-    raise Refused(plain(path), f"QEMU cannot open it: {quoted(words)}", hint)
-
-
-def _below(name: str, found: str) -> _Below:
-    """It may be no file, but a URL or QEMU's JSON."""
-    try:
-        return _Below(name, found, identity(os.stat(name)))
-    except OSError:
-        return _Below(name, "", "")
-
-
-def _require_no_loop(path: str) -> None:
-    """Raises `DeviceInUse` if a loop device has the file: both would write it."""
-    loop = loop_of([path])
+def _require_no_loop(path: str, image: Image) -> None:
+    """Raises `DeviceInUse` if a loop device has the file, or a partition: both would write it."""
+    loop = loop_with({image.identity, *below.partitions_of(path)})
     if loop:
         raise DeviceInUse(plain(path), f"/dev/{loop} has it already", f"losetup -d /dev/{loop}")

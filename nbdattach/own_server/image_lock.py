@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which file an image is, and locks that keep others from writing it.
+"""Locks that keep others from writing an image.
 
 QEMU (block/file-posix.c) locks single bytes of an image: 100 + N says "I use permission N", 200 + N says "nobody else
 may use it". For a server that takes no such lock, the keeper does. A lock lasts until the last process that has
@@ -23,15 +23,11 @@ _USED, _DENIED = 100, 200
 _READ, _WRITE, _RESIZE = 0, 1, 3
 
 
-def identity(status: os.stat_result) -> str:
-    """Of the file, or of the block device, whatever names and nodes it has."""
-    return f"block:{status.st_rdev}" if stat.S_ISBLK(status.st_mode) else f"{status.st_dev}:{status.st_ino}"
-
-
 def all_locked(wanted: Sequence[tuple[str, str]]) -> list[int]:
-    """A descriptor for each path, which locks it. How: "read", "write", or "claim" if the server locks it itself.
+    """A descriptor for each path, which locks it, to "read" or to "write". Raises OSError, for users; then none is.
 
-    Raises OSError, for users; then nothing is locked.
+    A block device that is written is also claimed as by a mount: not while it is mounted, or held by another device.
+    "hold" does that to read it; "claim" does only that, for a server that takes QEMU's locks itself.
     """
     found: list[int] = []
     try:
@@ -45,7 +41,6 @@ def all_locked(wanted: Sequence[tuple[str, str]]) -> list[int]:
 
 
 def _locked(path: str, how: str) -> int:
-    """A block device that is written is claimed as by a mount: not while it is mounted, or held by another device."""
     claim = os.O_EXCL if how != "read" and stat.S_ISBLK(os.stat(path).st_mode) else 0
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | claim)
@@ -53,7 +48,7 @@ def _locked(path: str, how: str) -> int:
         if error.errno != EBUSY:
             raise
         raise OSError(f"Failed to get an exclusive lock of {path}: it is mounted, or held by a device") from None
-    if how == "claim" or _is_locked_by(file, how == "read"):
+    if how == "claim" or _is_locked_by(file, how != "write"):
         return file
     os.close(file)
     raise OSError(f"Failed to get the lock of {path} that QEMU's programs take")

@@ -67,9 +67,8 @@ def main(arguments: list[str]) -> None:
     try:
         os.makedirs(folder, 0o700)
     except FileExistsError:
-        pass  # in the place of another keeper
-    os.chdir(folder)
-    if not _is_alone():
+        pass  # in the place of another keeper, or made by another user to have us run what it has
+    if not _enter(folder) or not _is_alone():
         return
     keeper = Keeper(folder, bare_process.pidfd_of(int(owner), int(owner_started)))
     try:
@@ -80,6 +79,15 @@ def main(arguments: list[str]) -> None:
             raise  # the server goes on without us
     keeper.kill()
     keeper.remove_all()
+
+
+def _enter(folder: str) -> bool:
+    """Makes it the current folder; False if it is not ours alone, or a link."""
+    there = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    status = os.fstat(there)
+    os.fchdir(there)
+    os.close(there)
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
 def _is_alone() -> bool:
@@ -203,11 +211,11 @@ class Keeper:
     def _require_image(self) -> None:
         """Locks what the server does not lock itself, and keeps it locked while the server is dead. Raises OSError.
 
-        The name must still lead to the very image that is attached, and not to a copy.
+        Each name must still lead to the very file that is attached, and not to a copy.
         """
-        image = self._plan["image"]
-        if image and image_lock.identity(os.stat(image)) != self._plan["identity"]:
-            raise OSError(f"another file has the name {image} now; the device needs the one that had it before")
+        for path, identity in self._plan["files"]:
+            if bare_files.identity(os.stat(path)) != identity:
+                raise OSError(f"another file has the name {path} now; the device needs the one that had it before")
         if not self._locks:
             self._locks = image_lock.all_locked(self._plan["locks"])
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nbdattach import untrusted_json
 from nbdattach.errors import KernelRefused
 from nbdattach.host import bare_files, procfs, systemd
 from nbdattach.host.spawn import bare_python, start_aside
+from nbdattach.immutable import immutable
 from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import plain
 
@@ -17,7 +18,7 @@ from nbdattach.text import plain
 FOLDER = "/run/nbdattach/servers"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class State:
     """As the keeper writes it: two processes, 0 if there is none, and how often the server was started again."""
 

@@ -3,23 +3,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from nbdattach.immutable import immutable
 from nbdattach.server_of_ours import Image
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Plan:
     """`command` serves the source over the socket that the keeper passes. `image` is None for a command in brackets.
 
+    `files` are those of the image and below it, path and identity: a server that is started again needs the same ones.
     `prepare` is a command to run before its first start, `repair` before each later one; `delete` are files to delete
-    at the end. `locks` are files to lock that the server does not lock, and how ("read", "write", "claim").
+    at the end. `locks` are files to lock that the server does not lock, and how (`image_lock`).
     """
 
     command: tuple[str, ...]
     read_only: bool
     image: Image | None = None
     notes: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
     prepare: tuple[str, ...] = ()
     repair: tuple[str, ...] = ()
     delete: tuple[str, ...] = ()

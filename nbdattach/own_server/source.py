@@ -14,11 +14,11 @@ import os
 import shlex
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from nbdattach.connect_options import MAX_TAG
 from nbdattach.content.image_format import is_image_name
 from nbdattach.errors import Malformed
+from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain, quoted
 
@@ -27,7 +27,7 @@ SOME_SERVER = Target(host="localhost")
 _OPEN, _CLOSE = "[", "]"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Source:
     """Either the `path` of an image, without links, or the `words` of a command. `export`: of the command's server.
 

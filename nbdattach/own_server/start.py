@@ -186,8 +186,7 @@ def _give_plan(server: OwnServer, planned: Plan, source: Source) -> None:
         "prepare": planned.prepare,
         "repair": planned.repair,
         "delete": planned.delete,
-        "image": planned.image.path if planned.image else "",
-        "identity": planned.image.identity if planned.image else "",
+        "files": planned.files,
         "locks": planned.locks,
         "folder": os.path.dirname(planned.delete[0]) if planned.delete else "",
     }

@@ -24,7 +24,7 @@ _CORRUPT = 2  # exit code of qemu-img check
 
 def seems_cut_off(path: str) -> bool:
     """Whether a cluster that is in use begins behind the end of the file, or a table does."""
-    with open(path, "rb") as file, contextlib.suppress(struct.error, OverflowError):
+    with open(path, "rb") as file, contextlib.suppress(struct.error, OverflowError, ValueError, OSError):
         head = file.read(512)
         (bits,) = struct.unpack_from(">I", head, _CLUSTER_BITS)
         offset, clusters = struct.unpack_from(">QI", head, _TABLE)

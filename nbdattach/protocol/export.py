@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from nbdattach.immutable import immutable
 from nbdattach.protocol.constants import (
     NBD_FLAG_CAN_MULTI_CONN,
     NBD_FLAG_READ_ONLY,
@@ -13,7 +12,7 @@ from nbdattach.protocol.constants import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class BlockSize:
     """Size constraints of the server, in bytes (NBD_INFO_BLOCK_SIZE). `maximum` is the largest payload."""
 
@@ -22,7 +21,7 @@ class BlockSize:
     maximum: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Export:
     """One export as the server describes it. `size` is in bytes, `flags` are the 16 transmission flags."""
 
@@ -51,7 +50,7 @@ class Export:
         return [TRANSMISSION_FLAGS.get(bit, f"bit_{bit}") for bit in range(16) if self.flags >> bit & 1]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Listed:
     """One export of a server's list. `size` is in bytes, None if the server reports none."""
 

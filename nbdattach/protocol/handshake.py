@@ -9,7 +9,6 @@ and the number of replies is bounded. The caller that drives the generator keeps
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from nbdattach.errors import (
     BrokenProtocol,
@@ -19,6 +18,7 @@ from nbdattach.errors import (
     TlsFailed,
     UnknownExport,
 )
+from nbdattach.immutable import immutable
 from nbdattach.protocol import transmission
 from nbdattach.protocol.constants import (
     IHAVEOPT,
@@ -83,7 +83,7 @@ _ASKED_OTHERWISE = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
 _ASKED = (NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Server:
     """The server's greeting. In the old style, the greeting includes the export."""
 

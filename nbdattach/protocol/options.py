@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Container
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nbdattach.errors import BrokenProtocol, NbdattachError, NoConnection, Refused, TlsFailed
+from nbdattach.immutable import immutable
 from nbdattach.protocol.constants import (
     IHAVEOPT,
     MAX_STRING,
@@ -40,7 +41,7 @@ _OPTION = struct.Struct(">QII")  # magic, option, length
 _REPLY = struct.Struct(">QIII")  # magic, option, reply type, length
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Reply:
     """The header of one option reply. Its `length` bytes of data are still to be read."""
 

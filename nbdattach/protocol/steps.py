@@ -8,32 +8,33 @@ The kernel takes the socket over right after the handshake, so a byte read too m
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
+
+from nbdattach.immutable import immutable
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Receive:
     """Asks for exactly `size` bytes, to be sent back into the generator."""
 
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Send:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class StartTls:
     """Everything after this step goes over TLS; the certificate must have the name `hostname`."""
 
     hostname: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Note:
     """Names the present step, for --debug and for an error such as a timeout in it."""
 

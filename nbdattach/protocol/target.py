@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
 from nbdattach.errors import Malformed
+from nbdattach.immutable import immutable
 from nbdattach.protocol.constants import DEFAULT_PORT, MAX_STRING
 from nbdattach.text import from_wire, plain, quoted, to_wire
 
@@ -33,7 +34,7 @@ _TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
 Trust: TypeAlias = dict[str, str | bool]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Target:
     """A server (`host` and `port`, or the Unix `socket`), its export, and how to verify the server.
 

@@ -11,15 +11,15 @@ A monitor may give orders to a relay of another version, so fields stay, and a n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from nbdattach.immutable import immutable
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
 from nbdattach.untrusted_json import made_of
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Dial:
     """Times in seconds, as in `connection.client.connect`; `dead_peer` as in --dead-peer."""
 
@@ -38,19 +38,19 @@ class Dial:
         return made_of(cls, known, strict=True)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Bury:
     do: str = "bury"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Traced:
     """A step of the handshake, for --debug."""
 
     trace: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Dialled:
     """`tls` is version and cipher; `pid` the relay's, which has forked since it was started."""
 
@@ -59,6 +59,6 @@ class Dialled:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Said:
     said: str

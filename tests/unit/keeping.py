@@ -105,7 +105,7 @@ class Kept:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.folder = root / "run/servers/1"
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(mode=0o700, parents=True)
         self.owner = Owner()
         self.keepers: list[subprocess.Popen[bytes]] = []
 
@@ -120,8 +120,7 @@ class Kept:
             "delete": [],
             "locks": [],
             "folder": "",
-            "image": "",
-            "identity": "",
+            "files": [],
         }
         (self.folder / "plan").write_text(json.dumps({**plan, **more}))
 

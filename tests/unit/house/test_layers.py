@@ -33,6 +33,7 @@ MODULES = {
 ROOMS = sorted(name.removesuffix(".__init__") for name in MODULES if name.endswith(".__init__"))
 # These stand on nothing but one another, and every room may import them.
 GROUND = {
+    "immutable",
     "errors",
     "device",
     "text",
@@ -79,7 +80,7 @@ DOORS = {
         "relay.pump",
     },
     # node: flock on the device node; state: the lock of a tag
-    "fcntl": {"kernel.ioctl", "host.syscalls", "kernel.node", "attached.state"},
+    "fcntl": {"kernel.ioctl", "kernel.loop", "host.syscalls", "kernel.node"},
     "ctypes": {"kernel.ioctl", "host.syscalls"},
     "click": {name for name in MODULES if room_of(name) == "cli"},
     "pyroute2": {"kernel.netlink"},
@@ -99,6 +100,7 @@ PURE = (
     "untrusted_json",
     "tls_session",
     "server_of_ours",
+    "immutable",
     "relay.orders",
     "device",
     "backends.limits",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from nbdattach.connect_options import USUAL, ImageOptions
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, Refused
+from nbdattach.host.bare_files import identity
 from nbdattach.own_server import commands, image, programs
 from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.words import refusal
@@ -110,9 +112,10 @@ def test_raw_image_is_served_by_nbdkit_which_needs_the_keepers_lock(qemu: Qemu, 
     path = make("a=b,c.img", bytes(512))
     status = os.stat(path)
     assert planned(path) == Plan(
-        (str(qemu.folder / "nbdkit"), "--foreground", "file", f"file={path}"),
+        (str(qemu.folder / "nbdkit"), "--foreground", "file", "file=/proc/self/fd/4"),
         read_only=False,
         image=Image(path, "raw", f"{status.st_dev}:{status.st_ino}"),
+        files=((path, f"{status.st_dev}:{status.st_ino}"),),
         locks=((path, "write"),),
     )
     assert planned(path, read_only=True).command[2] == "--readonly"
@@ -372,11 +375,32 @@ def test_the_images_below_are_told_the_nearest_first(qemu: Qemu, make: Make) -> 
     assert f"info --force-share --backing-chain --output=json -f qcow2 {path}" in qemu.calls
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "5", '[{}, {"a": 1}]', "[1, 2]", '["x", "y"]'])
-def test_an_answer_that_is_no_list_of_images_does_not_matter(qemu: Qemu, make: Make, text: str) -> None:
-    """QEMU opens them; we only show them."""
+@pytest.mark.parametrize("text", ["", "{", "5", '[{}, {"a": 1}]', "[1, 2]", '["x", "y"]'])
+def test_an_answer_that_is_no_list_of_images_is_an_error(qemu: Qemu, make: Make, text: str) -> None:
+    """Without it nothing would keep the images below from being written."""
     qemu.says(text)
-    assert planned(make("disk.qcow2", ON_ANOTHER)).image.backing == ()
+    path = make("disk.qcow2", ON_ANOTHER)
+    said, _ = refused(KernelRefused, path)
+    assert said.startswith(f"{path}: qemu-img info has not told what is below it: ")
+
+
+def test_all_files_that_an_image_lies_on_are_known(qemu: Qemu, make: Make) -> None:
+    """Whatever form QEMU gives their names: a server that is started again needs the very same ones."""
+    path, base, data, extent = (
+        make(name, ON_ANOTHER) for name in ("disk.qcow2", "base", "disk.data", "base-flat.vmdk")
+    )
+    options = {"driver": "raw", "offset": 512, "file": {"driver": "file", "filename": base}}
+    specific = [{"data": {"data-file": "disk.data"}}, {"data": {"extents": [{"filename": extent}]}}]
+    told = [
+        {"filename": path, "format-specific": specific[0]},
+        {"filename": f"json:{json.dumps(options)}", "format": "raw", "format-specific": specific[1]},
+        {"filename": "https://db1/disk", "format": "raw"},
+    ]
+    qemu.says(json.dumps(told))
+    found = planned(path)
+    assert found.files == tuple((one, identity(os.stat(one))) for one in (path, data, base, extent))
+    assert found.image.below == tuple(identity(os.stat(one)) for one in (data, base, extent))
+    assert found.locks == ((base, "read"), (extent, "read"))
 
 
 def test_an_image_below_that_is_missing_is_refused_before_the_server_starts(qemu: Qemu, make: Make) -> None:

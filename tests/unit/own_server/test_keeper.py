@@ -441,7 +441,7 @@ def test_a_killed_keeper_takes_no_server_with_it_and_the_next_one_goes_on_with_i
 
 def test_the_next_keeper_hears_what_the_server_says(kept: Kept) -> None:
     os.mkfifo(kept.root / "go")
-    kept.plan(shell(f"while read word <{kept.root}/go; do echo $word; done"))
+    kept.plan(shell(f"exec 4<>{kept.root}/go; while read word <&4; do echo $word; done"))
     first = kept.start()
     eventually(lambda: bool(kept.servers()))
     kept.attach()
