@@ -31,6 +31,7 @@ class OwnServer:
     """`name` is what the user named: the path of an image, or the command in brackets.
 
     `folder` has its socket and the files of the keeper (`own_server.keeper`). `unit` is the keeper's systemd unit.
+    `cwd` is the folder in which the command was started.
     """
 
     name: str
@@ -38,3 +39,4 @@ class OwnServer:
     command: tuple[str, ...]
     unit: str | None = None
     image: Image | None = None
+    cwd: str = "/"

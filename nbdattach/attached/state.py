@@ -218,13 +218,15 @@ def is_unflushed(device: Device) -> bool:
 
 
 @contextlib.contextmanager
-def tag_lock(tag: str) -> Iterator[None]:
+def tag_lock(tag: str, thing: str = "") -> Iterator[None]:
     """Two commands for one tag run one after the other. If a command dies, the kernel releases its lock.
+
+    `thing`: as users know it, if that is no tag.
 
     Raises `DeviceInUse` if the other one is stopped, or takes too long.
     """
     with _locks() as fd:
-        _wait_for(fd, zlib.crc32(tag.encode(errors="surrogateescape")), f"tag {quoted(tag)}")
+        _wait_for(fd, zlib.crc32(tag.encode(errors="surrogateescape")), thing or f"tag {quoted(tag)}")
         yield
 
 

@@ -34,6 +34,7 @@ def reconnect(device: str, target: str | None, export: str | None, trust: bool, 
     tls_trust = trust_of(tls)
     if target is None and target_of("localhost", None, tls_trust).tls:
         raise Malformed("--tls", "the TLS options need a TARGET", "leave them out to keep those of connect")
+    from nbdattach.attached import state
     from nbdattach.operations import handover
     from nbdattach.own_server.source import source_of
 
@@ -42,7 +43,9 @@ def reconnect(device: str, target: str | None, export: str | None, trust: bool, 
         raise Malformed(plain(target), cause, "disconnect the device, and connect the image")
     wanted = None if target is None else target_of(target, export, tls_trust)
 
-    say(f"{where.path}: connected to {handover.reconnect(where, wanted, trust)}")
+    uri = handover.reconnect(where, wanted, trust)
+    record = state.load(where)
+    say(f"{where.path}: connected to {plain(record.server.name) if record and record.server else uri}")
 
 
 @command()

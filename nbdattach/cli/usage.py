@@ -40,7 +40,7 @@ class _OwnWords(MadeLater):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         may_have_more, ctx.allow_extra_args = ctx.allow_extra_args, True
-        if "[" in args and not ctx.resilient_parsing:
+        if any(word.startswith("[") for word in args) and not ctx.resilient_parsing:
             from nbdattach.own_server.source import collapsed
 
             args = collapsed(args)

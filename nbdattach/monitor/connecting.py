@@ -23,6 +23,7 @@ from nbdattach.monitor.outage import Outage
 from nbdattach.monitor.places import Place, in_use, ordered, places
 from nbdattach.monitor.recorded import Recorded
 from nbdattach.monitor.remembering import Remembering
+from nbdattach.own_server.kept import require_same_file
 from nbdattach.own_server.words import revived
 from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
@@ -154,6 +155,8 @@ class Connecting:
             if differs:
                 hint = f"nbdattach resize {self.device.path} accepts a new size; nothing else may differ"
                 raise Refused(target.uri, differs, hint)
+            if record.server and not place.elsewhere:
+                require_same_file(record.server)
             if not any_content:
                 self.remembering.require_same(made, place)
         except NbdattachError:

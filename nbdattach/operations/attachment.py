@@ -156,10 +156,10 @@ def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay |
 
 
 @contextmanager
-def alone_with(tag: str) -> Iterator[None]:
-    """One command for this tag at a time."""
+def alone_with(tag: str, thing: str = "") -> Iterator[None]:
+    """One command for this tag at a time, which users know as `thing`."""
     try:
-        with state.tag_lock(tag):
+        with state.tag_lock(tag, thing):
             yield
     except PermissionError as error:
         raise KernelRefused(state.RUN, "no permission", "attaching and detaching need root: try sudo") from error

@@ -27,7 +27,8 @@ from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import attachment
 from nbdattach.operations.handle import Attachment
-from nbdattach.own_server import start
+from nbdattach.own_server import kept, start
+from nbdattach.own_server.orphans import end_orphans
 from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.source import Source, may_be_image, source_at, source_of, tag_of
 from nbdattach.reporter import QUIET, Reporter
@@ -51,10 +52,11 @@ def attach(
         cause = "a server on this machine may itself be swapped out to the device"
         raise Malformed("--swap", cause, "use a swap file on a file system instead")
     options = replace(options, tag=options.tag or tag_of(source))
+    end_orphans({server.folder for _, _, server in _served()})
     patience = Deadline(options.retry_for)
     while True:
         try:
-            with _alone_with([_identity_of(source) or source.name]):
+            with _alone_with(plain(source.name), [_identity_of(source) or source.name]):
                 once = replace(options, retry_for=0.0)
                 return _attached_already(source, device, once, image_options, reporter) or _attach(
                     source, device, once, image_options, reporter
@@ -66,14 +68,14 @@ def attach(
 
 
 @contextlib.contextmanager
-def _alone_with(names: Sequence[str]) -> Iterator[None]:
-    """One command at a time for each. No tag begins with such a character.
+def _alone_with(thing: str, names: Sequence[str]) -> Iterator[None]:
+    """One command at a time for each; users know them as `thing`. No tag begins with such a character.
 
     Two commands never wait for each other: each takes an image first, and then those below it from the top down.
     """
     with contextlib.ExitStack() as locks:
         for name in dict.fromkeys(names):
-            locks.enter_context(attachment.alone_with(f"\0{name}"))
+            locks.enter_context(attachment.alone_with(f"\0{name}", thing))
         yield
 
 
@@ -104,12 +106,17 @@ def _attach(
     planned = start.plan_of(source, image_options, options.read_only, options.raw_size, goes_on)
     driver.ensure_loaded()
     options = replace(options, raw_size=None, read_only=planned.read_only)
-    with _alone_with(planned.image.below if planned.image else ()):
+    with _alone_with(plain(source.name), planned.image.below if planned.image else ()):
         _require_no_relative(planned)
         with start.served(source, planned, lasting=True) as served:
             reporter.trace(f"{plain(source.name)}: served by {' '.join(served.server.command)}")
             with served.explained():
                 done = attachment.attach(served.target, device, replace(options, server=served.server), reporter)
+            try:
+                kept.require_same_file(served.server)
+            except Refused:
+                done.disconnect(force=True)
+                raise
     notes = (note.replace(served.target.uri, plain(source.name)) for note in done.notes)
     done.notes = (*planned.notes, *notes)
     return done
@@ -123,11 +130,12 @@ def _identity_of(source: Source) -> str:
         return ""
 
 
-def named(source: Source) -> Iterator[tuple[Device, Record]]:
-    """Devices with the server of that source: of that name, or of that very file under another one."""
+def named(source: Source, any_export: bool = False) -> Iterator[tuple[Device, Record]]:
+    """Devices with the server of that source: of that name and export, or of that very file under another name."""
     wanted = _identity_of(source)
     for device, record, server in _served():
-        if server.name == source.name or (server.image and server.image.identity == wanted):
+        same_export = any_export or record.current_target().export == source.export
+        if (server.name == source.name and same_export) or (server.image and server.image.identity == wanted):
             yield device, record
 
 
@@ -142,7 +150,7 @@ def _served() -> Iterator[tuple[Device, Record, OwnServer]]:
 def named_as(text: str) -> list[Device]:
     """As `named`, for a text that may name no source, or an image that was deleted meanwhile."""
     source = source_of(text) if text.startswith("[ ") else source_at(text) if may_be_image(text) else None
-    return [device for device, _ in named(source)] if source else []
+    return [device for device, _ in named(source, any_export=True)] if source else []
 
 
 def _require_no_relative(planned: Plan) -> None:
@@ -178,6 +186,9 @@ def _require_same(
     if options.tag != record.tag:
         raise DeviceInUse(name, f"attached at {found.path} already, with the tag {plain(record.tag)}", hint)
     image = server.image if server else None
+    if server and not image and server.cwd != (cwd := start.current_folder()):
+        cause = f"attached at {found.path}, but its command was started in {plain(server.cwd)}, not in {plain(cwd)}"
+        raise DeviceInUse(name, cause, hint)
     if not image:
         return
     if image.identity != (_identity_of(source) or image.identity):

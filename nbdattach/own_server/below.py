@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -56,6 +57,12 @@ def chain(path: str, found: str) -> list[Below]:
 
 def _below(told: dict[str, Any]) -> Below:
     name = str(told["filename"])
+    # QEMU looks at its content then, into which a virtual machine may have written a header.
+    if "backing-filename" in told and "backing-filename-format" not in told and told.get("format") != "vmdk":
+        base = plain(str(told["backing-filename"]))
+        cause = f"does not say which format its backing file {base} has"
+        hint = f"if it is raw: qemu-img rebase -u -F raw -b {shlex.quote(base)} {shlex.quote(plain(name))}"
+        raise Refused(plain(name), cause, hint)
     own = told.get("format-specific", {}).get("data", {})
     further = [own["data-file"]] if "data-file" in own else [one["filename"] for one in own.get("extents", ())]
     paths = dict.fromkeys([*_paths(name), *(os.path.join(os.path.dirname(name), one) for one in further)])

@@ -5,8 +5,9 @@ Decisions that matter, measured with QEMU 7.2 and nbdkit 1.32:
 * QEMU keeps tables of qcow2 and parallels in memory until a flush: if it is killed, the writes that it has acknowledged
   since are lost, all of them, without a word. So if a device goes on after that, it writes them with each request
   (writethrough). The tables of the other formats are written before a request is acknowledged.
-* For raw images nbdkit's file plugin takes less than half of qemu-nbd's CPU. It takes no locks; the keeper does
-  (`image_lock`).
+* For raw images nbdkit's file plugin takes less than half of qemu-nbd's CPU.
+* The keeper takes QEMU's locks for all servers (`image_lock`): those of a server end with it, and before the next one
+  starts, another program could write the image.
 * TRIM reaches the image unless the user wants otherwise; the servers' own default says yes to it and does nothing.
 """
 
@@ -20,7 +21,6 @@ from dataclasses import replace
 from nbdattach.connect_options import USUAL, ImageOptions
 from nbdattach.errors import Malformed
 from nbdattach.immutable import immutable
-from nbdattach.own_server.child import FIRST_LOCK
 
 # The last byte of incompatible_features, and its bit (docs/interop/qcow2).
 _INCOMPATIBLE, _EXTERNAL_DATA = 79, 1 << 2
@@ -74,7 +74,7 @@ class Serving:
         return self.format in _MARKED_WHILE_OPEN and not self.read_only
 
     def repair(self, qemu_img: str) -> tuple[str, ...]:
-        return (qemu_img, "check", "-q", "-r", "all", "-f", self.format, self.path)
+        return (qemu_img, "check", "-q", "-r", "all", "--image-opts", self._options("locking=off"))
 
     def new_overlay(self, qemu_img: str, overlay: str) -> tuple[str, ...]:
         """Makes the file that gets all writes."""
@@ -94,10 +94,9 @@ class Serving:
         return self.format == "raw" and not self._part and replace(self.options, format=None) == USUAL
 
     def by_nbdkit(self, nbdkit: str) -> tuple[str, ...]:
-        """It opens its file for each connection: the one that the keeper has locked, whatever has its name by then."""
+        """It opens the path for each connection; so a new connection is only used if that is still the same file."""
         read_only = ("--readonly",) if self.read_only else ()
-        path = self.path if self.look else f"/proc/self/fd/{FIRST_LOCK}"
-        return (nbdkit, "--foreground", *read_only, "file", f"file={path}")
+        return (nbdkit, "--foreground", *read_only, "file", f"file={self.path}")
 
     def by_qemu_nbd(self, qemu_nbd: str) -> tuple[str, ...]:
         late = self.goes_on and not self.read_only and self.format in _WRITES_TABLES_LATE
@@ -106,11 +105,12 @@ class Serving:
         words = [qemu_nbd, "--persistent", "--shared=0", f"--cache={cache}", f"--discard={self.options.discard}"]
         if self.read_only:
             words.append("--read-only")
-        driver = [f"driver={self.format}", *self._part, *[f"{_SIZE_OF_VPC}=current_size"] * (self.format == "vpc")]
-        if len(driver) == 1 and not self.look:
-            return (*words, f"--format={self.format}", self.path)
-        if self.look:
-            driver.append("force-share=on")
-        kind = "host_device" if stat.S_ISBLK(os.stat(self.path).st_mode) else "file"
-        filename = self.path.replace(",", ",,")
-        return (*words, "--image-opts", ",".join([*driver, f"file.driver={kind}", f"file.filename={filename}"]))
+        return (*words, "--image-opts", self._options("" if self.look else "locking=off"))
+
+    def _options(self, of_file: str) -> str:
+        """The image as QEMU's programs take it. The keeper has locked it, so they do not."""
+        size = [f"{_SIZE_OF_VPC}=current_size"] if self.format == "vpc" else []
+        sharing = ["force-share=on"] if self.look else []
+        kind = "host_device" if os.path.exists(self.path) and stat.S_ISBLK(os.stat(self.path).st_mode) else "file"
+        file = [f"driver={kind}", f"filename={self.path.replace(',', ',,')}", *([of_file] if of_file else [])]
+        return ",".join([f"driver={self.format}", *self._part, *size, *sharing, *(f"file.{one}" for one in file)])

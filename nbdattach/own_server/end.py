@@ -29,6 +29,7 @@ def end(server: OwnServer, deadline: Deadline, kill: bool = False) -> str:
     try:
         log = os.open(f"{server.folder}/log", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
+        _end(server, deadline, kill)  # its keeper has died at its start
         return ""
     try:
         before = os.fstat(log).st_size

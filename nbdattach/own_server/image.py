@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import stat
 from dataclasses import replace
 
 from nbdattach.connect_options import ImageOptions
@@ -71,32 +70,29 @@ def plan(
     )
     if not (look or read_only or options.snapshot):
         _require_no_loop(path, image)
-    locks = tuple((file, "read") for one in chain[1:] if one.format == "raw" for file, _ in one.files)
-    planned = Plan((), read_only, image, tuple(notes), ((path, own), *files), locks=() if look else locks)
+    how = "hold" if options.snapshot else "read" if read_only else "write"
+    locks = [(path, how), *((file, "read") for file, _ in files)]
+    planned = Plan((), read_only, image, tuple(notes), ((path, own), *files), locks=() if look else tuple(locks))
     return _with_command(planned, serving, image)
 
 
 def _with_command(planned: Plan, serving: Serving, image: Image) -> Plan:
     """The plan with the server's program, and with what has to be done for it. Raises `KernelRefused`."""
-    path, is_device = image.path, stat.S_ISBLK(os.stat(image.path).st_mode)
+    path = image.path
     qemu_img = programs.required("qemu-img", path) if image.snapshot or serving.needs_repair else ""
     if image.snapshot:
         overlay = f"{_OVERLAYS}/nbdattach-{os.urandom(8).hex()}/overlay.qcow2"
-        how = "hold" if image.format == "raw" else "claim" if is_device else ""
         return replace(
             planned,
             command=serving.above(overlay).by_qemu_nbd(programs.required("qemu-nbd", path)),
             prepare=serving.new_overlay(qemu_img, overlay),
             delete=(overlay,),
-            locks=(*planned.locks, (path, how)) if how else planned.locks,
         )
     nbdkit = programs.found("nbdkit") if serving.suits_nbdkit else None
-    how = "" if serving.look else "read" if planned.read_only else "write" if nbdkit else "claim" if is_device else ""
     return replace(
         planned,
         command=serving.by_nbdkit(nbdkit) if nbdkit else serving.by_qemu_nbd(programs.required("qemu-nbd", path)),
         repair=serving.repair(qemu_img) if qemu_img else (),
-        locks=(*planned.locks, (path, how)) if how and (nbdkit or how == "claim") else planned.locks,
     )
 
 

@@ -2,7 +2,7 @@
 """Locks that keep others from writing an image.
 
 QEMU (block/file-posix.c) locks single bytes of an image: 100 + N says "I use permission N", 200 + N says "nobody else
-may use it". For a server that takes no such lock, the keeper does. A lock lasts until the last process that has
+may use it". The keeper takes these locks for its servers. A lock lasts until the last process that has
 inherited the file closes it. The keeper imports this module, so it imports next to nothing.
 """
 
@@ -27,7 +27,7 @@ def all_locked(wanted: Sequence[tuple[str, str]]) -> list[int]:
     """A descriptor for each path, which locks it, to "read" or to "write". Raises OSError, for users; then none is.
 
     A block device that is written is also claimed as by a mount: not while it is mounted, or held by another device.
-    "hold" does that to read it; "claim" does only that, for a server that takes QEMU's locks itself.
+    "hold" does that, too, to read it.
     """
     found: list[int] = []
     try:
@@ -48,7 +48,7 @@ def _locked(path: str, how: str) -> int:
         if error.errno != EBUSY:
             raise
         raise OSError(f"Failed to get an exclusive lock of {path}: it is mounted, or held by a device") from None
-    if how == "claim" or _is_locked_by(file, how != "write"):
+    if _is_locked_by(file, how != "write"):
         return file
     os.close(file)
     raise OSError(f"Failed to get the lock of {path} that QEMU's programs take")
@@ -56,7 +56,7 @@ def _locked(path: str, how: str) -> int:
 
 def _is_locked_by(file: int, read_only: bool) -> bool:
     """Locks the image for one writer, or for readers; False if others have it."""
-    used = [_READ] if read_only else [_READ, _WRITE]
+    used = [_READ] if read_only else [_READ, _WRITE, _RESIZE]
     denied = [_WRITE, _RESIZE]
     try:
         for byte in [*(_USED + one for one in used), *(_DENIED + one for one in denied)]:

@@ -54,6 +54,10 @@ _MOMENT = 5
 _PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 # A server that has lived so many seconds is well: the next pause is the first one again.
 _WELL = 10.0
+# To make the folder, which others may remove at the same time.
+_ATTEMPTS = 100
+# Open files that a keeper may need.
+_FILES = 256
 # More clients at once than any device has connections.
 _BACKLOG = 128
 SIGKILL = 9
@@ -63,11 +67,9 @@ SIGTERM = 15
 def main(arguments: list[str]) -> None:
     """`arguments`: the folder; pid and start time of the command that wants the server."""
     folder, owner, owner_started = arguments
+    _allow_files()
     child.reserve()
-    try:
-        os.makedirs(folder, 0o700)
-    except FileExistsError:
-        pass  # in the place of another keeper, or made by another user to have us run what it has
+    _make(folder)
     if not _enter(folder) or not _is_alone():
         return
     keeper = Keeper(folder, bare_process.pidfd_of(int(owner), int(owner_started)))
@@ -77,8 +79,33 @@ def main(arguments: list[str]) -> None:
     except BaseException:
         if keeper.is_needed():
             raise  # the server goes on without us
+    if keeper.is_needed():
+        os._exit(1)  # another keeper goes on; without systemd the monitor starts it
     keeper.kill()
     keeper.remove_all()
+
+
+def _allow_files() -> None:
+    """`child` needs some, and the limit that the user has may be less than that."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < _FILES:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, hard) if hard >= 0 else _FILES, hard))
+        except (OSError, ValueError):
+            pass
+
+
+def _make(folder: str) -> None:
+    for _ in range(_ATTEMPTS):
+        try:
+            os.makedirs(folder, 0o700)
+        except FileExistsError:
+            pass  # in the place of another keeper, or made by another user to have us run what it has
+        except FileNotFoundError:
+            continue  # another keeper has just removed the folder of all
+        return
 
 
 def _enter(folder: str) -> bool:
@@ -128,6 +155,7 @@ class Keeper:
         self._signals = 0  # that asked us to end, and the time of the last one
         self._asked = -_SHUTDOWN
         self._locks: list[int] = []
+        self._folder_lock = -1
         self._survive()
         self._adopt()
         self._note()
@@ -193,8 +221,8 @@ class Keeper:
         """What has to be done before the first start of a server, or before the next ones; whether it succeeded."""
         try:
             self._require_image()
-            if self._restarts < 0 and self._plan["folder"]:
-                os.mkdir(self._plan["folder"], 0o700)  # another user must not have put one there
+            if self._plan["folder"]:
+                self._have_folder()
         except OSError as error:
             self._log.append(f"{self._plan['name']}: {error.strerror or error}\n".encode(errors="replace"))
             return False
@@ -204,9 +232,17 @@ class Keeper:
         self._pid, go = child.start(command, self._plan["environment"], "/", "words")
         self._server = os.pidfd_open(self._pid)
         child.let_go(go)
-        while self._wait(None, ending=True) == "end":
+        while self._wait(None) == "end":
             bare_process.send(self._server, SIGKILL)
         return self._reap() == 0
+
+    def _have_folder(self) -> None:
+        """Of a file that the server writes. Raises OSError."""
+        if self._restarts < 0:
+            os.mkdir(self._plan["folder"], 0o700)  # another user must not have put one there
+        if self._folder_lock < 0:  # it keeps systemd-tmpfiles from deleting what is old in /var/tmp
+            self._folder_lock = os.open(self._plan["folder"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            syscalls.flock(self._folder_lock)
 
     def _require_image(self) -> None:
         """Locks what the server does not lock itself, and keeps it locked while the server is dead. Raises OSError.
@@ -332,6 +368,7 @@ class Keeper:
             "started": bare_process.started(self._pid) if self._pid else 0,
             "restarts": max(0, self._restarts),
             "begun": self._restarts >= 0,  # the image was prepared, and that must not be done twice
+            "locks": len(self._locks),
         }
         try:
             bare_files.replace("state", json.dumps(state))

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from dataclasses import replace
 
 from nbdattach import untrusted_json
-from nbdattach.errors import KernelRefused
+from nbdattach.errors import KernelRefused, Refused
 from nbdattach.host import bare_files, procfs, systemd
 from nbdattach.host.spawn import bare_python, start_aside
 from nbdattach.immutable import immutable
+from nbdattach.own_server.child import FIRST_LOCK
 from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import plain
 
@@ -20,13 +23,17 @@ FOLDER = "/run/nbdattach/servers"
 
 @immutable
 class State:
-    """As the keeper writes it: two processes, 0 if there is none, and how often the server was started again."""
+    """As the keeper writes it: two processes, 0 if there is none, and how often the server was started again.
+
+    `locks`: so many descriptors of the server, from `child.FIRST_LOCK` on, only lock files.
+    """
 
     keeper: int = 0
     keeper_started: int = 0
     pid: int = 0
     started: int = 0
     restarts: int = 0
+    locks: int = 0
 
     @property
     def living_keeper(self) -> int | None:
@@ -79,6 +86,34 @@ def leave_to(server: OwnServer, device: str) -> None:
 
 def is_left(server: OwnServer) -> bool:
     return os.path.exists(f"{server.folder}/device")
+
+
+def require_same_file(server: OwnServer) -> None:
+    """After a connection was made: its server has opened the image by its name. Raises `Refused` if that led elsewhere.
+
+    nbdkit opens it again for each connection; then all must be the same file.
+    """
+    image, found = server.image, state_of(server)
+    if not image or not found:
+        return
+    opened = _files_of(found)
+    others = opened - {image.identity} if os.path.basename(server.command[0]) == "nbdkit" else set()
+    if image.identity not in opened or others:
+        cause = "another file has its name now; the device needs the one that had it before"
+        raise Refused(plain(image.path), cause, "give that one its name back; requests wait for it")
+
+
+def _files_of(found: State) -> set[str]:
+    """The identities of the files and block devices that the server has open."""
+    folder, opened = f"/proc/{found.pid}/fd", set()
+    locks = range(FIRST_LOCK, FIRST_LOCK + found.locks)
+    with contextlib.suppress(OSError):
+        for number in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                status = os.stat(f"{folder}/{number}")
+                if int(number) not in locks and (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+                    opened.add(bare_files.identity(status))
+    return opened
 
 
 def take_back(server: OwnServer) -> None:

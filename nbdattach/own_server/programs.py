@@ -29,6 +29,8 @@ def found(name: str) -> str | None:
 def required(name: str, thing: str) -> str:
     """Its path. Raises `KernelRefused` that names its package, and the `thing` that needs it."""
     path = found(name)
+    if not path and "/" in name and os.path.exists(name):
+        raise KernelRefused(plain(thing), f"{plain(name)} is no program that we may run", f"ls -ld {plain(name)}")
     if not path:
         package = _PACKAGES.get(os.path.basename(name))
         hint = f"apt install {package}" if package else "is it installed, and in PATH?"

@@ -51,8 +51,8 @@ def no_tls(source: Source) -> Malformed:
 
 
 def tag_of(source: Source) -> str:
-    """The default tag: the source's name, unless that is unfit for one."""
-    name = "".join(ch for ch in source.name if ch.isprintable()).strip()
+    """The default tag: the source's name and export, unless that is unfit for one."""
+    name = "".join(ch for ch in f"{source.name} {source.export}" if ch.isprintable()).strip()
     return name if len(name.encode()) <= MAX_TAG else f"{name[:40]}...{name[-20:]}"
 
 
@@ -65,6 +65,8 @@ def collapsed(arguments: Sequence[str]) -> list[str]:
     found: list[str] = []
     rest = iter(arguments)
     for word in rest:
+        if word.startswith(_OPEN) and word != _OPEN and _CLOSE not in word:
+            raise Malformed(quoted(word), "no blank behind the bracket", "write it as [ nbdkit memory 1G ]")
         if word != _OPEN:
             found.append(word)
             continue

@@ -108,6 +108,8 @@ def plan_of(
         cause = "options of an image, but it is a command"
         raise Malformed(plain(source.name), cause, "give the command its own options")
     program, *rest = source.words
+    if not program:
+        raise Malformed(plain(source.name), "its first word is empty", "write [ nbdkit memory 1G ]")
     return Plan((programs.required(program, source.name), *rest), read_only)
 
 
@@ -124,7 +126,8 @@ def served(
     name = os.urandom(8).hex()
     folder = f"{kept.FOLDER}/{name}" if lasting else _own_folder(name)
     unit = f"nbdattach-server-{name}.service" if lasting and systemd.in_charge() else None
-    server = OwnServer(source.name, folder, planned.command, unit, planned.image)
+    cwd = "/" if source.path else current_folder()
+    server = OwnServer(source.name, folder, planned.command, unit, planned.image, cwd)
     try:
         server = kept.start_keeper(server, os.getpid())
         log = _log_of(server)
@@ -182,7 +185,7 @@ def _give_plan(server: OwnServer, planned: Plan, source: Source) -> None:
         "name": plain(source.name),
         "command": server.command,
         "environment": {**environment(), **own},
-        "cwd": "/" if source.path else _current_folder(),
+        "cwd": server.cwd,
         "prepare": planned.prepare,
         "repair": planned.repair,
         "delete": planned.delete,
@@ -190,10 +193,16 @@ def _give_plan(server: OwnServer, planned: Plan, source: Source) -> None:
         "locks": planned.locks,
         "folder": os.path.dirname(planned.delete[0]) if planned.delete else "",
     }
-    bare_files.replace(f"{server.folder}/plan", json.dumps(plan))
+    try:
+        bare_files.replace(f"{server.folder}/plan", json.dumps(plan))
+    except OSError as error:
+        raise KernelRefused(
+            plain(server.folder), f"cannot write there: {error.strerror}", "df shows how full it is"
+        ) from None
 
 
-def _current_folder() -> str:
+def current_folder() -> str:
+    """Raises `Malformed`."""
     try:
         return os.getcwd()
     except FileNotFoundError:

@@ -392,16 +392,14 @@ def test_a_block_device_is_an_image_that_nobody_else_can_hold(tmp_path: Path) ->
 
 
 @pytest.mark.netlink
-def test_an_image_stays_locked_while_its_server_is_dead(tmp_path: Path) -> None:
-    """Of a raw one the keeper holds the lock; QEMU's own goes with its server."""
-    path = image(tmp_path, "raw")
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_an_image_stays_locked_while_its_server_is_dead(tmp_path: Path, kind: str) -> None:
+    path = image(tmp_path, kind)
     with connected(path):
-        done = nbd("connect", "--no-reconnect", "--tag", "other", str(path), "nbd1")
-        assert done.code == 7, done
         for _ in range(5):
             kill_servers()
             other = subprocess.run(
-                ["qemu-io", "-f", "raw", "-c", "length", str(path)], capture_output=True, text=True, timeout=30
+                ["qemu-io", "-f", kind, "-c", "length", str(path)], capture_output=True, text=True, timeout=30
             )
             assert "lock" in other.stderr, other
 
@@ -435,3 +433,98 @@ def test_an_image_that_is_attached_is_not_looked_at_again(tmp_path: Path) -> Non
         with path.open("r+b") as file:
             file.write(content)
         shell("dd if=/dev/urandom of=/dev/nbd0 bs=1M count=4 conv=fsync status=none")
+
+
+@pytest.mark.netlink
+def test_a_new_connection_reaches_the_very_file_that_is_attached(tmp_path: Path) -> None:
+    """nbdkit opens its file for each connection."""
+    path = image(tmp_path, "raw")
+    with connected(path):
+        copy = tmp_path / "copy.img"
+        copy.write_bytes(path.read_bytes())
+        fill_with_noise("/dev/nbd0", 1)
+        digest = digest_of("/dev/nbd0")
+        kept = path.rename(tmp_path / "kept.img")
+        copy.rename(path)
+        done = nbd("reconnect", "nbd0")
+        assert (done.code, done.out) == (4, ""), done
+        assert f"{path}: another file has its name now" in done.err
+        kept.rename(path)
+        assert nbd("reconnect", "nbd0").err == f"/dev/nbd0: connected to {path}\n"
+        shell("blockdev --flushbufs /dev/nbd0")
+        assert digest_of("/dev/nbd0") == digest
+
+
+@pytest.mark.netlink
+def test_a_replaced_image_below_is_not_served(tmp_path: Path) -> None:
+    base, over, other = (image(tmp_path, name=name) for name in ("base", "over", "other"))
+    shell(f"qemu-img create -q -f qcow2 -b {base} -F qcow2 {over}; qemu-io -f qcow2 -c 'write -P 7 0 1M' {other}")
+    with connected(over):
+        kept = base.rename(tmp_path / "kept.qcow2")
+        other.rename(base)
+        kill_servers()
+        eventually(lambda: f"another file has the name {base}" in str(status("nbd0").get("trouble")))
+        kept.rename(base)
+        shell("dd if=/dev/nbd0 of=/tmp/read bs=1M count=1 iflag=direct status=none")
+        assert not any(Path("/tmp/read").read_bytes())
+
+
+@pytest.mark.loop
+def test_a_loop_device_is_known_by_its_file(tmp_path: Path) -> None:
+    """Whatever name the file has by now."""
+    shell("modprobe loop")
+    path = image(tmp_path, "raw")
+    hard = tmp_path / "hard.img"
+    os.link(path, hard)
+    loop = shell(f"losetup -f --show {path}").strip()
+    done = nbd("connect", str(hard), "nbd0")
+    assert (done.code, done.err.splitlines()[0]) == (7, f"nbdattach: {hard}: {loop} has it already")
+    shell(f"losetup -d {loop}")
+    with connected(hard):
+        loop = shell(f"losetup -f --show {path}").strip()
+        done = nbd("connect", loop, "nbd1")
+        shell(f"losetup -d {loop}")
+        assert (done.code, done.out) == (7, ""), done
+        assert f"{loop}: it is above {hard}, which is attached at /dev/nbd0 for writing" in done.err
+
+
+@pytest.mark.loop
+def test_a_mounted_block_device_is_no_base_of_a_snapshot(tmp_path: Path) -> None:
+    shell("modprobe loop")
+    path = image(tmp_path, "raw")
+    loop = shell(f"mkfs.ext4 -q {path}; losetup -f --show {path}").strip()
+    shell(f"mount {loop} /mnt")
+    done = nbd("connect", "--snapshot", loop, "nbd0")
+    shell("umount /mnt")
+    assert (done.code, done.out) == (7, ""), done
+    with connected(Path(loop), "--snapshot"):
+        held = subprocess.run(["mount", loop, "/mnt"], capture_output=True, text=True)
+        assert "already mounted or mount point busy" in held.stderr, held
+    shell(f"losetup -d {loop}")
+
+
+def test_a_snapshot_is_no_danger_to_images_above_and_below(tmp_path: Path) -> None:
+    base, over = image(tmp_path, name="base"), tmp_path / "over.qcow2"
+    shell(f"qemu-img create -q -f qcow2 -b {base} -F qcow2 {over}")
+    for first, second in ((over, base), (base, over)):
+        with connected(first, "--snapshot"):
+            nbd_ok("connect", "--snapshot", str(second), "nbd1")
+            nbd_ok("disconnect", "nbd1")
+
+
+def test_commands_with_another_export_or_folder_are_others(tmp_path: Path) -> None:
+    words = ["[", "nbdkit", "-f", "file", "dir=.", "]"]
+    for folder, sizes in (("one", {"a": 8, "b": 16}), ("two", {"a": 24})):
+        (tmp_path / folder).mkdir()
+        for name, size in sizes.items():
+            (tmp_path / folder / name).touch()
+            os.truncate(tmp_path / folder / name, size << 20)
+    nbd_ok("connect", "-N", "a", *words, "nbd0", cwd=tmp_path / "one")
+    nbd_ok("connect", "-N", "b", *words, "nbd1", cwd=tmp_path / "one")
+    assert [status(name)["size"] >> 20 for name in ("nbd0", "nbd1")] == [8, 16]
+    assert nbd_ok("connect", "-N", "a", *words, cwd=tmp_path / "one") == "/dev/nbd0"
+    other = nbd("connect", "-N", "a", *words, cwd=tmp_path / "two")
+    assert (other.code, other.out) == (7, ""), other
+    assert f"its command was started in {tmp_path}/one, not in {tmp_path}/two" in other.err
+    for name in ("nbd0", "nbd1"):
+        nbd_ok("disconnect", name)

@@ -55,18 +55,18 @@ def command(name: str, *arguments: str) -> list[str]:
     return [sys.executable, TOOL, name, *arguments]
 
 
-def nbd(*arguments: str, seconds: float = 240) -> Done:
+def nbd(*arguments: str, seconds: float = 240, cwd: Path | None = None) -> Done:
     """Runs nbdattach with these arguments."""
     done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
+        command(*arguments), capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, cwd=cwd
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def nbd_ok(*arguments: str) -> str:
+def nbd_ok(*arguments: str, cwd: Path | None = None) -> str:
     """Standard output of a command that must succeed."""
-    done = nbd(*arguments)
+    done = nbd(*arguments, cwd=cwd)
     assert done.code == 0, done
     return done.out.strip()
 

@@ -98,6 +98,17 @@ def planned(
     return image.plan(path, options, read_only, size, goes_on, look)
 
 
+def as_qemu_has_it(path: str, driver: str) -> tuple[str, str]:
+    """Without locks: the keeper has them."""
+    options = f"driver={driver},file.driver=file,file.filename={path.replace(',', ',,')},file.locking=off"
+    return "--image-opts", options
+
+
+def image_of(found: Plan) -> Image:
+    assert found.image
+    return found.image
+
+
 def refused(kind: type[NbdattachError], path: str, *options: Any, **more: Any) -> tuple[str, str]:
     with pytest.raises(kind) as caught:
         planned(path, *options, **more)
@@ -112,7 +123,7 @@ def test_raw_image_is_served_by_nbdkit_which_needs_the_keepers_lock(qemu: Qemu, 
     path = make("a=b,c.img", bytes(512))
     status = os.stat(path)
     assert planned(path) == Plan(
-        (str(qemu.folder / "nbdkit"), "--foreground", "file", "file=/proc/self/fd/4"),
+        (str(qemu.folder / "nbdkit"), "--foreground", "file", f"file={path}"),
         read_only=False,
         image=Image(path, "raw", f"{status.st_dev}:{status.st_ino}"),
         files=((path, f"{status.st_dev}:{status.st_ino}"),),
@@ -132,10 +143,9 @@ def test_raw_image_without_nbdkit_is_served_as_raw_and_never_probed(qemu: Qemu, 
         "--shared=0",
         "--cache=writeback",
         "--discard=unmap",
-        "--format=raw",
-        path,
+        *as_qemu_has_it(path, "raw"),
     )
-    assert found.locks == ()
+    assert found.locks == ((path, "write"),)
     assert qemu.calls == []
 
 
@@ -167,8 +177,9 @@ def test_a_look_at_an_image_does_without_its_lock(qemu: Qemu, make: Make) -> Non
 
 def test_options_of_the_user_reach_the_server(qemu: Qemu, make: Make) -> None:
     options = ImageOptions(cache="directsync", discard="ignore")
-    command = planned(make("disk.img", b""), options, read_only=True).command
-    assert command[3:] == ("--cache=directsync", "--discard=ignore", "--read-only", "--format=raw", command[-1])
+    path = make("disk.img", b"")
+    command = planned(path, options, read_only=True).command
+    assert command[3:] == ("--cache=directsync", "--discard=ignore", "--read-only", *as_qemu_has_it(path, "raw"))
 
 
 def test_qcow2_writes_its_tables_with_each_request_where_a_killed_server_is_replaced(qemu: Qemu, make: Make) -> None:
@@ -180,8 +191,7 @@ def test_qcow2_writes_its_tables_with_each_request_where_a_killed_server_is_repl
         "--shared=0",
         "--cache=writethrough",
         "--discard=unmap",
-        "--format=qcow2",
-        path,
+        *as_qemu_has_it(path, "qcow2"),
     )
     assert planned(path).command == command
     assert "--cache=writeback" in planned(path, goes_on=False).command
@@ -191,20 +201,16 @@ def test_qcow2_writes_its_tables_with_each_request_where_a_killed_server_is_repl
 
 def test_vhd_has_the_size_that_its_creator_meant_with_each_version_of_qemu(qemu: Qemu, make: Make) -> None:
     path = make("a,b.vhd", VHD)
-    escaped = path.replace(",", ",,")
-    assert planned(path).command[-2:] == (
-        "--image-opts",
-        f"driver=vpc,force_size_calc=current_size,file.driver=file,file.filename={escaped}",
-    )
+    assert planned(path).command[-2:] == as_qemu_has_it(path, "vpc,force_size_calc=current_size")
 
 
 @pytest.mark.parametrize(
     ("offset", "size", "driver"),
     [
-        (1024, None, "driver=raw,offset=1024"),
-        (0, None, "driver=raw,offset=0"),
-        (None, 512, "driver=raw,size=512"),
-        (1024, 512, "driver=raw,offset=1024,size=512"),
+        (1024, None, "raw,offset=1024"),
+        (0, None, "raw,offset=0"),
+        (None, 512, "raw,size=512"),
+        (1024, 512, "raw,offset=1024,size=512"),
     ],
 )
 def test_part_of_a_raw_image(qemu: Qemu, make: Make, offset: int | None, size: int | None, driver: str) -> None:
@@ -215,8 +221,7 @@ def test_part_of_a_raw_image(qemu: Qemu, make: Make, offset: int | None, size: i
         "--shared=0",
         "--cache=writeback",
         "--discard=unmap",
-        "--image-opts",
-        f"{driver},file.driver=file,file.filename={path.replace(',', ',,')}",
+        *as_qemu_has_it(path, driver),
     )
 
 
@@ -226,7 +231,7 @@ def test_part_of_a_block_device_is_one_of_a_host_device(
     path = make("sda", bytes(512))
     monkeypatch.setattr(commands.stat, "S_ISBLK", lambda _: True)
     options = planned(path, ImageOptions(offset=512)).command[-1]
-    assert options == f"driver=raw,offset=512,file.driver=host_device,file.filename={path}"
+    assert options == f"driver=raw,offset=512,file.driver=host_device,file.filename={path},file.locking=off"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +245,7 @@ def test_only_a_raw_image_has_parts(qemu: Qemu, make: Make, option: str, offset:
 
 def test_an_image_that_is_marked_while_open_is_mended_before_its_server_starts_again(qemu: Qemu, make: Make) -> None:
     path = make("disk.hdd", PARALLELS)
-    assert planned(path).repair == (qemu.img, "check", "-q", "-r", "all", "-f", "parallels", path)
+    assert planned(path).repair == (qemu.img, "check", "-q", "-r", "all", *as_qemu_has_it(path, "parallels"))
     assert planned(path, read_only=True).repair == ()
     assert planned(make("disk.img", b"")).repair == ()
 
@@ -305,7 +310,7 @@ def test_a_header_without_its_name_needs_the_word_of_the_user(qemu: Qemu, make: 
     )
     assert hint == "--format qcow2 if you trust it, --format raw if it is a raw disk"
     for word in ("raw", "qcow2"):
-        assert planned(path, ImageOptions(format=word)).command[-2:] == (f"--format={word}", path)
+        assert planned(path, ImageOptions(format=word)).command[-2:] == as_qemu_has_it(path, word)
 
 
 def test_the_footer_of_a_large_image_is_found(qemu: Qemu, make: Make) -> None:
@@ -314,7 +319,7 @@ def test_the_footer_of_a_large_image_is_found(qemu: Qemu, make: Make) -> None:
         file.truncate(1 << 30)
         file.seek(0, os.SEEK_END)
         file.write(VHD[-512:])
-    assert planned(path).image.format == "vpc"
+    assert image_of(planned(path)).format == "vpc"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +376,7 @@ def test_a_program_in_the_current_folder_is_none(
 def test_the_images_below_are_told_the_nearest_first(qemu: Qemu, make: Make) -> None:
     qemu.says('[{"filename": "/top"}, {"filename": "/middle"}, {"filename": "/base", "format": "raw"}]')
     path = make("disk.qcow2", ON_ANOTHER)
-    assert planned(path).image.backing == ("/middle", "/base")
+    assert image_of(planned(path)).backing == ("/middle", "/base")
     assert f"info --force-share --backing-chain --output=json -f qcow2 {path}" in qemu.calls
 
 
@@ -399,8 +404,19 @@ def test_all_files_that_an_image_lies_on_are_known(qemu: Qemu, make: Make) -> No
     qemu.says(json.dumps(told))
     found = planned(path)
     assert found.files == tuple((one, identity(os.stat(one))) for one in (path, data, base, extent))
-    assert found.image.below == tuple(identity(os.stat(one)) for one in (data, base, extent))
-    assert found.locks == ((base, "read"), (extent, "read"))
+    assert image_of(found).below == tuple(identity(os.stat(one)) for one in (data, base, extent))
+    assert found.locks == ((path, "write"), (data, "read"), (base, "read"), (extent, "read"))
+
+
+def test_an_image_below_whose_format_is_not_recorded_is_refused(qemu: Qemu, make: Make) -> None:
+    """QEMU would look at its content, into which a virtual machine may have written a header."""
+    path = make("disk.qcow2", ON_ANOTHER)
+    qemu.says(json.dumps([{"filename": path, "format": "qcow2", "backing-filename": "my base"}, {"filename": "/b"}]))
+    said, hint = refused(Refused, path)
+    assert said == f"{path}: does not say which format its backing file my base has"
+    assert hint == f"if it is raw: qemu-img rebase -u -F raw -b 'my base' {path}"
+    qemu.says(json.dumps([{"filename": path, "format": "vmdk", "backing-filename": "my base"}]))
+    assert planned(path)
 
 
 def test_an_image_below_that_is_missing_is_refused_before_the_server_starts(qemu: Qemu, make: Make) -> None:
@@ -423,10 +439,10 @@ def test_writes_to_a_snapshot_go_to_a_file_that_is_deleted_at_the_end(qemu: Qemu
     found = planned(path, ImageOptions(snapshot=True))
     (overlay,) = found.delete
     assert re.fullmatch(r"/var/tmp/nbdattach-[0-9a-f]{16}/overlay.qcow2", overlay)
-    assert (found.command[0], found.command[-2:]) == (qemu.nbd, ("--format=qcow2", overlay))
+    assert (found.command[0], found.command[-2:]) == (qemu.nbd, as_qemu_has_it(overlay, "qcow2"))
     assert found.prepare == (qemu.img, "create", "-q", "-f", "qcow2", "-b", path, "-F", "raw", overlay)
     assert (found.repair, found.read_only) == ((), False)
-    assert (found.image.path, found.image.format, found.image.snapshot) == (path, "raw", True)
+    assert (image_of(found).path, image_of(found).format, image_of(found).snapshot) == (path, "raw", True)
     assert qemu.calls == []  # so that a mistake, or a command that is killed, leaves no file
     assert not os.path.exists(overlay)
 

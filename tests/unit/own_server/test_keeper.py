@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -32,6 +33,37 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 
 def ended(keeper: subprocess.Popen[bytes]) -> int:
     return keeper.wait(PATIENCE)
+
+
+# -- its folder --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_others_can_write_is_not_used(kept: Kept) -> None:
+    """Another user may have made it, with a plan of his own."""
+    kept.plan(server(kept.root))
+    kept.folder.chmod(0o755)
+    kept.start().wait(PATIENCE)
+    assert sorted(os.listdir(kept.folder)) == ["plan"]
+    assert not kept.servers()
+
+
+def test_a_folder_behind_a_link_is_not_used(kept: Kept) -> None:
+    """Nor is what is in it removed at the end."""
+    kept.plan(server(kept.root))
+    there = kept.folder.rename(kept.root / "private")
+    kept.folder.symlink_to(there)
+    kept.start().wait(PATIENCE)
+    assert sorted(os.listdir(there)) == ["plan"]
+    kept.folder.unlink()
+
+
+def test_a_low_limit_of_open_files_is_raised(kept: Kept) -> None:
+    kept.plan(server(kept.root))
+    command = f"ulimit -Sn 20; exec {shlex.join(kept.command())}"
+    with subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, cwd="/") as keeper:
+        eventually(lambda: bool(kept.answers()))
+        kept.owner.kill()
+        assert keeper.wait(PATIENCE) == 0
 
 
 # -- the server --------------------------------------------------------------------------------------------------------
@@ -555,14 +587,19 @@ def test_a_signal_does_not_take_the_server_from_a_device(kept: Kept, number: sig
 
 
 def test_a_server_that_ends_with_its_keeper_at_a_shutdown_is_not_started_again(kept: Kept) -> None:
+    """If it was none, another keeper finds all that it needs, and goes on."""
     keeper = kept.serve()
     kept.attach()
     kept.owner.kill()
     keeper.send_signal(signal.SIGTERM)
     eventually(lambda: "asked to end" in kept.errors)
     os.kill(kept.state["pid"], signal.SIGTERM)
-    assert ended(keeper) == 0
-    assert kept.is_gone()
+    assert ended(keeper) == 1
+    assert not kept.servers()
+    kept.start()
+    kept.answers()
+    detach(kept)
+    eventually(kept.is_gone)
 
 
 def detach(kept: Kept) -> None:

@@ -7,6 +7,8 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,11 +21,13 @@ from peer import soon
 from nbdattach.connect_options import USUAL, ImageOptions
 from nbdattach.deadline import Deadline
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError, NoConnection, Refused
+from nbdattach.host import bare_files
 from nbdattach.own_server import kept, start, words
 from nbdattach.own_server.end import end
+from nbdattach.own_server.orphans import end_orphans
 from nbdattach.own_server.source import Source
 from nbdattach.own_server.start import Served
-from nbdattach.server_of_ours import OwnServer
+from nbdattach.server_of_ours import Image, OwnServer
 
 DYING = Source(words=("/bin/sh", "-c", "echo cannot open the disk >&2; exit 3"))
 PATIENCE = 60.0
@@ -107,7 +111,7 @@ def test_nothing_is_left_when_the_plan_cannot_be_written(
         raise error
 
     monkeypatch.setattr(start.bare_files, "replace", fails)
-    with pytest.raises(type(error)), served(serving(root), lasting=True):
+    with pytest.raises((KernelRefused, KeyboardInterrupt)), served(serving(root), lasting=True):
         pass
     assert is_nothing_left(root)
 
@@ -240,6 +244,47 @@ def test_a_server_whose_keeper_was_killed_is_killed_at_the_deadline(root: Path) 
     assert processes_of(root) == []
 
 
+# -- servers that nothing needs ----------------------------------------------------------------------------------------
+
+
+def test_a_server_whose_keeper_was_killed_is_ended_if_no_device_has_it(root: Path) -> None:
+    there = left(root, server(root))
+    eventually((root / "facts").exists)
+    found = kept.state_of(there)
+    assert found
+    kill(found.keeper)
+    end_orphans({there.folder})
+    assert os.path.exists(there.folder) and processes_of(root)
+    detach(root)
+    end_orphans(())
+    assert is_nothing_left(root)
+
+
+def test_a_server_with_a_living_keeper_is_no_orphan(root: Path) -> None:
+    with served(serving(root), lasting=True) as one:
+        end_orphans(())
+        assert answer(one)
+
+
+# -- the very file -----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_has_opened_another_file_is_refused(root: Path) -> None:
+    image, other = root / "a.img", root / "b.img"
+    for path in (image, other):
+        path.touch()
+    there = Image(str(image), "raw", bare_files.identity(os.stat(image)))
+    for opened, right in ((image, True), (other, False)):
+        with served(Source(words=tuple(shell(f"exec 7<{opened}; exec sleep 60")))) as one:
+            eventually(lambda: len(kept._files_of(kept.state_of(one.server) or kept.State())) == 1)
+            server = replace(one.server, image=there)
+            if right:
+                kept.require_same_file(server)
+            else:
+                with pytest.raises(Refused, match="another file has its name now"):
+                    kept.require_same_file(server)
+
+
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
@@ -271,18 +316,17 @@ def test_a_server_that_lives_and_refuses_has_told_why(root: Path) -> None:
 
 def test_a_server_that_does_not_take_its_socket_is_told_from_others(root: Path) -> None:
     """As a script that nbdkit has as a plugin: nbdkit starts itself again for it, and has lost its socket then."""
-    deaf = Source(words=tuple(shell("exec 3>&-; exec sleep 60")))
-    done = Source(words=tuple(shell("exit 0")))
-    for source in (deaf, done):
+    for script in ("exec 3>&-; exec sleep 60", "exit 0"):
+        source = Source(words=tuple(shell(script)))
         with pytest.raises((NoConnection, Refused)) as caught, served(source) as one, one.explained():
-            eventually(lambda one=one: not answers(one))
+            eventually(partial(is_refused, one))
             raise NoConnection(one.target.uri, "cannot connect: Connection refused", "is it up?")
         assert caught.value.hint.startswith("does it take its socket by LISTEN_FDS, and stay in the foreground? its ")
 
 
-def answers(one: Served) -> bool:
+def is_refused(one: Served) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(one.target.socket) == 0
+        return client.connect_ex(one.target.socket) != 0
 
 
 @pytest.mark.parametrize(
