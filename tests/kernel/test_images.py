@@ -450,7 +450,7 @@ def test_a_new_connection_reaches_the_very_file_that_is_attached(tmp_path: Path)
         assert (done.code, done.out) == (4, ""), done
         assert f"{path}: another file has its name now" in done.err
         kept.rename(path)
-        assert nbd("reconnect", "nbd0").err == f"/dev/nbd0: connected to {path}\n"
+        assert nbd("reconnect", "nbd0").err == f"nbdattach: /dev/nbd0: connected to {path}\n"
         shell("blockdev --flushbufs /dev/nbd0")
         assert digest_of("/dev/nbd0") == digest
 
