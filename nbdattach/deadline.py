@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 
@@ -20,6 +21,11 @@ class Deadline:
     @property
     def passed(self) -> bool:
         return self.remaining() == 0.0
+
+    def nap(self, least: float, most: float) -> bool:
+        """As `sleep`, for a random time, so that two processes that wait for each other do not keep in step."""
+        part = int.from_bytes(os.urandom(2)) / 0xFFFF
+        return self.sleep(least + part * (most - least))
 
     def sleep(self, seconds: float) -> bool:
         """Waits that long or until the deadline; False when it has passed."""

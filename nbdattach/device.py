@@ -10,7 +10,7 @@ from nbdattach.immutable import immutable
 from nbdattach.text import quoted
 
 _DEVICE = re.compile(r"(?:/dev/)?nbd(0|[1-9][0-9]{0,6})", re.ASCII)
-_PARTITION = re.compile(r"((?:/dev/)?nbd[0-9]+)p[0-9]+", re.ASCII)
+_PARTITION = r"(?a)((?:/dev/)?nbd[0-9]+)p[0-9]+"
 # The kernel has 20 bits of minor numbers (MINORBITS, linux/kdev_t.h).
 MAX_INDEX = (1 << 20) - 1
 
@@ -38,7 +38,7 @@ def parse_device(text: str) -> Device:
     match = _DEVICE.fullmatch(text)
     if match and int(match[1]) <= MAX_INDEX:
         return Device(int(match[1]))
-    partition = _PARTITION.fullmatch(text)
+    partition = re.fullmatch(_PARTITION, text)
     if partition:
         raise Malformed(quoted(text), "a partition, not a whole device", f"name the device: {partition[1]}")
     if text.isdigit():

@@ -21,14 +21,14 @@ BLOCK_SIZES = (512, 1024, 2048, 4096)
 MAX_SECONDS = 365 * 24 * 3600  # more is a typing error, and the kernel's timers have a limit
 LEAST_CONNECT_TIMEOUT = 0.001
 LEAST_DEAD_PEER = 1.0
-_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)  # up to 2^63, the largest size that the kernel has
-_COUNT = re.compile(r"[1-9][0-9]?", re.ASCII)
+_DECIMAL = r"[0-9]+(\.[0-9]+)?"
+_NUMBER = r"[0-9]{1,19}"  # up to 2^63, the largest size that the kernel has
+_COUNT = r"[1-9][0-9]?"
 
 
 def seconds(text: str, least: float = 0.0) -> float:
     """A plain decimal number of seconds, `least` to a year."""
-    if not _DECIMAL.fullmatch(text) or float(text) < least:
+    if not re.fullmatch(_DECIMAL, text) or float(text) < least:
         raise ValueError(f"{text!r} is not a number of seconds from {least:g} up")
     if float(text) > MAX_SECONDS:
         raise ValueError(f"{text!r} is more than a year")
@@ -37,7 +37,7 @@ def seconds(text: str, least: float = 0.0) -> float:
 
 def number(text: str, least: int) -> int:
     """A plain decimal number, `least` or more."""
-    if not _NUMBER.fullmatch(text) or int(text) < least:
+    if not re.fullmatch(_NUMBER, text) or int(text) < least:
         raise ValueError(f"{text!r} is not a number from {least} up")
     return int(text)
 
@@ -60,7 +60,7 @@ def connections(text: str) -> int:
     """A number of connections, or "auto", which is 0."""
     if text == "auto":
         return 0
-    if not _COUNT.fullmatch(text) or int(text) > MAX_CONNECTIONS:
+    if not re.fullmatch(_COUNT, text) or int(text) > MAX_CONNECTIONS:
         raise ValueError(f"{text!r} is neither auto nor a number from 1 to {MAX_CONNECTIONS}")
     return int(text)
 

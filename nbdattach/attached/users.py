@@ -7,7 +7,6 @@ Nothing here opens a device, because opening a dead one would hang.
 
 from __future__ import annotations
 
-import random
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
@@ -205,7 +204,7 @@ def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:
     """As `open_by`, but only processes that keep it open for longer than a probe (`A_LOOK`)."""
     numbers = numbers_of(device)
     there, patience = open_by(device, *own_fds), Deadline(A_LOOK)
-    while there and patience.sleep(random.uniform(*_LOOKS)):  # noqa: S311 - no secret
+    while there and patience.nap(*_LOOKS):
         there = [one for one in there if procfs.still_open(one.pid, one.fd, numbers)]
     return there
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import random
 import select
 import subprocess
 import threading
@@ -168,7 +167,7 @@ def _connect(family: netlink.Family, device: Device, job: Job) -> None:
                 raise
             if error.errno != errno.EBUSY:
                 raise _refused(device, error) from error
-            if Kernel(device).attached or not patience.sleep(random.uniform(*_POLLS)):  # noqa: S311 - no secret
+            if Kernel(device).attached or not patience.nap(*_POLLS):
                 raise Taken from None
         else:
             return

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from nbdattach import __version__
-from nbdattach.cli import change, connect, disconnect, show, up_down, usage
+from nbdattach.cli import usage
 from nbdattach.cli.options import debug_option
 from nbdattach.cli.report import say, say_error
 from nbdattach.errors import NbdattachError
@@ -23,7 +23,24 @@ from nbdattach.text import plain
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: its reader exited, or the disk is full
 
 
-@click.group(cls=usage.Group)
+# The module and the function of each command.
+_COMMANDS = {
+    "connect": "connect.connect",
+    "disconnect": "disconnect.disconnect",
+    "status": "show.status",
+    "reconnect": "change.reconnect",
+    "resize": "change.resize",
+    "monitor": "change.monitor",
+    "list": "show.list_",
+    "info": "show.info",
+    "check": "show.check",
+    "doctor": "show.doctor",
+    "up": "up_down.up",
+    "down": "up_down.down",
+}
+
+
+@click.group(cls=usage.Group, commands=usage.OnDemand(_COMMANDS))
 @click.version_option(__version__, message="nbdattach %(version)s")
 @debug_option
 @click.pass_context
@@ -34,23 +51,6 @@ def cli(ctx: click.Context) -> None:
     image such as disk.qcow2, or a server to start, in brackets: [ nbdkit memory 1G ]. DEVICE is /dev/nbd0 or nbd0.
     """
     usage.require_command(ctx)
-
-
-for _command in (
-    connect.connect,
-    disconnect.disconnect,
-    show.status,
-    change.reconnect,
-    change.resize,
-    change.monitor,
-    show.list_,
-    show.info,
-    show.check,
-    show.doctor,
-    up_down.up,
-    up_down.down,
-):
-    cli.add_command(_command)
 
 
 def main() -> NoReturn:

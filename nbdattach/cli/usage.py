@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import click
@@ -71,6 +72,38 @@ class Command(_OwnWords):
 def command(name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
     """As click.command, for a `Command`."""
     return click.command(name, cls=Command)
+
+
+class OnDemand(MutableMapping[str, click.Command]):
+    """Commands by name, each imported when it is used. `places`: module of this room and function of each."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = dict(places)
+        self._made: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._made:
+            module, _, function = self._places[name].partition(".")
+            made: click.Command = getattr(importlib.import_module(f"nbdattach.cli.{module}"), function)
+            self._made[name] = made
+        return self._made[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._places[name] = ""
+        self._made[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._places[name]
+        self._made.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Group(_OwnWords, click.Group):

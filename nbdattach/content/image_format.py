@@ -75,12 +75,12 @@ _MAGICS: tuple[tuple[str, int, bytes], ...] = (
 )
 
 # Files that a VMDK image consists of, beside its descriptor. The first are raw: a virtual machine wrote all of them.
-_RAW_EXTENT = re.compile(r"(.*)-(?:flat|f\d{3,})(\.vmdk)", re.IGNORECASE | re.DOTALL | re.ASCII)
-_SPARSE_EXTENT = re.compile(r"(.*)-(?:s\d{3,}|delta|sesparse)(\.vmdk)", re.IGNORECASE | re.DOTALL | re.ASCII)
+_RAW_EXTENT = r"(?ais)(.*)-(?:flat|f\d{3,})(\.vmdk)"
+_SPARSE_EXTENT = r"(?ais)(.*)-(?:s\d{3,}|delta|sesparse)(\.vmdk)"
 
 # QEMU opens these for reading only.
 _READ_ONLY_FORMATS = ("dmg", "bochs", "cloop")
-_CREATE_TYPE = re.compile(rb'createType\s*=\s*"(streamOptimized|seSparse)"', re.IGNORECASE)
+_CREATE_TYPE = rb'(?i)createType\s*=\s*"(streamOptimized|seSparse)"'
 # In the header of a sparse VMDK extent, little endian: the place and the length of a field in bytes.
 _VERSION = (4, 4)
 _FLAGS = (8, 4)
@@ -128,7 +128,7 @@ def never_writable(head: bytes, format: str) -> str:
         return f"QEMU can only read {format} images"
     if format != "vmdk":
         return ""
-    if found := _CREATE_TYPE.search(_vmdk_descriptor(head)):
+    if found := re.search(_CREATE_TYPE, _vmdk_descriptor(head)):
         return f"QEMU can only read {found[1].decode()} VMDK images"
     return _why_sparse_is_read_only(head) if head.startswith(_SPARSE_VMDK) else ""
 
@@ -151,9 +151,9 @@ def _suffix(name: str) -> str:
 def _require_no_extent(name: str, head: bytes) -> None:
     """Raises `Malformed` for a file that is only a part of a VMDK image."""
     # A virtual machine can write even a VMDK header into a raw extent, so the content of one proves nothing.
-    match = _RAW_EXTENT.fullmatch(name)
+    match = re.fullmatch(_RAW_EXTENT, name)
     if match is None and not _vmdk_descriptor(head):
-        match = _SPARSE_EXTENT.fullmatch(name)
+        match = re.fullmatch(_SPARSE_EXTENT, name)
     if match:
         raise _extent(name, f"use {plain(match[1] + match[2])}, which describes the whole image")
     # An extent that was renamed: QEMU would serve it as a whole disk.

@@ -6,9 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import resource
 import select
-import signal
 import stat
 from collections.abc import Callable, Collection, Iterator
 
@@ -17,13 +15,14 @@ from nbdattach.immutable import immutable
 from nbdattach.text import plain
 
 PROC = "/proc"
+SIGKILL = 9  # the module signal builds enums
 # File systems with a server that may be away (proc_filesystems(5)).
 _REMOTE = ("nfs", "cifs", "smb3", "fuse", "ceph", "9p", "afs", "glusterfs", "lustre", "gfs2", "ocfs2")
 _CAP_SYS_ADMIN = 1 << 21
 # Names of shared memory, which looks like a deleted file in a process's maps.
 _NO_FILES = ("/dev/zero", "/memfd:", "/SYSV")
-_SERVICE = re.compile(r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)")
-_OCTAL = re.compile(r"\\([0-7]{3})")
+_SERVICE = r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)"
+_OCTAL = r"\\([0-7]{3})"
 # Mount points of remote file systems, by mount namespace.
 _remote: dict[str, tuple[str, ...]] = {}
 
@@ -101,6 +100,8 @@ def runs_from_deleted_files() -> bool:
 
 def raise_descriptor_limit() -> None:
     """As many open files as we may have."""
+    import resource
+
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -215,7 +216,7 @@ def _remote_places(pid: str) -> tuple[str, ...]:
 
 def unescaped(text: str) -> str:
     """A path as mountinfo writes it (proc_pid_mountinfo(5))."""
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+    return re.sub(_OCTAL, lambda match: chr(int(match[1], 8)), text)
 
 
 def mount_tables() -> Iterator[tuple[Opener | None, list[str]]]:
@@ -277,7 +278,7 @@ def service_of(pid: int) -> str:
     for line in lines(f"{pid}/cgroup"):
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        found = _SERVICE.fullmatch(path)
+        found = re.fullmatch(_SERVICE, path)
         if found and (number == "0" or controllers == "name=systemd"):
             return found[1]
     return ""
@@ -368,7 +369,7 @@ def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
     os.close(into)
     with open(out, "rb") as pipe:
         if not select.select([pipe], [], [], seconds)[0]:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, SIGKILL)
             return None
         answer = pipe.read().decode()
     os.waitpid(child, 0)

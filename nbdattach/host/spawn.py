@@ -9,11 +9,15 @@ through the package, and looks for no other module in that folder, where one may
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import nbdattach
+from nbdattach.host import programs
+
+if TYPE_CHECKING:
+    import subprocess
 
 PACKAGE = os.path.dirname(os.path.abspath(nbdattach.__file__))
 _PLACE = os.path.dirname(PACKAGE)
@@ -38,6 +42,8 @@ def start_aside(
 
     With `own_session` a signal that our terminal sends does not reach it.
     """
+    import subprocess
+
     nothing = subprocess.DEVNULL
     return subprocess.Popen(
         command,
@@ -109,7 +115,6 @@ def package_of(program: str) -> str | None:
         if not first.startswith("#!"):
             return None
         command = [*first[2:].split(), "-I", "-c", tell]
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
+        return programs.run(*command, seconds=_SECONDS, cwd="/").stdout.strip() or None
+    except OSError:
         return None
-    return done.stdout.strip() or None

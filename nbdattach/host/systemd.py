@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Sequence
+
+from nbdattach.host import programs
 
 _UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _SECONDS = 10
@@ -59,34 +60,12 @@ def _systemctl(*arguments: str) -> str:
     return _run("systemctl", *arguments)
 
 
-def _succeeds(*command: str) -> bool:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
-
-
 def _run(*command: str) -> str:
     """The output of the command; empty if it cannot be run."""
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return programs.run(*command, seconds=_SECONDS).stdout
+    except OSError:
         return ""
-    return done.stdout
 
 
 def notify(state: str) -> None:
@@ -126,4 +105,7 @@ def start_service(unit: str, description: str, command: Sequence[str]) -> bool:
     )
     arguments = ["--quiet", "--collect", "--no-ask-password", f"--unit={unit}", f"--description={description}"]
     arguments += [f"--property={one}" for one in properties]
-    return _succeeds("systemd-run", *arguments, "--", *command)
+    try:
+        return programs.run("systemd-run", *arguments, "--", *command, seconds=_SECONDS).returncode == 0
+    except OSError:
+        return False

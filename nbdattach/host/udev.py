@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
+
+from nbdattach.host import programs
 
 CONTROL = "/run/udev/control"
 RULES = "60-nbdattach.rules"
@@ -35,7 +36,6 @@ def settle(paths: Sequence[str], seconds: float) -> bool:
 
 def _done(command: list[str], seconds: float) -> bool:
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
-    except (OSError, subprocess.TimeoutExpired):
+        return programs.run(*command, seconds=seconds).returncode == 0
+    except OSError:
         return False
-    return done.returncode == 0

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from nbdattach.errors import KernelRefused
+from nbdattach.host import programs
 from nbdattach.host.procfs import is_root
 from nbdattach.host.spawn import SYSTEM_PATH
 from nbdattach.kernel import sysfs
+
+if TYPE_CHECKING:
+    import subprocess
 
 _CONTAINER_MARKS = ("/run/systemd/container", "/.dockerenv", "/run/.containerenv")
 MODPROBE_SECONDS = 60
@@ -45,17 +49,12 @@ def ensure_loaded() -> None:
 def modprobe(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs modprobe; returns its result, with any exit code. Raises `KernelRefused` if it cannot be run."""
     try:
-        return subprocess.run(
-            ["modprobe", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=MODPROBE_SECONDS,
-            env={"PATH": SYSTEM_PATH, "LC_ALL": "C"},
-        )
+        environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
+        return programs.run("modprobe", *arguments, seconds=MODPROBE_SECONDS, env=environment)
+    except TimeoutError:
+        raise KernelRefused(DRIVER, f"modprobe nbd took more than {MODPROBE_SECONDS} s", "see dmesg") from None
     except OSError as error:
         raise _without_modprobe(error) from None
-    except subprocess.TimeoutExpired:
-        raise KernelRefused(DRIVER, f"modprobe nbd took more than {MODPROBE_SECONDS} s", "see dmesg") from None
 
 
 def _without_modprobe(error: OSError) -> KernelRefused:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -109,6 +108,8 @@ def _more_connections(
         return []
     if not options.connections:
         options = replace(options, connect_timeout=min(options.connect_timeout, _AUTO_SECONDS))
+    from concurrent.futures import ThreadPoolExecutor  # most devices have one connection, and it is slow to import
+
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(_connection, target, options, trace, carrier) for _ in range(count)]
     made = [future.result() for future in futures if not future.exception()]

@@ -24,7 +24,7 @@ _TLS_PARAMETERS = ("tls-certificates", "tls-hostname", "tls-psk-file")
 _PARAMETERS = ("socket", *_TLS_PARAMETERS)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", re.ASCII)
 _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_BAD_ESCAPE = r"%(?![0-9A-Fa-f]{2})"
 # sun_path of struct sockaddr_un, less its closing NUL (linux/un.h).
 MAX_SOCKET_PATH = 107
 _FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
@@ -326,7 +326,7 @@ def _place(text: str, scheme: str, authority: str, path: str | None) -> Target:
 
 
 def _decoded(text: str, part: str) -> str:
-    if _BAD_ESCAPE.search(part):
+    if re.search(_BAD_ESCAPE, part):
         raise Malformed(quoted(text), "a % that is not followed by two hexadecimal digits", "write % as %25")
     return from_wire(unquote_to_bytes(part))
 

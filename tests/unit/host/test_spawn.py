@@ -42,7 +42,7 @@ class Machine:
         for place in (self.site, self.checkout):
             package = place / "nbdattach"
             package.mkdir(parents=True)
-            for module in ("__init__.py", "host/__init__.py", "host/spawn.py"):
+            for module in ("__init__.py", "host/__init__.py", "host/programs.py", "host/spawn.py"):
                 (package / module).parent.mkdir(exist_ok=True)
                 shutil.copy(f"{Path(nbdattach.__file__).parent}/{module}", package / module)
             (package / "probe.py").write_text(PROBE)
