@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import os
 import select
-import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 from nbdattach.attached import state
 from nbdattach.backends.base import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
@@ -28,8 +29,8 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
 from nbdattach.host import procfs
-from nbdattach.host.spawn import bare_python
-from nbdattach.kernel import netlink, sysfs
+from nbdattach.host.copies import Copy
+from nbdattach.kernel import guard, netlink, sysfs
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel, identifier
 
@@ -137,13 +138,22 @@ def _without_old_partitions(device: Device) -> None:
 def _guarded(device: Device, job: Job) -> Iterator[None]:
     """If we are killed inside this context, a guard process sees our pipe close and detaches the device."""
     pid = threading.get_native_id() if procfs.sees_all() else 0  # the sender's pid as the kernel sees it
-    command = bare_python("kernel.guard", "guard_main", device.path, state.path(device), identifier(job.tag), str(pid))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
-        try:
-            yield
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                guard.communicate(b"done")
+    theirs, ours = os.pipe()
+    try:
+        work = partial(guard.guard, theirs, device.path, state.path(device), identifier(job.tag), pid)
+        guarding = Copy(work, theirs, name="nbdattach-guard", own_session=True)
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(ours, b"d")
+        os.close(ours)
+        guarding.wait()
 
 
 def _connect(family: netlink.Family, device: Device, job: Job) -> None:

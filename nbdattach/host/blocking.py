@@ -6,17 +6,18 @@ A thread would not do: a process cannot end while one of its threads is in such 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import subprocess
 from collections.abc import Sequence
+from functools import partial
 
 from nbdattach.deadline import Deadline
-from nbdattach.host.spawn import bare_python, start_aside
+from nbdattach.host import blocking_child, syscalls
+from nbdattach.host.copies import Copy
 
-# Bytes of a message of `blocking_child.open_main`: an errno in decimal.
+# Bytes of a message of `blocking_child`: an errno in decimal.
 _MAX_MESSAGE = 16
+_NAME = "nbdattach-io"
 # For a process that has nothing left to do.
 _END_SECONDS = 5.0
 
@@ -34,7 +35,8 @@ class Opening:
     def __init__(self, flags: int, *paths: str) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _child("open_main", [theirs.fileno()], str(theirs.fileno()), str(flags), *paths)
+            work = partial(blocking_child.open_all, theirs, flags, paths)
+            self._process = Copy(work, theirs.fileno(), name=_NAME)
 
     def next(self, deadline: Deadline) -> int:
         """The descriptor of the next path. Raises OSError as open(2) does; after `Unanswered` it may be asked again."""
@@ -46,14 +48,12 @@ class Opening:
         if descriptors:
             os.set_inheritable(descriptors[0], False)
             return descriptors[0]
-        number = int(message or self._process.wait() or 1)  # no message: the interpreter itself failed
+        number = abs(int(message or self._process.wait() or 1))  # no message: it was killed
         raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
         """If a descriptor comes later, the kernel closes it."""
         self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0)
 
     def __enter__(self) -> Opening:
         return self
@@ -63,7 +63,7 @@ class Opening:
 
 
 class WriteBack:
-    """Writes the dirty pages of block devices to their server, in a process that is ready once this is made.
+    """Writes the dirty pages of block devices to their server, in another process.
 
     The server may keep them in a cache of its own: a flush is another thing. Without dirty pages it does nothing.
     """
@@ -71,9 +71,9 @@ class WriteBack:
     def __init__(self, descriptors: Sequence[int]) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            numbers = [theirs.fileno(), *descriptors]
-            self._process = _child("write_back_main", numbers, *map(str, numbers))
-        self._channel.recv(_MAX_MESSAGE)
+            syscalls.libc()  # which the copy needs, and must not import
+            work = partial(blocking_child.write_back, theirs, descriptors)
+            self._process = Copy(work, theirs.fileno(), *descriptors, name=_NAME)
 
     def run(self, deadline: Deadline) -> None:
         """Raises OSError, `Unanswered`."""
@@ -84,13 +84,12 @@ class WriteBack:
         except TimeoutError:
             raise Unanswered from None
         if number:
-            raise OSError(number, os.strerror(number))
+            raise OSError(abs(number), os.strerror(abs(number)))
 
     def close(self) -> None:
         """Its descriptors are closed, too, unless a server keeps it waiting."""
         self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
+        self._process.wait(_END_SECONDS)
 
     def __enter__(self) -> WriteBack:
         return self
@@ -103,21 +102,12 @@ class Sending:
     """A message that another process sends over a netlink socket of ours."""
 
     def __init__(self, sock: int, message: bytes) -> None:
-        self._process = _child("send_main", [sock], str(sock), message.hex())
+        self._process = Copy(lambda: os.write(sock, message) and 0, sock, name=_NAME)
 
     def wait(self, deadline: Deadline) -> None:
         """Until the kernel has carried it out. Raises OSError, and `Unanswered`; then it may be called again."""
-        _finish(self._process, deadline)
-
-
-def _child(function: str, descriptors: Sequence[int], *arguments: str) -> subprocess.Popen[bytes]:
-    return start_aside(bare_python("host.blocking_child", function, *arguments), descriptors)
-
-
-def _finish(process: subprocess.Popen[bytes], deadline: Deadline) -> None:
-    try:
-        number = process.wait(deadline.remaining())
-    except subprocess.TimeoutExpired:
-        raise Unanswered from None
-    if number:
-        raise OSError(abs(number), os.strerror(abs(number)))
+        number = self._process.wait(deadline.remaining())
+        if number is None:
+            raise Unanswered
+        if number:
+            raise OSError(abs(number), os.strerror(abs(number)))

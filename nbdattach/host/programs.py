@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,9 +11,16 @@ if TYPE_CHECKING:
 
 
 def run(
-    *command: str, seconds: float, env: Mapping[str, str] | None = None, cwd: str | None = None
+    *command: str,
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    descriptors: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Its result, with any exit code, and all that it has printed. Raises OSError; TimeoutError after `seconds`."""
+    """Its result, with any exit code, and all that it has printed. Raises OSError; TimeoutError after `seconds`.
+
+    It inherits these descriptors.
+    """
     import subprocess
 
     try:
@@ -26,6 +33,7 @@ def run(
             timeout=seconds,
             env=env,
             cwd=cwd,
+            pass_fds=descriptors,
         )
     except subprocess.TimeoutExpired:
-        raise TimeoutError from None
+        raise TimeoutError(f"{command[0]} has not ended within {seconds:g} s") from None

@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads of an attached device, which may wait for a silent server without end, in a process that we can leave behind.
-
-Decision that matters: that process is a copy of this one and runs no program. The system's files may be on a device
-whose server is away; the start of a program would wait for that server, with this process in some releases of Python.
-It keeps no descriptor but its own: a hanging one must not hold a lock of ours, nor a connection.
-"""
+"""Reads of an attached device, which may wait for a silent server without end, in a process that can be left behind."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
-import signal
 import socket
-import threading
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 from nbdattach.deadline import Deadline
 from nbdattach.host.blocking import Unanswered
+from nbdattach.host.copies import Copy
 from nbdattach.host.procfs import LOOK
 
 # Bytes that are read at once.
@@ -34,7 +26,7 @@ class Reading:
     def __init__(self, path: str) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _Copy(lambda: _read(theirs, path), theirs.fileno())
+            self._process = Copy(lambda: _read(theirs, path), theirs.fileno(), name=LOOK)
 
     def read(self, ranges: Sequence[tuple[int, int]], deadline: Deadline) -> list[bytes]:
         """The bytes of each range (offset, length), which are multiples of a block. Raises OSError, `Unanswered`."""
@@ -73,63 +65,8 @@ class Reading:
         self._channel.close()
 
 
-class _Copy:
-    """A copy of this process that does `work`, and keeps that descriptor only."""
-
-    _all: ClassVar[set[_Copy]] = set()  # that have not ended yet, so that none is left behind as a zombie
-
-    def __init__(self, work: Callable[[], None], descriptor: int) -> None:
-        self._ended = False
-        self._mutex = threading.Lock()  # the number of a process that has ended may be that of another one
-        _Copy._all.difference_update([one for one in list(_Copy._all) if one.ended])
-        self._pid = os.fork()
-        if not self._pid:
-            try:
-                _close_all_but(descriptor)
-                os.chdir("/")
-                _forget_signals()
-                work()
-            finally:
-                os._exit(0)
-        _Copy._all.add(self)
-
-    def kill(self) -> None:
-        with self._mutex:
-            if not self._has_ended():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._pid, signal.SIGKILL)
-
-    @property
-    def ended(self) -> bool:
-        with self._mutex:
-            return self._has_ended()
-
-    def _has_ended(self) -> bool:
-        try:
-            self._ended = self._ended or os.waitpid(self._pid, os.WNOHANG)[0] != 0
-        except ChildProcessError:  # it has ended; we were started with SIGCHLD ignored, so the kernel does not keep it
-            self._ended = True
-        return self._ended
-
-
-def _close_all_but(descriptor: int) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one of this very list
-            if int(name) != descriptor:
-                os.close(int(name))
-
-
-def _forget_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
 def _read(channel: socket.socket, path: str) -> None:
     """Each message is offset and length of a part; the answer is the data, or the errno after an exclamation mark."""
-    with open("/proc/self/comm", "w") as name:
-        name.write(LOOK)
     fd = -1
     while message := channel.recv(_MAX_RANGE):
         try:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Sends what was written to a device to its server, and remembers if that failed.
 
-A flush waits for the server, and no signal interrupts it. So `node` starts it as a process of its own, `flush_main`.
+A flush waits for the server, and no signal interrupts it. So `node` has a copy of the process do it, `flush_aside`.
 The worker imports this module, so it imports next to nothing.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 
 from nbdattach.host import bare_files
 from nbdattach.kernel.bare_sysfs import partitions
 from nbdattach.kernel.leftovers import UNFLUSHED
+
+TYPE_CHECKING = False  # the module typing costs the worker 1 MB
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ENOENT = 2
 
@@ -32,19 +35,18 @@ def flush(path: str) -> None:
             os.close(fd)
 
 
-def flush_main(arguments: list[str]) -> None:
-    """`flush` as a process of its own: a process that waits for the server cannot be interrupted. Exits with the errno.
+def flush_aside(path: str, mark: Sequence[str]) -> None:
+    """`flush` as the work of a copy: a process that waits for the server cannot be interrupted. Raises OSError.
 
-    The arguments after the device are those of `mark_unflushed`, because the caller may be gone before the flush fails.
+    `mark` are the arguments of `mark_unflushed`: the command may be gone before the flush fails.
     """
-    path, *mark = arguments
     try:
-        os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # kept open until we exit: it cannot be freed under this flush
+        os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # kept open until it exits: the device cannot be freed under it
         flush(path)
-    except OSError as error:
+    except OSError:
         if mark:
             mark_unflushed(*mark)
-        sys.exit(error.errno or 1)
+        raise
 
 
 def mark_unflushed(state_file: str, identity: str) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The process that guards a connect by netlink: if connect dies before it is done, the guard removes its attachment.
 
-`backends.by_netlink` starts it in a bare interpreter, as the worker, and holds the other end of its standard input.
+It is a copy of that process (`host.copies`): `backends.by_netlink` makes it, and holds the other end of its pipe.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ _PATIENCE = 5
 _POLL = 0.01
 
 
-def guard_main(arguments: list[str]) -> None:
+def guard(pipe: int, path: str, state_file: str, identifier: str, pid: int) -> None:
     """Waits until a netlink connect is done. If it died instead, removes its attachment, with all traces of it.
 
-    Arguments: the device, its state file, the attachment's identifier in the kernel, and the pid of the connect, or 0
-    if the kernel numbers processes differently from us.
+    `pipe` tells when it is done. `identifier` is the attachment's in the kernel, `pid` that of the connect, or 0 if the
+    kernel numbers processes differently from us.
     """
-    path, state_file, identifier, pid = arguments
-    if os.read(0, 1):
+    if os.read(pipe, 1):
         return
     name = os.path.basename(path)
 
     def is_there() -> bool:
-        return attribute(name, "backend") == identifier.strip() and pid in ("0", attribute(name, "pid"))
+        return attribute(name, "backend") == identifier.strip() and str(pid) in ("0", attribute(name, "pid"))
 
     try:
         if is_there():

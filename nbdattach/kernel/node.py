@@ -8,10 +8,10 @@ import errno
 import fcntl
 import os
 import stat
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from nbdattach.deadline import Deadline
@@ -19,8 +19,9 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.host import blocking
 from nbdattach.host.blocking import Unanswered as Unanswered
-from nbdattach.host.spawn import bare_python, start_aside
+from nbdattach.host.copies import Copy
 from nbdattach.kernel import ioctl
+from nbdattach.kernel.flush import flush_aside
 from nbdattach.kernel.sysfs import Block, Kernel
 
 T = TypeVar("T")
@@ -132,15 +133,14 @@ class Node:
 
         With a silent server the flush waits without end, and no signal interrupts it. So another process makes it, and
         ours can be interrupted. `patience`: give up after so many seconds. `progress` is called a few times a second,
-        with the seconds so far. If the flush fails, that process calls `flush.mark_unflushed` with `mark`.
+        with the seconds so far. If the flush fails, that process calls `mark_unflushed` with `mark`.
         """
-        flushing = start_aside(bare_python("kernel.flush", "flush_main", self.device.path, *mark))
+        flushing = Copy(partial(flush_aside, self.device.path, mark), name="nbdattach-flush")
         began = time.monotonic()
         code = None
         while code is None:
-            try:
-                code = flushing.wait(_PROGRESS)
-            except subprocess.TimeoutExpired:
+            code = flushing.wait(_PROGRESS)
+            if code is None:
                 taken = time.monotonic() - began
                 progress(taken)
                 if patience is not None and taken >= patience:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 from nbdattach.attached import state
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
-from nbdattach.host import spawn, systemd
+from nbdattach.host import programs, spawn, systemd
 from nbdattach.host.spawn import python
 from nbdattach.monitor import control
 from nbdattach.monitor.control import NoMonitor
@@ -80,16 +79,7 @@ def _transient(unit: str) -> list[str]:
 def _failure_of(command: list[str]) -> str | None:
     """Why the command failed, None if it succeeded."""
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            cwd="/",
-            env=spawn.environment(),
-            timeout=START_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = programs.run(*command, seconds=START_SECONDS, env=spawn.environment(), cwd="/")
+    except OSError as error:
         return str(error)
     return None if done.returncode == 0 else plain(done.stderr.strip()) or f"{command[0]} ended with {done.returncode}"

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -25,7 +24,7 @@ from nbdattach.connection.stream import Stream
 from nbdattach.deadline import Deadline
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import DeadlinePassed, KernelRefused, MaybeNotInKernel, NbdattachError, NotInKernel
-from nbdattach.host import messages, procfs, systemd
+from nbdattach.host import messages, procfs, programs, systemd
 from nbdattach.host.spawn import bare_python, environment
 from nbdattach.protocol.target import Target
 from nbdattach.relay.orders import Bury, Dial, Dialled, Said, Traced
@@ -174,24 +173,17 @@ class Relay:
         """Raises `KernelRefused`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            done = subprocess.run(
-                bare_python("relay.process", "main", str(theirs.fileno())),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,  # if the interpreter itself fails, we report its last line
-                cwd="/",
-                env=environment(),
-                timeout=START_SECONDS,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
+            number = theirs.fileno()
+            command = bare_python("relay.process", "main", str(number))
+            done = programs.run(*command, seconds=START_SECONDS, env=environment(), cwd="/", descriptors=[number])
+        except OSError as error:
             ours.close()
             raise KernelRefused(target.uri, f"cannot start the relay: {error}", "--tls-transport kernel") from error
         finally:
             theirs.close()
         if done.returncode:
             ours.close()
-            last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            last = done.stderr.strip().rpartition("\n")[2]  # if the interpreter itself has failed
             raise KernelRefused(target.uri, f"the relay died: {plain(last)}", "--tls-transport kernel")
         return cls(ours)
 

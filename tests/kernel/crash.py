@@ -45,6 +45,7 @@ _LOOKS = (
     "connection.stream.",
     "host.systemd.",
     "attached.users.",
+    "host.copies.",
 )
 _LOOK = {
     "attached.state.load",
@@ -58,6 +59,7 @@ _LOOK = {
     "connection.kernel_socket.watch_peer",
 }
 _ROUNDS = 2
+_COPIES = ("nbdattach-guard", "nbdattach-flush")
 _HELPER = re.compile(rb"from nbdattach\.kernel\.\w+ import ")
 _PACKAGE = f"{os.path.dirname(nbdattach.__file__)}/"
 
@@ -119,9 +121,14 @@ def helpers() -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-            if _HELPER.search(file.read()):
+            if _HELPER.search(file.read()) or _comm(name) in _COPIES:
                 found.append(int(name))
     return found
+
+
+def _comm(pid: str) -> str:
+    with open(f"/proc/{pid}/comm") as file:
+        return file.read().strip()
 
 
 def _call(function: Any) -> str:
@@ -170,7 +177,7 @@ def run(
     both: bool = False,
     contested: bool = False,
 ) -> Ended:
-    """`nbdattach ARGUMENTS`, killed at the step `kill`, and its `helper` ("main", "guard_main") at `kill_helper`.
+    """`nbdattach ARGUMENTS`, killed at the step `kill`, and its `helper` ("main", "guard") at `kill_helper`.
 
     With `both`, each takes the other along. `contested`: as if other programs opened and closed the device constantly.
     """
@@ -222,11 +229,19 @@ def _contest() -> None:
 
 def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
     """Makes it call `in_helper` first."""
-    from nbdattach.backends import by_ioctl, by_netlink
-    from nbdattach.kernel import node
+    from nbdattach.backends import by_ioctl
+    from nbdattach.kernel import guard
 
-    bare_python = node.bare_python
-    other = str(os.getpid() if both else 0)
+    bare_python = by_ioctl.bare_python
+    other = os.getpid() if both else 0
+    work = guard.guard
+
+    def guarding(*arguments: Any) -> None:
+        in_helper(log, last, other)
+        work(*arguments)
+
+    if helper == "guard":
+        guard.guard = guarding  # type: ignore[assignment]
 
     def command(module: str, function: str, *arguments: str) -> list[str]:
         line = bare_python(module, function, *arguments)
@@ -236,9 +251,7 @@ def _wrap_helper(helper: str, log: str, last: str, both: bool) -> None:
             line[code] = line[code].replace("from nbdattach", f"{hooked}from nbdattach", 1)
         return line
 
-    starters: tuple[Any, ...] = (by_ioctl, by_netlink, node)
-    for module in starters:
-        module.bare_python = command
+    by_ioctl.bare_python = command
 
 
 _HERE = os.path.dirname(os.path.abspath(__file__))

@@ -72,6 +72,10 @@ def files() -> list[str]:
     return os.listdir("/run/nbdattach") if os.path.isdir("/run/nbdattach") else []
 
 
+# Names of copies of a command.
+_COPIES = ("nbdattach-guard", "nbdattach-flush")
+
+
 def workers() -> list[tuple[int, str]]:
     """Worker processes of ours, with guards and flushes, relays, and monitors."""
     return [(pid, line) for pid, line in _processes() if _is_helper(line) or is_relay(line) or _is_monitor(line)]
@@ -79,7 +83,7 @@ def workers() -> list[tuple[int, str]]:
 
 def _is_helper(line: str) -> bool:
     """A worker, a guard, a flush, the keeper of a server, or a process that tidies up."""
-    return "from nbdattach.kernel." in line or "from nbdattach.own_server." in line
+    return "from nbdattach.kernel." in line or "from nbdattach.own_server." in line or line in _COPIES
 
 
 def is_relay(line: str) -> bool:
@@ -104,11 +108,12 @@ def _processes() -> list[tuple[int, str]]:
             line = _command_line(name)
             called, _, numbers = Path(f"/proc/{name}/stat").read_text().rpartition(")")
             # It has its name a moment after its start.
+            copied = next((one for one in _COPIES if one in called), "")
             is_copy = LOOK in called or (_is_monitor(line) and line == _command_line(numbers.split()[1]))
         except OSError:
             continue
-        if "nbdattach" in line and not is_copy:
-            found.append((int(name), line))
+        if copied or ("nbdattach" in line and not is_copy):
+            found.append((int(name), copied or line))
     return found
 
 

@@ -304,7 +304,7 @@ def test_a_guard_killed_at_any_step_leaves_what_disconnect_takes_away(unwatched:
     last = COMMIT["netlink"]
 
     def die(kill_helper: str = "") -> None:
-        assert unwatched.connect(kill=last, helper="guard_main", kill_helper=kill_helper, contested=True).code == -9
+        assert unwatched.connect(kill=last, helper="guard", kill_helper=kill_helper, contested=True).code == -9
         eventually(lambda: not helpers(), SECONDS)
 
     def one_round(step: str) -> None:

@@ -315,13 +315,13 @@ def test_a_disconnect_that_waits_for_a_silent_server_can_be_interrupted() -> Non
         server.pause()
         try:
             process = subprocess.Popen(command("disconnect", "nbd0"))
-            eventually(lambda: "flush_main" in shell("ps axww"))
+            eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 1
             assert FIRST.attached
         finally:
             server.resume()
-        eventually(lambda: "flush_main" not in shell("ps axww | grep -v grep"))
+        eventually(lambda: "nbdattach-flush" not in shell("ps -eo comm"))
         nbd_ok("disconnect", "nbd0")
 
 

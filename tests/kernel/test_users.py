@@ -287,7 +287,7 @@ def test_who_opens_it_during_a_long_flush_is_a_user() -> None:
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         fill_with_noise("/dev/nbd0", 1)
         detaching = subprocess.Popen(command("disconnect", "nbd0"), stderr=subprocess.PIPE, text=True)
-        eventually(lambda: "flush_main" in shell("ps axww"))
+        eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
         line = opened(os.O_RDWR)()
         assert line in detaching.communicate(timeout=60)[1]
         assert (detaching.returncode, FIRST.attached) == (7, True)
@@ -304,7 +304,7 @@ def test_what_is_written_during_a_long_flush_is_on_the_server(tmp_path: Path) ->
         connect(server.uri, "nbd0")
         fill_with_noise("/dev/nbd0", 1)
         detaching = subprocess.Popen(command("disconnect", "nbd0"))
-        eventually(lambda: "flush_main" in shell("ps axww"))
+        eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
         written = fill_with_noise("/dev/nbd0", 1)
         assert detaching.wait(60) == 0
         assert digest_of(image) == written
@@ -501,10 +501,10 @@ def test_a_flush_that_fails_after_its_command_was_killed_is_not_forgotten(tmp_pa
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         fill_with_noise("/dev/nbd0", 1)
         detaching = subprocess.Popen(command("disconnect", "nbd0"))
-        eventually(lambda: "flush_main" in shell("ps axww"))
+        eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
         detaching.kill()
         detaching.wait()
-        eventually(lambda: "flush_main" not in shell("ps axww | grep -v grep"))
+        eventually(lambda: "nbdattach-flush" not in shell("ps -eo comm"))
         good.touch()
         done = nbd("disconnect", "nbd0")
         assert (done.code, FIRST.attached) == (6, True), done
@@ -540,9 +540,9 @@ def test_a_signal_ends_the_wait_and_not_the_attachment() -> None:
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         fill_with_noise("/dev/nbd0", 1)
         process = subprocess.Popen([sys.executable, "-m", "nbdattach", "disconnect", "nbd0"], stderr=subprocess.PIPE)
-        eventually(lambda: "flush_main" in shell("ps axww"))
+        eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 1
         assert FIRST.attached
-        eventually(lambda: "flush_main" not in shell("ps axww | grep -v grep"))
+        eventually(lambda: "nbdattach-flush" not in shell("ps -eo comm"))
         nbd_ok("disconnect", "nbd0")

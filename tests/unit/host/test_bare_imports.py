@@ -11,10 +11,7 @@ from nbdattach.host.spawn import bare_python
 
 PROCESSES = [
     ("kernel.worker", "main"),
-    ("kernel.guard", "guard_main"),
-    ("kernel.flush", "flush_main"),
     ("kernel.leftovers", "tidy_main"),
-    ("host.blocking_child", "open_main"),
 ]
 # Modules of Python that cost memory, and that the interpreter does not import by itself.
 EXPENSIVE = {"contextlib", "ctypes", "enum", "re", "signal", "socket", "struct", "subprocess", "threading", "typing"}

@@ -66,6 +66,7 @@ DOORS = {
         "relay.process",
         "relay.pump",
         "host.blocking",
+        "host.blocking_child",
         "host.reading",
         "host.messages",
         "host.their_sockets",

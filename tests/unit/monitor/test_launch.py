@@ -29,7 +29,8 @@ class Host:
         self.tried: list[str] = []
         self.commands: list[list[str]] = []
 
-    def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        command = list(words)
         way = {"systemctl": "unit", "systemd-run": "transient"}.get(command[0], "daemon")
         self.tried.append(way)
         self.commands.append(command)
@@ -44,7 +45,7 @@ def hosted(monkeypatch: pytest.MonkeyPatch, host: Host, systemd: bool = True) ->
     monkeypatch.setattr(launch.spawn, "package_of", {PROGRAM: host.package}.get)
     monkeypatch.setattr(state, "RUN", tempfile.mkdtemp())
     monkeypatch.setattr(control, "answers", lambda: host.up)
-    monkeypatch.setattr(launch.subprocess, "run", host.run)
+    monkeypatch.setattr(launch.programs, "run", host.run)
     return host
 
 
