@@ -290,7 +290,7 @@ def test_a_connect_killed_while_it_asks_for_the_monitor_leaves_nothing_that_nobo
             assert "already attached" in place.connect().said
         place.see_it_work()
 
-    each(some(steps[steps.index("after attached.state.write: replace 1") :]), one_round)
+    each(some(steps[steps.index("after host.bare_files.replace: replace 1") :]), one_round)
 
 
 def is_watched() -> bool:
