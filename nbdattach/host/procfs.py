@@ -115,8 +115,9 @@ def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collectio
     for pid in _pids():
         if pid not in serving:
             ours = own_fds if pid == os.getpid() else ()
-            for fd in _descriptors(pid):
-                if fd not in ours and still_open(pid, fd, numbers):
+            files = _Files(pid)
+            for fd in files.descriptors():
+                if fd not in ours and files.has_open(fd, numbers):
                     found.append(Opener(pid, name_of(pid), fd))
     return found
 
@@ -137,7 +138,7 @@ def lock_holder(path: str, byte: int) -> Opener | None:
     """The process that holds a lock on that byte of the file (fdinfo of proc(5)); None if it cannot be seen."""
     place = os.path.realpath(path)
     for pid in _pids():
-        for fd in _descriptors(pid):
+        for fd in _Files(pid).descriptors():
             with contextlib.suppress(OSError):
                 if os.readlink(f"{PROC}/{pid}/fd/{fd}") == place and byte in _locked_bytes(pid, fd):
                     return Opener(pid, name_of(pid), fd)
@@ -158,30 +159,57 @@ def has_open(pid: int, numbers: set[str]) -> bool:
         os.listdir(f"{PROC}/{pid}/fd")
     except OSError:
         return True
-    return any(still_open(pid, fd, numbers) for fd in _descriptors(pid))
+    files = _Files(pid)
+    return any(files.has_open(fd, numbers) for fd in files.descriptors())
 
 
 def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
     """Whether that descriptor of the process is one of these block devices, not opened with O_PATH."""
-    place = f"{PROC}/{pid}/{_task(pid)}fd/{fd}"
-    try:
-        path = os.readlink(place)
-    except OSError:
-        return False
-    if block_number(place, path, str(pid)) not in numbers:
-        return False
-    flags = [line.split()[1] for line in lines(f"{pid}/{_task(pid)}fdinfo/{fd}") if line.startswith("flags:")]
-    return not (flags and int(flags[0], 8) & os.O_PATH)
+    return _Files(pid).has_open(fd, numbers)
 
 
-def block_number(place: str, path: str = "", pid: str = "self") -> str | None:
-    """major:minor of a block device; None for anything else. `path` is where `place` is known to lead, for `pid`.
+class _Files:
+    """The open files of a process. There may be thousands, so what they have in common is read once."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = str(pid)
+        self._task = f"{pid}/{_task(pid)}"
+        self._remote: tuple[str, ...] | None = None
+
+    def descriptors(self) -> list[int]:
+        return [int(name) for name in _names(f"{PROC}/{self._task}fd")]
+
+    def name(self, fd: int) -> str:
+        """Where it leads (proc_pid_fd(5)); empty if it was closed."""
+        try:
+            return os.readlink(f"{PROC}/{self._task}fd/{fd}")
+        except OSError:
+            return ""
+
+    def has_open(self, fd: int, numbers: set[str]) -> bool:
+        """Whether it is one of these block devices, not opened with O_PATH."""
+        path = self.name(fd)
+        if not path.startswith("/"):
+            return False
+        if self._remote is None:
+            self._remote = _remote_places("self") + _remote_places(self._pid)
+        if path.startswith(self._remote) or _block_number(f"{PROC}/{self._task}fd/{fd}") not in numbers:
+            return False
+        flags = [line.split()[1] for line in lines(f"{self._task}fdinfo/{fd}") if line.startswith("flags:")]
+        return not (flags and int(flags[0], 8) & os.O_PATH)
+
+
+def block_number(place: str) -> str | None:
+    """major:minor of a block device; None for anything else.
 
     Remote paths are skipped, because stat() of a file on a server that is away would hang.
     """
-    path = path or place
-    if not path.startswith("/") or path.startswith(_remote_places("self") + _remote_places(pid)):
+    if not place.startswith("/") or place.startswith(_remote_places("self")):
         return None
+    return _block_number(place)
+
+
+def _block_number(place: str) -> str | None:
     try:
         found = os.stat(place)
     except OSError:
@@ -310,17 +338,9 @@ def _pids() -> list[int]:
 
 def sockets_of(pid: int) -> dict[int, str]:
     """Descriptors of the process that are sockets, with a name for each socket ("socket:[4711]", proc(5))."""
-    found = {}
-    for fd in _descriptors(pid):
-        with contextlib.suppress(OSError):
-            name = os.readlink(f"{PROC}/{pid}/{_task(pid)}fd/{fd}")
-            if name.startswith("socket:"):
-                found[fd] = name
-    return found
-
-
-def _descriptors(pid: int) -> list[int]:
-    return [int(name) for name in _names(f"{PROC}/{pid}/{_task(pid)}fd")]
+    files = _Files(pid)
+    names = ((fd, files.name(fd)) for fd in files.descriptors())
+    return {fd: name for fd, name in names if name.startswith("socket:")}
 
 
 def _names(folder: str) -> list[str]:

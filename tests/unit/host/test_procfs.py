@@ -67,6 +67,20 @@ def test_files_that_were_replaced_under_a_process_are_seen(
     assert procfs.runs_from_deleted_files() == deleted
 
 
+def test_what_all_files_of_a_process_have_in_common_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look goes over all descriptors of the machine, which may be many thousands."""
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(200)]
+    read: list[str] = []
+    work = {name: getattr(procfs, name) for name in ("_stat", "_namespace")}
+    for name, done in work.items():
+        monkeypatch.setattr(procfs, name, lambda pid, name=name, done=done: [read.append(name), done(pid)][1])
+    monkeypatch.setattr(procfs, "_pids", lambda: [os.getpid()])
+    assert procfs.openers({"43:0"}) == []
+    assert sorted(read) == ["_namespace", "_namespace", "_stat"]
+    for number in files:
+        os.close(number)
+
+
 OURS = ["1 0 8:1 / / rw - ext4 /dev/sda1 rw", "2 1 0:5 / /proc rw - proc proc rw"]
 
 
