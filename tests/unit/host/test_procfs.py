@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,9 +72,18 @@ def test_what_all_files_of_a_process_have_in_common_is_read_once(monkeypatch: py
     """A look goes over all descriptors of the machine, which may be many thousands."""
     files = [os.open(os.devnull, os.O_RDONLY) for _ in range(200)]
     read: list[str] = []
-    work = {name: getattr(procfs, name) for name in ("_stat", "_namespace")}
-    for name, done in work.items():
-        monkeypatch.setattr(procfs, name, lambda pid, name=name, done=done: [read.append(name), done(pid)][1])
+
+    def counted(name: str) -> None:
+        work = getattr(procfs, name)
+
+        def count(pid: Any) -> Any:
+            read.append(name)
+            return work(pid)
+
+        monkeypatch.setattr(procfs, name, count)
+
+    counted("_stat")
+    counted("_namespace")
     monkeypatch.setattr(procfs, "_pids", lambda: [os.getpid()])
     assert procfs.openers({"43:0"}) == []
     assert sorted(read) == ["_namespace", "_namespace", "_stat"]
