@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Copies of this process: what they keep, how they end, and that none stays as a zombie."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from loopback import PATIENCE, eventually
+
+from nbdattach.host.copies import Copy
+
+NAME = "nbdattach-test"
+
+
+def fails(number: int) -> int:
+    raise OSError(number, "no")
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (0, 0), (5, 5)])
+def test_its_exit_status_is_what_the_work_returns(code: int | None, expected: int) -> None:
+    assert Copy(lambda: code, name=NAME).wait(PATIENCE) == expected
+
+
+def test_an_error_of_the_system_is_its_errno() -> None:
+    assert Copy(lambda: fails(28), name=NAME).wait(PATIENCE) == 28
+
+
+def test_another_error_is_a_failure_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert Copy(lambda: 1 // 0, name=NAME).wait(PATIENCE) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_that_a_signal_ends_is_told_from_others() -> None:
+    assert Copy(lambda: os.kill(os.getpid(), signal.SIGTERM), name=NAME).wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_a_wait_has_an_end() -> None:
+    ours, theirs = os.pipe()
+    one = Copy(lambda: len(os.read(ours, 1)), ours, name=NAME)
+    began = time.monotonic()
+    assert one.wait(0.05) is None
+    assert time.monotonic() - began >= 0.05
+    assert not one.ended
+    os.write(theirs, b"x")
+    assert one.wait() == 1
+    assert one.ended
+    assert one.wait(0) == 1
+    for number in (ours, theirs):
+        os.close(number)
+
+
+def test_it_has_the_given_descriptors_only_and_its_own_name(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    with open(tmp_path / "file", "w") as file:
+        Copy(lambda: os.write(theirs, look(theirs)) and 0, theirs, name=NAME, own_session=True)
+        os.close(theirs)
+        said = os.read(ours, 4096).decode().splitlines()
+        assert os.read(ours, 1) == b""  # no other process holds the other end
+        assert not file.closed
+    os.close(ours)
+    assert said == ["0 /dev/null", "1 /dev/null", "2 /dev/null", NAME, "/", "True"]
+
+
+def look(channel: int) -> bytes:
+    numbers = sorted(int(name) for name in os.listdir("/proc/self/fd"))
+    links = [f"{number} {os.readlink(f'/proc/self/fd/{number}')}" for number in numbers[:3]]
+    # That of the list itself is closed by now.
+    others = [str(number) for number in numbers[3:] if number != channel and os.path.exists(f"/proc/self/fd/{number}")]
+    name = Path("/proc/self/comm").read_text().strip()
+    lines = [*links, *others, name, os.getcwd(), str(os.getsid(0) == os.getpid())]
+    return "\n".join(lines).encode()
+
+
+def test_signals_of_ours_do_not_hold_it() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        ours, theirs = os.pipe()
+        one = Copy(lambda: len(os.read(ours, 1)), ours, name=NAME)
+        eventually(lambda: Path(f"/proc/{one._pid}/comm").read_text().strip() == NAME)
+        os.kill(one._pid, signal.SIGTERM)
+        assert one.wait(PATIENCE) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for number in (ours, theirs):
+        os.close(number)
+
+
+def test_one_that_nobody_waits_for_is_no_zombie_after_the_next() -> None:
+    first = Copy(lambda: 0, name=NAME)
+    eventually(lambda: Path(f"/proc/{first._pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    assert Copy(lambda: 0, name=NAME).wait(PATIENCE) == 0
+    assert not Path(f"/proc/{first._pid}").exists()
+
+
+def test_it_can_be_killed() -> None:
+    one = Copy(lambda: time.sleep(PATIENCE), name=NAME)
+    one.kill()
+    assert one.wait(PATIENCE) == -signal.SIGKILL
+    one.kill()
