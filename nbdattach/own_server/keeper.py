@@ -249,7 +249,7 @@ class Keeper:
 
         Each name must still lead to the very file that is attached, and not to a copy.
         """
-        for path, identity in self._plan["files"]:
+        for path, identity in self._plan.get("files", ()):
             if bare_files.identity(os.stat(path)) != identity:
                 raise OSError(f"another file has the name {path} now; the device needs the one that had it before")
         if not self._locks:
