@@ -24,7 +24,6 @@ from nbdattach.own_server.plan import Plan
 from nbdattach.server_of_ours import Image
 from nbdattach.text import plain
 
-_INFO_SECONDS = 10
 # For the writes of --snapshot, which may be many; the folder's name has random parts.
 _OVERLAYS = "/var/tmp"  # noqa: S108
 
