@@ -23,6 +23,7 @@ from nbdattach.host.procfs import SIGKILL
 
 _STANDARD = 3  # descriptors
 _FAILED = 1
+_MAX_CODE = 8  # bytes, in decimal
 
 
 class Copy:
@@ -38,9 +39,16 @@ class Copy:
         self._code: int | None = None
         self._mutex = threading.Lock()  # the number of a process that has ended may be that of another one
         Copy._all.difference_update([one for one in list(Copy._all) if one.ended])
-        self._pid = os.fork()
-        if not self._pid:
-            _become(work, descriptors, name, own_session)
+        self._said, theirs = os.pipe()
+        try:
+            self._pid = os.fork()
+            if not self._pid:
+                _become(work, (theirs, *descriptors), name, own_session)
+        except BaseException:
+            os.close(self._said)
+            raise
+        finally:
+            os.close(theirs)
         Copy._all.add(self)
 
     def kill(self) -> None:
@@ -60,7 +68,10 @@ class Copy:
             code = self._exit_code()
             if code is not None:
                 return code
-            pidfd = os.pidfd_open(self._pid)
+            try:
+                pidfd = os.pidfd_open(self._pid)
+            except ProcessLookupError:  # it has ended this moment, and left nothing
+                return self._exit_code()
         try:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
@@ -74,14 +85,17 @@ class Copy:
         if self._code is None:
             try:
                 pid, status = os.waitpid(self._pid, os.WNOHANG)
+                if not pid:
+                    return None
+                self._code = os.waitstatus_to_exitcode(status)
             except ChildProcessError:  # we were started with SIGCHLD ignored, so the kernel does not keep its status
-                self._code = _FAILED
-            else:
-                self._code = os.waitstatus_to_exitcode(status) if pid else None
+                self._code = int(os.read(self._said, _MAX_CODE) or -SIGKILL)
+            os.close(self._said)
         return self._code
 
 
 def _become(work: Callable[[], int | None], descriptors: tuple[int, ...], name: str, own_session: bool) -> NoReturn:
+    """The first descriptor takes its exit status, too."""
     code = _FAILED
     try:
         _keep_only(descriptors)
@@ -95,6 +109,8 @@ def _become(work: Callable[[], int | None], descriptors: tuple[int, ...], name: 
     except OSError as error:
         code = error.errno or _FAILED
     finally:
+        with contextlib.suppress(OSError):
+            os.write(descriptors[0], b"%d" % code)
         os._exit(code)
 
 

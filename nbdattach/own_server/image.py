@@ -70,7 +70,8 @@ def plan(
     if not (look or read_only or options.snapshot):
         _require_no_loop(path, image)
     how = "hold" if options.snapshot else "read" if read_only else "write"
-    locks = [(path, how), *((file, "read") for file, _ in files)]
+    # QEMU locks further parts of the image itself, as it wants to write them.
+    locks = [(path, how), *((file, "read") for one in chain[1:] for file, _ in one.files)]
     planned = Plan((), read_only, image, tuple(notes), ((path, own), *files), locks=() if look else tuple(locks))
     return _with_command(planned, serving, image)
 

@@ -528,3 +528,16 @@ def test_commands_with_another_export_or_folder_are_others(tmp_path: Path) -> No
     assert f"its command was started in {tmp_path}/one, not in {tmp_path}/two" in other.err
     for name in ("nbd0", "nbd1"):
         nbd_ok("disconnect", name)
+
+
+@pytest.mark.parametrize("how", ["vmdk", "qcow2"])
+def test_an_image_of_several_files_can_be_written(tmp_path: Path, how: str) -> None:
+    path = tmp_path / f"disk.{how}"
+    if how == "vmdk":
+        shell(f"qemu-img create -q -f vmdk -o subformat=monolithicFlat {path} 16M")
+    else:
+        shell(f"qemu-img create -q -f qcow2 -o data_file={tmp_path}/disk.data,data_file_raw=on {path} 16M")
+    with connected(path):
+        fill_with_noise("/dev/nbd0", 1)
+        digest = digest_of("/dev/nbd0")
+    assert digest_of(raw_of(path, how)) == digest

@@ -67,6 +67,7 @@ def test_it_has_the_given_descriptors_only_and_its_own_name(tmp_path: Path) -> N
 
 def look(channel: int) -> bytes:
     numbers = sorted(int(name) for name in os.listdir("/proc/self/fd"))
+    numbers.remove(max(numbers))  # of its exit status
     links = [f"{number} {os.readlink(f'/proc/self/fd/{number}')}" for number in numbers[:3]]
     # That of the list itself is closed by now.
     others = [str(number) for number in numbers[3:] if number != channel and os.path.exists(f"/proc/self/fd/{number}")]
@@ -94,6 +95,25 @@ def test_one_that_nobody_waits_for_is_no_zombie_after_the_next() -> None:
     eventually(lambda: Path(f"/proc/{first._pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     assert Copy(lambda: 0, name=NAME).wait(PATIENCE) == 0
     assert not Path(f"/proc/{first._pid}").exists()
+
+
+def test_its_exit_status_is_known_where_the_kernel_keeps_none() -> None:
+    """As in a program that ignores SIGCHLD: a flush that has failed must not look as if it had not."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert Copy(lambda: fails(5), name=NAME).wait(PATIENCE) == 5
+        assert Copy(lambda: 0, name=NAME).wait(PATIENCE) == 0
+        one = Copy(lambda: time.sleep(PATIENCE), name=NAME)
+        one.kill()
+        assert one.wait(PATIENCE) == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_it_leaves_no_descriptor_here() -> None:
+    before = os.listdir("/proc/self/fd")
+    assert Copy(lambda: 0, name=NAME).wait(PATIENCE) == 0
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_it_can_be_killed() -> None:
