@@ -15,7 +15,7 @@ from nbdattach.own_server import kept
 from nbdattach.own_server.end import end
 from nbdattach.server_of_ours import OwnServer
 
-# A keeper locks its folder right after it has made it; allow a slow machine so many seconds.
+# A keeper locks its folder, and writes its state, right after it has made it; allow a slow machine so many seconds.
 _YOUNG = 60.0
 _END_SECONDS = 5.0
 
@@ -34,14 +34,23 @@ def _end_if_orphan(folder: str) -> None:
         lock = os.open(f"{folder}/keeper", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         with contextlib.suppress(OSError):
-            if time.time() - os.stat(folder).st_mtime > _YOUNG:
+            if not _is_young(folder):
                 os.rmdir(folder)
         return
     try:
         syscalls.flock(lock)
+        if _is_young(folder) and not os.path.exists(f"{folder}/state"):
+            return  # its keeper is about to lock it
         with contextlib.suppress(KernelRefused):
             end(OwnServer(folder, folder, ()), Deadline(_END_SECONDS), kill=True)
     except BlockingIOError:
         pass  # its keeper lives
     finally:
         os.close(lock)
+
+
+def _is_young(folder: str) -> bool:
+    try:
+        return time.time() - os.stat(folder).st_mtime < _YOUNG
+    except OSError:
+        return False

@@ -266,6 +266,19 @@ def test_a_server_with_a_living_keeper_is_no_orphan(root: Path) -> None:
         assert answer(one)
 
 
+def test_a_keeper_that_just_begins_is_no_orphan(root: Path) -> None:
+    folder = root / "run/servers/1"
+    folder.mkdir(parents=True)
+    for name in ("", "keeper"):
+        if name:
+            (folder / name).touch()
+        end_orphans(())
+        assert folder.exists()
+    os.utime(folder, (0, 0))
+    end_orphans(())
+    assert not folder.exists()
+
+
 # -- the very file -----------------------------------------------------------------------------------------------------
 
 
