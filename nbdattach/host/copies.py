@@ -130,7 +130,9 @@ def _keep_only(descriptors: tuple[int, ...]) -> None:
 
 
 def _forget_signals() -> None:
+    """What our program ignores, as with nohup, its copies ignore, too."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -156,6 +156,7 @@ class Keeper:
         self._asked = -_SHUTDOWN
         self._locks: list[int] = []
         self._folder_lock = -1
+        self._servers_locks = 0
         self._survive()
         self._adopt()
         self._note()
@@ -178,6 +179,8 @@ class Keeper:
 
     def run(self) -> None:
         """Returns when nothing needs the server any more, or when its command is to report why it has ended."""
+        if self._server >= 0:
+            self._take_locks()
         while True:
             if self._server < 0 and not (self._prepare() and self._start()):
                 code = 1
@@ -208,7 +211,7 @@ class Keeper:
             with open("state") as file:
                 before = json.load(file)
             pid, began, restarts = (int(before[name]) for name in ("pid", "started", "restarts"))
-            begun = bool(before["begun"])
+            begun, locks = bool(before["begun"]), int(before.get("locks", 0))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return
         self._server = bare_process.pidfd_of(pid, began)
@@ -216,6 +219,19 @@ class Keeper:
             self._restarts = restarts
         if self._server >= 0:
             self._pid = pid
+            self._servers_locks = locks
+
+    def _take_locks(self) -> None:
+        """Those of an adopted server, so that they do not end with it. If it has none, its next start takes them."""
+        wanted = {identity for _, identity in self._plan.get("files", ())}
+        try:
+            for number in range(child.FIRST_LOCK, child.FIRST_LOCK + self._servers_locks):
+                self._locks.append(syscalls.pidfd_getfd(self._server, number))
+            good = all(bare_files.identity(os.fstat(one)) in wanted for one in self._locks)
+        except OSError:
+            good = False
+        while self._locks and not good:
+            os.close(self._locks.pop())
 
     def _prepare(self) -> bool:
         """What has to be done before the first start of a server, or before the next ones; whether it succeeded."""
@@ -268,6 +284,7 @@ class Keeper:
         self._server = os.pidfd_open(self._pid)
         listener.close()
         self._restarts += 1
+        self._servers_locks = len(self._locks)
         self._note()
         os.rename("socket.new", "socket")  # in place of the one before, and never without a listener
         child.let_go(go)
@@ -368,7 +385,7 @@ class Keeper:
             "started": bare_process.started(self._pid) if self._pid else 0,
             "restarts": max(0, self._restarts),
             "begun": self._restarts >= 0,  # the image was prepared, and that must not be done twice
-            "locks": len(self._locks),
+            "locks": self._servers_locks,
         }
         try:
             bare_files.replace("state", json.dumps(state))

@@ -94,8 +94,8 @@ def require_same_file(server: OwnServer) -> None:
     nbdkit opens it again for each connection; then all must be the same file.
     """
     image, found = server.image, state_of(server)
-    if not image or not found:
-        return
+    if not image or not found or not found.living_server:
+        return  # the next server is started with the right file, or not at all
     opened = _files_of(found)
     others = opened - {image.identity} if os.path.basename(server.command[0]) == "nbdkit" else set()
     if image.identity not in opened or others:

@@ -16,6 +16,11 @@ from nbdattach.host.copies import Copy
 NAME = "nbdattach-test"
 
 
+def raised(number: int) -> int:
+    os.kill(os.getpid(), number)
+    return 0
+
+
 def fails(number: int) -> int:
     raise OSError(number, "no")
 
@@ -76,8 +81,8 @@ def look(channel: int) -> bytes:
     return "\n".join(lines).encode()
 
 
-def test_signals_of_ours_do_not_hold_it() -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def test_handlers_of_ours_do_not_hold_it() -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         ours, theirs = os.pipe()
         one = Copy(lambda: len(os.read(ours, 1)), ours, name=NAME)
@@ -88,6 +93,15 @@ def test_signals_of_ours_do_not_hold_it() -> None:
         signal.signal(signal.SIGTERM, before)
     for number in (ours, theirs):
         os.close(number)
+
+
+def test_it_ignores_what_we_ignore() -> None:
+    """As with nohup: else a signal of the terminal would end a flush, and not the command that waits for it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert Copy(lambda: raised(signal.SIGHUP) + 7, name=NAME).wait(PATIENCE) == 7
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_one_that_nobody_waits_for_is_no_zombie_after_the_next() -> None:

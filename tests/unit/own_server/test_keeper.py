@@ -19,7 +19,8 @@ import pytest
 from keeping import Kept, kill, server, shell
 from loopback import PATIENCE, eventually
 
-from nbdattach.host import procfs
+from nbdattach.host import bare_files, procfs
+from nbdattach.own_server import image_lock
 
 # The server does nothing but live.
 IDLE = ["/bin/sleep", "infinity"]
@@ -484,6 +485,33 @@ def test_the_next_keeper_hears_what_the_server_says(kept: Kept) -> None:
     (kept.root / "go").write_text("hello\n")
     # The first keeper may have been killed before its server ran; then there is a line about that.
     eventually(lambda: kept.log.endswith("hello\n"))
+
+
+def test_the_next_keeper_has_the_locks_of_the_server(kept: Kept) -> None:
+    """Else another program could write the image between this server and the next one."""
+    image = kept.root / "a.img"
+    image.touch()
+    files = [(str(image), bare_files.identity(os.stat(image)))]
+    kept.plan(server(kept.root), files=files, locks=[(str(image), "write")])
+    first = kept.serve()
+    kept.attach()
+    kept.owner.kill()
+    first.kill()
+    first.wait(PATIENCE)
+    second = kept.start()
+    eventually(lambda: str(image) in links_of(second.pid))
+    assert kept.state["locks"] == 1
+    kill(kept.state["pid"])
+    for _ in range(200):
+        with pytest.raises(OSError, match="Failed to get the lock"):
+            image_lock.all_locked([(str(image), "write")])
+    eventually(lambda: kept.state["restarts"] == 1)
+
+
+def links_of(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    return []
 
 
 def test_the_next_keeper_ends_the_server_that_no_device_needs(kept: Kept) -> None:
