@@ -14,6 +14,7 @@ from typing import Any, TypeVar, dataclass_transform, overload
 
 _T = TypeVar("_T")
 _assign = object.__setattr__
+_MISSING = dataclasses.MISSING
 
 
 @overload
@@ -41,6 +42,10 @@ def _made(cls: type[Any], kw_only: bool) -> type[Any]:
     for name, method in zip(names, methods, strict=True):
         if name not in own:
             setattr(made, name, method)
+    all_fields = dataclasses.fields(made)
+    made._fields = tuple((one.name, one.default, one.default_factory) for one in all_fields)
+    made._compared = tuple(one.name for one in all_fields if one.compare)
+    made._check = getattr(made, "__post_init__", None)
     return made
 
 
@@ -53,19 +58,21 @@ def _init(self: Any, /, *given: Any, **named: Any) -> None:
         if name in named:
             raise TypeError(f"{kind.__name__} got two values for {name}")
         named[name] = value
-    for field in dataclasses.fields(kind):
-        if field.name in named:
-            _assign(self, field.name, named.pop(field.name))
-        elif field.default is not dataclasses.MISSING:
-            _assign(self, field.name, field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            _assign(self, field.name, field.default_factory())
-        else:
-            raise TypeError(f"{kind.__name__} misses a value for {field.name}")
-    if named:
-        raise TypeError(f"{kind.__name__} has no {next(iter(named))}")
-    if hasattr(kind, "__post_init__"):
-        self.__post_init__()
+    count = 0
+    for name, value, factory in kind._fields:
+        if name in named:
+            value = named[name]
+            count += 1
+        elif factory is not _MISSING:
+            value = factory()
+        elif value is _MISSING:
+            raise TypeError(f"{kind.__name__} misses a value for {name}")
+        _assign(self, name, value)
+    if count < len(named):
+        strange = next(name for name in named if all(name != one for one, *_ in kind._fields))
+        raise TypeError(f"{kind.__name__} has no {strange}")
+    if kind._check:
+        kind._check(self)
 
 
 def _repr(self: Any) -> str:
@@ -73,16 +80,14 @@ def _repr(self: Any) -> str:
     return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
-def _compared(self: Any) -> tuple[Any, ...]:
-    return tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.compare)
-
-
-def _eq(self: Any, other: object) -> Any:
-    return _compared(self) == _compared(other) if type(other) is type(self) else NotImplemented
+def _eq(self: Any, other: Any) -> Any:
+    if type(other) is not type(self):
+        return NotImplemented
+    return all(getattr(self, name) == getattr(other, name) for name in self._compared)
 
 
 def _hash(self: Any) -> int:
-    return hash(_compared(self))
+    return hash(tuple(getattr(self, name) for name in self._compared))
 
 
 def _no_setattr(self: Any, name: str, _value: Any) -> None:
