@@ -333,7 +333,7 @@ def test_up_that_is_killed_leaves_each_device_ready_or_free(tmp_path: Path, numb
         came = [process.stdout.readline().strip() for _ in range(2)]
         process.send_signal(number)
         process.communicate(timeout=120)
-        assert process.returncode in (-number, 0)
+        assert process.returncode in (-number, 0, 1)  # 1: it came after all were attached, before the end
         sizes = attached_sizes()
         assert {f"/dev/nbd{index}" for index in sizes} >= set(came)
         done = nbd("up", "--all")
