@@ -18,7 +18,7 @@ JOBS := $(shell expr 3 '*' $$(nproc))
 # on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
 GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.2+ioctl-only \
 	6.1+essential-netlink+1of2 6.1+essential-netlink+2of2 6.1+essential-ioctl 7.2+udev
-LANES := lane+package unit-ends $(GUESTS:%=guest+%) boot root servers libraries-oldest lint
+LANES := package unit-ends $(GUESTS:%=guest+%) boot root servers libraries-oldest lint
 
 .PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers far kernel matrix boot boot-all root root-all \
 	selftest soak rounds events shell demo bench deb package extras remove-extras fresh clean
@@ -47,10 +47,6 @@ help:
 provision:
 	tests/lab/provision
 	tests/lab/kernels.py >/dev/null
-
-# As one job: what a target needs first is done before any other lane starts, but the target itself after all of them.
-lane+%:
-	MAKEFLAGS= $(MAKE) --no-print-directory $*
 
 # What one target needs of Debian, and no more: see the sets there.
 provision-%:
