@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 def run(
     *command: str,
-    seconds: float,
+    seconds: float | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     descriptors: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Its result, with any exit code, and all that it has printed. Raises OSError; TimeoutError after `seconds`.
+    """Its result, with any exit code, and all that it has printed. Raises OSError, TimeoutError after `seconds` if given.
 
     It inherits these descriptors.
     """

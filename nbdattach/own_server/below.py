@@ -10,15 +10,15 @@ import json
 import os
 import shlex
 import stat
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 from nbdattach.errors import KernelRefused, Refused
+from nbdattach.host import programs
 from nbdattach.host.bare_files import identity
 from nbdattach.immutable import immutable
 from nbdattach.kernel import loop
-from nbdattach.own_server import programs
+from nbdattach.own_server import installed
 from nbdattach.text import plain, quoted
 
 _INFO_SECONDS = 10
@@ -36,19 +36,17 @@ class Below:
 
 def chain(path: str, found: str) -> list[Below]:
     """The image and those below it. Raises `Refused` if one cannot be opened, `KernelRefused` if QEMU does not tell."""
-    command = [programs.required("qemu-img", path), "info", "--force-share", "--backing-chain", "--output=json"]
+    command = (installed.required("qemu-img", path), "info", "--force-share", "--backing-chain", "--output=json")
     try:
-        done = subprocess.run(
-            [*command, "-f", found, path], stdin=subprocess.DEVNULL, capture_output=True, timeout=_INFO_SECONDS
-        )
+        done = programs.run(*command, "-f", found, path, seconds=_INFO_SECONDS)
         if done.returncode == 0:
             return [_below(one) for one in json.loads(done.stdout)]
-    except subprocess.TimeoutExpired:
+    except TimeoutError:
         cause = f"qemu-img info has not answered within {_INFO_SECONDS} s"
         raise KernelRefused(plain(path), cause, "is one of its files on a disk or server that is away?") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KernelRefused(plain(path), f"qemu-img info has not told what is below it: {error}", "see dmesg") from None
-    words = done.stderr.decode(errors="replace").strip().rpartition("\n")[2].removeprefix("qemu-img: ")
+    words = done.stderr.strip().rpartition("\n")[2].removeprefix("qemu-img: ")
     hint = "qemu-img check shows more"
     if "backing file" in words:
         hint = "qemu-img rebase -u corrects the name of a backing file"

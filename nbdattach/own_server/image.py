@@ -18,7 +18,7 @@ from nbdattach.content import image_format
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, Refused
 from nbdattach.host.bare_files import identity
 from nbdattach.kernel.loop import loop_with
-from nbdattach.own_server import below, commands, programs, truncation
+from nbdattach.own_server import below, commands, installed, truncation
 from nbdattach.own_server.commands import Serving
 from nbdattach.own_server.plan import Plan
 from nbdattach.server_of_ours import Image
@@ -79,19 +79,19 @@ def plan(
 def _with_command(planned: Plan, serving: Serving, image: Image) -> Plan:
     """The plan with the server's program, and with what has to be done for it. Raises `KernelRefused`."""
     path = image.path
-    qemu_img = programs.required("qemu-img", path) if image.snapshot or serving.needs_repair else ""
+    qemu_img = installed.required("qemu-img", path) if image.snapshot or serving.needs_repair else ""
     if image.snapshot:
         overlay = f"{_OVERLAYS}/nbdattach-{os.urandom(8).hex()}/overlay.qcow2"
         return replace(
             planned,
-            command=serving.above(overlay).by_qemu_nbd(programs.required("qemu-nbd", path)),
+            command=serving.above(overlay).by_qemu_nbd(installed.required("qemu-nbd", path)),
             prepare=serving.new_overlay(qemu_img, overlay),
             delete=(overlay,),
         )
-    nbdkit = programs.found("nbdkit") if serving.suits_nbdkit else None
+    nbdkit = installed.found("nbdkit") if serving.suits_nbdkit else None
     return replace(
         planned,
-        command=serving.by_nbdkit(nbdkit) if nbdkit else serving.by_qemu_nbd(programs.required("qemu-nbd", path)),
+        command=serving.by_nbdkit(nbdkit) if nbdkit else serving.by_qemu_nbd(installed.required("qemu-nbd", path)),
         repair=serving.repair(qemu_img) if qemu_img else (),
     )
 
@@ -133,7 +133,7 @@ def _why_not_writable(path: str) -> str:
 
 def _truncated(path: str, read_only: bool) -> list[str]:
     """A note for the user if the image has lost its end. Raises `Refused` if it would be written."""
-    if not (truncation.seems_cut_off(path) and truncation.has_errors(path, programs.required("qemu-img", path))):
+    if not (truncation.seems_cut_off(path) and truncation.has_errors(path, installed.required("qemu-img", path))):
         return []
     cause = "the image has errors: data that is in use lies behind its end"
     if not read_only:

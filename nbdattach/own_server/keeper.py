@@ -261,7 +261,7 @@ class Keeper:
             syscalls.flock(self._folder_lock)
 
     def _require_image(self) -> None:
-        """Locks what the server does not lock itself, and keeps it locked while the server is dead. Raises OSError.
+        """Locks the image, also for the time when its server is dead. Raises OSError.
 
         Each name must still lead to the very file that is attached, and not to a copy.
         """

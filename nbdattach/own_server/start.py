@@ -15,7 +15,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, KernelRefused, Malformed, NbdattachError, NoConnection, Refused
 from nbdattach.host import bare_files, systemd
 from nbdattach.host.spawn import environment
-from nbdattach.own_server import image, kept, programs
+from nbdattach.own_server import image, installed, kept
 from nbdattach.own_server.end import end
 from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.source import Source
@@ -110,7 +110,7 @@ def plan_of(
     program, *rest = source.words
     if not program:
         raise Malformed(plain(source.name), "its first word is empty", "write [ nbdkit memory 1G ]")
-    return Plan((programs.required(program, source.name), *rest), read_only)
+    return Plan((installed.required(program, source.name), *rest), read_only)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import subprocess
 from typing import BinaryIO
+
+from nbdattach.host import programs
 
 # Offsets in the header: cluster_bits, refcount_table_offset and refcount_table_clusters, refcount_order (version 3).
 _CLUSTER_BITS, _TABLE, _ORDER = 20, 48, 96
@@ -53,5 +54,4 @@ def _at(file: BinaryIO, offset: int, length: int) -> bytes:
 
 def has_errors(path: str, qemu_img: str) -> bool:
     """By QEMU's own check of the whole image; it may take minutes for a large one."""
-    command = [qemu_img, "check", "-q", "-U", "-f", "qcow2", path]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == _CORRUPT
+    return programs.run(qemu_img, "check", "-q", "-U", "-f", "qcow2", path).returncode == _CORRUPT

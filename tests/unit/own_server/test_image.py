@@ -16,7 +16,7 @@ import pytest
 from nbdattach.connect_options import USUAL, ImageOptions
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, Refused
 from nbdattach.host.bare_files import identity
-from nbdattach.own_server import commands, image, programs
+from nbdattach.own_server import commands, image, installed
 from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.words import refusal
 from nbdattach.server_of_ours import Image, OwnServer
@@ -52,7 +52,7 @@ class Qemu:
         self.says("[]")
         for name, value in (("PATH", self.folder), ("LOG", self._calls), ("CHAIN", self._chain)):
             monkeypatch.setenv(name, str(value))
-        monkeypatch.setattr(programs, "SYSTEM_PATH", "")
+        monkeypatch.setattr(installed, "SYSTEM_PATH", "")
 
     def has(self, name: str, script: str) -> None:
         (self.folder / name).write_text(script)
