@@ -17,7 +17,7 @@ def run(
     cwd: str | None = None,
     descriptors: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Its result, with any exit code, and all that it has printed. Raises OSError, TimeoutError after `seconds` if given.
+    """Its result, with any exit code, and all that it has printed. Raises OSError; TimeoutError after those seconds.
 
     It inherits these descriptors.
     """
