@@ -195,6 +195,8 @@ def _netlink() -> Finding:
 
 
 def _why_no_netlink() -> str:
+    """Raises any error if the monitor cannot use pyroute2."""
+    importlib.import_module("nbdattach.kernel.dead_links")
     missing = choice.why_no_netlink()
     return missing.cause if missing else "usable"
 

@@ -27,7 +27,8 @@ from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import bare_process, procfs, storage_daemon, systemd
 from nbdattach.host.log import Log, kernel_log, to_stderr
 from nbdattach.host.spawn import own_package
-from nbdattach.kernel import driver, netlink, sysfs
+from nbdattach.kernel import driver, sysfs
+from nbdattach.kernel.dead_links import DeadLinks, subscribed
 from nbdattach.kernel.driver_log import DriverLog
 from nbdattach.monitor import control, daemon
 from nbdattach.monitor.control import Caller, Door, Request
@@ -149,7 +150,7 @@ class Monitor:
             return None
 
     def _listen_to(
-        self, dead_links: netlink.DeadLinks, told: DriverLog | None, door: Door, woken: int, driver_now: int
+        self, dead_links: DeadLinks, told: DriverLog | None, door: Door, woken: int, driver_now: int
     ) -> bool:
         poll = select.poll()
         for one in (dead_links.fileno(), door.fileno(), woken):
@@ -356,12 +357,11 @@ def _not_watched(device: Device) -> NbdattachError:
     return KernelRefused(device.path, cause, "disconnect it, and connect without --no-reconnect")
 
 
-def _subscription() -> netlink.DeadLinks:
+def _subscription() -> DeadLinks:
     deadline = Deadline(_LOADING)
     while True:
         try:
-            with netlink.Family() as family:
-                return family.dead_links()
+            return subscribed()
         except OSError:  # /sys shows the module before it has registered its family
             if not deadline.sleep(0.1):
                 raise

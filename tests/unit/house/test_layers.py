@@ -58,7 +58,8 @@ DOORS = {
     "socket": {
         "connection.stream",
         "host.systemd",
-        "kernel.netlink",
+        "kernel.genetlink",
+        "kernel.dead_links",
         "connection.kernel_socket",
         "monitor.control",
         "connection.tls",
@@ -84,7 +85,7 @@ DOORS = {
     "fcntl": {"kernel.ioctl", "kernel.loop", "host.syscalls", "kernel.node"},
     "ctypes": {"kernel.ioctl", "host.syscalls"},
     "click": {name for name in MODULES if room_of(name) == "cli"},
-    "pyroute2": {"kernel.netlink"},
+    "pyroute2": {"kernel.dead_links"},
     "curses": {"cli.screen"},
     "http": set(),
     "urllib.request": set(),

@@ -7,10 +7,14 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, ctrlmsg, genlmsg, nla
 
-from nbdattach.kernel import netlink
+from nbdattach.kernel import dead_links, genetlink, netlink
 
 FAMILY, GROUP = 42, 7  # numbers that the kernel gave them
 CONNECT, DISCONNECT, RECONFIGURE, LINK_DEAD = 1, 2, 3, 4
@@ -85,7 +89,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(netlink.socket, "socket", lambda *_: made)
+    monkeypatch.setattr(genetlink.socket, "socket", lambda *_: made)
     return made
 
 
@@ -131,6 +135,121 @@ def test_message_is_that_of_the_header(
         call(family)
     assert kernel.sent == [message(FAMILY, command, attributes, REQUEST, 2)]
     assert kernel.closed
+
+
+class Theirs(genlmsg):  # type: ignore[misc]
+    """The messages of the family as pyroute2 makes them, with the names of the header."""
+
+    nla_map = (
+        ("NBD_ATTR_UNSPEC", "none"),
+        ("NBD_ATTR_INDEX", "uint32"),
+        ("NBD_ATTR_SIZE_BYTES", "uint64"),
+        ("NBD_ATTR_BLOCK_SIZE_BYTES", "uint64"),
+        ("NBD_ATTR_TIMEOUT", "uint64"),
+        ("NBD_ATTR_SERVER_FLAGS", "uint64"),
+        ("NBD_ATTR_CLIENT_FLAGS", "uint64"),
+        ("NBD_ATTR_SOCKETS", "sockets"),
+        ("NBD_ATTR_DEAD_CONN_TIMEOUT", "uint64"),
+        ("NBD_ATTR_DEVICE_LIST", "hex"),
+        ("NBD_ATTR_BACKEND_IDENTIFIER", "asciiz"),
+    )
+
+    class sockets(nla):  # type: ignore[misc]  # noqa: N801 - pyroute2 finds it by the name in nla_map
+        nla_map = (("NBD_SOCK_ITEM_UNSPEC", "none"), ("NBD_SOCK_ITEM", "item"))
+
+        class item(nla):  # type: ignore[misc]  # noqa: N801
+            nla_map = (("NBD_SOCK_UNSPEC", "none"), ("NBD_SOCK_FD", "uint32"))
+
+
+def theirs(form: type[genlmsg], kind: int, command: int, number: int, attributes: list[tuple[str, Any]]) -> bytes:
+    made = form()
+    made["cmd"], made["version"], made["attrs"] = command, 1, attributes
+    made["header"]["type"], made["header"]["sequence_number"] = kind, number
+    made["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
+    made.encode()
+    return bytes(made.data)
+
+
+@given(
+    sockets=st.lists(st.integers(0, 2**32 - 1), max_size=200),
+    values=st.lists(st.integers(0, 2**64 - 1), min_size=3, max_size=3),
+    index=st.integers(0, 2**32 - 1),
+    tag=st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=90),
+    family=st.integers(16, 1023),
+)
+def test_pyroute2_makes_the_same_message(
+    sockets: list[int], values: list[int], index: int, tag: str, family: int
+) -> None:
+    size, timeout, patience = values
+    sent: list[tuple[int, int, bytes]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(genetlink.socket, "socket", lambda *_: Kernel())
+        patch.setattr(genetlink.Asking, "family", lambda *_: (family, {}))
+        with netlink.Family() as ours:
+            asking = ours._socket
+            patch.setattr(asking, "ask", lambda data: sent.append(data))
+            ours.connect(
+                index, size=size, block_size=timeout, flags=patience, sockets=sockets, dead_conn_timeout=patience,
+                timeout=timeout, client_flags=size, backend=tag,
+            )  # fmt: skip
+            ours.reconfigure(
+                index, tag, size=size, timeout=timeout, dead_conn_timeout=patience, client_flags=1, sockets=sockets
+            )
+            ours.disconnect(index)
+    listed = {"attrs": [("NBD_SOCK_ITEM", {"attrs": [("NBD_SOCK_FD", one)]}) for one in sockets]}
+    connecting = [
+        ("NBD_ATTR_INDEX", index),
+        ("NBD_ATTR_SIZE_BYTES", size),
+        ("NBD_ATTR_BLOCK_SIZE_BYTES", timeout),
+        ("NBD_ATTR_SERVER_FLAGS", patience),
+        ("NBD_ATTR_CLIENT_FLAGS", size),
+        ("NBD_ATTR_DEAD_CONN_TIMEOUT", patience),
+        ("NBD_ATTR_SOCKETS", listed),
+        ("NBD_ATTR_BACKEND_IDENTIFIER", tag),
+        *([("NBD_ATTR_TIMEOUT", timeout)] if timeout else []),
+    ]
+    changing = [
+        ("NBD_ATTR_INDEX", index),
+        ("NBD_ATTR_BACKEND_IDENTIFIER", tag),
+        ("NBD_ATTR_SIZE_BYTES", size),
+        ("NBD_ATTR_TIMEOUT", timeout),
+        ("NBD_ATTR_DEAD_CONN_TIMEOUT", patience),
+        ("NBD_ATTR_CLIENT_FLAGS", 1),
+        *([("NBD_ATTR_SOCKETS", listed)] if sockets else []),
+    ]
+    assert sent == [
+        theirs(Theirs, family, CONNECT, 1, connecting),
+        theirs(Theirs, family, RECONFIGURE, 2, changing),
+        theirs(Theirs, family, DISCONNECT, 3, [("NBD_ATTR_INDEX", index)]),
+    ]
+
+
+def test_pyroute2_makes_the_same_question_for_the_family(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    send = kernel.send
+    monkeypatch.setattr(kernel, "send", lambda data: (asked.append(data), send(data)))
+    netlink.Family().close()
+    assert asked == [theirs(ctrlmsg, 16, 3, 1, [("CTRL_ATTR_FAMILY_NAME", "nbd")])]
+
+
+def test_pyroute2_reads_the_same_from_the_kernels_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a family that every kernel has, with all that the kernel tells about it."""
+    told: list[bytes] = []
+    ask = genetlink.Asking.ask
+
+    def noting(asking: genetlink.Asking, data: bytes) -> list[bytes]:
+        told.extend(ask(asking, data))
+        return told
+
+    monkeypatch.setattr(genetlink.Asking, "ask", noting)
+    monkeypatch.setattr(netlink, "FAMILY", "nlctrl")
+    with netlink.Family() as family:
+        answer = ctrlmsg(told[0])
+        answer.decode()
+        groups = answer.get_attr("CTRL_ATTR_MCAST_GROUPS")
+        names = {one.get_attr("CTRL_ATTR_MCAST_GRP_NAME"): one.get_attr("CTRL_ATTR_MCAST_GRP_ID") for one in groups}
+        assert (family.number, family.groups) == (answer.get_attr("CTRL_ATTR_FAMILY_ID"), names)
+        assert names
 
 
 def test_a_tag_is_sent_as_utf_8(kernel: Kernel) -> None:
@@ -207,9 +326,9 @@ def test_what_the_kernel_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
             assert caught.value.errno == errno.EOPNOTSUPP
         with family.farewell(0) as farewell, pytest.raises(OSError, match="not supported"):
             farewell.send()
-        links = family.dead_links()
-        assert links.read() == []
-        links.close()
+    links = dead_links.subscribed()
+    assert links.read() == []
+    links.close()
     assert open_files() == before
 
 
@@ -238,8 +357,8 @@ class Announcer:
 
 def heard(monkeypatch: pytest.MonkeyPatch, announcer: Announcer) -> list[int] | None:
     with monkeypatch.context() as patch:
-        patch.setattr(netlink.socket, "socket", lambda *_: announcer)
-        links = netlink.DeadLinks(GROUP, FAMILY)
+        patch.setattr(genetlink.socket, "socket", lambda *_: announcer)
+        links = dead_links.DeadLinks(GROUP, FAMILY)
     assert announcer.joined == [(270, 1, GROUP)]  # SOL_NETLINK, NETLINK_ADD_MEMBERSHIP
     return links.read()
 
