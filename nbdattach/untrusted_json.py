@@ -23,10 +23,11 @@ MAX_TEXT = 1 << 20
 # Python's parser calls itself for each level. In a thread of the monitor, which has a stack of 256 KiB, Python 3.13
 # crashes at 1200 levels, and the monitor with it. Our own messages and files have up to six.
 _MAX_DEPTH = 64
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_BRACKET = re.compile(r"[\[{\]}]")
+# Compiled when they are used: few texts need it.
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_BRACKET = r"[\[{\]}]"
 # Surrogates other than those that os.fsdecode makes of bytes that are not UTF-8: they cannot be encoded.
-_LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_LONE = "[\ud800-\udc7f\udd00-\udfff]"
 # A server's size has 64 bits; the kernel's sizes and numbers of processes have less.
 _MAX_NUMBER = 1 << 64
 
@@ -37,13 +38,17 @@ def parsed(text: str | bytes) -> Any:
         text = text.decode()
     if len(text) > MAX_TEXT:
         raise ValueError(f"{len(text)} characters")
-    depth = deepest = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > _MAX_DEPTH:
+    if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
         raise ValueError("too many brackets in each other")
     return json.loads(text)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for bracket in re.findall(_BRACKET, re.sub(_STRING, "", text, flags=re.DOTALL)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def made_of(kind: type[T], content: object, strict: bool = False) -> T:
@@ -108,4 +113,8 @@ def _is_of(value: object, kind: Any) -> bool:
         return type(value) is int and 0 <= value < _MAX_NUMBER
     if kind is float:
         return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
-    return kind is object or (type(value) is kind and not (kind is str and _LONE.search(str(value))))
+    return kind is object or (type(value) is kind and not (kind is str and _has_lone(str(value))))
+
+
+def _has_lone(text: str) -> bool:
+    return not text.isascii() and bool(re.search(_LONE, text))

@@ -12,7 +12,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
-from urllib.parse import quote, unquote_to_bytes
 
 from nbdattach.errors import Malformed
 from nbdattach.immutable import immutable
@@ -22,9 +21,12 @@ from nbdattach.text import from_wire, plain, quoted, to_wire
 _SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
 _TLS_PARAMETERS = ("tls-certificates", "tls-hostname", "tls-psk-file")
 _PARAMETERS = ("socket", *_TLS_PARAMETERS)
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", re.ASCII)
-_V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?", re.ASCII)
+# A command needs one of these patterns, or none, so each is compiled when it is used.
+_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?"
+_V6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?"
 _BAD_ESCAPE = r"%(?![0-9A-Fa-f]{2})"
+# RFC 3986, section 2.3.
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # sun_path of struct sockaddr_un, less its closing NUL (linux/un.h).
 MAX_SOCKET_PATH = 107
 _FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
@@ -62,7 +64,7 @@ class Target:
     @property
     def uri(self) -> str:
         """The canonical URI: two targets with the same one are the same export."""
-        return self._uri(quote(to_wire(self.export), safe="/!$&'()*+,;=:@"))
+        return self._uri(_encoded(self.export, "/!$&'()*+,;=:@"))
 
     @property
     def verified_name(self) -> str:
@@ -82,7 +84,7 @@ class Target:
             host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
             port = "" if self.port == DEFAULT_PORT else f":{self.port}"
             place = host + port + (f"/{export}" if export else "")
-        query = "&".join(f"{key}={quote(to_wire(value), safe='/')}" for key, value in self._parameters() if value)
+        query = "&".join(f"{key}={_encoded(value, '/')}" for key, value in self._parameters() if value)
         return f"{scheme}://{place}" + (f"?{query}" if query else "")
 
     def _parameters(self) -> tuple[tuple[str, str], ...]:
@@ -211,12 +213,12 @@ def _parse_address(text: str, address: str) -> tuple[str, int]:
             raise _no_v6(text)
         return _checked_v6(text, host), _checked_port(text, rest[1:] if rest else None)
     if address.count(":") > 1:
-        hint = f"write [{plain(address)}]" if _V6.fullmatch(address) else _FORMS
+        hint = f"write [{plain(address)}]" if re.fullmatch(_V6, address) else _FORMS
         raise Malformed(quoted(text), "more than one colon", hint)
     if "/" in address:
         raise Malformed(quoted(text), "neither a host nor the absolute path of a socket", _slash_hint(address))
     host, colon, port = address.partition(":")
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         which = "" if host == text else f": {quoted(host)}"
         raise Malformed(quoted(text), f"not a host name{which}", _FORMS)
     return host.lower(), _checked_port(text, port if colon else None)
@@ -328,7 +330,20 @@ def _place(text: str, scheme: str, authority: str, path: str | None) -> Target:
 def _decoded(text: str, part: str) -> str:
     if re.search(_BAD_ESCAPE, part):
         raise Malformed(quoted(text), "a % that is not followed by two hexadecimal digits", "write % as %25")
+    if "%" not in part:
+        return from_wire(part.encode())
+    from urllib.parse import unquote_to_bytes
+
     return from_wire(unquote_to_bytes(part))
+
+
+def _encoded(text: str, safe: str) -> str:
+    """Percent-encoded but for unreserved characters and those in `safe`."""
+    if _UNRESERVED.union(safe).issuperset(text):
+        return text
+    from urllib.parse import quote  # a twentieth of all that a command imports, and few names need it
+
+    return quote(to_wire(text), safe=safe)
 
 
 def _checked_export(text: str, name: str) -> str:

@@ -55,9 +55,7 @@ def test_a_program_that_imports_us_has_all_of_pyroute2(program: str) -> None:
 
 def test_a_program_that_has_imported_pyroute2_before_us_keeps_it() -> None:
     assert (
-        run(
-            "import pyroute2; was = pyroute2; import nbdattach.kernel.dead_links, pyroute2; print(was is pyroute2)"
-        )
+        run("import pyroute2; was = pyroute2; import nbdattach.kernel.dead_links, pyroute2; print(was is pyroute2)")
         == "True"
     )
 
