@@ -96,3 +96,18 @@ def _no_setattr(self: Any, name: str, _value: Any) -> None:
 
 def _no_delattr(self: Any, name: str) -> None:
     raise dataclasses.FrozenInstanceError(f"cannot delete {name} of {type(self).__name__}")
+
+
+def as_dict(fact: Any) -> dict[str, Any]:
+    """As `dataclasses.asdict`, for facts of which all parts are immutable: it does not copy those, which takes long."""
+    return {one.name: _plain(getattr(fact, one.name)) for one in dataclasses.fields(fact)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return as_dict(value)
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return value

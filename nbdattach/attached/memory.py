@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import asdict
 
 from nbdattach import untrusted_json
 from nbdattach.attached import state
@@ -23,7 +22,7 @@ from nbdattach.clock import boot_time
 from nbdattach.content.marks import Content
 from nbdattach.content.same_disk import Since
 from nbdattach.device import Device
-from nbdattach.immutable import immutable
+from nbdattach.immutable import as_dict, immutable
 from nbdattach.kernel.leftovers import CONTENT
 from nbdattach.kernel.sysfs import SECTOR, Kernel
 
@@ -109,7 +108,7 @@ def place_of(record: Record) -> str:
 
 def save(device: Device, memory: Memory) -> None:
     """Raises OSError. One writer: connect, which holds the claim on the device; after it the monitor."""
-    state.write(_path(device), asdict(memory))
+    state.write(_path(device), as_dict(memory))
 
 
 def load(device: Device) -> Memory | None:

@@ -14,7 +14,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, field
+from dataclasses import field
 from typing import Any, TypeAlias
 
 from nbdattach import untrusted_json
@@ -24,7 +24,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.host import bare_files, procfs, syscalls
 from nbdattach.host.procfs import alive, started
-from nbdattach.immutable import immutable
+from nbdattach.immutable import as_dict, immutable
 from nbdattach.kernel.leftovers import STATE_FILES, UNFLUSHED
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.protocol.target import Target, Trust, target_of
@@ -122,7 +122,7 @@ def path(device: Device) -> str:
 
 def save(device: Device, record: Record) -> None:
     """Raises OSError. One writer: connect, which holds the claim on the device; after it the monitor."""
-    write(path(device), asdict(record))
+    write(path(device), as_dict(record))
 
 
 def save_trouble(device: Device, trouble: Trouble | None) -> None:
@@ -130,7 +130,7 @@ def save_trouble(device: Device, trouble: Trouble | None) -> None:
     if trouble is None:
         bare_files.remove(_trouble_path(device))
     else:
-        write(_trouble_path(device), asdict(trouble))
+        write(_trouble_path(device), as_dict(trouble))
 
 
 def trouble_of(device: Device) -> Trouble | None:

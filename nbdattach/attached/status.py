@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from nbdattach.attached.state import Record, Trouble, load, monitor_lives, trouble_of
 from nbdattach.attached.users import Census, numbers_of
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
 from nbdattach.host.procfs import alive, group_of, has_open, sees_all
-from nbdattach.immutable import immutable
+from nbdattach.immutable import as_dict, immutable
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.own_server.kept import State, state_of
@@ -83,7 +81,7 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         read_only=kernel.read_only,
         backend=record.backend if record else "netlink" if by_netlink else None,
         connections=record.connections if record else kernel.connections,
-        tls=asdict(record.tls) if record and record.tls else None,
+        tls=as_dict(record.tls) if record and record.tls else None,
         pid=record.pid or record.living_relay if record else None if by_netlink else pid,
         since=record.since if record else None,
         mounts=users.mounts,

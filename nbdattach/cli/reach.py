@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbdattach.cli.types import target_of
@@ -13,6 +14,7 @@ from nbdattach.immutable import immutable
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
+    from nbdattach.own_server.source import Source
     from nbdattach.protocol.target import Target
     from nbdattach.server_of_ours import Image
 
@@ -28,9 +30,13 @@ class There:
     explained: Callable[[NbdattachError], NbdattachError]
 
 
-@contextmanager
-def reached(text: str, export: str | None, trust: dict[str, Any], format_: str | None = None) -> Iterator[There]:
-    """Raises `NbdattachError`; those of the caller's block are worded for users."""
+def to_reach(
+    text: str, export: str | None, trust: dict[str, Any], format_: str | None = None
+) -> Callable[[], AbstractContextManager[There]]:
+    """The way to the server, which begins when its context is entered. Raises `Malformed`.
+
+    The context raises `NbdattachError`; those of the caller's block are worded for users.
+    """
     from nbdattach.own_server.source import SOME_SERVER, no_tls, source_of
     from nbdattach.protocol.target import with_tls
 
@@ -39,10 +45,21 @@ def reached(text: str, export: str | None, trust: dict[str, Any], format_: str |
         target = target_of(text, export, trust)
         if format_ is not None:
             raise Malformed("--format", f"{plain(text)} is no image", "leave it out")
-        yield There(target, target.uri, target.server, None, lambda error: error)
-        return
+        return lambda: nullcontext(There(target, target.uri, target.server, None, lambda error: error))
     if with_tls(SOME_SERVER, **trust).tls:
         raise no_tls(source)
+    return partial(_started, source, format_)
+
+
+def reached(
+    text: str, export: str | None, trust: dict[str, Any], format_: str | None = None
+) -> AbstractContextManager[There]:
+    """Raises as `to_reach` and its context."""
+    return to_reach(text, export, trust, format_)()
+
+
+@contextmanager
+def _started(source: Source, format_: str | None) -> Iterator[There]:
     from nbdattach.connect_options import ImageOptions
     from nbdattach.own_server import start
 

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import json
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from nbdattach.immutable import as_dict
 from nbdattach.text import plain
 
 if TYPE_CHECKING:  # `info` does not need the modules of `doctor` and `status`
@@ -32,12 +30,14 @@ def size_text(size: int | None) -> str:
 
 
 def as_json(value: object) -> str:
+    import json  # most commands write none
+
     return json.dumps(value, indent=2)
 
 
 def status_object(one: Status) -> dict[str, object]:
     """The JSON object of nbdattach(8); it has "trouble" only if there is some."""
-    found = asdict(one)
+    found = as_dict(one)
     if found["trouble"] is None:
         del found["trouble"]
     return found
@@ -85,7 +85,7 @@ def list_table(exports: Sequence[Listed]) -> str:
 
 
 def list_json(server: str, exports: Sequence[Listed]) -> str:
-    return as_json({"target": server, "exports": [asdict(one) for one in exports]})
+    return as_json({"target": server, "exports": [as_dict(one) for one in exports]})
 
 
 def info_json(target: str, found: Inspected, image: Image | None = None) -> str:
@@ -97,7 +97,7 @@ def info_json(target: str, found: Inspected, image: Image | None = None) -> str:
             "description": export.description,
             "size": export.size,
             "flags": export.flag_names,
-            "block_size": asdict(export.block_size) if export.block_size else None,
+            "block_size": as_dict(export.block_size) if export.block_size else None,
             "protocol": export.protocol,
             "tls": _tls_object(found),
             **({"image": {"path": image.path, "format": image.format, "backing": image.backing}} if image else {}),
@@ -144,16 +144,19 @@ def info_lines(target: str, found: Inspected, image: Image | None = None) -> str
     return "\n".join(f"{key + ':':<13}{value}" for key, value in lines)
 
 
-def check_json(target: str, found: Checked) -> str:
-    return as_json(
-        {
-            "target": target,
-            "ok": found.error is None,
-            "handshake_ms": found.handshake_ms,
-            "read_ms": found.read_ms,
-            "error": str(found.error) if found.error else None,
-        }
-    )
+def check_object(target: str, found: Checked) -> dict[str, object]:
+    return {
+        "target": target,
+        "ok": found.error is None,
+        "handshake_ms": found.handshake_ms,
+        "read_ms": found.read_ms,
+        "error": str(found.error) if found.error else None,
+    }
+
+
+def checks_json(found: Sequence[dict[str, object]]) -> str:
+    """The object of the one target, or an object with those of all."""
+    return as_json(found[0] if len(found) == 1 else {"ok": all(one["ok"] for one in found), "checks": found})
 
 
 def check_line(target: str, found: Checked) -> str:
@@ -161,7 +164,7 @@ def check_line(target: str, found: Checked) -> str:
 
 
 def findings_json(found: Sequence[Finding]) -> str:
-    return as_json({"ok": not any(one.stands_in_the_way for one in found), "findings": [asdict(one) for one in found]})
+    return as_json({"ok": not any(one.stands_in_the_way for one in found), "findings": [as_dict(one) for one in found]})
 
 
 def findings_lines(found: Sequence[Finding]) -> str:
@@ -196,6 +199,10 @@ def _cell(text: str, wide: int) -> str:
 
 def _columns(text: str) -> int:
     """Columns that a terminal takes for it: two for East Asian wide characters."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
     return sum(2 if unicodedata.east_asian_width(ch) in "WF" else 1 for ch in text)
 
 

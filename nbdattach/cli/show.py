@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,10 +19,10 @@ from nbdattach.cli.options import (
     trust_of,
 )
 from nbdattach.cli.parameters import argument, option
-from nbdattach.cli.report import each, trace
+from nbdattach.cli.report import each, raise_all, trace
 from nbdattach.cli.types import device_of
 from nbdattach.cli.usage import command
-from nbdattach.errors import KernelRefused, Malformed, NbdattachError
+from nbdattach.errors import KernelRefused, Malformed
 
 if TYPE_CHECKING:
     from nbdattach.attached.status import Status
@@ -123,41 +122,38 @@ def info(
 
 
 @command()
-@argument("target", shell_complete=targets)
+@argument("targets", nargs=-1, required=True, metavar="TARGET...", shell_complete=targets)
 @export_option
 @_look_options
 def check(
-    target: str,
+    targets: tuple[str, ...],
     export: str | None,
     format: str | None,
     connect_timeout: float,
     as_json: bool,
     **tls: Any,
 ) -> None:
-    """Check that an export can be read.
+    """Check that exports can be read.
 
-    The command does the handshake and reads some data, without the kernel.
+    The command does the handshake and reads some data, without the kernel. Several targets are checked at the same
+    time; if one fails, the command reports it, and still checks the others.
     """
     from nbdattach.cli import render
-    from nbdattach.cli.reach import reached
-    from nbdattach.connection import client
+    from nbdattach.cli.checking import checked
+    from nbdattach.cli.reach import to_reach
 
-    name = target
-    try:
-        with reached(target, export, trust_of(tls), format) as there:
-            name, found = there.name, client.check(there.target, connect_timeout, trace())
-            if found.error:
-                found = replace(found, error=there.explained(found.error))
-    except Malformed:
-        raise
-    except NbdattachError as error:  # of the start of a server
-        found = client.Checked(None, None, error)
+    trust = trust_of(tls)
+    ways = [(text, to_reach(text, export, trust, format)) for text in targets]
+    failures, shown = [], []
+    for name, found in checked(ways, connect_timeout, trace()):
+        shown.append(render.check_object(name, found))
+        if found.error:
+            failures.append(found.error)
+        elif not as_json:
+            click.echo(render.check_line(name, found))
     if as_json:
-        click.echo(render.check_json(name, found))
-    if found.error:
-        raise found.error
-    if not as_json:
-        click.echo(render.check_line(name, found))
+        click.echo(render.checks_json(shown))
+    raise_all(failures)
 
 
 @command()

@@ -373,8 +373,10 @@ def address_of(sock: socket.socket) -> str | None:
 
 
 def _lookup(target: Target, flags: int) -> list[_Address]:
+    # As bytes, which need no codec for international names: it costs as much as the rest of a look-up.
+    host = target.host.encode() if target.host.isascii() else target.host
     try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM, flags=flags)
+        found = socket.getaddrinfo(host, target.port, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, UnicodeError) as error:
         words = getattr(error, "strerror", None) or str(error)
         raise NoConnection(
@@ -386,7 +388,7 @@ def _lookup(target: Target, flags: int) -> list[_Address]:
 def warm_up() -> None:
     """Does one lookup, which loads the libraries for it: later the process may not be able to read its disk."""
     with contextlib.suppress(OSError):
-        socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
+        socket.getaddrinfo(b"localhost", 0, type=socket.SOCK_STREAM)
 
 
 def prepare(target: Target, deadline: Deadline) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 from nbdattach.error_facts import error_of, facts_of
 from nbdattach.errors import NbdattachError
+from nbdattach.immutable import as_dict
 from nbdattach.untrusted_json import made_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def send(
     if isinstance(message, NbdattachError):
         data = _of_error(message)
     else:
-        fields = asdict(message)
+        fields = as_dict(message)
         data = json.dumps({name: fields[name] for name in fields if name not in without}).encode()
     socket.send_fds(connection, [data], list(descriptors))
 

@@ -23,6 +23,8 @@ _CAP_SYS_ADMIN = 1 << 21
 _NO_FILES = ("/dev/zero", "/memfd:", "/SYSV")
 _SERVICE = r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)"
 _OCTAL = r"\\([0-7]{3})"
+# Of /proc/PID/task, which has two and one for each thread. A kernel thread has no descriptors and no other thread.
+_LINKS_OF_ONE_THREAD = 3
 # Mount points of remote file systems, by mount namespace.
 _remote: dict[str, tuple[str, ...]] = {}
 
@@ -173,18 +175,35 @@ class _Files:
 
     def __init__(self, pid: int) -> None:
         self._pid = str(pid)
-        self._task = f"{pid}/{_task(pid)}"
+        self._folder = f"{pid}/"  # below /proc
         self._remote: tuple[str, ...] | None = None
 
     def descriptors(self) -> list[int]:
-        return [int(name) for name in _names(f"{PROC}/{self._task}fd")]
+        names = _names(f"{PROC}/{self._folder}fd")
+        if not names and self._go_to_another_thread():
+            names = _names(f"{PROC}/{self._folder}fd")
+        return [int(name) for name in names]
 
     def name(self, fd: int) -> str:
         """Where it leads (proc_pid_fd(5)); empty if it was closed."""
         try:
-            return os.readlink(f"{PROC}/{self._task}fd/{fd}")
+            return os.readlink(f"{PROC}/{self._folder}fd/{fd}")
         except OSError:
-            return ""
+            return self.name(fd) if self._go_to_another_thread() else ""
+
+    def _go_to_another_thread(self) -> bool:
+        """If the first thread has ended, only the others show the descriptors of the process."""
+        tasks = f"{self._pid}/task"
+        try:
+            if self._folder.startswith(tasks) or os.stat(f"{PROC}/{tasks}").st_nlink <= _LINKS_OF_ONE_THREAD:
+                return False
+        except OSError:
+            return False  # the process has ended
+        others = [name for name in _names(f"{PROC}/{tasks}") if name != self._pid]
+        if not others or alive(int(self._pid)):
+            return False
+        self._folder = f"{tasks}/{others[0]}/"
+        return True
 
     def has_open(self, fd: int, numbers: set[str]) -> bool:
         """Whether it is one of these block devices, not opened with O_PATH."""
@@ -193,9 +212,9 @@ class _Files:
             return False
         if self._remote is None:
             self._remote = _remote_places("self") + _remote_places(self._pid)
-        if path.startswith(self._remote) or _block_number(f"{PROC}/{self._task}fd/{fd}") not in numbers:
+        if path.startswith(self._remote) or _block_number(f"{PROC}/{self._folder}fd/{fd}") not in numbers:
             return False
-        flags = [line.split()[1] for line in lines(f"{self._task}fdinfo/{fd}") if line.startswith("flags:")]
+        flags = [line.split()[1] for line in lines(f"{self._folder}fdinfo/{fd}") if line.startswith("flags:")]
         return not (flags and int(flags[0], 8) & os.O_PATH)
 
 
@@ -215,15 +234,6 @@ def _block_number(place: str) -> str | None:
     except OSError:
         return None
     return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if stat.S_ISBLK(found.st_mode) else None
-
-
-def _task(pid: int) -> str:
-    """The folder to read its descriptors from: if its first thread has ended, only another thread shows them."""
-    fields = _stat(pid)
-    if fields is None or fields[0] not in ("Z", "X"):
-        return ""
-    others = [name for name in _names(f"{PROC}/{pid}/task") if name != str(pid)]
-    return f"task/{others[0]}/" if others else ""
 
 
 def _remote_places(pid: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import math
+import socket
 import subprocess
 import sys
 import threading
@@ -72,7 +73,7 @@ USAGE: list[tuple[list[str], str, str]] = [
     (["--frob"], "nbdattach: No such option '--frob'.", ""),
     (["info"], "nbdattach info: Missing argument 'TARGET'.", "info "),
     (["list"], "nbdattach list: Missing argument 'TARGET'.", "list "),
-    (["check"], "nbdattach check: Missing argument 'TARGET'.", "check "),
+    (["check"], "nbdattach check: Missing argument 'TARGET...'.", "check "),
     (["connect"], "nbdattach connect: Missing argument 'TARGET'.", "connect "),
     (["disconnect"], "nbdattach disconnect: Give devices or targets, or --tag, or --all.", "disconnect "),
     (
@@ -528,6 +529,43 @@ def test_check_json_is_one_document(capsys: Capture) -> None:
     assert (found["target"], found["ok"], found["error"]) == (target.uri, True, None)
     assert found["handshake_ms"] > 0
     assert found["read_ms"] > 0
+
+
+def test_several_servers_are_checked_at_the_same_time_and_told_in_the_order_given(capsys: Capture) -> None:
+    """Each server answers once all have a client."""
+    together = threading.Barrier(3)
+
+    def after_all(serve: Serve) -> Serve:
+        def served(sock: socket.socket) -> None:
+            together.wait(30)
+            serve(sock)
+
+        return served
+
+    good, bad = after_all(says_and_hears(GO + READ, [])), after_all(says(b""))
+    with listening(good) as first, listening(bad) as second, listening(good) as third:
+        code, out, err = ran(capsys, "check", first.uri, second.uri, third.uri)
+    assert code == 3
+    assert [line.partition(": ")[0] for line in out.splitlines()] == [first.uri, third.uri]
+    assert err.startswith(f"nbdattach: {second.uri}: the server closed the connection")
+
+
+def test_json_of_several_servers_is_one_document(capsys: Capture) -> None:
+    closed = f"nbd://127.0.0.1:{closed_port()}"
+    with listening(says_and_hears(GO + READ, [])) as target:
+        code, out, err = ran(capsys, "check", "--json", closed, target.uri)
+    found = json.loads(out)
+    assert (code, list(found), found["ok"]) == (3, ["ok", "checks"], False)
+    assert [(one["target"], one["ok"]) for one in found["checks"]] == [(closed, False), (target.uri, True)]
+    assert err.startswith(f"nbdattach: {closed}: cannot connect: Connection refused\n")
+
+
+def test_all_targets_of_a_check_are_read_before_the_first_server_is_asked(capsys: Capture) -> None:
+    asked: list[str] = []
+    with listening(lambda _: asked.append("a client")) as target:
+        code, out, err = ran(capsys, "check", target.uri, "db1:0")
+    assert (code, out, asked) == (2, "", [])
+    assert err.startswith("nbdattach: 'db1:0': not a port: '0'\n")
 
 
 UNKNOWN = wire.greeting() + wire.reply(wire.GO, wire.UNKNOWN) + wire.listed(b"root") + wire.ack(wire.LIST)

@@ -192,7 +192,7 @@ def test_list_json_of_an_empty_server() -> None:
 
 
 def test_check_json_is_the_contracts() -> None:
-    found = json.loads(render.check_json(TARGET.uri, Checked(1.5, 0.25, None)))
+    found = json.loads(render.checks_json([render.check_object(TARGET.uri, Checked(1.5, 0.25, None))]))
     assert list(found) == CHECK_KEYS
     assert found == {
         "target": "nbd://db1:99/disk",
@@ -204,7 +204,8 @@ def test_check_json_is_the_contracts() -> None:
 
 
 def test_check_json_of_a_failure_tells_it() -> None:
-    found = json.loads(render.check_json(TARGET.uri, Checked(1.5, None, Refused("nbd://db1", "no", "be nice"))))
+    failed = render.check_object(TARGET.uri, Checked(1.5, None, Refused("nbd://db1", "no", "be nice")))
+    found = json.loads(render.checks_json([failed]))
     assert list(found) == CHECK_KEYS
     assert (found["ok"], found["read_ms"], found["error"]) == (False, None, "nbd://db1: no")
 

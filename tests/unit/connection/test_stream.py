@@ -240,8 +240,8 @@ class Resolver:
         self.hangs = threading.Event()
         self.hangs.set()
 
-    def __call__(self, host: str, port: int, *, type: int = 0, flags: int = 0) -> Any:
-        numeric = host == "127.0.0.1"
+    def __call__(self, host: bytes, port: int, *, type: int = 0, flags: int = 0) -> Any:
+        numeric = host == b"127.0.0.1"
         if not numeric and not flags:
             self.asked += 1
             self.hangs.wait(60)
@@ -373,8 +373,8 @@ def test_unix_socket_is_served(tmp_path: Path) -> None:
 def test_host_without_an_address_is_no_connection(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
-    def offline(host: str, *args: Any, **kwargs: Any) -> Any:
-        if host == "nbdattach.invalid":
+    def offline(host: bytes, *args: Any, **kwargs: Any) -> Any:
+        if host == b"nbdattach.invalid":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return real(host, *args, **kwargs)
 

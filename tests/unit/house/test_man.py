@@ -91,7 +91,7 @@ FIELDS = {
     "status": {field.name for field in dataclasses.fields(Status)},
     "list": keys(render.list_json("h", [])),
     "info": keys(render.info_json("h", Inspected(Export("", 1, 1, "newstyle"), None))),
-    "check": keys(render.check_json("h", Checked(None, None, None))),
+    "check": set(render.check_object("h", Checked(None, None, None))),
     "doctor": keys(render.findings_json([])),
 }
 

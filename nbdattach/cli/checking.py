@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The work of the command check: all servers at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+
+from nbdattach.cli.reach import There
+from nbdattach.connection import client
+from nbdattach.connection.client import Checked
+from nbdattach.errors import NbdattachError
+from nbdattach.reporter import Trace
+
+# A silent server keeps its thread for the whole of the timeout.
+_AT_ONCE = 256
+
+Way = tuple[str, Callable[[], AbstractContextManager[There]]]
+
+
+def checked(ways: Sequence[Way], timeout: float, trace: Trace) -> Iterator[tuple[str, Checked]]:
+    """The name and the result of each, in the order given, as soon as it and all before it are there.
+
+    `ways`: each with the text that names its server.
+    """
+    check = partial(_checked, timeout=timeout, trace=trace)
+    if len(ways) == 1:
+        yield from map(check, ways)
+    else:
+        yield from _at_once(check, ways)
+
+
+def _at_once(check: Callable[[Way], tuple[str, Checked]], ways: Sequence[Way]) -> Iterable[tuple[str, Checked]]:
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and most commands have one target
+
+    with ThreadPoolExecutor(min(len(ways), _AT_ONCE)) as pool:
+        yield from pool.map(check, ways)
+
+
+def _checked(way: Way, timeout: float, trace: Trace) -> tuple[str, Checked]:
+    name, reach = way
+    try:
+        with reach() as there:
+            name, found = there.name, client.check(there.target, timeout, trace)
+            return name, replace(found, error=there.explained(found.error)) if found.error else found
+    except NbdattachError as error:  # of the start of a server
+        return name, Checked(None, None, error)
