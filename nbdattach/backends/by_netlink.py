@@ -24,7 +24,7 @@ from functools import partial
 from nbdattach.attached import state
 from nbdattach.backends.base import PATIENT_MS, Job, Spent, Taken, remove_old_partitions, set_queue_limits
 from nbdattach.connect_options import DEFAULT_ON_LOSS
-from nbdattach.connection.kernel_socket import get_ready, unlimited
+from nbdattach.connection.kernel_socket import get_ready, make_room, unlimited
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import ConnectionLost, KernelRefused
@@ -111,8 +111,11 @@ def attach(device: Device, job: Job) -> Claimed:
                 ours = False  # it may look like ours, because another command with the same tag was faster
                 raise
             node = Node.claim_within(device, Deadline(job.options.connect_timeout))
-            set_queue_limits(device, job, resend)  # again: the device may be new, or a foreign tool changed them
+            # Again: the device may be new, with a longer queue than assumed, or a foreign tool has changed it.
+            set_queue_limits(device, job, resend)
+            room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
             for number in job.sockets:
+                make_room(number, room)
                 unlimited(number)
             if not _is_ours(device, job):
                 raise Spent

@@ -33,8 +33,8 @@ from nbdattach.text import from_wire, plain, quoted
 
 PATH = "/etc/nbdtab"
 MAX_BYTES = 1 << 20  # a line of 200 bytes for each of 5000 devices
-# At the same time; each may have several connections, and with the ioctl backend its own process.
-MAX_AT_ONCE = 32
+# Lines at the same time. Many may only wait for a server that is not up yet; those that do more take turns.
+MAX_AT_ONCE = 256
 
 
 def read(path: str = PATH) -> Table:

@@ -48,6 +48,7 @@ from nbdattach.monitor import control, launch
 from nbdattach.operations import candidates, interrupts
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
+from nbdattach.operations.turns import turn
 from nbdattach.own_server import kept
 from nbdattach.protocol.target import Target
 from nbdattach.reporter import QUIET, Reporter, Trace
@@ -122,22 +123,23 @@ def _attach(
         if using:
             notes.append(f"{target.uri}: it cannot be reached; the device is attached to {using}")
         job = Job(tag, target, export, shape, numbers, options, contested, tls, relay_pid, address, using)
-        for candidate in candidates.to_try(device, export, backend.makes_devices):
-            try:
-                hold = _taken(backend, candidate, job)
-            except Taken:
-                trace(f"{candidate.path}: another program took it first")
-                continue
-            except Busy:
-                if device:
-                    raise in_use(device, users_of(device)) from None
-                continue
-            with hold.node:
-                trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")
-                watched = backend.name == "netlink" and options.reconnect and not options.root
-                have_watched = partial(_have_watched, candidate, sockets, relay) if watched else list[str]
-                notes += _complete(hold, backend, job, Deadline(options.connect_timeout), have_watched, end)
-                return Attachment(candidate.path, Kernel(candidate).pid, notes)
+        with turn:
+            for candidate in candidates.to_try(device, export, backend.makes_devices):
+                try:
+                    hold = _taken(backend, candidate, job)
+                except Taken:
+                    trace(f"{candidate.path}: another program took it first")
+                    continue
+                except Busy:
+                    if device:
+                        raise in_use(device, users_of(device)) from None
+                    continue
+                with hold.node:
+                    trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")
+                    watched = backend.name == "netlink" and options.reconnect and not options.root
+                    have_watched = partial(_have_watched, candidate, sockets, relay) if watched else list[str]
+                    notes += _complete(hold, backend, job, Deadline(options.connect_timeout), have_watched, end)
+                    return Attachment(candidate.path, Kernel(candidate).pid, notes)
     raise candidates.none_free(device)
 
 

@@ -325,6 +325,17 @@ def test_one_export_at_two_devices_at_once() -> None:
         assert attached_sizes() == {}
 
 
+@pytest.mark.netlink  # the other backend makes no devices
+def test_64_at_once_share_a_cpu_and_none_misses_its_deadline() -> None:
+    """Each has 5 seconds, and all together need more than that of the guest's one CPU."""
+    with nbdkit(*telling(1)) as server:
+        TABLE.write_text("".join(f"nbd{number} {server.uri} disk connect-timeout=5\n" for number in range(64)))
+        done = nbd("up", "--all", seconds=300)
+        assert (done.code, len(done.out.split()), done.err) == (0, 64, "")
+        done = nbd("down", "--all", seconds=300)
+        assert (done.code, done.err) == (0, "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_up_that_is_killed_leaves_each_device_ready_or_free(tmp_path: Path, number: signal.Signals) -> None:
     with eight(tmp_path):
