@@ -23,6 +23,9 @@ _CAP_SYS_ADMIN = 1 << 21
 _NO_FILES = ("/dev/zero", "/memfd:", "/SYSV")
 _SERVICE = r"/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)"
 _OCTAL = r"\\([0-7]{3})"
+# The process that starts all threads of the kernel, in its own pid namespace; and the flag that only those have.
+_KTHREADD = 2
+_PF_KTHREAD = 0x00200000
 # Of /proc/PID/task, which has two and one for each thread. A kernel thread has no descriptors and no other thread.
 _LINKS_OF_ONE_THREAD = 3
 # Mount points of remote file systems, by mount namespace.
@@ -343,7 +346,20 @@ def lines(name: str) -> list[str]:
 
 
 def _pids() -> list[int]:
-    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+    """All processes that we may see, but threads of the kernel, which have neither files nor mounts of their own.
+
+    The driver has some for each device. A process that gets the number of one later was not there yet.
+    """
+    threads = _kernel_threads()
+    return [int(name) for name in os.listdir(PROC) if name.isdigit() and name not in threads]
+
+
+def _kernel_threads() -> set[str]:
+    """The children of kthreadd (proc_pid_task(5)); none if the kernel does not list them, or process 2 is another."""
+    fields = _stat(_KTHREADD)
+    if not fields or not int(fields[6]) & _PF_KTHREAD:
+        return set()
+    return set(" ".join(lines(f"{_KTHREADD}/task/{_KTHREADD}/children")).split())
 
 
 def sockets_of(pid: int) -> dict[int, str]:

@@ -104,6 +104,13 @@ class Links:
         return self.alive or (not self.complete and not all(self._are_dead(self._wanted)))
 
     @property
+    def at_rest(self) -> bool:
+        """Whether the driver has all its connections, certainly, and each that we hold is alive and not silent."""
+        ours = [*self._links]
+        complete = self.complete and self._proven and len(ours) == self._wanted
+        return complete and not any(link.over or link.silent for link in ours)
+
+    @property
     def answering(self) -> bool:
         """Whether any connection that we hold is alive and not silent."""
         return any(not link.over and not link.silent for link in self._links)

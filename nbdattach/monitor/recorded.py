@@ -85,6 +85,10 @@ class Recorded:
                 self._log(f"{self._device.name}: {error}; recording it later")
             self._unsaved = True
 
+    @property
+    def is_saved(self) -> bool:
+        return not self._unsaved
+
     def save_if_unsaved(self) -> None:
         if self._unsaved:
             self.note()

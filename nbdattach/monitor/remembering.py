@@ -83,12 +83,21 @@ class Remembering:
 
     # -- looks at the attached device ------------------------------------------------------------------------------
 
-    def tick(self) -> None:
-        """To be called once a second while the device is connected and free. Starts a look if it is due."""
+    def tick(self) -> bool:
+        """To be called once a second while the device is connected and free. Starts a look if it is due.
+
+        True if nothing has happened since the last look.
+        """
         now, seconds = memories.moment_of(self._device), time.monotonic() - self._looked
         before = self._memory.moment if self._memory and self._knows_place(self._memory) else None
-        if not now.size or (before and not before.is_before_changes(now)):
-            return
+        if before and now.size and not before.is_before_changes(now):
+            return True
+        if now.size:
+            self._look_if_due(now, before, seconds)
+        return False
+
+    def _look_if_due(self, now: Moment, before: Moment | None, seconds: float) -> None:
+        """`seconds`: since the last look, which was at the moment `before` if it has found something."""
         if not self._moves() or (time.monotonic() < self._calm and seconds < _MOST_CALM):
             return
         if seconds > _QUIET * self._pause:

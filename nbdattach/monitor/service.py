@@ -182,7 +182,7 @@ class Monitor:
                 if ticks % _TICKS_BETWEEN_CHECKS == 0:
                     with self._logged():
                         self._adopt()
-                        self._check(None)
+                        self._suspect()
                         self._outlive()
 
     @contextlib.contextmanager
@@ -196,27 +196,34 @@ class Monitor:
 
     def _check(self, indices: list[int] | None) -> None:
         """Checks the devices for which the kernel announced a dead connection; None for all."""
-        with self._mutex:
-            watches = [one for device, one in self._watches.items() if indices is None or device.index in indices]
-        for watch in watches:
+        for watch in self._all_watches():
+            if indices is None or watch.device.index in indices:
+                with self._logged(watch.device.name):
+                    watch.hear()
+
+    def _suspect(self) -> None:
+        """As if the kernel had announced a dead connection of each device that is not at rest."""
+        for watch in self._all_watches():
             with self._logged(watch.device.name):
-                watch.hear()
+                watch.suspect()
+
+    def _all_watches(self) -> list[Watch]:
+        with self._mutex:
+            return list(self._watches.values())
 
     def _cut_off(self, indices: list[int]) -> None:
         """Cuts connections to servers that are being shut down, so that new requests wait for the server's return."""
-        with self._mutex:
-            watches = [one for device, one in self._watches.items() if device.index in indices]
-        for watch in watches:
-            with self._logged(watch.device.name):
-                watch.cut_off()
+        for watch in self._all_watches():
+            if watch.device.index in indices:
+                with self._logged(watch.device.name):
+                    watch.cut_off()
 
     def _tick(self) -> None:
-        with self._mutex:
-            watches = list(self._watches.items())
-        for device, watch in watches:
-            with self._logged(device.name):
+        watches = self._all_watches()
+        for watch in watches:
+            with self._logged(watch.device.name):
                 if not watch.tick():
-                    self._drop(device, watch)
+                    self._drop(watch.device, watch)
         if len(watches) != self._told:
             self._told = len(watches)
             systemd.notify(f"STATUS=watching {self._told} device(s)")

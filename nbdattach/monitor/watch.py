@@ -5,6 +5,7 @@ Theory of operation. The thread exists while there is work: an order of a comman
 silent. Orders come first. So a hanging server delays only its own devices.
 
     access      which thread may touch the device now
+    rest        whether the device is idle, so that there is nothing to look at
     recorded    the record of the attachment, in memory and on disk
     links       the connections that the driver has, and its messages
     remembering the content of the disk, and whether a new connection has it
@@ -37,6 +38,7 @@ from nbdattach.monitor.mending import Mending
 from nbdattach.monitor.planned import Orders
 from nbdattach.monitor.recorded import Recorded
 from nbdattach.monitor.remembering import Remembering
+from nbdattach.monitor.rest import Rest
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Relay
 
@@ -65,6 +67,7 @@ class Watch:
         self._changed = self._access.changed
         self._thread: threading.Thread | None = None
         self._check = False
+        self._rest = Rest(device)
         self._ordered: list[tuple[Callable[[], str], Done]] = []
 
     @property
@@ -89,9 +92,20 @@ class Watch:
                 self._links.drop_undelivered()
         self.check()
 
+    def suspect(self) -> None:
+        """The driver may have noticed a dead connection without a word to us, as when the kernel has no memory.
+
+        No request waits for a device at rest; the next one ends the rest, and this is called again.
+        """
+        if not (self._is_at_rest and self._rest.goes_on()):
+            self.hear()
+
     def tick(self) -> bool:
         """To be called once a second. False if there is nothing left to watch."""
+        if self._is_at_rest and self._rest.goes_on():
+            return True
         with self._access.if_free() as free:
+            rest = self._rest.begin() if free else None
             if free and (self._recorded.is_of_another or not self._links.is_there()):
                 self._end("no longer attached")
             elif free:
@@ -100,9 +114,15 @@ class Watch:
                 if self._links.silent or not self._links.is_proven():
                     self.check()
                 self._recorded.save_if_unsaved()
-                if self._mending.all_is_well and not self._links.silent:
-                    self._remembering.tick()
+                if self._mending.all_is_well and not self._links.silent and self._remembering.tick():
+                    self._rest.note(rest)
         return not self._access.ended
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """As far as we can tell without a look at the device."""
+        there = self._thread is None and not self._access.ended and self._recorded.is_saved
+        return there and self._mending.all_is_well and self._links.at_rest and not self._recorded.is_of_another
 
     def hold(self) -> None:
         """From its return until `release`, no thread of ours touches the device. May take some seconds."""
@@ -233,6 +253,7 @@ class Watch:
             if not first:
                 return
             self._thread = None
+            self._rest.close()
             self._links.close()
             self._connecting.close()
             self._remembering.stop()

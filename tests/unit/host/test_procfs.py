@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +89,49 @@ def test_what_all_files_of_a_process_have_in_common_is_read_once(monkeypatch: py
     counted("_namespace")
     monkeypatch.setattr(procfs, "_pids", lambda: [os.getpid()])
     assert procfs.openers({"43:0"}) == []
-    assert sorted(read) == ["_namespace", "_namespace", "_stat"]
+    assert read == ["_namespace", "_namespace"]
     for number in files:
         os.close(number)
+
+
+ENDS_ITS_FIRST_THREAD = """
+import ctypes, sys, threading, time
+file = open(sys.argv[1])
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_files_of_a_process_whose_first_thread_has_ended_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = subprocess.Popen([sys.executable, "-c", ENDS_ITS_FIRST_THREAD, tmp_path / "file"])
+    try:
+        deadline = time.monotonic() + 30
+        while procfs.alive(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert os.listdir(f"/proc/{process.pid}/fd") == []
+        files = procfs._Files(process.pid)
+        names = {files.name(fd): fd for fd in files.descriptors()}
+        assert str(tmp_path / "file") in names
+        fd = names[str(tmp_path / "file")]
+        assert procfs._Files(process.pid).name(fd) == str(tmp_path / "file")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(("flags", "looked_at"), [(0x00208040, {2, 40}), (0x00400040, {2, 3, 4, 40})])
+def test_threads_of_the_kernel_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: int, looked_at: set[int]
+) -> None:
+    """In a container, process 2 is another one, and its children may have the device open."""
+    for pid in (2, 3, 4, 40):
+        (tmp_path / f"{pid}/task/{pid}").mkdir(parents=True)
+    (tmp_path / "2/stat").write_text(f"2 (kthreadd) S 0 0 0 0 -1 {flags} 0 0\n")
+    (tmp_path / "2/task/2/children").write_text("3 4 ")
+    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
+    assert set(procfs._pids()) == looked_at
 
 
 OURS = ["1 0 8:1 / / rw - ext4 /dev/sda1 rw", "2 1 0:5 / /proc rw - proc proc rw"]
