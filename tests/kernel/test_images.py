@@ -308,6 +308,7 @@ def test_part_of_a_raw_image(tmp_path: Path) -> None:
     assert shell(f"tail -c +{(1 << 20) + 1} {path} | head -c 2M | sha256sum").split()[0] == digest
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.rare  # four minutes; test_crash kills both at each of their steps
 def test_a_hundred_rounds_leave_nothing_behind(tmp_path: Path) -> None:
     path = image(tmp_path)

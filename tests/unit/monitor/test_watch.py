@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NoConnection
-from nbdattach.kernel import netlink, settings, sysfs
+from nbdattach.kernel import netlink, pulse, settings, sysfs
 from nbdattach.monitor import planned
 from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.outage import Outage
@@ -543,3 +544,102 @@ def test_an_order_to_the_server_in_use_is_no_move(attachment: Attachment) -> Non
     begin(fresh, moving_to=NEW)  # and back
     attachment.watch._recorded.end_move()
     assert list(attachment.written.left) == [OLD, f"{NEW} 192.0.2.3"]
+
+
+# -- a device at rest --------------------------------------------------------------------------------------------------
+
+
+class Resting:
+    """An attachment of which all is well and known; `looks` are the whole looks at it."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.watch, self._sys = attachment.watch, attachment.sys
+        self.folder = Path(sysfs.SYS, "block/nbd0")
+        (self.folder / "pid").write_text("42\n")
+        (self.folder / "backend").write_text("tag\n")
+        state.save(NBD0, dataclasses.replace(RECORD, kernel_pid=42, block_size=512))
+        attachment.patch(Remembering, "tick", lambda _: True)
+        self.watch._mending._settled = True
+        self.looks = 0
+        look = Links.look
+
+        def counted(links: Links) -> None:
+            self.looks += 1
+            look(links)
+
+        attachment.patch(Links, "look", counted)
+        self.watch.tick()
+        self.looks = 0
+
+    def ticks(self, count: int) -> int:
+        """How many of them look at the whole device."""
+        before = self.looks
+        for _ in range(count):
+            assert self.watch.tick()
+        return self.looks - before
+
+
+@pytest.fixture
+def resting(attachment: Attachment) -> Resting:
+    return Resting(attachment)
+
+
+def test_a_device_at_rest_opens_no_file(resting: Resting) -> None:
+    opened: list[str] = []
+
+    def noting(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and noting in active:
+            opened.append(str(arguments[0]))
+
+    active = [noting]
+    sys.addaudithook(noting)
+    looks = resting.ticks(3)
+    active.clear()
+    assert (looks, opened) == (0, [])
+
+
+CHANGES: dict[str, Callable[[Resting], None]] = {
+    "a request is done": lambda one: one._sys.say(completed=1, inflight=0),
+    "a request begins": lambda one: one._sys.say(completed=0, inflight=1),
+    "detached": lambda one: (one.folder / "pid").write_text(""),
+    "another process": lambda one: (one.folder / "pid").write_text("43\n"),
+    "a check is ordered": lambda one: setattr(one.watch._links, "_proven", False),
+    "its connection ends": lambda one: one.watch._links.cut(),
+    "in trouble": lambda one: setattr(one.watch._mending, "_settled", False),
+    "not recorded": lambda one: setattr(one.watch._recorded, "_unsaved", True),
+    "a thread works": lambda one: setattr(one.watch, "_thread", threading.current_thread()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_happens_ends_the_rest(resting: Resting, change: Callable[[Resting], None]) -> None:
+    change(resting)
+    assert resting.ticks(1) == 1
+
+
+def test_a_write_to_its_node_ends_the_rest(resting: Resting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be in the page cache only, so that the driver has not seen it."""
+    monkeypatch.setattr(pulse, "_touched", lambda _: 1)
+    assert (resting.ticks(1), resting.ticks(2)) == (1, 0)
+
+
+def test_a_request_that_does_not_end_is_looked_at_each_time(resting: Resting) -> None:
+    resting._sys.say(completed=0, inflight=1)
+    assert resting.ticks(3) == 3
+
+
+def test_after_a_whole_look_the_rest_begins_again(resting: Resting) -> None:
+    resting._sys.say(completed=1, inflight=0)
+    assert (resting.ticks(1), resting.ticks(3)) == (1, 0)
+
+
+def test_only_a_device_that_is_not_at_rest_is_suspected_of_a_dead_connection(
+    resting: Resting, attachment: Attachment
+) -> None:
+    heard: list[None] = []
+    attachment.patch(resting.watch, "hear", lambda: heard.append(None))
+    resting.watch.suspect()
+    assert heard == []
+    resting._sys.say(completed=0, inflight=1)
+    resting.watch.suspect()
+    assert heard == [None]
