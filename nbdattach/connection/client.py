@@ -21,6 +21,8 @@ from nbdattach.reporter import Trace, silent
 from nbdattach.tls_session import TlsSession
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from nbdattach.connection.certificate import Certificate
     from nbdattach.relay.dialer import Relay
 
@@ -85,15 +87,17 @@ def connect(
     connect_within: float = math.inf,
     raw_size: int | None = None,
     kernel_tls: bool = False,
+    ready: socket | None = None,
 ) -> Connection:
     """A connection in the transmission phase. Raises `NbdattachError`.
 
     `timeout` in seconds, for all of it; `connect_within`, for TCP alone. `raw_size`: the size in bytes of an export
     without a handshake. `kernel_tls`: if the target wants TLS, the kernel encrypts.
+    `ready`: a connection that was just made there, to be used; it is closed if that fails.
     """
     if raw_size is not None and target.tls:
         raise TlsFailed(target.uri, "TLS needs the handshake", "leave out TLS or --no-handshake")
-    stream = dial(target, Deadline(timeout), trace, connect_within, kernel_tls)
+    stream = dial(target, Deadline(timeout), trace, connect_within, kernel_tls, ready)
     try:
         if raw_size is not None:
             return Connection(stream, Export(target.export, raw_size, NBD_FLAG_HAS_FLAGS, "none"))

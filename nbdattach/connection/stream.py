@@ -216,18 +216,26 @@ class Stream:
 
 
 def dial(
-    target: Target, deadline: Deadline, trace: Trace, connect_within: float = math.inf, kernel_tls: bool = False
+    target: Target,
+    deadline: Deadline,
+    trace: Trace,
+    connect_within: float = math.inf,
+    kernel_tls: bool = False,
+    ready: socket.socket | None = None,
 ) -> Stream:
     """A connection to the target's server. Raises `NoConnection`, `DeadlinePassed`.
 
     `connect_within`: seconds that TCP has for each address, within the deadline. `kernel_tls`: if TLS is used, the
-    kernel takes it over.
+    kernel takes it over. `ready`: a connection that was just made there, to be used.
     """
-    if target.socket:
+    if ready:
+        sock = ready
+    elif target.socket:
         trace(f"connecting to {plain(target.socket)}")
         sock = _connect(target, (socket.AF_UNIX, target.socket), deadline.remaining(), deadline.seconds)
     else:
         sock = _connect_to_any(target, _resolve(target, deadline), deadline, connect_within, trace)
+    if not target.socket:
         # The kernel sends each request header by itself; waiting to fill a segment costs a round trip.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Stream(sock, target, deadline, trace, kernel_tls)
@@ -257,7 +265,7 @@ def _connect(target: Target, address: _Address, seconds: float, limit: float) ->
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.settimeout(max(seconds, 0.001))
         sock.connect(place)
-        ourselves = family != socket.AF_UNIX and sock.getsockname() == sock.getpeername()
+        ourselves = is_to_itself(sock)
     except OSError as error:
         if sock:
             sock.close()
@@ -265,14 +273,18 @@ def _connect(target: Target, address: _Address, seconds: float, limit: float) ->
             raise DeadlinePassed(target.uri, limit, "connecting") from None
         raise NoConnection(target.uri, f"cannot connect: {error.strerror or error}", _connect_hint(target)) from error
     if ourselves:
-        _reset(sock)
+        reset(sock)
         cause = "cannot connect: no server listens, and the kernel connected our socket to itself"
         hint = f"start the server; sysctl net.ipv4.ip_local_reserved_ports={target.port} keeps its port free for it"
         raise NoConnection(target.uri, cause, hint)
     return sock
 
 
-def _reset(sock: socket.socket) -> None:
+def is_to_itself(sock: socket.socket) -> bool:
+    return sock.family != socket.AF_UNIX and sock.getsockname() == sock.getpeername()
+
+
+def reset(sock: socket.socket) -> None:
     """Closes the socket without TIME_WAIT, so that the server gets its port at once.
 
     The kernel takes the port of an outgoing connection from a range. If it picks the very port of this host that we
@@ -369,6 +381,14 @@ def address_of(sock: socket.socket) -> str | None:
     try:
         return _numeric(sock.getpeername())
     except OSError:
+        return None
+
+
+def numeric(target: Target, address: str) -> _Address | None:
+    """The target's port at a numeric address; None if that is none."""
+    try:
+        return _lookup(replace(target, host=address), socket.AI_NUMERICHOST)[0]
+    except NoConnection:
         return None
 
 

@@ -7,9 +7,11 @@ import contextlib
 import math
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from nbdattach.attached import same_export
 from nbdattach.clock import boot_time
+from nbdattach.connection import probe
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.stream import address_of, remember
@@ -29,6 +31,9 @@ from nbdattach.protocol import transmission
 from nbdattach.protocol.target import Target
 from nbdattach.relay.dialer import Carrier, Relay
 from nbdattach.reporter import silent
+
+if TYPE_CHECKING:
+    from socket import socket
 
 _UNKNOWN_ROUND_TRIP = 0.4
 # Time for the peer to read the data already sent to it, before we reset a connection.
@@ -57,32 +62,52 @@ class Connecting:
         wanted = "relay" if transport == "relay" else record.tls_transport
         self._carrier = Carrier(wanted, relay, was_in_kernel=transport == "kernel")
         self._made: tuple[Connection, Place] | None = None  # the last one, and where
-        self._ready = False  # whether we can dial without reading a disk
+        self._prepared = False  # whether we can dial without reading a disk
+        self._reached: socket | None = None  # the connection of a probe, for the next dial
+        self.fails_beyond = False  # whether the last dial failed though the server had taken the connection
         if record.address:
             remember(record.current_target(), record.address)
         self._round_trip = links.round_trip or _UNKNOWN_ROUND_TRIP
 
     def get_ready(self) -> None:
         """Reads all that dialling needs, because the disk may be the very device that is lost."""
-        if not self._ready:
-            self._ready = True
+        if not self._prepared:
+            self._prepared = True
             self._carrier.get_ready(self.recorded.target)
 
     def close(self) -> None:
         self._carrier.close()
+        self._forget_probe()
+
+    def _forget_probe(self) -> None:
+        if self._reached:
+            self._reached.close()
+            self._reached = None
 
     # -- dialling --------------------------------------------------------------------------------------------------
 
+    def probe(self) -> bool:
+        """Whether the server in use takes connections. The next `dial_quickly` uses the one that this makes."""
+        self._forget_probe()
+        place = in_use(self.recorded.record)
+        self._reached = probe.reached(place.target, place.address)
+        return self._reached is not None
+
     def dial_quickly(self, outage: Outage) -> Connection:
         """Dials with short limits, because a device waits for it. Raises `NbdattachError`: the most telling one."""
+        ready, self._reached = self._reached, None
+        self.fails_beyond = ready is not None
         moment = boot_time()
         connect_within = outage.connect_within(self._round_trip, moment)
         failures: list[NbdattachError] = []
         for place in places(self.recorded.record, outage.gone(moment)):
             try:
-                return self._dialled(place, outage.dial_within(moment), connect_within)
+                made = self._dialled(place, outage.dial_within(moment), connect_within, ready=ready)
+                self.fails_beyond = False
+                return made
             except NbdattachError as error:
                 failures.append(self._worded(error, place))
+            ready = None
         raise next((one for one in failures if isinstance(one, Refused)), failures[0])
 
     def dial(
@@ -133,6 +158,7 @@ class Connecting:
         size: int | None = None,
         any_size: bool = False,
         any_content: bool = False,
+        ready: socket | None = None,
     ) -> Connection:
         record, target = self.recorded.record, place.target
         try:
@@ -143,6 +169,7 @@ class Connecting:
                 silent,
                 connect_within=connect_within,
                 raw_size=record.size if record.raw else None,
+                ready=ready,
             )
         except NbdattachError as error:
             if error.thing == place.dialled.uri:

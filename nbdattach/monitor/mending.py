@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+from collections.abc import Callable
 from typing import Protocol
 
 from nbdattach.attached import state
@@ -26,14 +27,17 @@ from nbdattach.kernel import settings
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
 from nbdattach.monitor.links import NOTICED, Gone
-from nbdattach.monitor.outage import FRUITLESS, Outage, Terms
+from nbdattach.monitor.outage import FRUITLESS, MOST_PROBED, MOST_WITH_OTHERS, Outage, Terms
 
 
 class Interruptible(Protocol):
     """Other work comes first: orders, and commands that hold the device."""
 
-    def pause(self, seconds: float) -> bool:
-        """False as soon as there is other work; `mend` is then called again after it."""
+    def pause(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+        """False as soon as there is other work; `mend` is then called again after it.
+
+        True after the time, or when `until`, which is asked several times in a long pause, has been true.
+        """
 
     def has_other_work(self) -> bool: ...
 
@@ -233,11 +237,18 @@ class Mending:
 
     def _pause(self, outage: Outage) -> bool:
         """Waits before the next try; False when something else comes first."""
-        seconds = outage.pause(boot_time(), random.random())  # noqa: S311 - no secret
+        beyond = self._connecting.fails_beyond
+        most = None if beyond else MOST_WITH_OTHERS if self._recorded.record.others else MOST_PROBED
+        seconds = outage.pause(boot_time(), random.random(), most)  # noqa: S311 - no secret
         if outage.may_say(boot_time()):
             with self._access.kernel_calls():
                 self._say_trouble(outage, seconds)
-        return self._thread.pause(seconds)
+        if not beyond:
+            return self._thread.pause(seconds, self._connecting.probe)
+        went_on = self._thread.pause(seconds)
+        if went_on:  # so that we know what fails next, the connection or what follows it
+            self._connecting.probe()
+        return went_on
 
     # -- the end of it -----------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from typing import TypeAlias
 
 from nbdattach.attached import state
 from nbdattach.connection.kernel_socket import Link
+from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
 from nbdattach.host.log import Log
@@ -46,6 +47,8 @@ Done: TypeAlias = Callable[[str | NbdattachError], None]
 
 # After an error of this machine (no memory, no space in /run), before the next try.
 _OWN_TROUBLE = 1.0
+# Seconds between two probes of a server that is away.
+_PROBE_SECONDS = 0.8
 
 
 class Watch:
@@ -172,13 +175,17 @@ class Watch:
         """Work that comes first."""
         return bool(self._ordered) or self._access.held or self._access.ended
 
-    def pause(self, seconds: float) -> bool:
-        """False as soon as other work comes first; the check goes on after it."""
-        with self._changed:
-            if self._changed.wait_for(self.has_other_work, timeout=seconds):
-                self._check = True
-                return False
-        return True
+    def pause(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+        """False as soon as other work comes first; the check goes on after it. `until` is asked again and again."""
+        pause = Deadline(seconds)
+        while True:
+            left = pause.remaining()
+            with self._changed:
+                if self._changed.wait_for(self.has_other_work, timeout=min(left, _PROBE_SECONDS) if until else left):
+                    self._check = True
+                    return False
+            if left <= _PROBE_SECONDS or until is None or until():
+                return True
 
     # -- the thread ------------------------------------------------------------------------------------------------
 

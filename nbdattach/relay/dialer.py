@@ -63,15 +63,19 @@ class Carrier:
         trace: Trace = silent,
         connect_within: float = math.inf,
         raw_size: int | None = None,
+        ready: socket.socket | None = None,
     ) -> Connection:
-        """A connection that the kernel can take. Times in seconds. Raises `NbdattachError`."""
+        """A connection that the kernel can take. Times in seconds. Raises `NbdattachError`.
+
+        `ready`: a connection that was just made there, to be used if no relay dials.
+        """
         deadline = Deadline(timeout)
         if target.tls and target.socket and self._wanted == "kernel":
             cause = "the kernel does TLS only over TCP, not over a Unix socket"
             raise NotInKernel(target.uri, cause, "--tls-transport relay")
         if not target.tls or (self._wanted != "relay" and not target.socket):
             try:
-                made = client.connect(target, timeout, trace, connect_within, raw_size, kernel_tls=True)
+                made = client.connect(target, timeout, trace, connect_within, raw_size, kernel_tls=True, ready=ready)
             except NotInKernel as error:
                 if self._wanted == "kernel" or self._may_pass(error):
                     raise
@@ -81,6 +85,8 @@ class Carrier:
                 self._was_in_kernel, self._closed_tries = made.tls is not None, 0
                 watch_peer(made.stream.sock, dead_peer)
                 return made
+        if ready:
+            ready.close()
         with self._at_relay():
             made = self._dialled(Dial(target, timeout, dead_peer, connect_within, raw_size), trace)
             self._wanted = "relay"  # from now on; a server that only went away meanwhile would not have answered

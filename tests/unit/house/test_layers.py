@@ -57,6 +57,7 @@ DOORS = {
     # their_sockets: duplicates of another process's connections
     "socket": {
         "connection.stream",
+        "connection.probe",
         "host.systemd",
         "kernel.genetlink",
         "kernel.dead_links",

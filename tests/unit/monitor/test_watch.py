@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from test_links import Sys
 from nbdattach.attached import state
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.clock import boot_time
+from nbdattach.connection import probe
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.deadline import Deadline
@@ -30,8 +32,9 @@ from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NoConnection
 from nbdattach.kernel import netlink, pulse, settings, sysfs
 from nbdattach.monitor import planned
+from nbdattach.monitor import watch as watch_module
 from nbdattach.monitor.links import Gone, Links
-from nbdattach.monitor.outage import Outage
+from nbdattach.monitor.outage import MAX_PAUSE, Outage
 from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
@@ -643,3 +646,83 @@ def test_only_a_device_that_is_not_at_rest_is_suspected_of_a_dead_connection(
     resting._sys.say(completed=0, inflight=1)
     resting.watch.suspect()
     assert heard == [None]
+
+
+# -- a pause between two tries -----------------------------------------------------------------------------------------
+
+
+def test_a_pause_ends_as_soon_as_the_server_takes_connections(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_PROBE_SECONDS", 0.01)
+    answers = iter([False, False, True])
+    assert attachment.watch.pause(60, lambda: next(answers))
+    assert list(answers) == []
+
+
+def test_a_pause_in_which_the_server_takes_none_lasts_its_time(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_PROBE_SECONDS", 0.01)
+    asked: list[None] = []
+    began = time.monotonic()
+    assert attachment.watch.pause(0.2, lambda: asked.append(None) is not None)
+    assert time.monotonic() - began >= 0.19
+    assert asked
+
+
+def test_other_work_ends_a_pause_with_probes(attachment: Attachment) -> None:
+    attachment.watch._ordered.append((lambda: "", lambda _: None))
+    assert not attachment.watch.pause(60, lambda: True)
+
+
+@pytest.mark.parametrize("beyond", [True, False])
+def test_a_server_that_takes_connections_and_fails_after_that_is_not_probed_in_the_pause(
+    beyond: bool, attachment: Attachment
+) -> None:
+    """Such as a proxy without its server: each probe would succeed, and end the pause."""
+    watch, probed, asked = attachment.watch, list[None](), list[object]()
+    outage = Outage(watch._mending._terms, boot_time() - 400, "2026-01-02T03:04:05Z")
+    watch._connecting.fails_beyond = beyond
+    attachment.patch(watch._connecting, "probe", lambda: probed.append(None))
+
+    def pause(seconds: float, until: Callable[[], bool] | None = None) -> bool:
+        asked.extend((seconds > MAX_PAUSE * 1.3, until is not None))
+        return True
+
+    attachment.patch(watch, "pause", pause)
+    assert watch._mending._pause(outage)
+    assert asked == [not beyond, not beyond]
+    assert len(probed) == beyond  # at its end, so that we know which of both fails next
+
+
+def test_the_connection_of_a_probe_is_used_by_the_next_dial(attachment: Attachment) -> None:
+    given: list[object] = []
+    ours, theirs = socket.socketpair()
+
+    def dial(*_: object, ready: object, **__: object) -> Connection:
+        given.append(ready)
+        raise NoConnection(OLD, "no", "hint")
+
+    attachment.patch(attachment.watch._connecting._carrier, "dial", dial)
+    attachment.patch(probe, "reached", lambda *_: ours)
+    connecting = attachment.watch._connecting
+    outage = Outage(attachment.watch._mending._terms, boot_time(), "2026-01-02T03:04:05Z")
+    assert connecting.probe()
+    for beyond in (True, False):
+        with pytest.raises(NoConnection):
+            connecting.dial_quickly(outage)
+        assert connecting.fails_beyond == beyond
+    assert given == [ours, None]
+    theirs.close()
+
+
+def test_an_unused_connection_of_a_probe_is_closed(attachment: Attachment) -> None:
+    sockets = [socket.socketpair() for _ in range(2)]
+    made = iter([ours for ours, _ in sockets])
+    attachment.patch(probe, "reached", lambda *_: next(made))
+    connecting = attachment.watch._connecting
+    for _ in sockets:
+        assert connecting.probe()
+    connecting.close()
+    assert [theirs.recv(1) for _, theirs in sockets] == [b"", b""]
