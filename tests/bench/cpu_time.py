@@ -13,6 +13,7 @@ from servers import Server, nbdkit
 
 Commands = dict[str, list[str]]
 OURS = "nbdattach"
+MANY = 100
 
 
 def cpu_milliseconds(command: list[str], environment: dict[str, str]) -> float:
@@ -82,10 +83,18 @@ def _for_nbd_client(server: Server) -> list[str]:
     return ["-unix", server.place] if isinstance(server.place, str) else [server.place[0], str(server.place[1])]
 
 
+def checking(nbdattach: str, server: Server, rounds: int) -> list[Row]:
+    """Many servers in one command; for the command they are as many, though it is one here."""
+    commands = {OURS: [nbdattach, "check", *[server.uri] * MANY], "check of one": [nbdattach, "check", server.uri]}
+    return [compare(f"check of {MANY}", commands, {"check of one": "<= 2.0"}, rounds)]
+
+
 def measure(nbdattach: str, rounds: int) -> list[Row]:
     rows = starting(nbdattach, rounds)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for unix in ("", f"{folder}/sock"):
             with nbdkit("memory", "64M", unix=unix) as server:
                 rows += asking(nbdattach, server, rounds)
+                if not unix:
+                    rows += checking(nbdattach, server, rounds)
     return rows
