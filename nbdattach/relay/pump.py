@@ -187,8 +187,13 @@ class Pump:
         return True
 
     def _from_server(self) -> bool:
-        if not self._server_has or self._down.full or self.lost or self.over:
-            return False
+        """Takes all records that are there, so that one send passes them on."""
+        moved = False
+        while self._server_has and not (self._down.full or self.lost or self.over):
+            moved = self._take_record() or moved
+        return moved
+
+    def _take_record(self) -> bool:
         room = self._down.room
         try:
             count = self._server.recv_into(room)
