@@ -13,13 +13,14 @@ import socket
 from nbdattach.connection.stream import is_to_itself, numeric, reset
 from nbdattach.protocol.target import Target
 
-# Seconds for the answer of another machine. It costs nothing to wait, and the next probe is later than that.
-_ANSWER_SECONDS = 0.1
 _OVER = select.POLLERR | select.POLLHUP
 
 
-def reached(target: Target, address: str | None) -> socket.socket | None:
-    """A new connection to the server at that numeric address, or at its Unix socket; None if there is none at once."""
+def reached(target: Target, address: str | None, within: float) -> socket.socket | None:
+    """A new connection to the server at that numeric address, or at its Unix socket; None if it does not take it.
+
+    `within`: seconds for the answer of another machine.
+    """
     place = (socket.AF_UNIX, target.socket) if target.socket else numeric(target, address) if address else None
     if place is None:
         return None
@@ -27,23 +28,22 @@ def reached(target: Target, address: str | None) -> socket.socket | None:
         sock = socket.socket(place[0], socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     except OSError:
         return None
-    if _is_connected(sock, place[1]):
-        return sock
+    try:
+        if _is_connected(sock, place[1], within):
+            if not is_to_itself(sock):
+                return sock
+            reset(sock)
+    except OSError:
+        pass  # it was reset at once
     sock.close()
     return None
 
 
-def _is_connected(sock: socket.socket, place: object) -> bool:
-    try:
-        number = sock.connect_ex(place)  # type: ignore[arg-type]
-    except OSError:
-        return False
-    if number == errno.EINPROGRESS:
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT)
-        ready = poll.poll(_ANSWER_SECONDS * 1000)
-        number = errno.EINPROGRESS if not ready else errno.ECONNREFUSED if ready[0][1] & _OVER else 0
-    if number == 0 and is_to_itself(sock):
-        reset(sock)
-        return False
-    return number == 0
+def _is_connected(sock: socket.socket, place: object, within: float) -> bool:
+    number = sock.connect_ex(place)  # type: ignore[arg-type]
+    if number != errno.EINPROGRESS:
+        return number == 0
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    ready = poll.poll(within * 1000)
+    return bool(ready) and not ready[0][1] & _OVER

@@ -348,18 +348,32 @@ def lines(name: str) -> list[str]:
 def _pids() -> list[int]:
     """All processes that we may see, but threads of the kernel, which have neither files nor mounts of their own.
 
-    The driver has some for each device. A process that gets the number of one later was not there yet.
+    The driver has some for each device.
     """
     threads = _kernel_threads()
     return [int(name) for name in os.listdir(PROC) if name.isdigit() and name not in threads]
 
 
 def _kernel_threads() -> set[str]:
-    """The children of kthreadd (proc_pid_task(5)); none if the kernel does not list them, or process 2 is another."""
+    """The children of kthreadd (proc_pid_task(5)); none if the kernel does not list them, or process 2 is another.
+
+    But not the programs that the kernel starts, such as a handler of core dumps: they are its children, too.
+    """
     fields = _stat(_KTHREADD)
     if not fields or not int(fields[6]) & _PF_KTHREAD:
         return set()
-    return set(" ".join(lines(f"{_KTHREADD}/task/{_KTHREADD}/children")).split())
+    children = " ".join(lines(f"{_KTHREADD}/task/{_KTHREADD}/children")).split()
+    return {pid for pid in children if _has_no_program(pid)}
+
+
+def _has_no_program(pid: str) -> bool:
+    try:
+        os.readlink(f"{PROC}/{pid}/exe")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def sockets_of(pid: int) -> dict[int, str]:

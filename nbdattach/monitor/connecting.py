@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from socket import socket
 
 _UNKNOWN_ROUND_TRIP = 0.4
+# Seconds that a probe waits for the answer of another machine. Orders of commands wait, too.
+_LEAST_ANSWER, _MOST_ANSWER = 0.1, 0.5
+_ROUND_TRIPS = 2
 # Time for the peer to read the data already sent to it, before we reset a connection.
 _BURIAL = 2.0
 
@@ -90,7 +93,9 @@ class Connecting:
         """Whether the server in use takes connections. The next `dial_quickly` uses the one that this makes."""
         self._forget_probe()
         place = in_use(self.recorded.record)
-        self._reached = probe.reached(place.target, place.address)
+        if not self._carrier.uses_relay(place.target):  # it connects by itself
+            within = min(_MOST_ANSWER, max(_LEAST_ANSWER, _ROUND_TRIPS * self._round_trip))
+            self._reached = probe.reached(place.target, place.address, within)
         return self._reached is not None
 
     def dial_quickly(self, outage: Outage) -> Connection:

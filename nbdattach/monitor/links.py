@@ -155,6 +155,10 @@ class Links:
             self._completed = completed
             self._moved = time.monotonic()
 
+    def rest(self) -> None:
+        """In place of `look`, if no request is under way and none was since the last one."""
+        self._looked = self._moved = time.monotonic()
+
     @property
     def resent_after(self) -> float:
         """At most so many seconds pass until a request that was sent over a dead connection is back at the driver."""

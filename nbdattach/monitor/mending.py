@@ -27,7 +27,7 @@ from nbdattach.kernel import settings
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
 from nbdattach.monitor.links import NOTICED, Gone
-from nbdattach.monitor.outage import FRUITLESS, MOST_PROBED, MOST_WITH_OTHERS, Outage, Terms
+from nbdattach.monitor.outage import FRUITLESS, Outage, Terms
 
 
 class Interruptible(Protocol):
@@ -237,13 +237,13 @@ class Mending:
 
     def _pause(self, outage: Outage) -> bool:
         """Waits before the next try; False when something else comes first."""
-        beyond = self._connecting.fails_beyond
-        most = None if beyond else MOST_WITH_OTHERS if self._recorded.record.others else MOST_PROBED
-        seconds = outage.pause(boot_time(), random.random(), most)  # noqa: S311 - no secret
+        seconds = outage.pause(boot_time(), random.random())  # noqa: S311 - no secret
         if outage.may_say(boot_time()):
             with self._access.kernel_calls():
                 self._say_trouble(outage, seconds)
-        if not beyond:
+        # A server that has taken a connection, and was of no use, would take that of each probe.
+        useless = self._connecting.fails_beyond or outage.resumed or outage.fruitless
+        if not useless:
             return self._thread.pause(seconds, self._connecting.probe)
         went_on = self._thread.pause(seconds)
         if went_on:  # so that we know what fails next, the connection or what follows it

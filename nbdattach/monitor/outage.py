@@ -26,11 +26,6 @@ from nbdattach.immutable import immutable
 FIRST_PAUSE = 0.25
 MAX_PAUSE = 5.0
 _SHARE = 80
-# While probes tell when the server is back, a whole try finds out the rest: another address of its name, a server of
-# ours that has to be started again. With other servers of the same data, it is also a try of those.
-_SHARE_PROBED = 4
-MOST_PROBED = 15.0
-MOST_WITH_OTHERS = MAX_PAUSE
 _MOST_REPEATS = 8
 # So many useless connections in a row prove that the next one will be useless, too.
 _SILENT_PROVE, _ENDED_PROVE = 2, 4
@@ -138,15 +133,11 @@ class Outage:
             return math.inf
         return max(0.0, self.died + self.terms.on_loss - now)
 
-    def pause(self, now: float, chance: float, probed: float | None = None) -> float:
-        """Seconds until the next try. `chance` from 0 to 1 spreads the tries of many devices.
-
-        `probed`: the most if the server is probed meanwhile, which ends the pause as soon as it takes connections.
-        """
+    def pause(self, now: float, chance: float) -> float:
+        """Seconds until the next try. `chance` from 0 to 1 spreads the tries of many devices."""
         spread = 1 + _SPREAD * (2 * chance - 1)
         repeated = min(FIRST_PAUSE * float(2**self.repeats), MAX_PAUSE) if self.lives else 0.0
-        age = self.age(now)
-        usual = max(pause_after(age) if probed is None else _between(age / _SHARE_PROBED, probed), repeated)
+        usual = max(pause_after(self.age(now)), repeated)
         return min(usual * spread, self.until_failing(now))
 
     def connect_within(self, round_trip: float, now: float) -> float:
@@ -173,8 +164,4 @@ class Outage:
 
 def pause_after(age: float) -> float:
     """Seconds to the next try, when the server has been away for `age` seconds."""
-    return _between(age / _SHARE, MAX_PAUSE)
-
-
-def _between(seconds: float, most: float) -> float:
-    return min(most, max(FIRST_PAUSE, seconds))
+    return min(MAX_PAUSE, max(FIRST_PAUSE, age / _SHARE))

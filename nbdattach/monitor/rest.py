@@ -39,7 +39,8 @@ class Rest:
 
     def goes_on(self) -> bool:
         """Whether nothing has happened since such a look."""
-        return self._beat is not None and self._pulse is not None and self._pulse.beat() == self._beat
+        pulse = self._pulse  # which another thread may close
+        return self._beat is not None and pulse is not None and pulse.beat() == self._beat
 
     def close(self) -> None:
         if self._pulse:

@@ -38,6 +38,8 @@ from nbdattach.protocol.target import target_of
 from nbdattach.relay.dialer import Relay
 
 _TICK = 1.0
+# Of Python; the command `nbdattach monitor` comes with a larger one (`__main__`), which is for commands that end soon.
+_GARBAGE = (700, 10, 10)
 # In case an announcement of the kernel was lost.
 _TICKS_BETWEEN_CHECKS = 30
 _LOADING = 10.0
@@ -121,6 +123,7 @@ class Monitor:
         with contextlib.closing(Door()) as door:
             self._adopt()
             gc.freeze()
+            gc.set_threshold(*_GARBAGE)
             ready()
             systemd.notify("READY=1")
             # The ids of the netlink family change each time the driver is loaded.

@@ -47,6 +47,8 @@ Done: TypeAlias = Callable[[str | NbdattachError], None]
 
 # After an error of this machine (no memory, no space in /run), before the next try.
 _OWN_TROUBLE = 1.0
+# So often a device at rest may be left alone when all others are suspected.
+_RESTS = 10
 # Seconds between two probes of a server that is away.
 _PROBE_SECONDS = 0.8
 
@@ -71,6 +73,7 @@ class Watch:
         self._thread: threading.Thread | None = None
         self._check = False
         self._rest = Rest(device)
+        self._suspected = 0
         self._ordered: list[tuple[Callable[[], str], Done]] = []
 
     @property
@@ -98,14 +101,17 @@ class Watch:
     def suspect(self) -> None:
         """The driver may have noticed a dead connection without a word to us, as when the kernel has no memory.
 
-        No request waits for a device at rest; the next one ends the rest, and this is called again.
+        No request waits for a device at rest; the next one ends the rest, and this is called again. But if we are wrong
+        about a connection, that one would have to wait.
         """
-        if not (self._is_at_rest and self._rest.goes_on()):
+        self._suspected += 1
+        if self._suspected % _RESTS == 0 or not self._is_at_rest:
             self.hear()
 
     def tick(self) -> bool:
         """To be called once a second. False if there is nothing left to watch."""
-        if self._is_at_rest and self._rest.goes_on():
+        if self._is_at_rest:
+            self._links.rest()
             return True
         with self._access.if_free() as free:
             rest = self._rest.begin() if free else None
@@ -123,9 +129,13 @@ class Watch:
 
     @property
     def _is_at_rest(self) -> bool:
-        """As far as we can tell without a look at the device."""
-        there = self._thread is None and not self._access.ended and self._recorded.is_saved
-        return there and self._mending.all_is_well and self._links.at_rest and not self._recorded.is_of_another
+        """Whether all was well at the last whole look, and nothing has happened since."""
+        if self._thread or self._access.ended or not (self._recorded.is_saved and self._mending.all_is_well):
+            return False
+        try:
+            return self._links.at_rest and not self._recorded.is_of_another and self._rest.goes_on()
+        except OSError:  # another thread has just closed a connection
+            return False
 
     def hold(self) -> None:
         """From its return until `release`, no thread of ours touches the device. May take some seconds."""

@@ -48,7 +48,7 @@ from nbdattach.monitor import control, launch
 from nbdattach.operations import candidates, interrupts
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
-from nbdattach.operations.turns import turn
+from nbdattach.operations.turns import TURNS
 from nbdattach.own_server import kept
 from nbdattach.protocol.target import Target
 from nbdattach.reporter import QUIET, Reporter, Trace
@@ -123,7 +123,7 @@ def _attach(
         if using:
             notes.append(f"{target.uri}: it cannot be reached; the device is attached to {using}")
         job = Job(tag, target, export, shape, numbers, options, contested, tls, relay_pid, address, using)
-        with turn:
+        with TURNS.one():
             for candidate in candidates.to_try(device, export, backend.makes_devices):
                 try:
                     hold = _taken(backend, candidate, job)

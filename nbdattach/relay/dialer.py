@@ -67,13 +67,13 @@ class Carrier:
     ) -> Connection:
         """A connection that the kernel can take. Times in seconds. Raises `NbdattachError`.
 
-        `ready`: a connection that was just made there, to be used if no relay dials.
+        `ready`: a connection that was just made there, to be used; not if a relay dials (`uses_relay`).
         """
         deadline = Deadline(timeout)
         if target.tls and target.socket and self._wanted == "kernel":
             cause = "the kernel does TLS only over TCP, not over a Unix socket"
             raise NotInKernel(target.uri, cause, "--tls-transport relay")
-        if not target.tls or (self._wanted != "relay" and not target.socket):
+        if not self.uses_relay(target):
             try:
                 made = client.connect(target, timeout, trace, connect_within, raw_size, kernel_tls=True, ready=ready)
             except NotInKernel as error:
@@ -85,12 +85,14 @@ class Carrier:
                 self._was_in_kernel, self._closed_tries = made.tls is not None, 0
                 watch_peer(made.stream.sock, dead_peer)
                 return made
-        if ready:
-            ready.close()
         with self._at_relay():
             made = self._dialled(Dial(target, timeout, dead_peer, connect_within, raw_size), trace)
             self._wanted = "relay"  # from now on; a server that only went away meanwhile would not have answered
             return made
+
+    def uses_relay(self, target: Target) -> bool:
+        """Whether a relay dials, as far as is known before."""
+        return target.tls and (self._wanted == "relay" or bool(target.socket))
 
     def get_ready(self, target: Target) -> None:
         """Prepares to dial while the disk that this machine runs from is away. A relay is always ready for that."""

@@ -187,10 +187,12 @@ class Pump:
         return True
 
     def _from_server(self) -> bool:
-        """Takes all records that are there, so that one send passes them on."""
+        """Takes the records that are there, so that one send passes them on."""
         moved = False
-        while self._server_has and not (self._down.full or self.lost or self.over):
-            moved = self._take_record() or moved
+        for _ in range(_ROUNDS):
+            if not self._server_has or self._down.full or self.lost or self.over or not self._take_record():
+                break
+            moved = True
         return moved
 
     def _take_record(self) -> bool:

@@ -121,15 +121,19 @@ def test_files_of_a_process_whose_first_thread_has_ended_are_seen(tmp_path: Path
         process.wait()
 
 
-@pytest.mark.parametrize(("flags", "looked_at"), [(0x00208040, {2, 40}), (0x00400040, {2, 3, 4, 40})])
+@pytest.mark.parametrize(("flags", "looked_at"), [(0x00208040, {2, 4, 40}), (0x00400040, {2, 3, 4, 40})])
 def test_threads_of_the_kernel_are_not_looked_at(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: int, looked_at: set[int]
 ) -> None:
-    """In a container, process 2 is another one, and its children may have the device open."""
+    """In a container, process 2 is another one, and its children may have the device open.
+
+    Process 4 is a program that the kernel has started, such as a handler of core dumps.
+    """
     for pid in (2, 3, 4, 40):
         (tmp_path / f"{pid}/task/{pid}").mkdir(parents=True)
     (tmp_path / "2/stat").write_text(f"2 (kthreadd) S 0 0 0 0 -1 {flags} 0 0\n")
     (tmp_path / "2/task/2/children").write_text("3 4 ")
+    (tmp_path / "4/exe").symlink_to("/usr/bin/core-handler")
     monkeypatch.setattr(procfs, "PROC", str(tmp_path))
     assert set(procfs._pids()) == looked_at
 

@@ -34,7 +34,7 @@ from nbdattach.kernel import netlink, pulse, settings, sysfs
 from nbdattach.monitor import planned
 from nbdattach.monitor import watch as watch_module
 from nbdattach.monitor.links import Gone, Links
-from nbdattach.monitor.outage import MAX_PAUSE, Outage
+from nbdattach.monitor.outage import Outage
 from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
@@ -676,24 +676,50 @@ def test_other_work_ends_a_pause_with_probes(attachment: Attachment) -> None:
     assert not attachment.watch.pause(60, lambda: True)
 
 
-@pytest.mark.parametrize("beyond", [True, False])
-def test_a_server_that_takes_connections_and_fails_after_that_is_not_probed_in_the_pause(
-    beyond: bool, attachment: Attachment
-) -> None:
+USELESS: dict[str, Callable[[Watch, Outage], None]] = {
+    "it fails after the connection": lambda watch, _: setattr(watch._connecting, "fails_beyond", True),
+    "it has ended one at once": lambda _, outage: setattr(outage, "resumed", True),
+    "it has served nothing": lambda _, outage: setattr(outage, "fruitless", 1),
+    "it takes none": lambda *_: None,
+}
+
+
+@pytest.mark.parametrize("what", USELESS)
+def test_a_server_whose_connections_are_of_no_use_is_not_probed_in_the_pause(what: str, attachment: Attachment) -> None:
     """Such as a proxy without its server: each probe would succeed, and end the pause."""
     watch, probed, asked = attachment.watch, list[None](), list[object]()
     outage = Outage(watch._mending._terms, boot_time() - 400, "2026-01-02T03:04:05Z")
-    watch._connecting.fails_beyond = beyond
+    USELESS[what](watch, outage)
     attachment.patch(watch._connecting, "probe", lambda: probed.append(None))
 
-    def pause(seconds: float, until: Callable[[], bool] | None = None) -> bool:
-        asked.extend((seconds > MAX_PAUSE * 1.3, until is not None))
+    def pause(_: float, until: Callable[[], bool] | None = None) -> bool:
+        asked.append(until is not None)
         return True
 
     attachment.patch(watch, "pause", pause)
     assert watch._mending._pause(outage)
-    assert asked == [not beyond, not beyond]
-    assert len(probed) == beyond  # at its end, so that we know which of both fails next
+    is_useful = what == "it takes none"
+    assert asked == [is_useful]
+    assert len(probed) == (not is_useful)  # at its end, so that we know which of both fails next
+
+
+@pytest.mark.parametrize(("tls", "wanted", "unix", "is_probed"), [
+    (False, "auto", False, True),
+    (True, "auto", False, True),
+    (True, "relay", False, False),
+    (True, "auto", True, False),
+])  # fmt: skip
+def test_a_relay_connects_by_itself_so_its_server_is_not_probed(
+    tls: bool, wanted: str, unix: bool, is_probed: bool, attachment: Attachment
+) -> None:
+    asked: list[None] = []
+    attachment.patch(probe, "reached", lambda *_: asked.append(None))
+    connecting = attachment.watch._connecting
+    connecting._carrier._wanted = wanted
+    uri = ("nbds" if tls else "nbd") + ("+unix:///disk?socket=/run/s" if unix else "://db1/disk")
+    connecting.recorded.record = dataclasses.replace(RECORD, target=uri)
+    assert not connecting.probe()
+    assert bool(asked) == is_probed
 
 
 def test_the_connection_of_a_probe_is_used_by_the_next_dial(attachment: Attachment) -> None:
@@ -726,3 +752,30 @@ def test_an_unused_connection_of_a_probe_is_closed(attachment: Attachment) -> No
         assert connecting.probe()
     connecting.close()
     assert [theirs.recv(1) for _, theirs in sockets] == [b"", b""]
+
+
+def test_a_device_that_rests_long_is_suspected_now_and_then(resting: Resting, attachment: Attachment) -> None:
+    heard: list[None] = []
+    attachment.patch(resting.watch, "hear", lambda: heard.append(None))
+    for _ in range(watch_module._RESTS):
+        resting.watch.suspect()
+    assert heard == [None]
+
+
+def test_time_at_rest_is_not_time_in_which_a_request_was_stuck(
+    resting: Resting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = resting.watch._links
+    links._moved -= 9
+    assert resting.ticks(1) == 0
+    assert time.monotonic() - links._moved < 5
+
+
+def test_a_connection_that_another_thread_closes_meanwhile_is_no_fault(
+    resting: Resting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(_: Links) -> bool:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(Links, "at_rest", property(closed))
+    assert not resting.watch._is_at_rest

@@ -343,3 +343,30 @@ def test_the_end_of_one_connection_is_none_of_another(authority: Path, version: 
         assert living.said == []
         assert living.server.recv(len(REQUEST)) == REQUEST
     living.pump.abort()
+
+
+class Flood:
+    """A server that always has a record."""
+
+    family = socket.AF_INET
+
+    def recv_into(self, room: memoryview) -> int:
+        return min(len(room), 1 << 14)
+
+    def pending(self) -> int:
+        return 1
+
+    def __getattr__(self, _: str) -> Callable[..., int]:
+        return lambda *_: 3  # of no matter here
+
+
+def test_a_server_that_sends_on_after_our_goodbye_does_not_keep_the_loop() -> None:
+    """Nothing of it goes to the kernel, so no full buffer ends it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pump = Pump(ours, cast(ssl.SSLSocket, Flood()), print)
+        theirs.sendall(DISCONNECT)
+        theirs.shutdown(socket.SHUT_RDWR)
+        pump.kernel_is_ready(select.POLLIN | select.POLLHUP)
+        assert pump.seconds_left is not None
+        assert pump.step()  # returns, and may have more to do
