@@ -11,6 +11,7 @@ cannot read such records; also, OpenSSL before 3.2 does not hand over the receiv
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 - the module ssl needs it for each name, and an initramfs has only what is imported
 import socket
 import ssl
 

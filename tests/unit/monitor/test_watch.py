@@ -601,7 +601,7 @@ def test_a_device_at_rest_opens_no_file(resting: Resting) -> None:
     assert (looks, opened) == (0, [])
 
 
-CHANGES: dict[str, Callable[[Resting], None]] = {
+CHANGES: dict[str, Callable[[Resting], object]] = {
     "a request is done": lambda one: one._sys.say(completed=1, inflight=0),
     "a request begins": lambda one: one._sys.say(completed=0, inflight=1),
     "detached": lambda one: (one.folder / "pid").write_text(""),
@@ -615,7 +615,7 @@ CHANGES: dict[str, Callable[[Resting], None]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_happens_ends_the_rest(resting: Resting, change: Callable[[Resting], None]) -> None:
+def test_whatever_happens_ends_the_rest(resting: Resting, change: Callable[[Resting], object]) -> None:
     change(resting)
     assert resting.ticks(1) == 1
 
@@ -665,8 +665,13 @@ def test_a_pause_in_which_the_server_takes_none_lasts_its_time(
 ) -> None:
     monkeypatch.setattr(watch_module, "_PROBE_SECONDS", 0.01)
     asked: list[None] = []
+
+    def is_there() -> bool:
+        asked.append(None)
+        return False
+
     began = time.monotonic()
-    assert attachment.watch.pause(0.2, lambda: asked.append(None) is not None)
+    assert attachment.watch.pause(0.2, is_there)
     assert time.monotonic() - began >= 0.19
     assert asked
 

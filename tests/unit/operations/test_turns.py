@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Threads take turns, unless those whose turn it is only wait."""
+"""Threads take turns, unless those that have one only wait."""
 
 from __future__ import annotations
 
