@@ -325,6 +325,8 @@ def test_one_export_at_two_devices_at_once() -> None:
         assert attached_sizes() == {}
 
 
+@pytest.mark.rare  # a minute on a machine that does nothing else, and deadlines on the clock
+@pytest.mark.timeout(600)
 @pytest.mark.netlink  # the other backend makes no devices
 def test_64_at_once_share_a_cpu_and_none_misses_its_deadline() -> None:
     """Each has 5 seconds, and all together need more than that of the guest's one CPU."""
