@@ -102,6 +102,7 @@ class Link:
 
         The server may finish the requests that it has received: until the deadline we wait for it to close its end.
         False if the data is only dropped once the driver closes its socket, too: kernel TLS allows no other reset.
+        The caller closes it later.
         """
         self.cut()
         buried = True
@@ -113,7 +114,6 @@ class Link:
                 if not (farewell if state == tcp.FIN_WAIT1 else deadline).sleep(_POLL) or state == tcp.ESTABLISHED:
                     buried = self._reset()
                     break
-        self.close()
         return buried
 
     def _reset(self) -> bool:

@@ -44,6 +44,10 @@ _FAILING_POLL = 0.1
 _PATIENCE = 30.0
 # If nobody looked for so long, we do not know whether the server was stuck.
 _UNSEEN = 10.0
+# So long we keep a buried connection open. The driver gives up its own reference when it takes the next connection, and
+# its thread that reads may not have noticed the end yet: it would read a socket that nobody has any more, and Linux 7.2
+# has crashed so (nbd_reconnect_socket and recv_work in drivers/block/nbd.c).
+_BURIED_SECONDS = 5.0
 # The kernel checks the age of requests at most this much later (blk_add_timer rounds to whole seconds).
 _TIMER = 2.0
 
@@ -62,6 +66,7 @@ class Links:
         self._wanted = record.connections
         self._identifier = identifier(record.tag)
         self._links = links
+        self._buried: list[tuple[float, Link]] = []  # since when
         self._kernel = Kernel(device)
         self._pid = record.kernel_pid
         # If not, the monitor before us ended and its duplicates were closed, perhaps in the middle of a change.
@@ -107,7 +112,7 @@ class Links:
     def at_rest(self) -> bool:
         """Whether the driver has all its connections, certainly, and each that we hold is alive and not silent."""
         ours = [*self._links]
-        complete = self.complete and self._proven and len(ours) == self._wanted
+        complete = self.complete and self._proven and len(ours) == self._wanted and not self._buried
         return complete and not any(link.over or link.silent for link in ours)
 
     @property
@@ -213,6 +218,12 @@ class Links:
     def close(self) -> None:
         for link in self._links:
             link.close()
+        self.close_buried(0.0)
+
+    def close_buried(self, seconds: float = _BURIED_SECONDS) -> None:
+        """Closes our duplicates of connections that were buried so long ago."""
+        while self._buried and time.monotonic() - self._buried[0][0] >= seconds:
+            self._buried.pop(0)[1].close()
 
     def drop_undelivered(self) -> None:
         """Drops data that TCP has not delivered on dead connections, because the driver sends it again over another."""
@@ -226,6 +237,7 @@ class Links:
         for link in [link for link in self._links if link.over]:
             self._unburied = not link.bury(deadline) or self._unburied
             self._links.remove(link)
+            self._buried.append((time.monotonic(), link))
 
     def hand_over(self, link: Link, waiting: Deadline) -> bool:
         """Gives the driver the connection in place of a dead one; returns whether it took it before the deadline."""

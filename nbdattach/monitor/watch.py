@@ -119,6 +119,7 @@ class Watch:
                 self._end("no longer attached")
             elif free:
                 self._links.look()
+                self._links.close_buried()
                 self._links.drop_undelivered()
                 if self._links.silent or not self._links.is_proven():
                     self.check()

@@ -141,7 +141,9 @@ class Pump:
         if not self.lost:
             if self._server.family == socket.AF_UNIX:
                 # It cannot be reset. Its peer reads the bytes on their way before this returns, or the time is up.
-                Link(socket.socket(fileno=self._server.detach())).bury(Deadline(_BURIAL))
+                buried = Link(socket.socket(fileno=self._server.detach()))
+                buried.bury(Deadline(_BURIAL))
+                buried.close()
             else:
                 self._server.close()
         self._close()

@@ -214,3 +214,22 @@ def test_a_connection_that_the_driver_may_have_is_ended_where_nobody_can_know() 
         with pytest.raises(OSError, match="no memory"):
             made.hand_over(Link(ours), deadline.Deadline(60))
         assert server.recv(1) == b""
+
+
+@pytest.mark.usefixtures("sys")
+def test_a_buried_connection_stays_open_until_the_driver_has_surely_noticed_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread that reads may be in the middle of that, without a reference of its own to the socket."""
+    now = [100.0]
+    monkeypatch.setattr(links.time, "monotonic", lambda: now[0])
+    ours, theirs = socket.socketpair()
+    made = Links(Device(0), RECORD, [Link(ours)])
+    with theirs:
+        made.cut()
+        made.bury_dead(deadline.Deadline(0))
+        for moment, is_open in ((100.0, True), (104.9, True), (105.1, False)):
+            now[0] = moment
+            made.close_buried()
+            assert (ours.fileno() >= 0) == is_open
+    assert not made._buried
