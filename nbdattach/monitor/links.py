@@ -46,8 +46,9 @@ _PATIENCE = 30.0
 _UNSEEN = 10.0
 # So long we keep a buried connection open. The driver gives up its own reference when it takes the next connection, and
 # its thread that reads may not have noticed the end yet: it would read a socket that nobody has any more, and Linux 7.2
-# has crashed so (nbd_reconnect_socket and recv_work in drivers/block/nbd.c).
-_BURIED_SECONDS = 5.0
+# has crashed so (nbd_reconnect_socket and recv_work in drivers/block/nbd.c). One that only its last close resets may
+# not stay so long, because it would still deliver an old write: it gets the time that the thread takes by far.
+_BURIED_SECONDS, _UNBURIED_SECONDS = 5.0, 0.2
 # The kernel checks the age of requests at most this much later (blk_add_timer rounds to whole seconds).
 _TIMER = 2.0
 
@@ -225,6 +226,12 @@ class Links:
         while self._buried and time.monotonic() - self._buried[0][0] >= seconds:
             self._buried.pop(0)[1].close()
 
+    def _close_unburied(self) -> None:
+        """Resets, by their last close, the connections that TCP still sends over; the driver has closed its own end."""
+        if self._unburied and self._buried:
+            time.sleep(max(0.0, self._buried[-1][0] + _UNBURIED_SECONDS - time.monotonic()))
+            self.close_buried(0.0)
+
     def drop_undelivered(self) -> None:
         """Drops data that TCP has not delivered on dead connections, because the driver sends it again over another."""
         if self.alive:
@@ -344,6 +351,7 @@ class Links:
         # a scout, it has taken the new connection.
         if not self._scout():
             return False
+        self._close_unburied()
         time.sleep(late)
         self._reconfigure(sockets=[link.fileno()])
         if self._scout():
@@ -355,10 +363,12 @@ class Links:
     def _close_dead(self) -> bool:
         """Whether the driver has closed all dead connections: it has if it took a scout in place of each."""
         taken = self._are_dead(self._wanted - sum(not link.over for link in self._links))
-        if not self.complete:  # of those that we do not hold, some may be alive
-            return any(taken)
-        self._unburied = not all(taken)
-        return not self._unburied
+        # Of those that we do not hold, some may be alive.
+        closed = all(taken) if self.complete else any(taken)
+        if closed:
+            self._close_unburied()
+        self._unburied = not (closed and self.complete)
+        return closed
 
     def _reconfigure(
         self,
