@@ -148,6 +148,7 @@ def disconnect(
     *,
     force: bool = False,
     if_tag: str | None = None,
+    release: bool = False,
     reporter: Reporter = QUIET,
 ) -> str:
     """Detaches the device, as `Attachment.disconnect` does; with `if_tag` only if its attachment has that tag.
@@ -158,7 +159,9 @@ def disconnect(
     """
     from nbdattach.operations import detachment
 
-    return detachment.detach(parse_device(device), timeout, force=force, only_tag=if_tag, reporter=reporter)
+    return detachment.detach(
+        parse_device(device), timeout, force=force, only_tag=if_tag, release=release, reporter=reporter
+    )
 
 
 def attachments() -> list[Status]:

@@ -33,14 +33,24 @@ class Device:
         return f"/dev/nbd{self.index}"
 
 
+def whole_device(text: str) -> str | None:
+    """The device that a partition's name belongs to: /dev/nbd0 for /dev/nbd0p1; None for any other name."""
+    found = re.fullmatch(_PARTITION, text)
+    return found and found[1]
+
+
 def parse_device(text: str) -> Device:
     """`/dev/nbdN` or `nbdN`; anything else is `Malformed`."""
     match = _DEVICE.fullmatch(text)
     if match and int(match[1]) <= MAX_INDEX:
         return Device(int(match[1]))
-    partition = re.fullmatch(_PARTITION, text)
-    if partition:
-        raise Malformed(quoted(text), "a partition, not a whole device", f"name the device: {partition[1]}")
+    raise no_device(text)
+
+
+def no_device(text: str) -> Malformed:
+    """The error for a text that names no device."""
+    if whole := whole_device(text):
+        return Malformed(quoted(text), "a partition, not a whole device", f"name the device: {whole}")
     if text.isdigit():
-        raise Malformed(quoted(text), "not an nbd device", "a port is written HOST:PORT, a device /dev/nbd0")
-    raise Malformed(quoted(text), "not an nbd device", "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ...")
+        return Malformed(quoted(text), "not an nbd device", "a port is written HOST:PORT, a device /dev/nbd0")
+    return Malformed(quoted(text), "not an nbd device", "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ...")

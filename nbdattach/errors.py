@@ -18,12 +18,13 @@ MAX_NAMES_IN_HINT = 8
 
 
 class NbdattachError(Exception):
-    """Base of all errors of this package; exit code 1.
+    """Base of all errors of this package; exit code 1. `word` names the kind for programs, one for each exit code.
 
     A class that has further facts declares each with its type and default; `error_facts` takes it to other processes.
     """
 
     exit_code = 1
+    word = "failed"
 
     def __init__(self, thing: str, cause: str, hint: str) -> None:
         super().__init__(f"{thing}: {cause}")
@@ -36,12 +37,14 @@ class Malformed(NbdattachError):
     """An invalid option, TARGET or DEVICE."""
 
     exit_code = 2
+    word = "usage"
 
 
 class NoConnection(NbdattachError):
     """The server does not answer, or the connection ended during the handshake."""
 
     exit_code = 3
+    word = "no-connection"
 
 
 class ConnectionLost(NoConnection):
@@ -70,6 +73,7 @@ class Refused(NbdattachError):
     """The server refused, or does not offer it."""
 
     exit_code = 4
+    word = "refused"
 
 
 class UnknownExport(Refused):
@@ -96,6 +100,7 @@ class BrokenProtocol(NbdattachError):
     """The server sent data that the NBD specification does not allow, or more than we accept."""
 
     exit_code = 4
+    word = "refused"
 
     def __init__(self, thing: str, what: str) -> None:
         super().__init__(thing, what, "is this an NBD server? --debug shows each step")
@@ -105,6 +110,7 @@ class TlsFailed(NbdattachError):
     """TLS was requested or required, and failed."""
 
     exit_code = 5
+    word = "tls"
 
 
 class NotInKernel(TlsFailed):
@@ -119,6 +125,7 @@ class KernelRefused(NbdattachError):
     """A system call failed at `step`, or this machine cannot do the operation."""
 
     exit_code = 6
+    word = "kernel"
 
     @classmethod
     def at(cls, thing: str, step: str, errno: int, hint: str = "") -> KernelRefused:
@@ -129,21 +136,33 @@ class KernelRefused(NbdattachError):
 class DeviceInUse(NbdattachError):
     """The device is mounted, held, open exclusively, or holds something else.
 
-    `users` are lines for people: each names a user and the command that releases it.
+    `users` are lines for people, in the order in which the users have to be released: each names one and the command
+    that releases it. `uses` are the same for programs: `kind`, `where`, and `release`, the words of the command.
     """
 
     exit_code = 7
+    word = "in-use"
     users: tuple[str, ...] = ()
+    uses: tuple[dict[str, object], ...] = ()
 
-    def __init__(self, thing: str, cause: str, hint: str, users: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        thing: str,
+        cause: str,
+        hint: str,
+        users: Sequence[str] = (),
+        uses: Sequence[dict[str, object]] = (),
+    ) -> None:
         super().__init__(thing, cause, hint)
         self.users = tuple(users)
+        self.uses = tuple(uses)
 
 
 class NotAttached(NbdattachError):
     """Nothing is attached at the device."""
 
     exit_code = 8
+    word = "not-attached"
 
     def __init__(self, device: str) -> None:
         super().__init__(device, "not attached", "nbdattach status shows the attached devices")

@@ -7,8 +7,9 @@ Nothing here opens a device, because opening a dead one would hang.
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from nbdattach.attached import state
@@ -28,23 +29,50 @@ A_LOOK = 2.0
 _LOOKS = (0.001, 0.02)
 # Users named in the one line of an error; the list below it has all.
 _MAX_SAID = 3
-# Kinds of device mapper mappings: how the uuid begins, the kind's name, and the command that removes the mapping.
+# Kinds of device mapper mappings: how the uuid begins, the kind's name, and the command that removes it by its name.
 _MAPPINGS = (
-    ("LVM-", "LVM volume", "lvchange -an"),
-    ("CRYPT-", "dm-crypt mapping", "cryptsetup close"),
-    ("mpath-", "multipath device", "multipath -f"),
-    ("", "device mapper device", "dmsetup remove"),
+    ("LVM-", "LVM volume", ("lvchange", "-an")),
+    ("CRYPT-", "dm-crypt mapping", ("cryptsetup", "close")),
+    ("mpath-", "multipath device", ("multipath", "-f")),
+    ("", "device mapper device", ("dmsetup", "remove")),
 )
+# LVM's uuid of a mapping: that of the volume group and that of the volume, 32 characters each. Internal devices of a
+# volume have more behind these, or are themselves volumes that no user sees.
+_LVM_UUID = r"(?a)LVM-\w{32}(\w{6})(\w{4})(\w{4})(\w{4})(\w{4})(\w{4})(\w{6})"
+
+
+@immutable
+class Use:
+    """One user of a device, and how to release it."""
+
+    kind: str  # "mount" | "swap" | "holder" | "process"
+    where: str  # a path, or the process id
+    says: str  # for people
+    release: tuple[str, ...]  # the words of a command; none if no command is known
+    instead: str = ""  # what to do if no command is known
+
+    @property
+    def line(self) -> str:
+        """For people, with the command."""
+        return f"{self.says}: {self.command or self.instead}"
+
+    @property
+    def command(self) -> str:
+        """Safe to show, and to type."""
+        return " ".join(shlex.quote(plain(word)) for word in self.release)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """For programs."""
+        return {"kind": self.kind, "where": self.where, "release": [*self.release]}
 
 
 @immutable
 class User:
     """One user. `name` is a path for mounts, else a name that `status` lists: dm-0, md0, loop0, swap, a process id."""
 
-    kind: str  # "mount" | "swap" | "holder" | "process"
     name: str
-    says: str
-    release: str  # a command
+    use: Use
     direct: bool = True  # of the device or a partition of it, not of something on top
     elsewhere: bool = False  # a mount of another mount namespace alone
 
@@ -61,27 +89,26 @@ class Users:
 
         Each service with a private /tmp has mounts of its own of the disk that /tmp is on.
         """
-        found = [one for one in self.all if one.kind == "mount" and one.direct]
+        found = [one for one in self.all if one.use.kind == "mount" and one.direct]
         here = [one for one in found if not one.elsewhere]
         return list(dict.fromkeys(one.name for one in here or found))
 
     @property
     def holders(self) -> list[str]:
-        names = [one.name for one in self.all if one.kind == "holder" and one.direct]
-        swap = ["swap"] if any(one.kind == "swap" and one.direct for one in self.all) else []
+        names = [one.name for one in self.all if one.use.kind == "holder" and one.direct]
+        swap = ["swap"] if any(one.use.kind == "swap" and one.direct for one in self.all) else []
         return sorted(set(names)) + swap
 
     def __bool__(self) -> bool:
         return bool(self.all)
 
     def __str__(self) -> str:
-        said = [one.says for one in self.all[:_MAX_SAID]]
+        said = [one.use.says for one in self.all[:_MAX_SAID]]
         return ", ".join(said) + (f" and {len(self.all) - _MAX_SAID} more" if len(self.all) > _MAX_SAID else "")
 
     @property
-    def lines(self) -> list[str]:
-        """For people: each with the command that releases it."""
-        return [f"{one.says}: {one.release}" for one in self.all]
+    def uses(self) -> list[Use]:
+        return [one.use for one in self.all]
 
 
 @immutable
@@ -145,7 +172,8 @@ class Census:
                     yield _mounted(mount, direct)
             if part.name in self.swaps:
                 what = "swapped on" if direct else f"{part.name} swapped on"
-                yield User("swap", "swap", what, f"swapoff /dev/{part.name}", direct)
+                path = f"/dev/{part.name}"
+                yield User("swap", Use("swap", path, what, ("swapoff", path)), direct)
 
     def _is_btrfs_on(self, mount: Mount, block: Block) -> bool:
         if mount.kind != "btrfs":
@@ -228,7 +256,11 @@ def numbers_of(device: Device) -> set[str]:
 def opened(openers: Collection[Opener]) -> Users:
     """Processes as users."""
     return Users(
-        [User("process", str(one.pid), f"open in process {one}", f"kill {one.pid}") for one in dict.fromkeys(openers)]
+        [
+            User(pid, Use("process", pid, f"open in process {one}", ("kill", pid)))
+            for one in dict.fromkeys(openers)
+            for pid in [str(one.pid)]
+        ]
     )
 
 
@@ -237,46 +269,56 @@ def in_use(device: Device, users: Users) -> DeviceInUse:
     users = users or opened(open_by(device))
     if users:
         hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
-        return DeviceInUse(device.path, str(users), hint, users.lines)
+        return refusal(device, str(users), hint, users.uses)
     cause = "held exclusively by a user that cannot be seen from here"
     hint = "is it zfs, a kernel target, or a container? fuser -v, zpool status and lsblk may show it"
     return DeviceInUse(device.path, cause, hint)
 
 
+def refusal(device: Device, cause: str, hint: str, uses: Sequence[Use]) -> DeviceInUse:
+    """The error for these users."""
+    return DeviceInUse(device.path, cause, hint, [one.line for one in uses], [one.facts for one in uses])
+
+
 def _mounted(mount: Mount, direct: bool) -> User:
-    where, command = f"mounted at {plain(mount.path)}", f"umount {_word(mount.path)}"
+    where = f"mounted at {plain(mount.path)}"
+    command: tuple[str, ...] = ("umount", mount.path)
     if mount.owner:
         where += f" in the mount namespace of process {mount.owner}"
         command = _elsewhere(mount.owner.pid, command)
-    return User("mount", mount.path, where, command, direct, elsewhere=mount.owner is not None)
+    return User(mount.path, Use("mount", mount.path, where, command), direct, elsewhere=mount.owner is not None)
 
 
-def _elsewhere(pid: int, command: str) -> str:
+def _elsewhere(pid: int, command: tuple[str, ...]) -> tuple[str, ...]:
     """How root unmounts it in another mount namespace without running another user's program there."""
     if procfs.runs_our_programs(pid):
-        return f"nsenter -m -t {pid} {command}"
+        return ("nsenter", "-m", "-t", str(pid), *command)
     service = procfs.service_of(pid)
-    return f"systemctl restart {_word(service)}" if service else f"kill {pid}"
+    return ("systemctl", "restart", service) if service else ("kill", str(pid))
 
 
 def _holder(block: Block, direct: bool) -> User:
+    path, what, instead = f"/dev/{block.name}", "", ""
+    command: tuple[str, ...] = ()
     if block.name.startswith("loop"):
-        what, command = "a loop device", f"losetup -d /dev/{block.name}"
+        what, command = "a loop device", ("losetup", "-d", path)
     elif block.name.startswith("md"):
-        what, command = "an md array", f"mdadm --stop /dev/{block.name}"
+        what, command = "an md array", ("mdadm", "--stop", path)
     elif block.mapping is not None:
-        name, uuid = block.mapping
-        _, kind, tool = next(one for one in _MAPPINGS if uuid.startswith(one[0]))
-        argument = f"/dev/mapper/{name}" if kind == "LVM volume" else name
-        what, command = f"{kind} {plain(name)}", f"{tool} {_word(argument)}"
+        what, command = _mapping(*block.mapping)
     else:
-        what, command = "", f"see /sys/block/{block.name}"
-    return User("holder", block.name, f"held by {block.name}" + (f" ({what})" if what else ""), command, direct)
+        instead = f"see /sys/block/{block.name}"
+    says = f"held by {block.name}" + (f" ({what})" if what else "")
+    return User(block.name, Use("holder", path, says, command, instead), direct)
 
 
-def _word(text: str) -> str:
-    """As one word of a command line, safe to show."""
-    return shlex.quote(plain(text))
+def _mapping(name: str, uuid: str) -> tuple[str, tuple[str, ...]]:
+    """What it is, and the command that removes it; of a volume by uuid, as an image may have a group of any name."""
+    _, kind, tool = next(one for one in _MAPPINGS if uuid.startswith(one[0]))
+    volume = re.match(_LVM_UUID, uuid)
+    if volume:
+        return f"{kind} {plain(name)}", (*tool, "--select", f"lv_uuid={'-'.join(volume.groups())}")
+    return f"{kind} {plain(name)}", (*tool, f"/dev/mapper/{name}" if tool[0] == "lvchange" else name)
 
 
 def _mount(line: str, owner: Opener | None) -> Mount:

@@ -84,7 +84,7 @@ def _when_unused(device: Device, detach: Callable[[], str]) -> str:
         try:
             return detach()
         except DeviceInUse:
-            if any(one.kind in ("mount", "swap") for one in users_of(device).all):
+            if any(one.use.kind in ("mount", "swap") for one in users_of(device).all):
                 holder = Deadline(HOLDER_SECONDS)
             if not (Kernel(device).attached and holder.sleep(_POLL) and not unmount.passed):
                 raise

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
+
 from nbdattach.cli.offers import attached_devices, targets
-from nbdattach.cli.options import debug_option, export_option, tls_options, trust_of
+from nbdattach.cli.options import debug_option, export_option, json_option, tls_options, trust_of
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import say
-from nbdattach.cli.types import device_of, target_of
+from nbdattach.cli.types import device_at, target_of
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed
 from nbdattach.text import plain
@@ -21,20 +23,22 @@ from nbdattach.text import plain
 @export_option
 @option("--trust", is_flag=True, help="Accept the disk though its content is not that of the attached one.")
 @tls_options
+@json_option
 @debug_option
-def reconnect(device: str, target: str | None, export: str | None, trust: bool, **tls: Any) -> None:
+def reconnect(device: str, target: str | None, export: str | None, trust: bool, as_json: bool, **tls: Any) -> None:
     """Move a device to a new connection or another server.
 
     Programs that use the device see no I/O error. TARGET is another server with the same data; without it, the new
     connection goes to the same server as the old one. A disk with other content is refused, unless you --trust it.
     """
-    where = device_of(device)
+    where = device_at(device)
     if target is None and export is not None:
         raise Malformed("--export", "needs a TARGET", "leave it out to keep the export")
     tls_trust = trust_of(tls)
     if target is None and target_of("localhost", None, tls_trust).tls:
         raise Malformed("--tls", "the TLS options need a TARGET", "leave them out to keep those of connect")
     from nbdattach.attached import state
+    from nbdattach.cli import render
     from nbdattach.operations import handover
     from nbdattach.own_server.source import source_of
 
@@ -45,18 +49,29 @@ def reconnect(device: str, target: str | None, export: str | None, trust: bool, 
 
     uri = handover.reconnect(where, wanted, trust)
     record = state.load(where)
-    say(f"{where.path}: connected to {plain(record.server.name) if record and record.server else uri}")
+    name = plain(record.server.name) if record and record.server else uri
+    if as_json:
+        click.echo(render.as_json({"device": where.path, "target": name}))
+    else:
+        say(f"{where.path}: connected to {name}")
 
 
 @command()
 @argument("device", shell_complete=attached_devices)
+@json_option
 @debug_option
-def resize(device: str) -> None:
+def resize(device: str, as_json: bool) -> None:
     """Give a device the new size of its export."""
-    where = device_of(device)
+    where = device_at(device)
     from nbdattach import api
+    from nbdattach.cli import render
 
-    say(f"{where.path}: {api.Attachment.at(where.path).resize()}")
+    there = api.Attachment.at(where.path)
+    outcome = there.resize()
+    if as_json:
+        click.echo(render.as_json({"device": where.path, "size": there.status().size, "outcome": outcome}))
+    else:
+        say(f"{where.path}: {outcome}")
 
 
 @command()

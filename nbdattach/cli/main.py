@@ -6,6 +6,7 @@ Modules that do the work are imported in the functions that use them, so that --
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -14,10 +15,11 @@ from typing import NoReturn
 import click
 
 from nbdattach import __version__
-from nbdattach.cli import usage
+from nbdattach.cli import failure, usage
+from nbdattach.cli.failure import Failures
 from nbdattach.cli.options import debug_option
 from nbdattach.cli.report import say, say_error
-from nbdattach.errors import NbdattachError
+from nbdattach.errors import Malformed, NbdattachError
 from nbdattach.text import plain
 
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF)  # of standard output: its reader exited, or the disk is full
@@ -65,7 +67,7 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
-    debug = "--debug" in arguments
+    debug, as_json = "--debug" in arguments, failure.asked_for(arguments)
     if os.environ.get("_NBDATTACH_COMPLETE", "").endswith("_complete"):
         from nbdattach.cli import shell
 
@@ -73,18 +75,19 @@ def run(arguments: list[str]) -> int:
     try:
         code = cli.main(arguments, prog_name="nbdattach", standalone_mode=False)
         sys.stdout.flush()
-    except NbdattachError as error:
+    except (NbdattachError, Failures) as error:
         if debug:
             import traceback
 
             traceback.print_exc()
-        say_error(error)
-        code = error.exit_code
+        code = _say_failures(error if isinstance(error, Failures) else Failures([error]), as_json)
     except click.UsageError as error:
-        code = _say_usage(error)
+        code = _say_usage(error, as_json)
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")
         code = 1
+        if as_json:
+            _write(failure.document_of(NbdattachError.word, code, "nbdattach", "interrupted", ""))
     except Exception as error:
         if debug:
             raise
@@ -95,15 +98,42 @@ def run(arguments: list[str]) -> int:
             click.echo(f"({hint})", err=True)
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - at exit Python would flush the old one once more
             return code
-        say(f"internal error: {type(error).__name__}: {error}")
-        click.echo("(run it again with --debug, and report the result)", err=True)
+        cause, hint = (
+            f"internal error: {type(error).__name__}: {error}",
+            "run it again with --debug, and report the result",
+        )
+        say(cause)
+        click.echo(f"({hint})", err=True)
+        if as_json:
+            _write(failure.document_of(NbdattachError.word, code, "nbdattach", cause, hint))
     return code if isinstance(code, int) else 0
 
 
-def _say_usage(error: click.UsageError) -> int:
+def _say_failures(failures: Failures, as_json: bool) -> int:
+    """The first one last, because it decides the exit code."""
+    if not failures.said:
+        for error in (*failures.errors[1:], failures.errors[0]):
+            say_error(error)
+    if as_json:
+        _write(failures.document)
+    return failures.errors[0].exit_code
+
+
+def _say_usage(error: click.UsageError, as_json: bool) -> int:
+    where = usage.path(error)
     if isinstance(error, usage.NoCommand):
+        cause, hint = "a command is missing", f"see {where} --help"
         click.echo(error.message, err=True)
     else:
-        click.echo(f"{usage.path(error)}: {plain(error.message)}", err=True)
-        click.echo(f"({usage.hint(error)})", err=True)
+        cause, hint = plain(error.message), usage.hint(error)
+        click.echo(f"{where}: {cause}\n({hint})", err=True)
+    if as_json:
+        _write(failure.document_of(Malformed.word, error.exit_code, where, f"{where}: {cause}", hint))
     return error.exit_code
+
+
+def _write(document: object) -> None:
+    from nbdattach.cli import render
+
+    with contextlib.suppress(OSError):  # the error has been said
+        click.echo(render.as_json(document))

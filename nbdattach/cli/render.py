@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nbdattach.cli.failure import error_object
 from nbdattach.immutable import as_dict
 from nbdattach.text import plain
 
@@ -41,6 +42,11 @@ def status_object(one: Status) -> dict[str, object]:
     if found["trouble"] is None:
         del found["trouble"]
     return found
+
+
+def detached_object(device: str | None, reason: str) -> dict[str, object]:
+    """Of a command that detaches. `reason`: why there was nothing to do; empty if it has detached the device."""
+    return {"device": device, "detached": not reason, "reason": reason or None}
 
 
 def status_json(found: Sequence[Status]) -> str:
@@ -150,13 +156,17 @@ def check_object(target: str, found: Checked) -> dict[str, object]:
         "ok": found.error is None,
         "handshake_ms": found.handshake_ms,
         "read_ms": found.read_ms,
-        "error": str(found.error) if found.error else None,
+        "error": error_object(found.error) if found.error else None,
     }
 
 
-def checks_json(found: Sequence[dict[str, object]]) -> str:
-    """The object of the one target, or an object with those of all."""
-    return as_json(found[0] if len(found) == 1 else {"ok": all(one["ok"] for one in found), "checks": found})
+def checks_document(found: Sequence[tuple[str, Checked]]) -> dict[str, object]:
+    """The object of the one target, or an object with those of all. `error` is the first failure."""
+    checks = [check_object(target, one) for target, one in found]
+    if len(checks) == 1:
+        return checks[0]
+    error = next((one["error"] for one in checks if one["error"]), None)
+    return {"ok": error is None, "error": error, "checks": checks}
 
 
 def check_line(target: str, found: Checked) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from nbdattach.cli.failure import Failures
 from nbdattach.errors import DeviceInUse, NbdattachError
 from nbdattach.reporter import Reporter
 
@@ -65,20 +66,23 @@ def say_over(line: str) -> None:
         click.echo(f"\r{line}\x1b[K", err=True, nl=False)
 
 
-def each(devices: Sequence[_D], do: Callable[[_D], None], failures: Sequence[NbdattachError] = ()) -> None:
-    """Does all of them, even if one fails; the first failure decides the exit code."""
+def each(
+    devices: Sequence[_D],
+    do: Callable[[_D], None],
+    failures: Sequence[NbdattachError] = (),
+    results: list[Any] | None = None,
+) -> None:
+    """Does all of them, even if one fails; the first failure decides the exit code. `results`: see `Failures`."""
     failures = [*failures]
     for device in devices:
         try:
             do(device)
         except NbdattachError as error:
             failures.append(error)
-    raise_all(failures)
+    raise_all(failures, results)
 
 
-def raise_all(failures: Sequence[NbdattachError]) -> None:
-    """Prints all but the first and raises that, so that it decides the exit code."""
-    for failure in failures[1:]:
-        say_error(failure)
+def raise_all(failures: Sequence[NbdattachError], results: list[Any] | None = None) -> None:
+    """Raises `Failures`, if there are any."""
     if failures:
-        raise failures[0]
+        raise Failures(failures, results)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nbdattach.cli.failure import Failures
 from nbdattach.cli.offers import attached_devices, targets
 from nbdattach.cli.options import (
     connect_option,
@@ -19,8 +20,8 @@ from nbdattach.cli.options import (
     trust_of,
 )
 from nbdattach.cli.parameters import argument, option
-from nbdattach.cli.report import each, raise_all, trace
-from nbdattach.cli.types import device_of
+from nbdattach.cli.report import each, trace
+from nbdattach.cli.types import device_at
 from nbdattach.cli.usage import command
 from nbdattach.errors import KernelRefused, Malformed
 
@@ -37,7 +38,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 @debug_option
 def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show the attached devices, also those of other programs."""
-    wanted = [device_of(text) for text in devices]
+    wanted = [device_at(text) for text in devices]
     if watch and as_json:
         raise Malformed(
             "--watch", "cannot be combined with --json", "leave one out; a program can run status --json repeatedly"
@@ -66,8 +67,11 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
         return
     try:
         each(wanted, lambda device: found.append(api.Attachment.at(device.path).status()))
-    finally:
-        show()
+    except Failures as failures:
+        if not as_json:
+            show()
+        raise Failures(failures.errors, [render.status_object(one) for one in found]) from None
+    show()
 
 
 def _look_options(function: _F) -> _F:
@@ -146,14 +150,16 @@ def check(
     ways = [(text, to_reach(text, export, trust, format)) for text in targets]
     failures, shown = [], []
     for name, found in checked(ways, connect_timeout, trace()):
-        shown.append(render.check_object(name, found))
+        shown.append((name, found))
         if found.error:
             failures.append(found.error)
         elif not as_json:
             click.echo(render.check_line(name, found))
+    document = render.checks_document(shown)
+    if failures:
+        raise Failures(failures, document=document)
     if as_json:
-        click.echo(render.checks_json(shown))
-    raise_all(failures)
+        click.echo(render.as_json(document))
 
 
 @command()

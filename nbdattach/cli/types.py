@@ -56,6 +56,14 @@ def target_of(text: str, export: str | None, trust: dict[str, Any] | None = None
 
 
 def device_of(text: str) -> Device:
+    """By its name."""
     from nbdattach.device import parse_device
 
     return parse_device(text)
+
+
+def device_at(text: str) -> Device:
+    """By its name, or any path that leads to it."""
+    from nbdattach.attached import names
+
+    return names.device_at(text)

@@ -87,6 +87,15 @@ def devices() -> list[Device]:
     return sorted(found)
 
 
+def name_at(number: str) -> str | None:
+    """The name of the block device of that major:minor, if the nbd driver made it: nbd0, nbd0p1."""
+    try:
+        name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
+    except OSError:
+        return None
+    return name if name.startswith("nbd") else None
+
+
 def loops() -> dict[str, str]:
     """Loop devices, with the path of their backing file; the kernel does not count them as holders of that."""
     names = sorted(name for name in _names(f"{SYS}/block") if name.startswith("loop"))

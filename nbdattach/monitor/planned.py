@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 
-from nbdattach.attached.users import kept_open_by, opened, users_of
+from nbdattach.attached.users import kept_open_by, opened, refusal, users_of
 from nbdattach.connection.client import Connection
 from nbdattach.connection.stream import address_of
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, Refused, TlsFailed
+from nbdattach.errors import KernelRefused, NbdattachError, Refused, TlsFailed
 from nbdattach.host.log import Log
 from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
@@ -126,11 +126,11 @@ class Orders:
                 if not users:
                     return node
                 node.close()
-        raise DeviceInUse(
-            self._device.path,
+        raise refusal(
+            self._device,
             f"the export is smaller now, and the device is {users or 'open exclusively'}",
             "release the device first, then resize",
-            users.lines,
+            users.uses,
         )
 
     def _require_replaceable(self) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
-from nbdattach.attached.users import in_use, users_of
+from nbdattach.attached.users import in_use, refusal, users_of
 from nbdattach.backends import choice, limits
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
@@ -325,6 +325,6 @@ def _holds_other(device: Device) -> DeviceInUse:
     if status.state == "lost":
         users = users_of(device)
         cause = f"holds the rest of a lost attachment, and is still {users if users else 'open'}"
-        return DeviceInUse(device.path, cause, "release it first", users.lines)
+        return refusal(device, cause, "release it first", users.uses)
     what = status.target or f"an attachment of process {status.pid}"
     return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or use another device")

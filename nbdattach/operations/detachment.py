@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from nbdattach.attached import state, tags
 from nbdattach.attached.state import Identity
-from nbdattach.attached.users import open_by, opened, users_of
+from nbdattach.attached.users import open_by, opened, refusal, users_of
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
@@ -40,13 +40,15 @@ def detach(
     force: bool = False,
     only: Identity | None = None,
     only_tag: str | None = None,
+    release: bool = False,
     reporter: Reporter = QUIET,
 ) -> str:
     """Detaches once it is safe; returns why there was nothing to do, or an empty text after it has detached.
 
     `seconds` limits the wait for the kernel, not for the server, because a slow flush is not a dead one. `only` and
     `only_tag` say which attachment is meant: if the device holds another one, we leave that alone. With `force` we
-    detach it even while it is in use, and data that cannot be flushed is lost; `reporter` gets a message for each.
+    detach it even while it is in use, and data that cannot be flushed is lost; `reporter` gets a message for each. With
+    `release` its users are released first.
 
     Raises `DeviceInUse` if it is in use, `KernelRefused` if its data cannot be flushed; it then stays attached.
     """
@@ -58,6 +60,11 @@ def detach(
         return "not attached"
     if other := _other_than(device, only, only_tag):
         return other
+    if release:
+        from nbdattach.operations import release as releasing
+
+        releasing.release(device, reporter)
+        deadline = Deadline(seconds)
     with claim.taken(device, force, reporter.say) as node:
         if force and node.exclusive and not Kernel(device).attached:  # it was detached when we cut its connections
             node.clear(deadline)
@@ -170,10 +177,10 @@ def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:
     while kernel.pid in (None, pid) and (kernel.attached or kernel.size or kernel.inflight or kernel.partitions):
         if not deadline.sleep(_POLL):
             users = users_of(device).all + opened(open_by(device)).all
-            cause = f"detached, but not free: {', '.join(one.says for one in users)}" if users else ""
-            raise DeviceInUse(
-                device.path,
+            cause = f"detached, but not free: {', '.join(one.use.says for one in users)}" if users else ""
+            raise refusal(
+                device,
                 cause or "detached, but a program still has it open",
                 "the kernel frees it when its last user releases it",
-                [f"{one.says}: {one.release}" for one in users],
+                [one.use for one in users],
             )

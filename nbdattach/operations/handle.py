@@ -58,12 +58,14 @@ class Attachment:
         *,
         force: bool = False,
         if_tag: str | None = None,
+        release: bool = False,
         reporter: Reporter = QUIET,
     ) -> str:
         """Detaches once it is safe. Raises `DeviceInUse`, `KernelRefused`; the device then stays attached.
 
         `timeout` is how long the kernel may take to release it. With `force` it is detached even while it is in use,
-        and data that cannot be flushed is lost: `reporter` gets a message for each. If this attachment has ended, we
+        and data that cannot be flushed is lost: `reporter` gets a message for each. With `release` we first release its
+        users, from the top: unmount, swapoff, and so on, but never end a process. If this attachment has ended, we
         leave a later one at the device alone. Returns the reason if there was nothing to do, otherwise an empty text.
 
             try:
@@ -79,6 +81,7 @@ class Attachment:
             force=force,
             only=self._identity,
             only_tag=if_tag,
+            release=release,
             reporter=reporter,
         )
 

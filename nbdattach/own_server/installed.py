@@ -15,6 +15,11 @@ _PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "nbdkit": "nbdkit",
+    "lvchange": "lvm2",
+    "cryptsetup": "cryptsetup-bin",
+    "mdadm": "mdadm",
+    "multipath": "multipath-tools",
+    "dmsetup": "dmsetup",
 }
 
 

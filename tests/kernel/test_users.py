@@ -97,7 +97,8 @@ def logical_volume() -> str:
         mkdir -p /etc/lvm && echo '{settings}' > /etc/lvm/lvmlocal.conf
         pvcreate -q /dev/nbd0 && vgcreate -q group /dev/nbd0 && lvcreate -q -n volume -L 4M -Wn -Zn group""")
     fill_with_noise("/dev/mapper/group-volume", 1)
-    return f"held by {mapping('group-volume')} (LVM volume group-volume): lvchange -an /dev/mapper/group-volume"
+    uuid = shell("lvs --noheadings -o lv_uuid group/volume").strip()
+    return f"held by {mapping('group-volume')} (LVM volume group-volume): lvchange -an --select lv_uuid={uuid}"
 
 
 def in_an_array() -> str:

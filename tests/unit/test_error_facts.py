@@ -157,5 +157,5 @@ def test_facts_of_a_wrong_type_are_a_value_error(content: object) -> None:
 
 def test_a_list_may_be_cut() -> None:
     error = DeviceInUse("/dev/nbd0", "open", "kill", [str(number) for number in range(9)])
-    assert facts_of(error, 2)["more"] == {"users": ["0", "1"]}
-    assert facts_of(error)["more"] == {"users": [*"012345678"]}
+    assert facts_of(error, 2)["more"] == {"users": ["0", "1"], "uses": []}
+    assert facts_of(error)["more"] == {"users": [*"012345678"], "uses": []}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach.attached.users import User, Users
+from nbdattach.attached.users import Use, User, Users
 from nbdattach.boot import table, unit
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError, NotAttached
@@ -22,8 +22,8 @@ from nbdattach.reporter import Reporter
 
 UNIT = "nbdattach@nbd0.service"
 NBD0 = Device(0)
-MOUNTED = User("mount", "/srv", "mounted at /srv", "umount /srv")
-HELD = User("holder", "dm-0", "held by dm-0", "dmsetup remove x")
+MOUNTED = User("/srv", Use("mount", "/srv", "mounted at /srv", ("umount", "/srv")))
+HELD = User("dm-0", Use("holder", "/dev/dm-0", "held by dm-0", ("dmsetup", "remove", "x")))
 
 
 def stuck() -> None:

@@ -341,7 +341,7 @@ def test_help_of_each_command(capsys: Capture, command: str, flag: str) -> None:
     assert "--debug" in out
 
 
-@pytest.mark.parametrize("command", ["connect", "status", "list", "info", "check", "doctor"])
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"monitor"}))
 def test_json_is_offered_where_the_contract_says(command: str) -> None:
     names = [name for param in main.cli.commands[command].params for name in param.opts]
     assert "--json" in names
@@ -422,7 +422,7 @@ def test_command_line_imports_nothing_heavy() -> None:
     assert "nbdattach.cli.main" in loaded
     assert loaded & {"pyroute2", "ssl", "_ssl", "socket", "_socket", "subprocess", "ctypes", "asyncio"} == set()
     ours = {name.removeprefix("nbdattach.") for name in loaded if name.startswith("nbdattach.")}
-    modules = "main offers options parameters report types usage"
+    modules = "failure main offers options parameters report types usage"
     ground = {"errors", "reporter", "text"}
     assert ours == {"cli", *(f"cli.{name}" for name in modules.split()), *ground}
 
@@ -555,7 +555,8 @@ def test_json_of_several_servers_is_one_document(capsys: Capture) -> None:
     with listening(says_and_hears(GO + READ, [])) as target:
         code, out, err = ran(capsys, "check", "--json", closed, target.uri)
     found = json.loads(out)
-    assert (code, list(found), found["ok"]) == (3, ["ok", "checks"], False)
+    assert (code, list(found), found["ok"]) == (3, ["ok", "error", "checks"], False)
+    assert found["error"] == found["checks"][0]["error"]
     assert [(one["target"], one["ok"]) for one in found["checks"]] == [(closed, False), (target.uri, True)]
     assert err.startswith(f"nbdattach: {closed}: cannot connect: Connection refused\n")
 
@@ -608,7 +609,13 @@ def test_failure_has_its_exit_code_line_and_hint(capsys: Capture, what: str, com
         found = json.loads(out)
         assert list(found) == ["target", "ok", "handshake_ms", "read_ms", "error"]
         assert (found["ok"], found["target"], found["read_ms"]) == (False, uri, None)
-        assert line == f"nbdattach: {found['error']}"
+        assert line == f"nbdattach: {found['error']['message']}"
+        assert found["error"]["exit_code"] == code
+    elif flags:
+        words = {3: "no-connection", 4: "refused", 5: "tls"}
+        message, hint = line.removeprefix("nbdattach: "), hint[1:-1]
+        error = {"kind": words[code], "exit_code": code, "thing": uri, "message": message, "hint": hint, "users": []}
+        assert json.loads(out) == {"error": error}
     else:
         assert out == ""
 
@@ -628,7 +635,7 @@ def test_check_json_of_a_failed_read_keeps_the_time_of_the_handshake(capsys: Cap
     cause = "reading 4096 bytes at 0 failed: input/output error (5)"
     assert (code, found["ok"], found["read_ms"]) == (4, False, None)
     assert found["handshake_ms"] > 0
-    assert found["error"] == f"{target.uri}: {cause}"
+    assert found["error"]["message"] == f"{target.uri}: {cause}"
     assert err == f"nbdattach: {target.uri}: {cause}\n(see the server's log)\n"
 
 
@@ -710,7 +717,9 @@ def test_status_of_what_is_not_attached_is_exit_code_8(capsys: Capture, monkeypa
         "nbdattach status shows the attached devices",
     )
     code, out, _ = ran(capsys, "status", "--json", "nbd0")
-    assert (code, json.loads(out)) == (8, [])
+    error = {"kind": "not-attached", "exit_code": 8, "thing": "/dev/nbd0", "message": "/dev/nbd0: not attached"}
+    error |= {"hint": "nbdattach status shows the attached devices", "users": []}
+    assert (code, json.loads(out)) == (8, {"error": error, "results": []})
 
 
 def test_status_of_nothing_attached_is_empty(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -722,10 +731,10 @@ def test_status_of_nothing_attached_is_empty(capsys: Capture, monkeypatch: pytes
 def test_status_is_watched_by_people_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     watched: list[list[Device]] = []
     monkeypatch.setattr(screen, "watch", watched.append)
-    assert said_error(capsys, 2, "status", "--watch", "--json") == (
-        "nbdattach: --watch: cannot be combined with --json",
-        "leave one out; a program can run status --json repeatedly",
-    )
+    code, out, err = ran(capsys, "status", "--watch", "--json")
+    hint = "leave one out; a program can run status --json repeatedly"
+    assert (code, err) == (2, f"nbdattach: --watch: cannot be combined with --json\n({hint})\n")
+    assert json.loads(out)["error"]["message"] == "--watch: cannot be combined with --json"
     assert said_error(capsys, 2, "status", "--watch", "sda")[0] == "nbdattach: 'sda': not an nbd device"
     assert watched == []
     assert ran(capsys, "status", "--watch") == (0, "", "")

@@ -192,7 +192,7 @@ def test_list_json_of_an_empty_server() -> None:
 
 
 def test_check_json_is_the_contracts() -> None:
-    found = json.loads(render.checks_json([render.check_object(TARGET.uri, Checked(1.5, 0.25, None))]))
+    found = render.checks_document([(TARGET.uri, Checked(1.5, 0.25, None))])
     assert list(found) == CHECK_KEYS
     assert found == {
         "target": "nbd://db1:99/disk",
@@ -204,10 +204,11 @@ def test_check_json_is_the_contracts() -> None:
 
 
 def test_check_json_of_a_failure_tells_it() -> None:
-    failed = render.check_object(TARGET.uri, Checked(1.5, None, Refused("nbd://db1", "no", "be nice")))
-    found = json.loads(render.checks_json([failed]))
+    failed = Checked(1.5, None, Refused("nbd://db1", "no", "be nice"))
+    found = render.checks_document([(TARGET.uri, failed)])
     assert list(found) == CHECK_KEYS
-    assert (found["ok"], found["read_ms"], found["error"]) == (False, None, "nbd://db1: no")
+    error = {"kind": "refused", "exit_code": 4, "thing": "nbd://db1", "message": "nbd://db1: no", "hint": "be nice"}
+    assert (found["ok"], found["read_ms"], found["error"]) == (False, None, {**error, "users": []})
 
 
 def test_json_keeps_hostile_text_whole_and_is_ascii() -> None:

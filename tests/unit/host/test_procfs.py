@@ -209,4 +209,4 @@ def test_no_hint_makes_root_run_a_program_of_another_users_namespace(
     monkeypatch.setattr(procfs, "runs_our_programs", lambda _: ours)
     monkeypatch.setattr(procfs, "service_of", lambda _: service)
     mount = users.Mount("/a b", "43:0", "/dev/nbd0", "ext4", procfs.Opener(7, "sleep"))
-    assert users._mounted(mount, True).release == hint
+    assert users._mounted(mount, True).use.command == hint

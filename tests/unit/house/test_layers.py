@@ -109,6 +109,7 @@ PURE = (
     "backends.limits",
     "connect_options",
     "attached.same_export",
+    "cli.failure",
     "cli.render",
     "cli.view",
     "boot.kernel_command_line",

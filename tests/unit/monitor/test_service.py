@@ -19,7 +19,7 @@ from host import NBD0, NBD1, Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
-from nbdattach.attached.users import User, Users
+from nbdattach.attached.users import Use, User, Users
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.host import procfs, spawn, storage_daemon
@@ -80,7 +80,7 @@ def test_a_monitor_answers_with_its_pid() -> None:
 @pytest.mark.usefixtures("host")
 def test_a_resize_that_finds_the_device_in_use_names_its_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a shrunk export; the command prints a line for each, with the command that releases it."""
-    mount = User("mount", "/srv", "mounted at /srv", "umount /srv")
+    mount = User("/srv", Use("mount", "/srv", "mounted at /srv", ("umount", "/srv")))
     monkeypatch.setattr(Orders, "resize", lambda self: self._nobody_uses_it())
     monkeypatch.setattr(planned, "users_of", lambda _: Users([mount]))
     monitor = watching()

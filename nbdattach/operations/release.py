@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Releases a device: carries out the commands that a refused detach lists, from the top of what is built on it.
+
+Decisions that matter:
+* We look anew after each command, because one command can release several users: a volume's inner devices go with it.
+* No process is ended, nor a service restarted: a program may hold data of its own that only its user can judge.
+* We stop at the first command that fails, and raise what is left, as a refused detach does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from nbdattach.attached.users import Use, Users, open_by, opened, refusal, users_of
+from nbdattach.deadline import Deadline
+from nbdattach.device import Device
+from nbdattach.errors import DeviceInUse
+from nbdattach.host import programs
+from nbdattach.own_server import installed
+from nbdattach.reporter import Reporter
+from nbdattach.text import plain, quoted
+
+# Commands that end a process.
+_NEVER = ("kill", "systemctl")
+# A device that is no longer used goes within this many seconds: device mapper and loop devices take a moment.
+_GOES_WITHIN = 2.0
+_POLL = 0.02
+# Somebody may mount it again as fast as we release it.
+_MOST = 4
+
+
+def planned(device: Device) -> tuple[list[Use], list[Use]]:
+    """The users that `release` would release now, in order, and from the first that it would not, the rest."""
+    uses = _users(device).uses
+    count = next((number for number, one in enumerate(uses) if not _releases(one)), len(uses))
+    return uses[:count], uses[count:]
+
+
+def release(device: Device, reporter: Reporter) -> None:
+    """Returns when no user is left that a command can release. Raises `DeviceInUse`, `KernelRefused`."""
+    done: Counter[Use] = Counter()
+    while uses := users_of(device).uses:
+        first = uses[0]
+        if not _releases(first):
+            raise never(device, _users(device).uses)
+        if done[first] >= _MOST:
+            raise _left(device, f"{first.says} again each time that it was released", "stop what does that")
+        done[first] += 1
+        reporter.say(f"{device.path}: {first.command}")
+        failure = _run(first, installed.required(first.release[0], device.path))
+        patience = Deadline(0 if failure else _GOES_WITHIN)
+        while users_of(device).uses.count(first) >= uses.count(first):
+            if not patience.sleep(_POLL):
+                raise _left(
+                    device, *(failure or (f"{first.says}, although {first.command} succeeded", "try it by hand"))
+                )
+
+
+def never(device: Device, left: Sequence[Use]) -> DeviceInUse:
+    """The error for a user that we do not release, the first of these."""
+    first = left[0]
+    why = "--release ends no process" if first.release else "no command is known that releases it"
+    return refusal(device, f"{first.says}: {why}", "release it first", left)
+
+
+def _users(device: Device) -> Users:
+    return Users([*users_of(device).all, *opened(open_by(device)).all])
+
+
+def _releases(one: Use) -> bool:
+    return bool(one.release) and one.release[0] not in _NEVER
+
+
+def _run(one: Use, program: str) -> tuple[str, str] | None:
+    """None, or cause and hint. The effect decides: lvchange fails if there is another group of the same name, too."""
+    by_hand = f"try it by hand: {one.command}"
+    try:
+        result = programs.run(program, *one.release[1:])
+    except OSError as error:
+        return f"{one.command}: {error.strerror}", by_hand
+    if not result.returncode:
+        return None
+    said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    cause = f"{one.command} failed: {quoted(said[-1]) if said else f'exit code {result.returncode}'}"
+    return cause, f"fuser -vm {plain(one.where)} shows its users" if one.kind == "mount" else by_hand
+
+
+def _left(device: Device, cause: str, hint: str) -> DeviceInUse:
+    return refusal(device, cause, hint, _users(device).uses)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""disconnect --release takes apart what is built on a device; and a program that has nothing but the JSON can do it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import nbdkit
+from test_users import FIRST, attached_image, mapping, modules, nobody_is_left, opened  # noqa: F401 - fixtures
+from tool import command, eventually, nbd, nbd_ok, shell, sparse_file
+
+pytestmark = pytest.mark.any_monitor
+
+MIB = 1 << 20
+_LVM = """export LVM_SUPPRESS_FD_WARNINGS=1; mkdir -p /etc/lvm
+echo "devices { use_devicesfile=0 } activation { udev_sync=0 udev_rules=0 }" >/etc/lvm/lvmlocal.conf"""
+_LUKS = "echo secret | cryptsetup"
+
+
+def stack_of_volumes() -> None:
+    """ext4 on a volume on LUKS on the first partition, swap on the second."""
+    shell(f"""{_LVM}; set -e
+        {_LUKS} luksFormat -q --type luks1 --pbkdf-force-iterations 1000 /dev/nbd0p1 -
+        {_LUKS} open /dev/nbd0p1 secret -d -
+        pvcreate -q /dev/mapper/secret && vgcreate -q group /dev/mapper/secret
+        lvcreate -q -n volume -L 8M -Wn -Zn group && mkfs.ext4 -q /dev/mapper/group-volume
+        mount /dev/mapper/group-volume /mnt && mkswap /dev/nbd0p2 && swapon /dev/nbd0p2""")
+
+
+def test_a_stack_is_taken_apart_from_the_top_and_the_device_detached(tmp_path: Path) -> None:
+    with attached_image(tmp_path, False):
+        shell(r"printf 'label: gpt\nsize=40MiB\nsize=4MiB\n' | sfdisk -q /dev/nbd0")
+        stack_of_volumes()
+        uuid = shell("lvs --noheadings -o lv_uuid group/volume").strip()
+        commands = ["umount /mnt", f"lvchange -an --select lv_uuid={uuid}", "cryptsetup close secret"]
+        commands.append("swapoff /dev/nbd0p2")
+        assert nbd_ok("disconnect", "--release", "--dry-run", "nbd0").splitlines() == commands
+        assert FIRST.attached and Path("/mnt/lost+found").exists()
+        (tmp_path / "link").symlink_to("/dev/nbd0")
+        done = nbd("disconnect", "--release", str(tmp_path / "link"))
+        assert (done.code, done.out) == (0, "")
+        assert done.err.splitlines() == [f"nbdattach: /dev/nbd0: {one}" for one in commands]
+        assert not FIRST.attached
+
+
+def test_it_ends_no_process_and_says_who_is_left(tmp_path: Path) -> None:
+    with attached_image(tmp_path, False):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        with subprocess.Popen(["sleep", "600"], cwd="/mnt") as sleeper:
+            done = nbd("disconnect", "--release", "nbd0")
+            assert (done.code, FIRST.attached) == (7, True)
+            assert done.err.splitlines()[1:] == [
+                "nbdattach: /dev/nbd0: umount /mnt failed: 'umount: /mnt: target is busy.'",
+                "  mounted at /mnt: umount /mnt",
+                "(fuser -vm /mnt shows its users)",
+            ]
+            assert sleeper.poll() is None
+            sleeper.kill()
+        line = opened(0)()
+        done = nbd("disconnect", "--release", "nbd0")
+        assert (done.code, done.err.splitlines()[0]) == (7, "nbdattach: /dev/nbd0: umount /mnt")
+        assert done.err.splitlines()[-2:] == [f"  {line}", "(release it first)"]
+        shell(line.rpartition(": ")[2])
+        eventually(lambda: nbd("disconnect", "nbd0").code == 0)
+
+
+def test_two_groups_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """An image may have a volume group of the same name as the host's own."""
+    loop = shell(f"losetup -f --show {sparse_file(tmp_path / 'host', 64 * MIB)}").strip()
+    with attached_image(tmp_path, False):
+        shell(f"""{_LVM}; for disk in /dev/nbd0 {loop}; do
+            pvcreate -q $disk && vgcreate -q group $disk --config "devices {{ filter=[\\"a|$disk|\\",\\"r|.*|\\"] }}" &&
+            lvcreate -q -an -n volume -L 8M -Wn -Zn group --config "devices {{ filter=[\\"a|$disk|\\",\\"r|.*|\\"] }}"
+            done""")
+        assert shell("vgs --noheadings -o vg_name").split() == ["group", "group"]
+        shell("lvchange -ay --select pv_name=/dev/nbd0")
+        nbd_ok("disconnect", "--release", "nbd0")
+        assert not FIRST.attached
+
+
+def wrapper(*arguments: str) -> tuple[int, Any]:
+    """All that such a program knows: the exit code, and the document."""
+    done = subprocess.run(command(*arguments, "--json"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_a_program_needs_nothing_but_the_json(tmp_path: Path) -> None:
+    image = sparse_file(tmp_path / "image", 64 * MIB)
+    with nbdkit("file", f"file={image}") as server:
+        code, found = wrapper("connect", server.uri, "--tag", "db")
+        device = found["device"]
+        assert (code, found["state"], found["size"]) == (0, "connected", 64 * MIB)
+        shell(f"mkfs.ext4 -q {device} && mount {device} /mnt && swapoff -a")
+
+        code, found = wrapper("disconnect", device)
+        error = found["error"]
+        assert (code, error["exit_code"], error["kind"], error["thing"]) == (7, 7, "in-use", device)
+        assert error["users"] == [{"kind": "mount", "where": "/mnt", "release": ["umount", "/mnt"]}]
+        for user in error["users"]:
+            subprocess.run(user["release"], check=True)
+
+        assert wrapper("disconnect", device) == (0, [{"device": device, "detached": True, "reason": None}])
+        reason = "not attached"
+        assert wrapper("disconnect", device) == (0, [{"device": device, "detached": False, "reason": reason}])
+        code, found = wrapper("status", device)
+        assert (code, found["error"]["kind"], found["results"]) == (8, "not-attached", [])
+        code, found = wrapper("connect", server.uri, "--no-such-option")
+        assert (code, found["error"]["kind"]) == (2, "usage")
