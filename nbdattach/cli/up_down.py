@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from nbdattach.cli.interrupt import killed_by_interrupt
 from nbdattach.cli.offers import table_devices
 from nbdattach.cli.options import debug_option, table_option
 from nbdattach.cli.parameters import argument, option
@@ -60,7 +59,7 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: 
     for failure in failures:
         say_error(failure)
     failed: dict[Device, NbdattachError] = {}
-    with _killed_by_interrupt():
+    with killed_by_interrupt():
         for entry, outcome in table.up(table.patient(entries, retry_for), OnTerminal()):
             if isinstance(outcome, NbdattachError):
                 failed[entry.device] = outcome
@@ -73,20 +72,6 @@ def up(devices: tuple[str, ...], everything: bool, only_check: bool, retry_for: 
     failures += [failed[entry.device] for entry in entries if entry.device in failed]
     if failures:
         click.get_current_context().exit(failures[0].exit_code)
-
-
-@contextlib.contextmanager
-def _killed_by_interrupt() -> Iterator[None]:
-    """SIGINT kills the process, because KeyboardInterrupt does not reach threads. Nothing is left half done then."""
-    import signal
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @command()
