@@ -364,7 +364,7 @@ def _kernel_threads() -> set[str]:
 
 
 def _has_no_program(pid: str) -> bool:
-    """A program whose first thread has ended shows none either, but has another thread, with the open files."""
+    """A program shows none either once its first thread has ended, but has another thread, with the open files."""
     try:
         os.readlink(f"{PROC}/{pid}/exe")
     except FileNotFoundError:

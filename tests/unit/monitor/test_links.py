@@ -241,7 +241,7 @@ def test_a_hand_over_reads_no_file_of_the_queue(sys: Sys) -> None:
     queue = sys._folder / "queue"
     queue.mkdir()
     for name in ("max_sectors_kb", "nr_requests", "iostats"):
-        os.mkfifo(queue / name)  # whose open(2) would wait
+        os.mkfifo(queue / name)  # its open(2) would wait
     with handed_over(LateDriver()) as (_, _, taken):
         assert taken
 
