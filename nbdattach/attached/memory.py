@@ -23,6 +23,7 @@ from nbdattach.content.marks import Content
 from nbdattach.content.same_disk import Since
 from nbdattach.device import Device
 from nbdattach.immutable import as_dict, immutable
+from nbdattach.kernel import unhurried
 from nbdattach.kernel.leftovers import CONTENT
 from nbdattach.kernel.sysfs import SECTOR, Kernel
 
@@ -92,7 +93,8 @@ def moment_of(device: Device) -> Moment:
     for path in kernel.stack:
         with contextlib.suppress(OSError):
             touched[path] = os.stat(path).st_mtime_ns
-    written = kernel.altered if kernel.counts_requests else None
+    counts = unhurried.known(f"{device.name} counts", lambda: kernel.counts_requests, otherwise=True)
+    written = kernel.altered if counts else None
     return Moment(written, touched, kernel.flushes, boot_time(), kernel.size)
 
 

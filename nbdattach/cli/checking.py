@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
+from nbdattach.cli.interrupt import killed_by_interrupt
 from nbdattach.cli.reach import There
 from nbdattach.connection import client
 from nbdattach.connection.client import Checked
@@ -35,7 +36,7 @@ def checked(ways: Sequence[Way], timeout: float, trace: Trace) -> Iterator[tuple
 def _at_once(check: Callable[[Way], tuple[str, Checked]], ways: Sequence[Way]) -> Iterable[tuple[str, Checked]]:
     from concurrent.futures import ThreadPoolExecutor  # slow to import, and most commands have one target
 
-    with ThreadPoolExecutor(min(len(ways), _AT_ONCE)) as pool:
+    with killed_by_interrupt(), ThreadPoolExecutor(min(len(ways), _AT_ONCE)) as pool:
         yield from pool.map(check, ways)
 
 

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from nbdattach.cli.failure import Failures
+from nbdattach.cli.interrupt import killed_by_interrupt
 from nbdattach.cli.offers import table_devices
 from nbdattach.cli.options import debug_option, json_option, table_option
 from nbdattach.cli.parameters import argument, option
@@ -70,7 +69,7 @@ def up(
         say_error(failure)
     failed: dict[Device, NbdattachError] = {}
     results: list[dict[str, object]] = []
-    with _killed_by_interrupt():
+    with killed_by_interrupt():
         for entry, outcome in table.up(table.patient(entries, retry_for), OnTerminal()):
             if isinstance(outcome, NbdattachError):
                 failed[entry.device] = outcome
@@ -88,20 +87,6 @@ def up(
         raise Failures(failures, results, said=True)
     if as_json:
         click.echo(render.as_json(results))
-
-
-@contextlib.contextmanager
-def _killed_by_interrupt() -> Iterator[None]:
-    """SIGINT kills the process, because KeyboardInterrupt does not reach threads. Nothing is left half done then."""
-    import signal
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @command()

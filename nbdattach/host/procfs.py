@@ -197,11 +197,8 @@ class _Files:
     def _go_to_another_thread(self) -> bool:
         """If the first thread has ended, only the others show the descriptors of the process."""
         tasks = f"{self._pid}/task"
-        try:
-            if self._folder.startswith(tasks) or os.stat(f"{PROC}/{tasks}").st_nlink <= _LINKS_OF_ONE_THREAD:
-                return False
-        except OSError:
-            return False  # the process has ended
+        if self._folder.startswith(tasks) or not _has_other_threads(self._pid):
+            return False
         others = [name for name in _names(f"{PROC}/{tasks}") if name != self._pid]
         if not others or alive(int(self._pid)):
             return False
@@ -367,13 +364,22 @@ def _kernel_threads() -> set[str]:
 
 
 def _has_no_program(pid: str) -> bool:
+    """A program shows none either once its first thread has ended, but has another thread, with the open files."""
     try:
         os.readlink(f"{PROC}/{pid}/exe")
     except FileNotFoundError:
-        return True
+        return not _has_other_threads(pid)
     except OSError:
         pass
     return False
+
+
+def _has_other_threads(pid: str) -> bool:
+    """Beside the first one."""
+    try:
+        return os.stat(f"{PROC}/{pid}/task").st_nlink > _LINKS_OF_ONE_THREAD
+    except OSError:
+        return False  # the process has ended
 
 
 def sockets_of(pid: int) -> dict[int, str]:

@@ -49,6 +49,9 @@ _UNSEEN = 10.0
 # has crashed so (nbd_reconnect_socket and recv_work in drivers/block/nbd.c). One that only its last close resets may
 # not stay so long, because it would still deliver an old write: it gets the time that the thread takes by far.
 _BURIED_SECONDS, _UNBURIED_SECONDS = 5.0, 0.2
+# Bytes that a connection takes at once: all that there can be. How much the driver may have under way is in files that
+# we must not read now (`kernel.unhurried`), and room that is not used costs nothing.
+_ROOM = 1 << 30
 # The kernel checks the age of requests at most this much later (blk_add_timer rounds to whole seconds).
 _TIMER = 2.0
 
@@ -249,7 +252,7 @@ class Links:
     def hand_over(self, link: Link, waiting: Deadline) -> bool:
         """Gives the driver the connection in place of a dead one; returns whether it took it before the deadline."""
         resent_after = self._timeout if self._wanted > 1 else 0
-        link.get_ready(self._kernel.most_in_flight(self._kernel.max_sectors_kb), resent_after)
+        link.get_ready(_ROOM, resent_after)
         before = self._kernel.completed  # read now: waiting requests are done while we check that the driver took it
         if not self.alive:
             self._moved = time.monotonic()  # without a connection, no request was stuck in one

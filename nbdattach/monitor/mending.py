@@ -15,6 +15,7 @@ import contextlib
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from nbdattach.attached import state
@@ -23,7 +24,7 @@ from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
 from nbdattach.host.log import Log
-from nbdattach.kernel import settings
+from nbdattach.kernel import settings, unhurried
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
 from nbdattach.monitor.links import NOTICED, Gone
@@ -300,7 +301,9 @@ class Mending:
     def _tell_differences(self) -> None:
         """Logs queue settings that another program changed. To restore them, the kernel would wait for all requests."""
         record = self._recorded.record
-        for line in settings.differences(self._device, record.flags, record.max_sectors_kb, record.block_size):
+        found = partial(settings.differences, self._device, record.flags, record.max_sectors_kb, record.block_size)
+        none: list[str] = []
+        for line in unhurried.known(f"{self._device.name} settings", found, otherwise=none):
             if line not in self._told:
                 self._told.add(line)
                 self._log(line)

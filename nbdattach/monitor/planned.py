@@ -12,6 +12,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, Refused, TlsFailed
 from nbdattach.host.log import Log
+from nbdattach.kernel import unhurried
 from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor.access import Access
@@ -77,7 +78,7 @@ class Orders:
     def resize(self) -> str:
         """Asks the server for the size of the export and applies it. Raises `NbdattachError`, OSError."""
         self._require_replaceable()
-        if not self._kernel.counts_requests:
+        if not unhurried.known(f"{self._device.name} counts", lambda: self._kernel.counts_requests, otherwise=False):
             raise _uncounted(self._device)
         record = self._recorded.record
         probe = self._connecting.dial(None, any_size=True)

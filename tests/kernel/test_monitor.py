@@ -66,6 +66,25 @@ def test_connect_starts_it_and_a_second_one_refuses() -> None:
         eventually(lambda: monitors() == [pid])
 
 
+def test_a_setting_of_the_queue_that_waits_for_the_server_does_not_stop_the_monitor() -> None:
+    """The kernel lets nobody read a setting meanwhile (6.12); what it waits for comes by the monitor only."""
+    setting = Path("/sys/block/nbd0/queue/nr_requests")
+    with nbdkit("memory", "16M") as server, ExitStack() as successor, attached(server.uri, "nbd0"):
+        before = setting.read_text().strip()
+        server.pause()
+        read = subprocess.Popen(["dd", "if=/dev/nbd0", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"])
+        eventually(lambda: FIRST.pending)
+        changed = subprocess.Popen(["sh", "-c", f"echo {int(before) // 2} >{setting}"])
+        looks = time.monotonic() + 3  # one a second
+        while time.monotonic() < looks:
+            monitor_pid()
+            time.sleep(0.1)
+        server.kill()
+        successor.enter_context(nbdkit("memory", "16M", port=server.tcp[1]))
+        assert (read.wait(60), changed.wait(60)) == (0, 0)
+        setting.write_text(before)
+
+
 @pytest.mark.parametrize("order", ["resize", "reconnect"])
 def test_a_server_whose_only_place_is_ours_is_said_to_be_full_perhaps(tmp_path: Path, order: str) -> None:
     image = sparse_file(tmp_path / "image", MIB)

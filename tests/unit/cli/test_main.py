@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import math
+import signal
 import socket
 import subprocess
 import sys
@@ -548,6 +549,31 @@ def test_several_servers_are_checked_at_the_same_time_and_told_in_the_order_give
     assert code == 3
     assert [line.partition(": ")[0] for line in out.splitlines()] == [first.uri, third.uri]
     assert err.startswith(f"nbdattach: {second.uri}: the server closed the connection")
+
+
+def test_ctrl_c_ends_a_check_of_silent_servers_at_once() -> None:
+    """Python waits for its threads, and those for the servers, at the end of a process."""
+    asked = threading.Barrier(3)
+
+    def silent_for_long(sock: socket.socket) -> None:
+        asked.wait(30)
+        sock.recv(1)
+
+    with listening(silent_for_long) as first, listening(silent_for_long) as second:
+        program = [sys.executable, "-m", "nbdattach", "check", first.uri, second.uri]
+        checking = subprocess.Popen(program, stderr=subprocess.PIPE, preexec_fn=heed_interrupts)
+        asked.wait(30)
+        checking.send_signal(signal.SIGINT)
+        try:
+            checking.communicate(timeout=10)  # the servers have 30 s to answer
+        finally:
+            checking.kill()
+    assert checking.returncode == -signal.SIGINT
+
+
+def heed_interrupts() -> None:
+    """The process that runs the tests may ignore them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_json_of_several_servers_is_one_document(capsys: Capture) -> None:

@@ -111,6 +111,7 @@ def test_files_of_a_process_whose_first_thread_has_ended_are_seen(tmp_path: Path
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert os.listdir(f"/proc/{process.pid}/fd") == []
+        assert not procfs._has_no_program(str(process.pid))  # it would pass for a thread of the kernel
         files = procfs._Files(process.pid)
         names = {files.name(fd): fd for fd in files.descriptors()}
         assert str(tmp_path / "file") in names
@@ -121,18 +122,20 @@ def test_files_of_a_process_whose_first_thread_has_ended_are_seen(tmp_path: Path
         process.wait()
 
 
-@pytest.mark.parametrize(("flags", "looked_at"), [(0x00208040, {2, 4, 40}), (0x00400040, {2, 3, 4, 40})])
+@pytest.mark.parametrize(("flags", "looked_at"), [(0x00208040, {2, 4, 5, 40}), (0x00400040, {2, 3, 4, 5, 40})])
 def test_threads_of_the_kernel_are_not_looked_at(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: int, looked_at: set[int]
 ) -> None:
     """In a container, process 2 is another one, and its children may have the device open.
 
-    Process 4 is a program that the kernel has started, such as a handler of core dumps.
+    Processes 4 and 5 are programs that the kernel has started, such as handlers of core dumps. The first thread of 5
+    has ended, so it shows no program.
     """
-    for pid in (2, 3, 4, 40):
+    for pid in (2, 3, 4, 5, 40):
         (tmp_path / f"{pid}/task/{pid}").mkdir(parents=True)
     (tmp_path / "2/stat").write_text(f"2 (kthreadd) S 0 0 0 0 -1 {flags} 0 0\n")
-    (tmp_path / "2/task/2/children").write_text("3 4 ")
+    (tmp_path / "2/task/2/children").write_text("3 4 5 ")
+    (tmp_path / "5/task/6").mkdir()
     (tmp_path / "4/exe").symlink_to("/usr/bin/core-handler")
     monkeypatch.setattr(procfs, "PROC", str(tmp_path))
     assert set(procfs._pids()) == looked_at

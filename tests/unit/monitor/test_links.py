@@ -17,10 +17,11 @@ import pytest
 from late_driver import LateDriver
 
 from nbdattach import deadline
+from nbdattach.attached import memory
 from nbdattach.attached.state import Record
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.device import Device
-from nbdattach.kernel import netlink, sysfs
+from nbdattach.kernel import netlink, sysfs, unhurried
 from nbdattach.monitor import links
 from nbdattach.monitor.links import Links
 
@@ -233,3 +234,26 @@ def test_a_buried_connection_stays_open_until_the_driver_has_surely_noticed_its_
             made.close_buried()
             assert (ours.fileno() >= 0) == is_open
     assert not made._buried
+
+
+def test_a_hand_over_reads_no_file_of_the_queue(sys: Sys) -> None:
+    """Another program may be writing to one of them: the kernel then waits for all requests, and they for us."""
+    queue = sys._folder / "queue"
+    queue.mkdir()
+    for name in ("max_sectors_kb", "nr_requests", "iostats"):
+        os.mkfifo(queue / name)  # its open(2) would wait
+    with handed_over(LateDriver()) as (_, _, taken):
+        assert taken
+
+
+def test_neither_a_moment_waits_for_a_file_of_the_queue(sys: Sys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monitor's main thread asks for one each second."""
+    queue = sys._folder / "queue"
+    queue.mkdir()
+    os.mkfifo(queue / "iostats")
+    monkeypatch.setattr(unhurried, "_known", {})
+    try:
+        assert memory.moment_of(Device(0)).written == 0
+    finally:
+        with open(queue / "iostats", "w"):
+            pass
