@@ -111,6 +111,7 @@ def info(
     **tls: Any,
 ) -> None:
     """Show one export: size, flags, block sizes."""
+    from nbdattach.backends import limits
     from nbdattach.cli import render
     from nbdattach.cli.reach import reached
     from nbdattach.connection import client
@@ -118,7 +119,7 @@ def info(
     with reached(target, export, trust_of(tls), format) as there:
         found = client.inspect(there.target, connect_timeout, trace())
     show = render.info_json if as_json else render.info_lines
-    click.echo(show(there.name, found, there.image))
+    click.echo(show(there.name, found, limits.refusal(there.name, found.export), there.image))
 
 
 @command()

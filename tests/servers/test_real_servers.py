@@ -17,6 +17,7 @@ import certificates
 import pytest
 from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
 
+from nbdattach.backends.limits import attachable, refusal
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.connection import client
 from nbdattach.errors import (
@@ -50,7 +51,7 @@ def listed(uri: str) -> list[tuple[str, str, int | None]]:
 
 
 def passes(uri: str) -> None:
-    checked = client.check(parse_target(uri), SOON)
+    checked = client.check(parse_target(uri), attachable, SOON)
     assert checked.error is None, checked.error
 
 
@@ -214,16 +215,43 @@ def test_nbd_server_that_tells_no_size_is_not_said_to_have_empty_exports(start: 
         assert inspect(server.export("disk")).size == SIZE
 
 
-@pytest.mark.parametrize("size", [0, 1, 511, (1 << 62), (1 << 62) - 512, (1 << 63) - 1])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, (1 << 62), (1 << 62) - 512, (1 << 63) - 1])
 def test_size_is_exact(size: int) -> None:
     plugin = ("eval", f"get_size=echo {size}", "pread=dd if=/dev/zero bs=$3 count=1")
     with nbdkit(*plugin) as server:
         assert inspect(server.uri).size == size
-        passes(server.uri)
+
+
+def not_attachable(uri: str) -> tuple[str, int]:
+    """The cause and exit code of `check`, which are those of `info`."""
+    checked, refused = client.check(parse_target(uri), attachable, SOON), refusal(uri, inspect(uri))
+    assert checked.error is not None
+    assert checked.read_ms is None
+    assert refused is not None
+    assert (refused.cause, refused.exit_code) == (checked.error.cause, checked.error.exit_code)
+    return refused.cause, refused.exit_code
+
+
+@pytest.mark.row(12)
+@pytest.mark.parametrize("size", [0, 511])
+@pytest.mark.parametrize("kind", ["nbdkit", "nbd-server"])
+def test_export_of_less_than_a_block_is_not_ok(kind: str, size: int, start: Start, image: str) -> None:
+    Path(image).write_bytes(bytes(size))
+    with start(kind) as server:
+        cause = f"the export has {size} bytes, less than one block of 512"
+        assert not_attachable(server.export(NAMES[kind])) == (cause, 4)
+
+
+@pytest.mark.row(12)
+def test_empty_image_of_qemu_nbd_is_not_ok(image: str) -> None:
+    """qemu-nbd 7.2 announces other sizes than 0 in whole sectors."""
+    Path(image).write_bytes(b"")
+    with qemu_nbd(image) as server:
+        assert not_attachable(server.uri) == ("the export has 0 bytes, less than one block of 512", 4)
 
 
 @pytest.mark.row(5)
-@pytest.mark.parametrize(("minimum", "maximum"), [(4096, 65536), (65536, 65536), (1, 65536)])
+@pytest.mark.parametrize(("minimum", "maximum"), [(4096, 65536), (512, 65536), (1, 65536)])
 def test_block_sizes_are_told_and_honoured(minimum: int, maximum: int) -> None:
     sizes = (f"blocksize-minimum={minimum}", "blocksize-preferred=65536", f"blocksize-maximum={maximum}")
     policy = ("--filter=blocksize-policy", "memory", "1M", *sizes, "blocksize-error-policy=error")
@@ -233,9 +261,17 @@ def test_block_sizes_are_told_and_honoured(minimum: int, maximum: int) -> None:
 
 
 @pytest.mark.row(12)
+def test_minimum_block_that_the_kernel_does_not_take_is_not_ok() -> None:
+    sizes = ("blocksize-minimum=65536", "blocksize-preferred=65536", "blocksize-maximum=65536")
+    with nbdkit("--filter=blocksize-policy", "memory", "1M", *sizes, "blocksize-error-policy=error") as server:
+        cause = "the server's minimum block size is 65536, but the kernel accepts at most 4096"
+        assert not_attachable(server.uri) == (cause, 6)
+
+
+@pytest.mark.row(12)
 def test_read_error_of_the_server_is_told() -> None:
     with nbdkit("--filter=error", "memory", "1M", "error-pread=ENOSPC", "error-pread-rate=1") as server:
-        error = client.check(parse_target(server.uri), SOON).error
+        error = client.check(parse_target(server.uri), attachable, SOON).error
     assert type(error) is Refused
     assert str(error) == f"{server.uri}: reading 4096 bytes at 0 failed: no space left on device (28)"
 
@@ -331,7 +367,7 @@ def test_connection_over_tls_is_closed_after_use(secure: Server) -> None:
         warnings.simplefilter("always", ResourceWarning)
         client.inspect(target, SOON)
         client.list_exports(target, SOON)
-        assert client.check(target, SOON).error is None
+        assert client.check(target, attachable, SOON).error is None
         gc.collect()
     assert [str(one.message) for one in caught] == []
 
@@ -343,7 +379,7 @@ def test_killed_server_is_no_connection(image: str) -> None:
     with qemu_nbd(image) as server:
         passes(server.uri)
         server.kill()
-        error = client.check(parse_target(server.uri), SOON).error
+        error = client.check(parse_target(server.uri), attachable, SOON).error
     assert isinstance(error, NoConnection)
     assert error.cause == "cannot connect: Connection refused"
 
@@ -404,7 +440,7 @@ def test_qemu_nbd_that_serves_its_only_client_is_said_to_be_full_perhaps(image: 
     with qemu_nbd(image, "--shared=1") as server:
         target = parse_target(server.uri)
         with client.connect(target, SOON).stream:
-            error = client.check(target, 1.0).error
+            error = client.check(target, attachable, 1.0).error
         assert error is not None
         assert error.cause.endswith("(waiting for the server's greeting): the server may be full")
         assert "--shared=N" in error.hint

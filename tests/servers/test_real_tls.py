@@ -17,6 +17,7 @@ import pytest
 from certificates import PAST, Authority
 from servers import Server, nbd_server, nbdkit, qemu_nbd
 
+from nbdattach.backends.limits import attachable
 from nbdattach.cli import main
 from nbdattach.connection import certificate, client, tls
 from nbdattach.errors import NbdattachError
@@ -212,7 +213,7 @@ def test_ipv6_address_is_verified(pki: Path) -> None:
         pytest.skip("no IPv6 here")
     with nbdkit("--tls=require", f"--tls-certificates={pki}/good", "memory", "1M", address="::1") as server:
         target = with_tls(parse_target(f"[::1]:{server.place[1]}"), ca=ca(pki))
-        assert client.check(target, SOON).error is None
+        assert client.check(target, attachable, SOON).error is None
 
 
 # -- pre-shared keys ---------------------------------------------------------------------------------------------------

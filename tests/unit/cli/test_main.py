@@ -493,8 +493,9 @@ def test_info_json_is_one_document(capsys: Capture) -> None:
         code, out, err = ran(capsys, "info", "--json", target.uri)
     assert (code, err) == (0, "")
     found = json.loads(out)
-    assert list(found) == ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls"]
-    assert (found["target"], found["size"]) == (target.uri, wire.SIZE)
+    keys = ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls", "cannot_be_attached"]
+    assert list(found) == keys
+    assert (found["target"], found["size"], found["cannot_be_attached"]) == (target.uri, wire.SIZE, None)
 
 
 def test_list_tells_the_exports(capsys: Capture) -> None:
@@ -510,6 +511,17 @@ def test_list_json_is_one_document(capsys: Capture) -> None:
     assert (code, err) == (0, "")
     exports = [{"name": "root", "description": "of all", "size": wire.SIZE}]
     assert json.loads(out) == {"target": target.uri, "exports": exports}
+
+
+def test_check_json_of_an_empty_export_has_no_time_of_a_read(capsys: Capture) -> None:
+    said = wire.greeting() + wire.sized(wire.GO, 0) + wire.ack(wire.GO)
+    with listening(says_and_hears(said, [])) as target:
+        code, out, err = ran(capsys, "check", "--json", target.uri)
+    error = f"{target.uri}: the export has 0 bytes, less than one block of 512"
+    assert (code, err) == (4, f"nbdattach: {error}\n(is the image behind it empty?)\n")
+    found = json.loads(out)
+    assert found.pop("handshake_ms") > 0
+    assert found == {"target": target.uri, "ok": False, "read_ms": None, "error": error}
 
 
 def test_check_says_how_long_it_took(capsys: Capture) -> None:

@@ -28,6 +28,7 @@ from peer import (
     soon,
 )
 
+from nbdattach.backends.limits import attachable
 from nbdattach.connection import client, stream
 from nbdattach.connection.stream import Stream, dial
 from nbdattach.deadline import Deadline
@@ -458,12 +459,16 @@ LEFT = {
 }
 
 
+def checked(target: Target) -> object:
+    return client.check(target, attachable)
+
+
 @pytest.mark.parametrize("serve", LEFT.values(), ids=LEFT)
 def test_no_socket_is_left_open(serve: Serve) -> None:
     gc.collect()
     with listening(serve) as target, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        for ask in (entered, client.inspect, client.list_exports, client.check):
+        for ask in (entered, client.inspect, client.list_exports, checked):
             with contextlib.suppress(NbdattachError):
                 ask(target)
         gc.collect()
