@@ -78,7 +78,7 @@ MAX_MINIMUM_BLOCK = 65536
 
 _EXPORT_INFO = struct.Struct(">QH")  # size, transmission flags
 _BLOCK_SIZE_INFO = struct.Struct(">III")  # minimum, preferred, maximum payload
-# Refusals of NBD_OPT_GO after which we try other options.
+# Refusals of NBD_OPT_GO and NBD_OPT_INFO after which we try other options.
 _ASKED_OTHERWISE = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
 _ASKED = (NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE)
 
@@ -101,28 +101,23 @@ def enter(target: Target) -> Steps[Export]:
 
     Raises `Refused`, `UnknownExport`, `BrokenProtocol`, `TlsFailed`, `ConnectionLost`.
     """
-    server = yield from _open(target)
-    if server.oldstyle:
-        return server.oldstyle
-    if server.fixed:
-        try:
-            return (yield from politely(_ask(target, NBD_OPT_GO, target.export), _ASKED_OTHERWISE))
-        except OptionRefused as refused:
-            if refused.reply == NBD_REP_ERR_UNKNOWN:
-                raise (yield from _unknown(target, refused)) from refused
-            if refused.reply != NBD_REP_ERR_UNSUP:
-                raise
-        listed = yield from politely(_require_listed(target))
-        return (yield from _export_name(target, server, listed))
-    return (yield from _export_name(target, server))
+    return (yield from _entered(target, (yield from _open(target))))
 
 
 def inspect(target: Target) -> Steps[Export]:
     """The target's export as the server describes it; leaves the server politely. Raises as `enter`.
 
-    NBD_OPT_INFO is not used, because nbd-server answers it with a size of 0. To enter works with every server.
+    NBD_OPT_INFO costs a server nothing. To enter ends a qemu-nbd without --persistent, and takes one of nbd-server's
+    maxconnections. So we enter only if the server does not know the option, or answers with a size of 0, as nbd-server
+    does: it announces the size only to a client that enters.
     """
-    export = yield from enter(target)
+    server = yield from _open(target)
+    if server.fixed:
+        export = yield from _asked(target, NBD_OPT_INFO)
+        if export and export.size:
+            yield from abort()
+            return export
+    export = yield from _entered(target, server)
     yield from transmission.disconnect()
     return export
 
@@ -203,6 +198,31 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
 
 
 # -- choosing an export ------------------------------------------------------------------------------------------
+
+
+def _entered(target: Target, server: _Server) -> Steps[Export]:
+    """`enter`, after the greeting."""
+    if server.oldstyle:
+        return server.oldstyle
+    if not server.fixed:
+        return (yield from _export_name(target, server))
+    export = yield from _asked(target, NBD_OPT_GO)
+    if export:
+        return export
+    listed = yield from politely(_require_listed(target))
+    return (yield from _export_name(target, server, listed))
+
+
+def _asked(target: Target, option: int) -> Steps[Export | None]:
+    """The answer to NBD_OPT_GO or NBD_OPT_INFO, None if the server does not know the option. Leaves if it refuses."""
+    try:
+        return (yield from politely(_ask(target, option, target.export), _ASKED_OTHERWISE))
+    except OptionRefused as refused:
+        if refused.reply == NBD_REP_ERR_UNKNOWN:
+            raise (yield from _unknown(target, refused)) from refused
+        if refused.reply != NBD_REP_ERR_UNSUP:
+            raise
+    return None
 
 
 def _unknown(target: Target, refused: OptionRefused) -> Steps[Refused]:

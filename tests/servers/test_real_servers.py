@@ -15,7 +15,7 @@ from pathlib import Path
 
 import certificates
 import pytest
-from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
+from servers import Server, nbd_server, nbdkit, poll, qemu_nbd, qemu_nbd_of_its_own, storage_daemon
 
 from nbdattach.backends.limits import attachable, refusal
 from nbdattach.connect_options import ConnectOptions
@@ -107,13 +107,60 @@ def test_unknown_export_is_told_with_what_there_is(kind: str, start: Start) -> N
 
 
 def test_server_is_left_in_peace() -> None:
-    """Soft disconnects only: the list ends with NBD_OPT_ABORT, the two that go into the export with NBD_CMD_DISC."""
+    """Soft disconnects only: those that look end with NBD_OPT_ABORT, the check with NBD_CMD_DISC."""
     with nbdkit("--verbose", "memory", str(SIZE)) as server:
         inspect(server.uri)
         listed(server.uri)
         passes(server.uri)
-        poll(lambda: server.log.count("client sent NBD_CMD_DISC") == 2, "nbdkit to tell of two NBD_CMD_DISC")
-        assert server.log.count("replying to NBD_OPT_ABORT") == 1
+        poll(lambda: server.log.count("client sent NBD_CMD_DISC") == 1, "nbdkit to tell of one NBD_CMD_DISC")
+        assert server.log.count("replying to NBD_OPT_ABORT") == 2
+
+
+# -- to look costs nothing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row(15)
+def test_looking_does_not_end_a_qemu_nbd_that_serves_one_client(image: str) -> None:
+    with qemu_nbd_of_its_own(image) as server:
+        for _ in range(2):
+            assert inspect(server.uri).size == SIZE
+            assert listed(server.uri) == [("", "", SIZE)]
+            with pytest.raises(UnknownExport):
+                inspect(server.export("none"))
+        with client.connect(parse_target(server.uri), SOON).stream as stream:
+            assert stream.run(transmission.read("server", 0, 512, 1)) == bytes(512)
+        poll(lambda: server.has_ended, "qemu-nbd to end with its client")
+
+
+@pytest.mark.row(15)
+def test_looking_takes_no_place_of_qemu_storage_daemon(image: str, tmp_path: Path) -> None:
+    with storage_daemon(image, str(tmp_path / "nbd.sock"), clients=1) as server:
+        for _ in range(2):
+            assert inspect(server.export("disk")).size == SIZE
+            assert listed(server.uri) == [("disk", "", SIZE)]
+        passes(server.export("disk"))
+
+
+@pytest.mark.row(15)
+def test_listing_takes_no_place_of_nbd_server(image: str) -> None:
+    with nbd_server({"disk": image}, "maxconnections = 1") as server:
+        for _ in range(2):
+            assert [name for name, _, _ in listed(server.uri)] == ["disk"]
+        passes(server.export("disk"))
+
+
+@pytest.mark.row(15)
+def test_size_of_nbd_server_is_known_only_to_a_client_that_enters(image: str) -> None:
+    """So `info` has to enter, which takes one of its maxconnections; the manual says so."""
+    asked: list[str] = []
+    with nbd_server({"disk": image}) as server:
+        found = client.inspect(parse_target(server.export("disk")), SOON, asked.append).export
+    assert found.size == SIZE
+    assert [text.split(",")[0] for text in asked if text.startswith(("NBD_OPT", "NBD_CMD"))] == [
+        "NBD_OPT_INFO",
+        "NBD_OPT_GO",
+        "NBD_CMD_DISC",
+    ]
 
 
 # -- styles of the handshake -------------------------------------------------------------------------------------------
@@ -399,7 +446,7 @@ def test_server_killed_during_the_handshake_is_a_lost_connection() -> None:
         asked = threading.Event()
 
         def trace(text: str) -> None:
-            if text.startswith("NBD_OPT_GO"):
+            if text.startswith("NBD_OPT_INFO"):
                 asked.set()
 
         def kill_when_asked() -> None:

@@ -162,6 +162,6 @@ def test_connection_is_ready_for_the_kernel() -> None:
 
 
 def test_unknown_export_over_a_socket() -> None:
-    said = wire.greeting() + wire.reply(wire.GO, wire.UNKNOWN) + wire.listed(b"root") + wire.ack(wire.LIST)
+    said = wire.greeting() + wire.reply(wire.INFO, wire.UNKNOWN) + wire.listed(b"root") + wire.ack(wire.LIST)
     with listening(says_and_hears(said, [])) as target, pytest.raises(UnknownExport, match="no export named 'x'"):
         client.inspect(Target(target.host, target.port, export="x"), PATIENCE)

@@ -20,6 +20,8 @@ NAMED = Target(host="db1", export="disk")
 HELLO = wire.greeting()
 SIZED, ACK = wire.sized(wire.GO), wire.ack(wire.GO)
 NO_GO = wire.reply(wire.GO, wire.UNSUP)
+NO_INFO = wire.reply(wire.INFO, wire.UNSUP)
+NOTHING = wire.sized(wire.INFO, 0) + wire.ack(wire.INFO)
 LISTED = wire.listed(b"root") + wire.listed(b"swap") + wire.ack(wire.LIST)
 
 
@@ -112,10 +114,25 @@ def test_size_is_kept_to_the_byte(size: int) -> None:
 
 
 @pytest.mark.row(5)
-def test_inspect_goes_in_and_leaves_by_the_transmission_phase() -> None:
-    """Not by NBD_OPT_INFO, which nbd-server answers with a size of 0; and without NBD_OPT_ABORT."""
-    export, sent = succeeds(handshake.inspect, NAMED, HELLO, *INFORMATION, ACK)
-    assert sent == [wire.client_flags(), wire.asks(wire.GO, b"disk"), wire.DISC]
+def test_inspect_asks_by_info_and_enters_nothing() -> None:
+    """To enter ends a qemu-nbd without --persistent, and takes one of nbd-server's maxconnections."""
+    said = (
+        wire.sized(wire.INFO),
+        wire.blocks(wire.INFO, 512, 4096, 1 << 25),
+        wire.info(wire.INFO, 2, b"spare"),
+        wire.ack(wire.INFO),
+    )
+    export, sent = succeeds(handshake.inspect, NAMED, HELLO, *said)
+    assert sent == [wire.client_flags(), wire.asks(wire.INFO, b"disk"), wire.option(wire.ABORT)]
+    assert export == Export("disk", wire.SIZE, wire.FLAGS, "newstyle-fixed", "spare", BlockSize(512, 4096, 1 << 25))
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize("answer", [NO_INFO, NOTHING])
+def test_inspect_enters_if_info_is_unknown_or_says_size_0(answer: bytes) -> None:
+    """nbd-server says 0 until a client enters. It leaves by the transmission phase, without NBD_OPT_ABORT."""
+    export, sent = succeeds(handshake.inspect, NAMED, HELLO, answer, *INFORMATION, ACK)
+    assert sent[1:] == [wire.asks(wire.INFO, b"disk"), wire.asks(wire.GO, b"disk"), wire.DISC]
     assert export == Export("disk", wire.SIZE, wire.FLAGS, "newstyle-fixed", "spare", BlockSize(512, 4096, 1 << 25))
 
 
@@ -130,22 +147,41 @@ def test_without_go_the_list_then_the_export_name() -> None:
 
 @pytest.mark.row(5)
 def test_inspect_tells_a_size_of_0_as_it_is() -> None:
-    export, _ = succeeds(handshake.inspect, NAMED, HELLO, wire.sized(wire.GO, 0), ACK)
+    export, _ = succeeds(handshake.inspect, NAMED, HELLO, NOTHING, wire.sized(wire.GO, 0), ACK)
     assert export.size == 0
+
+
+@pytest.mark.row(6)
+def test_export_that_info_does_not_know_is_unknown() -> None:
+    error, played = fails(handshake.inspect, NAMED, HELLO, wire.reply(wire.INFO, wire.UNKNOWN), LISTED)
+    assert type(error) is UnknownExport
+    assert error.hint == "it offers: root, swap; see nbdattach list nbd://db1"
+    assert played.sent[1:] == [wire.asks(wire.INFO, b"disk"), wire.option(wire.LIST), wire.option(wire.ABORT)]
 
 
 @pytest.mark.row(6)
 @pytest.mark.parametrize("kind", [wire.POLICY, wire.INVALID, wire.TLS_REQD, wire.SHUTDOWN, 0x8000FFFF])
 def test_refused_inspect_aborts_once_and_sends_no_request(kind: int) -> None:
-    _, played = fails(handshake.inspect, NAMED, HELLO, wire.reply(wire.GO, kind))
-    assert played.sent == [wire.client_flags(), wire.asks(wire.GO, b"disk"), wire.option(wire.ABORT)]
+    _, played = fails(handshake.inspect, NAMED, HELLO, wire.reply(wire.INFO, kind))
+    assert played.sent == [wire.client_flags(), wire.asks(wire.INFO, b"disk"), wire.option(wire.ABORT)]
+
+
+@pytest.mark.row(6)
+def test_inspect_that_may_not_enter_aborts_once_and_sends_no_request() -> None:
+    _, played = fails(handshake.inspect, NAMED, HELLO, NOTHING, wire.reply(wire.GO, wire.POLICY))
+    assert played.sent[1:] == [wire.asks(wire.INFO, b"disk"), wire.asks(wire.GO, b"disk"), wire.option(wire.ABORT)]
 
 
 @pytest.mark.row(5)
 def test_inspect_without_go_enters_by_name_and_leaves_the_transmission_phase() -> None:
-    said = HELLO, NO_GO, wire.listed(b"disk"), wire.ack(wire.LIST), wire.exported()
+    said = HELLO, NO_INFO, NO_GO, wire.listed(b"disk"), wire.ack(wire.LIST), wire.exported()
     _, sent = succeeds(handshake.inspect, NAMED, *said)
-    asked = [wire.asks(wire.GO, b"disk"), wire.option(wire.LIST), wire.option(wire.EXPORT_NAME, b"disk")]
+    asked = [
+        wire.asks(wire.INFO, b"disk"),
+        wire.asks(wire.GO, b"disk"),
+        wire.option(wire.LIST),
+        wire.option(wire.EXPORT_NAME, b"disk"),
+    ]
     assert sent == [wire.client_flags(), *asked, wire.DISC]
 
 
@@ -446,8 +482,12 @@ def test_each_step_can_be_seen() -> None:
 def conversations() -> list[tuple[Steps[object], bytes]]:
     return [
         (handshake.enter(NAMED), HELLO + b"".join(INFORMATION) + ACK),
-        (handshake.inspect(NAMED), HELLO + SIZED + ACK),
-        (handshake.inspect(NAMED), HELLO + NO_GO + wire.listed(b"disk") + wire.ack(wire.LIST) + wire.exported()),
+        (handshake.inspect(NAMED), HELLO + wire.sized(wire.INFO) + wire.ack(wire.INFO)),
+        (handshake.inspect(NAMED), HELLO + NOTHING + SIZED + ACK),
+        (
+            handshake.inspect(NAMED),
+            HELLO + NO_INFO + NO_GO + wire.listed(b"disk") + wire.ack(wire.LIST) + wire.exported(),
+        ),
         (handshake.catalogue(NAMED), HELLO + LISTED + wire.reply(wire.INFO, wire.UNSUP)),
         (handshake.enter(Target(host="db1", tls=True)), HELLO + wire.ack(wire.STARTTLS) + SIZED + ACK),
         (handshake.inspect(DEFAULT), wire.oldstyle()),
