@@ -76,6 +76,11 @@ MAX_LIST_BYTES = 8 << 20
 # A power of two and "MUST NOT be larger than 2^16" (Size constraints).
 MAX_MINIMUM_BLOCK = 65536
 
+# Hints for a server that does not open an export; an old one closes the connection instead of giving a reason.
+OF_NBDKIT = "see its log: nbdkit answers this if it cannot open the disk of the export"
+NO_REASON = "an old server gives no reason: a wrong name, an export in use, or a client that it denies; see its log"
+NAMED = "it may want a name that it does not list: -N NAME"
+
 _EXPORT_INFO = struct.Struct(">QH")  # size, transmission flags
 _BLOCK_SIZE_INFO = struct.Struct(">III")  # minimum, preferred, maximum payload
 # Refusals of NBD_OPT_GO and NBD_OPT_INFO after which we try other options.
@@ -209,8 +214,8 @@ def _entered(target: Target, server: _Server) -> Steps[Export]:
     export = yield from _asked(target, NBD_OPT_GO)
     if export:
         return export
-    listed = yield from politely(_require_listed(target))
-    return (yield from _export_name(target, server, listed))
+    offered = yield from politely(_require_listed(target))
+    return (yield from _export_name(target, server, offered))
 
 
 def _asked(target: Target, option: int) -> Steps[Export | None]:
@@ -233,27 +238,30 @@ def _unknown(target: Target, refused: OptionRefused) -> Steps[Refused]:
         offered = None
     yield from abort()
     if offered and target.export in offered:
-        return _listed_but_closed(target, refused.words)
+        return _listed_but_closed(target, offered, OF_NBDKIT, refused.words)
     return UnknownExport(target.uri, target.export, offered, target.server, refused.words)
 
 
-def _listed_but_closed(target: Target, words: str = "") -> Refused:
-    """nbdkit sends NBD_REP_ERR_UNKNOWN if its plugin cannot open the export, for any reason."""
+def _listed_but_closed(target: Target, offered: list[str], hint: str, words: str = "") -> Refused:
+    """The error for an export that is one of `offered`. A default export may be listed and be none."""
+    what = "the export" if target.export else "a default export"
     said = f"; it says: {quoted(words)}" if words else ""
-    return Refused(target.uri, f"the server lists the export, but refuses to open it{said}", DENIED)
+    if not target.export:
+        hint = f"{UnknownExport.names_shown(offered) or NAMED}; {hint}"
+    return Refused(target.uri, f"the server lists {what}, but refuses to open it{said}", hint)
 
 
-def _require_listed(target: Target) -> Steps[bool]:
+def _require_listed(target: Target) -> Steps[list[str] | None]:
     """Looks in the list first: after NBD_OPT_EXPORT_NAME, an unknown name looks like a lost connection.
 
-    False if the name is not in the list, or if there is no list. Raises `UnknownExport`.
+    The names of the server's exports, None if it refuses to list them. Raises `UnknownExport`.
 
     The default export need not be in the list ("reserved for a default export"); a named one must.
     """
     offered = yield from _offered(target)
     if target.export and offered is not None and target.export not in offered:
         raise UnknownExport(target.uri, target.export, offered, target.server)
-    return offered is not None and target.export in offered
+    return offered
 
 
 def _offered(target: Target) -> Steps[list[str] | None]:
@@ -264,15 +272,21 @@ def _offered(target: Target) -> Steps[list[str] | None]:
         return None
 
 
-def _export_name(target: Target, server: _Server, listed: bool = False) -> Steps[Export]:
-    """NBD_OPT_EXPORT_NAME: the server answers with the export, or closes the connection."""
+def _export_name(target: Target, server: _Server, offered: list[str] | None = None) -> Steps[Export]:
+    """NBD_OPT_EXPORT_NAME: the server answers with the export, or closes the connection and gives no reason.
+
+    `offered` are the names of its exports, None if they are not known.
+    """
     yield from send_option(NBD_OPT_EXPORT_NAME, to_wire(target.export))
     try:
         size, flags = _EXPORT_INFO.unpack((yield Receive(_EXPORT_INFO.size)))
     except ConnectionLost as lost:
-        if listed:
-            raise _listed_but_closed(target) from lost
-        raise UnknownExport(target.uri, target.export, None, target.server) from lost
+        if offered is None:
+            what = f"the export {quoted(target.export)}" if target.export else "its default export"
+            raise Refused(target.uri, f"the server closed the connection when asked for {what}", NO_REASON) from lost
+        if target.export in offered:
+            raise _listed_but_closed(target, offered, DENIED) from lost
+        raise UnknownExport(target.uri, target.export, offered, target.server) from lost
     if not server.no_zeroes:
         yield Receive(RESERVED)
     return Export(target.export, size, flags, server.protocol)

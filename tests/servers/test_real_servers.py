@@ -103,7 +103,34 @@ def test_unknown_export_is_told_with_what_there_is(kind: str, start: Start) -> N
     assert str(caught.value).startswith(
         f"{parse_target(server.export('none')).uri}: the server has no export named 'none'"
     )
-    assert caught.value.hint.startswith(f"it offers: {NAMES[kind] or chr(39) * 2}; see nbdattach list ")
+    there = parse_target(server.uri).uri
+    name = NAMES[kind]
+    only = f"it lists only a default export, which has no name: use {there}"
+    assert caught.value.hint == (f"it offers: {name}; see nbdattach list {there}" if name else only)
+
+
+@pytest.mark.row(6)
+def test_default_export_that_nbdkit_lists_and_does_not_open_is_told_so() -> None:
+    """The filter lists what the plugin has, and is told to open only another name."""
+    strict = ("--filter=exportname", "memory", "1M", "exportname=disk", "exportname-strict=true")
+    with nbdkit(*strict) as server:
+        assert listed(server.uri) == [("", "", None)]
+        with pytest.raises(Refused, match="the server lists a default export, but refuses to open it") as caught:
+            inspect(server.uri)
+        assert caught.value.hint.startswith("it may want a name that it does not list: -N NAME; see its log")
+        assert inspect(server.export("disk")).size == SIZE
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize("name", ["", "none"])
+def test_server_without_a_list_that_closes_the_connection_is_not_quoted(name: str) -> None:
+    """Plain new style has neither NBD_OPT_GO nor NBD_OPT_LIST."""
+    strict = ("--filter=exportname", "memory", "1M", "exportname=disk", "exportname-strict=true")
+    with nbdkit("--mask-handshake=0", *strict) as server:
+        what = "the export 'none'" if name else "its default export"
+        with pytest.raises(Refused, match=f"the server closed the connection when asked for {what}"):
+            inspect(server.export(name))
+        assert inspect(server.export("disk")).size == SIZE
 
 
 def test_server_is_left_in_peace() -> None:

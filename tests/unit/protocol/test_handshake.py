@@ -209,23 +209,61 @@ def test_server_that_cannot_list_is_taken_at_its_word(kind: int) -> None:
 
 @pytest.mark.row(5)
 @pytest.mark.parametrize("heard", range(10))
-def test_connection_closed_in_answer_to_export_name_is_an_unknown_export(heard: int) -> None:
-    error, _ = fails(handshake.enter, NAMED, wire.greeting(0), wire.exported()[:heard])
-    assert type(error) is UnknownExport
-    assert str(error) == "nbd://db1/disk: the server has no export named 'disk'"
-    assert error.hint == "it does not list its exports; see nbdattach list nbd://db1"
+@pytest.mark.parametrize(("target", "what"), [(NAMED, "the export 'disk'"), (DEFAULT, "its default export")])
+@pytest.mark.parametrize("before", [wire.greeting(0), HELLO + NO_GO + wire.reply(wire.LIST, wire.POLICY)])
+def test_connection_closed_in_answer_to_export_name_is_told_as_that(
+    heard: int, target: Target, what: str, before: bytes
+) -> None:
+    """The server may have the export, in use or for other clients; and it was not asked for a list, or refused it."""
+    error, _ = fails(handshake.enter, target, before, wire.exported()[:heard])
+    assert type(error) is Refused
+    assert str(error) == f"{target.uri}: the server closed the connection when asked for {what}"
+    assert error.hint == (
+        "an old server gives no reason: a wrong name, an export in use, or a client that it denies; see its log"
+    )
 
 
 @pytest.mark.row(5)
-def test_a_listed_export_that_the_server_does_not_open_is_not_called_unknown() -> None:
+@pytest.mark.parametrize(
+    ("listing", "hint"),
+    [
+        (LISTED, "it offers: root, swap; see nbdattach list nbd://db1"),
+        (wire.ack(wire.LIST), "it lists no exports: see its configuration for their names"),
+    ],
+)
+def test_closed_default_export_of_a_server_that_has_listed_others_is_told_with_them(listing: bytes, hint: str) -> None:
+    error, _ = fails(handshake.enter, DEFAULT, HELLO, NO_GO, listing)
+    assert type(error) is UnknownExport
+    assert str(error) == "nbd://db1: the server has no default export"
+    assert error.hint == hint
+
+
+NO_BACKEND = wire.reply(wire.GO, wire.UNKNOWN, b"no backend")
+OF_NBDKIT = "see its log: nbdkit answers this if it cannot open the disk of the export"
+UNLISTED = "it may want a name that it does not list: -N NAME"
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize(("answer", "words"), [(NO_GO, ""), (NO_BACKEND, "; it says: 'no backend'")])
+def test_a_listed_export_that_the_server_does_not_open_is_not_called_unknown(answer: bytes, words: str) -> None:
     """By NBD_OPT_GO an answer of nbdkit; by NBD_OPT_EXPORT_NAME the server only closes the connection."""
-    listing = wire.listed(b"disk") + wire.ack(wire.LIST)
-    refused = wire.reply(wire.GO, wire.UNKNOWN, b"no backend")
-    for said, words in ((HELLO + NO_GO + listing, ""), (HELLO + refused + listing, "; it says: 'no backend'")):
-        error, _ = fails(handshake.enter, NAMED, said)
-        assert type(error) is Refused
-        assert str(error) == f"nbd://db1/disk: the server lists the export, but refuses to open it{words}"
-        assert error.hint == DENIED
+    error, _ = fails(handshake.enter, NAMED, HELLO, answer, wire.listed(b"disk"), wire.ack(wire.LIST))
+    assert type(error) is Refused
+    assert str(error) == f"nbd://db1/disk: the server lists the export, but refuses to open it{words}"
+    assert error.hint == (OF_NBDKIT if words else DENIED)
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize(("answer", "words"), [(NO_GO, ""), (NO_BACKEND, "; it says: 'no backend'")])
+@pytest.mark.parametrize(("more", "first"), [(b"", UNLISTED), (wire.listed(b"root"), "it offers: root")])
+def test_a_listed_default_export_that_the_server_does_not_open_is_told_without_quotes(
+    answer: bytes, words: str, more: bytes, first: str
+) -> None:
+    """nbdkit's filter exportname lists '' by itself, and may be told to open other names only."""
+    error, _ = fails(handshake.enter, DEFAULT, HELLO, answer, wire.listed(b""), more, wire.ack(wire.LIST))
+    assert type(error) is Refused
+    assert str(error) == f"nbd://db1: the server lists a default export, but refuses to open it{words}"
+    assert error.hint == f"{first}; {OF_NBDKIT if words else DENIED}"
 
 
 @pytest.mark.row(5)
@@ -415,7 +453,7 @@ def test_unknown_export_tells_what_there_is(words: bytes, said: str) -> None:
 def test_unknown_export_stays_unknown_whatever_the_list_answers(after: bytes) -> None:
     error, _ = fails(handshake.enter, NAMED, HELLO, wire.reply(wire.GO, wire.UNKNOWN), after)
     assert str(error) == "nbd://db1/disk: the server has no export named 'disk'"
-    assert error.hint == "it does not list its exports; see nbdattach list nbd://db1"
+    assert error.hint == "it does not list its exports: see its configuration for their names"
 
 
 @pytest.mark.row(6)
