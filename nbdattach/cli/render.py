@@ -120,8 +120,14 @@ def _tls_object(found: Inspected) -> dict[str, object] | None:
     }
 
 
-def info_lines(target: str, found: Inspected, refusal: NbdattachError | None = None, image: Image | None = None) -> str:
-    """`refusal`: why the export cannot be attached."""
+def info_lines(
+    target: str,
+    found: Inspected,
+    refusal: NbdattachError | None = None,
+    image: Image | None = None,
+    lack_of_flush: str = "",
+) -> str:
+    """`refusal`: why the export cannot be attached. `lack_of_flush`: a note if writes to it are not flushed."""
     export, sizes = found.export, found.export.block_size
     lines = [
         ("target", target),
@@ -145,6 +151,8 @@ def info_lines(target: str, found: Inspected, refusal: NbdattachError | None = N
     if image:
         lines.append(("format", image.format))
         lines += [("backing", plain(one)) for one in image.backing]
+    if lack_of_flush:
+        lines.append(("note", lack_of_flush))
     if refusal:
         lines.append(("cannot be attached", refusal.cause))
     return "\n".join(f"{key + ':':<12} {value}" for key, value in lines)

@@ -19,7 +19,7 @@ from nbdattach.errors import (
     UnknownExport,
 )
 from nbdattach.immutable import immutable
-from nbdattach.protocol import transmission
+from nbdattach.protocol import tls_notice, transmission
 from nbdattach.protocol.constants import (
     IHAVEOPT,
     MAX_STRING,
@@ -104,6 +104,8 @@ class _Server:
 def enter(target: Target) -> Steps[Export]:
     """Enters the transmission phase of the target's export: after the last step the socket carries requests.
 
+    A notice in place of the export is refused (`tls_notice`).
+
     Raises `Refused`, `UnknownExport`, `BrokenProtocol`, `TlsFailed`, `ConnectionLost`.
     """
     return (yield from _entered(target, (yield from _open(target))))
@@ -114,12 +116,12 @@ def inspect(target: Target) -> Steps[Export]:
 
     NBD_OPT_INFO costs a server nothing. To enter ends a qemu-nbd without --persistent, and takes one of nbd-server's
     maxconnections. So we enter only if the server does not know the option, or answers with a size of 0, as nbd-server
-    does: it announces the size only to a client that enters.
+    does: it announces the size only to a client that enters. And if the export must be read (`tls_notice`).
     """
     server = yield from _open(target)
     if server.fixed:
         export = yield from _asked(target, NBD_OPT_INFO)
-        if export and export.size:
+        if export and export.size and not tls_notice.may_be_one(target, export):
             yield from abort()
             return export
     export = yield from _entered(target, server)
@@ -207,6 +209,13 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
 
 def _entered(target: Target, server: _Server) -> Steps[Export]:
     """`enter`, after the greeting."""
+    export = yield from _chosen(target, server)
+    yield from tls_notice.refuse(target, export)
+    return export
+
+
+def _chosen(target: Target, server: _Server) -> Steps[Export]:
+    """Enters the export by the best way that the server knows."""
     if server.oldstyle:
         return server.oldstyle
     if not server.fixed:

@@ -17,6 +17,7 @@ import certificates
 import pytest
 from servers import Server, nbd_server, nbdkit, poll, qemu_nbd, qemu_nbd_of_its_own, storage_daemon
 
+from nbdattach.backends.durability import lack_of_flush
 from nbdattach.backends.limits import attachable, refusal
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.connection import client
@@ -281,6 +282,12 @@ def test_nbd_server_with_hundreds_of_exports(image: str, tmp_path: Path) -> None
         passes(server.export("export-299"))
 
 
+@pytest.mark.parametrize(("extra", "lacks"), [("", True), ("flush = true", False), ("readonly = true", False)])
+def test_nbd_server_offers_flush_only_if_told_to(image: str, extra: str, lacks: bool) -> None:
+    with nbd_server({"disk": image}, extra) as server:
+        assert bool(lack_of_flush(inspect(server.export("disk")))) == lacks
+
+
 @pytest.mark.row(7)
 def test_nbd_server_that_tells_no_size_is_not_said_to_have_empty_exports(start: Start) -> None:
     """It answers NBD_OPT_INFO with size 0: it opens the export for NBD_OPT_GO only."""
@@ -372,6 +379,39 @@ def test_server_that_requires_tls_says_so(secure: Server) -> None:
         inspect(secure.export("disk"))
     assert str(caught.value).startswith(f"{secure.export('disk')}: the server requires TLS")
     assert caught.value.hint == f"use --tls, or {secure.export('disk', 'nbds')}"
+
+
+@pytest.fixture
+def fallback(authority: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """nbdkit that shows its disk over TLS only, and a notice without TLS."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca-cert.pem"))
+    args = ("--filter=tls-fallback", "--tls=on", f"--tls-certificates={authority}", "memory", str(SIZE))
+    with nbdkit(*args) as server:
+        yield server
+
+
+@pytest.mark.row(16)
+def test_notice_of_nbdkit_is_no_disk(fallback: Server) -> None:
+    target = parse_target(fallback.export("disk"))
+    error = client.check(target, attachable, SOON).error
+    for ask in (client.inspect, client.connect):
+        with pytest.raises(TlsFailed) as caught:
+            ask(target, SOON)
+        assert (str(caught.value), caught.value.hint) == (
+            str(error),
+            f"use --tls, or {fallback.export('disk', 'nbds')}",
+        )
+    cause = "the server requires TLS: without it, it shows a notice of 512 bytes in place of the export"
+    assert str(error) == f"{target.uri}: {cause}"
+    assert inspect(fallback.export("disk", "nbds")).size == SIZE
+    passes(fallback.export("disk", "nbds"))
+
+
+@pytest.mark.row(16)
+def test_small_read_only_disk_of_nbdkit_is_a_disk() -> None:
+    with nbdkit("--readonly", "--filter=truncate", "pattern", "1M", "truncate=512") as server:
+        assert inspect(server.uri).size == 512
+        passes(server.uri)
 
 
 @pytest.mark.row(8)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdattach.attached.status import Status
+from nbdattach.backends.durability import lack_of_flush
 from nbdattach.backends.limits import refusal
 from nbdattach.cli import render
 from nbdattach.cli.render import size_text
@@ -389,6 +390,15 @@ def test_info_lines_when_little_is_known() -> None:
         "tls:         no",
         "cannot be attached: the export has 0 bytes, less than one block of 512",
     ]
+
+
+def test_info_lines_tell_of_a_lack_of_flush() -> None:
+    export = Export("disk", 1 << 20, 1, "newstyle-fixed")
+    lines = render.info_lines(TARGET.uri, Inspected(export, None), lack_of_flush=lack_of_flush(export)).splitlines()
+    assert lines[-1] == (
+        "note:        the server offers no flush: data that was synced may be lost if the server's machine crashes "
+        "(nbd-server offers it with flush = true)"
+    )
 
 
 def test_info_lines_of_a_hostile_server_are_nine_printable_ones() -> None:

@@ -52,7 +52,7 @@ def test_check_reads_a_page_and_leaves() -> None:
 @pytest.mark.parametrize(
     ("size", "blocks", "length"),
     [
-        (512, None, 512),
+        (1023, None, 512),
         (4095, None, 3584),
         ((1 << 63) - 1, None, 4096),
         (1 << 20, (1, 4096, 4096), 4096),
