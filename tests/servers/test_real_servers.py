@@ -574,6 +574,31 @@ def test_nbd_server_that_denies_is_given_all_its_reasons(image: str, tmp_path: P
         with contextlib.ExitStack() as held:
             if why == "maxconnections":
                 held.enter_context(client.connect(target, SOON).stream)
-            with pytest.raises(Refused, match="policy forbids NBD_OPT_GO") as caught:
-                client.inspect(target, SOON)
-    assert caught.value.hint == DENIED
+            for ask in (client.inspect, client.connect):
+                with pytest.raises(Refused, match="the server's policy refuses this export to this client") as caught:
+                    ask(target, SOON)
+                assert (caught.value.hint, caught.value.exit_code) == (DENIED, 4)
+            assert [name for name, _, _ in listed(server.uri)] == ["disk"]
+
+
+def test_nbd_server_counts_clients_that_have_left(image: str) -> None:
+    """So the hint says "since its start": to wait, or to detach another client, does not help."""
+    with nbd_server({"disk": image}, "maxconnections = 2") as server:
+        for _ in range(2):
+            passes(server.export("disk"))
+        error = client.check(parse_target(server.export("disk")), attachable, SOON).error
+        assert error is not None
+        assert error.hint == DENIED
+
+
+def test_nbd_server_that_does_not_list_is_told_with_the_option(image: str) -> None:
+    with nbd_server({"disk": image}, generic="allowlist = false") as server:
+        with pytest.raises(Refused, match="the server's policy forbids listing its exports") as caught:
+            listed(server.uri)
+        there = parse_target(server.uri).uri
+        assert caught.value.hint == (
+            f"nbd-server lists its exports with allowlist = true; nbdattach info -N NAME {there} shows one of them"
+        )
+        with pytest.raises(UnknownExport) as unknown:
+            inspect(server.export("none"))
+        assert unknown.value.hint == "it does not list its exports: see its configuration for their names"

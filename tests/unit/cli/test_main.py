@@ -595,7 +595,7 @@ FAILURES: dict[str, tuple[list[str], Serve, str, int, str]] = {
         says_and_hears(wire.greeting() + wire.reply(wire.LIST, wire.POLICY), []),
         "",
         4,
-        "the server's policy forbids NBD_OPT_LIST",
+        "the server's policy forbids listing its exports",
     ),
     "no TLS": (["info", "list", "check"], says_and_hears(NO_TLS, []), "s", 5, "the server refuses TLS"),
 }

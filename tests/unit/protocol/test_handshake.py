@@ -387,13 +387,14 @@ def test_replies_without_end_are_cut_off() -> None:
 # -- row 6: option errors told apart -----------------------------------------------------------------------------------
 
 DENIED = (
-    "see its log; for nbd-server: client not allowed, maxconnections reached, cannot open its file, or prerun failed"
+    "see its log; nbd-server does this if maxconnections clients have come since its start, if authfile or prerun"
+    " denies this client, or if it cannot open its file"
 )
 REFUSALS: list[tuple[int, type[NbdattachError], str, str]] = [
     (
         wire.POLICY,
         Refused,
-        "the server's policy forbids NBD_OPT_GO",
+        "the server's policy refuses this export to this client",
         DENIED,
     ),
     (wire.INVALID, Refused, "the server calls our NBD_OPT_GO invalid", "--debug shows each step"),
@@ -472,14 +473,14 @@ def test_unknown_export_stays_unknown_whatever_the_list_answers(after: bytes) ->
 )
 def test_words_of_the_server_are_harmless_and_on_one_line(words: bytes, shown: str) -> None:
     error, _ = fails(handshake.enter, NAMED, HELLO, wire.reply(wire.GO, wire.POLICY, words))
-    assert str(error) == f"nbd://db1/disk: the server's policy forbids NBD_OPT_GO; it says: '{shown}'"
+    assert str(error) == f"nbd://db1/disk: the server's policy refuses this export to this client; it says: '{shown}'"
 
 
 @pytest.mark.row(6)
 def test_words_at_the_limit_are_read_and_cut() -> None:
     error, played = fails(handshake.enter, NAMED, HELLO, wire.reply(wire.GO, wire.POLICY, b"x" * 4096))
     assert played.unread == b""
-    cause = "the server's policy forbids NBD_OPT_GO"
+    cause = "the server's policy refuses this export to this client"
     assert str(error) == f"nbd://db1/disk: {cause}; it says: '" + "x" * 200 + "...'"
 
 
