@@ -79,7 +79,7 @@ MAX_MINIMUM_BLOCK = 65536
 # Hints for a server that does not open an export; an old one closes the connection instead of giving a reason.
 OF_NBDKIT = "see its log: nbdkit answers this if it cannot open the disk of the export"
 NO_REASON = "an old server gives no reason: a wrong name, an export in use, or a client that it denies; see its log"
-NAMED = "it may want a name that it does not list: -N NAME"
+NAMED = "or the export has a name that it does not list: -N NAME"
 
 _EXPORT_INFO = struct.Struct(">QH")  # size, transmission flags
 _BLOCK_SIZE_INFO = struct.Struct(">III")  # minimum, preferred, maximum payload
@@ -256,7 +256,7 @@ def _listed_but_closed(target: Target, offered: list[str], hint: str, words: str
     what = "the export" if target.export else "a default export"
     said = f"; it says: {quoted(words)}" if words else ""
     if not target.export:
-        hint = f"{UnknownExport.names_shown(offered) or NAMED}; {hint}"
+        hint += f"; {UnknownExport.names_shown(offered) or NAMED}"
     return Refused(target.uri, f"the server lists {what}, but refuses to open it{said}", hint)
 
 

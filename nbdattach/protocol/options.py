@@ -91,7 +91,7 @@ class OptionRefused(Refused):
         self.words = words
 
 
-# nbd-server sends the same text for all of these. It counts clients when they come, and never when they leave (3.24 to 3.27).
+# nbd-server sends the same text for all of these. It counts clients that come, and not those that leave (3.24 to 3.27).
 DENIED = (
     "see its log; nbd-server does this if maxconnections clients have come since its start, if authfile or prerun"
     " denies this client, or if it cannot open its file"

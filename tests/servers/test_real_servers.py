@@ -118,7 +118,10 @@ def test_default_export_that_nbdkit_lists_and_does_not_open_is_told_so() -> None
         assert listed(server.uri) == [("", "", None)]
         with pytest.raises(Refused, match="the server lists a default export, but refuses to open it") as caught:
             inspect(server.uri)
-        assert caught.value.hint.startswith("it may want a name that it does not list: -N NAME; see its log")
+        assert caught.value.hint == (
+            "see its log: nbdkit answers this if it cannot open the disk of the export; "
+            "or the export has a name that it does not list: -N NAME"
+        )
         assert inspect(server.export("disk")).size == SIZE
 
 

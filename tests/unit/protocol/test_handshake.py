@@ -240,7 +240,7 @@ def test_closed_default_export_of_a_server_that_has_listed_others_is_told_with_t
 
 NO_BACKEND = wire.reply(wire.GO, wire.UNKNOWN, b"no backend")
 OF_NBDKIT = "see its log: nbdkit answers this if it cannot open the disk of the export"
-UNLISTED = "it may want a name that it does not list: -N NAME"
+UNLISTED = "or the export has a name that it does not list: -N NAME"
 
 
 @pytest.mark.row(5)
@@ -255,15 +255,15 @@ def test_a_listed_export_that_the_server_does_not_open_is_not_called_unknown(ans
 
 @pytest.mark.row(5)
 @pytest.mark.parametrize(("answer", "words"), [(NO_GO, ""), (NO_BACKEND, "; it says: 'no backend'")])
-@pytest.mark.parametrize(("more", "first"), [(b"", UNLISTED), (wire.listed(b"root"), "it offers: root")])
+@pytest.mark.parametrize(("more", "last"), [(b"", UNLISTED), (wire.listed(b"root"), "it offers: root")])
 def test_a_listed_default_export_that_the_server_does_not_open_is_told_without_quotes(
-    answer: bytes, words: str, more: bytes, first: str
+    answer: bytes, words: str, more: bytes, last: str
 ) -> None:
     """nbdkit's filter exportname lists '' by itself, and may be told to open other names only."""
     error, _ = fails(handshake.enter, DEFAULT, HELLO, answer, wire.listed(b""), more, wire.ack(wire.LIST))
     assert type(error) is Refused
     assert str(error) == f"nbd://db1: the server lists a default export, but refuses to open it{words}"
-    assert error.hint == f"{first}; {OF_NBDKIT if words else DENIED}"
+    assert error.hint == f"{OF_NBDKIT if words else DENIED}; {last}"
 
 
 @pytest.mark.row(5)
