@@ -84,16 +84,23 @@ class UnknownExport(Refused):
         said = f"; it says: {quoted(words)}" if words else ""
         super().__init__(thing, f"the server has no {what}{said}", self._offer(offered, where))
 
-    @staticmethod
-    def _offer(offered: Sequence[str] | None, where: str) -> str:
-        see = f"see nbdattach list {where}"
+    @classmethod
+    def _offer(cls, offered: Sequence[str] | None, where: str) -> str:
         if offered is None:
-            return f"it does not list its exports; {see}"
+            return "it does not list its exports: see its configuration for their names"
         if not offered:
-            return f"it offers no exports at all; {see}"
-        names = [plain(name) or "''" for name in offered[:MAX_NAMES_IN_HINT]]
-        more = ", ..." if len(offered) > MAX_NAMES_IN_HINT else ""
-        return f"it offers: {', '.join(names)}{more}; {see}"
+            return "it lists no exports: see its configuration for their names"
+        if not any(offered):
+            return f"it lists only a default export, which has no name: use {where}"
+        also = "; it has a default export as well, without a name" if "" in offered else ""
+        return f"{cls.names_shown(offered)}{also}; see nbdattach list {where}"
+
+    @staticmethod
+    def names_shown(offered: Sequence[str]) -> str:
+        """The first names for a hint; empty if there is none except that of the default export, which is empty."""
+        names = [plain(name) for name in offered if name]
+        more = ", ..." if len(names) > MAX_NAMES_IN_HINT else ""
+        return f"it offers: {', '.join(names[:MAX_NAMES_IN_HINT])}{more}" if names else ""
 
 
 class BrokenProtocol(NbdattachError):

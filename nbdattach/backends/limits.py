@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Computes the kernel's settings from the server's offer and the user's options. Arithmetic only, no I/O."""
+"""Computes the kernel's settings from the server's offer and the user's options. Arithmetic only, no I/O.
+
+`connect` refuses an export that does not fit by `plan`; `check` and `info` ask `plan` too, so that they never disagree.
+"""
 
 from __future__ import annotations
 
 import errno
 
-from nbdattach.errors import KernelRefused, Malformed, Refused
+from nbdattach.errors import KernelRefused, Malformed, NbdattachError, Refused
 from nbdattach.immutable import immutable
 from nbdattach.option_values import BLOCK_SIZES
 from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY, NBD_FLAG_ROTATIONAL, NBD_FLAG_SEND_WRITE_ZEROES
@@ -63,6 +66,20 @@ def plan(thing: str, export: Export, read_only: bool = False, block_size: int | 
         )
     flags = export.flags & ~_STICKY_FLAGS | (NBD_FLAG_READ_ONLY if read_only else 0)
     return Geometry(blocks, block, export.size % block, _max_sectors_kb(thing, export), flags)
+
+
+def attachable(thing: str, export: Export) -> int:
+    """Bytes of the device that `connect` would make without options. Raises as `plan`."""
+    return plan(thing, export).size
+
+
+def refusal(thing: str, export: Export) -> NbdattachError | None:
+    """The error with which `connect` would refuse the export, None if it would attach it."""
+    try:
+        plan(thing, export)
+    except NbdattachError as error:
+        return error
+    return None
 
 
 def _chosen_block(thing: str, minimum: int, wanted: int | None) -> int:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
+from nbdattach.backends import limits
 from nbdattach.cli.interrupt import killed_by_interrupt
 from nbdattach.cli.reach import There
 from nbdattach.connection import client
@@ -44,7 +45,7 @@ def _checked(way: Way, timeout: float, trace: Trace) -> tuple[str, Checked]:
     name, reach = way
     try:
         with reach() as there:
-            name, found = there.name, client.check(there.target, timeout, trace)
+            name, found = there.name, client.check(there.target, limits.attachable, timeout, trace)
             return name, replace(found, error=there.explained(found.error)) if found.error else found
     except NbdattachError as error:  # of the start of a server
         return name, Checked(None, None, error)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # `info` does not need the modules of `doctor` and `status`
     from nbdattach.attached.status import Status
     from nbdattach.connection.client import Checked, Inspected
     from nbdattach.doctor import Finding
+    from nbdattach.errors import NbdattachError
     from nbdattach.protocol.export import Listed
     from nbdattach.server_of_ours import Image
 
@@ -94,7 +95,8 @@ def list_json(server: str, exports: Sequence[Listed]) -> str:
     return as_json({"target": server, "exports": [as_dict(one) for one in exports]})
 
 
-def info_json(target: str, found: Inspected, image: Image | None = None) -> str:
+def info_json(target: str, found: Inspected, refusal: NbdattachError | None = None, image: Image | None = None) -> str:
+    """`refusal`: why the export cannot be attached."""
     export = found.export
     return as_json(
         {
@@ -106,6 +108,7 @@ def info_json(target: str, found: Inspected, image: Image | None = None) -> str:
             "block_size": as_dict(export.block_size) if export.block_size else None,
             "protocol": export.protocol,
             "tls": _tls_object(found),
+            "cannot_be_attached": refusal and refusal.cause,
             **({"image": {"path": image.path, "format": image.format, "backing": image.backing}} if image else {}),
         }
     )
@@ -123,7 +126,14 @@ def _tls_object(found: Inspected) -> dict[str, object] | None:
     }
 
 
-def info_lines(target: str, found: Inspected, image: Image | None = None) -> str:
+def info_lines(
+    target: str,
+    found: Inspected,
+    refusal: NbdattachError | None = None,
+    image: Image | None = None,
+    lack_of_flush: str = "",
+) -> str:
+    """`refusal`: why the export cannot be attached. `lack_of_flush`: a note if writes to it are not flushed."""
     export, sizes = found.export, found.export.block_size
     lines = [
         ("target", target),
@@ -147,7 +157,11 @@ def info_lines(target: str, found: Inspected, image: Image | None = None) -> str
     if image:
         lines.append(("format", image.format))
         lines += [("backing", plain(one)) for one in image.backing]
-    return "\n".join(f"{key + ':':<13}{value}" for key, value in lines)
+    if lack_of_flush:
+        lines.append(("note", lack_of_flush))
+    if refusal:
+        lines.append(("cannot be attached", refusal.cause))
+    return "\n".join(f"{key + ':':<12} {value}" for key, value in lines)
 
 
 def check_object(target: str, found: Checked) -> dict[str, object]:

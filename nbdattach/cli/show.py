@@ -115,14 +115,19 @@ def info(
     **tls: Any,
 ) -> None:
     """Show one export: size, flags, block sizes."""
+    from nbdattach.backends import durability, limits
     from nbdattach.cli import render
     from nbdattach.cli.reach import reached
     from nbdattach.connection import client
 
     with reached(target, export, trust_of(tls), format) as there:
         found = client.inspect(there.target, connect_timeout, trace())
-    show = render.info_json if as_json else render.info_lines
-    click.echo(show(there.name, found, there.image))
+    refusal = limits.refusal(there.name, found.export)
+    if as_json:
+        click.echo(render.info_json(there.name, found, refusal, there.image))
+    else:
+        lack = durability.lack_of_flush(found.export)
+        click.echo(render.info_lines(there.name, found, refusal, there.image, lack))
 
 
 @command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nbdattach.connect_options import DEFAULT_TIMEOUT
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from nbdattach.connection.certificate import Certificate
     from nbdattach.relay.dialer import Relay
 
-# As large as a page: the kernel reads no less, and most servers have no larger minimum.
+# As large as a page: the kernel reads no less of a device that has one, and takes no server that allows less.
 CHECK_READ = 4096
 MAX_READ = 32 << 10
 CHECK_COOKIE = 0x6E62646174746163  # "nbdattac", to be known in a capture
@@ -109,20 +110,24 @@ def connect(
         raise
 
 
-def check(target: Target, timeout: float = DEFAULT_TIMEOUT, trace: Trace = silent) -> Checked:
-    """Handshake, then one read of the export's beginning. A `NbdattachError` is not raised, but is in the result."""
+def check(
+    target: Target,
+    attachable: Callable[[str, Export], int],
+    timeout: float = DEFAULT_TIMEOUT,
+    trace: Trace = silent,
+) -> Checked:
+    """Handshake, then one read of the export's beginning. A `NbdattachError` is not raised, but is in the result.
+
+    `attachable` has the rules of an attachment: it gets the target's URI and the export, returns how many bytes a
+    device would have, and raises `NbdattachError` if there can be none.
+    """
     began = time.monotonic()
     handshake_ms: float | None = None
     try:
         connection = connect(target, timeout, trace)
         handshake_ms = _ms_since(began)
         with connection.stream as stream:
-            began = time.monotonic()
-            length = _check_length(connection.export)
-            if length:
-                stream.run(transmission.read(target.uri, 0, length, CHECK_COOKIE))
-            read_ms = _ms_since(began)
-            stream.run(transmission.disconnect())
+            read_ms = _checked_read(stream, connection.export, attachable)
     except NbdattachError as error:
         return Checked(handshake_ms, None, error)
     return Checked(handshake_ms, read_ms, None)
@@ -144,12 +149,18 @@ def look(connection: Connection, steps: Look[T]) -> T:
         return stop.value  # type: ignore[no-any-return]
 
 
-def _check_length(export: Export) -> int:
-    """Bytes to read: a multiple of the server's minimum block; 0 if the export is smaller than one."""
-    minimum = export.block_size.minimum if export.block_size else 1
-    maximum = export.block_size.maximum if export.block_size else CHECK_READ
-    wanted = min(max(CHECK_READ, minimum), export.size, maximum)
-    return wanted - wanted % minimum
+def _checked_read(stream: Stream, export: Export, attachable: Callable[[str, Export], int]) -> float:
+    """The milliseconds of one read. Leaves the server politely, also if the export cannot be attached."""
+    try:
+        length = min(CHECK_READ, attachable(stream.uri, export))
+    except NbdattachError:
+        stream.run(transmission.disconnect())
+        raise
+    began = time.monotonic()
+    stream.run(transmission.read(stream.uri, 0, length, CHECK_COOKIE))
+    took = _ms_since(began)
+    stream.run(transmission.disconnect())
+    return took
 
 
 def _ms_since(began: float) -> float:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
 from nbdattach.attached.users import in_use, refusal, users_of
-from nbdattach.backends import choice, limits
+from nbdattach.backends import choice, durability, limits
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, ConnectOptions
@@ -114,6 +114,8 @@ def _attach(
             )
         if shape.tail:
             notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
+        if lack := durability.lack_of_flush(export, shape.read_only):
+            notes.append(f"{target.uri}: {lack}")
         sockets = [connection.stream.sock for connection in connections]
         tls, relay = connections[0].tls, connections[0].relay
         numbers = [sock.fileno() for sock in sockets]

@@ -79,15 +79,18 @@ class Served:
         return True
 
     def _words_soon(self) -> str:
-        """Its words of the moment may be on their way through the keeper."""
+        """Its words of the moment may be on their way through the keeper; nbdkit writes a line in several pieces."""
         patience = Deadline(_NOTICE_SECONDS)
-        while not (words := self._words()) and patience.sleep(_POLL):
+        while not (last_words(self._end_of_log()) and self._end_of_log().endswith(b"\n")) and patience.sleep(_POLL):
             pass
-        return words
+        return self._words()
 
     def _words(self) -> str:
+        return last_words(self._end_of_log())
+
+    def _end_of_log(self) -> bytes:
         size = os.fstat(self._log).st_size
-        return last_words(os.pread(self._log, MAX_WORDS, max(0, size - MAX_WORDS)))
+        return os.pread(self._log, MAX_WORDS, max(0, size - MAX_WORDS))
 
 
 def plan_of(

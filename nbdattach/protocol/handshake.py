@@ -19,7 +19,7 @@ from nbdattach.errors import (
     UnknownExport,
 )
 from nbdattach.immutable import immutable
-from nbdattach.protocol import transmission
+from nbdattach.protocol import tls_notice, transmission
 from nbdattach.protocol.constants import (
     IHAVEOPT,
     MAX_STRING,
@@ -76,9 +76,14 @@ MAX_LIST_BYTES = 8 << 20
 # A power of two and "MUST NOT be larger than 2^16" (Size constraints).
 MAX_MINIMUM_BLOCK = 65536
 
+# Hints for a server that does not open an export; an old one closes the connection instead of giving a reason.
+OF_NBDKIT = "see its log: nbdkit answers this if it cannot open the disk of the export"
+NO_REASON = "an old server gives no reason: a wrong name, an export in use, or a client that it denies; see its log"
+NAMED = "or the export has a name that it does not list: -N NAME"
+
 _EXPORT_INFO = struct.Struct(">QH")  # size, transmission flags
 _BLOCK_SIZE_INFO = struct.Struct(">III")  # minimum, preferred, maximum payload
-# Refusals of NBD_OPT_GO after which we try other options.
+# Refusals of NBD_OPT_GO and NBD_OPT_INFO after which we try other options.
 _ASKED_OTHERWISE = (NBD_REP_ERR_UNSUP, NBD_REP_ERR_UNKNOWN)
 _ASKED = (NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE)
 
@@ -99,30 +104,27 @@ class _Server:
 def enter(target: Target) -> Steps[Export]:
     """Enters the transmission phase of the target's export: after the last step the socket carries requests.
 
+    A notice in place of the export is refused (`tls_notice`).
+
     Raises `Refused`, `UnknownExport`, `BrokenProtocol`, `TlsFailed`, `ConnectionLost`.
     """
-    server = yield from _open(target)
-    if server.oldstyle:
-        return server.oldstyle
-    if server.fixed:
-        try:
-            return (yield from politely(_ask(target, NBD_OPT_GO, target.export), _ASKED_OTHERWISE))
-        except OptionRefused as refused:
-            if refused.reply == NBD_REP_ERR_UNKNOWN:
-                raise (yield from _unknown(target, refused)) from refused
-            if refused.reply != NBD_REP_ERR_UNSUP:
-                raise
-        listed = yield from politely(_require_listed(target))
-        return (yield from _export_name(target, server, listed))
-    return (yield from _export_name(target, server))
+    return (yield from _entered(target, (yield from _open(target))))
 
 
 def inspect(target: Target) -> Steps[Export]:
     """The target's export as the server describes it; leaves the server politely. Raises as `enter`.
 
-    NBD_OPT_INFO is not used, because nbd-server answers it with a size of 0. To enter works with every server.
+    NBD_OPT_INFO costs a server nothing. To enter ends a qemu-nbd without --persistent, and takes one of nbd-server's
+    maxconnections. So we enter only if the server does not know the option, or answers with a size of 0, as nbd-server
+    does: it announces the size only to a client that enters. And if the export must be read (`tls_notice`).
     """
-    export = yield from enter(target)
+    server = yield from _open(target)
+    if server.fixed:
+        export = yield from _asked(target, NBD_OPT_INFO)
+        if export and export.size and not tls_notice.may_be_one(target, export):
+            yield from abort()
+            return export
+    export = yield from _entered(target, server)
     yield from transmission.disconnect()
     return export
 
@@ -205,6 +207,38 @@ def _starttls(target: Target, server: _Server) -> Steps[None]:
 # -- choosing an export ------------------------------------------------------------------------------------------
 
 
+def _entered(target: Target, server: _Server) -> Steps[Export]:
+    """`enter`, after the greeting."""
+    export = yield from _chosen(target, server)
+    yield from tls_notice.refuse(target, export)
+    return export
+
+
+def _chosen(target: Target, server: _Server) -> Steps[Export]:
+    """Enters the export by the best way that the server knows."""
+    if server.oldstyle:
+        return server.oldstyle
+    if not server.fixed:
+        return (yield from _export_name(target, server))
+    export = yield from _asked(target, NBD_OPT_GO)
+    if export:
+        return export
+    offered = yield from politely(_require_listed(target))
+    return (yield from _export_name(target, server, offered))
+
+
+def _asked(target: Target, option: int) -> Steps[Export | None]:
+    """The answer to NBD_OPT_GO or NBD_OPT_INFO, None if the server does not know the option. Leaves if it refuses."""
+    try:
+        return (yield from politely(_ask(target, option, target.export), _ASKED_OTHERWISE))
+    except OptionRefused as refused:
+        if refused.reply == NBD_REP_ERR_UNKNOWN:
+            raise (yield from _unknown(target, refused)) from refused
+        if refused.reply != NBD_REP_ERR_UNSUP:
+            raise
+    return None
+
+
 def _unknown(target: Target, refused: OptionRefused) -> Steps[Refused]:
     """The error, with the names of the server's exports. If they cannot be listed, the error goes without them."""
     try:
@@ -213,27 +247,30 @@ def _unknown(target: Target, refused: OptionRefused) -> Steps[Refused]:
         offered = None
     yield from abort()
     if offered and target.export in offered:
-        return _listed_but_closed(target, refused.words)
+        return _listed_but_closed(target, offered, OF_NBDKIT, refused.words)
     return UnknownExport(target.uri, target.export, offered, target.server, refused.words)
 
 
-def _listed_but_closed(target: Target, words: str = "") -> Refused:
-    """nbdkit sends NBD_REP_ERR_UNKNOWN if its plugin cannot open the export, for any reason."""
+def _listed_but_closed(target: Target, offered: list[str], hint: str, words: str = "") -> Refused:
+    """The error for an export that is one of `offered`. A default export may be listed and be none."""
+    what = "the export" if target.export else "a default export"
     said = f"; it says: {quoted(words)}" if words else ""
-    return Refused(target.uri, f"the server lists the export, but refuses to open it{said}", DENIED)
+    if not target.export:
+        hint += f"; {UnknownExport.names_shown(offered) or NAMED}"
+    return Refused(target.uri, f"the server lists {what}, but refuses to open it{said}", hint)
 
 
-def _require_listed(target: Target) -> Steps[bool]:
+def _require_listed(target: Target) -> Steps[list[str] | None]:
     """Looks in the list first: after NBD_OPT_EXPORT_NAME, an unknown name looks like a lost connection.
 
-    False if the name is not in the list, or if there is no list. Raises `UnknownExport`.
+    The names of the server's exports, None if it refuses to list them. Raises `UnknownExport`.
 
     The default export need not be in the list ("reserved for a default export"); a named one must.
     """
     offered = yield from _offered(target)
     if target.export and offered is not None and target.export not in offered:
         raise UnknownExport(target.uri, target.export, offered, target.server)
-    return offered is not None and target.export in offered
+    return offered
 
 
 def _offered(target: Target) -> Steps[list[str] | None]:
@@ -244,15 +281,21 @@ def _offered(target: Target) -> Steps[list[str] | None]:
         return None
 
 
-def _export_name(target: Target, server: _Server, listed: bool = False) -> Steps[Export]:
-    """NBD_OPT_EXPORT_NAME: the server answers with the export, or closes the connection."""
+def _export_name(target: Target, server: _Server, offered: list[str] | None = None) -> Steps[Export]:
+    """NBD_OPT_EXPORT_NAME: the server answers with the export, or closes the connection and gives no reason.
+
+    `offered` are the names of its exports, None if they are not known.
+    """
     yield from send_option(NBD_OPT_EXPORT_NAME, to_wire(target.export))
     try:
         size, flags = _EXPORT_INFO.unpack((yield Receive(_EXPORT_INFO.size)))
     except ConnectionLost as lost:
-        if listed:
-            raise _listed_but_closed(target) from lost
-        raise UnknownExport(target.uri, target.export, None, target.server) from lost
+        if offered is None:
+            what = f"the export {quoted(target.export)}" if target.export else "its default export"
+            raise Refused(target.uri, f"the server closed the connection when asked for {what}", NO_REASON) from lost
+        if target.export in offered:
+            raise _listed_but_closed(target, offered, DENIED) from lost
+        raise UnknownExport(target.uri, target.export, offered, target.server) from lost
     if not server.no_zeroes:
         yield Receive(RESERVED)
     return Export(target.export, size, flags, server.protocol)

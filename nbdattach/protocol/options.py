@@ -18,6 +18,7 @@ from nbdattach.protocol.constants import (
     NBD_OPT_ABORT,
     NBD_OPT_GO,
     NBD_OPT_INFO,
+    NBD_OPT_LIST,
     NBD_REP_ACK,
     NBD_REP_ERR_BLOCK_SIZE_REQD,
     NBD_REP_ERR_INVALID,
@@ -90,10 +91,13 @@ class OptionRefused(Refused):
         self.words = words
 
 
-# nbd-server sends the same text for all of these.
+# nbd-server sends the same text for all of these. It counts clients that come, and not those that leave (3.24 to 3.27).
 DENIED = (
-    "see its log; for nbd-server: client not allowed, maxconnections reached, cannot open its file, or prerun failed"
+    "see its log; nbd-server does this if maxconnections clients have come since its start, if authfile or prerun"
+    " denies this client, or if it cannot open its file"
 )
+# nbd-server lists its exports only if told to.
+UNLISTED = "nbd-server lists its exports with allowlist = true; nbdattach info -N NAME {server} shows one of them"
 
 _REFUSALS = {
     NBD_REP_ERR_UNSUP: ("the server does not know {option}", "a newer server may know it"),
@@ -109,14 +113,20 @@ _REFUSALS = {
     ),
     NBD_REP_ERR_TOO_BIG: ("the server calls our {option} too big", "is the export's name too long for it?"),
 }
+# What policy may forbid, told by its purpose.
+_BY_POLICY = {
+    NBD_OPT_GO: ("the server's policy refuses this export to this client", DENIED),
+    NBD_OPT_INFO: ("the server's policy refuses this export to this client", DENIED),
+    NBD_OPT_LIST: ("the server's policy forbids listing its exports", UNLISTED),
+}
 
 
 def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachError:
     cause, hint = _REFUSALS.get(
         kind, (f"the server refused {{option}} with the unknown error {kind:#x}", "see the server's log")
     )
-    if kind == NBD_REP_ERR_POLICY and option in (NBD_OPT_GO, NBD_OPT_INFO):
-        hint = DENIED
+    if kind == NBD_REP_ERR_POLICY:
+        cause, hint = _BY_POLICY.get(option, (cause, hint))
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
     if kind == NBD_REP_ERR_TLS_REQD:
         return TlsFailed(target.uri, cause, hint if target.tls else f"use --tls, or {replace(target, tls=True).uri}")

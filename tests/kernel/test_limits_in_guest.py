@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from servers import nbdkit
+from servers import nbd_server, nbdkit
 from tool import attached, connect, nbd, nbd_ok, partitioned_image, shell, sparse_file
 
 import nbdattach
@@ -99,6 +99,43 @@ def test_sizes_that_cannot_be_attached(size: int) -> None:
     with nbdkit("eval", f"get_size=echo {size}", "pread=head -c $3 /dev/zero") as server:
         assert nbd("connect", server.uri, "/dev/nbd0").code in (4, 6)
     assert not FIRST.attached
+
+
+NO_FLUSH = (
+    "the server offers no flush: data that was synced may be lost if the server's machine crashes "
+    "(nbd-server offers it with flush = true)"
+)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "flushes"),
+    [
+        (["memory", "1M"], True),
+        (["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null"], False),
+    ],
+)
+def test_fsync_is_passed_on_if_the_server_offers_flush_and_else_it_is_said(
+    tmp_path: Path, plugin: list[str], flushes: bool
+) -> None:
+    log = tmp_path / "log"
+    with nbdkit("--filter=log", *plugin, f"logfile={log}") as server:
+        done = nbd("connect", server.uri, "/dev/nbd0")
+        assert (done.code, done.err) == (0, "" if flushes else f"nbdattach: {server.uri}: {NO_FLUSH}\n")
+        shell("dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 conv=fsync status=none")
+        assert " Write " in log.read_text()
+        assert (" Flush " in log.read_text()) == flushes
+        nbd_ok("disconnect", "nbd0")
+
+
+@pytest.mark.parametrize(
+    ("extra", "option", "said"), [("", None, True), ("flush = true", None, False), ("", "--read-only", False)]
+)
+def test_lack_of_flush_of_nbd_server_is_said(tmp_path: Path, extra: str, option: str | None, said: bool) -> None:
+    with nbd_server({"disk": str(sparse_file(tmp_path / "image", 1 << 20))}, extra) as server:
+        uri = server.export("disk")
+        done = nbd("connect", *([option] if option else []), uri, "/dev/nbd0")
+        assert (done.code, done.err) == (0, f"nbdattach: {uri}: {NO_FLUSH}\n" if said else "")
+        nbd_ok("disconnect", "nbd0")
 
 
 def test_expect_size() -> None:

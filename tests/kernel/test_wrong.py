@@ -92,6 +92,15 @@ def test_silent_server() -> None:
     assert lines[0].endswith(": no answer within 1 s (waiting for the server's greeting): the server may be full")
 
 
+def test_notice_that_the_server_requires_tls_is_no_disk() -> None:
+    with nbdkit("--filter=tls-fallback", "memory", "1G") as server:
+        assert refused(5, server.export("disk"), "/dev/nbd0") == [
+            f"nbdattach: {server.export('disk')}: the server requires TLS: "
+            "without it, it shows a notice of 512 bytes in place of the export",
+            f"(use --tls, or {server.export('disk', 'nbds')})",
+        ]
+
+
 def test_malformed_uri_and_dev_null() -> None:
     refused(2, "nbd://host:port/x", "/dev/nbd0")
     refused(2, "nbd://localhost/x?foo=1", "/dev/nbd0")

@@ -152,6 +152,24 @@ def qemu_nbd(
 
 
 @contextlib.contextmanager
+def qemu_nbd_of_its_own(image: str, *args: str) -> Iterator[Server]:
+    """`qemu-nbd ARGS IMAGE` with its own defaults: one client at a time, and it ends with the last one."""
+    place = _place(0, "")
+    where = ["--bind", place[0], "--port", str(place[1])]
+    with _running(["qemu-nbd", "--format=raw", *where, *args, image], place) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def storage_daemon(image: str, unix: str, clients: int = 16) -> Iterator[Server]:
+    """`qemu-storage-daemon` with the raw image as the writable export "disk", for so many clients at the same time."""
+    nbd = f"addr.type=unix,addr.path={unix},max-connections={clients}"
+    command = ["qemu-storage-daemon", "--blockdev", f"driver=file,node-name=f,filename={image}", "--nbd-server", nbd]
+    with _running([*command, "--export", "nbd,id=e,node-name=f,name=disk,writable=on"], unix) as server:
+        yield server
+
+
+@contextlib.contextmanager
 def nbd_server(
     exports: Mapping[str, str], extra: str = "", port: int = 0, unix: str = "", generic: str = ""
 ) -> Iterator[Server]:

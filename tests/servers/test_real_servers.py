@@ -15,8 +15,10 @@ from pathlib import Path
 
 import certificates
 import pytest
-from servers import Server, nbd_server, nbdkit, poll, qemu_nbd
+from servers import Server, nbd_server, nbdkit, poll, qemu_nbd, qemu_nbd_of_its_own, storage_daemon
 
+from nbdattach.backends.durability import lack_of_flush
+from nbdattach.backends.limits import attachable, refusal
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.connection import client
 from nbdattach.errors import (
@@ -50,7 +52,7 @@ def listed(uri: str) -> list[tuple[str, str, int | None]]:
 
 
 def passes(uri: str) -> None:
-    checked = client.check(parse_target(uri), SOON)
+    checked = client.check(parse_target(uri), attachable, SOON)
     assert checked.error is None, checked.error
 
 
@@ -102,17 +104,94 @@ def test_unknown_export_is_told_with_what_there_is(kind: str, start: Start) -> N
     assert str(caught.value).startswith(
         f"{parse_target(server.export('none')).uri}: the server has no export named 'none'"
     )
-    assert caught.value.hint.startswith(f"it offers: {NAMES[kind] or chr(39) * 2}; see nbdattach list ")
+    there = parse_target(server.uri).uri
+    name = NAMES[kind]
+    only = f"it lists only a default export, which has no name: use {there}"
+    assert caught.value.hint == (f"it offers: {name}; see nbdattach list {there}" if name else only)
+
+
+@pytest.mark.row(6)
+def test_default_export_that_nbdkit_lists_and_does_not_open_is_told_so() -> None:
+    """The filter lists what the plugin has, and is told to open only another name."""
+    strict = ("--filter=exportname", "memory", "1M", "exportname=disk", "exportname-strict=true")
+    with nbdkit(*strict) as server:
+        assert listed(server.uri) == [("", "", None)]
+        with pytest.raises(Refused, match="the server lists a default export, but refuses to open it") as caught:
+            inspect(server.uri)
+        assert caught.value.hint == (
+            "see its log: nbdkit answers this if it cannot open the disk of the export; "
+            "or the export has a name that it does not list: -N NAME"
+        )
+        assert inspect(server.export("disk")).size == SIZE
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize("name", ["", "none"])
+def test_server_without_a_list_that_closes_the_connection_is_not_quoted(name: str) -> None:
+    """Plain new style has neither NBD_OPT_GO nor NBD_OPT_LIST."""
+    strict = ("--filter=exportname", "memory", "1M", "exportname=disk", "exportname-strict=true")
+    with nbdkit("--mask-handshake=0", *strict) as server:
+        what = "the export 'none'" if name else "its default export"
+        with pytest.raises(Refused, match=f"the server closed the connection when asked for {what}"):
+            inspect(server.export(name))
+        assert inspect(server.export("disk")).size == SIZE
 
 
 def test_server_is_left_in_peace() -> None:
-    """Soft disconnects only: the list ends with NBD_OPT_ABORT, the two that go into the export with NBD_CMD_DISC."""
+    """Soft disconnects only: those that look end with NBD_OPT_ABORT, the check with NBD_CMD_DISC."""
     with nbdkit("--verbose", "memory", str(SIZE)) as server:
         inspect(server.uri)
         listed(server.uri)
         passes(server.uri)
-        poll(lambda: server.log.count("client sent NBD_CMD_DISC") == 2, "nbdkit to tell of two NBD_CMD_DISC")
-        assert server.log.count("replying to NBD_OPT_ABORT") == 1
+        poll(lambda: server.log.count("client sent NBD_CMD_DISC") == 1, "nbdkit to tell of one NBD_CMD_DISC")
+        assert server.log.count("replying to NBD_OPT_ABORT") == 2
+
+
+# -- to look costs nothing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row(15)
+def test_looking_does_not_end_a_qemu_nbd_that_serves_one_client(image: str) -> None:
+    with qemu_nbd_of_its_own(image) as server:
+        for _ in range(2):
+            assert inspect(server.uri).size == SIZE
+            assert listed(server.uri) == [("", "", SIZE)]
+            with pytest.raises(UnknownExport):
+                inspect(server.export("none"))
+        with client.connect(parse_target(server.uri), SOON).stream as stream:
+            assert stream.run(transmission.read("server", 0, 512, 1)) == bytes(512)
+        poll(lambda: server.has_ended, "qemu-nbd to end with its client")
+
+
+@pytest.mark.row(15)
+def test_looking_takes_no_place_of_qemu_storage_daemon(image: str, tmp_path: Path) -> None:
+    with storage_daemon(image, str(tmp_path / "nbd.sock"), clients=1) as server:
+        for _ in range(2):
+            assert inspect(server.export("disk")).size == SIZE
+            assert listed(server.uri) == [("disk", "", SIZE)]
+        passes(server.export("disk"))
+
+
+@pytest.mark.row(15)
+def test_listing_takes_no_place_of_nbd_server(image: str) -> None:
+    with nbd_server({"disk": image}, "maxconnections = 1") as server:
+        for _ in range(2):
+            assert [name for name, _, _ in listed(server.uri)] == ["disk"]
+        passes(server.export("disk"))
+
+
+@pytest.mark.row(15)
+def test_size_of_nbd_server_is_known_only_to_a_client_that_enters(image: str) -> None:
+    """So `info` has to enter, which takes one of its maxconnections; the manual says so."""
+    asked: list[str] = []
+    with nbd_server({"disk": image}) as server:
+        found = client.inspect(parse_target(server.export("disk")), SOON, asked.append).export
+    assert found.size == SIZE
+    assert [text.split(",")[0] for text in asked if text.startswith(("NBD_OPT", "NBD_CMD"))] == [
+        "NBD_OPT_INFO",
+        "NBD_OPT_GO",
+        "NBD_CMD_DISC",
+    ]
 
 
 # -- styles of the handshake -------------------------------------------------------------------------------------------
@@ -206,6 +285,12 @@ def test_nbd_server_with_hundreds_of_exports(image: str, tmp_path: Path) -> None
         passes(server.export("export-299"))
 
 
+@pytest.mark.parametrize(("extra", "lacks"), [("", True), ("flush = true", False), ("readonly = true", False)])
+def test_nbd_server_offers_flush_only_if_told_to(image: str, extra: str, lacks: bool) -> None:
+    with nbd_server({"disk": image}, extra) as server:
+        assert bool(lack_of_flush(inspect(server.export("disk")))) == lacks
+
+
 @pytest.mark.row(7)
 def test_nbd_server_that_tells_no_size_is_not_said_to_have_empty_exports(start: Start) -> None:
     """It answers NBD_OPT_INFO with size 0: it opens the export for NBD_OPT_GO only."""
@@ -214,16 +299,43 @@ def test_nbd_server_that_tells_no_size_is_not_said_to_have_empty_exports(start: 
         assert inspect(server.export("disk")).size == SIZE
 
 
-@pytest.mark.parametrize("size", [0, 1, 511, (1 << 62), (1 << 62) - 512, (1 << 63) - 1])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, (1 << 62), (1 << 62) - 512, (1 << 63) - 1])
 def test_size_is_exact(size: int) -> None:
     plugin = ("eval", f"get_size=echo {size}", "pread=dd if=/dev/zero bs=$3 count=1")
     with nbdkit(*plugin) as server:
         assert inspect(server.uri).size == size
-        passes(server.uri)
+
+
+def not_attachable(uri: str) -> tuple[str, int]:
+    """The cause and exit code of `check`, which are those of `info`."""
+    checked, refused = client.check(parse_target(uri), attachable, SOON), refusal(uri, inspect(uri))
+    assert checked.error is not None
+    assert checked.read_ms is None
+    assert refused is not None
+    assert (refused.cause, refused.exit_code) == (checked.error.cause, checked.error.exit_code)
+    return refused.cause, refused.exit_code
+
+
+@pytest.mark.row(12)
+@pytest.mark.parametrize("size", [0, 511])
+@pytest.mark.parametrize("kind", ["nbdkit", "nbd-server"])
+def test_export_of_less_than_a_block_is_not_ok(kind: str, size: int, start: Start, image: str) -> None:
+    Path(image).write_bytes(bytes(size))
+    with start(kind) as server:
+        cause = f"the export has {size} bytes, less than one block of 512"
+        assert not_attachable(server.export(NAMES[kind])) == (cause, 4)
+
+
+@pytest.mark.row(12)
+def test_empty_image_of_qemu_nbd_is_not_ok(image: str) -> None:
+    """qemu-nbd 7.2 announces other sizes than 0 in whole sectors."""
+    Path(image).write_bytes(b"")
+    with qemu_nbd(image) as server:
+        assert not_attachable(server.uri) == ("the export has 0 bytes, less than one block of 512", 4)
 
 
 @pytest.mark.row(5)
-@pytest.mark.parametrize(("minimum", "maximum"), [(4096, 65536), (65536, 65536), (1, 65536)])
+@pytest.mark.parametrize(("minimum", "maximum"), [(4096, 65536), (512, 65536), (1, 65536)])
 def test_block_sizes_are_told_and_honoured(minimum: int, maximum: int) -> None:
     sizes = (f"blocksize-minimum={minimum}", "blocksize-preferred=65536", f"blocksize-maximum={maximum}")
     policy = ("--filter=blocksize-policy", "memory", "1M", *sizes, "blocksize-error-policy=error")
@@ -233,9 +345,17 @@ def test_block_sizes_are_told_and_honoured(minimum: int, maximum: int) -> None:
 
 
 @pytest.mark.row(12)
+def test_minimum_block_that_the_kernel_does_not_take_is_not_ok() -> None:
+    sizes = ("blocksize-minimum=65536", "blocksize-preferred=65536", "blocksize-maximum=65536")
+    with nbdkit("--filter=blocksize-policy", "memory", "1M", *sizes, "blocksize-error-policy=error") as server:
+        cause = "the server's minimum block size is 65536, but the kernel accepts at most 4096"
+        assert not_attachable(server.uri) == (cause, 6)
+
+
+@pytest.mark.row(12)
 def test_read_error_of_the_server_is_told() -> None:
     with nbdkit("--filter=error", "memory", "1M", "error-pread=ENOSPC", "error-pread-rate=1") as server:
-        error = client.check(parse_target(server.uri), SOON).error
+        error = client.check(parse_target(server.uri), attachable, SOON).error
     assert type(error) is Refused
     assert str(error) == f"{server.uri}: reading 4096 bytes at 0 failed: no space left on device (28)"
 
@@ -262,6 +382,39 @@ def test_server_that_requires_tls_says_so(secure: Server) -> None:
         inspect(secure.export("disk"))
     assert str(caught.value).startswith(f"{secure.export('disk')}: the server requires TLS")
     assert caught.value.hint == f"use --tls, or {secure.export('disk', 'nbds')}"
+
+
+@pytest.fixture
+def fallback(authority: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """nbdkit that shows its disk over TLS only, and a notice without TLS."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca-cert.pem"))
+    args = ("--filter=tls-fallback", "--tls=on", f"--tls-certificates={authority}", "memory", str(SIZE))
+    with nbdkit(*args) as server:
+        yield server
+
+
+@pytest.mark.row(16)
+def test_notice_of_nbdkit_is_no_disk(fallback: Server) -> None:
+    target = parse_target(fallback.export("disk"))
+    error = client.check(target, attachable, SOON).error
+    for ask in (client.inspect, client.connect):
+        with pytest.raises(TlsFailed) as caught:
+            ask(target, SOON)
+        assert (str(caught.value), caught.value.hint) == (
+            str(error),
+            f"use --tls, or {fallback.export('disk', 'nbds')}",
+        )
+    cause = "the server requires TLS: without it, it shows a notice of 512 bytes in place of the export"
+    assert str(error) == f"{target.uri}: {cause}"
+    assert inspect(fallback.export("disk", "nbds")).size == SIZE
+    passes(fallback.export("disk", "nbds"))
+
+
+@pytest.mark.row(16)
+def test_small_read_only_disk_of_nbdkit_is_a_disk() -> None:
+    with nbdkit("--readonly", "--filter=truncate", "pattern", "1M", "truncate=512") as server:
+        assert inspect(server.uri).size == 512
+        passes(server.uri)
 
 
 @pytest.mark.row(8)
@@ -331,7 +484,7 @@ def test_connection_over_tls_is_closed_after_use(secure: Server) -> None:
         warnings.simplefilter("always", ResourceWarning)
         client.inspect(target, SOON)
         client.list_exports(target, SOON)
-        assert client.check(target, SOON).error is None
+        assert client.check(target, attachable, SOON).error is None
         gc.collect()
     assert [str(one.message) for one in caught] == []
 
@@ -343,7 +496,7 @@ def test_killed_server_is_no_connection(image: str) -> None:
     with qemu_nbd(image) as server:
         passes(server.uri)
         server.kill()
-        error = client.check(parse_target(server.uri), SOON).error
+        error = client.check(parse_target(server.uri), attachable, SOON).error
     assert isinstance(error, NoConnection)
     assert error.cause == "cannot connect: Connection refused"
 
@@ -363,7 +516,7 @@ def test_server_killed_during_the_handshake_is_a_lost_connection() -> None:
         asked = threading.Event()
 
         def trace(text: str) -> None:
-            if text.startswith("NBD_OPT_GO"):
+            if text.startswith("NBD_OPT_INFO"):
                 asked.set()
 
         def kill_when_asked() -> None:
@@ -404,7 +557,7 @@ def test_qemu_nbd_that_serves_its_only_client_is_said_to_be_full_perhaps(image: 
     with qemu_nbd(image, "--shared=1") as server:
         target = parse_target(server.uri)
         with client.connect(target, SOON).stream:
-            error = client.check(target, 1.0).error
+            error = client.check(target, attachable, 1.0).error
         assert error is not None
         assert error.cause.endswith("(waiting for the server's greeting): the server may be full")
         assert "--shared=N" in error.hint
@@ -424,6 +577,31 @@ def test_nbd_server_that_denies_is_given_all_its_reasons(image: str, tmp_path: P
         with contextlib.ExitStack() as held:
             if why == "maxconnections":
                 held.enter_context(client.connect(target, SOON).stream)
-            with pytest.raises(Refused, match="policy forbids NBD_OPT_GO") as caught:
-                client.inspect(target, SOON)
-    assert caught.value.hint == DENIED
+            for ask in (client.inspect, client.connect):
+                with pytest.raises(Refused, match="the server's policy refuses this export to this client") as caught:
+                    ask(target, SOON)
+                assert (caught.value.hint, caught.value.exit_code) == (DENIED, 4)
+            assert [name for name, _, _ in listed(server.uri)] == ["disk"]
+
+
+def test_nbd_server_counts_clients_that_have_left(image: str) -> None:
+    """So the hint says "since its start": to wait, or to detach another client, does not help."""
+    with nbd_server({"disk": image}, "maxconnections = 2") as server:
+        for _ in range(2):
+            passes(server.export("disk"))
+        error = client.check(parse_target(server.export("disk")), attachable, SOON).error
+        assert error is not None
+        assert error.hint == DENIED
+
+
+def test_nbd_server_that_does_not_list_is_told_with_the_option(image: str) -> None:
+    with nbd_server({"disk": image}, generic="allowlist = false") as server:
+        with pytest.raises(Refused, match="the server's policy forbids listing its exports") as caught:
+            listed(server.uri)
+        there = parse_target(server.uri).uri
+        assert caught.value.hint == (
+            f"nbd-server lists its exports with allowlist = true; nbdattach info -N NAME {there} shows one of them"
+        )
+        with pytest.raises(UnknownExport) as unknown:
+            inspect(server.export("none"))
+        assert unknown.value.hint == "it does not list its exports: see its configuration for their names"

@@ -52,6 +52,11 @@ def _conversation(rng: random.Random, ask: object, target: Target) -> list[bytes
         pieces.append(wire.ack(wire.STARTTLS))
     if ask is handshake.catalogue:
         return [*pieces, *_list(rng), *_answers(rng, wire.INFO)]
+    if ask is handshake.inspect:
+        if rng.random() < 0.5:
+            return [*pieces, *_answers(rng, wire.INFO)]
+        empty = [wire.sized(wire.INFO, 0), wire.ack(wire.INFO)]
+        pieces += rng.choice(([wire.reply(wire.INFO, wire.UNSUP, rng.choice(WORDS))], empty))
     if rng.random() < 0.5:
         return [*pieces, *_answers(rng, wire.GO)]
     refusal = wire.reply(wire.GO, rng.choice((wire.UNSUP, wire.UNKNOWN, rng.choice(ERRORS))), rng.choice(WORDS))

@@ -78,9 +78,13 @@ def test_unknown_export_as_in_the_contract() -> None:
 @pytest.mark.parametrize(
     ("offered", "hint"),
     [
-        (None, "it does not list its exports; see nbdattach list nbd://db1"),
-        ([], "it offers no exports at all; see nbdattach list nbd://db1"),
-        ([""], "it offers: ''; see nbdattach list nbd://db1"),
+        (None, "it does not list its exports: see its configuration for their names"),
+        ([], "it lists no exports: see its configuration for their names"),
+        ([""], "it lists only a default export, which has no name: use nbd://db1"),
+        (
+            ["", "a"],
+            "it offers: a; it has a default export as well, without a name; see nbdattach list nbd://db1",
+        ),
         (list("abcdefgh"), "it offers: a, b, c, d, e, f, g, h; see nbdattach list nbd://db1"),
         (list("abcdefghi"), "it offers: a, b, c, d, e, f, g, h, ...; see nbdattach list nbd://db1"),
     ],

@@ -33,13 +33,16 @@ def context(
     return made
 
 
-def secure(made: ssl.SSLContext, said: bytes = EXPORT) -> Serve:
-    """Says yes to TLS, and `said` inside."""
+def secure(made: ssl.SSLContext, said: bytes | None = None) -> Serve:
+    """Says yes to TLS, and `said` inside; without it, the export in answer to NBD_OPT_GO or NBD_OPT_INFO."""
     return after_yes(lambda sock: _inside(made, sock, said))
 
 
-def _inside(made: ssl.SSLContext, sock: socket.socket, said: bytes) -> None:
+def _inside(made: ssl.SSLContext, sock: socket.socket, said: bytes | None) -> None:
     with made.wrap_socket(sock, server_side=True) as inside:
+        if said is None:
+            option = int.from_bytes(inside.recv(12)[8:], "big")  # one record has all of it
+            said = wire.sized(option) + wire.ack(option)
         inside.sendall(said)
         drain(inside)
 

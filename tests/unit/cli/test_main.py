@@ -39,6 +39,7 @@ from nbdattach.protocol.target import Target
 
 Capture = pytest.CaptureFixture[str]
 GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 65536) + wire.ack(wire.GO)
+INFO = wire.greeting() + wire.sized(wire.INFO) + wire.blocks(wire.INFO, 512, 4096, 65536) + wire.ack(wire.INFO)
 READ = wire.simple_reply(0, client.CHECK_COOKIE) + bytes(4096)
 LISTING = wire.greeting() + wire.listed(b"root", b"of all") + wire.ack(wire.LIST)
 LISTING += wire.sized(wire.INFO) + wire.ack(wire.INFO)
@@ -472,7 +473,7 @@ def test_info_and_list_import_neither_the_kernels_side_nor_tls() -> None:
 
 
 def test_info_tells_the_export(capsys: Capture) -> None:
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         code, out, err = ran(capsys, "info", f"127.0.0.1:{target.port}", "-N", "disk")
     assert (code, err) == (0, "")
     lines = dict(line.split(": ", 1) for line in out.splitlines())
@@ -490,12 +491,13 @@ def test_info_tells_the_export(capsys: Capture) -> None:
 
 
 def test_info_json_is_one_document(capsys: Capture) -> None:
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         code, out, err = ran(capsys, "info", "--json", target.uri)
     assert (code, err) == (0, "")
     found = json.loads(out)
-    assert list(found) == ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls"]
-    assert (found["target"], found["size"]) == (target.uri, wire.SIZE)
+    keys = ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls", "cannot_be_attached"]
+    assert list(found) == keys
+    assert (found["target"], found["size"], found["cannot_be_attached"]) == (target.uri, wire.SIZE, None)
 
 
 def test_list_tells_the_exports(capsys: Capture) -> None:
@@ -511,6 +513,17 @@ def test_list_json_is_one_document(capsys: Capture) -> None:
     assert (code, err) == (0, "")
     exports = [{"name": "root", "description": "of all", "size": wire.SIZE}]
     assert json.loads(out) == {"target": target.uri, "exports": exports}
+
+
+def test_check_json_of_an_empty_export_has_no_time_of_a_read(capsys: Capture) -> None:
+    said = wire.greeting() + wire.sized(wire.GO, 0) + wire.ack(wire.GO)
+    with listening(says_and_hears(said, [])) as target:
+        code, out, err = ran(capsys, "check", "--json", target.uri)
+    error = f"{target.uri}: the export has 0 bytes, less than one block of 512"
+    assert (code, err) == (4, f"nbdattach: {error}\n(is the image behind it empty?)\n")
+    found = json.loads(out)
+    assert found.pop("handshake_ms") > 0
+    assert found == {"target": target.uri, "ok": False, "read_ms": None, "error": error}
 
 
 def test_check_says_how_long_it_took(capsys: Capture) -> None:
@@ -595,19 +608,21 @@ def test_all_targets_of_a_check_are_read_before_the_first_server_is_asked(capsys
     assert err.startswith("nbdattach: 'db1:0': not a port: '0'\n")
 
 
-UNKNOWN = wire.greeting() + wire.reply(wire.GO, wire.UNKNOWN) + wire.listed(b"root") + wire.ack(wire.LIST)
+ROOT = wire.listed(b"root") + wire.ack(wire.LIST)
+UNKNOWN = {asked: wire.greeting() + wire.reply(asked, wire.UNKNOWN) + ROOT for asked in (wire.INFO, wire.GO)}
 NO_TLS = wire.greeting() + wire.reply(wire.STARTTLS, wire.UNSUP)
 FAILURES: dict[str, tuple[list[str], Serve, str, int, str]] = {
     "closed": (["info", "list", "check"], says(b""), "", 3, "the server closed the connection"),
     "silent": (["info", "list", "check"], silence, "", 3, "no answer within 0.3 s"),
     "no NBD server": (["info", "list", "check"], says_and_hears(b"SSH-2.0-OpenSSH", []), "", 4, "not an NBD server"),
-    "unknown": (["info", "check"], says_and_hears(UNKNOWN, []), "/x", 4, "the server has no export named 'x'"),
+    "unknown": (["info"], says_and_hears(UNKNOWN[wire.INFO], []), "/x", 4, "the server has no export named 'x'"),
+    "not there": (["check"], says_and_hears(UNKNOWN[wire.GO], []), "/x", 4, "the server has no export named 'x'"),
     "policy": (
         ["list"],
         says_and_hears(wire.greeting() + wire.reply(wire.LIST, wire.POLICY), []),
         "",
         4,
-        "the server's policy forbids NBD_OPT_LIST",
+        "the server's policy forbids listing its exports",
     ),
     "no TLS": (["info", "list", "check"], says_and_hears(NO_TLS, []), "s", 5, "the server refuses TLS"),
 }
@@ -668,7 +683,7 @@ def test_check_json_of_a_failed_read_keeps_the_time_of_the_handshake(capsys: Cap
 @pytest.mark.row(13)
 @pytest.mark.parametrize("before", [True, False])
 def test_debug_shows_each_step_on_stderr(capsys: Capture, before: bool) -> None:
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         arguments = ["--debug", "info"] if before else ["info", "--debug"]
         code, out, err = ran(capsys, *arguments, "--json", target.uri)
     assert code == 0
@@ -679,13 +694,13 @@ def test_debug_shows_each_step_on_stderr(capsys: Capture, before: bool) -> None:
             f"connecting to 127.0.0.1 port {target.port}",
             "waiting for the server's greeting",
             "new style, handshake flags 0x3",
-            "NBD_OPT_GO, 12 bytes of data",
+            "NBD_OPT_INFO, 12 bytes of data",
             "NBD_REP_INFO, 12 bytes of data",
             "information of type 0, 10 bytes",
             "NBD_REP_INFO, 14 bytes of data",
             "information of type 3, 12 bytes",
             "NBD_REP_ACK, 0 bytes of data",
-            "NBD_CMD_DISC",
+            "NBD_OPT_ABORT, 0 bytes of data",
         )
     ]
 

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdattach.attached.status import Status
+from nbdattach.backends.durability import lack_of_flush
+from nbdattach.backends.limits import refusal
 from nbdattach.cli import render
 from nbdattach.cli.render import size_text
 from nbdattach.connection.client import Checked, Inspected
@@ -20,6 +22,7 @@ from nbdattach.protocol.export import BlockSize, Export, Listed
 from nbdattach.protocol.target import Target
 
 TARGET = Target("db1", 99, export="disk")
+EMPTY = refusal("nbd://db1", Export("", 0, 0, "oldstyle"))
 HOSTILE = "\x1b[2J\r\n\u202e\u2028\x9b'\\\udcff%s{0}"
 ATTACHED = Status(
     device="/dev/nbd0",
@@ -93,7 +96,7 @@ STATUS_KEYS = [
     "device", "index", "state", "tag", "target", "export", "size", "block_size", "read_only", "backend",
     "connections", "tls", "pid", "since", "mounts", "holders", "also", "server", "image",
 ]  # fmt: skip
-INFO_KEYS = ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls"]
+INFO_KEYS = ["target", "export", "description", "size", "flags", "block_size", "protocol", "tls", "cannot_be_attached"]
 CHECK_KEYS = ["target", "ok", "handshake_ms", "read_ms", "error"]
 
 
@@ -156,11 +159,12 @@ def test_info_json_is_the_contracts() -> None:
         "block_size": {"minimum": 512, "preferred": 4096, "maximum": 1 << 25},
         "protocol": "newstyle-fixed",
         "tls": {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "names": [], "expires": None},
+        "cannot_be_attached": None,
     }
 
 
 def test_info_json_has_all_its_keys_when_little_is_known() -> None:
-    found = json.loads(render.info_json("nbd://db1", Inspected(Export("", 0, 0, "oldstyle"), None)))
+    found = json.loads(render.info_json("nbd://db1", Inspected(Export("", 0, 0, "oldstyle"), None), EMPTY))
     assert list(found) == INFO_KEYS
     assert found == {
         "target": "nbd://db1",
@@ -171,6 +175,7 @@ def test_info_json_has_all_its_keys_when_little_is_known() -> None:
         "block_size": None,
         "protocol": "oldstyle",
         "tls": None,
+        "cannot_be_attached": "the export has 0 bytes, less than one block of 512",
     }
 
 
@@ -374,7 +379,7 @@ def test_info_lines() -> None:
 
 
 def test_info_lines_when_little_is_known() -> None:
-    assert render.info_lines("nbd://db1", Inspected(Export("", 0, 0, "oldstyle"), None)).splitlines() == [
+    assert render.info_lines("nbd://db1", Inspected(Export("", 0, 0, "oldstyle"), None), EMPTY).splitlines() == [
         "target:      nbd://db1",
         "export:      '' (the default export)",
         "description: -",
@@ -384,7 +389,17 @@ def test_info_lines_when_little_is_known() -> None:
         "block size:  not announced",
         "protocol:    oldstyle",
         "tls:         no",
+        "cannot be attached: the export has 0 bytes, less than one block of 512",
     ]
+
+
+def test_info_lines_tell_of_a_lack_of_flush() -> None:
+    export = Export("disk", 1 << 20, 1, "newstyle-fixed")
+    lines = render.info_lines(TARGET.uri, Inspected(export, None), lack_of_flush=lack_of_flush(export)).splitlines()
+    assert lines[-1] == (
+        "note:        the server offers no flush: data that was synced may be lost if the server's machine crashes "
+        "(nbd-server offers it with flush = true)"
+    )
 
 
 def test_info_lines_of_a_hostile_server_are_nine_printable_ones() -> None:

@@ -114,16 +114,21 @@ COMPLETIONS = [
 
 _LISTING = wire.greeting() + wire.listed(b"root", b"of all") + wire.ack(wire.LIST) + wire.sized(wire.INFO)
 _LISTING += wire.ack(wire.INFO)
-_GO = wire.greeting() + wire.sized(wire.GO) + wire.blocks(wire.GO, 512, 4096, 65536) + wire.ack(wire.GO)
-_UNKNOWN = wire.greeting() + wire.reply(wire.GO, wire.UNKNOWN) + wire.listed(b"root") + wire.ack(wire.LIST)
+_INFO = wire.greeting() + wire.sized(wire.INFO) + wire.blocks(wire.INFO, 512, 4096, 65536) + wire.ack(wire.INFO)
+_EMPTY = wire.sized(wire.GO, 0) + wire.ack(wire.GO)
+_SAID_TO_BE_EMPTY = wire.greeting() + wire.sized(wire.INFO, 0) + wire.ack(wire.INFO) + _EMPTY
+_UNKNOWN = wire.greeting() + wire.reply(wire.INFO, wire.UNKNOWN) + wire.listed(b"root") + wire.ack(wire.LIST)
 # Each answers one command.
 SERVED = {
-    "info TARGET": _GO,
-    "info --json TARGET": _GO,
+    "info TARGET": _INFO,
+    "info --json TARGET": _INFO,
     "list TARGET": _LISTING,
     "list --json TARGET": _LISTING,
     "check TARGET": b"",
     "check --json TARGET": b"",
+    "check -N empty TARGET": wire.greeting() + _EMPTY,
+    "info -N empty TARGET": _SAID_TO_BE_EMPTY,
+    "info --json -N empty TARGET": _SAID_TO_BE_EMPTY,
     "info -N x TARGET": _UNKNOWN,
     "list 'nbds+unix:///?socket=TARGET'": b"SSH-2.0-OpenSSH",
     "info --tls-ca /nonexistent/ca.pem --tls-hostname db1 TARGET": wire.greeting() + wire.ack(wire.STARTTLS),

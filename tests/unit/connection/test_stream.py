@@ -28,6 +28,7 @@ from peer import (
     soon,
 )
 
+from nbdattach.backends.limits import attachable
 from nbdattach.connection import client, stream
 from nbdattach.connection.stream import Stream, dial
 from nbdattach.deadline import Deadline
@@ -37,6 +38,7 @@ from nbdattach.protocol.steps import Note, Receive, Send, Steps
 from nbdattach.protocol.target import Target, parse_target
 
 GO = wire.greeting() + wire.sized(wire.GO) + wire.ack(wire.GO)
+INFO = wire.greeting() + wire.sized(wire.INFO) + wire.ack(wire.INFO)
 LISTING = wire.greeting() + wire.listed(b"root", b"of all") + wire.ack(wire.LIST)
 LISTING += wire.sized(wire.INFO) + wire.ack(wire.INFO)
 
@@ -49,7 +51,7 @@ def entered(target: Target) -> Export:
 
 ASKERS: dict[str, tuple[Callable[[Target], Any], bytes]] = {
     "connect": (entered, GO),
-    "inspect": (client.inspect, GO),
+    "inspect": (client.inspect, INFO),
     "list": (client.list_exports, LISTING),
     "old style": (client.inspect, wire.oldstyle()),
     "new style": (client.inspect, wire.greeting(0) + wire.exported(zeroes=wire.ZEROES)),
@@ -92,27 +94,27 @@ def test_the_same_comes_out_whether_bytes_come_at_once_or_one_by_one(ask: Callab
 
 def test_notes_are_traced() -> None:
     traced: list[str] = []
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         client.inspect(target, trace=traced.append)
     assert traced[:2] == [f"connecting to 127.0.0.1 port {target.port}", "waiting for the server's greeting"]
-    assert traced[-1] == "NBD_CMD_DISC"
+    assert traced[-1] == "NBD_OPT_ABORT, 0 bytes of data"
 
 
 def test_goodbye_to_a_server_that_has_gone_is_no_failure(tmp_path: Path) -> None:
-    """It has announced the export, and need not wait for NBD_CMD_DISC."""
+    """It has announced the export, and need not wait for NBD_OPT_ABORT."""
 
     def serve(sock: socket.socket) -> None:
-        sock.sendall(wire.greeting() + wire.sized(wire.GO))
+        sock.sendall(wire.greeting() + wire.sized(wire.INFO))
         heard = b""
-        while not heard.endswith(wire.asks(wire.GO)):
+        while not heard.endswith(wire.asks(wire.INFO)):
             heard += sock.recv(4096)
         sock.shutdown(socket.SHUT_RD)
-        sock.sendall(wire.ack(wire.GO))
+        sock.sendall(wire.ack(wire.INFO))
 
     traced: list[str] = []
     with listening(serve, tmp_path / "s") as target:
         assert client.inspect(target, 5, traced.append).export.size == wire.SIZE
-    assert traced[-1] == "NBD_CMD_DISC"
+    assert traced[-1] == "NBD_OPT_ABORT, 0 bytes of data"
 
 
 class Unix:
@@ -169,12 +171,12 @@ def test_a_server_that_has_begun_to_speak_is_not_said_to_be_full() -> None:
 
 def test_deadline_tells_the_step_that_was_waited_for() -> None:
     with listening(says_and_hears(wire.greeting(), [])) as target:
-        left_waiting_for("NBD_OPT_GO, 12 bytes of data", lambda seconds: client.inspect(target, seconds))
+        left_waiting_for("NBD_OPT_INFO, 12 bytes of data", lambda seconds: client.inspect(target, seconds))
 
 
 TRICKLES = {
     "connect": (client.connect, wire.info(wire.GO, 9, bytes(60000))),
-    "inspect": (client.inspect, wire.info(wire.GO, 9, bytes(60000))),
+    "inspect": (client.inspect, wire.info(wire.INFO, 9, bytes(60000))),
     "list": (client.list_exports, wire.listed(bytes(4096))),
 }
 
@@ -251,7 +253,7 @@ class Resolver:
 
 
 def test_name_that_was_found_once_needs_no_resolver_that_works(resolver: Resolver) -> None:
-    with listening(says_and_hears(GO, [])) as target, soon():
+    with listening(says_and_hears(INFO, [])) as target, soon():
         named = Target("db1", target.port)
         stream.prepare(named, Deadline(5))
         resolver.fails = True
@@ -260,7 +262,7 @@ def test_name_that_was_found_once_needs_no_resolver_that_works(resolver: Resolve
 
 def test_resolver_that_hangs_is_waited_for_once(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may hang because its files are on the disk of the server that it has to find."""
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         named = Target("db1", target.port)
         stream.prepare(named, Deadline(5))
         resolver.hangs.clear()
@@ -307,14 +309,14 @@ def test_who_waits_for_the_lookup_of_another_is_told_of_its_own_target(
 
 def test_remembered_address_serves_where_the_name_was_never_found(resolver: Resolver) -> None:
     resolver.fails = True
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         named = Target("db1", target.port)
         stream.remember(named, "127.0.0.1")
         assert client.inspect(named).export.size == wire.SIZE
 
 
 def test_the_name_counts_more_than_a_remembered_address(resolver: Resolver) -> None:
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         named = Target("db1", target.port)
         stream.remember(named, "192.0.2.1")
         assert client.inspect(named).export.size == wire.SIZE
@@ -365,7 +367,7 @@ def test_abstract_socket_that_is_not_there_is_no_connection() -> None:
 
 
 def test_unix_socket_is_served(tmp_path: Path) -> None:
-    with listening(says_and_hears(GO, []), tmp_path / "s") as target:
+    with listening(says_and_hears(INFO, []), tmp_path / "s") as target:
         assert client.inspect(target).export.size == wire.SIZE
 
 
@@ -394,20 +396,20 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *places: tuple[int, int]) -> None
 
 
 def test_second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         resolving(monkeypatch, (socket.AF_INET, closed_port()), (socket.AF_INET, target.port))
         assert client.inspect(Target("db1")).export.size == wire.SIZE
 
 
 def test_dead_first_address_does_not_eat_all_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(says_and_hears(GO, [])) as target, deaf_port() as deaf:
+    with listening(says_and_hears(INFO, [])) as target, deaf_port() as deaf:
         resolving(monkeypatch, (socket.AF_INET, deaf), (socket.AF_INET, target.port))
         assert client.inspect(Target("db1"), 2).export.size == wire.SIZE
 
 
 def test_address_of_a_family_the_kernel_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Like ::1 if IPv6 is off."""
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         resolving(monkeypatch, (socket.AF_ASH, 1), (socket.AF_INET, target.port))
         assert client.inspect(Target("db1")).export.size == wire.SIZE
 
@@ -458,12 +460,16 @@ LEFT = {
 }
 
 
+def checked(target: Target) -> object:
+    return client.check(target, attachable)
+
+
 @pytest.mark.parametrize("serve", LEFT.values(), ids=LEFT)
 def test_no_socket_is_left_open(serve: Serve) -> None:
     gc.collect()
     with listening(serve) as target, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        for ask in (entered, client.inspect, client.list_exports, client.check):
+        for ask in (entered, client.inspect, client.list_exports, checked):
             with contextlib.suppress(NbdattachError):
                 ask(target)
         gc.collect()
@@ -498,7 +504,7 @@ def test_tls_over_a_socket_without_a_name_to_verify_is_tls_failed(tmp_path: Path
 
 
 def test_connection_in_the_clear_has_no_tls() -> None:
-    with listening(says_and_hears(GO, [])) as target:
+    with listening(says_and_hears(INFO, [])) as target:
         assert client.inspect(target).tls is None
 
 

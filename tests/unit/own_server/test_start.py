@@ -327,6 +327,15 @@ def test_a_server_that_lives_and_refuses_has_told_why(root: Path) -> None:
     assert caught.value.cause == "the server has no default export; its server says: 'serving'"
 
 
+def test_half_a_line_of_a_server_is_waited_for_to_its_end(root: Path) -> None:
+    """nbdkit writes its name first, and then the error."""
+    script = f"printf 'nbdkit:'; until [ -e {root}/go ]; do sleep 0.01; done; echo ' error: no route'; exec sleep 60"
+    with served(Source(words=tuple(shell(script)))) as one:
+        eventually(lambda: one._words() == "nbdkit:")
+        Path(root, "go").touch()
+        assert one._words_soon() == "nbdkit: error: no route"
+
+
 def test_a_server_that_does_not_take_its_socket_is_told_from_others(root: Path) -> None:
     """As a script that nbdkit has as a plugin: nbdkit starts itself again for it, and has lost its socket then."""
     for script in ("exec 3>&-; exec sleep 60", "exit 0"):

@@ -20,6 +20,8 @@ NAMED = Target(host="db1", export="disk")
 HELLO = wire.greeting()
 SIZED, ACK = wire.sized(wire.GO), wire.ack(wire.GO)
 NO_GO = wire.reply(wire.GO, wire.UNSUP)
+NO_INFO = wire.reply(wire.INFO, wire.UNSUP)
+NOTHING = wire.sized(wire.INFO, 0) + wire.ack(wire.INFO)
 LISTED = wire.listed(b"root") + wire.listed(b"swap") + wire.ack(wire.LIST)
 
 
@@ -112,10 +114,25 @@ def test_size_is_kept_to_the_byte(size: int) -> None:
 
 
 @pytest.mark.row(5)
-def test_inspect_goes_in_and_leaves_by_the_transmission_phase() -> None:
-    """Not by NBD_OPT_INFO, which nbd-server answers with a size of 0; and without NBD_OPT_ABORT."""
-    export, sent = succeeds(handshake.inspect, NAMED, HELLO, *INFORMATION, ACK)
-    assert sent == [wire.client_flags(), wire.asks(wire.GO, b"disk"), wire.DISC]
+def test_inspect_asks_by_info_and_enters_nothing() -> None:
+    """To enter ends a qemu-nbd without --persistent, and takes one of nbd-server's maxconnections."""
+    said = (
+        wire.sized(wire.INFO),
+        wire.blocks(wire.INFO, 512, 4096, 1 << 25),
+        wire.info(wire.INFO, 2, b"spare"),
+        wire.ack(wire.INFO),
+    )
+    export, sent = succeeds(handshake.inspect, NAMED, HELLO, *said)
+    assert sent == [wire.client_flags(), wire.asks(wire.INFO, b"disk"), wire.option(wire.ABORT)]
+    assert export == Export("disk", wire.SIZE, wire.FLAGS, "newstyle-fixed", "spare", BlockSize(512, 4096, 1 << 25))
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize("answer", [NO_INFO, NOTHING])
+def test_inspect_enters_if_info_is_unknown_or_says_size_0(answer: bytes) -> None:
+    """nbd-server says 0 until a client enters. It leaves by the transmission phase, without NBD_OPT_ABORT."""
+    export, sent = succeeds(handshake.inspect, NAMED, HELLO, answer, *INFORMATION, ACK)
+    assert sent[1:] == [wire.asks(wire.INFO, b"disk"), wire.asks(wire.GO, b"disk"), wire.DISC]
     assert export == Export("disk", wire.SIZE, wire.FLAGS, "newstyle-fixed", "spare", BlockSize(512, 4096, 1 << 25))
 
 
@@ -130,22 +147,41 @@ def test_without_go_the_list_then_the_export_name() -> None:
 
 @pytest.mark.row(5)
 def test_inspect_tells_a_size_of_0_as_it_is() -> None:
-    export, _ = succeeds(handshake.inspect, NAMED, HELLO, wire.sized(wire.GO, 0), ACK)
+    export, _ = succeeds(handshake.inspect, NAMED, HELLO, NOTHING, wire.sized(wire.GO, 0), ACK)
     assert export.size == 0
+
+
+@pytest.mark.row(6)
+def test_export_that_info_does_not_know_is_unknown() -> None:
+    error, played = fails(handshake.inspect, NAMED, HELLO, wire.reply(wire.INFO, wire.UNKNOWN), LISTED)
+    assert type(error) is UnknownExport
+    assert error.hint == "it offers: root, swap; see nbdattach list nbd://db1"
+    assert played.sent[1:] == [wire.asks(wire.INFO, b"disk"), wire.option(wire.LIST), wire.option(wire.ABORT)]
 
 
 @pytest.mark.row(6)
 @pytest.mark.parametrize("kind", [wire.POLICY, wire.INVALID, wire.TLS_REQD, wire.SHUTDOWN, 0x8000FFFF])
 def test_refused_inspect_aborts_once_and_sends_no_request(kind: int) -> None:
-    _, played = fails(handshake.inspect, NAMED, HELLO, wire.reply(wire.GO, kind))
-    assert played.sent == [wire.client_flags(), wire.asks(wire.GO, b"disk"), wire.option(wire.ABORT)]
+    _, played = fails(handshake.inspect, NAMED, HELLO, wire.reply(wire.INFO, kind))
+    assert played.sent == [wire.client_flags(), wire.asks(wire.INFO, b"disk"), wire.option(wire.ABORT)]
+
+
+@pytest.mark.row(6)
+def test_inspect_that_may_not_enter_aborts_once_and_sends_no_request() -> None:
+    _, played = fails(handshake.inspect, NAMED, HELLO, NOTHING, wire.reply(wire.GO, wire.POLICY))
+    assert played.sent[1:] == [wire.asks(wire.INFO, b"disk"), wire.asks(wire.GO, b"disk"), wire.option(wire.ABORT)]
 
 
 @pytest.mark.row(5)
 def test_inspect_without_go_enters_by_name_and_leaves_the_transmission_phase() -> None:
-    said = HELLO, NO_GO, wire.listed(b"disk"), wire.ack(wire.LIST), wire.exported()
+    said = HELLO, NO_INFO, NO_GO, wire.listed(b"disk"), wire.ack(wire.LIST), wire.exported()
     _, sent = succeeds(handshake.inspect, NAMED, *said)
-    asked = [wire.asks(wire.GO, b"disk"), wire.option(wire.LIST), wire.option(wire.EXPORT_NAME, b"disk")]
+    asked = [
+        wire.asks(wire.INFO, b"disk"),
+        wire.asks(wire.GO, b"disk"),
+        wire.option(wire.LIST),
+        wire.option(wire.EXPORT_NAME, b"disk"),
+    ]
     assert sent == [wire.client_flags(), *asked, wire.DISC]
 
 
@@ -173,23 +209,61 @@ def test_server_that_cannot_list_is_taken_at_its_word(kind: int) -> None:
 
 @pytest.mark.row(5)
 @pytest.mark.parametrize("heard", range(10))
-def test_connection_closed_in_answer_to_export_name_is_an_unknown_export(heard: int) -> None:
-    error, _ = fails(handshake.enter, NAMED, wire.greeting(0), wire.exported()[:heard])
-    assert type(error) is UnknownExport
-    assert str(error) == "nbd://db1/disk: the server has no export named 'disk'"
-    assert error.hint == "it does not list its exports; see nbdattach list nbd://db1"
+@pytest.mark.parametrize(("target", "what"), [(NAMED, "the export 'disk'"), (DEFAULT, "its default export")])
+@pytest.mark.parametrize("before", [wire.greeting(0), HELLO + NO_GO + wire.reply(wire.LIST, wire.POLICY)])
+def test_connection_closed_in_answer_to_export_name_is_told_as_that(
+    heard: int, target: Target, what: str, before: bytes
+) -> None:
+    """The server may have the export, in use or for other clients; and it was not asked for a list, or refused it."""
+    error, _ = fails(handshake.enter, target, before, wire.exported()[:heard])
+    assert type(error) is Refused
+    assert str(error) == f"{target.uri}: the server closed the connection when asked for {what}"
+    assert error.hint == (
+        "an old server gives no reason: a wrong name, an export in use, or a client that it denies; see its log"
+    )
 
 
 @pytest.mark.row(5)
-def test_a_listed_export_that_the_server_does_not_open_is_not_called_unknown() -> None:
+@pytest.mark.parametrize(
+    ("listing", "hint"),
+    [
+        (LISTED, "it offers: root, swap; see nbdattach list nbd://db1"),
+        (wire.ack(wire.LIST), "it lists no exports: see its configuration for their names"),
+    ],
+)
+def test_closed_default_export_of_a_server_that_has_listed_others_is_told_with_them(listing: bytes, hint: str) -> None:
+    error, _ = fails(handshake.enter, DEFAULT, HELLO, NO_GO, listing)
+    assert type(error) is UnknownExport
+    assert str(error) == "nbd://db1: the server has no default export"
+    assert error.hint == hint
+
+
+NO_BACKEND = wire.reply(wire.GO, wire.UNKNOWN, b"no backend")
+OF_NBDKIT = "see its log: nbdkit answers this if it cannot open the disk of the export"
+UNLISTED = "or the export has a name that it does not list: -N NAME"
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize(("answer", "words"), [(NO_GO, ""), (NO_BACKEND, "; it says: 'no backend'")])
+def test_a_listed_export_that_the_server_does_not_open_is_not_called_unknown(answer: bytes, words: str) -> None:
     """By NBD_OPT_GO an answer of nbdkit; by NBD_OPT_EXPORT_NAME the server only closes the connection."""
-    listing = wire.listed(b"disk") + wire.ack(wire.LIST)
-    refused = wire.reply(wire.GO, wire.UNKNOWN, b"no backend")
-    for said, words in ((HELLO + NO_GO + listing, ""), (HELLO + refused + listing, "; it says: 'no backend'")):
-        error, _ = fails(handshake.enter, NAMED, said)
-        assert type(error) is Refused
-        assert str(error) == f"nbd://db1/disk: the server lists the export, but refuses to open it{words}"
-        assert error.hint == DENIED
+    error, _ = fails(handshake.enter, NAMED, HELLO, answer, wire.listed(b"disk"), wire.ack(wire.LIST))
+    assert type(error) is Refused
+    assert str(error) == f"nbd://db1/disk: the server lists the export, but refuses to open it{words}"
+    assert error.hint == (OF_NBDKIT if words else DENIED)
+
+
+@pytest.mark.row(5)
+@pytest.mark.parametrize(("answer", "words"), [(NO_GO, ""), (NO_BACKEND, "; it says: 'no backend'")])
+@pytest.mark.parametrize(("more", "last"), [(b"", UNLISTED), (wire.listed(b"root"), "it offers: root")])
+def test_a_listed_default_export_that_the_server_does_not_open_is_told_without_quotes(
+    answer: bytes, words: str, more: bytes, last: str
+) -> None:
+    """nbdkit's filter exportname lists '' by itself, and may be told to open other names only."""
+    error, _ = fails(handshake.enter, DEFAULT, HELLO, answer, wire.listed(b""), more, wire.ack(wire.LIST))
+    assert type(error) is Refused
+    assert str(error) == f"nbd://db1: the server lists a default export, but refuses to open it{words}"
+    assert error.hint == f"{OF_NBDKIT if words else DENIED}; {last}"
 
 
 @pytest.mark.row(5)
@@ -313,13 +387,14 @@ def test_replies_without_end_are_cut_off() -> None:
 # -- row 6: option errors told apart -----------------------------------------------------------------------------------
 
 DENIED = (
-    "see its log; for nbd-server: client not allowed, maxconnections reached, cannot open its file, or prerun failed"
+    "see its log; nbd-server does this if maxconnections clients have come since its start, if authfile or prerun"
+    " denies this client, or if it cannot open its file"
 )
 REFUSALS: list[tuple[int, type[NbdattachError], str, str]] = [
     (
         wire.POLICY,
         Refused,
-        "the server's policy forbids NBD_OPT_GO",
+        "the server's policy refuses this export to this client",
         DENIED,
     ),
     (wire.INVALID, Refused, "the server calls our NBD_OPT_GO invalid", "--debug shows each step"),
@@ -379,7 +454,7 @@ def test_unknown_export_tells_what_there_is(words: bytes, said: str) -> None:
 def test_unknown_export_stays_unknown_whatever_the_list_answers(after: bytes) -> None:
     error, _ = fails(handshake.enter, NAMED, HELLO, wire.reply(wire.GO, wire.UNKNOWN), after)
     assert str(error) == "nbd://db1/disk: the server has no export named 'disk'"
-    assert error.hint == "it does not list its exports; see nbdattach list nbd://db1"
+    assert error.hint == "it does not list its exports: see its configuration for their names"
 
 
 @pytest.mark.row(6)
@@ -398,14 +473,14 @@ def test_unknown_export_stays_unknown_whatever_the_list_answers(after: bytes) ->
 )
 def test_words_of_the_server_are_harmless_and_on_one_line(words: bytes, shown: str) -> None:
     error, _ = fails(handshake.enter, NAMED, HELLO, wire.reply(wire.GO, wire.POLICY, words))
-    assert str(error) == f"nbd://db1/disk: the server's policy forbids NBD_OPT_GO; it says: '{shown}'"
+    assert str(error) == f"nbd://db1/disk: the server's policy refuses this export to this client; it says: '{shown}'"
 
 
 @pytest.mark.row(6)
 def test_words_at_the_limit_are_read_and_cut() -> None:
     error, played = fails(handshake.enter, NAMED, HELLO, wire.reply(wire.GO, wire.POLICY, b"x" * 4096))
     assert played.unread == b""
-    cause = "the server's policy forbids NBD_OPT_GO"
+    cause = "the server's policy refuses this export to this client"
     assert str(error) == f"nbd://db1/disk: {cause}; it says: '" + "x" * 200 + "...'"
 
 
@@ -446,8 +521,12 @@ def test_each_step_can_be_seen() -> None:
 def conversations() -> list[tuple[Steps[object], bytes]]:
     return [
         (handshake.enter(NAMED), HELLO + b"".join(INFORMATION) + ACK),
-        (handshake.inspect(NAMED), HELLO + SIZED + ACK),
-        (handshake.inspect(NAMED), HELLO + NO_GO + wire.listed(b"disk") + wire.ack(wire.LIST) + wire.exported()),
+        (handshake.inspect(NAMED), HELLO + wire.sized(wire.INFO) + wire.ack(wire.INFO)),
+        (handshake.inspect(NAMED), HELLO + NOTHING + SIZED + ACK),
+        (
+            handshake.inspect(NAMED),
+            HELLO + NO_INFO + NO_GO + wire.listed(b"disk") + wire.ack(wire.LIST) + wire.exported(),
+        ),
         (handshake.catalogue(NAMED), HELLO + LISTED + wire.reply(wire.INFO, wire.UNSUP)),
         (handshake.enter(Target(host="db1", tls=True)), HELLO + wire.ack(wire.STARTTLS) + SIZED + ACK),
         (handshake.inspect(DEFAULT), wire.oldstyle()),

@@ -65,7 +65,7 @@ def test_a_case_is_made_again_by_its_seed() -> None:
 ENDLESS = {
     "information": (handshake.enter, wire.info(wire.GO, 9, b"")),
     "the same size": (handshake.enter, wire.sized(wire.GO)),
-    "large information": (handshake.inspect, wire.info(wire.GO, 9, bytes(60000))),
+    "large information": (handshake.inspect, wire.info(wire.INFO, 9, bytes(60000))),
     "exports": (handshake.catalogue, wire.listed(b"e")),
     "empty names": (handshake.catalogue, wire.listed(b"")),
     "large exports": (handshake.catalogue, wire.listed(WIDE, WIDE)),

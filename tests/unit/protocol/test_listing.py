@@ -173,6 +173,15 @@ def test_refused_list_is_left_politely(kind: int) -> None:
 
 
 @pytest.mark.row(7)
+def test_list_that_policy_forbids_says_how_to_allow_it() -> None:
+    error, _ = fails(handshake.catalogue, SERVER, HELLO, wire.reply(wire.LIST, wire.POLICY, b"denied"))
+    assert str(error) == "nbd://db1: the server's policy forbids listing its exports; it says: 'denied'"
+    assert error.hint == (
+        "nbd-server lists its exports with allowlist = true; nbdattach info -N NAME nbd://db1 shows one of them"
+    )
+
+
+@pytest.mark.row(7)
 def test_list_that_requires_tls_says_how() -> None:
     error, _ = fails(handshake.catalogue, SERVER, HELLO, wire.reply(wire.LIST, wire.TLS_REQD))
     assert type(error) is TlsFailed

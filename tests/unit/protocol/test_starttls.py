@@ -31,7 +31,7 @@ def test_starttls_comes_before_anything_else() -> None:
 @pytest.mark.row(8)
 def test_list_and_inspect_go_over_tls_too() -> None:
     for ask, said in (
-        (handshake.inspect, wire.sized(wire.GO) + wire.ack(wire.GO)),
+        (handshake.inspect, wire.sized(wire.INFO) + wire.ack(wire.INFO)),
         (handshake.catalogue, wire.ack(wire.LIST)),
     ):
         _, sent = succeeds(ask, SECURE, HELLO, YES, said)
@@ -50,7 +50,7 @@ def test_list_and_inspect_go_over_tls_too() -> None:
     ],
 )
 def test_the_name_to_verify_is_passed_on(text: str, name: str) -> None:
-    _, sent = succeeds(handshake.inspect, parse_target(text), HELLO, YES, wire.sized(wire.GO), wire.ack(wire.GO))
+    _, sent = succeeds(handshake.inspect, parse_target(text), HELLO, YES, wire.sized(wire.INFO), wire.ack(wire.INFO))
     assert sent[2] == StartTls(name)
 
 
