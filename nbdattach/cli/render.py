@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # `info` does not need the modules of `doctor` and `status`
     from nbdattach.server_of_ours import Image
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-# Columns of a table on a terminal, at most.
-WIDTH = 80
 
 
 def size_text(size: int | None) -> str:
@@ -54,41 +52,10 @@ def status_json(found: Sequence[Status]) -> str:
     return as_json([status_object(one) for one in found])
 
 
-def status_table(found: Sequence[Status]) -> str:
-    """One line a device, cut to fit 80 characters; below them a line for each device in trouble."""
-    rows = [("DEVICE", "STATE", "SIZE", "RO", "TLS", "TARGET", "MOUNTED")]
-    rows += [
-        (
-            one.device,
-            one.state,
-            size_text(one.size),
-            "yes" if one.read_only else "no",
-            one.tls["version"] if one.tls else "no",
-            plain(_target(one)),
-            plain(", ".join(one.mounts) or ", ".join(one.holders) or "-"),
-        )
-        for one in found
-    ]
-    return "\n".join([table(rows), *(_trouble_line(one) for one in found if one.trouble)])
-
-
-def _target(one: Status) -> str:
-    """An image, by its path; else the server."""
-    if one.image:
-        return f"{one.image.path} ({one.image.format})"
-    return one.tag if one.server and one.tag else one.target or "?"
-
-
-def _trouble_line(one: Status) -> str:
-    trouble = one.trouble or {}
-    when = f", next try {trouble['next_try']}" if trouble["next_try"] else ""
-    return f"{one.device}: {one.state} since {trouble['since']}{when}: {plain(trouble['error'] or 'trying')}"
-
-
 def list_table(exports: Sequence[Listed]) -> str:
     rows = [("NAME", "SIZE", "DESCRIPTION")]
     rows += [(plain(one.name) or "''", size_text(one.size), plain(one.description) or "-") for one in exports]
-    return table(rows, width=0)
+    return table(rows)
 
 
 def list_json(server: str, exports: Sequence[Listed]) -> str:
@@ -201,15 +168,48 @@ def findings_lines(found: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
+def table(rows: Sequence[Sequence[str]], width: int = 0) -> str:
     """Columns as wide as their widest cell; with a `width`, long cells of the last two columns are cut to fit."""
-    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    if not rows:
+        return ""
+    widths = _widths(rows)
     if width:
         _fit(widths, width)
     lines = []
     for row in rows:
         lines.append("  ".join(_cell(text, wide) for text, wide in zip(row, widths, strict=True)).rstrip())
     return "\n".join(lines)
+
+
+def table_width(rows: Sequence[Sequence[str]], least: int) -> int:
+    """Columns that the table needs if the last two columns are cut to so many."""
+    *widths, first, second = _widths(rows)
+    widths += [min(first, least), min(second, least)]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns, broken at blanks where there are some."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if _columns(joined) <= width:
+            line = joined
+            continue
+        if line:
+            lines.append(line)
+        while _columns(word) > width > 1:
+            head = word
+            while _columns(head) > width:
+                head = head[:-1]
+            lines.append(head)
+            word = word[len(head) :]
+        line = word
+    return [*lines, line]
 
 
 def _cell(text: str, wide: int) -> str:

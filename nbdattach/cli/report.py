@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -64,6 +65,20 @@ class OnTerminal(Reporter):
 def say_over(line: str) -> None:
     if sys.stderr.isatty():
         click.echo(f"\r{line}\x1b[K", err=True, nl=False)
+
+
+def terminal_width() -> int:
+    """Columns of the terminal that standard output is; 0 if it is none, or does not tell."""
+    if not sys.stdout.isatty():
+        return 0
+    try:
+        return int(os.environ["COLUMNS"])
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except OSError:
+        return 0
 
 
 def each(

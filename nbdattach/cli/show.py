@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,10 +21,10 @@ from nbdattach.cli.options import (
     trust_of,
 )
 from nbdattach.cli.parameters import argument, option
-from nbdattach.cli.report import each, trace
+from nbdattach.cli.report import each, say, terminal_width, trace
 from nbdattach.cli.types import device_at
 from nbdattach.cli.usage import command
-from nbdattach.errors import KernelRefused, Malformed
+from nbdattach.errors import KernelRefused, Malformed, NbdattachError
 
 if TYPE_CHECKING:
     from nbdattach.attached.status import Status
@@ -33,18 +34,25 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 @command()
 @argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=attached_devices)
-@option("--watch", is_flag=True, help="Show it live, with read and write rates, until q is typed.")
+@option("-o", "--output", metavar="COL,...", help="Show these fields of the JSON object; 'all' for each.")
+@option("--noheadings", is_flag=True, help="Print no line of headings.")
+@option("--bytes", "in_bytes", is_flag=True, help="Print sizes in bytes.")
+@option("--watch", is_flag=True, help="Show it live, with rates and latencies, until q is typed.")
 @json_option
 @debug_option
-def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
+def status(
+    devices: tuple[str, ...], output: str | None, noheadings: bool, in_bytes: bool, watch: bool, as_json: bool
+) -> None:
     """Show the attached devices, also those of other programs."""
     wanted = [device_at(text) for text in devices]
-    if watch and as_json:
-        raise Malformed(
-            "--watch", "cannot be combined with --json", "leave one out; a program can run status --json repeatedly"
-        )
+    from nbdattach.cli import render, status_table
+
+    if watch and (as_json or output is not None):
+        name = "--json" if as_json else "--output"
+        hint = "leave one out; a program can run status --json repeatedly"
+        raise Malformed("--watch", f"cannot be combined with {name}", hint)
+    fields = None if output is None else status_table.chosen(output)
     from nbdattach import api
-    from nbdattach.cli import render
     from nbdattach.kernel import driver
 
     driver.refuse_other_systems()
@@ -54,24 +62,28 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
         screen.watch(wanted)
         return
     found: list[Status] = []
-
-    def show() -> None:
-        if as_json:
-            click.echo(render.status_json(found))
-        elif found:
-            click.echo(render.status_table(found))
-
-    if not wanted:
+    failures: list[NbdattachError] = []
+    if wanted:
+        try:
+            each(wanted, lambda device: found.append(api.Attachment.at(device.path).status()))
+        except Failures as failed:
+            failures += failed.errors
+    else:
         found += api.attachments()
-        show()
-        return
-    try:
-        each(wanted, lambda device: found.append(api.Attachment.at(device.path).status()))
-    except Failures as failures:
-        if not as_json:
-            show()
-        raise Failures(failures.errors, [render.status_object(one) for one in found]) from None
-    show()
+    objects = status_table.objects(found, fields)
+    if found and not as_json:
+        headings = not noheadings
+        click.echo(
+            status_table.chosen_table(found, fields, headings=headings, in_bytes=in_bytes)
+            if fields
+            else status_table.usual_table(found, terminal_width(), headings=headings, in_bytes=in_bytes)
+        )
+    if failures:
+        raise Failures(failures, objects)
+    if as_json:
+        click.echo(render.as_json(objects))
+    elif not found and sys.stderr.isatty():
+        say("nothing is attached")
 
 
 def _look_options(function: _F) -> _F:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from nbdattach.cli import render
+from nbdattach.cli.status_table import own_tag
 from nbdattach.immutable import immutable
 from nbdattach.text import plain
 
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from nbdattach.attached.status import Status
     from nbdattach.kernel.sysfs import Stat
 
-HISTORY = 60  # samples kept of a device, and shown if there is room
+HISTORY = 300  # samples kept of a device, and shown if there is room
 _LEAST_HISTORY = 8  # fewer say nothing
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
-_RATE = len("1.234 MiB")
 _GAP = "  "
-_HEADS = ("DEVICE", "STATE", "READ/s", "WRITE/s", "INFLIGHT")
+_HEADS = ("DEVICE", "STATE", "READ/s", "WRITE/s", "INFLIGHT", "REQ/s", "LATENCY")
+# Columns of the numbers behind the state: "1.234 MiB", "999 ms".
+_NUMBERS = (9, 9, 8, 6, 7)
 _HISTORY_HEAD = "HISTORY"
 _KEYS = "q: quit"
 _SPANS = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -42,12 +44,18 @@ class Sample:
 
 @dataclass(slots=True)
 class _Track:
-    """The samples of one attachment so far; rates in bytes a second, None before there are two samples."""
+    """The samples of one attachment so far; all rates are None before there are two samples.
+
+    `read` and `written` are in bytes a second, `requests` those done in a second. `latency` is the seconds that one
+    took on average, None if none was done.
+    """
 
     sample: Sample
     moment: float
     read: float | None = None
     written: float | None = None
+    requests: float | None = None
+    latency: float | None = None
     history: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     def goes_on_in(self, sample: Sample) -> bool:
@@ -64,6 +72,10 @@ class _Track:
             self.read = (sample.stat.read - self.sample.stat.read) / seconds
             self.written = (sample.stat.written - self.sample.stat.written) / seconds
             self.history.append(self.read + self.written)
+            done = self.sample.stat.requests, sample.stat.requests
+            self.requests = (done[1] - done[0]) / seconds
+            took = sample.stat.waited - self.sample.stat.waited
+            self.latency = took / (done[1] - done[0]) if done[1] > done[0] else None
         self.sample, self.moment = sample, moment
 
 
@@ -88,15 +100,15 @@ class View:
     def page(self, width: int, height: int, now: str, ascii_only: bool = False) -> list[str]:
         """At most `height` lines of at most `width` columns. `now` is the time of day, as `clock.now` tells it.
 
-        Each device has a line, as far as there is room. Lines that are left show troubles first, then the targets, of
-        all devices or of none.
+        Each device has a line, as far as there is room. Lines that are left show troubles first, whole where that fits,
+        then the targets, of all devices or of none.
         """
         tracks = list(self._tracks.values())
         room = height - (2 if tracks and height > 2 else 1)
         shown = tracks[: max(room, 0)]
         spare = room - len(shown)
-        troubled = [track for track in shown if _has_trouble(track)][:spare]
-        with_targets = len(shown) <= spare - len(troubled)
+        troubles = _troubles(shown, now, width, spare)
+        with_targets = len(shown) <= spare - sum(map(len, troubles.values()))
 
         attached = sum(track.sample.status is not None for track in tracks)
         lines = [_summary(attached, len(tracks) - len(shown), width)]
@@ -107,16 +119,27 @@ class View:
             lines.append(line)
             if with_targets and track.sample.status:
                 lines.append(_GAP + _target_text(track.sample.status))
-            if track in troubled and track.sample.status:
-                lines.append(_GAP + _trouble_text(track.sample.status, now))
+            lines += [_GAP + line for line in troubles.get(track.sample.device, ())]
         if ascii_only:
             lines = [line.encode("ascii", "backslashreplace").decode("ascii") for line in lines]
         # Cut each to the width, so that each stays one line.
         return [render._cell(line.rstrip(), width).rstrip() for line in lines[:height]] if width > 0 else []
 
 
-def _has_trouble(track: _Track) -> bool:
-    return track.sample.status is not None and track.sample.status.trouble is not None
+def _troubles(tracks: Sequence[_Track], now: str, width: int, spare: int) -> dict[str, list[str]]:
+    """Lines by device: the first line of as many as there is room for, then the further lines."""
+    whole = {
+        track.sample.device: render.wrapped(_trouble_text(track.sample.status, now), max(width - len(_GAP), 1))
+        for track in tracks
+        if track.sample.status and track.sample.status.trouble is not None
+    }
+    shown = {device: whole[device][:1] for device in [*whole][:spare]}
+    spare -= len(shown)
+    for device in shown:
+        more = whole[device][1 : 1 + spare]
+        shown[device] += more
+        spare -= len(more)
+    return shown
 
 
 def _summary(attached: int, hidden: int, width: int) -> str:
@@ -132,7 +155,7 @@ def _summary(attached: int, hidden: int, width: int) -> str:
 def _table(tracks: Sequence[_Track], width: int, bars: str) -> list[str]:
     """The heads and a line for each device. Columns that do not fit are left out from the right, the history first."""
     rows = [_HEADS, *(_cells(track) for track in tracks)]
-    widths = [max(len(row[0]) for row in rows), max(len(row[1]) for row in rows), _RATE, _RATE, len(_HEADS[4])]
+    widths = [max(len(row[0]) for row in rows), max(len(row[1]) for row in rows), *_NUMBERS]
     while len(widths) > 1 and _taken(widths) > width:
         widths.pop()
     lines = []
@@ -158,9 +181,22 @@ def _taken(widths: Sequence[int]) -> int:
 def _cells(track: _Track) -> tuple[str, ...]:
     sample = track.sample
     if sample.status is None:
-        return (sample.device, "not attached", "-", "-", "-")
-    inflight = "-" if sample.stat is None else str(sample.stat.inflight)
-    return (sample.device, plain(sample.status.state), _rate_text(track.read), _rate_text(track.written), inflight)
+        return (sample.device, "not attached", *["-"] * len(_NUMBERS))
+    return (
+        sample.device,
+        plain(sample.status.state),
+        _rate_text(track.read),
+        _rate_text(track.written),
+        "-" if sample.stat is None else str(sample.stat.inflight),
+        "-" if track.requests is None else f"{track.requests:.0f}",
+        "-" if track.latency is None else _time_text(track.latency),
+    )
+
+
+def _time_text(seconds: float) -> str:
+    """In two or three digits: 1.2 ms, 340 ms, 2.5 s. The kernel counts milliseconds."""
+    unit, number = ("ms", seconds * 1000) if seconds < 0.9995 else ("s", seconds)
+    return f"{number:.1f} {unit}" if number < 9.95 else f"{number:.0f} {unit}"
 
 
 def _rate_text(rate: float | None) -> str:
@@ -175,9 +211,10 @@ def _bars(values: Sequence[float], bars: str) -> str:
 
 
 def _target_text(status: Status) -> str:
+    tag = own_tag(status)
     users = [f"mounted at {plain(path)}" for path in status.mounts]
     users += [f"held by {plain(name)}" for name in status.holders]
-    return ", ".join([plain(status.target or "?"), *users])
+    return ", ".join([*([f"tag {plain(tag)}"] if tag else []), plain(status.target or "?"), *users])
 
 
 def _trouble_text(status: Status, now: str) -> str:

@@ -142,16 +142,23 @@ class Block:
         return f"{SYS}/class/block/{self.name}"
 
 
+# In the file `stat`, fields of reads, writes, discards and flushes: how many were done, and the milliseconds they took.
+_DONE, _TOOK = (0, 4, 11, 15), (3, 7, 14, 16)
+
+
 @immutable
 class Stat:
     """Bytes moved since the device was made, and requests under way (Documentation/block/stat.rst).
 
     `inflight` counts all that are not done: also those that wait for a connection, and flushes (since Linux 6.12).
+    `requests` are those done, of any kind; `waited` is the time that they took, in seconds, added up.
     """
 
     read: int
     written: int
     inflight: int
+    requests: int = 0
+    waited: float = 0.0
 
 
 @immutable
@@ -335,7 +342,13 @@ def _stat(folder: str) -> Stat | None:
     fields = [int(field) for field in (_read(f"{folder}/stat") or "").split()]
     if len(fields) < 9:
         return None
-    return Stat(read=fields[2] * SECTOR, written=fields[6] * SECTOR, inflight=fields[8])
+    return Stat(
+        read=fields[2] * SECTOR,
+        written=fields[6] * SECTOR,
+        inflight=fields[8],
+        requests=sum(fields[first] for first in _DONE if first < len(fields)),
+        waited=sum(fields[last] for last in _TOOK if last < len(fields)) / 1000,
+    )
 
 
 def _read(path: str) -> str | None:

@@ -22,7 +22,7 @@ from tool import ALL, BACKEND, BY_IOCTL, attached, connect, eventually, nbd, nbd
 
 import nbdattach
 from nbdattach.attached import state, status
-from nbdattach.cli import render
+from nbdattach.cli import status_table
 from nbdattach.device import Device
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
@@ -155,9 +155,9 @@ def test_many_devices_cost_little() -> None:
     with nbdkit("memory", "1M") as server, contextlib.ExitStack() as stack:
         for number in range(count):
             stack.enter_context(attached(server.uri, f"nbd{number}", tag=f"tag{number}", reconnect=False))
-        made = looks(lambda: render.status_table(status.all_attached()))
+        made = looks(lambda: status_table.usual_table(status.all_attached(), 80))
         print(f"status of {count} devices: {made} looks, {made / count:.0f} each")
-        assert len(render.status_table(status.all_attached()).splitlines()) == count + 1
+        assert len(status_table.usual_table(status.all_attached(), 80).splitlines()) == count + 1
         assert made < count * LOOKS_A_DEVICE
         assert [one["tag"] for one in nbd("status", "--json").json()] == [f"tag{number}" for number in range(count)]
     shell("modprobe -r nbd && modprobe nbd")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -241,110 +240,9 @@ def test_status_json_tells_trouble_where_there_is_some(trouble: dict[str, str | 
 # -- tables and lines --------------------------------------------------------------------------------------------------
 
 
-def test_status_table() -> None:
-    assert render.status_table([ATTACHED, FOREIGN]).splitlines() == [
-        "DEVICE      STATE      SIZE   RO   TLS  TARGET             MOUNTED",
-        "/dev/nbd0   connected  1 GiB  no   no   nbd://db1:99/disk  /srv, /mnt",
-        "/dev/nbd15  connected  1 GiB  yes  no   ?                  -",
-    ]
-
-
-def test_status_table_tells_tls_and_holders() -> None:
-    tls = {"version": "TLSv1.2", "cipher": "x", "transport": "kernel"}
-    line = render.status_table([replace(ATTACHED, tls=tls, mounts=[], holders=["dm-0", "swap"])]).splitlines()[1]
-    assert line.split("  ")[3:] == ["no", "TLSv1.2", "nbd://db1:99/disk", "dm-0, swap"]
-
-
-TROUBLES = {
-    "tries later": (AWAY.trouble, "reconnecting since 2026-01-02T03:04:05Z, next try 2026-01-02T03:04:07Z: "
-                                  r"nbd://db1: no\x1b"),
-    "tries now": ({"since": "S", "next_try": None, "error": "nbd://db1: no"}, "reconnecting since S: nbd://db1: no"),
-    "first try": ({"since": "S", "next_try": None, "error": ""}, "reconnecting since S: trying"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("trouble", "words"), TROUBLES.values(), ids=TROUBLES)
-def test_status_table_tells_trouble_in_a_line_below(trouble: dict[str, str | None], words: str) -> None:
-    lines = render.status_table([replace(AWAY, trouble=trouble), FOREIGN]).splitlines()
-    assert [line.split()[:2] for line in lines[:3]] == [
-        ["DEVICE", "STATE"], ["/dev/nbd0", "reconnecting"], ["/dev/nbd15", "connected"],
-    ]  # fmt: skip
-    assert lines[3:] == [f"/dev/nbd0: {words}"]
-
-
-def test_each_device_in_trouble_has_its_line() -> None:
-    lost = replace(AWAY, device="/dev/nbd1", state="lost")
-    lines = render.status_table([AWAY, ATTACHED, lost]).splitlines()
-    assert [line.split(" since")[0] for line in lines[4:]] == ["/dev/nbd0: reconnecting", "/dev/nbd1: lost"]
-
-
-def columns(line: str) -> int:
-    """The columns that a terminal needs for it: wide characters take two."""
-    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in line)
-
-
-WORST = replace(
-    ATTACHED, device="/dev/nbd1048575", index=1048575, state="reconnecting", size=(1023 << 20) + 99999, read_only=True,
-    tls={"version": "TLSv1.3"}, target="nbd+unix:///" + "x" * 4096 + "?socket=/run/s", mounts=["/srv/" + "y" * 4096],
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        [WORST],
-        [ATTACHED, WORST],
-        [replace(WORST, target=None)],
-        [replace(WORST, mounts=[], holders=[])],
-        [replace(ATTACHED, mounts=["/m" * 9] * 99)],
-        [replace(WORST, target=HOSTILE * 99, mounts=[HOSTILE * 99])],
-    ],
-)
-def test_status_table_is_never_wider_than_a_terminal(found: list[Status]) -> None:
-    lines = render.status_table(found).splitlines()
-    assert len(lines) == 1 + len(found)
-    assert max(map(columns, lines)) <= render.WIDTH == 80
-    assert all(line.isprintable() for line in lines)
-    for one, line in zip(found, lines[1:], strict=True):
-        assert line.startswith(f"{one.device}  ")
-        assert one.state in line
-
-
-def test_status_table_is_never_wider_than_a_terminal_in_any_script() -> None:
-    lines = render.status_table([replace(ATTACHED, mounts=["/媒体" * 20])]).splitlines()
-    assert max(map(columns, lines)) <= 80
-
-
-@given(
-    st.lists(
-        st.builds(
-            lambda device, state, size, target, mounts: replace(
-                ATTACHED, device=f"/dev/nbd{device}", state=state, size=size, target=target, mounts=mounts
-            ),
-            st.integers(0, 1048575),
-            st.sampled_from(["connected", "reconnecting", "lost"]),
-            st.integers(0, (1 << 63) - 1),
-            st.none() | st.text(st.characters(min_codepoint=0, max_codepoint=0x2FF), max_size=300),
-            st.lists(st.text(st.characters(min_codepoint=0, max_codepoint=0x2FF), max_size=90), max_size=5),
-        ),
-        min_size=1,
-        max_size=5,
-    )
-)
-def test_any_status_table_has_one_line_a_device_within_80_columns(found: list[Status]) -> None:
-    lines = render.status_table(found).split("\n")
-    assert len(lines) == 1 + len(found)
-    assert all(len(line) <= 80 and line.isprintable() for line in lines)
-
-
-def test_cut_cells_show_that_they_are_cut() -> None:
-    rows = render.status_table([WORST]).splitlines()
-    assert rows[1].count("~") == 2
-
-
 def test_table_cuts_the_wider_of_the_last_two_columns_only() -> None:
     rows = [("A" * 30, "B" * 10, "C" * 60), ("a", "b", "c")]
-    lines = render.table(rows).splitlines()
+    lines = render.table(rows, 80).splitlines()
     assert lines == ["A" * 30 + "  " + "B" * 10 + "  " + "C" * 35 + "~", "a" + " " * 31 + "b" + " " * 11 + "c"]
 
 

@@ -23,7 +23,7 @@ ATTACHED = Status(
     device="/dev/nbd0",
     index=0,
     state="connected",
-    tag="mine",
+    tag="nbd://db1/disk",
     target="nbd://db1/disk",
     export="disk",
     size=1 << 30,
@@ -45,6 +45,7 @@ AWAY = replace(
     ATTACHED,
     device="/dev/nbd1",
     state="reconnecting",
+    tag="nbd://db2",
     target="nbd://db2",
     mounts=["/srv", "/mnt"],
     holders=["dm-0"],
@@ -68,7 +69,8 @@ def seen(*looks: Iterable[Sample]) -> View:
 def row(made: View, device: str = "/dev/nbd0") -> list[str]:
     """The cells after the state: two rates, requests in flight, history."""
     (line,) = (line for line in made.page(130, 24, NOW) if line.startswith(f"{device}  "))
-    return [cell.strip() for cell in line.split("  ") if cell.strip()][2:]
+    cells = [cell.strip() for cell in line.split("  ") if cell.strip()][2:]
+    return cells[:3] + cells[5:]
 
 
 # -- pages, whole ------------------------------------------------------------------------------------------------------
@@ -83,22 +85,24 @@ BUSY = seen(
 def test_page() -> None:
     assert BUSY.page(80, 24, NOW) == [
         "2 devices attached                                                       q: quit",
-        "DEVICE     STATE            READ/s    WRITE/s  INFLIGHT                  HISTORY",
-        "/dev/nbd0  connected         1 MiB      1 MiB        12                       █▅",
+        "DEVICE     STATE            READ/s    WRITE/s  INFLIGHT   REQ/s  LATENCY",
+        "/dev/nbd0  connected         1 MiB      1 MiB        12       0        -",
         "  nbd://db1/disk",
-        "/dev/nbd1  reconnecting        0 B        0 B         3                       ▁▁",
+        "/dev/nbd1  reconnecting        0 B        0 B         3       0        -",
         "  nbd://db2, mounted at /srv, mounted at /mnt, held by dm-0",
         "  reconnecting for 12 s, next try in 3 s: nbd://db2: no",
     ]
 
 
 def test_page_in_ascii() -> None:
-    page = seen([sample(replace(ATTACHED, target="nbd://db1/ж"))], [sample(read=1)]).page(80, 24, NOW, ascii_only=True)
+    page = seen([sample(replace(ATTACHED, tag=None, target="nbd://db1/ж"))], [sample(read=1)]).page(
+        80, 24, NOW, ascii_only=True
+    )
     assert page[2:] == [
-        "/dev/nbd0  connected        1 B        0 B         0                           #",
+        "/dev/nbd0  connected        1 B        0 B         0       0        -          #",
         "  nbd://db1/disk",
     ]
-    assert seen([sample(replace(ATTACHED, target="nbd://db1/ж"))]).page(80, 24, NOW, ascii_only=True)[3] == (
+    assert seen([sample(replace(ATTACHED, tag=None, target="nbd://db1/ж"))]).page(80, 24, NOW, ascii_only=True)[3] == (
         r"  nbd://db1/\u0436"
     )
 
@@ -123,7 +127,9 @@ def test_what_is_asked_for_and_not_attached_is_shown_as_that() -> None:
 @pytest.mark.parametrize(
     ("width", "lines"),
     [
-        (64, ["DEVICE     STATE            READ/s    WRITE/s  INFLIGHT",
+        (70, ["DEVICE     STATE            READ/s    WRITE/s  INFLIGHT   REQ/s",
+              "/dev/nbd1  reconnecting        0 B        0 B         3       0"]),
+        (55, ["DEVICE     STATE            READ/s    WRITE/s  INFLIGHT",
               "/dev/nbd1  reconnecting        0 B        0 B         3"]),
         (50, ["DEVICE     STATE            READ/s    WRITE/s", "/dev/nbd1  reconnecting        0 B        0 B"]),
         (40, ["DEVICE     STATE            READ/s", "/dev/nbd1  reconnecting        0 B"]),
@@ -139,10 +145,10 @@ def test_columns_that_do_not_fit_are_left_out_from_the_right(width: int, lines: 
     assert [page[1], page[4]] == lines
 
 
-def test_a_wide_terminal_shows_a_minute() -> None:
-    made = seen(*([sample(read=second)] for second in range(200)))
-    assert row(made)[-1] == "█" * 60 == "█" * view.HISTORY
-    assert made.page(300, 24, NOW)[2].count("█") == 60
+def test_a_wide_terminal_shows_five_minutes() -> None:
+    made = seen(*([sample(read=second)] for second in range(400)))
+    assert row(made)[-1] == "█" * 59
+    assert made.page(500, 24, NOW)[2].count("█") == view.HISTORY == 300
 
 
 # -- heights -----------------------------------------------------------------------------------------------------------
@@ -243,6 +249,28 @@ def test_a_device_without_counters_has_no_rates() -> None:
     assert row(seen([bare], [bare])) == ["-", "-", "-"]
 
 
+@pytest.mark.parametrize(
+    ("requests", "waited", "shown"),
+    [
+        (0, 0.0, ["0", "-"]),
+        (1, 0.0, ["1", "0.0 ms"]),
+        (4, 0.010, ["4", "2.5 ms"]),
+        (1000, 34.0, ["1000", "34 ms"]),
+        (1, 0.9991, ["1", "999 ms"]),
+        (1, 0.9999, ["1", "1.0 s"]),
+        (2, 5.0, ["2", "2.5 s"]),
+        (1, 120.0, ["1", "120 s"]),
+    ],
+)
+def test_requests_are_those_that_were_done_and_latency_is_their_mean(
+    requests: int, waited: float, shown: list[str]
+) -> None:
+    done = Sample("/dev/nbd0", ATTACHED, Stat(0, 0, 0, 70 + requests, 3.5 + waited))
+    made = seen([Sample("/dev/nbd0", ATTACHED, Stat(0, 0, 0, 70, 3.5))], [done])
+    (line,) = (line for line in made.page(130, 24, NOW) if line.startswith("/dev/nbd0"))
+    assert [cell.strip() for cell in line.split("  ") if cell.strip()][5:7] == shown
+
+
 # -- history -----------------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +294,7 @@ def test_history_is_scaled_to_its_greatest_and_shows_the_least(rates: list[int],
 def test_history_that_is_not_shown_does_not_scale_it() -> None:
     made = seen(*([sample(read=read)] for read in (0, MIB, *(MIB + second for second in range(1, 31)))))
     assert row(made)[3] == "█" + "▂" * 30
-    assert made.page(80, 24, NOW)[2].endswith("  " + "█" * 26)
+    assert made.page(80, 24, NOW)[2].endswith("  " + "█" * 9)
 
 
 # -- troubles and users ------------------------------------------------------------------------------------------------
@@ -292,9 +320,32 @@ def test_trouble_is_told_in_spans(trouble: dict[str, str | None], line: str) -> 
     assert seen([sample(replace(AWAY, trouble=trouble))]).page(80, 24, NOW)[-1] == f"  {line}"
 
 
+def test_the_cause_of_a_trouble_is_never_cut() -> None:
+    cause = "nbd://db2: the export has another size than the device: " + "word " * 12 + "x" * 50
+    trouble: dict[str, str | None] = {"since": NOW, "next_try": None, "error": cause}
+    for width in (20, 40, 80, 200):
+        lines = seen([sample(replace(AWAY, trouble=trouble))]).page(width, 90, NOW)
+        assert max(map(len, lines)) <= width
+        said = "".join(line.strip() for line in lines[4:]).replace(" ", "")
+        assert said == f"reconnecting for 0 s: {cause}".replace(" ", "")
+
+
+def test_further_lines_of_a_trouble_take_only_what_room_there_is() -> None:
+    trouble: dict[str, str | None] = {"since": NOW, "next_try": None, "error": "word " * 40}
+    away = [replace(AWAY, device=f"/dev/nbd{number}", trouble=trouble) for number in (1, 2)]
+    lines = seen([sample(one) for one in away]).page(80, 7, NOW)
+    assert [line[:10] for line in lines[2:]] == ["/dev/nbd1 ", "  reconnec", "  word wor", "/dev/nbd2 ", "  reconnec"]
+
+
+def test_a_tag_of_its_own_is_shown_with_the_target() -> None:
+    assert seen([sample(replace(ATTACHED, tag="db"))]).page(80, 24, NOW)[3] == "  tag db, nbd://db1/disk"
+
+
 def test_text_of_others_is_made_plain() -> None:
     trouble: dict[str, str | None] = {"since": NOW, "next_try": None, "error": HOSTILE}
-    one = replace(AWAY, state="lost\x1b[2J", target=HOSTILE, mounts=[HOSTILE], holders=["dm\n"], trouble=trouble)
+    one = replace(
+        AWAY, state="lost\x1b[2J", tag=HOSTILE, target=HOSTILE, mounts=[HOSTILE], holders=["dm\n"], trouble=trouble
+    )
     page = seen([sample(one)]).page(200, 24, NOW)
     assert all(line.isprintable() for line in page)
     shown = r"\x1b[2J\r\n\u202e\u2028\x9b'\\udcff%s{0}"
@@ -306,7 +357,7 @@ def test_text_of_others_is_made_plain() -> None:
 
 
 def test_what_others_attached_has_no_target() -> None:
-    assert seen([sample(replace(ATTACHED, target=None, since=None))]).page(80, 24, NOW)[3] == "  ?"
+    assert seen([sample(replace(ATTACHED, tag=None, target=None, since=None))]).page(80, 24, NOW)[3] == "  ?"
 
 
 # -- any sample --------------------------------------------------------------------------------------------------------
@@ -319,7 +370,7 @@ def columns(line: str) -> int:
 
 @pytest.mark.parametrize("width", [7, 8, 9, 20])
 def test_wide_characters_are_cut_by_their_columns(width: int) -> None:
-    line = seen([sample(replace(ATTACHED, target="媒" * 50))]).page(width, 24, NOW)[3]
+    line = seen([sample(replace(ATTACHED, tag=None, target="媒" * 50))]).page(width, 24, NOW)[3]
     assert line == "  " + "媒" * ((width - 3) // 2) + "~"
     assert columns(line) in (width, width - 1)
 

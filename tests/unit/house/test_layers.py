@@ -111,6 +111,7 @@ PURE = (
     "attached.same_export",
     "cli.failure",
     "cli.render",
+    "cli.status_table",
     "cli.view",
     "boot.kernel_command_line",
     "option_values",

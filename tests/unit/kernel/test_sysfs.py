@@ -83,8 +83,11 @@ def test_a_request_that_any_counter_knows_is_not_done(
         (None, None),
         ("", None),
         ("  1 0 8 0 20 0 9 0", None),
-        ("  1 2 8 4 20 6 9 8 7 10 11", Stat(read=8 * 512, written=9 * 512, inflight=7)),
-        ("  1 2 8 4 20 6 9 8 7 10 11 12 13 14 15 16 17\n", Stat(read=8 * 512, written=9 * 512, inflight=7)),
+        ("  1 2 8 4 20 6 9 8 7 10 11", Stat(read=8 * 512, written=9 * 512, inflight=7, requests=21, waited=0.012)),
+        (
+            "  1 2 8 4 20 6 9 8 7 10 11 12 13 14 15 16 17\n",
+            Stat(read=8 * 512, written=9 * 512, inflight=7, requests=49, waited=0.044),
+        ),
     ],
 )
 def test_counters_are_told_in_bytes(host: Host, stat: str | None, found: Stat | None) -> None:
