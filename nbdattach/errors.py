@@ -59,7 +59,7 @@ class DeadlinePassed(NoConnection):
     """The whole connect-and-handshake took longer than `seconds`. `silent`: not one byte came over a new connection."""
 
     def __init__(self, thing: str, seconds: float, doing: str, silent: bool = False) -> None:
-        cause, hint = f"no answer within {seconds:g} s ({doing})", "--connect-timeout SEC sets how long to wait"
+        cause, hint = f"no answer within {seconds:g} s ({doing})", "--connect-timeout TIME sets how long to wait"
         if silent:  # such as qemu-nbd: the kernel accepts more clients for it than it serves
             cause += ": the server may be full"
             hint = f"qemu-nbd serves more clients with --shared=N; a device attached to it here counts as one; {hint}"

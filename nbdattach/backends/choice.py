@@ -61,7 +61,7 @@ def no_less_safe_than_one(options: ConnectOptions) -> tuple[ConnectOptions, list
     notes = []
     if options.connections:
         cause = "with several, the kernel sends a request again after a fixed time, even if the server is only slow"
-        notes.append(f"only one connection is made: {cause} (--io-timeout SEC sets that time)")
+        notes.append(f"only one connection is made: {cause} (--io-timeout TIME sets that time)")
     return replace(options, connections=1), notes
 
 

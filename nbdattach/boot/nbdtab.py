@@ -285,7 +285,10 @@ class _Line:
             parsed = option.parse(value)
             self._given[own] = (word, (*before, parsed) if option.many else parsed)
         except ValueError as error:
-            hint = "write a blank before the # of a comment" if "#" in value else _OPTIONS
+            example = getattr(error, "example", "").removeprefix("wait:" * (name == "dead-timeout"))
+            hint = f"try {name}={example}; {_OPTIONS}" if example else _OPTIONS
+            if "#" in value:
+                hint = "write a blank before the # of a comment"
             raise self.error(word, f"option {name}: {plain(str(error))}", hint) from None
 
     def _unknown(self, word: _Word, name: str) -> Malformed:
@@ -302,7 +305,7 @@ class _Line:
         none, size = self._given.get("no-handshake"), self._given.get("size")
         if none and not size:
             raise self.error(
-                none[0], f"option {none[0].text} needs size=BYTES", "the server does not announce the size then"
+                none[0], f"option {none[0].text} needs size=SIZE", "the server does not announce the size then"
             )
         if size and not none and not self._may_be_image:
             raise self.error(size[0], "option size needs no-handshake", "otherwise the server announces the size")

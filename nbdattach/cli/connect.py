@@ -30,7 +30,7 @@ from nbdattach.errors import Malformed, NbdattachError
 @argument("device", required=False, shell_complete=free_devices)
 @export_option
 @connect_option("read-only", "-r", text="Attach read-only.")
-@connect_option("block-size", "-b", text="Logical block size in bytes.")
+@connect_option("block-size", "-b", text="Logical block size.")
 @connect_option("connections", "-C", text="Number of connections to the server.")
 @connect_option("also", text="Another server of the same data; may be repeated.")
 @timeout_option
@@ -69,6 +69,8 @@ def connect(
 
     Without DEVICE, the command uses a free one. When it returns, the device is ready: its size and block size are set,
     and its partitions exist.
+
+    A SIZE is in bytes, or has K, M, G, T or P, such as 4K. A TIME is in seconds, or has ms, s, m, h or d, such as 5m.
     """
     trust = trust_of(options)
     from nbdattach.own_server.source import source_of

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from nbdattach.cli.parameters import MadeLater
+from nbdattach.cli.types import WrongValue
 
 
 class NoCommand(click.UsageError):
@@ -30,6 +31,16 @@ class NoSuchName(click.UsageError):
 
         super().__init__(f"No such {kind} {name!r}.", ctx)
         self.similar = get_close_matches(name, known)
+
+
+class BadValue(click.UsageError):
+    """An invalid value. `correct` is the option with a valid one, "" if we know none."""
+
+    def __init__(self, error: click.BadParameter, ctx: click.Context) -> None:
+        super().__init__(_wrong_value(error), ctx)
+        self.correct = ""
+        if isinstance(error, WrongValue) and isinstance(error.param, click.Option) and error.example:
+            self.correct = f"{error.param.opts[-1]} {error.example}"
 
 
 class _OwnWords(MadeLater):
@@ -52,7 +63,7 @@ class _OwnWords(MadeLater):
         except click.BadOptionUsage as error:
             raise click.UsageError(self._wrong_use(ctx, error.option_name), ctx) from None
         except click.BadParameter as error:  # click.MissingParameter, too
-            raise click.UsageError(_wrong_value(error), ctx) from None
+            raise BadValue(error, ctx) from None
         if rest and not may_have_more and not ctx.resilient_parsing:
             raise click.UsageError(f"Got unexpected extra argument{'s'[: len(rest) > 1]} ({' '.join(rest)})", ctx)
         return rest
@@ -143,6 +154,8 @@ def _wrong_value(error: click.BadParameter) -> str:
 def hint(error: click.UsageError) -> str:
     """The hint: a command that works as it is printed."""
     see = f"see {path(error)} --help"
+    if isinstance(error, BadValue) and error.correct:
+        return f"try {error.correct}; {see}"
     if not isinstance(error, NoSuchName) or not error.similar:
         return see
     *more, last = error.similar

@@ -190,7 +190,10 @@ def test_part_of_an_image_is_no_export_without_a_handshake() -> None:
 LINE = "a line is DEVICE HOST EXPORT [OPTION,...]"
 OPTIONS = "see nbdtab(5) for the options"
 IN_URI = "if it is the export, write it in a URI: nbd://HOST/EXPORT"
-NO_SECONDS = "is not a number of seconds from {} up"
+NO_TIME = "is not a time from {} up: seconds, or a number with ms, s, m, h or d"
+NO_BLOCK = "is not one of 512, 1024, 2048, 4096"
+NO_COUNT = "is neither auto nor a number from 1 to 64"
+NO_SIZE = "is not a size from {} up: bytes, or a number with K, M, G, T or P"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
 A_DEVICE = "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ..."
 
@@ -298,30 +301,60 @@ MALFORMED: list[tuple[str, int, str, str]] = [
         "option dead-timeout means the same as on-loss at column 15",
         "leave out one",
     ),
-    ("nbd2 db1 disk bs=1000", 15, "option bs: '1000' is not one of 512, 1024, 2048, 4096", OPTIONS),
-    ("nbd2 db1 disk bs=4k", 15, "option bs: '4k' is not a number from 1 up", OPTIONS),
-    ("nbd2 db1 disk bs=-512", 15, "option bs: '-512' is not a number from 1 up", OPTIONS),
-    ("nbd2 db1 disk bs=٤٠٩٦", 15, "option bs: '٤٠٩٦' is not a number from 1 up", OPTIONS),
+    ("nbd2 db1 disk bs=1000", 15, f"option bs: '1000' {NO_BLOCK}", f"try bs=4096; {OPTIONS}"),
+    ("nbd2 db1 disk bs=8k", 15, f"option bs: '8k' {NO_BLOCK}", f"try bs=4096; {OPTIONS}"),
+    ("nbd2 db1 disk bs=-512", 15, f"option bs: '-512' {NO_BLOCK}", f"try bs=4096; {OPTIONS}"),
+    ("nbd2 db1 disk bs=٤٠٩٦", 15, f"option bs: '٤٠٩٦' {NO_BLOCK}", f"try bs=4096; {OPTIONS}"),
+    ("nbd2 db1 disk bs=4096#c", 15, f"option bs: '4096#c' {NO_BLOCK}", "write a blank before the # of a comment"),
+    ("nbd2 db1 disk conns=0", 15, f"option conns: '0' {NO_COUNT}", f"try conns=auto; {OPTIONS}"),
+    ("nbd2 db1 disk conns=65", 15, f"option conns: '65' {NO_COUNT}", f"try conns=auto; {OPTIONS}"),
+    ("nbd2 db1 disk timeout=soon", 15, f"option timeout: 'soon' {NO_TIME.format(0)}", f"try timeout=30s; {OPTIONS}"),
     (
-        "nbd2 db1 disk bs=4096#c",
+        "nbd2 db1 disk dead-timeout=5M",
         15,
-        "option bs: '4096#c' is not a number from 1 up",
-        "write a blank before the # of a comment",
+        f"option dead-timeout: '5M' {NO_TIME.format(0)}",
+        f"try dead-timeout=5m; {OPTIONS}",
     ),
-    ("nbd2 db1 disk conns=0", 15, "option conns: '0' is neither auto nor a number from 1 to 64", OPTIONS),
-    ("nbd2 db1 disk conns=65", 15, "option conns: '65' is neither auto nor a number from 1 to 64", OPTIONS),
-    ("nbd2 db1 disk timeout=soon", 15, f"option timeout: 'soon' {NO_SECONDS.format(0)}", OPTIONS),
-    ("nbd2 db1 disk dead-timeout=-1", 15, f"option dead-timeout: '-1' {NO_SECONDS.format(0)}", OPTIONS),
-    ("nbd2 db1 disk dead-peer=0", 15, f"option dead-peer: '0' {NO_SECONDS.format(1)}", OPTIONS),
-    ("nbd2 db1 disk connect-timeout=0", 15, f"option connect-timeout: '0' {NO_SECONDS.format(0.001)}", OPTIONS),
-    ("nbd2 db1 disk retry-for=31536001", 15, "option retry-for: '31536001' is more than a year", OPTIONS),
-    ("nbd2 db1 disk on-loss=maybe", 15, "option on-loss: 'maybe' is not one of wait, wait:SEC, fail", OPTIONS),
-    ("nbd2 db1 disk backend=magic", 15, "option backend: 'magic' is not one of auto, netlink, ioctl", OPTIONS),
-    ("nbd2 db1 disk tls-transport=air", 15, "option tls-transport: 'air' is not one of auto, kernel, relay", OPTIONS),
-    ("nbd2 db1 disk expect-size=1G", 15, "option expect-size: '1G' is not a number from 0 up", OPTIONS),
-    ("nbd2 db1 disk preinit", 15, "option preinit needs size=BYTES", "the server does not announce the size then"),
+    ("nbd2 db1 disk dead-peer=0", 15, f"option dead-peer: '0' {NO_TIME.format(1)}", f"try dead-peer=30s; {OPTIONS}"),
+    (
+        "nbd2 db1 disk connect-timeout=0",
+        15,
+        f"option connect-timeout: '0' {NO_TIME.format(0.001)}",
+        f"try connect-timeout=30s; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk retry-for=31536001",
+        15,
+        "option retry-for: '31536001' is more than a year",
+        f"try retry-for=365d; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk on-loss=maybe",
+        15,
+        "option on-loss: 'maybe' is not one of wait, wait:TIME, fail",
+        f"try on-loss=wait:5m; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk backend=magic",
+        15,
+        "option backend: 'magic' is not one of auto, netlink, ioctl",
+        f"try backend=auto; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk tls-transport=air",
+        15,
+        "option tls-transport: 'air' is not one of auto, kernel, relay",
+        f"try tls-transport=auto; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk expect-size=1E",
+        15,
+        f"option expect-size: '1E' {NO_SIZE.format(0)}",
+        f"try expect-size=1G; {OPTIONS}",
+    ),
+    ("nbd2 db1 disk preinit", 15, "option preinit needs size=SIZE", "the server does not announce the size then"),
     ("nbd2 db1 disk size=512", 15, "option size needs no-handshake", "otherwise the server announces the size"),
-    ("nbd2 db1 disk preinit,size=0", 23, "option size: '0' is not a number from 1 up", OPTIONS),
+    ("nbd2 db1 disk preinit,size=0", 23, f"option size: '0' {NO_SIZE.format(1)}", f"try size=1G; {OPTIONS}"),
     ("nbd2 db1 disk tls-ca=ca.pem", 15, "option tls-ca: 'ca.pem' is not an absolute path", OPTIONS),
     ("nbd2 db1 disk tls,keyfile=/k", 19, "tls-key: a key without its certificate", "give tls-cert FILE, too"),
     (
