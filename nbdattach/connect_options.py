@@ -190,7 +190,7 @@ def _named(option: Option, field: dataclasses.Field[Any]) -> Option:
     return option._replace(field=field.name, default=usual)
 
 
-def options_of(record: type[ConnectOptions] | type[TlsOptions] | type[ImageOptions]) -> Mapping[str, Option]:
+def options_of(record: type[LastingOptions] | type[TlsOptions] | type[ImageOptions]) -> Mapping[str, Option]:
     """By the names that users type, in the order of the fields."""
     found = (
         _named(field.metadata["option"], field) for field in dataclasses.fields(record) if "option" in field.metadata

@@ -19,7 +19,7 @@ from nbdattach.connect_options import USUAL, ConnectOptions, ImageOptions, Optio
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
 from nbdattach.immutable import immutable
-from nbdattach.protocol.target import MAX_SOCKET_PATH, Target, others, parse_target, with_tls
+from nbdattach.protocol.target import MAX_SOCKET_PATH, Target, checked_port, others, parse_target, with_tls
 from nbdattach.text import plain, quoted
 
 _FIELD = re.compile(r"[^ \t]+")
@@ -242,7 +242,8 @@ class _Line:
         except Malformed as error:
             if error.thing.startswith("--"):  # options have no dashes here
                 raise self.error(where, str(error)[2:], error.hint.replace("--", "")) from None
-            raise self.error(where, str(error) if say_what else error.cause, error.hint) from None
+            hint = error.hint.replace("option --", "option ")
+            raise self.error(where, str(error) if say_what else error.cause, hint) from None
 
     # -- options -------------------------------------------------------------------------------------------------
 
@@ -348,8 +349,8 @@ class _Line:
         if ":" in host.text.rpartition("]")[2] and not _V6.fullmatch(host.text):
             raise self.error(word, f"a second port: {quoted(host.text)} has one already", "leave out one")
         number = word.text.partition("=")[2]
-        checked: Target = self._at(word, lambda: parse_target(f"localhost:{number}"), say_what=False)
-        return checked.port
+        port: int = self._at(word, lambda: checked_port(number, number), say_what=False)
+        return port
 
     def _uri_target(self) -> Target:
         uri = self.fields[1]

@@ -20,9 +20,10 @@ from nbdattach.cli.options import (
 )
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, say, say_error, say_over
-from nbdattach.cli.types import target_of
+from nbdattach.cli.types import is_device, target_of
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed, NbdattachError
+from nbdattach.text import plain, typed
 
 
 @command()
@@ -73,6 +74,9 @@ def connect(
     A SIZE is in bytes, or has K, M, G, T or P, such as 4K. A TIME is in seconds, or has ms, s, m, h or d, such as 5m.
     """
     trust = trust_of(options)
+    if device is not None and is_device(target) and not is_device(device):
+        hint = f"nbdattach connect {typed(device)} {typed(target)}"
+        raise Malformed(plain(target), "a device of the nbd driver in the place of TARGET", hint)
     from nbdattach.own_server.source import source_of
 
     source = source_of(target, export)
@@ -86,7 +90,7 @@ def connect(
     if no_handshake != (raw_size is not None) and source is None:
         raise Malformed(
             "--no-handshake" if no_handshake else "--size",
-            "needs " + ("--size BYTES" if no_handshake else "--no-handshake"),
+            "needs " + ("--size SIZE" if no_handshake else "--no-handshake"),
             "give both, or none",
         )
     from nbdattach import api

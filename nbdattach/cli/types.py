@@ -67,3 +67,13 @@ def device_of(text: str) -> Device:
     from nbdattach.device import parse_device
 
     return parse_device(text)
+
+
+def is_device(text: str) -> bool:
+    from nbdattach.errors import Malformed
+
+    try:
+        device_of(text)
+    except Malformed:
+        return False
+    return True

@@ -24,13 +24,14 @@ class NoCommand(click.UsageError):
 
 
 class NoSuchName(click.UsageError):
-    """A command or option that does not exist. `similar` are existing names that may be meant."""
+    """A command or option that does not exist. `similar` are existing names that may be meant; `advice` may be ""."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], ctx: click.Context) -> None:
-        from difflib import get_close_matches
+        from nbdattach.cli import other_names
 
         super().__init__(f"No such {kind} {name!r}.", ctx)
-        self.similar = get_close_matches(name, known)
+        self.advice = other_names.advice(name, ctx) if kind == "option" else ""
+        self.similar = other_names.similar(kind, name, [*known]) if self.advice != other_names.BEHIND else []
 
 
 class BadValue(click.UsageError):
@@ -156,10 +157,13 @@ def hint(error: click.UsageError) -> str:
     see = f"see {path(error)} --help"
     if isinstance(error, BadValue) and error.correct:
         return f"try {error.correct}; {see}"
-    if not isinstance(error, NoSuchName) or not error.similar:
+    if not isinstance(error, NoSuchName):
         return see
+    advice = f"{error.advice}; {see}" if error.advice else see
+    if not error.similar:
+        return advice
     *more, last = error.similar
-    return f"did you mean {', '.join(more) + ' or ' if more else ''}{last}? {see}"
+    return f"did you mean {', '.join(more) + ' or ' if more else ''}{last}? {advice}"
 
 
 def path(error: click.UsageError) -> str:

@@ -89,7 +89,7 @@ def attach(target: Target, device: Device | None, options: ConnectOptions, repor
             attached.notes = (*(f"{target.uri}: {note}" for note in notes), *attached.notes)
             return attached
         reporter.trace("another program opened and closed the device, which detached it; trying again")
-    raise candidates.none_free(device)
+    raise candidates.none_free(device, backend.makes_devices)
 
 
 def _attach(
@@ -140,7 +140,7 @@ def _attach(
                     have_watched = partial(_have_watched, candidate, sockets, relay) if watched else list[str]
                     notes += _complete(hold, backend, job, Deadline(options.connect_timeout), have_watched, end)
                     return Attachment(candidate.path, Kernel(candidate).pid, notes)
-    raise candidates.none_free(device)
+    raise candidates.none_free(device, backend.makes_devices)
 
 
 def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from nbdattach.device import Device
-from nbdattach.errors import NotAttached
+from nbdattach.errors import TIMEOUT_OPTION, DeadlinePassed, NotAttached
 from nbdattach.kernel import driver
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
@@ -35,4 +35,8 @@ def _asked(device: Device, do: str, target: Target | None = None, any_content: b
         raise NotAttached(device.path)
     launch.ensure_monitor()
     uri, trust = (target.uri, target.trust) if target else (None, None)
-    return control.ask(Request(do, device.name, uri, trust=trust, any_content=any_content))
+    try:
+        return control.ask(Request(do, device.name, uri, trust=trust, any_content=any_content))
+    except DeadlinePassed as error:
+        error.hint = error.hint.replace(TIMEOUT_OPTION, "the --connect-timeout of connect")
+        raise

@@ -195,6 +195,7 @@ NO_BLOCK = "is not one of 512, 1024, 2048, 4096"
 NO_COUNT = "is neither auto nor a number from 1 to 64"
 NO_SIZE = "is not a size from {} up: bytes, or a number with K, M, G, T or P"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
+WITH_SCOPE = "write [fe80::1%eth0], with the name of the interface in place of eth0"
 A_DEVICE = "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ..."
 
 # A line that follows two others, the column and text of its mistake, and the hint.
@@ -214,14 +215,14 @@ MALFORMED: list[tuple[str, int, str, str]] = [
     ("nbd0 db1 disk", 1, "nbd0 is in line 1 already", "leave out one"),
     ("/dev/nbd1 db1 disk", 1, "nbd1 is in line 2 already", "leave out one"),
     ("nbd2 db_? disk", 6, "'db_?': not a host name", FORMS),
-    ("nbd2 db1:x disk", 6, "'db1:x': not a port: 'x'", "a port is a number from 1 to 65535"),
+    ("nbd2 db1:x disk", 6, "'db1:x': not a port: 'x'", "a port is a number from 1 to 65535; or write nbd://db1/x"),
     (
         "nbd2 db1/disk swap",
         6,
         "'db1/disk': neither a host nor the absolute path of a socket",
-        "write nbd://db1/disk, or nbd+unix:///EXPORT?socket=PATH for a socket",
+        "write nbd://db1/disk",
     ),
-    ("nbd2 [::1 disk", 6, "'[::1': not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("nbd2 [::1 disk", 6, "'[::1': not an IPv6 address in brackets", "write [::1]"),
     ("nbd2 1:2:3 disk", 6, "'[1:2:3]': not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
     ("nbd2 db1 disk port=0", 15, "not a port: '0'", "a port is a number from 1 to 65535"),
     ("nbd2 db1 disk port=65536", 15, "not a port: '65536'", "a port is a number from 1 to 65535"),
@@ -233,14 +234,38 @@ MALFORMED: list[tuple[str, int, str, str]] = [
     ("nbd2 nbd://db1/disk - unix", 23, "option unix cannot be combined with a URI", "write it in the URI"),
     ("nbd2 nbd://db1/disk swap", 21, "a second export: the URI names 'disk'", "write - instead"),
     ("nbd2 nbd://db1/disk - swap x", 28, "a fifth field", f"{LINE}; no blanks between options"),
-    ("nbd2 http://db1 disk", 6, "'http://db1': unknown scheme 'http'", "one of: nbd, nbds, nbd+unix, nbds+unix"),
+    ("nbd2 http://db1 disk", 6, "'http://db1': unknown scheme 'http'", "write nbd://db1"),
     (
         "nbd2 nbd://db1/disk?port=1",
         6,
         "'nbd://db1/disk?port=1': unknown parameter 'port'",
         "known parameters: socket, tls-certificates, tls-hostname, tls-psk-file",
     ),
-    ("nbd2 nbd://db1/a%2", 6, "'nbd://db1/a%2': a % that is not followed by two hexadecimal digits", "write % as %25"),
+    (
+        "nbd2 nbd://db1/a%2",
+        6,
+        "'nbd://db1/a%2': a % that is not followed by two hexadecimal digits",
+        "write nbd://db1/a%252",
+    ),
+    ("nbd2 fe80::1 disk", 6, "'[fe80::1]': a link-local address without its interface", WITH_SCOPE),
+    (
+        "nbd2 nbd:db1:10809:exportname=disk -",
+        6,
+        "'nbd:db1:10809:exportname=disk': more than one colon",
+        "write nbd://db1:10809/disk",
+    ),
+    (
+        "nbd2 unix:/run/nbd.sock disk",
+        6,
+        "'unix:/run/nbd.sock': neither a host nor the absolute path of a socket",
+        "write /run/nbd.sock",
+    ),
+    (
+        "nbd2 nbds://db1?tls-ca=/ca -",
+        6,
+        "'nbds://db1?tls-ca=/ca': unknown parameter 'tls-ca'",
+        "use the option tls-ca FILE",
+    ),
     ("nbd2 nbd+unix:///disk?socket=run/s", 23, "parameter socket: not an absolute path", "it begins with /"),
     (
         "nbd2 nbds://db1/disk?tls-hostname=a&tls-certificates=pki",

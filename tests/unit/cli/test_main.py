@@ -182,6 +182,50 @@ def test_an_invalid_value_is_named_with_what_is_allowed_and_what_to_type(
     assert hint == f"try {correct}; see nbdattach {command} --help"
 
 
+# What is typed, and the hint before "see nbdattach COMMAND --help".
+OTHER_NAMES = [
+    ("reconnect --connect-timeout 5 nbd0", "check, connect, info and list have it; the device keeps that of connect; "),
+    ("resize --connect-timeout 5 nbd0", "check, connect, info and list have it; the device keeps that of connect; "),
+    (
+        "up --connect-timeout 5 nbd0",
+        "check, connect, info and list have it; in /etc/nbdtab it is connect-timeout=TIME; ",
+    ),
+    ("disconnect --connect-timeout 5 nbd0", "did you mean --timeout? check, connect, info and list have it; "),
+    ("status --tag x", "connect and disconnect have it; "),
+    ("info --read-only db1", "connect has it; "),
+    ("up --read-only nbd0", "connect has it; in /etc/nbdtab it is read-only; "),
+    ("down --force nbd0", "disconnect has it; "),
+    ("connect --port 10809 db1", "the port is part of the TARGET: HOST:10809; "),
+    ("connect --readonly db1", "did you mean --read-only? "),
+    ("connect -t 30 db1", "did you mean --io-timeout? "),
+    ("connect db1 -c /dev/nbd0", "nbdattach connect TARGET /dev/nbd0; "),
+    ("doctor --fix", ""),
+]
+
+
+@pytest.mark.parametrize(("typed", "hint"), OTHER_NAMES)
+def test_an_option_of_other_commands_or_programs_is_explained(capsys: Capture, typed: str, hint: str) -> None:
+    command = typed.split()[0]
+    assert said_error(capsys, 2, *typed.split())[1] == f"{hint}see nbdattach {command} --help"
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("detach nbd0", "did you mean disconnect? "),
+        ("attach db1", "did you mean connect? "),
+        ("version", "did you mean --version? "),
+        ("-V", "did you mean --version? "),
+        ("-d /dev/nbd0", "nbdattach disconnect /dev/nbd0; "),
+        ("-l db1", "nbdattach list TARGET; "),
+        ("--json status", "write it behind the command; "),
+        ("frob", ""),
+    ],
+)
+def test_a_command_of_other_programs_is_explained(capsys: Capture, typed: str, hint: str) -> None:
+    assert said_error(capsys, 2, *typed.split())[1] == f"{hint}see nbdattach --help"
+
+
 @pytest.mark.parametrize("value", ["", "-1", "+5", "nan", "inf", "1e3", "5x", "5:", "wait:5", "٣"])
 def test_an_invalid_time_of_on_loss_is_named(capsys: Capture, value: str) -> None:
     line, hint = said_error(capsys, 2, "connect", "--on-loss", f"wait:{value}", "db1")
@@ -204,7 +248,7 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     ),
     (
         ["connect", "--no-handshake", "db1"],
-        "nbdattach: --no-handshake: needs --size BYTES",
+        "nbdattach: --no-handshake: needs --size SIZE",
         "give both, or none",
     ),
     (
@@ -225,7 +269,7 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     (
         ["info", "nbd://db1/x", "-N", "y"],
         "nbdattach: 'nbd://db1/x': -N/--export cannot be combined with a URI",
-        "write the export in the URI",
+        "write nbd://db1/y",
     ),
     (
         ["check", "db1:0"],
@@ -250,7 +294,7 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     (
         ["reconnect", "nbd0", "nbd://db2/x", "-N", "y"],
         "nbdattach: 'nbd://db2/x': -N/--export cannot be combined with a URI",
-        "write the export in the URI",
+        "write nbd://db2/y",
     ),
     (
         ["resize", "nbd0p1"],
@@ -259,8 +303,18 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     ),
     (
         ["list", "http://db1"],
-        "nbdattach: 'http://db1': unknown scheme 'http'",
-        "one of: nbd, nbds, nbd+unix, nbds+unix",
+        "nbdattach: 'http://db1': no NBD URI, but one of http",
+        "for a file there: [ nbdkit curl http://db1 ]; an NBD server is nbd://HOST",
+    ),
+    (
+        ["connect", "/dev/nbd0", "db1"],
+        "nbdattach: /dev/nbd0: a device of the nbd driver in the place of TARGET",
+        "nbdattach connect db1 /dev/nbd0",
+    ),
+    (
+        ["info", "/dev/nbd7"],
+        "nbdattach: '/dev/nbd7': a device of the nbd driver, not a server",
+        "DEVICE comes after TARGET",
     ),
 ]
 
