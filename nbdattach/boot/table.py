@@ -43,6 +43,9 @@ def read(path: str = PATH) -> Table:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        cause = "there is no such table"
+        raise Malformed(plain(path), cause, "nbdtab(5) describes its format; --table FILE names another one") from error
     except OSError as error:
         hint = "nbdtab(5) describes its format"
         raise Malformed(plain(path), f"cannot be read: {error.strerror}", hint) from error
@@ -102,6 +105,9 @@ class _About(Reporter):
     def __init__(self, device: Device, reporter: Reporter) -> None:
         self._name = device.name
         self._reporter = reporter
+
+    def say(self, line: str) -> None:
+        self._reporter.say(f"{self._name}: {line}")
 
     def trace(self, step: str) -> None:
         self._reporter.trace(f"{self._name}: {step}")

@@ -33,6 +33,10 @@ def _asked(device: Device, do: str, target: Target | None = None, any_content: b
     driver.refuse_other_systems()
     if not Kernel(device).attached:
         raise NotAttached(device.path)
+    if target and target.tls:
+        from nbdattach.connection import tls
+
+        tls.require_usable(target)
     launch.ensure_monitor()
     uri, trust = (target.uri, target.trust) if target else (None, None)
     try:

@@ -608,8 +608,8 @@ def refused(path: Path) -> Malformed:
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     error = refused(tmp_path / "nbdtab")
-    assert str(error) == f"{tmp_path}/nbdtab: cannot be read: No such file or directory"
-    assert error.hint == "nbdtab(5) describes its format"
+    assert str(error) == f"{tmp_path}/nbdtab: there is no such table"
+    assert error.hint == "nbdtab(5) describes its format; --table FILE names another one"
     assert str(refused(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
 
 

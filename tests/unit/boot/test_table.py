@@ -383,7 +383,7 @@ def test_down_all_without_the_file_detaches_what_came_from_it_and_fails(
     file.unlink()
     code, _, err = ran(capsys, "down", "--all", "--table", str(file))
     assert (code, [index for index, _ in detached]) == (2, [0])
-    assert f"nbdattach: {file}: cannot be read: No such file or directory" in err.splitlines()
+    assert f"nbdattach: {file}: there is no such table" in err.splitlines()
 
 
 def test_down_all_goes_on_after_a_failure(
