@@ -243,6 +243,8 @@ class _Line:
             if error.thing.startswith("--"):  # options have no dashes here
                 raise self.error(where, str(error)[2:], error.hint.replace("--", "")) from None
             hint = error.hint.replace("option --", "option ")
+            if _RELATIVE.search(hint):
+                hint = "write the absolute path of the socket"
             raise self.error(where, str(error) if say_what else error.cause, hint) from None
 
     # -- options -------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def _socket(scheme: str, slashes: str, rest: str, export: str, plain: bool) -> I
         named = _EXPORT_NAME.fullmatch(body)
         path, name = (named[1], named[2]) if named else (body, name)
         if len(slashes) == 3 and "/" not in path and not named and not plain:
-            yield f"{scheme}:///{path}?socket=PATH"
+            yield f"{scheme}:///{path}?socket=/PATH"
             return
         socket = f"/{path}" if slashes and path else path
     if plain and socket.startswith("/") and not name:

@@ -148,7 +148,7 @@ def _parsed(text: str, export: str | None) -> Target:
         return _parse_uri(text)
     name = _checked_export(text, export or "")
     if re.fullmatch(_DEVICE, text):
-        raise Malformed(quoted(text), "a device of the nbd driver, not a server", "DEVICE comes after TARGET")
+        raise Malformed(quoted(text), "a device of the nbd driver, not a server", "name a server or an image")
     if text.startswith("/"):
         return Target(socket=_checked_socket(text, text), export=name)
     host, port = _parse_address(text, text)
@@ -355,14 +355,14 @@ def _place(text: str, scheme: str, authority: str, path: str | None) -> Target:
     if scheme.endswith("+unix"):
         if authority:
             raise Malformed(
-                quoted(text), f"{scheme}:// takes no host", f"write {scheme}:///EXPORT?socket=PATH, with three slashes"
+                quoted(text), f"{scheme}:// takes no host", f"write {scheme}:///EXPORT?socket=/PATH, with three slashes"
             )
         if path is None:
-            raise Malformed(quoted(text), "no socket parameter", f"write {scheme}:///EXPORT?socket=PATH")
+            raise Malformed(quoted(text), "no socket parameter", f"write {scheme}:///EXPORT?socket=/PATH")
         return Target(socket=_checked_socket(text, path))
     if path is not None:
         raise Malformed(
-            quoted(text), f"a socket parameter on {scheme}://", f"write {scheme}+unix:///EXPORT?socket=PATH"
+            quoted(text), f"a socket parameter on {scheme}://", f"write {scheme}+unix:///EXPORT?socket=/PATH"
         )
     if "@" in authority:
         raise Malformed(quoted(text), "user names in a URI are not supported", "leave out the part before the @")

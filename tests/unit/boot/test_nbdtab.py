@@ -247,6 +247,12 @@ MALFORMED: list[tuple[str, int, str, str]] = [
         "'nbd://db1/a%2': a % that is not followed by two hexadecimal digits",
         "write nbd://db1/a%252",
     ),
+    (
+        "nbd2 unix:run/s disk",
+        6,
+        "'unix:run/s': neither a host nor the absolute path of a socket",
+        "write the absolute path of the socket",
+    ),
     ("nbd2 fe80::1 disk", 6, "'[fe80::1]': a link-local address without its interface", WITH_SCOPE),
     (
         "nbd2 nbd:db1:10809:exportname=disk -",

@@ -314,7 +314,7 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     (
         ["info", "/dev/nbd7"],
         "nbdattach: '/dev/nbd7': a device of the nbd driver, not a server",
-        "DEVICE comes after TARGET",
+        "name a server or an image",
     ),
 ]
 

@@ -234,9 +234,9 @@ MALFORMED: list[tuple[str, str, str]] = [
         "write nbd://db1",
     ),
     ("nbds://db1?tls-hostname=a&tls-hostname=b", "parameter tls-hostname is given twice", "give it once"),
-    ("nbd+unix:///?socket=", "parameter socket is empty", "write nbd+unix:///?socket=PATH"),
-    ("nbd+unix:///?socket", "parameter socket is empty", "write nbd+unix:///?socket=PATH"),
-    ("nbd+unix:///disk", "no socket parameter", "write nbd+unix:///disk?socket=PATH"),
+    ("nbd+unix:///?socket=", "parameter socket is empty", "write nbd+unix:///?socket=/PATH"),
+    ("nbd+unix:///?socket", "parameter socket is empty", "write nbd+unix:///?socket=/PATH"),
+    ("nbd+unix:///disk", "no socket parameter", "write nbd+unix:///disk?socket=/PATH"),
     (
         "nbd+unix://db1/disk?socket=/s",
         "nbd+unix:// takes no host",
