@@ -87,6 +87,20 @@ class _Word:
     column: int
 
 
+def as_option(hint: str) -> str:
+    """A hint about options of the command line, with the options as they are written in a table."""
+
+    def written(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in NAMES_OF_CONNECT:
+            return found[0]
+        option = _KNOWN[name]
+        takes_it = option.parse and value and (value.isupper() or value.isdigit() or value in option.words)
+        return f"{name}={value}" if takes_it else f"{name}{' ' * bool(value)}{value or ''}"
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)(?: (\w+))?", written, hint)
+
+
 def _path(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError(f"{text!r} is not an absolute path")

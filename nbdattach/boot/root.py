@@ -17,10 +17,10 @@ import time
 from dataclasses import replace
 
 import nbdattach
-from nbdattach.boot import kernel_command_line
+from nbdattach.boot import kernel_command_line, nbdtab
 from nbdattach.connection import stream
 from nbdattach.device import Device, parse_device
-from nbdattach.errors import TIMEOUT_OPTION, NbdattachError, NoConnection
+from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.monitor import service
 from nbdattach.operations import attachment
 from nbdattach.protocol.target import Target
@@ -50,7 +50,7 @@ def main() -> None:
             if missing:
                 _say(f"a lost connection is not made again before the real system's monitor runs: {missing}")
     except NbdattachError as error:
-        _say(f"{error}\n({error.hint.replace(TIMEOUT_OPTION, 'nbdopts=connect-timeout=TIME')})")
+        _say(f"{error}\n({nbdtab.as_option(error.hint)})")
         sys.exit(error.exit_code)
 
 

@@ -21,7 +21,7 @@ from nbdattach.boot.nbdtab import Entry, Table
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
 from nbdattach.error_facts import error_of, facts_of
-from nbdattach.errors import TIMEOUT_OPTION, DeviceInUse, Malformed, NbdattachError
+from nbdattach.errors import DeviceInUse, Malformed, NbdattachError
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.operations import detachment
@@ -143,8 +143,8 @@ def _names_of(record: state.Record) -> tuple[str, str]:
 
 def _of_device(device: Device, error: NbdattachError) -> NbdattachError:
     """The same error with the device's name, so that it tells which of many devices failed."""
-    hint = error.hint.replace(TIMEOUT_OPTION, f"connect-timeout=TIME in the line of {device.name}")
-    return error_of({**facts_of(error), "thing": f"{device.path}: {error.thing}", "hint": hint})
+    facts = {**facts_of(error), "thing": f"{device.path}: {error.thing}", "hint": nbdtab.as_option(error.hint)}
+    return error_of(facts)
 
 
 def all_to_detach(path: str = PATH) -> tuple[list[Device], list[NbdattachError]]:

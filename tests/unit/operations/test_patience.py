@@ -11,7 +11,6 @@ import wire
 from host import pretend
 from peer import closed_port, listening, says_and_hears
 
-from nbdattach.boot import table
 from nbdattach.cli import main
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.errors import NoConnection
@@ -74,12 +73,3 @@ def test_users_read_it_on_standard_error(
     first, last, _ = err.splitlines()
     assert (out, first) == ("", f"nbdattach: {about}{uri}: cannot connect: Connection refused; trying again for 1 s")
     assert last.endswith(f"{uri}: cannot connect: Connection refused")
-
-
-def test_a_late_line_of_the_table_names_its_own_option(tmp_path: Path) -> None:
-    """`up` has no --connect-timeout: the hint names the option of the line."""
-    from nbdattach.device import Device
-    from nbdattach.errors import DeadlinePassed
-
-    error = table._of_device(Device(7), DeadlinePassed("nbd://db1", 30, "connecting"))
-    assert error.hint == "connect-timeout=TIME in the line of nbd7 sets how long to wait"
