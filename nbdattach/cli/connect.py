@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -23,7 +24,7 @@ from nbdattach.cli.report import OnTerminal, say, say_error, say_over
 from nbdattach.cli.types import is_device, target_of
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed, NbdattachError
-from nbdattach.text import plain, typed
+from nbdattach.text import plain, quoted, typed
 
 
 @command()
@@ -77,6 +78,10 @@ def connect(
     if device is not None and is_device(target) and not is_device(device):
         hint = f"nbdattach connect {typed(device)} {typed(target)}"
         raise Malformed(plain(target), "a device of the nbd driver in the place of TARGET", hint)
+    if device is not None and device.isdigit() and not re.search("[/:]", target):
+        server = typed(f"{target}:{device}")
+        hint = f"if it is the port: nbdattach connect {server}"
+        raise Malformed(quoted(device), "not an nbd device", hint)
     from nbdattach.own_server.source import source_of
 
     source = source_of(target, export)

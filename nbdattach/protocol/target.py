@@ -34,6 +34,7 @@ _BAD_ESCAPE = r"%(?![0-9A-Fa-f]{2})"
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # sun_path of struct sockaddr_un, less its closing NUL (linux/un.h).
 MAX_SOCKET_PATH = 107
+_V6_FORM = "write [2001:db8::1]:10809"
 _NO_PORT = "not a port"
 _SCHEME_WITHOUT_SLASHES = r"(?i)(nbds?|unix|tcp):(?!//)"
 _FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
@@ -259,8 +260,7 @@ def _parse_address(text: str, address: str) -> tuple[str, int]:
             raise _no_v6(text)
         return _checked_v6(text, host), checked_port(text, rest[1:] if rest else None)
     if address.count(":") > 1:
-        hint = f"write [{plain(address)}]" if re.fullmatch(_V6, address) else _FORMS
-        raise Malformed(quoted(text), "more than one colon", hint)
+        raise Malformed(quoted(text), "more than one colon", _V6_FORM if re.fullmatch(_V6, address) else _FORMS)
     host, colon, port = address.partition(":")
     if not re.fullmatch(_HOST, host):
         which = "" if host == text else f": {quoted(host)}"
@@ -282,7 +282,7 @@ def _checked_v6(text: str, host: str) -> str:
 
 
 def _no_v6(text: str) -> Malformed:
-    return Malformed(quoted(text), "not an IPv6 address in brackets", "write [2001:db8::1]:10809")
+    return Malformed(quoted(text), "not an IPv6 address in brackets", _V6_FORM)
 
 
 def checked_port(text: str, port: str | None) -> int:

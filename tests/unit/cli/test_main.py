@@ -312,6 +312,11 @@ MALFORMED: list[tuple[list[str], str, str]] = [
         "nbdattach connect db1 /dev/nbd0",
     ),
     (
+        ["connect", "db1", "10809"],
+        "nbdattach: '10809': not an nbd device",
+        "if it is the port: nbdattach connect db1:10809",
+    ),
+    (
         ["info", "/dev/nbd7"],
         "nbdattach: '/dev/nbd7': a device of the nbd driver, not a server",
         "name a server or an image",

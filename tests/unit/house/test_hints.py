@@ -40,7 +40,7 @@ EXAMPLES = {
     "path(error)": "nbdattach connect",
     "hanging": "17",
     "pid": "17",
-    "server": "'nbd+unix:///?socket=/run/s'",
+    "server": "db1:10809",
 }
 # Words behind the name of the program that are no command: there it is the subject of a sentence.
 SUBJECT = {"cannot", "has", "in"}
