@@ -59,7 +59,7 @@ def _flag(name: str, sets: bool = True) -> Any:
 
 
 def _seconds(name: str, default: float, least: float = 0.0) -> Any:
-    return _field(default, Option(name, functools.partial(option_values.seconds, least=least), "SEC"))
+    return _field(default, Option(name, functools.partial(option_values.seconds, least=least), "TIME"))
 
 
 def _word(name: str, words: Sequence[str]) -> Any:
@@ -68,7 +68,7 @@ def _word(name: str, words: Sequence[str]) -> Any:
 
 
 def _bytes(name: str, least: int) -> Any:
-    return _field(None, Option(name, functools.partial(option_values.number, least=least), "BYTES"))
+    return _field(None, Option(name, functools.partial(option_values.size, least=least), "SIZE"))
 
 
 def _file(name: str) -> Any:
@@ -86,7 +86,7 @@ class LastingOptions:
 
     connect_timeout: float = _seconds("connect-timeout", DEFAULT_TIMEOUT, option_values.LEAST_CONNECT_TIMEOUT)
     on_loss: float | None = _field(
-        None, Option("on-loss", option_values.on_loss, "wait[:SEC]|fail", ("wait", "wait:300", "fail"))
+        None, Option("on-loss", option_values.on_loss, "wait[:TIME]|fail", ("wait", "wait:300", "fail"))
     )
     dead_peer: float = _seconds("dead-peer", DEFAULT_DEAD_PEER, option_values.LEAST_DEAD_PEER)
     io_timeout: float = _seconds("io-timeout", 0.0)
@@ -107,7 +107,7 @@ class ConnectOptions(LastingOptions):
 
     read_only: bool = _flag("read-only")
     block_size: int | None = _field(
-        None, Option("block-size", option_values.block_size, "N", [*map(str, option_values.BLOCK_SIZES)])
+        None, Option("block-size", option_values.block_size, "SIZE", [*map(str, option_values.BLOCK_SIZES)])
     )
     connections: int = _field(0, Option("connections", option_values.connections, "N|auto", ("auto",), default="auto"))
     retry_for: float = _seconds("retry-for", 0.0)
@@ -190,7 +190,7 @@ def _named(option: Option, field: dataclasses.Field[Any]) -> Option:
     return option._replace(field=field.name, default=usual)
 
 
-def options_of(record: type[ConnectOptions] | type[TlsOptions] | type[ImageOptions]) -> Mapping[str, Option]:
+def options_of(record: type[LastingOptions] | type[TlsOptions] | type[ImageOptions]) -> Mapping[str, Option]:
     """By the names that users type, in the order of the fields."""
     found = (
         _named(field.metadata["option"], field) for field in dataclasses.fields(record) if "option" in field.metadata

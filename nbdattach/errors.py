@@ -11,10 +11,12 @@ import errno as errno_names
 import os
 from collections.abc import Sequence
 
-from nbdattach.text import plain, quoted
+from nbdattach.text import plain, quoted, typed
 
 # Names of a server's exports to show in one hint; `nbdattach list` shows them all.
 MAX_NAMES_IN_HINT = 8
+# In the hint of `DeadlinePassed`; commands without this option have other words in its place.
+TIMEOUT_OPTION = "--connect-timeout TIME"
 
 
 class NbdattachError(Exception):
@@ -62,7 +64,7 @@ class DeadlinePassed(NoConnection):
     """The whole connect-and-handshake took longer than `seconds`. `silent`: not one byte came over a new connection."""
 
     def __init__(self, thing: str, seconds: float, doing: str, silent: bool = False) -> None:
-        cause, hint = f"no answer within {seconds:g} s ({doing})", "--connect-timeout SEC sets how long to wait"
+        cause, hint = f"no answer within {seconds:g} s ({doing})", f"{TIMEOUT_OPTION} sets how long to wait"
         if silent:  # such as qemu-nbd: the kernel accepts more clients for it than it serves
             cause += ": the server may be full"
             hint = f"qemu-nbd serves more clients with --shared=N; a device attached to it here counts as one; {hint}"
@@ -91,9 +93,9 @@ class UnknownExport(Refused):
         if not offered:
             return "it lists no exports: see its configuration for their names"
         if not any(offered):
-            return f"it lists only a default export, which has no name: use {where}"
+            return f"it lists only a default export, which has no name: use {typed(where)}"
         also = "; it has a default export as well, without a name" if "" in offered else ""
-        return f"{cls.names_shown(offered)}{also}; see nbdattach list {where}"
+        return f"{cls.names_shown(offered)}{also}; see nbdattach list {typed(where)}"
 
     @staticmethod
     def names_shown(offered: Sequence[str]) -> str:

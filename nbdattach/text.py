@@ -26,3 +26,10 @@ def plain(text: str) -> str:
 def quoted(text: str) -> str:
     """`plain(text)` in single quotes; quotes and backslashes in it are escaped."""
     return "'" + plain(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+
+
+def typed(word: str) -> str:
+    """`plain(word)` as it is typed in a shell, in quotes if it needs them."""
+    import shlex  # errors only
+
+    return shlex.quote(plain(word))

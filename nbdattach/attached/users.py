@@ -8,7 +8,6 @@ Nothing here opens a device, because opening a dead one would hang.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -21,7 +20,7 @@ from nbdattach.host.procfs import Opener
 from nbdattach.immutable import immutable
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
-from nbdattach.text import plain
+from nbdattach.text import plain, typed
 
 # Seconds: a process counts as a user once it has kept the device open this long; probes (udev, blkid) end before.
 A_LOOK = 2.0
@@ -59,7 +58,7 @@ class Use:
     @property
     def command(self) -> str:
         """Safe to show, and to type."""
-        return " ".join(shlex.quote(plain(word)) for word in self.release)
+        return " ".join(map(typed, self.release))
 
     @property
     def facts(self) -> dict[str, object]:

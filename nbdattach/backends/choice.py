@@ -36,15 +36,24 @@ def choose(options: ConnectOptions) -> Backend:
             return Backend("netlink", by_netlink.attach, makes_devices=True)
         if options.backend == "netlink" or options.on_loss:
             raise missing
-    elif options.on_loss:
+    require_possible(options)
+    from nbdattach.backends import by_ioctl
+
+    return Backend("ioctl", by_ioctl.attach, makes_devices=False)
+
+
+def require_possible(options: ConnectOptions) -> None:
+    """Raises `KernelRefused` if no kernel could do what was requested, or pyroute2 is needed and not installed."""
+    if options.backend == "ioctl" and options.on_loss:
         raise KernelRefused(
             "--on-loss",
             "the ioctl backend cannot wait for a server: the kernel ends its attachment when the connection is lost",
             "use --backend netlink, or --on-loss fail",
         )
-    from nbdattach.backends import by_ioctl
-
-    return Backend("ioctl", by_ioctl.attach, makes_devices=False)
+    if options.backend == "netlink" or options.on_loss:
+        missing = _why_no_pyroute2()
+        if missing:
+            raise missing
 
 
 def no_less_safe_than_one(options: ConnectOptions) -> tuple[ConnectOptions, list[str]]:
@@ -61,7 +70,7 @@ def no_less_safe_than_one(options: ConnectOptions) -> tuple[ConnectOptions, list
     notes = []
     if options.connections:
         cause = "with several, the kernel sends a request again after a fixed time, even if the server is only slow"
-        notes.append(f"only one connection is made: {cause} (--io-timeout SEC sets that time)")
+        notes.append(f"only one connection is made: {cause} (--io-timeout TIME sets that time)")
     return replace(options, connections=1), notes
 
 
@@ -82,8 +91,9 @@ def _refuses_pip() -> bool:
 
 def why_no_netlink() -> NbdattachError | None:
     """None if netlink can be used, otherwise the reason and the remedy."""
-    if importlib.util.find_spec("pyroute2") is None:
-        return KernelRefused("netlink backend", "pyroute2 is not installed", f"{how_to_install()}, or --backend ioctl")
+    missing = _why_no_pyroute2()
+    if missing:
+        return missing
     from nbdattach.kernel import netlink
 
     try:
@@ -93,3 +103,9 @@ def why_no_netlink() -> NbdattachError | None:
             return KernelRefused("netlink backend", "the kernel has no netlink family nbd here", "use --backend ioctl")
         return KernelRefused.at("netlink backend", "opening it", error.errno or 0, "use --backend ioctl")
     return None
+
+
+def _why_no_pyroute2() -> NbdattachError | None:
+    if importlib.util.find_spec("pyroute2") is not None:
+        return None
+    return KernelRefused("netlink backend", "pyroute2 is not installed", f"{how_to_install()}, or --backend ioctl")

@@ -19,7 +19,7 @@ from nbdattach.connect_options import USUAL, ConnectOptions, ImageOptions, Optio
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
 from nbdattach.immutable import immutable
-from nbdattach.protocol.target import MAX_SOCKET_PATH, Target, others, parse_target, with_tls
+from nbdattach.protocol.target import MAX_SOCKET_PATH, Target, checked_port, others, parse_target, with_tls
 from nbdattach.text import plain, quoted
 
 _FIELD = re.compile(r"[^ \t]+")
@@ -85,6 +85,20 @@ class _Word:
 
     text: str
     column: int
+
+
+def as_option(hint: str) -> str:
+    """A hint about options of the command line, with the options as they are written in a table."""
+
+    def written(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in NAMES_OF_CONNECT:
+            return found[0]
+        option = _KNOWN[name]
+        takes_it = option.parse and value and (value.isupper() or value.isdigit() or value in option.words)
+        return f"{name}={value}" if takes_it else f"{name}{' ' * bool(value)}{value or ''}"
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)(?: (\w+))?", written, hint)
 
 
 def _path(text: str) -> str:
@@ -242,7 +256,10 @@ class _Line:
         except Malformed as error:
             if error.thing.startswith("--"):  # options have no dashes here
                 raise self.error(where, str(error)[2:], error.hint.replace("--", "")) from None
-            raise self.error(where, str(error) if say_what else error.cause, error.hint) from None
+            hint = error.hint.replace("option --", "option ")
+            if _RELATIVE.search(hint):
+                hint = "write the absolute path of the socket"
+            raise self.error(where, str(error) if say_what else error.cause, hint) from None
 
     # -- options -------------------------------------------------------------------------------------------------
 
@@ -285,7 +302,10 @@ class _Line:
             parsed = option.parse(value)
             self._given[own] = (word, (*before, parsed) if option.many else parsed)
         except ValueError as error:
-            hint = "write a blank before the # of a comment" if "#" in value else _OPTIONS
+            example = getattr(error, "example", "").removeprefix("wait:" * (name == "dead-timeout"))
+            hint = f"try {name}={example}; {_OPTIONS}" if example else _OPTIONS
+            if "#" in value:
+                hint = "write a blank before the # of a comment"
             raise self.error(word, f"option {name}: {plain(str(error))}", hint) from None
 
     def _unknown(self, word: _Word, name: str) -> Malformed:
@@ -302,7 +322,7 @@ class _Line:
         none, size = self._given.get("no-handshake"), self._given.get("size")
         if none and not size:
             raise self.error(
-                none[0], f"option {none[0].text} needs size=BYTES", "the server does not announce the size then"
+                none[0], f"option {none[0].text} needs size=SIZE", "the server does not announce the size then"
             )
         if size and not none and not self._may_be_image:
             raise self.error(size[0], "option size needs no-handshake", "otherwise the server announces the size")
@@ -345,8 +365,8 @@ class _Line:
         if ":" in host.text.rpartition("]")[2] and not _V6.fullmatch(host.text):
             raise self.error(word, f"a second port: {quoted(host.text)} has one already", "leave out one")
         number = word.text.partition("=")[2]
-        checked: Target = self._at(word, lambda: parse_target(f"localhost:{number}"), say_what=False)
-        return checked.port
+        port: int = self._at(word, lambda: checked_port(number, number), say_what=False)
+        return port
 
     def _uri_target(self) -> Target:
         uri = self.fields[1]

@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 
 import nbdattach
-from nbdattach.boot import kernel_command_line
+from nbdattach.boot import kernel_command_line, nbdtab
 from nbdattach.connection import stream
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import NbdattachError, NoConnection
@@ -50,7 +50,7 @@ def main() -> None:
             if missing:
                 _say(f"a lost connection is not made again before the real system's monitor runs: {missing}")
     except NbdattachError as error:
-        _say(f"{error}\n({error.hint})")
+        _say(f"{error}\n({nbdtab.as_option(error.hint)})")
         sys.exit(error.exit_code)
 
 

@@ -43,6 +43,9 @@ def read(path: str = PATH) -> Table:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        cause = "there is no such table"
+        raise Malformed(plain(path), cause, "nbdtab(5) describes its format; --table FILE names another one") from error
     except OSError as error:
         hint = "nbdtab(5) describes its format"
         raise Malformed(plain(path), f"cannot be read: {error.strerror}", hint) from error
@@ -103,6 +106,9 @@ class _About(Reporter):
         self._name = device.name
         self._reporter = reporter
 
+    def say(self, line: str) -> None:
+        self._reporter.say(f"{self._name}: {line}")
+
     def trace(self, step: str) -> None:
         self._reporter.trace(f"{self._name}: {step}")
 
@@ -137,7 +143,8 @@ def _names_of(record: state.Record) -> tuple[str, str]:
 
 def _of_device(device: Device, error: NbdattachError) -> NbdattachError:
     """The same error with the device's name, so that it tells which of many devices failed."""
-    return error_of({**facts_of(error), "thing": f"{device.path}: {error.thing}"})
+    facts = {**facts_of(error), "thing": f"{device.path}: {error.thing}", "hint": nbdtab.as_option(error.hint)}
+    return error_of(facts)
 
 
 def all_to_detach(path: str = PATH) -> tuple[list[Device], list[NbdattachError]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -20,9 +21,10 @@ from nbdattach.cli.options import (
 )
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, say, say_error, say_over
-from nbdattach.cli.types import target_of
+from nbdattach.cli.types import is_device, target_of
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed, NbdattachError
+from nbdattach.text import plain, quoted, typed
 
 
 @command()
@@ -30,7 +32,7 @@ from nbdattach.errors import Malformed, NbdattachError
 @argument("device", required=False, shell_complete=free_devices)
 @export_option
 @connect_option("read-only", "-r", text="Attach read-only.")
-@connect_option("block-size", "-b", text="Logical block size in bytes.")
+@connect_option("block-size", "-b", text="Logical block size.")
 @connect_option("connections", "-C", text="Number of connections to the server.")
 @connect_option("also", text="Another server of the same data; may be repeated.")
 @timeout_option
@@ -69,8 +71,17 @@ def connect(
 
     Without DEVICE, the command uses a free one. When it returns, the device is ready: its size and block size are set,
     and its partitions exist.
+
+    A SIZE is in bytes, or has K, M, G, T or P, such as 4K. A TIME is in seconds, or has ms, s, m, h or d, such as 5m.
     """
     trust = trust_of(options)
+    if device is not None and is_device(target) and not is_device(device):
+        hint = f"nbdattach connect {typed(device)} {typed(target)}"
+        raise Malformed(plain(target), "a device of the nbd driver in the place of TARGET", hint)
+    if device is not None and device.isdigit() and not re.search("[/:]", target):
+        server = typed(f"{target}:{device}")
+        hint = f"if it is the port: nbdattach connect {server}"
+        raise Malformed(quoted(device), "not an nbd device", hint)
     from nbdattach.own_server.source import source_of
 
     source = source_of(target, export)
@@ -84,7 +95,7 @@ def connect(
     if no_handshake != (raw_size is not None) and source is None:
         raise Malformed(
             "--no-handshake" if no_handshake else "--size",
-            "needs " + ("--size BYTES" if no_handshake else "--no-handshake"),
+            "needs " + ("--size SIZE" if no_handshake else "--no-handshake"),
             "give both, or none",
         )
     from nbdattach import api

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from nbdattach.cli.report import OnTerminal, each, say, say_over
 from nbdattach.cli.types import seconds
 from nbdattach.cli.usage import command
 from nbdattach.errors import Malformed, NotAttached
-from nbdattach.text import plain, quoted
+from nbdattach.text import plain, quoted, typed
 
 if TYPE_CHECKING:
     from nbdattach.api import Attachment
@@ -165,7 +164,7 @@ def _no_device(text: str) -> Malformed:
     from nbdattach.device import no_device
 
     if names.tagged(text):
-        hint = f"a tag? nbdattach disconnect --tag {shlex.quote(plain(text))}"
+        hint = f"a tag? nbdattach disconnect --tag {typed(text)}"
         return Malformed(quoted(text), "not an nbd device", hint)
     return no_device(text)
 

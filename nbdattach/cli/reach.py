@@ -45,10 +45,18 @@ def to_reach(
         target = target_of(text, export, trust)
         if format_ is not None:
             raise Malformed("--format", f"{plain(text)} is no image", "leave it out")
-        return lambda: nullcontext(There(target, target.uri, target.server, None, lambda error: error))
+        return partial(_running, target)
     if with_tls(SOME_SERVER, **trust).tls:
         raise no_tls(source)
     return partial(_started, source, format_)
+
+
+def _running(target: Target) -> AbstractContextManager[There]:
+    if target.tls:
+        from nbdattach.connection import tls
+
+        tls.require_usable(target)
+    return nullcontext(There(target, target.uri, target.server, None, lambda error: error))
 
 
 def reached(

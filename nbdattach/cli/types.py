@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from nbdattach.protocol.target import Target
 
 
+class WrongValue(click.BadParameter):
+    """`example` is a value to type in the place of the wrong one."""
+
+    example = ""
+
+
 class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
     """Parses text with a function of `option_values`. `words` are the values that a shell can offer."""
 
@@ -29,7 +35,9 @@ class Value(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
         try:
             return self._parse(value)
         except ValueError as error:
-            self.fail(str(error), param, ctx)
+            wrong = WrongValue(str(error), ctx, param)
+            wrong.example = getattr(error, "example", "")
+            raise wrong from None
 
     def shell_complete(self, _ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -43,7 +51,7 @@ def seconds() -> Value:
 
         return option_values.seconds(text)
 
-    return Value("SEC", parse)
+    return Value("TIME", parse)
 
 
 TABLE = "/etc/nbdtab"
@@ -67,3 +75,13 @@ def device_at(text: str) -> Device:
     from nbdattach.attached import names
 
     return names.device_at(text)
+
+
+def is_device(text: str) -> bool:
+    from nbdattach.errors import Malformed
+
+    try:
+        device_of(text)
+    except Malformed:
+        return False
+    return True

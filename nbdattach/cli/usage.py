@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from nbdattach.cli.parameters import MadeLater
+from nbdattach.cli.types import WrongValue
 
 
 class NoCommand(click.UsageError):
@@ -23,13 +24,24 @@ class NoCommand(click.UsageError):
 
 
 class NoSuchName(click.UsageError):
-    """A command or option that does not exist. `similar` are existing names that may be meant."""
+    """A command or option that does not exist. `similar` are existing names that may be meant; `advice` may be ""."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], ctx: click.Context) -> None:
-        from difflib import get_close_matches
+        from nbdattach.cli import other_names
 
         super().__init__(f"No such {kind} {name!r}.", ctx)
-        self.similar = get_close_matches(name, known)
+        self.advice = other_names.advice(name, ctx) if kind == "option" else ""
+        self.similar = other_names.similar(kind, name, [*known]) if self.advice != other_names.BEHIND else []
+
+
+class BadValue(click.UsageError):
+    """An invalid value. `correct` is the option with a valid one, "" if we know none."""
+
+    def __init__(self, error: click.BadParameter, ctx: click.Context) -> None:
+        super().__init__(_wrong_value(error), ctx)
+        self.correct = ""
+        if isinstance(error, WrongValue) and isinstance(error.param, click.Option) and error.example:
+            self.correct = f"{error.param.opts[-1]} {error.example}"
 
 
 class _OwnWords(MadeLater):
@@ -52,7 +64,7 @@ class _OwnWords(MadeLater):
         except click.BadOptionUsage as error:
             raise click.UsageError(self._wrong_use(ctx, error.option_name), ctx) from None
         except click.BadParameter as error:  # click.MissingParameter, too
-            raise click.UsageError(_wrong_value(error), ctx) from None
+            raise BadValue(error, ctx) from None
         if rest and not may_have_more and not ctx.resilient_parsing:
             raise click.UsageError(f"Got unexpected extra argument{'s'[: len(rest) > 1]} ({' '.join(rest)})", ctx)
         return rest
@@ -143,10 +155,15 @@ def _wrong_value(error: click.BadParameter) -> str:
 def hint(error: click.UsageError) -> str:
     """The hint: a command that works as it is printed."""
     see = f"see {path(error)} --help"
-    if not isinstance(error, NoSuchName) or not error.similar:
+    if isinstance(error, BadValue) and error.correct:
+        return f"try {error.correct}; {see}"
+    if not isinstance(error, NoSuchName):
         return see
+    advice = f"{error.advice}; {see}" if error.advice else see
+    if not error.similar:
+        return advice
     *more, last = error.similar
-    return f"did you mean {', '.join(more) + ' or ' if more else ''}{last}? {see}"
+    return f"did you mean {', '.join(more) + ' or ' if more else ''}{last}? {advice}"
 
 
 def path(error: click.UsageError) -> str:

@@ -97,7 +97,7 @@ def connect(
     `ready`: a connection that was just made there, to be used; it is closed if that fails.
     """
     if raw_size is not None and target.tls:
-        raise TlsFailed(target.uri, "TLS needs the handshake", "leave out TLS or --no-handshake")
+        raise no_tls_without_handshake(target)
     stream = dial(target, Deadline(timeout), trace, connect_within, kernel_tls, ready)
     try:
         if raw_size is not None:
@@ -108,6 +108,11 @@ def connect(
     except BaseException:
         stream.close()
         raise
+
+
+def no_tls_without_handshake(target: Target) -> TlsFailed:
+    """The error for --no-handshake and TLS."""
+    return TlsFailed(target.uri, "TLS needs the handshake", "leave out TLS or --no-handshake")
 
 
 def check(

@@ -102,6 +102,16 @@ def _cipher_of(sock: ssl.SSLSocket) -> str:
     return f" with {cipher[0]}" if cipher else ""
 
 
+def require_usable(target: Target) -> None:
+    """Raises `TlsFailed` if a file that the target names cannot be read or used. Needs no server.
+
+    A disk that does not answer in time is no reason: the handshake reads the files again.
+    """
+    if target.tls_ca or target.tls_certificates or target.tls_cert or target.tls_key or target.tls_psk_file:
+        with contextlib.suppress(TimeoutError):
+            Handshake(target, for_kernel=False, seconds=_READING)
+
+
 def warm_up(target: Target) -> None:
     """Reads the target's files in advance, so that a copy is there when their disk is not."""
     with contextlib.suppress(TlsFailed, TimeoutError):

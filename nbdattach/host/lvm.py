@@ -64,7 +64,7 @@ def why_kept_out(found: Settings) -> str:
         return f"uses only the devices in {file}"
     for key in ("global_filter", "filter"):
         if _rejects(found.get(key, _EVERYTHING)):
-            return f"its {key} rejects nbd devices"
+            return f"its {key} rejects nbd devices, so no volume on them can be used"
     if found.get("event_activation") == ["0"]:
         return "its event_activation is off"
     chosen = found.get("auto_activation_volume_list")

@@ -70,7 +70,7 @@ def blkroset(fd: int, read_only: bool) -> None:
 
 
 def blkrrpart(fd: int) -> None:
-    """Reads the partition table again. EINVAL: the module was loaded with max_part=0. EBUSY: a partition is open."""
+    """Reads the partition table again. EINVAL: the kernel allows no partitions there. EBUSY: a partition is open."""
     fcntl.ioctl(fd, uapi.BLKRRPART)
 
 

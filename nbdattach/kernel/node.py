@@ -234,7 +234,7 @@ class Node:
         try:
             _within(deadline, lambda: ioctl.blkrrpart(self.fd))
         except OSError as error:
-            # EINVAL: max_part=0, there never are any. EIO: there is none to be read, as on 6.12 for a single sector.
+            # EINVAL: it allows none. EIO: there is none to be read, as on 6.12 for a single sector.
             if error.errno not in (errno.EINVAL, errno.EIO):
                 raise KernelRefused.at(self.device.path, "BLKRRPART", error.errno or 0) from error
 
@@ -328,6 +328,8 @@ def cannot_open(device: Device, error: OSError) -> KernelRefused:
         return KernelRefused(device.path, "no permission to open it", "attaching and detaching need root: try sudo")
     if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
         return KernelRefused(
-            device.path, "the kernel has no such device", "modprobe nbd nbds_max=N sets the number of devices"
+            device.path,
+            "the kernel has no such device",
+            "--backend netlink makes it; without DEVICE, a free one is used",
         )
     return KernelRefused.at(device.path, "open", error.errno or 0)

@@ -61,7 +61,7 @@ def driver_instance() -> int:
 
 
 def max_part() -> int | None:
-    """The module's max_part, None if the module does not show it. 0: the kernel never looks for partitions."""
+    """The module's max_part, None if the module does not show it. Partitions appear even if it is 0."""
     text = _read(f"{SYS}/module/nbd/parameters/max_part")
     return int(text) if text else None
 

@@ -34,6 +34,7 @@ from nbdattach.errors import Refused
 from nbdattach.host.blocking import Unanswered
 from nbdattach.host.reading import Reading
 from nbdattach.kernel.sysfs import Kernel
+from nbdattach.text import typed
 
 if TYPE_CHECKING:
     from nbdattach.connection.client import Connection
@@ -220,7 +221,7 @@ class Remembering:
         if proven and not (memory and (self._knows_place(memory) or is_as_left)):
             cause = "nothing is known yet of what was written to the server in use, so it is not known to have the same"
             raise Refused(
-                uri, cause, f"nbdattach reconnect {self._device.path} {place.dialled.uri} moves the device there"
+                uri, cause, f"nbdattach reconnect {self._device.path} {typed(place.dialled.uri)} moves the device there"
             )
         if memory is None:
             return
@@ -230,7 +231,7 @@ class Remembering:
             missed = missed or memory.moved or memory.content
         differs = self._difference(connection, memory, uri, proven, missed)
         if differs:
-            there = f" {place.dialled.uri}" if place.elsewhere else ""
+            there = f" {typed(place.dialled.uri)}" if place.elsewhere else ""
             hint = f"nbdattach reconnect --trust {self._device.path}{there} accepts it, if it is the right one"
             raise Refused(uri, f"this is another disk: {differs}", hint)
 

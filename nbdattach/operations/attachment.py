@@ -27,7 +27,7 @@ from nbdattach.backends import choice, durability, limits
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, ConnectOptions
-from nbdattach.connection import credentials
+from nbdattach.connection import client, credentials
 from nbdattach.connection.kernel_socket import has_room
 from nbdattach.connection.stream import address_of
 from nbdattach.deadline import Deadline
@@ -50,8 +50,9 @@ from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
 from nbdattach.operations.turns import TURNS
 from nbdattach.own_server import kept
-from nbdattach.protocol.target import Target
-from nbdattach.reporter import QUIET, Reporter, Trace
+from nbdattach.protocol.target import Target, others
+from nbdattach.relay import dialer
+from nbdattach.reporter import QUIET, Reporter
 from nbdattach.text import plain, quoted
 
 if TYPE_CHECKING:
@@ -73,23 +74,39 @@ def attach(target: Target, device: Device | None, options: ConnectOptions, repor
     Raises `NbdattachError`; then nothing is attached and nothing left behind.
     """
     tag = options.tag or target.uri
-    driver.ensure_loaded()
-    if target.tls and options.tls_transport != "relay":
-        driver.load_tls()
+    driver.refuse_other_systems()
     there = _already_there(tag, target, device, options)
     if there:
         return there
+    require_possible(target, options)
+    driver.ensure_loaded()
+    if target.tls and options.tls_transport != "relay":
+        driver.load_tls()
     backend = choice.choose(options)
     notes: list[str] = []
     if backend.name == "netlink":
         options, notes = choice.no_less_safe_than_one(options)
     for attempt in range(_ATTEMPTS):
         with suppress(Spent), ExitStack() as end:
-            attached = _attach(target, device, options, tag, backend, reporter.trace, contested=attempt > 0, end=end)
+            attached = _attach(target, device, options, tag, backend, reporter, contested=attempt > 0, end=end)
             attached.notes = (*(f"{target.uri}: {note}" for note in notes), *attached.notes)
             return attached
         reporter.trace("another program opened and closed the device, which detached it; trying again")
-    raise candidates.none_free(device)
+    raise candidates.none_free(device, backend.makes_devices)
+
+
+def require_possible(target: Target, options: ConnectOptions) -> None:
+    """Raises the errors that need neither the driver nor a server: options that conflict, files that are no good."""
+    choice.require_possible(options)
+    for one in [target, *others(target, options.also)]:
+        if not one.tls:
+            continue
+        if options.raw_size is not None:
+            raise client.no_tls_without_handshake(one)
+        dialer.require_possible(one, options.tls_transport)
+        from nbdattach.connection import tls
+
+        tls.require_usable(one)
 
 
 def _attach(
@@ -98,12 +115,13 @@ def _attach(
     options: ConnectOptions,
     tag: str,
     backend: choice.Backend,
-    trace: Trace,
+    reporter: Reporter,
     contested: bool,
     end: ExitStack,
 ) -> Attachment:
     """The caller closes `end` after we have released everything that the attachment needed."""
-    with connected(target, options, trace) as (reached, connections, export, notes), alone_with(tag):
+    trace = reporter.trace
+    with connected(target, options, trace, reporter.say) as (reached, connections, export, notes), alone_with(tag):
         there = _already_there(tag, target, device, options)  # another command may have been faster
         if there:
             return there
@@ -142,7 +160,7 @@ def _attach(
                     have_watched = partial(_have_watched, candidate, sockets, relay) if watched else list[str]
                     notes += _complete(hold, backend, job, Deadline(options.connect_timeout), have_watched, end)
                     return Attachment(candidate.path, Kernel(candidate).pid, notes)
-    raise candidates.none_free(device)
+    raise candidates.none_free(device, backend.makes_devices)
 
 
 def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:

@@ -40,10 +40,11 @@ def _is_spoilt(device: Device, export: Export) -> bool:
     return not export.takes_write_zeroes and Kernel(device).sends_write_zeroes
 
 
-def none_free(device: Device | None) -> NbdattachError:
+def none_free(device: Device | None, makes_devices: bool) -> NbdattachError:
     if device:
         return DeviceInUse(device.path, "another program has it open or is attaching it", "see nbdattach status")
     count = len(sysfs.devices())
-    return DeviceInUse(
-        "nbd", f"all {count} devices are in use", "nbdattach status shows them; modprobe nbd nbds_max=N sets the number"
-    )
+    hint = "nbdattach status shows them"
+    if not makes_devices:  # nbds_max of modprobe has no effect on a driver that is loaded
+        hint += "; --backend netlink makes more devices by itself"
+    return DeviceInUse("nbd", f"all {count} devices are in use", hint)

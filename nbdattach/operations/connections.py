@@ -10,33 +10,33 @@ from dataclasses import replace
 
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.connection.client import Connection
-from nbdattach.deadline import Deadline
 from nbdattach.errors import BrokenProtocol, NoConnection, Refused, TlsFailed
+from nbdattach.operations.patience import Patience
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target, others
 from nbdattach.relay.dialer import Carrier
-from nbdattach.reporter import Trace
+from nbdattach.reporter import Trace, silent
 
 # For --connections auto.
 AUTO_CONNECTIONS = 4
 # With auto, connections after the first are optional, so we wait no longer than this for a server that may be full.
 _AUTO_SECONDS = 3.0
-_RETRY_PAUSE = 0.5
 # The errors that we may get if the server accepts no further connection.
 _FULL = (NoConnection, Refused, TlsFailed)
 
 
 @contextmanager
 def connected(
-    target: Target, options: ConnectOptions, trace: Trace
+    target: Target, options: ConnectOptions, trace: Trace, say: Trace = silent
 ) -> Iterator[tuple[Target, list[Connection], Export, list[str]]]:
     """All connections of one attachment, and their server: the target, or one of --also.
 
-    We close them at the end, when the kernel has its own references.
+    We close them at the end, when the kernel has its own references. `say` tells users, once, that no server answers
+    yet, and how long it will be tried.
     """
     carrier = Carrier(options.tls_transport)
     try:
-        target, first = _first_connection([target, *others(target, options.also)], options, trace, carrier)
+        target, first = _first_connection([target, *others(target, options.also)], options, trace, carrier, say)
         connections = [first]
     except BaseException:
         carrier.close()
@@ -61,10 +61,10 @@ def connected(
 
 
 def _first_connection(
-    targets: list[Target], options: ConnectOptions, trace: Trace, carrier: Carrier
+    targets: list[Target], options: ConnectOptions, trace: Trace, carrier: Carrier, say: Trace
 ) -> tuple[Target, Connection]:
     """To the first target that can be reached. Tries until --retry-for has passed; raises the first one's error."""
-    patience = Deadline(options.retry_for)
+    patience = Patience(options.retry_for, say)
     while True:
         failures: list[NoConnection] = []
         for target in targets:
@@ -73,7 +73,7 @@ def _first_connection(
             except NoConnection as error:
                 trace(str(error))
                 failures.append(error)
-        if not patience.sleep(_RETRY_PAUSE):
+        if not patience.goes_on_after(failures[0]):
             raise failures[0]
 
 

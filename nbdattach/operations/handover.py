@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from nbdattach.device import Device
-from nbdattach.errors import NotAttached
+from nbdattach.errors import TIMEOUT_OPTION, DeadlinePassed, NotAttached
 from nbdattach.kernel import driver
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
@@ -33,6 +33,14 @@ def _asked(device: Device, do: str, target: Target | None = None, any_content: b
     driver.refuse_other_systems()
     if not Kernel(device).attached:
         raise NotAttached(device.path)
+    if target and target.tls:
+        from nbdattach.connection import tls
+
+        tls.require_usable(target)
     launch.ensure_monitor()
     uri, trust = (target.uri, target.trust) if target else (None, None)
-    return control.ask(Request(do, device.name, uri, trust=trust, any_content=any_content))
+    try:
+        return control.ask(Request(do, device.name, uri, trust=trust, any_content=any_content))
+    except DeadlinePassed as error:
+        error.hint = error.hint.replace(TIMEOUT_OPTION, "the --connect-timeout of connect")
+        raise

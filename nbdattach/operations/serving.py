@@ -14,12 +14,12 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
 from nbdattach.backends import choice
 from nbdattach.connect_options import ConnectOptions, ImageOptions
-from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed, NoConnection, Refused
 from nbdattach.host.bare_files import identity
@@ -27,6 +27,7 @@ from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import attachment
 from nbdattach.operations.handle import Attachment
+from nbdattach.operations.patience import Patience
 from nbdattach.own_server import kept, start
 from nbdattach.own_server.orphans import end_orphans
 from nbdattach.own_server.plan import Plan
@@ -34,8 +35,6 @@ from nbdattach.own_server.source import Source, may_be_image, source_at, source_
 from nbdattach.reporter import QUIET, Reporter
 from nbdattach.server_of_ours import OwnServer
 from nbdattach.text import plain
-
-_RETRY_PAUSE = 0.5
 
 
 def attach(
@@ -53,7 +52,7 @@ def attach(
         raise Malformed("--swap", cause, "use a swap file on a file system instead")
     options = replace(options, tag=options.tag or tag_of(source))
     end_orphans({server.folder for _, _, server in _served()})
-    patience = Deadline(options.retry_for)
+    patience = Patience(options.retry_for, reporter.say)
     while True:
         try:
             with _alone_with(plain(source.name), [_identity_of(source) or source.name]):
@@ -62,9 +61,9 @@ def attach(
                     source, device, once, image_options, reporter
                 )
         except (NoConnection, Refused) as error:
-            if not patience.sleep(_RETRY_PAUSE):
-                raise
             reporter.trace(str(error))
+            if not patience.goes_on_after(error):
+                raise
 
 
 @contextlib.contextmanager
@@ -102,9 +101,13 @@ def _attach(
     image_options: ImageOptions,
     reporter: Reporter,
 ) -> Attachment:
-    goes_on = options.reconnect and choice.choose(options).name == "netlink"
-    planned = start.plan_of(source, image_options, options.read_only, options.raw_size, goes_on)
+    plan = partial(start.plan_of, source, image_options, options.read_only, options.raw_size)
+    choice.require_possible(options)
+    planned = plan(goes_on=True)
     driver.ensure_loaded()
+    # Not before: the kernel loads the driver when it is asked for the netlink family.
+    if not (options.reconnect and choice.choose(options).name == "netlink"):
+        planned = plan(goes_on=False)
     options = replace(options, raw_size=None, read_only=planned.read_only)
     with _alone_with(plain(source.name), planned.image.below if planned.image else ()):
         _require_no_relative(planned)

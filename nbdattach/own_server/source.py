@@ -11,6 +11,7 @@ Decisions that matter:
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import stat
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ from nbdattach.text import plain, quoted
 # In the place of a server that has not been started yet.
 SOME_SERVER = Target(host="localhost")
 _OPEN, _CLOSE = "[", "]"
+# HOST:PORT/EXPORT, nbd:/HOST, unix:/PATH, [V6ADDR]/EXPORT, nbd//HOST.
+_LIKE_A_SERVER = r"(?i)[^/]*:|nbds?(\+unix)?[^A-Za-z0-9]?//"
+# Programs that read a file by such a URL, as plugins of nbdkit.
+_PLUGINS = {"http": "curl", "https": "curl", "ftp": "curl", "ftps": "curl", "ssh": "ssh", "sftp": "ssh"}
 
 
 @immutable
@@ -95,10 +100,21 @@ def source_of(text: str, export: str | None = None) -> Source | None:
         if not words:
             raise Malformed(quoted(text), "no command in the brackets", "write [ nbdkit memory 1G ]")
         return Source(words=words, export=export or "")
+    scheme = text.partition("://")[0].lower() if "://" in text else ""
+    if scheme in _PLUGINS:
+        hint = f"for a file there: {one_text(('nbdkit', _PLUGINS[scheme], plain(text)))}; an NBD server is nbd://HOST"
+        raise Malformed(quoted(text), f"no NBD URI, but one of {scheme}", hint)
+    if scheme == "file":
+        raise Malformed(quoted(text), "no NBD URI", f"write {plain(text.partition('://')[2])}")
     image = _image(text)
     if image and export:
         raise Malformed("--export", f"{plain(text)} is an image, which has no exports", "leave it out")
     return image
+
+
+def _no_image_hint(text: str) -> str:
+    is_path = text.startswith((".", "/")) or is_image_name(os.path.basename(text))
+    return "is the path correct?" if is_path else f"is the path correct? an export of a server is nbd://{plain(text)}"
 
 
 def source_at(text: str) -> Source:
@@ -129,7 +145,9 @@ def _image(text: str) -> Source | None:
     except OSError as error:
         if text.startswith("/") and not is_image_name(os.path.basename(text)):
             return None  # a socket, perhaps of a server that is not there yet
-        raise Malformed(plain(text), f"no such image: {error.strerror}", "is the path correct?") from None
+        if re.match(_LIKE_A_SERVER, text):
+            return None  # a mistyped one, which the parser of targets explains
+        raise Malformed(plain(text), f"no such image: {error.strerror}", _no_image_hint(text)) from None
     if stat.S_ISSOCK(mode):
         if text.startswith("/"):
             return None

@@ -59,7 +59,7 @@ from nbdattach.protocol.options import (
 )
 from nbdattach.protocol.steps import Note, Receive, Send, StartTls, Steps
 from nbdattach.protocol.target import Target
-from nbdattach.text import from_wire, quoted, to_wire
+from nbdattach.text import from_wire, quoted, to_wire, typed
 
 # Padding after NBD_OPT_EXPORT_NAME without NO_ZEROES, and the reserved bytes of the old style.
 RESERVED = 124
@@ -134,9 +134,17 @@ def catalogue(target: Target) -> Steps[list[Listed]]:
     server = yield from _open(target)
     if server.oldstyle:
         yield from transmission.disconnect()
-        raise Refused(target.uri, "an old style server has one export and cannot list it", "see nbdattach info")
+        raise Refused(
+            target.uri,
+            "an old style server has one export and cannot list it",
+            f"see nbdattach info {typed(target.server)}",
+        )
     if not server.fixed:
-        raise Refused(target.uri, "a server without fixed newstyle cannot list its exports", "see nbdattach info")
+        raise Refused(
+            target.uri,
+            "a server without fixed newstyle cannot list its exports",
+            f"see nbdattach info {typed(target.server)}",
+        )
     found = yield from politely(_list_with_sizes(target))
     yield from abort()
     return found

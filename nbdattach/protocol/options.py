@@ -36,7 +36,7 @@ from nbdattach.protocol.constants import (
 )
 from nbdattach.protocol.steps import Note, Receive, Send, Steps, T
 from nbdattach.protocol.target import Target
-from nbdattach.text import from_wire, quoted
+from nbdattach.text import from_wire, quoted, typed
 
 _OPTION = struct.Struct(">QII")  # magic, option, length
 _REPLY = struct.Struct(">QIII")  # magic, option, reply type, length
@@ -129,8 +129,10 @@ def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachErr
         cause, hint = _BY_POLICY.get(option, (cause, hint))
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
     if kind == NBD_REP_ERR_TLS_REQD:
-        return TlsFailed(target.uri, cause, hint if target.tls else f"use --tls, or {replace(target, tls=True).uri}")
-    return OptionRefused(target.uri, cause, hint.format(server=target.server), kind, words)
+        return TlsFailed(
+            target.uri, cause, hint if target.tls else f"use --tls, or {typed(replace(target, tls=True).uri)}"
+        )
+    return OptionRefused(target.uri, cause, hint.format(server=typed(target.server)), kind, words)
 
 
 def _reply_name(kind: int) -> str:

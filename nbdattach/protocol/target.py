@@ -21,15 +21,26 @@ from nbdattach.text import from_wire, plain, quoted, to_wire
 _SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
 _TLS_PARAMETERS = ("tls-certificates", "tls-hostname", "tls-psk-file")
 _PARAMETERS = ("socket", *_TLS_PARAMETERS)
+# For parameters of libnbd, and for those that only an option of ours can tell.
+_OPTIONS = {"tls-verify-peer": "--tls-no-verify"} | {
+    f"tls-{of}": f"--tls-{of} FILE" for of in ("ca", "cert", "key", "psk")
+}
 # A command needs one of these patterns, or none, so each is compiled when it is used.
 _HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?"
 _V6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?"
+_DEVICE = r"/dev/nbd[0-9]+(p[0-9]+)?"
 _BAD_ESCAPE = r"%(?![0-9A-Fa-f]{2})"
 # RFC 3986, section 2.3.
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # sun_path of struct sockaddr_un, less its closing NUL (linux/un.h).
 MAX_SOCKET_PATH = 107
+_V6_FORM = "write [2001:db8::1]:10809"
+_NO_PORT = "not a port"
+_SCHEME_WITHOUT_SLASHES = r"(?i)(nbds?|unix|tcp):(?!//)"
 _FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
+
+# Characters that a shell does not pass on. "?" and brackets are passed on, unless a file has such a name.
+_SPECIAL = frozenset(" '\"\\`$&|;<>()*!{}")
 
 # Options of TLS for which a URI has no place, with their types: fields of `TlsOptions`.
 _TRUST = {"ca": str, "cert": str, "key": str, "verify": bool}
@@ -99,13 +110,46 @@ class Target:
 def parse_target(text: str, export: str | None = None) -> Target:
     """The target that `text` names; `export` is the value of -N/--export, None without it.
 
-    Raises `Malformed` with the part that is wrong.
+    Raises `Malformed` with the part that is wrong, and with what to write instead if that can be told.
     """
+    try:
+        return _parsed(text, export)
+    except Malformed as error:
+        raise _with_remedy(error, text, export) from None
+
+
+def _with_remedy(error: Malformed, text: str, export: str | None) -> Malformed:
+    """The error with the target that may be meant; the same error if we know none that is valid."""
+    from nbdattach.protocol import mistyped
+
+    valid = [one for one in mistyped.meant(text, export or "") if one != text and _is_valid(one)]
+    if not valid:
+        return error
+    some = mistyped.SOME_INTERFACE
+    scope = f", with the name of the interface in place of {some}" if some in valid[0] and some not in text else ""
+    hint = f"write {', or '.join(valid)}{scope}"
+    if error.cause.startswith(_NO_PORT) and not re.match(_SCHEME_WITHOUT_SLASHES, text):
+        hint = f"{error.hint}; or {hint}"
+    return Malformed(error.thing, error.cause, hint)
+
+
+def _is_valid(text: str) -> bool:
+    """Also fit to be typed in a shell, and to be shown."""
+    try:
+        _parsed(text, None)
+    except Malformed:
+        return False
+    return plain(text) == text and text.isascii() and not _SPECIAL.intersection(text)
+
+
+def _parsed(text: str, export: str | None) -> Target:
     if "://" in text and not text.startswith("/"):
         if export is not None:
             raise Malformed(quoted(text), "-N/--export cannot be combined with a URI", "write the export in the URI")
         return _parse_uri(text)
     name = _checked_export(text, export or "")
+    if re.fullmatch(_DEVICE, text):
+        raise Malformed(quoted(text), "a device of the nbd driver, not a server", "name a server or an image")
     if text.startswith("/"):
         return Target(socket=_checked_socket(text, text), export=name)
     host, port = _parse_address(text, text)
@@ -207,27 +251,21 @@ def _parse_address(text: str, address: str) -> tuple[str, int]:
     """`HOST`, `HOST:PORT` or `[V6ADDR]:PORT` out of `text`."""
     if not address:
         raise Malformed(quoted(text), "no host in it", _FORMS)
+    if "/" in address:
+        hint = "the path of a socket begins with /" if address.startswith(".") else _FORMS
+        raise Malformed(quoted(text), "neither a host nor the absolute path of a socket", hint)
     if address.startswith("["):
         host, closed, rest = address[1:].partition("]")
         if not closed or (rest and not rest.startswith(":")):
             raise _no_v6(text)
-        return _checked_v6(text, host), _checked_port(text, rest[1:] if rest else None)
+        return _checked_v6(text, host), checked_port(text, rest[1:] if rest else None)
     if address.count(":") > 1:
-        hint = f"write [{plain(address)}]" if re.fullmatch(_V6, address) else _FORMS
-        raise Malformed(quoted(text), "more than one colon", hint)
-    if "/" in address:
-        raise Malformed(quoted(text), "neither a host nor the absolute path of a socket", _slash_hint(address))
+        raise Malformed(quoted(text), "more than one colon", _V6_FORM if re.fullmatch(_V6, address) else _FORMS)
     host, colon, port = address.partition(":")
     if not re.fullmatch(_HOST, host):
         which = "" if host == text else f": {quoted(host)}"
         raise Malformed(quoted(text), f"not a host name{which}", _FORMS)
-    return host.lower(), _checked_port(text, port if colon else None)
-
-
-def _slash_hint(address: str) -> str:
-    if address.startswith("."):
-        return "the path of a socket begins with /"
-    return f"write nbd://{plain(address)}, or nbd+unix:///EXPORT?socket=PATH for a socket"
+    return host.lower(), checked_port(text, port if colon else None)
 
 
 def _checked_v6(text: str, host: str) -> str:
@@ -235,21 +273,25 @@ def _checked_v6(text: str, host: str) -> str:
     import ipaddress  # most targets are names
 
     try:
-        return str(ipaddress.IPv6Address(host))
+        address = ipaddress.IPv6Address(host)
     except ValueError:
         raise _no_v6(text) from None
+    if address.is_link_local and not address.scope_id:  # the kernel refuses to connect (EINVAL)
+        raise Malformed(quoted(text), "a link-local address without its interface", "write [fe80::1%eth0]:10809")
+    return str(address)
 
 
 def _no_v6(text: str) -> Malformed:
-    return Malformed(quoted(text), "not an IPv6 address in brackets", "write [2001:db8::1]:10809")
+    return Malformed(quoted(text), "not an IPv6 address in brackets", _V6_FORM)
 
 
-def _checked_port(text: str, port: str | None) -> int:
+def checked_port(text: str, port: str | None) -> int:
+    """The port; the default one if it is None. Raises `Malformed` about `text`, of which it is a part."""
     if port is None:
         return DEFAULT_PORT
     if port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536:
         return int(port)
-    raise Malformed(quoted(text), f"not a port: {quoted(port)}", "a port is a number from 1 to 65535")
+    raise Malformed(quoted(text), f"{_NO_PORT}: {quoted(port)}", "a port is a number from 1 to 65535")
 
 
 def _parse_uri(text: str) -> Target:
@@ -294,9 +336,10 @@ def _parse_query(text: str, query: str) -> dict[str, str]:
     for item in query.split("&") if query else ():
         key, _, value = item.partition("=")
         if key not in _PARAMETERS:
-            raise Malformed(
-                quoted(text), f"unknown parameter {quoted(key)}", f"known parameters: {', '.join(_PARAMETERS)}"
-            )
+            hint = f"known parameters: {', '.join(_PARAMETERS)}"
+            if key in _OPTIONS:
+                hint = f"use the option {_OPTIONS[key]}"
+            raise Malformed(quoted(text), f"unknown parameter {quoted(key)}", hint)
         if key in given:
             raise Malformed(quoted(text), f"parameter {key} is given twice", "give it once")
         given[key] = _decoded(text, value)
@@ -312,14 +355,14 @@ def _place(text: str, scheme: str, authority: str, path: str | None) -> Target:
     if scheme.endswith("+unix"):
         if authority:
             raise Malformed(
-                quoted(text), f"{scheme}:// takes no host", f"write {scheme}:///EXPORT?socket=PATH, with three slashes"
+                quoted(text), f"{scheme}:// takes no host", f"write {scheme}:///EXPORT?socket=/PATH, with three slashes"
             )
         if path is None:
-            raise Malformed(quoted(text), "no socket parameter", f"write {scheme}:///EXPORT?socket=PATH")
+            raise Malformed(quoted(text), "no socket parameter", f"write {scheme}:///EXPORT?socket=/PATH")
         return Target(socket=_checked_socket(text, path))
     if path is not None:
         raise Malformed(
-            quoted(text), f"a socket parameter on {scheme}://", f"write {scheme}+unix:///EXPORT?socket=PATH"
+            quoted(text), f"a socket parameter on {scheme}://", f"write {scheme}+unix:///EXPORT?socket=/PATH"
         )
     if "@" in authority:
         raise Malformed(quoted(text), "user names in a URI are not supported", "leave out the part before the @")

@@ -43,6 +43,13 @@ _CLOSED = 3
 _LEAST = 1.0
 
 
+def require_possible(target: Target, transport: str) -> None:
+    """Raises `NotInKernel` if the kernel alone may encrypt, as in --tls-transport, and cannot for such a target."""
+    if target.tls and target.socket and transport == "kernel":
+        cause = "the kernel does TLS only over TCP, not over a Unix socket"
+        raise NotInKernel(target.uri, cause, "--tls-transport relay")
+
+
 class Carrier:
     """Dials, in the kernel or by a relay. Several threads may use it; if a relay dials, they take turns."""
 
@@ -70,9 +77,7 @@ class Carrier:
         `ready`: a connection that was just made there, to be used; not if a relay dials (`uses_relay`).
         """
         deadline = Deadline(timeout)
-        if target.tls and target.socket and self._wanted == "kernel":
-            cause = "the kernel does TLS only over TCP, not over a Unix socket"
-            raise NotInKernel(target.uri, cause, "--tls-transport relay")
+        require_possible(target, self._wanted)
         if not self.uses_relay(target):
             try:
                 made = client.connect(target, timeout, trace, connect_within, raw_size, kernel_tls=True, ready=ready)

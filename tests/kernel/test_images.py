@@ -85,6 +85,18 @@ def test_image_is_partitioned_written_and_right_after_disconnect(tmp_path: Path,
 
 
 @pytest.mark.netlink
+def test_an_image_is_attached_by_netlink_even_if_the_driver_is_not_loaded_yet(tmp_path: Path) -> None:
+    """The cache depends on the backend, which is chosen after the driver was loaded."""
+    path = image(tmp_path, "parallels")
+    for option in ("--on-loss=wait", "--backend=netlink", "--backend=auto"):
+        shell("modprobe -r nbd")
+        with connected(path, option):
+            found = status("nbd0")
+            assert found["backend"] == "netlink"
+            assert "--cache=writethrough" in " ".join(found["server"]["command"])
+
+
+@pytest.mark.netlink
 @pytest.mark.parametrize("kind", EACH)
 def test_server_killed_under_writes_loses_none(tmp_path: Path, kind: str) -> None:
     """Not one that was acknowledged and not flushed, either: no program flushes here until the end."""

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("installed")
 TRANSCRIPT = (Path(__file__).resolve().parents[1] / "unit/cli/transcript.txt").read_text()
 
 
-@pytest.mark.parametrize("line", ["", "ls", "connect", "connect --retry-for 5m db1"])
+@pytest.mark.parametrize("line", ["", "ls", "connect", "connect --retry-for 5M db1"])
 def test_usage_error_is_the_same_text_with_the_click_of_this_system(line: str) -> None:
     asked = re.escape(f"$ nbdattach {line}".rstrip())
     (written,) = re.findall(rf"^{asked}\n((?:2> .*\n)+)exit 2$", TRANSCRIPT, re.MULTILINE)

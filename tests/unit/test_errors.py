@@ -66,7 +66,7 @@ def test_no_error_is_made_without_a_hint() -> None:
 def test_deadline_tells_seconds_and_what_was_waited_for() -> None:
     error = DeadlinePassed("nbd://db1", 2.5, "connecting")
     assert str(error) == "nbd://db1: no answer within 2.5 s (connecting)"
-    assert error.hint == "--connect-timeout SEC sets how long to wait"
+    assert error.hint == "--connect-timeout TIME sets how long to wait"
 
 
 def test_unknown_export_as_in_the_contract() -> None:

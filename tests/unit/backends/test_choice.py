@@ -164,7 +164,7 @@ def test_several_connections_without_a_time_for_requests_are_one_and_the_reason_
     """The driver would send a slow request again over another connection, and the server may still do the first."""
     options, (note,) = choice.no_less_safe_than_one(ConnectOptions(connections=4))
     assert options == ConnectOptions(connections=1)
-    assert note.startswith("only one connection is made") and "--io-timeout SEC" in note
+    assert note.startswith("only one connection is made") and "--io-timeout TIME" in note
 
 
 @pytest.mark.parametrize("connections", [0, 1])

@@ -190,8 +190,12 @@ def test_part_of_an_image_is_no_export_without_a_handshake() -> None:
 LINE = "a line is DEVICE HOST EXPORT [OPTION,...]"
 OPTIONS = "see nbdtab(5) for the options"
 IN_URI = "if it is the export, write it in a URI: nbd://HOST/EXPORT"
-NO_SECONDS = "is not a number of seconds from {} up"
+NO_TIME = "is not a time from {} up: seconds, or a number with ms, s, m, h or d"
+NO_BLOCK = "is not one of 512, 1024, 2048, 4096"
+NO_COUNT = "is neither auto nor a number from 1 to 64"
+NO_SIZE = "is not a size from {} up: bytes, or a number with K, M, G, T or P"
 FORMS = "a TARGET is HOST, HOST:PORT, [V6ADDR]:PORT, /path/of/socket or nbd://HOST[:PORT]/EXPORT"
+WITH_SCOPE = "write [fe80::1%eth0], with the name of the interface in place of eth0"
 A_DEVICE = "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ..."
 
 # A line that follows two others, the column and text of its mistake, and the hint.
@@ -211,14 +215,14 @@ MALFORMED: list[tuple[str, int, str, str]] = [
     ("nbd0 db1 disk", 1, "nbd0 is in line 1 already", "leave out one"),
     ("/dev/nbd1 db1 disk", 1, "nbd1 is in line 2 already", "leave out one"),
     ("nbd2 db_? disk", 6, "'db_?': not a host name", FORMS),
-    ("nbd2 db1:x disk", 6, "'db1:x': not a port: 'x'", "a port is a number from 1 to 65535"),
+    ("nbd2 db1:x disk", 6, "'db1:x': not a port: 'x'", "a port is a number from 1 to 65535; or write nbd://db1/x"),
     (
         "nbd2 db1/disk swap",
         6,
         "'db1/disk': neither a host nor the absolute path of a socket",
-        "write nbd://db1/disk, or nbd+unix:///EXPORT?socket=PATH for a socket",
+        "write nbd://db1/disk",
     ),
-    ("nbd2 [::1 disk", 6, "'[::1': not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
+    ("nbd2 [::1 disk", 6, "'[::1': not an IPv6 address in brackets", "write [::1]"),
     ("nbd2 1:2:3 disk", 6, "'[1:2:3]': not an IPv6 address in brackets", "write [2001:db8::1]:10809"),
     ("nbd2 db1 disk port=0", 15, "not a port: '0'", "a port is a number from 1 to 65535"),
     ("nbd2 db1 disk port=65536", 15, "not a port: '65536'", "a port is a number from 1 to 65535"),
@@ -230,14 +234,44 @@ MALFORMED: list[tuple[str, int, str, str]] = [
     ("nbd2 nbd://db1/disk - unix", 23, "option unix cannot be combined with a URI", "write it in the URI"),
     ("nbd2 nbd://db1/disk swap", 21, "a second export: the URI names 'disk'", "write - instead"),
     ("nbd2 nbd://db1/disk - swap x", 28, "a fifth field", f"{LINE}; no blanks between options"),
-    ("nbd2 http://db1 disk", 6, "'http://db1': unknown scheme 'http'", "one of: nbd, nbds, nbd+unix, nbds+unix"),
+    ("nbd2 http://db1 disk", 6, "'http://db1': unknown scheme 'http'", "write nbd://db1"),
     (
         "nbd2 nbd://db1/disk?port=1",
         6,
         "'nbd://db1/disk?port=1': unknown parameter 'port'",
         "known parameters: socket, tls-certificates, tls-hostname, tls-psk-file",
     ),
-    ("nbd2 nbd://db1/a%2", 6, "'nbd://db1/a%2': a % that is not followed by two hexadecimal digits", "write % as %25"),
+    (
+        "nbd2 nbd://db1/a%2",
+        6,
+        "'nbd://db1/a%2': a % that is not followed by two hexadecimal digits",
+        "write nbd://db1/a%252",
+    ),
+    (
+        "nbd2 unix:run/s disk",
+        6,
+        "'unix:run/s': neither a host nor the absolute path of a socket",
+        "write the absolute path of the socket",
+    ),
+    ("nbd2 fe80::1 disk", 6, "'[fe80::1]': a link-local address without its interface", WITH_SCOPE),
+    (
+        "nbd2 nbd:db1:10809:exportname=disk -",
+        6,
+        "'nbd:db1:10809:exportname=disk': more than one colon",
+        "write nbd://db1:10809/disk",
+    ),
+    (
+        "nbd2 unix:/run/nbd.sock disk",
+        6,
+        "'unix:/run/nbd.sock': neither a host nor the absolute path of a socket",
+        "write /run/nbd.sock",
+    ),
+    (
+        "nbd2 nbds://db1?tls-ca=/ca -",
+        6,
+        "'nbds://db1?tls-ca=/ca': unknown parameter 'tls-ca'",
+        "use the option tls-ca FILE",
+    ),
     ("nbd2 nbd+unix:///disk?socket=run/s", 23, "parameter socket: not an absolute path", "it begins with /"),
     (
         "nbd2 nbds://db1/disk?tls-hostname=a&tls-certificates=pki",
@@ -298,30 +332,60 @@ MALFORMED: list[tuple[str, int, str, str]] = [
         "option dead-timeout means the same as on-loss at column 15",
         "leave out one",
     ),
-    ("nbd2 db1 disk bs=1000", 15, "option bs: '1000' is not one of 512, 1024, 2048, 4096", OPTIONS),
-    ("nbd2 db1 disk bs=4k", 15, "option bs: '4k' is not a number from 1 up", OPTIONS),
-    ("nbd2 db1 disk bs=-512", 15, "option bs: '-512' is not a number from 1 up", OPTIONS),
-    ("nbd2 db1 disk bs=٤٠٩٦", 15, "option bs: '٤٠٩٦' is not a number from 1 up", OPTIONS),
+    ("nbd2 db1 disk bs=1000", 15, f"option bs: '1000' {NO_BLOCK}", f"try bs=4096; {OPTIONS}"),
+    ("nbd2 db1 disk bs=8k", 15, f"option bs: '8k' {NO_BLOCK}", f"try bs=4096; {OPTIONS}"),
+    ("nbd2 db1 disk bs=-512", 15, f"option bs: '-512' {NO_BLOCK}", f"try bs=4096; {OPTIONS}"),
+    ("nbd2 db1 disk bs=٤٠٩٦", 15, f"option bs: '٤٠٩٦' {NO_BLOCK}", f"try bs=4096; {OPTIONS}"),
+    ("nbd2 db1 disk bs=4096#c", 15, f"option bs: '4096#c' {NO_BLOCK}", "write a blank before the # of a comment"),
+    ("nbd2 db1 disk conns=0", 15, f"option conns: '0' {NO_COUNT}", f"try conns=auto; {OPTIONS}"),
+    ("nbd2 db1 disk conns=65", 15, f"option conns: '65' {NO_COUNT}", f"try conns=auto; {OPTIONS}"),
+    ("nbd2 db1 disk timeout=soon", 15, f"option timeout: 'soon' {NO_TIME.format(0)}", f"try timeout=30s; {OPTIONS}"),
     (
-        "nbd2 db1 disk bs=4096#c",
+        "nbd2 db1 disk dead-timeout=5M",
         15,
-        "option bs: '4096#c' is not a number from 1 up",
-        "write a blank before the # of a comment",
+        f"option dead-timeout: '5M' {NO_TIME.format(0)}",
+        f"try dead-timeout=5m; {OPTIONS}",
     ),
-    ("nbd2 db1 disk conns=0", 15, "option conns: '0' is neither auto nor a number from 1 to 64", OPTIONS),
-    ("nbd2 db1 disk conns=65", 15, "option conns: '65' is neither auto nor a number from 1 to 64", OPTIONS),
-    ("nbd2 db1 disk timeout=soon", 15, f"option timeout: 'soon' {NO_SECONDS.format(0)}", OPTIONS),
-    ("nbd2 db1 disk dead-timeout=-1", 15, f"option dead-timeout: '-1' {NO_SECONDS.format(0)}", OPTIONS),
-    ("nbd2 db1 disk dead-peer=0", 15, f"option dead-peer: '0' {NO_SECONDS.format(1)}", OPTIONS),
-    ("nbd2 db1 disk connect-timeout=0", 15, f"option connect-timeout: '0' {NO_SECONDS.format(0.001)}", OPTIONS),
-    ("nbd2 db1 disk retry-for=31536001", 15, "option retry-for: '31536001' is more than a year", OPTIONS),
-    ("nbd2 db1 disk on-loss=maybe", 15, "option on-loss: 'maybe' is not one of wait, wait:SEC, fail", OPTIONS),
-    ("nbd2 db1 disk backend=magic", 15, "option backend: 'magic' is not one of auto, netlink, ioctl", OPTIONS),
-    ("nbd2 db1 disk tls-transport=air", 15, "option tls-transport: 'air' is not one of auto, kernel, relay", OPTIONS),
-    ("nbd2 db1 disk expect-size=1G", 15, "option expect-size: '1G' is not a number from 0 up", OPTIONS),
-    ("nbd2 db1 disk preinit", 15, "option preinit needs size=BYTES", "the server does not announce the size then"),
+    ("nbd2 db1 disk dead-peer=0", 15, f"option dead-peer: '0' {NO_TIME.format(1)}", f"try dead-peer=30s; {OPTIONS}"),
+    (
+        "nbd2 db1 disk connect-timeout=0",
+        15,
+        f"option connect-timeout: '0' {NO_TIME.format(0.001)}",
+        f"try connect-timeout=30s; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk retry-for=31536001",
+        15,
+        "option retry-for: '31536001' is more than a year",
+        f"try retry-for=365d; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk on-loss=maybe",
+        15,
+        "option on-loss: 'maybe' is not one of wait, wait:TIME, fail",
+        f"try on-loss=wait:5m; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk backend=magic",
+        15,
+        "option backend: 'magic' is not one of auto, netlink, ioctl",
+        f"try backend=auto; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk tls-transport=air",
+        15,
+        "option tls-transport: 'air' is not one of auto, kernel, relay",
+        f"try tls-transport=auto; {OPTIONS}",
+    ),
+    (
+        "nbd2 db1 disk expect-size=1E",
+        15,
+        f"option expect-size: '1E' {NO_SIZE.format(0)}",
+        f"try expect-size=1G; {OPTIONS}",
+    ),
+    ("nbd2 db1 disk preinit", 15, "option preinit needs size=SIZE", "the server does not announce the size then"),
     ("nbd2 db1 disk size=512", 15, "option size needs no-handshake", "otherwise the server announces the size"),
-    ("nbd2 db1 disk preinit,size=0", 23, "option size: '0' is not a number from 1 up", OPTIONS),
+    ("nbd2 db1 disk preinit,size=0", 23, f"option size: '0' {NO_SIZE.format(1)}", f"try size=1G; {OPTIONS}"),
     ("nbd2 db1 disk tls-ca=ca.pem", 15, "option tls-ca: 'ca.pem' is not an absolute path", OPTIONS),
     ("nbd2 db1 disk tls,keyfile=/k", 19, "tls-key: a key without its certificate", "give tls-cert FILE, too"),
     (
@@ -550,8 +614,8 @@ def refused(path: Path) -> Malformed:
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     error = refused(tmp_path / "nbdtab")
-    assert str(error) == f"{tmp_path}/nbdtab: cannot be read: No such file or directory"
-    assert error.hint == "nbdtab(5) describes its format"
+    assert str(error) == f"{tmp_path}/nbdtab: there is no such table"
+    assert error.hint == "nbdtab(5) describes its format; --table FILE names another one"
     assert str(refused(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
 
 

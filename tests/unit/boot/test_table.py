@@ -383,7 +383,7 @@ def test_down_all_without_the_file_detaches_what_came_from_it_and_fails(
     file.unlink()
     code, _, err = ran(capsys, "down", "--all", "--table", str(file))
     assert (code, [index for index, _ in detached]) == (2, [0])
-    assert f"nbdattach: {file}: cannot be read: No such file or directory" in err.splitlines()
+    assert f"nbdattach: {file}: there is no such table" in err.splitlines()
 
 
 def test_down_all_goes_on_after_a_failure(
@@ -398,3 +398,27 @@ def test_down_all_goes_on_after_a_failure(
     monkeypatch.setattr(detachment, "detach", detach)
     assert ran(capsys, "down", "--all", "--table", str(file))[0] == 7
     assert tried == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("hint", "written"),
+    [
+        ("--connect-timeout TIME sets how long to wait", "connect-timeout=TIME sets how long to wait"),
+        ("use --tls, or nbds://db1", "use tls, or nbds://db1"),
+        ("modprobe tls; --tls-transport relay", "modprobe tls; tls-transport=relay"),
+        ("certificates work: --tls-ca FILE", "certificates work: tls-ca=FILE"),
+        ("--read-only attaches it as it is", "read-only attaches it as it is"),
+        ("--format raw if that is right", "format=raw if that is right"),
+        ("apt install x, or --backend ioctl", "apt install x, or backend=ioctl"),
+        ("--block-size 512", "block-size=512"),
+        ("qemu-nbd serves more clients with --shared=N", "qemu-nbd serves more clients with --shared=N"),
+        ("is this an NBD server? --debug shows each step", "is this an NBD server? --debug shows each step"),
+        (
+            "nbdattach disconnect /dev/nbd0, or give another --tag",
+            "nbdattach disconnect /dev/nbd0, or give another tag",
+        ),
+    ],
+)
+def test_a_hint_names_options_as_the_table_has_them(hint: str, written: str) -> None:
+    error = table._of_device(Device(7), Refused("nbd://db1", "no", hint))
+    assert (str(error), error.hint) == ("/dev/nbd7: nbd://db1: no", written)

@@ -68,7 +68,10 @@ def said_error(capsys: Capture, code: int, *arguments: str) -> tuple[str, str]:
 
 # -- usage -------------------------------------------------------------------------------------------------------------
 
-NO_SECONDS = "is not a number of seconds from {} up"
+NO_TIME = "is not a time from {} up: seconds, or a number with ms, s, m, h or d"
+NO_SIZE = "is not a size from {} up: bytes, or a number with K, M, G, T or P"
+NO_BLOCK = "is not one of 512, 1024, 2048, 4096"
+NO_TIMES = ("nan", "-nan", "inf", "-inf", "Infinity", "1e999", "-1", "", "soon", "1x", "0x1", "1 2", "\x1b[2J")
 USAGE: list[tuple[list[str], str, str]] = [
     (["frobnicate"], "nbdattach: No such command 'frobnicate'.", ""),
     (["fr\x1b\nob"], r"nbdattach: No such command 'fr\x1b\nob'.", ""),
@@ -92,111 +95,10 @@ USAGE: list[tuple[list[str], str, str]] = [
     (["info", "--frob", "db1"], "nbdattach info: No such option '--frob'.", "info "),
 ]
 USAGE += [
-    (
-        ["connect", "-C", value, "db1"],
-        "nbdattach connect: Invalid value for '-C' / '--connections': "
-        f"{value!r} is neither auto nor a number from 1 to 64",
-        "connect ",
-    )
-    for value in ("0", "65", "-1", "+1", "1.0", "", " 1", "nan", "Auto", "two", "٣", "1\n")
-]
-USAGE += [
-    (
-        [command, option, value, "nbd0"],
-        f"nbdattach {command}: Invalid value for '{option}': {value!r} {NO_SECONDS.format(least)}",
-        f"{command} ",
-    )
-    for command, option, least in (
-        ("info", "--connect-timeout", "0.001"),
-        ("list", "--connect-timeout", "0.001"),
-        ("check", "--connect-timeout", "0.001"),
-        ("connect", "--connect-timeout", "0.001"),
-        ("connect", "--retry-for", "0"),
-        ("connect", "--dead-peer", "1"),
-        ("connect", "--io-timeout", "0"),
-        ("disconnect", "--timeout", "0"),
-    )
-    for value in ("nan", "-nan", "inf", "-inf", "Infinity", "1e999", "-1", "", "soon", "1s", "0x1", "1,5", "\x1b[2J")
-]
-USAGE += [
-    (
-        ["info", "--connect-timeout", value, "db1"],
-        f"nbdattach info: Invalid value for '--connect-timeout': {value!r} {NO_SECONDS.format('0.001')}",
-        "info ",
-    )
-    for value in ("0", "0.0009")
-]
-USAGE += [
-    (
-        ["connect", "--dead-peer", value, "db1"],
-        f"nbdattach connect: Invalid value for '--dead-peer': {value!r} {NO_SECONDS.format('1')}",
-        "connect ",
-    )
-    for value in ("0", "0.999")
-]
-USAGE += [
-    (
-        ["connect", "--on-loss", value, "db1"],
-        f"nbdattach connect: Invalid value for '--on-loss': {value!r} is not one of wait, wait:SEC, fail",
-        "connect ",
-    )
-    for value in (
-        "",
-        "Wait",
-        "FAIL",
-        "fail:",
-        "fail:5",
-        "5",
-        "inf",
-        ":",
-        ":5",
-        "wait ",
-        " wait",
-        "waits",
-        "wait=5",
-        "no",
-    )
-]
-USAGE += [
-    (
-        ["connect", "--on-loss", f"wait:{value}", "db1"],
-        f"nbdattach connect: Invalid value for '--on-loss': {value!r} {NO_SECONDS.format('0')}",
-        "connect ",
-    )
-    for value in ("", "-1", "+5", "nan", "inf", "1e3", "5s", " 5", "5:", "wait:5", "٣")
-]
-USAGE += [
-    (
-        ["connect", "--on-loss", "wait:31536001", "db1"],
-        "nbdattach connect: Invalid value for '--on-loss': '31536001' is more than a year",
-        "connect ",
-    ),
     (["reconnect"], "nbdattach reconnect: Missing argument 'DEVICE'.", "reconnect "),
     (["resize"], "nbdattach resize: Missing argument 'DEVICE'.", "resize "),
     (["resize", "nbd0", "db1"], "nbdattach resize: Got unexpected extra argument (db1)", "resize "),
     (["monitor", "nbd0"], "nbdattach monitor: Got unexpected extra argument (nbd0)", "monitor "),
-]
-USAGE += [
-    (
-        ["connect", "-b", "4k", "db1"],
-        "nbdattach connect: Invalid value for '-b' / '--block-size': '4k' is not a number from 1 up",
-        "connect ",
-    ),
-    (
-        ["connect", "-b", "1000", "db1"],
-        "nbdattach connect: Invalid value for '-b' / '--block-size': '1000' is not one of 512, 1024, 2048, 4096",
-        "connect ",
-    ),
-    (
-        ["connect", "--size", "0", "--no-handshake", "db1"],
-        "nbdattach connect: Invalid value for '--size': '0' is not a number from 1 up",
-        "connect ",
-    ),
-    (
-        ["connect", "--expect-size", "-1", "db1"],
-        "nbdattach connect: Invalid value for '--expect-size': '-1' is not a number from 0 up",
-        "connect ",
-    ),
 ]
 
 
@@ -205,11 +107,139 @@ def test_usage_error_is_one_line_and_one_hint(capsys: Capture, arguments: list[s
     assert said_error(capsys, 2, *arguments) == (line, f"see nbdattach {of}--help")
 
 
-@pytest.mark.parametrize("backend", ["", "kernel", "IOCTL"])
+# Invalid values: command, option as typed, its names in the error, values, why they are invalid, and what to type.
+VALUES: list[tuple[str, str, str, tuple[str, ...], str, str]] = [
+    (
+        "connect",
+        "-C",
+        "'-C' / '--connections'",
+        ("0", "65", "-1", "+1", "1.0", "", " 1", "nan", "two", "٣", "1\n", "1K"),
+        "is neither auto nor a number from 1 to 64",
+        "--connections auto",
+    ),
+    *(
+        (command, option, f"'{option}'", NO_TIMES, NO_TIME.format(least), f"{option} 30s")
+        for command, option, least in (
+            ("info", "--connect-timeout", "0.001"),
+            ("list", "--connect-timeout", "0.001"),
+            ("check", "--connect-timeout", "0.001"),
+            ("connect", "--connect-timeout", "0.001"),
+            ("connect", "--retry-for", "0"),
+            ("connect", "--dead-peer", "1"),
+            ("connect", "--io-timeout", "0"),
+            ("disconnect", "--timeout", "0"),
+            ("up", "--retry-for", "0"),
+        )
+    ),
+    (
+        "info",
+        "--connect-timeout",
+        "'--connect-timeout'",
+        ("0", "0.0009", "0.9ms", "0s"),
+        NO_TIME.format("0.001"),
+        "--connect-timeout 30s",
+    ),
+    ("connect", "--dead-peer", "'--dead-peer'", ("0", "0.999", "999ms"), NO_TIME.format("1"), "--dead-peer 30s"),
+    (
+        "connect",
+        "--retry-for",
+        "'--retry-for'",
+        ("5M", "5 m", "5minutes", "5mins"),
+        NO_TIME.format("0"),
+        "--retry-for 5m",
+    ),
+    (
+        "connect",
+        "--on-loss",
+        "'--on-loss'",
+        ("", "fail:", "fail:5", "5", "inf", ":", ":5", "wait ", " wait", "waits", "wait=5", "no"),
+        "is not one of wait, wait:TIME, fail",
+        "--on-loss wait:5m",
+    ),
+    ("connect", "-b", "'-b' / '--block-size'", ("1000", "8K", "0", "4x", "512b", ""), NO_BLOCK, "--block-size 4096"),
+    ("connect", "--size", "'--size'", ("0", "-1", "", "1.3", "1b", "1e3", "8E", "0K"), NO_SIZE.format(1), "--size 1G"),
+    ("connect", "--offset", "'--offset'", ("2 GB", "2 Gigabytes"), NO_SIZE.format(0), "--offset 2G"),
+    ("connect", "--expect-size", "'--expect-size'", ("1,5G",), NO_SIZE.format(0), "--expect-size 1.5G"),
+    (
+        "connect",
+        "--expect-size",
+        "'--expect-size'",
+        ("9223372036854775808", "8192P"),
+        "is more than the kernel's largest size, 8 EiB less one byte",
+        "--expect-size 1G",
+    ),
+    ("up", "--retry-for", "'--retry-for'", ("366d", "31536001"), "is more than a year", "--retry-for 365d"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "names", "value", "why", "correct"),
+    [(command, option, names, value, *rest) for command, option, names, values, *rest in VALUES for value in values],
+)
+def test_an_invalid_value_is_named_with_what_is_allowed_and_what_to_type(
+    capsys: Capture, command: str, option: str, names: str, value: str, why: str, correct: str
+) -> None:
+    line, hint = said_error(capsys, 2, command, option, value, "nbd0")
+    assert line == f"nbdattach {command}: Invalid value for {names}: {value!r} {why}"
+    assert hint == f"try {correct}; see nbdattach {command} --help"
+
+
+# What is typed, and the hint before "see nbdattach COMMAND --help".
+OTHER_NAMES = [
+    ("reconnect --connect-timeout 5 nbd0", "check, connect, info and list have it; the device keeps that of connect; "),
+    ("resize --connect-timeout 5 nbd0", "check, connect, info and list have it; the device keeps that of connect; "),
+    (
+        "up --connect-timeout 5 nbd0",
+        "check, connect, info and list have it; in /etc/nbdtab it is connect-timeout=TIME; ",
+    ),
+    ("disconnect --connect-timeout 5 nbd0", "did you mean --timeout? check, connect, info and list have it; "),
+    ("status --tag x", "connect and disconnect have it; "),
+    ("info --read-only db1", "connect has it; "),
+    ("up --read-only nbd0", "connect has it; in /etc/nbdtab it is read-only; "),
+    ("down --force nbd0", "disconnect has it; "),
+    ("connect --port 10809 db1", "the port is part of the TARGET: HOST:10809; "),
+    ("connect --readonly db1", "did you mean --read-only? "),
+    ("connect -t 30 db1", "did you mean --io-timeout? "),
+    ("connect db1 -c /dev/nbd0", "nbdattach connect TARGET /dev/nbd0; "),
+    ("doctor --fix", ""),
+]
+
+
+@pytest.mark.parametrize(("typed", "hint"), OTHER_NAMES)
+def test_an_option_of_other_commands_or_programs_is_explained(capsys: Capture, typed: str, hint: str) -> None:
+    command = typed.split()[0]
+    assert said_error(capsys, 2, *typed.split())[1] == f"{hint}see nbdattach {command} --help"
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("detach nbd0", "did you mean disconnect? "),
+        ("attach db1", "did you mean connect? "),
+        ("version", "did you mean --version? "),
+        ("-V", "did you mean --version? "),
+        ("-d /dev/nbd0", "nbdattach disconnect /dev/nbd0; "),
+        ("-l db1", "nbdattach list TARGET; "),
+        ("--json status", "write it behind the command; "),
+        ("frob", ""),
+    ],
+)
+def test_a_command_of_other_programs_is_explained(capsys: Capture, typed: str, hint: str) -> None:
+    assert said_error(capsys, 2, *typed.split())[1] == f"{hint}see nbdattach --help"
+
+
+@pytest.mark.parametrize("value", ["", "-1", "+5", "nan", "inf", "1e3", "5x", "5:", "wait:5", "٣"])
+def test_an_invalid_time_of_on_loss_is_named(capsys: Capture, value: str) -> None:
+    line, hint = said_error(capsys, 2, "connect", "--on-loss", f"wait:{value}", "db1")
+    assert line == f"nbdattach connect: Invalid value for '--on-loss': {value!r} {NO_TIME.format('0')}"
+    assert hint == "try --on-loss wait:30s; see nbdattach connect --help"
+
+
+@pytest.mark.parametrize("backend", ["", "kernel", "IO CTL"])
 def test_backend_is_one_of_a_few(capsys: Capture, backend: str) -> None:
     line, hint = said_error(capsys, 2, "connect", "--backend", backend, "db1")
     assert line == f"nbdattach connect: Invalid value for '--backend': {backend!r} is not one of auto, netlink, ioctl"
-    assert hint == "see nbdattach connect --help"
+    assert hint == "try --backend auto; see nbdattach connect --help"
 
 
 MALFORMED: list[tuple[list[str], str, str]] = [
@@ -220,7 +250,7 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     ),
     (
         ["connect", "--no-handshake", "db1"],
-        "nbdattach: --no-handshake: needs --size BYTES",
+        "nbdattach: --no-handshake: needs --size SIZE",
         "give both, or none",
     ),
     (
@@ -241,7 +271,7 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     (
         ["info", "nbd://db1/x", "-N", "y"],
         "nbdattach: 'nbd://db1/x': -N/--export cannot be combined with a URI",
-        "write the export in the URI",
+        "write nbd://db1/y",
     ),
     (
         ["check", "db1:0"],
@@ -266,7 +296,7 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     (
         ["reconnect", "nbd0", "nbd://db2/x", "-N", "y"],
         "nbdattach: 'nbd://db2/x': -N/--export cannot be combined with a URI",
-        "write the export in the URI",
+        "write nbd://db2/y",
     ),
     (
         ["resize", "nbd0p1"],
@@ -275,8 +305,23 @@ MALFORMED: list[tuple[list[str], str, str]] = [
     ),
     (
         ["list", "http://db1"],
-        "nbdattach: 'http://db1': unknown scheme 'http'",
-        "one of: nbd, nbds, nbd+unix, nbds+unix",
+        "nbdattach: 'http://db1': no NBD URI, but one of http",
+        "for a file there: [ nbdkit curl http://db1 ]; an NBD server is nbd://HOST",
+    ),
+    (
+        ["connect", "/dev/nbd0", "db1"],
+        "nbdattach: /dev/nbd0: a device of the nbd driver in the place of TARGET",
+        "nbdattach connect db1 /dev/nbd0",
+    ),
+    (
+        ["connect", "db1", "10809"],
+        "nbdattach: '10809': not an nbd device",
+        "if it is the port: nbdattach connect db1:10809",
+    ),
+    (
+        ["info", "/dev/nbd7"],
+        "nbdattach: '/dev/nbd7': a device of the nbd driver, not a server",
+        "name a server or an image",
     ),
 ]
 

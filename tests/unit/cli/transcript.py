@@ -75,7 +75,7 @@ connect --tls=3 db1
 connect --debug=1 db1
 connect --read-only= db1
 connect -C 999 db1
-connect -b 4k db1
+connect -b 4x db1
 connect -b 1000 db1
 connect -b 1_024 db1
 connect -b '' db1
@@ -83,14 +83,14 @@ connect --size 0 --no-handshake db1
 connect --size 1e3 --no-handshake db1
 connect --expect-size -1 db1
 connect --expect-size 99999999999999999999 db1
-connect --retry-for 5m db1
+connect --retry-for 5M db1
 connect --dead-peer 0.5 db1
 connect --connect-timeout nan db1
 connect --io-timeout -1 db1
 connect --on-loss maybe db1
-connect --on-loss wait:1d db1
+connect --on-loss wait:1w db1
 connect --backend kernel db1
-connect --backend AUTO db1
+connect --backend KERNEL db1
 connect --tls-transport '' db1
 disconnect --timeout 1e9 nbd0
 disconnect --timeout 999999999 nbd0

@@ -159,7 +159,7 @@ def test_a_server_that_accepts_and_says_nothing_is_said_to_be_full_perhaps() -> 
     assert caught.value.cause == "no answer within 0.3 s (waiting for the server's greeting): the server may be full"
     assert caught.value.hint == (
         "qemu-nbd serves more clients with --shared=N; a device attached to it here counts as one; "
-        "--connect-timeout SEC sets how long to wait"
+        "--connect-timeout TIME sets how long to wait"
     )
 
 

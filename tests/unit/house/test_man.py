@@ -207,7 +207,7 @@ def test_options_of_a_table_are_those_in_its_page() -> None:
 def test_example_of_a_mistake_is_what_is_said() -> None:
     page = parts(TABLE_PAGE.read_text(), "Sh")
     (table,) = tables_in(page["EXAMPLES OF USE"])
-    (mistake,) = nbdtab.parse(f"#\n{table.replace('bs=4096', 'bs=4k')}", "/etc/nbdtab").mistakes
+    (mistake,) = nbdtab.parse(f"#\n{table.replace('bs=4096', 'bs=8k')}", "/etc/nbdtab").mistakes
     assert f"nbdattach: {mistake.error}\n({mistake.error.hint})\n" in page["MISTAKES"]
 
 

@@ -96,9 +96,15 @@ def test_a_block_device_is_an_image_unless_it_is_one_of_nbd(folder: Path, monkey
         assert refused(f"./{name}") == (said, "DEVICE comes after TARGET")
 
 
-@pytest.mark.parametrize("name", ["disk.img", "no/such/folder/disk.img", "sub/disk", "db1/disk", "./db1"])
+@pytest.mark.parametrize("name", ["disk.img", "no/such/folder/disk.img", "./db1", "../db1/disk"])
 def test_a_missing_image_is_said(folder: Path, name: str) -> None:
     assert refused(name) == (f"{name}: no such image: {NO_FILE}", IS_PATH_CORRECT)
+
+
+@pytest.mark.parametrize("name", ["sub/disk", "db1/disk"])
+def test_a_missing_image_may_be_an_export_of_a_server(folder: Path, name: str) -> None:
+    hint = f"{IS_PATH_CORRECT} an export of a server is nbd://{name}"
+    assert refused(name) == (f"{name}: no such image: {NO_FILE}", hint)
 
 
 def test_a_missing_absolute_path_is_an_image_only_if_it_has_the_name_of_one(folder: Path) -> None:

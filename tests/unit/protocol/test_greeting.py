@@ -102,7 +102,7 @@ def test_plain_new_style_cannot_list() -> None:
     error, played = fails(handshake.catalogue, DEFAULT, wire.greeting(0))
     assert type(error) is Refused
     assert str(error) == "nbd://db1: a server without fixed newstyle cannot list its exports"
-    assert error.hint == "see nbdattach info"
+    assert error.hint == "see nbdattach info nbd://db1"
     assert played.sent == [wire.client_flags(0)]
 
 
