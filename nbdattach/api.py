@@ -41,6 +41,8 @@ def connect(
     *,
     export: str | None = None,
     read_only: bool = False,
+    read_write: bool = False,
+    shared: bool = False,
     block_size: int | None = None,
     connections: int = 0,
     connect_timeout: float = DEFAULT_TIMEOUT,
@@ -77,7 +79,8 @@ def connect(
     Sizes in bytes, times in seconds, `connections` 0 for an automatic number. The device is ready when this returns.
     `on_loss` is how long requests wait for a server that is away: None for the default, 0 not at all,
     `float("inf")` for ever. With `reconnect` the monitor watches it, and is started if none runs. With `size`
-    the server sends no greeting, and the export has that many bytes. `also`: other servers of the same data.
+    the server sends no greeting, and the export has that many bytes. With `read_write` an export that is read-only is
+    refused; unless it is `shared`, one that another device has read-write is. `also`: other servers of the same data.
     `format`, `snapshot`, `cache`, `discard` and `offset` are for images; with them `size` is the image's part.
     `reporter` gets each step. Each `tls_...` except `tls_transport` requires TLS; `tls_verify` False accepts any
     certificate.
@@ -101,6 +104,8 @@ def connect(
     )
     options = ConnectOptions(
         read_only=read_only,
+        read_write=read_write,
+        shared=shared,
         block_size=block_size,
         connections=connections,
         connect_timeout=connect_timeout,

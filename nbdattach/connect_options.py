@@ -102,10 +102,13 @@ class LastingOptions:
 class ConnectOptions(LastingOptions):
     """The options of connect. Sizes in bytes, times in seconds; `connections` 0 means auto.
 
-    `on_loss` is 0 to fail at once, `FOREVER`, or None for the backend's default.
+    `on_loss` is 0 to fail at once, `FOREVER`, or None for the backend's default. `read_write`: an export that is
+    read-only is an error. `shared`: it may be attached read-write at another device, too.
     """
 
     read_only: bool = _flag("read-only")
+    read_write: bool = _flag("read-write")
+    shared: bool = _flag("shared")
     block_size: int | None = _field(
         None, Option("block-size", option_values.block_size, "SIZE", [*map(str, option_values.BLOCK_SIZES)])
     )
@@ -118,7 +121,9 @@ class ConnectOptions(LastingOptions):
     backend: str = _word("backend", option_values.BACKENDS)
 
     def __post_init__(self) -> None:
-        """Raises `Malformed` if the tag is unfit for a line in /sys and for names in /dev."""
+        """Raises `Malformed` if the tag is unfit for a line in /sys and for names in /dev, or options conflict."""
+        if self.read_only and self.read_write:
+            raise Malformed("--read-write", "cannot be combined with --read-only", "leave one of them out")
         if not self.tag.isprintable() or self.tag != self.tag.strip():
             cause = f"{quoted(self.tag)} contains unprintable characters, or blanks at its ends"
             raise Malformed("--tag", cause, "use letters and digits")

@@ -67,7 +67,7 @@ class DeadlinePassed(NoConnection):
         cause, hint = f"no answer within {seconds:g} s ({doing})", f"{TIMEOUT_OPTION} sets how long to wait"
         if silent:  # such as qemu-nbd: the kernel accepts more clients for it than it serves
             cause += ": the server may be full"
-            hint = f"qemu-nbd serves more clients with --shared=N; a device attached to it here counts as one; {hint}"
+            hint = f"qemu-nbd serves more clients with -e N; a device attached to it here counts as one; {hint}"
         super().__init__(thing, cause, hint)
 
 

@@ -32,6 +32,8 @@ from nbdattach.text import plain, quoted, typed
 @argument("device", required=False, shell_complete=free_devices)
 @export_option
 @connect_option("read-only", "-r", text="Attach read-only.")
+@connect_option("read-write", text="Refuse an export that the server offers read-only.")
+@connect_option("shared", text="Attach for writing what another device has for writing.")
 @connect_option("block-size", "-b", text="Logical block size.")
 @connect_option("connections", "-C", text="Number of connections to the server.")
 @connect_option("also", text="Another server of the same data; may be repeated.")

@@ -38,6 +38,7 @@ from nbdattach.errors import (
     DeviceInUse,
     KernelRefused,
     NbdattachError,
+    Refused,
 )
 from nbdattach.host import udev
 from nbdattach.host.procfs import alive, started
@@ -45,7 +46,7 @@ from nbdattach.kernel import driver, settings, sysfs
 from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
-from nbdattach.operations import candidates, interrupts
+from nbdattach.operations import candidates, interrupts, twice
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
 from nbdattach.operations.turns import TURNS
@@ -121,11 +122,20 @@ def _attach(
 ) -> Attachment:
     """The caller closes `end` after we have released everything that the attachment needed."""
     trace = reporter.trace
-    with connected(target, options, trace, reporter.say) as (reached, connections, export, notes), alone_with(tag):
+    with (
+        connected(target, options, trace, reporter.say) as (reached, connections, export, notes),
+        alone_with(tag),
+        ExitStack() as alone,
+    ):
         there = _already_there(tag, target, device, options)  # another command may have been faster
         if there:
             return there
         shape = limits.plan(target.uri, export, options.read_only, options.block_size)
+        address = address_of(connections[0].stream.sock)
+        if not (shape.read_only or options.shared or options.server):
+            alone.enter_context(alone_with(twice.name_of(reached, export.name, address), target.uri))
+            twice.refuse(reached, export.name, address)
+        notes += _why_read_only(target, options, shape)
         for key in credentials.exposed(target) if target.tls else ():
             notes.append(
                 f"warning: every user can read or write the key {plain(key)}: chmod go= {shlex.quote(plain(key))}"
@@ -137,7 +147,6 @@ def _attach(
         sockets = [connection.stream.sock for connection in connections]
         tls, relay = connections[0].tls, connections[0].relay
         numbers = [sock.fileno() for sock in sockets]
-        address = address_of(sockets[0])
         relay_pid = relay.pid if relay else None
         using = "" if reached == target else reached.uri
         if using:
@@ -161,6 +170,17 @@ def _attach(
                     notes += _complete(hold, backend, job, Deadline(options.connect_timeout), have_watched, end)
                     return Attachment(candidate.path, Kernel(candidate).pid, notes)
     raise candidates.none_free(device, backend.makes_devices)
+
+
+def _why_read_only(target: Target, options: ConnectOptions, shape: limits.Geometry) -> list[str]:
+    """A note if the device is read-only without the user's word. Raises `Refused` if the user insists on writing."""
+    if options.read_only or not shape.read_only:
+        return []
+    if options.read_write:
+        raise Refused(target.uri, "the server offers it read-only", "leave out --read-write to attach it so")
+    if options.server and options.server.image:
+        return []  # told when its server was started
+    return [f"{target.uri}: the server offers it read-only, and so is the device"]
 
 
 def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:

@@ -68,7 +68,16 @@ def nbdattach_with(program: str, name: str, *options: str, max_sectors_kb: int =
     # The tag: the same one is attached once only.
     return Contender(
         name,
-        lambda server, device: [program, "connect", "--tag", f"{name} at {device}", *options, server.uri, device],
+        lambda server, device: [
+            program,
+            "connect",
+            "--shared",
+            "--tag",
+            f"{name} at {device}",
+            *options,
+            server.uri,
+            device,
+        ],
         lambda device: [program, "disconnect", device],
         max_sectors_kb,
     )

@@ -74,7 +74,7 @@ def contenders(nbdattach: str, folder: Path) -> list[Contender]:
             f"driver=nbd,server.type=inet,server.host={host},server.port={port},tls-creds=tls0,tls-hostname=localhost"
         )
         pump = ["qemu-nbd", "--fork", "-k", sock, "--object", secret, "--image-opts", image]
-        attach = [nbdattach, "connect", "--tag", "qemu-nbd", sock, device]
+        attach = [nbdattach, "connect", "--shared", "--tag", "qemu-nbd", sock, device]
         return ["sh", "-c", f"{shlex.join(pump)} && {shlex.join(attach)}"]
 
     def off(device: str) -> list[str]:

@@ -178,7 +178,7 @@ def test_partitions_are_there_when_connect_returns(tmp_path: Path) -> None:
 
 def test_without_device_a_free_one_is_taken() -> None:
     with nbdkit("memory", "1M") as server:
-        names = [nbd_ok("connect", "--tag", str(number), server.uri) for number in range(3)]
+        names = [nbd_ok("connect", "--shared", "--tag", str(number), server.uri) for number in range(3)]
         assert names == ["/dev/nbd0", "/dev/nbd1", "/dev/nbd2"]
         assert nbd("disconnect", *names).code == 0
 
@@ -210,6 +210,6 @@ def test_all_devices_in_use_is_said() -> None:
         count = len(sysfs.devices())
         for number in range(count):
             stack.enter_context(attached(server.uri, None, tag=str(number), connections=1))
-        done = nbd("connect", "--tag", "one more", server.uri)
+        done = nbd("connect", "--shared", "--tag", "one more", server.uri)
         assert done.code == 7
         assert f"all {count} devices are in use" in done.err

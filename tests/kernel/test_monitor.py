@@ -230,7 +230,7 @@ def test_reconnect_and_resize_say_what_they_cannot_do() -> None:
 def test_connects_at_once_get_a_device_each() -> None:
     count = 16 if ALL else 8
     with nbdkit("memory", "1M") as server:
-        lines = [command("connect", "--tag", f"number {number}", server.uri) for number in range(count)]
+        lines = [command("connect", "--shared", "--tag", f"number {number}", server.uri) for number in range(count)]
         pipe = subprocess.PIPE
         processes = [subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True) for line in lines]
         ended = [(*process.communicate(timeout=170), process.returncode) for process in processes]

@@ -182,7 +182,7 @@ def test_status_of_an_idle_device() -> None:
 @pytest.mark.essential
 def test_parallel_connects_without_device_get_different_devices() -> None:
     with nbdkit("memory", "1M") as server:
-        lines = [command("connect", "--tag", str(number), server.uri) for number in range(6)]
+        lines = [command("connect", "--shared", "--tag", str(number), server.uri) for number in range(6)]
         pipe = subprocess.PIPE
         processes = [subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True) for line in lines]
         ended = [(*process.communicate(timeout=200), process.returncode) for process in processes]
@@ -200,6 +200,51 @@ def test_parallel_connects_of_the_same_export_give_one_device() -> None:
         assert {process.communicate(timeout=200)[0] for process in processes} == {"/dev/nbd0\n"}
         assert len(nbd("status", "--json").json()) == 1
         nbd_ok("disconnect", "nbd0")
+
+
+def test_an_export_is_attached_for_writing_at_one_device_only(tmp_path: Path) -> None:
+    with nbdkit("memory", "1M") as server:
+        nbd_ok("connect", server.uri, "nbd0")
+        port = server.uri.rpartition(":")[2]
+        for name in (server.uri, f"localhost:{port}"):
+            done = nbd("connect", "--tag", "again", name)
+            line, hint = done.err.splitlines()
+            assert (done.code, done.out) == (7, "")
+            assert line.endswith(
+                ": attached read-write at /dev/nbd0 already; two file systems that write to one disk destroy it"
+            )
+            assert (
+                hint
+                == "(use /dev/nbd0, or attach it with --read-only, or with --shared if its users know of each other)"
+            )
+        assert nbd_ok("connect", "--tag", "again", "--read-only", server.uri) == "/dev/nbd1\n"
+        assert nbd_ok("connect", "--tag", "third", "--shared", server.uri) == "/dev/nbd2\n"
+        nbd_ok("disconnect", "nbd0", "nbd1", "nbd2")
+        assert nbd_ok("connect", "--tag", "again", server.uri) == "/dev/nbd0\n"
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_several_at_once_are_one_for_writing() -> None:
+    with nbdkit("memory", "1M") as server:
+        lines = [command("connect", "--tag", str(number), server.uri) for number in range(4)]
+        running = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for line in lines]
+        assert sorted(one.wait(120) for one in running) == [0, 7, 7, 7]
+        nbd_ok("disconnect", "--all")
+
+
+def test_a_device_that_the_server_makes_read_only_is_said_to_be_so() -> None:
+    with nbdkit("-r", "memory", "1M") as server:
+        done = nbd("connect", server.uri, "nbd0")
+        said = f"nbdattach: {server.uri}: the server offers it read-only, and so is the device"
+        assert (done.code, done.err.splitlines()) == (0, [said])
+        nbd_ok("disconnect", "nbd0")
+        done = nbd("connect", "--read-only", server.uri, "nbd0")
+        assert (done.code, done.err) == (0, "")
+        nbd_ok("disconnect", "nbd0")
+        line, hint = refused(4, "--read-write", server.uri)
+        assert line == f"nbdattach: {server.uri}: the server offers it read-only"
+        assert hint == "(leave out --read-write to attach it so)"
+        assert not Kernel(Device(0)).attached
 
 
 def test_an_empty_device_or_tag_is_a_mistake_not_a_default() -> None:

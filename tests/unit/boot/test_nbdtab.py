@@ -473,7 +473,7 @@ PAIRS = [("also=db3,also=/s", ["--also", "db3", "--also", "/s"]),
          ("tls-ca=/a,also=db3,also=nbds://db4/disk", ["--tls-ca=/a", "--also=db3", "--also=nbds://db4/disk"]),
          ("tls-cert=/c,tls-key=/k", ["--tls-cert", "/c", "--tls-key", "/k"]),
          ("no-handshake,size=512", ["--no-handshake", "--size", "512"])]  # fmt: skip
-FLAGS = ["read-only", "tls", "tls-no-verify", "swap", "no-reconnect"]
+FLAGS = ["read-only", "read-write", "shared", "tls", "tls-no-verify", "swap", "no-reconnect"]
 # Of images only.
 IMAGE_VALUES: dict[str, list[str | None]] = {
     "format": ["raw", "qcow2", "vpc", "cloop", "luks", "RAW", ""],

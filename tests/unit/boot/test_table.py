@@ -411,7 +411,7 @@ def test_down_all_goes_on_after_a_failure(
         ("--format raw if that is right", "format=raw if that is right"),
         ("apt install x, or --backend ioctl", "apt install x, or backend=ioctl"),
         ("--block-size 512", "block-size=512"),
-        ("qemu-nbd serves more clients with --shared=N", "qemu-nbd serves more clients with --shared=N"),
+        ("qemu-nbd serves more clients with -e N", "qemu-nbd serves more clients with -e N"),
         ("is this an NBD server? --debug shows each step", "is this an NBD server? --debug shows each step"),
         (
             "nbdattach disconnect /dev/nbd0, or give another --tag",

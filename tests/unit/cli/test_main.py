@@ -211,6 +211,11 @@ def test_an_option_of_other_commands_or_programs_is_explained(capsys: Capture, t
     assert said_error(capsys, 2, *typed.split())[1] == f"{hint}see nbdattach {command} --help"
 
 
+def test_an_option_in_front_of_the_command_is_told_its_place(capsys: Capture) -> None:
+    code, _, err = ran(capsys, "--json", "status")
+    assert (code, err.splitlines()[1]) == (2, "(write it behind the command; see nbdattach --help)")
+
+
 @pytest.mark.parametrize(
     ("typed", "hint"),
     [
@@ -220,7 +225,6 @@ def test_an_option_of_other_commands_or_programs_is_explained(capsys: Capture, t
         ("-V", "did you mean --version? "),
         ("-d /dev/nbd0", "nbdattach disconnect /dev/nbd0; "),
         ("-l db1", "nbdattach list TARGET; "),
-        ("--json status", "write it behind the command; "),
         ("frob", ""),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_server_that_accepts_and_says_nothing_is_said_to_be_full_perhaps() -> 
         client.inspect(target, 0.3)
     assert caught.value.cause == "no answer within 0.3 s (waiting for the server's greeting): the server may be full"
     assert caught.value.hint == (
-        "qemu-nbd serves more clients with --shared=N; a device attached to it here counts as one; "
+        "qemu-nbd serves more clients with -e N; a device attached to it here counts as one; "
         "--connect-timeout TIME sets how long to wait"
     )
 

@@ -32,6 +32,8 @@ EXAMPLES = {
     "found.path": "/dev/nbd0",
     "status.device": "/dev/nbd0",
     "typed(text)": "db",
+    "cls.names_shown(offered)": "it offers: disk",
+    "also": "",
     "typed(device)": "db1",
     "typed(target)": "/dev/nbd0",
     "typed(target.server)": "nbd://db1",
