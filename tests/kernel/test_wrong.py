@@ -217,10 +217,10 @@ def test_an_export_is_attached_for_writing_at_one_device_only(tmp_path: Path) ->
                 hint
                 == "(use /dev/nbd0, or attach it with --read-only, or with --shared if its users know of each other)"
             )
-        assert nbd_ok("connect", "--tag", "again", "--read-only", server.uri) == "/dev/nbd1\n"
-        assert nbd_ok("connect", "--tag", "third", "--shared", server.uri) == "/dev/nbd2\n"
+        assert nbd_ok("connect", "--tag", "again", "--read-only", server.uri) == "/dev/nbd1"
+        assert nbd_ok("connect", "--tag", "third", "--shared", server.uri) == "/dev/nbd2"
         nbd_ok("disconnect", "nbd0", "nbd1", "nbd2")
-        assert nbd_ok("connect", "--tag", "again", server.uri) == "/dev/nbd0\n"
+        assert nbd_ok("connect", "--tag", "again", server.uri) == "/dev/nbd0"
         nbd_ok("disconnect", "nbd0")
 
 
