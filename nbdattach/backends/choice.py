@@ -19,15 +19,20 @@ from nbdattach.immutable import immutable
 
 @immutable
 class Backend:
-    """A way into the kernel. `makes_devices`: it attaches at numbers that do not exist yet."""
+    """A way into the kernel. `makes_devices`: it attaches at numbers that do not exist yet.
+
+    `lost`: why it is not the other one, which nobody has ruled out, and by which a device outlives a lost server.
+    """
 
     name: str
     attach: Callable[[Device, Job], Hold]
     makes_devices: bool
+    lost: NbdattachError | None = None
 
 
 def choose(options: ConnectOptions) -> Backend:
     """The backend of --backend; auto prefers netlink. Raises `KernelRefused` if it cannot do what was requested."""
+    missing = None
     if options.backend != "ioctl":
         missing = why_no_netlink()
         if missing is None:
@@ -39,7 +44,7 @@ def choose(options: ConnectOptions) -> Backend:
     require_possible(options)
     from nbdattach.backends import by_ioctl
 
-    return Backend("ioctl", by_ioctl.attach, makes_devices=False)
+    return Backend("ioctl", by_ioctl.attach, makes_devices=False, lost=missing)
 
 
 def require_possible(options: ConnectOptions) -> None:

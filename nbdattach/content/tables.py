@@ -19,14 +19,14 @@ _MBR_ENTRY = 16
 _MBR_ENTRIES = 446
 _PROTECTIVE = 0xEE
 _EXTENDED = (0x05, 0x0F, 0x85)
-_SECTORS = (512, 4096)
+SECTORS = (512, 4096)
 
 
 def table(seen: Seen) -> Look[tuple[list[Mark], list[int]]]:
     """The marks of the disk's partition tables, and the offsets in bytes of partitions. The head was read."""
     if seen.at(510, 2) != b"\x55\xaa" or _is_boot_sector(seen):
         return [], []
-    for sector in _SECTORS:
+    for sector in SECTORS:
         if seen.at(sector, 8) == b"EFI PART":
             return (yield from _gpt(seen, sector))
     return _mbr(seen)
@@ -62,9 +62,22 @@ def _mbr(seen: Seen) -> tuple[list[Mark], list[int]]:
     # Without the flag of the active partition.
     digest = zlib.crc32(b"".join(entries[at + 1 : at + _MBR_ENTRY] for at in range(0, 64, _MBR_ENTRY)))
     mark = Mark("mbr", 0, f"{seen.number('<I', 440):08x} table {digest:08x}")
-    starts = []
-    for at in range(_MBR_ENTRIES, _MBR_ENTRIES + 64, _MBR_ENTRY):
-        kind = seen.number("<B", at + 4)
-        if kind and kind != _PROTECTIVE and kind not in _EXTENDED:
-            starts.append(seen.number("<I", at + 8))
-    return [mark], [start * _SECTORS[0] for start in starts]
+    return [mark], [start * SECTORS[0] for start in first_blocks(seen)]
+
+
+def is_protective(seen: Seen) -> bool:
+    """Whether the disk's MBR only keeps programs that know no GPT from it."""
+    return any(kind == _PROTECTIVE for kind, _ in _mbr_entries(seen))
+
+
+def first_blocks(seen: Seen) -> list[int]:
+    """Where the partitions of the disk's MBR begin, in blocks."""
+    return [start for kind, start in _mbr_entries(seen) if kind and kind not in (_PROTECTIVE, *_EXTENDED)]
+
+
+def _mbr_entries(seen: Seen) -> list[tuple[int, int]]:
+    """Type and first block of each; none if the sector belongs to a file system."""
+    if _is_boot_sector(seen):
+        return []
+    places = range(_MBR_ENTRIES, _MBR_ENTRIES + 4 * _MBR_ENTRY, _MBR_ENTRY)
+    return [(seen.number("<B", at + 4), seen.number("<I", at + 8)) for at in places]

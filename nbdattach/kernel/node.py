@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from nbdattach.host.blocking import Unanswered as Unanswered
 from nbdattach.host.copies import Copy
 from nbdattach.kernel import ioctl
 from nbdattach.kernel.flush import flush_aside
-from nbdattach.kernel.sysfs import Block, Kernel
+from nbdattach.kernel.sysfs import Block, Kernel, exists
 
 T = TypeVar("T")
 # udev holds a shared lock while it probes the device: that takes milliseconds.
@@ -246,6 +246,20 @@ class Node:
             return False
         return True
 
+    def looked(self, look: Generator[list[tuple[int, int]], list[bytes], T], deadline: Deadline) -> T:
+        """What the look finds, which asks for ranges of the device. Raises `Unanswered`, OSError."""
+
+        def run() -> T:
+            answers: list[bytes] | None = None
+            try:
+                while True:
+                    ranges = look.send(answers)  # type: ignore[arg-type] # None starts it
+                    answers = [os.pread(self.fd, length, offset) for offset, length in ranges]
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+
+        return _within(deadline, run)
+
     def disconnect(self) -> None:
         """Ends the attachment: the kernel sends NBD_CMD_DISC to the server. Raises `KernelRefused`."""
         with contextlib.suppress(OSError):  # the kernel refuses it on devices of the netlink interface
@@ -326,6 +340,11 @@ def _within(deadline: Deadline, call: Callable[[], T], too_late: Callable[[T], o
 def cannot_open(device: Device, error: OSError) -> KernelRefused:
     if error.errno in (errno.EACCES, errno.EPERM):
         return KernelRefused(device.path, "no permission to open it", "attaching and detaching need root: try sudo")
+    if error.errno == errno.ENOENT and exists(device):
+        cause = "the kernel has the device, but /dev has no node for it"
+        return KernelRefused(
+            device.path, cause, "in a container, pass the device in; elsewhere udevadm trigger makes it"
+        )
     if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
         return KernelRefused(
             device.path,

@@ -30,6 +30,7 @@ from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, ConnectOptions
 from nbdattach.connection import client, credentials
 from nbdattach.connection.kernel_socket import has_room
 from nbdattach.connection.stream import address_of
+from nbdattach.content import other_block_size
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import (
@@ -43,7 +44,7 @@ from nbdattach.errors import (
 from nbdattach.host import udev
 from nbdattach.host.procfs import alive, started
 from nbdattach.kernel import driver, settings, sysfs
-from nbdattach.kernel.node import Busy, Unanswered
+from nbdattach.kernel.node import Busy, Node, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.operations import candidates, interrupts, twice
@@ -267,14 +268,41 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
     hold.raise_if_ended(0 if readable else _LAST_GASP)
     if not readable:
         notes.append(f"{job.target.uri}: attached, but the server cannot read the first block of the export")
+    else:
+        notes += _wrong_block_size(node, job, deadline)
     node.let_udev_in()
     if not udev.settle(Kernel(node.device).paths, SETTLE_SECONDS):
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
+    notes += _lack_of_nodes(node.device)
+    if backend.lost and job.options.reconnect:
+        notes.append(f"{node.device.path}: nobody will reconnect this device: {backend.lost} ({backend.lost.hint})")
     state.forget(node.device)  # the state of an attachment before this one
     state.save(node.device, _record(hold, backend, job))
     if job.options.server:
         kept.leave_to(job.options.server, node.device.name)
     return notes
+
+
+def _wrong_block_size(node: Node, job: Job, deadline: Deadline) -> list[str]:
+    """A note for the user if the partition table was made for another block size."""
+    block, path = job.shape.block_size, node.device.path
+    try:
+        made_for = node.looked(other_block_size.look(job.shape.size, block), deadline)
+    except OSError:
+        return []
+    if made_for is None:
+        return []
+    least = job.export.block_size.minimum if job.export.block_size else made_for
+    way = f"--block-size {made_for} attaches it right" if made_for >= least else ""
+    way = way or f"losetup -fP --sector-size {made_for} {path} makes a device with the right ones"
+    says = f"its partition table is for blocks of {made_for} bytes, but the device has blocks of {block}"
+    return [f"{path}: {says}: its partitions are in wrong places, do not write to them; {way}"]
+
+
+def _lack_of_nodes(device: Device) -> list[str]:
+    """A note for the user if partitions have no node, as in a container."""
+    missing = [path for path in Kernel(device).paths if not os.path.exists(path)]
+    return [f"{', '.join(missing)}: the kernel has it, but /dev has no node for it"] if missing else []
 
 
 def _lack_of_room(device: Device, backend: choice.Backend, job: Job) -> list[str]:

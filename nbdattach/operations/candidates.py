@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from nbdattach.device import Device
@@ -29,7 +30,7 @@ def to_try(device: Device | None, export: Export, makes_devices: bool) -> Iterat
     there = sysfs.devices()
     for free in there:
         kernel = Kernel(free)
-        if not (kernel.attached or kernel.size or _is_spoilt(free, export)):
+        if not (kernel.attached or kernel.size or _is_spoilt(free, export)) and os.path.exists(free.path):
             yield free
     if makes_devices:
         first = there[-1].index + 1 if there else 0
@@ -44,6 +45,9 @@ def none_free(device: Device | None, makes_devices: bool) -> NbdattachError:
     if device:
         return DeviceInUse(device.path, "another program has it open or is attaching it", "see nbdattach status")
     count = len(sysfs.devices())
+    if not any(os.path.exists(one.path) for one in sysfs.devices()):
+        cause = f"/dev has no node of the {count} devices of the kernel"
+        return KernelRefused("nbd", cause, "in a container, pass devices in; elsewhere udevadm trigger makes the nodes")
     hint = "nbdattach status shows them"
     if not makes_devices:  # nbds_max of modprobe has no effect on a driver that is loaded
         hint += "; --backend netlink makes more devices by itself"

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,3 +271,24 @@ def test_without_permission(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 6, done
         assert done.stderr.splitlines()[0] == "nbdattach: /run/nbdattach: no permission"
+
+
+WITHOUT_PYROUTE2 = """
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "pyroute2" else found(name, *more)
+from nbdattach.cli.main import main
+main()
+"""
+
+
+def test_a_device_that_nobody_will_reconnect_is_said_to_be_one() -> None:
+    with nbdkit("memory", "1M") as server:
+        for backend, said in (("auto", True), ("ioctl", False)):
+            words = ["connect", "--backend", backend, server.uri, "nbd0"]
+            done = subprocess.run([sys.executable, "-c", WITHOUT_PYROUTE2, *words], capture_output=True, text=True)
+            begin = (
+                "nbdattach: /dev/nbd0: nobody will reconnect this device: netlink backend: pyroute2 is not installed ("
+            )
+            assert (done.returncode, done.stderr.startswith(begin), done.stderr.count("\n")) == (0, said, said), done
+            nbd_ok("disconnect", "nbd0")

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether a partition table was made for another block size than the disk has now: then partitions are in wrong places.
+
+A table counts in blocks. A GPT shows its block size by the place of its header. An MBR does not; but if there is a file
+system where its first partition would begin with the other size, and none where the kernel puts it, it is for that one.
+"""
+
+from __future__ import annotations
+
+from nbdattach.content import signatures, tables
+from nbdattach.content.reading import Look, Seen
+
+_HEADER = b"EFI PART"
+
+
+def look(size: int, block: int) -> Look[int | None]:
+    """The block size of the table in bytes; None if there is no table, or none for another size."""
+    seen = Seen(size, block)
+    yield from seen.read([(0, block)])
+    if seen.at(510, 2) != b"\x55\xaa":
+        return None
+    if tables.is_protective(seen):
+        return (yield from _of_gpt(seen, block))
+    return (yield from _of_mbr(seen, block))
+
+
+def _of_gpt(seen: Seen, block: int) -> Look[int | None]:
+    yield from seen.read([(block, len(_HEADER))])
+    if seen.at(block, len(_HEADER)) == _HEADER:
+        return None
+    for other in tables.SECTORS:
+        yield from seen.read([(other, len(_HEADER))])
+        if seen.at(other, len(_HEADER)) == _HEADER:
+            return other
+    return None
+
+
+def _of_mbr(seen: Seen, block: int) -> Look[int | None]:
+    first = next(iter(tables.first_blocks(seen)), 0)
+    if not first or (yield from _is_volume(seen, first * block)):
+        return None
+    for other in tables.SECTORS:
+        if other != block and (yield from _is_volume(seen, first * other)):
+            return other
+    return None
+
+
+def _is_volume(seen: Seen, base: int) -> Look[bool]:
+    yield from seen.read(signatures.head_of(base))
+    return bool((yield from signatures.marks_at(seen, base)))
