@@ -80,6 +80,15 @@ class _OwnWords(MadeLater):
 class Command(_OwnWords):
     """One command."""
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from nbdattach.cli.groups import grouped
+
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        records = [(option.opts[-1].lstrip("-"), option.get_help_record(ctx)) for option in options]
+        for title, rows in grouped((name, record) for name, record in records if record):
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
 
 def command(name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
     """As click.command, for a `Command`."""
