@@ -356,10 +356,10 @@ class _Question:
 
 def remember(target: Target, address: str) -> None:
     """Keeps a numeric address at which the target was reached, for when its name cannot be looked up."""
-    with contextlib.suppress(NoConnection):
-        found = _lookup(replace(target, host=address), socket.AI_NUMERICHOST)
+    found = numeric(target, address)
+    if found:
         with _mutex:
-            _known.setdefault((target.host, target.port), found)
+            _known.setdefault((target.host, target.port), [found])
 
 
 def addresses_of(target: Target, deadline: Deadline) -> list[str]:

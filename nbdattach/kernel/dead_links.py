@@ -16,7 +16,6 @@ with bare("pyroute2"):
     from pyroute2.netlink import SOL_NETLINK, genlmsg
 
 _NETLINK_ADD_MEMBERSHIP = 1
-_MAX_DATAGRAM = 1 << 16
 
 
 class _Announcement(genlmsg):  # type: ignore[misc]
@@ -41,7 +40,7 @@ class DeadLinks:
         found: list[int] = []
         while True:
             try:
-                data = self._socket.recv(_MAX_DATAGRAM)
+                data = self._socket.recv(genetlink.MAX_DATAGRAM)
             except BlockingIOError:
                 return found
             except OSError as error:

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 _NETLINK_GENERIC = 16
-_MAX_DATAGRAM = 1 << 16
+MAX_DATAGRAM = 1 << 16
 # Length, type, flags, sequence number, port.
 _NLMSGHDR = struct.Struct("=IHHII")
 # Command, version, reserved.
@@ -91,7 +91,7 @@ class Asking:
         """Reads up to the acknowledgement. The answer of an earlier, interrupted request may still be here, too."""
         answers: list[bytes] = []
         while True:
-            for kind, number, message in _messages(self._socket.recv(_MAX_DATAGRAM)):
+            for kind, number, message in _messages(self._socket.recv(MAX_DATAGRAM)):
                 if number != self._number:
                     continue
                 if kind != _NLMSG_ERROR:

@@ -20,10 +20,10 @@ class Pulse:
     """Of the attachment that is there now, and its partitions of now. Raises OSError if there is none."""
 
     def __init__(self, device: Device) -> None:
-        kernel = Kernel(device)
-        self._nodes = kernel.paths
+        names = Kernel(device).partitions
+        self._nodes = [device.path, *(f"/dev/{name}" for name in names)]
         folder = f"{sysfs.SYS}/block/{device.name}"
-        parts = ("", *(f"{name}/" for name in kernel.partitions))
+        parts = ("", *(f"{name}/" for name in names))
         self._files: list[int] = []
         try:
             for name in ("pid", *(f"{part}stat" for part in parts)):

@@ -243,13 +243,12 @@ class Mending:
             with self._access.kernel_calls():
                 self._say_trouble(outage, seconds)
         # A server that has taken a connection, and was of no use, would take that of each probe.
-        useless = self._connecting.fails_beyond or outage.resumed or outage.fruitless
-        if not useless:
-            return self._thread.pause(seconds, self._connecting.probe)
-        went_on = self._thread.pause(seconds)
-        if went_on:  # so that we know what fails next, the connection or what follows it
-            self._connecting.probe()
-        return went_on
+        if self._connecting.fails_beyond or outage.resumed or outage.fruitless:
+            went_on = self._thread.pause(seconds)
+            if went_on:  # so that we know what fails next, the connection or what follows it
+                self._connecting.probe()
+            return went_on
+        return self._thread.pause(seconds, self._connecting.probe)
 
     # -- the end of it -----------------------------------------------------------------------------------------------
 
