@@ -219,6 +219,7 @@ def test_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest.M
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
+    monkeypatch.setattr(stream, "_known", {})
     told = left_waiting_for("looking up db1", lambda seconds: client.inspect(Target("db1"), seconds))
     release.set()
     assert told.startswith("nbd://db1: no answer within ")
