@@ -324,6 +324,21 @@ class Kernel:
             file.write(str(value))
 
     @property
+    def schedulers(self) -> list[str]:
+        """Names of I/O schedulers that the kernel has now; it may load others when they are asked for."""
+        return (self._read("queue/scheduler") or "").replace("[", "").replace("]", "").split()
+
+    @property
+    def scheduler(self) -> str:
+        """The name of the one in use; empty if the kernel does not say."""
+        return (self._read("queue/scheduler") or "").partition("[")[2].partition("]")[0]
+
+    def set_scheduler(self, name: str) -> None:
+        """Raises OSError: EINVAL if the kernel does not have it. The kernel waits for all requests in flight first."""
+        with open(f"{self._path}/queue/scheduler", "w") as file:
+            file.write(name)
+
+    @property
     def _path(self) -> str:
         return f"{SYS}/block/{self.device.name}"
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 
 from nbdattach.attached.users import kept_open_by, opened, refusal, users_of
+from nbdattach.backends import queue_choice
 from nbdattach.connection.client import Connection
 from nbdattach.connection.stream import address_of
 from nbdattach.deadline import Deadline
@@ -97,6 +98,7 @@ class Orders:
             self._begin(fresh, new_size=size)
             self._replace_all(fresh)
             self._set_size(wanted)
+            self._read_ahead_again()
         self._recorded.note(size=size, new_size=None)
         self._log(f"{self._device.name}: {size} bytes now, {before} before")
         return f"{size} bytes now, {before} before"
@@ -116,6 +118,17 @@ class Orders:
                     return
             if patience.passed:
                 raise _busy(self._device, "it has new connections, and its old size")
+
+    def _read_ahead_again(self) -> None:
+        """A change of the size has reset it."""
+        wanted = self._recorded.record.read_ahead
+        if wanted is None:
+            return
+        try:
+            if not queue_choice.set_read_ahead_again(self._device, wanted):
+                self._log(f"{self._device.name}: setting --read-ahead again takes long, because the server is slow")
+        except OSError as error:
+            self._log(f"{self._device.name}: --read-ahead could not be set again: {error}")
 
     def _nobody_uses_it(self) -> contextlib.AbstractContextManager[object]:
         """Claims the device, so that no program uses the part that goes. Raises `DeviceInUse`."""

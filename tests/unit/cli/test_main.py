@@ -811,6 +811,7 @@ def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pyte
         (["--on-loss", "wait:31536000"], ConnectOptions(on_loss=365 * 24 * 3600.0)),
         (["--on-loss", "fail"], ConnectOptions(on_loss=0.0)),
         (["--dead-peer", "1", "--io-timeout", "90"], ConnectOptions(dead_peer=1.0, io_timeout=90.0)),
+        (["--scheduler", "bfq", "--read-ahead", "65536"], ConnectOptions(scheduler="bfq", read_ahead=65536)),
         (["--backend", "netlink", "--no-reconnect"], ConnectOptions(backend="netlink", reconnect=False)),
         (["-C", "3", "--swap", "--tag", "t"], ConnectOptions(connections=3, swap=True, tag="t")),
         (["--size", "512", "--no-handshake"], ConnectOptions(raw_size=512)),
