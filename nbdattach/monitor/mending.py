@@ -22,11 +22,11 @@ from nbdattach.attached import state
 from nbdattach.clock import boot_time, now
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
-from nbdattach.errors import NbdattachError
-from nbdattach.host.log import Log
+from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.kernel import settings, unhurried
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
+from nbdattach.monitor.events import CHANGED, FAILING, LOST, RECONNECTED, REFUSED, UNREACHABLE, Log
 from nbdattach.monitor.links import NOTICED, Gone
 from nbdattach.monitor.outage import FRUITLESS, Outage, Terms
 
@@ -112,7 +112,9 @@ class Mending:
             self._update(outage)
             if dead and not outage.told:
                 outage.told = True
-                self._log(f"{self._device.name}: connection to {self._recorded.name} lost; {self._consequence(outage)}")
+                self._log(
+                    f"{self._device.name}: connection to {self._recorded.name} lost; {self._consequence(outage)}", LOST
+                )
                 self._say_trouble(outage)
             return outage
 
@@ -229,7 +231,10 @@ class Mending:
             outage.failing = True
             self._say_trouble(outage)
         seconds = self._recorded.record.on_loss
-        self._log(f"{self._device.name}: {self._recorded.name} is away for more than {seconds:g} s; requests fail now")
+        self._log(
+            f"{self._device.name}: {self._recorded.name} is away for more than {seconds:g} s; requests fail now",
+            FAILING,
+        )
         hopeless = outage.is_hopeless
         if hopeless or outage.fruitless:  # if not, the next connection may serve the requests under way
             waited = self._links.await_failure(lambda: not self._thread.has_other_work(), all_of_them=hopeless)
@@ -263,7 +268,9 @@ class Mending:
             self._outage, self._last_outage = None, outage
             if outage and outage.told:
                 seconds = outage.age(boot_time())
-                self._log(f"{self._device.name}: {self._recorded.name} connected again after {seconds:.1f} s")
+                self._log(
+                    f"{self._device.name}: {self._recorded.name} connected again after {seconds:.1f} s", RECONNECTED
+                )
             self._tell_differences()
             self._recorded.end_move()
 
@@ -286,7 +293,7 @@ class Mending:
     def _note_failure(self, outage: Outage, error: NbdattachError) -> None:
         if str(error) != outage.error:
             outage.error, outage.said = str(error), -math.inf
-            self._log(f"{self._device.name}: {error}")
+            self._log(f"{self._device.name}: {error}", UNREACHABLE if isinstance(error, NoConnection) else REFUSED)
 
     def _say_trouble(self, outage: Outage, pause: float | None = None) -> None:
         """Reports the outage to `status`; if /run is full, `status` does without."""
@@ -306,4 +313,4 @@ class Mending:
         for line in unhurried.known(f"{self._device.name} settings", found, otherwise=none):
             if line not in self._told:
                 self._told.add(line)
-                self._log(line)
+                self._log(line, CHANGED)
