@@ -29,16 +29,27 @@ if TYPE_CHECKING:
     from nbdattach.attached.status import Status
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+FORMATS = ("table", "json", "openmetrics")
 
 
 @command()
 @argument("devices", nargs=-1, metavar="[DEVICE...]", shell_complete=attached_devices)
 @option("--watch", is_flag=True, help="Show it live, with read and write rates, until q is typed.")
+@option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="How to print it; openmetrics is for Prometheus.  [default: table]",
+)
 @json_option
 @debug_option
-def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
+def status(devices: tuple[str, ...], watch: bool, form: str | None, as_json: bool) -> None:
     """Show the attached devices, also those of other programs."""
     wanted = [device_at(text) for text in devices]
+    if as_json and form not in (None, "json"):
+        raise Malformed("--json", f"cannot be combined with --format {form}", "leave one out")
+    if watch and form not in (None, "table"):
+        raise Malformed("--watch", f"cannot be combined with --format {form}", "leave one out")
     if watch and as_json:
         raise Malformed(
             "--watch", "cannot be combined with --json", "leave one out; a program can run status --json repeatedly"
@@ -55,9 +66,15 @@ def status(devices: tuple[str, ...], watch: bool, as_json: bool) -> None:
         return
     found: list[Status] = []
 
+    as_json = as_json or form == "json"
+
     def show() -> None:
         if as_json:
             click.echo(render.status_json(found))
+        elif form == "openmetrics":
+            from nbdattach.cli import measuring
+
+            click.echo(measuring.openmetrics(found))
         elif found:
             click.echo(render.status_table(found))
 

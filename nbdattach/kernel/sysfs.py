@@ -294,6 +294,16 @@ class Kernel:
         return self.inflight + sum(stat.inflight if stat else 1 for stat in stats)
 
     @property
+    def under_way(self) -> int:
+        """Requests that are not done, those that wait for a new connection included.
+
+        The largest count, because a request to a partition may be counted at the device, too (see `pending`).
+        """
+        parts = [_stat(f"{self._path}/{name}") for name in self.partitions]
+        there = self.stat
+        return max(self.inflight, there.inflight if there else 0, sum(part.inflight for part in parts if part))
+
+    @property
     def io_timeout(self) -> float:
         """Seconds after which the driver checks a request that is not done. Outlives the attachment."""
         return int(self._read("queue/io_timeout") or 0) / 1000

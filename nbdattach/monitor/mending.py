@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from nbdattach.attached import state
+from nbdattach.attached import history, state
 from nbdattach.clock import boot_time, now
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
@@ -62,6 +62,7 @@ class Mending:
         self._log = log
         record = self._recorded.record
         self._terms = Terms(record.on_loss, record.dead_peer, record.connect_timeout)
+        self._history = history.load(self._device, record)
         self._outage: Outage | None = None
         self._last_outage: Outage | None = None
         self._settled = False
@@ -112,6 +113,7 @@ class Mending:
             self._update(outage)
             if dead and not outage.told:
                 outage.told = True
+                self._history = self._history.lose(boot_time())
                 self._log(
                     f"{self._device.name}: connection to {self._recorded.name} lost; {self._consequence(outage)}", LOST
                 )
@@ -279,6 +281,9 @@ class Mending:
         self._links.settle(self._recorded.record.on_loss)
         self._settled = True
         state.save_trouble(self._device, None)
+        before, self._history = self._history, self._history.recover(boot_time())
+        if self._history != before:
+            history.save(self._device, self._history)
 
     # -- words for users -------------------------------------------------------------------------------------------
 
@@ -291,6 +296,7 @@ class Mending:
         return "requests wait for it" if on_loss is None else f"requests wait {on_loss:g} s"
 
     def _note_failure(self, outage: Outage, error: NbdattachError) -> None:
+        self._history = self._history.fail(boot_time())
         if str(error) != outage.error:
             outage.error, outage.said = str(error), -math.inf
             self._log(f"{self._device.name}: {error}", UNREACHABLE if isinstance(error, NoConnection) else REFUSED)
@@ -298,6 +304,7 @@ class Mending:
     def _say_trouble(self, outage: Outage, pause: float | None = None) -> None:
         """Reports the outage to `status`; if /run is full, `status` does without."""
         outage.said = boot_time()
+        history.save(self._device, self._history)
         word = "lost" if outage.failing else "reconnecting"
         next_try = None if pause is None else now(pause)
         with contextlib.suppress(OSError):

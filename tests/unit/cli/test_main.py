@@ -778,6 +778,11 @@ def test_status_is_watched_by_people_only(capsys: Capture, monkeypatch: pytest.M
     assert (code, err) == (2, f"nbdattach: --watch: cannot be combined with --json\n({hint})\n")
     assert json.loads(out)["error"]["message"] == "--watch: cannot be combined with --json"
     assert said_error(capsys, 2, "status", "--watch", "sda")[0] == "nbdattach: 'sda': not an nbd device"
+    for form in ("json", "openmetrics"):
+        code, _, err = ran(capsys, "status", "--watch", "--format", form)
+        assert (code, err) == (2, f"nbdattach: --watch: cannot be combined with --format {form}\n(leave one out)\n")
+    code, _, err = ran(capsys, "status", "--json", "--format", "openmetrics")
+    assert (code, err) == (2, "nbdattach: --json: cannot be combined with --format openmetrics\n(leave one out)\n")
     assert watched == []
     assert ran(capsys, "status", "--watch") == (0, "", "")
     assert ran(capsys, "status", "--watch", "nbd1", "/dev/nbd0") == (0, "", "")
