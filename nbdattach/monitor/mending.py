@@ -23,7 +23,7 @@ from nbdattach.clock import boot_time, now
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError, NoConnection
-from nbdattach.kernel import settings, unhurried
+from nbdattach.kernel import settings, uevents, unhurried
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
 from nbdattach.monitor.events import CHANGED, FAILING, LOST, RECONNECTED, REFUSED, UNREACHABLE, Log
@@ -113,7 +113,7 @@ class Mending:
             self._update(outage)
             if dead and not outage.told:
                 outage.told = True
-                self._history = self._history.lose(boot_time())
+                self._note_loss()
                 self._log(
                     f"{self._device.name}: connection to {self._recorded.name} lost; {self._consequence(outage)}", LOST
                 )
@@ -281,9 +281,16 @@ class Mending:
         self._links.settle(self._recorded.record.on_loss)
         self._settled = True
         state.save_trouble(self._device, None)
-        before, self._history = self._history, self._history.recover(boot_time())
-        if self._history != before:
+        if self._history.lost_at is not None:
+            self._history = self._history.recover(boot_time())
             history.save(self._device, self._history)
+            uevents.send(self._device, uevents.RECONNECTED)
+
+    def _note_loss(self) -> None:
+        """An outage that goes on under another monitor, or seemed to be over, is the same one."""
+        if self._history.lost_at is None:
+            self._history = self._history.lose(boot_time())
+            uevents.send(self._device, uevents.LOST)
 
     # -- words for users -------------------------------------------------------------------------------------------
 
