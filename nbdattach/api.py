@@ -54,6 +54,8 @@ def connect(
     on_loss: float | None = None,
     dead_peer: float = DEFAULT_DEAD_PEER,
     io_timeout: float = 0.0,
+    scheduler: str | None = None,
+    read_ahead: int | None = None,
     reconnect: bool = True,
     size: int | None = None,
     tls: bool = False,
@@ -81,6 +83,7 @@ def connect(
     `float("inf")` for ever. With `reconnect` the monitor watches it, and is started if none runs. With `size`
     the server sends no greeting, and the export has that many bytes. With `read_write` an export that is read-only is
     refused; unless it is `shared`, one that another device has read-write is. `also`: other servers of the same data.
+    `scheduler` and `read_ahead` are those of the device's queue; None leaves them to the kernel.
     `format`, `snapshot`, `cache`, `discard` and `offset` are for images; with them `size` is the image's part.
     `reporter` gets each step. Each `tls_...` except `tls_transport` requires TLS; `tls_verify` False accepts any
     certificate.
@@ -117,6 +120,8 @@ def connect(
         on_loss=on_loss,
         dead_peer=dead_peer,
         io_timeout=io_timeout,
+        scheduler=scheduler,
+        read_ahead=read_ahead,
         reconnect=reconnect,
         raw_size=size,
         tls_transport=tls_transport,

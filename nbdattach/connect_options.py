@@ -81,7 +81,8 @@ class LastingOptions:
 
     `on_loss` is how long I/O waits for a server that is away. `reconnect`: the monitor reconnects the device. `root`:
     the root file system will be on it, and the real system's monitor will be started from there. `also`: URIs of other
-    servers of the same data.
+    servers of the same data. `scheduler` and `read_ahead` (in bytes) are those of the device's queue; None leaves them
+    as they are.
     """
 
     connect_timeout: float = _seconds("connect-timeout", DEFAULT_TIMEOUT, option_values.LEAST_CONNECT_TIMEOUT)
@@ -92,6 +93,8 @@ class LastingOptions:
     io_timeout: float = _seconds("io-timeout", 0.0)
     reconnect: bool = _flag("no-reconnect", sets=False)
     tls_transport: str = _word("tls-transport", option_values.TRANSPORTS)
+    scheduler: str | None = _field(None, Option("scheduler", option_values.scheduler, "NAME", option_values.SCHEDULERS))
+    read_ahead: int | None = _field(None, Option("read-ahead", option_values.read_ahead, "SIZE"))
     also: tuple[str, ...] = _field((), Option("also", str, "TARGET", many=True))  # URIs
     table: str = ""  # the file that names it, if `up` attaches it
     server: OwnServer | None = None  # that nbdattach has started for it

@@ -16,6 +16,9 @@ TRANSPORTS = ("auto", "kernel", "relay")
 FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels", "dmg", "bochs", "cloop")
 CACHES = ("writeback", "writethrough", "none", "directsync", "unsafe")
 DISCARDS = ("unmap", "ignore")
+# Those that Linux comes with. A kernel may lack some, and may have others.
+SCHEDULERS = ("none", "mq-deadline", "kyber", "bfq")
+MAX_READ_AHEAD = 1 << 30  # bytes; more is a typing error
 MAX_CONNECTIONS = 64
 # The nbd driver takes logical blocks up to a page (blk_validate_block_size, linux/blkdev.h), which is 4096 at least.
 BLOCK_SIZES = (512, 1024, 2048, 4096)
@@ -25,6 +28,7 @@ LEAST_CONNECT_TIMEOUT = 0.001
 LEAST_DEAD_PEER = 1.0
 # More digits than any valid value has would only take time.
 _AMOUNT = r"([0-9]{1,19})(?:\.([0-9]{1,19}))?([A-Za-z]{0,3})"
+_SCHEDULER = r"[a-z0-9_-]{1,15}"  # ELV_NAME_MAX in block/elevator.h is 16, with the NUL
 _COUNT = r"[1-9][0-9]?"
 _BYTES = {unit: 1 << (10 * power) for power, unit in enumerate("kmgtp", 1)}
 # "B" alone, as parted prints; not "b", which means 512 bytes to dd(1).
@@ -120,6 +124,21 @@ def connections(text: str) -> int:
     if not re.fullmatch(_COUNT, text) or int(text) > MAX_CONNECTIONS:
         raise Invalid(f"{text!r} is neither auto nor a number from 1 to {MAX_CONNECTIONS}", "auto")
     return int(text)
+
+
+def scheduler(text: str) -> str:
+    """The name of an I/O scheduler; only the kernel knows which ones it has."""
+    if not re.fullmatch(_SCHEDULER, text):
+        raise Invalid(f"{text!r} is not the name of a scheduler, such as {', '.join(SCHEDULERS)}", SCHEDULERS[0])
+    return text
+
+
+def read_ahead(text: str) -> int:
+    """Bytes that the kernel reads ahead."""
+    found = size(text, 0)
+    if found > MAX_READ_AHEAD:
+        raise Invalid(f"{text!r} is more than 1 GiB", "1M")
+    return found
 
 
 def on_loss(text: str) -> float:

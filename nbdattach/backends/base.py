@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from typing import Protocol
 
+from nbdattach.backends import queue_choice
 from nbdattach.backends.limits import Geometry
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.deadline import Deadline
@@ -85,11 +86,12 @@ class Hold(Protocol):
 
 
 def set_queue_limits(device: Device, job: Job, io_timeout_ms: int) -> None:
-    """Sets all limits each time, because the limits of an earlier attachment outlive it. Raises OSError.
+    """Sets all limits each time, because those of an earlier attachment outlive it. Raises OSError, `KernelRefused`.
 
     `io_timeout_ms` is for attachments without --io-timeout.
     """
     kernel = Kernel(device)
+    queue_choice.set_scheduler(device, job.options.scheduler)
     with contextlib.suppress(OSError):  # older kernels accept it only if the server offers flush, and then reset it
         kernel.set_queue("write_cache", settings.WRITE_BACK)
     with contextlib.suppress(OSError):

@@ -32,6 +32,8 @@ PYTHON = "/usr/bin/python3"
 ENTRIES = ("nbdattach.boot.root", "nbdattach.kernel.guard", "nbdattach.kernel.flush", "nbdattach.kernel.leftovers")
 # The driver, and TLS in the kernel with the ciphers that it may be asked for, by the names the kernel knows them by.
 _DRIVERS = ("nbd", "tls", "af_packet")
+# For --scheduler, by the names under which the kernel loads them (elevator_get in block/elevator.c).
+_SCHEDULERS = ("kyber-iosched", "bfq-iosched")
 _CIPHERS = ("gcm", "gcm(aes)", "rfc7539", "rfc7539(chacha20,poly1305)", "aes", "ctr", "ghash", "chacha20", "poly1305")
 # Names of servers that no name server knows.
 _HOSTS = "/etc/hosts"
@@ -54,7 +56,7 @@ def main() -> None:
         if module is not sys.modules["__main__"]:
             _place(name, module, tree)
     _trust(root.TLS_FOLDER, tree)
-    for name in [*_DRIVERS, *_modules_of_ciphers(version)]:
+    for name in [*_DRIVERS, *_modules_by_alias(version)]:
         _print("module", name)
 
 
@@ -130,9 +132,9 @@ def _copy_secretly(file: str, place: str) -> None:
         shutil.copyfileobj(key, copy)
 
 
-def _modules_of_ciphers(version: str) -> list[str]:
-    """The modules of that kernel for our ciphers; a built-in cipher has none."""
-    aliases = (f"crypto-{cipher}" for cipher in _CIPHERS)
+def _modules_by_alias(version: str) -> list[str]:
+    """The modules of that kernel for our ciphers and schedulers; what is built in has none."""
+    aliases = (*(f"crypto-{cipher}" for cipher in _CIPHERS), *_SCHEDULERS)
     return sorted({name for alias in aliases for name in _modprobe(version, "--resolve-alias", alias)})
 
 

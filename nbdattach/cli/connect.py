@@ -43,6 +43,8 @@ from nbdattach.text import plain, quoted, typed
 @connect_option("on-loss", text="Let requests wait, or fail, while the server is away.", default="wait:300")
 @connect_option("dead-peer", text="After this time a silent server counts as gone.")
 @connect_option("io-timeout", text="How long a request may take; 0: no limit.")
+@connect_option("scheduler", text="I/O scheduler of the device.", default="the kernel's")
+@connect_option("read-ahead", text="How far the kernel reads ahead.", default="the kernel's")
 @tls_options
 @connect_option("tls-transport", text="Let the kernel or a relay encrypt.")
 @connect_option("tag", text="Identity of the attachment.", default="TARGET's URI")

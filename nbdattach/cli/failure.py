@@ -45,12 +45,18 @@ class Failures(Exception):
 
 
 def asked_for(arguments: Sequence[str]) -> bool:
-    """Whether the command line has --json, even if it is wrong otherwise. A server's words in brackets are not ours."""
-    inside = False
+    """Whether the command line has --json, even if it is wrong otherwise. A server's words in brackets are not ours.
+
+    `status --format json` means the same; other commands have the format of an image in --format.
+    """
+    inside, before = False, ""
+    is_status = next((word for word in arguments if not word.startswith("-")), "") == "status"
     for word in arguments:
         if word in ("--", "--json") and not inside:
             return word == "--json"
-        inside = word == "[" or (inside and word != "]")
+        if is_status and (word == "--format=json" or (before, word) == ("--format", "json")):
+            return True
+        inside, before = word == "[" or (inside and word != "]"), word
     return False
 
 

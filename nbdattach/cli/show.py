@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nbdattach.attached.status import Status
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+FORMATS = ("table", "json", "openmetrics")
 
 
 @command()
@@ -38,19 +39,29 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 @option("--noheadings", is_flag=True, help="Print no line of headings.")
 @option("--bytes", "in_bytes", is_flag=True, help="Print sizes in bytes.")
 @option("--watch", is_flag=True, help="Show it live, with rates and latencies, until q is typed.")
+@option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="How to print it; openmetrics is for Prometheus.  [default: table]",
+)
 @json_option
 @debug_option
 def status(
-    devices: tuple[str, ...], output: str | None, noheadings: bool, in_bytes: bool, watch: bool, as_json: bool
+    devices: tuple[str, ...],
+    output: str | None,
+    noheadings: bool,
+    in_bytes: bool,
+    watch: bool,
+    form: str | None,
+    as_json: bool,
 ) -> None:
     """Show the attached devices, also those of other programs."""
     wanted = [device_at(text) for text in devices]
     from nbdattach.cli import render, status_table
 
-    if watch and (as_json or output is not None):
-        name = "--json" if as_json else "--output"
-        hint = "leave one out; a program can run status --json repeatedly"
-        raise Malformed("--watch", f"cannot be combined with {name}", hint)
+    _refuse_conflicts(output, watch, form, as_json)
+    as_json = as_json or form == "json"
     fields = None if output is None else status_table.chosen(output)
     from nbdattach import api
     from nbdattach.kernel import driver
@@ -71,7 +82,11 @@ def status(
     else:
         found += api.attachments()
     objects = status_table.objects(found, fields)
-    if found and not as_json:
+    if form == "openmetrics":
+        from nbdattach.cli import measuring
+
+        click.echo(measuring.openmetrics(found))
+    elif found and not as_json:
         headings = not noheadings
         click.echo(
             status_table.chosen_table(found, fields, headings=headings, in_bytes=in_bytes)
@@ -82,8 +97,20 @@ def status(
         raise Failures(failures, objects)
     if as_json:
         click.echo(render.as_json(objects))
-    elif not found and sys.stderr.isatty():
+    elif not found and form in (None, "table") and sys.stderr.isatty():
         say("nothing is attached")
+
+
+def _refuse_conflicts(output: str | None, watch: bool, form: str | None, as_json: bool) -> None:
+    another = f"--format {form}" if form not in (None, "table") else ""
+    if as_json and another not in ("", "--format json"):
+        raise Malformed("--json", f"cannot be combined with {another}", "leave one out")
+    other = "--json" if as_json else "--output" if output is not None else another
+    if watch and other:
+        hint = "leave one out; a program can run status --json repeatedly"
+        raise Malformed("--watch", f"cannot be combined with {other}", hint)
+    if output is not None and form == "openmetrics":
+        raise Malformed("--output", f"cannot be combined with {another}", "leave one out")
 
 
 def _look_options(function: _F) -> _F:

@@ -5,20 +5,31 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Callable
-from functools import partial
-from typing import TypeAlias
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
 
-from nbdattach.host import kmsg
+from nbdattach.host import journal, kmsg
 
-Log: TypeAlias = Callable[[str], None]
+# sys/syslog.h
+ERR, WARNING, NOTICE, INFO = 3, 4, 5, 6
+_IDENTIFIER = "nbdattach"
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def to_stderr(line: str) -> None:
-    """Writes one line, which systemd puts into the journal. Drops the line if the write would have to wait.
+class Write(Protocol):
+    """Writes one line of that priority. The journal also gets the fields."""
 
-    The journal may be on a device with a server that is away, and that device waits for us.
-    """
+    def __call__(self, line: str, priority: int = NOTICE, fields: Mapping[str, str] = _NONE, /) -> None: ...
+
+
+def to_stderr(line: str, _priority: int = NOTICE, _fields: Mapping[str, str] = _NONE, /) -> None:
+    """Writes one line. Drops the line if the write would have to wait."""
+    _to_stderr(line)
+
+
+def _to_stderr(line: str) -> None:
+    """The journal may be on a device with a server that is away, and that device waits for us."""
     writable = select.poll()
     writable.register(2, select.POLLOUT)
     if writable.poll(0):
@@ -26,13 +37,29 @@ def to_stderr(line: str) -> None:
         sys.stderr.flush()
 
 
-def kernel_log() -> Log:
+def of_service() -> Write:
+    """The journal, if standard error leads there; otherwise standard error."""
+    return to_journal if journal.is_stderr() else to_stderr
+
+
+def to_journal(line: str, priority: int = NOTICE, fields: Mapping[str, str] = _NONE, /) -> None:
+    """Writes an entry; if the journal's socket does not take it, a line on standard error, of the same priority."""
+    if not journal.send({"MESSAGE": line, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER, **fields}):
+        _to_stderr(f"<{priority}>{line}")
+
+
+def kernel_log() -> Write:
     """Writes lines to the kernel's log, for a monitor without a terminal and without a journal of its own.
 
     It is opened once: later the way to it may lead over a disk that is away, as it does at the end of an initramfs.
     """
     try:
-        log = kmsg.open_log()
+        log: int | None = kmsg.open_log()
     except OSError:
-        return lambda _: None
-    return partial(kmsg.append, log, kmsg.NOTICE)
+        log = None
+
+    def write(line: str, priority: int = NOTICE, _fields: Mapping[str, str] = _NONE, /) -> None:
+        if log is not None:
+            kmsg.append(log, priority, line)
+
+    return write

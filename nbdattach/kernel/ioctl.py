@@ -15,6 +15,8 @@ from nbdattach.kernel import uapi
 
 # fcntl.ioctl parses its argument as a C int; the kernel takes an unsigned long.
 _INT_MAX = 2**31 - 1
+# Bytes of a C long, which on Linux has the length of a pointer.
+_LONG = 8 if sys.maxsize > _INT_MAX else 4
 
 
 def nbd_set_sock(fd: int, sock: int) -> None:
@@ -72,6 +74,19 @@ def blkroset(fd: int, read_only: bool) -> None:
 def blkrrpart(fd: int) -> None:
     """Reads the partition table again. EINVAL: the kernel allows no partitions there. EBUSY: a partition is open."""
     fcntl.ioctl(fd, uapi.BLKRRPART)
+
+
+def blkraset(fd: int, sectors: int) -> None:
+    """How far the kernel reads ahead, in sectors, as queue/read_ahead_kb has it. It waits for no request, unlike that.
+
+    The kernel rounds it down to whole pages.
+    """
+    fcntl.ioctl(fd, uapi.BLKRASET, sectors)
+
+
+def blkraget(fd: int) -> int:
+    """How far the kernel reads ahead, in sectors."""
+    return int.from_bytes(fcntl.ioctl(fd, uapi.BLKRAGET, bytes(_LONG)), sys.byteorder)
 
 
 def _libc_ioctl(fd: int, request: int, argument: int) -> None:

@@ -22,7 +22,8 @@ EBUSY = 16
 # Files that `state` keeps of an attachment: the ends of their names.
 UNFLUSHED = ".unflushed"
 CONTENT = ".content"
-STATE_FILES = ("", ".new", UNFLUSHED, f"{UNFLUSHED}.new", CONTENT, f"{CONTENT}.new")
+HISTORY = ".history"
+STATE_FILES = tuple(f"{end}{new}" for end in ("", UNFLUSHED, CONTENT, HISTORY) for new in ("", ".new"))
 # Seconds between checks whether the last user of a detached device has gone: it may be a mount of months.
 _PATIENT_POLL = 0.5
 

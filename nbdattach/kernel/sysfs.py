@@ -301,6 +301,16 @@ class Kernel:
         return self.inflight + sum(stat.inflight if stat else 1 for stat in stats)
 
     @property
+    def under_way(self) -> int:
+        """Requests that are not done, those that wait for a new connection included.
+
+        The largest count, because a request to a partition may be counted at the device, too (see `pending`).
+        """
+        parts = [_stat(f"{self._path}/{name}") for name in self.partitions]
+        there = self.stat
+        return max(self.inflight, there.inflight if there else 0, sum(part.inflight for part in parts if part))
+
+    @property
     def io_timeout(self) -> float:
         """Seconds after which the driver checks a request that is not done. Outlives the attachment."""
         return int(self._read("queue/io_timeout") or 0) / 1000
@@ -329,6 +339,21 @@ class Kernel:
             return
         with open(f"{self._path}/queue/{attribute}", "w") as file:
             file.write(str(value))
+
+    @property
+    def schedulers(self) -> list[str]:
+        """Names of I/O schedulers that the kernel has now; it may load others when they are asked for."""
+        return (self._read("queue/scheduler") or "").replace("[", "").replace("]", "").split()
+
+    @property
+    def scheduler(self) -> str:
+        """The name of the one in use; empty if the kernel does not say."""
+        return (self._read("queue/scheduler") or "").partition("[")[2].partition("]")[0]
+
+    def set_scheduler(self, name: str) -> None:
+        """Raises OSError: EINVAL if the kernel does not have it. The kernel waits for all requests in flight first."""
+        with open(f"{self._path}/queue/scheduler", "w") as file:
+            file.write(name)
 
     @property
     def _path(self) -> str:

@@ -18,8 +18,8 @@ from nbdattach.connection.stream import address_of, remember
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, Refused
-from nbdattach.host.log import Log
 from nbdattach.host.procfs import started
+from nbdattach.monitor.events import MOVED, Log
 from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.outage import Outage
 from nbdattach.monitor.places import Place, in_use, ordered, places
@@ -240,7 +240,7 @@ class Connecting:
         except (OSError, Gone):
             self.say_goodbye(fresh)
             raise
-        self.log(f"{self.device.name}: going on at {place.target.uri}" + (f" ({address})" if address else ""))
+        self.log(f"{self.device.name}: going on at {place.target.uri}" + (f" ({address})" if address else ""), MOVED)
 
     def say_goodbye(self, *connections: Connection) -> None:
         """Ends connections that the driver does not use (NBD_CMD_DISC)."""

@@ -18,15 +18,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from nbdattach.attached import state
+from nbdattach.attached import history, state
 from nbdattach.clock import boot_time, now
 from nbdattach.connection.client import Connection
 from nbdattach.deadline import Deadline
-from nbdattach.errors import NbdattachError
-from nbdattach.host.log import Log
-from nbdattach.kernel import settings, unhurried
+from nbdattach.errors import NbdattachError, NoConnection
+from nbdattach.kernel import settings, uevents, unhurried
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
+from nbdattach.monitor.events import CHANGED, FAILING, LOST, RECONNECTED, REFUSED, UNREACHABLE, Log
 from nbdattach.monitor.links import NOTICED, Gone
 from nbdattach.monitor.outage import FRUITLESS, Outage, Terms
 
@@ -62,6 +62,7 @@ class Mending:
         self._log = log
         record = self._recorded.record
         self._terms = Terms(record.on_loss, record.dead_peer, record.connect_timeout)
+        self._history = history.load(self._device, record)
         self._outage: Outage | None = None
         self._last_outage: Outage | None = None
         self._settled = False
@@ -112,7 +113,10 @@ class Mending:
             self._update(outage)
             if dead and not outage.told:
                 outage.told = True
-                self._log(f"{self._device.name}: connection to {self._recorded.name} lost; {self._consequence(outage)}")
+                self._note_loss()
+                self._log(
+                    f"{self._device.name}: connection to {self._recorded.name} lost; {self._consequence(outage)}", LOST
+                )
                 self._say_trouble(outage)
             return outage
 
@@ -229,7 +233,10 @@ class Mending:
             outage.failing = True
             self._say_trouble(outage)
         seconds = self._recorded.record.on_loss
-        self._log(f"{self._device.name}: {self._recorded.name} is away for more than {seconds:g} s; requests fail now")
+        self._log(
+            f"{self._device.name}: {self._recorded.name} is away for more than {seconds:g} s; requests fail now",
+            FAILING,
+        )
         hopeless = outage.is_hopeless
         if hopeless or outage.fruitless:  # if not, the next connection may serve the requests under way
             waited = self._links.await_failure(lambda: not self._thread.has_other_work(), all_of_them=hopeless)
@@ -262,7 +269,9 @@ class Mending:
             self._outage, self._last_outage = None, outage
             if outage and outage.told:
                 seconds = outage.age(boot_time())
-                self._log(f"{self._device.name}: {self._recorded.name} connected again after {seconds:.1f} s")
+                self._log(
+                    f"{self._device.name}: {self._recorded.name} connected again after {seconds:.1f} s", RECONNECTED
+                )
             self._tell_differences()
             self._recorded.end_move()
 
@@ -271,6 +280,16 @@ class Mending:
         self._links.settle(self._recorded.record.on_loss)
         self._settled = True
         state.save_trouble(self._device, None)
+        if self._history.lost_at is not None:
+            self._history = self._history.recover(boot_time())
+            history.save(self._device, self._history)
+            uevents.send(self._device, uevents.RECONNECTED)
+
+    def _note_loss(self) -> None:
+        """An outage that goes on under another monitor, or seemed to be over, is the same one."""
+        if self._history.lost_at is None:
+            self._history = self._history.lose(boot_time())
+            uevents.send(self._device, uevents.LOST)
 
     # -- words for users -------------------------------------------------------------------------------------------
 
@@ -283,13 +302,15 @@ class Mending:
         return "requests wait for it" if on_loss is None else f"requests wait {on_loss:g} s"
 
     def _note_failure(self, outage: Outage, error: NbdattachError) -> None:
+        self._history = self._history.fail(boot_time())
         if str(error) != outage.error:
             outage.error, outage.said = str(error), -math.inf
-            self._log(f"{self._device.name}: {error}")
+            self._log(f"{self._device.name}: {error}", UNREACHABLE if isinstance(error, NoConnection) else REFUSED)
 
     def _say_trouble(self, outage: Outage, pause: float | None = None) -> None:
         """Reports the outage to `status`; if /run is full, `status` does without."""
         outage.said = boot_time()
+        history.save(self._device, self._history)
         word = "lost" if outage.failing else "reconnecting"
         next_try = None if pause is None else now(pause)
         with contextlib.suppress(OSError):
@@ -305,4 +326,4 @@ class Mending:
         for line in unhurried.known(f"{self._device.name} settings", found, otherwise=none):
             if line not in self._told:
                 self._told.add(line)
-                self._log(line)
+                self._log(line, CHANGED)

@@ -6,17 +6,18 @@ from __future__ import annotations
 import contextlib
 
 from nbdattach.attached.users import kept_open_by, opened, refusal, users_of
+from nbdattach.backends import queue_choice
 from nbdattach.connection.client import Connection
 from nbdattach.connection.stream import address_of
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, Refused, TlsFailed
-from nbdattach.host.log import Log
 from nbdattach.kernel import unhurried
 from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
+from nbdattach.monitor.events import RECONNECTED, RESIZED, TROUBLE, Log
 from nbdattach.monitor.links import NOTICED, Gone
 from nbdattach.monitor.mending import Mending
 from nbdattach.monitor.places import in_use
@@ -66,7 +67,7 @@ class Orders:
             if any_content:
                 self._connecting.remembering.forget()  # a look at the disk before
         self._recorded.end_move()
-        self._log(f"{self._device.name}: reconnected to {wanted.uri}")
+        self._log(f"{self._device.name}: reconnected to {wanted.uri}", RECONNECTED)
         return wanted.uri
 
     def _trusted(self, target: Target) -> Target:
@@ -97,8 +98,9 @@ class Orders:
             self._begin(fresh, new_size=size)
             self._replace_all(fresh)
             self._set_size(wanted)
+            self._read_ahead_again()
         self._recorded.note(size=size, new_size=None)
-        self._log(f"{self._device.name}: {size} bytes now, {before} before")
+        self._log(f"{self._device.name}: {size} bytes now, {before} before", RESIZED)
         return f"{size} bytes now, {before} before"
 
     def _is_lost(self) -> bool:
@@ -116,6 +118,19 @@ class Orders:
                     return
             if patience.passed:
                 raise _busy(self._device, "it has new connections, and its old size")
+
+    def _read_ahead_again(self) -> None:
+        """A change of the size has reset it."""
+        wanted = self._recorded.record.read_ahead
+        if wanted is None:
+            return
+        try:
+            if not queue_choice.set_read_ahead_again(self._device, wanted):
+                self._log(
+                    f"{self._device.name}: setting --read-ahead again takes long, because the server is slow", TROUBLE
+                )
+        except OSError as error:
+            self._log(f"{self._device.name}: --read-ahead could not be set again: {error}", TROUBLE)
 
     def _nobody_uses_it(self) -> contextlib.AbstractContextManager[object]:
         """Claims the device, so that no program uses the part that goes. Raises `DeviceInUse`."""

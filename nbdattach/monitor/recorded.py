@@ -13,8 +13,8 @@ import os
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
 from nbdattach.device import Device
-from nbdattach.host.log import Log
 from nbdattach.monitor.access import Access
+from nbdattach.monitor.events import TROUBLE, Log
 from nbdattach.monitor.links import Gone
 from nbdattach.protocol.target import Target
 from nbdattach.text import plain
@@ -82,7 +82,7 @@ class Recorded:
             self._save(**changes)
         except OSError as error:
             if not self._unsaved:
-                self._log(f"{self._device.name}: {error}; recording it later")
+                self._log(f"{self._device.name}: {error}; recording it later", TROUBLE)
             self._unsaved = True
 
     @property

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from nbdattach.connection.client import Connection
     from nbdattach.content.marks import Content
     from nbdattach.device import Device
-    from nbdattach.host.log import Log
     from nbdattach.monitor.access import Access
+    from nbdattach.monitor.events import Log
     from nbdattach.monitor.places import Place
     from nbdattach.monitor.recorded import Recorded
 

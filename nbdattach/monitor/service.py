@@ -25,13 +25,14 @@ from nbdattach.device import Device, parse_device
 from nbdattach.error_facts import SAME_VERSION
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
 from nbdattach.host import bare_process, procfs, storage_daemon, systemd
-from nbdattach.host.log import Log, kernel_log, to_stderr
+from nbdattach.host.log import ERR, Write, kernel_log, of_service
 from nbdattach.host.spawn import own_package
 from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.dead_links import DeadLinks, subscribed
 from nbdattach.kernel.driver_log import DriverLog
 from nbdattach.monitor import control, daemon
 from nbdattach.monitor.control import Caller, Door, Request
+from nbdattach.monitor.events import NOTE, TROUBLE, WATCHING, Log, log_to
 from nbdattach.monitor.real_root import RealRoot
 from nbdattach.monitor.watch import Watch
 from nbdattach.protocol.target import target_of
@@ -51,7 +52,7 @@ _RELIEF = 15.0
 _STACK = 256 << 10
 
 
-def run(log: Log, ready: Callable[[], None] = lambda: None, root: RealRoot | None = None) -> None:
+def run(write: Write, ready: Callable[[], None] = lambda: None, root: RealRoot | None = None) -> None:
     """Runs until SIGTERM. Calls `ready` when it answers commands. Raises `NbdattachError`, as for a second monitor.
 
     With `root` this is the initramfs's interim monitor; it exits when the real system's monitor takes over.
@@ -60,6 +61,7 @@ def run(log: Log, ready: Callable[[], None] = lambda: None, root: RealRoot | Non
     if not procfs.is_root():
         raise KernelRefused("monitor", "no permission", "run it as root: try sudo")
     warm_up()
+    log = log_to(write)
     _prepare(log)
     with _one_place():
         Monitor(log, root).run(ready)
@@ -77,7 +79,7 @@ def _prepare(log: Log) -> None:
                 for uri in (record.uri, *record.others):
                     prepare(target_of(uri, record.trust), Deadline(_PREPARATION))
             except NbdattachError as error:
-                log(f"{device.name}: {error}")
+                log(f"{device.name}: {error}", TROUBLE, {"NBDATTACH_DEVICE": device.path})
             procfs.stay_in_memory()
 
 
@@ -128,7 +130,7 @@ class Monitor:
             systemd.notify("READY=1")
             # The ids of the netlink family change each time the driver is loaded.
             while not self._listen(door, woken):
-                self._log("monitor: the driver was reloaded")
+                self._log("monitor: the driver was reloaded", NOTE)
             systemd.notify("STOPPING=1")
         for watch in self._watches.values():
             watch.stop()
@@ -149,7 +151,7 @@ class Monitor:
         try:
             return DriverLog()
         except OSError as error:
-            self._log(f"monitor: {error}; cannot detect a server that refuses requests while it shuts down")
+            self._log(f"monitor: {error}; cannot detect a server that refuses requests while it shuts down", NOTE)
             return None
 
     def _listen_to(
@@ -194,7 +196,8 @@ class Monitor:
         try:
             yield
         except Exception as error:  # no memory, no descriptors, no thread; a state file with impossible values
-            self._log(f"{thing}: {type(error).__name__}: {error}")
+            about = {} if thing == "monitor" else {"NBDATTACH_DEVICE": f"/dev/{thing}"}
+            self._log(f"{thing}: {type(error).__name__}: {error}", TROUBLE, about)
             time.sleep(_BREATH)
 
     def _check(self, indices: list[int] | None) -> None:
@@ -245,7 +248,9 @@ class Monitor:
         """
         outdated = procfs.runs_from_deleted_files()
         if outdated and not self._outdated and not self._root:
-            self._log("monitor: its program files were replaced; run: systemctl restart nbdattach-monitor.service")
+            self._log(
+                "monitor: its program files were replaced; run: systemctl restart nbdattach-monitor.service", NOTE
+            )
         self._outdated = outdated
         storage_daemon.outlive(bool(self._watches) and not outdated)
 
@@ -269,7 +274,7 @@ class Monitor:
         if before:
             before.give_way()
         else:
-            self._log(f"{device.name}: watching {watch.target}")
+            watch.log(f"{device.name}: watching {watch.target}", WATCHING)
         watch.check()
 
     # -- commands ------------------------------------------------------------------------------------------------------
@@ -290,7 +295,7 @@ class Monitor:
             except NbdattachError as error:
                 caller.reply(error)
             except Exception as error:  # the command gets an answer, and the log gets the error
-                self._log(f"monitor: {request}: {type(error).__name__}: {error}")
+                self._log(f"monitor: {request}: {type(error).__name__}: {error}", TROUBLE)
                 caller.reply(NbdattachError("monitor", f"{type(error).__name__}: {error}", "see the monitor's log"))
 
     def _carry_out(self, request: Request, links: list[Link], relay: Relay | None, caller: Caller) -> None:
@@ -321,8 +326,9 @@ class Monitor:
             try:
                 caller.reply("held")
                 if not caller.wait_until_gone():
-                    self._log(
-                        f"{device.name}: process {caller.pid} is stopped; watching the device without waiting for it"
+                    watch.log(
+                        f"{device.name}: process {caller.pid} is stopped; watching the device without waiting for it",
+                        NOTE,
                     )
             finally:
                 watch.release()
@@ -381,11 +387,12 @@ def _subscription() -> DeadLinks:
 
 
 def main() -> None:
-    """The monitor as a service: in the foreground, its log on stderr."""
+    """The monitor as a service: in the foreground, its log in the journal or on stderr."""
+    write = of_service()
     try:
-        run(to_stderr)
+        run(write)
     except NbdattachError as error:
-        to_stderr(str(error))
+        write(str(error), ERR)
         sys.exit(error.exit_code)
 
 

@@ -30,10 +30,10 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
-from nbdattach.host.log import Log
 from nbdattach.kernel import netlink
 from nbdattach.monitor.access import Access
 from nbdattach.monitor.connecting import Connecting
+from nbdattach.monitor.events import ENDED, STOPPING, TROUBLE, Event, Log, log_of
 from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.mending import Mending
 from nbdattach.monitor.planned import Orders
@@ -60,7 +60,7 @@ class Watch:
         self, device: Device, record: state.Record, links: list[Link], log: Log, relay: Relay | None = None
     ) -> None:
         self.device = device
-        self._log = log
+        log = self.log = log_of(log, device, record.tag, lambda: self._recorded.name)
         self._links = Links(device, record, links)
         self._access = Access(self._links.is_there)
         self._recorded = Recorded(device, record, self._access, log)
@@ -160,7 +160,9 @@ class Watch:
         """Cuts the connections, because the server is being shut down and fails each request while they last."""
         if not self._access.held and not self._access.ended and self._links.alive:
             uri = self._recorded.name
-            self._log(f"{self.device.name}: {uri} is shutting down and refuses requests: cutting the connections")
+            self.log(
+                f"{self.device.name}: {uri} is shutting down and refuses requests: cutting the connections", STOPPING
+            )
             self._links.cut()
             self.check()
 
@@ -222,7 +224,7 @@ class Watch:
         except Gone:
             self._end("no longer attached")
         except Exception as error:
-            self._end(f"watching it failed: {type(error).__name__}: {error}")
+            self._end(f"watching it failed: {type(error).__name__}: {error}", TROUBLE)
             raise
 
     def _work(self) -> bool:
@@ -233,7 +235,7 @@ class Watch:
                     work()
             return False
         except OSError as error:
-            self._log(f"{self.device.name}: {error}; trying again")
+            self.log(f"{self.device.name}: {error}; trying again", TROUBLE)
             with self._changed:
                 self._check = True
                 self._changed.wait_for(lambda: self._access.held or self._access.ended, timeout=_OWN_TROUBLE)
@@ -266,7 +268,7 @@ class Watch:
             done(KernelRefused(self.device.path, f"{type(error).__name__}: {error}", "see the monitor's log"))
             raise
 
-    def _end(self, why: str | None) -> None:
+    def _end(self, why: str | None, event: Event = ENDED) -> None:
         with self._access.end() as first:
             if not first:
                 return
@@ -279,7 +281,7 @@ class Watch:
         for _, done in unheard:
             done(_gone(self.device))
         if why:
-            self._log(f"{self.device.name}: {why}")
+            self.log(f"{self.device.name}: {why}", event)
 
 
 def _gone(device: Device) -> NbdattachError:

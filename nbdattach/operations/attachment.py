@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
 from nbdattach.attached.users import in_use, refusal, users_of
-from nbdattach.backends import choice, durability, limits
+from nbdattach.backends import choice, durability, limits, queue_choice
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, ConnectOptions
@@ -247,6 +247,7 @@ def _complete(
     except BaseException:
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
+        queue_choice.take_back(hold.node)
         state.forget(device)
         if job.options.server:
             kept.take_back(job.options.server)
@@ -260,6 +261,7 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
     if not job.shape.read_only:
         node.allow_writes()
     settings.correct(node.device, job.shape.flags)
+    queue_choice.set_read_ahead(node, job.options.read_ahead)  # last: a change of another limit resets it
     notes += settings.differences(node.device, job.shape.flags, job.shape.max_sectors_kb, job.shape.block_size)
     notes += _lack_of_room(node.device, backend, job)
     node.scan_partitions(deadline)
@@ -385,6 +387,15 @@ def _require_same(device: Device, target: Target, options: ConnectOptions) -> No
         if wanted is not None and wanted != found:
             raise DeviceInUse(
                 device.path, f"{target.uri} is attached there with {found} bytes, not {option} {wanted}", hint
+            )
+    # By the record: the files of the queue cannot be read if the kernel waits for the server.
+    for name in ("scheduler", "read-ahead") if record else ():
+        field = name.replace("-", "_")
+        asked, was = getattr(options, field), getattr(record, field)
+        if asked is not None and asked != was:
+            attached = f"--{name} {was}" if was is not None else f"no --{name}"
+            raise DeviceInUse(
+                device.path, f"{target.uri} is attached there with {attached}, not --{name} {asked}", hint
             )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from nbdattach.attached import state, tags
 from nbdattach.attached.state import Identity
 from nbdattach.attached.users import open_by, opened, refusal, users_of
+from nbdattach.backends import queue_choice
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
@@ -68,6 +69,7 @@ def detach(
     with claim.taken(device, force, reporter.say) as node:
         if force and node.exclusive and not Kernel(device).attached:  # it was detached when we cut its connections
             node.clear(deadline)
+            queue_choice.take_back(node)
             state.forget(device)
             return ""
         if other := _other_than(device, only, only_tag):
@@ -82,6 +84,7 @@ def detach(
                     deadline = Deadline(min(seconds, GOODBYE_SECONDS))
                 _await_worker(device, deadline)
                 node.clear(deadline)
+                queue_choice.take_back(node)
                 state.forget(device)
             node.close()
             try:
@@ -143,6 +146,7 @@ def _tidy_up(device: Device, deadline: Deadline) -> None:
             if not kernel.attached:
                 state.forget(device)
                 node.clear(Deadline(min(deadline.remaining(), GOODBYE_SECONDS)))
+                queue_choice.take_back(node)
 
 
 def _await_worker(device: Device, deadline: Deadline) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -13,12 +15,14 @@ from pathlib import Path
 import far
 import pytest
 from far import cut_link, heal_link
+from leftovers import no_monitor
 from load import Load, seconds_for_a_new_read
 from servers import Server, free_port, nbdkit
 from tool import attached, digest_of, eventually, nbd, promised, shell, sparse_file
 
 from nbdattach.attached import status
 from nbdattach.device import parse_device
+from nbdattach.monitor.launch import ensure_monitor
 
 pytestmark = [pytest.mark.netlink, pytest.mark.any_monitor]
 MIB = 1 << 20
@@ -296,3 +300,40 @@ def test_a_stopped_server_goes_on(tmp_path: Path) -> None:
             time.sleep(15)
             server.resume()
             load.see_it_run()
+
+
+def metrics_of(device: str) -> dict[str, float]:
+    """Those of the device without labels of their own, by name."""
+    lines = nbd("status", "--format", "openmetrics", device).out.splitlines()
+    assert lines[-1] == "# EOF"
+    samples = (re.fullmatch(rf'nbdattach_device_(\w+){{device="{device}",tag="metrics"}} (.*)', line) for line in lines)
+    return {sample[1]: float(sample[2]) for sample in samples if sample}
+
+
+def test_metrics_count_outages_over_restarts_of_the_monitor(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0", tag="metrics"):
+            assert metrics_of("nbd0") == {
+                "size_bytes": 16 * MIB, "inflight_requests": 0, "reconnects_total": 0, "away_seconds_total": 0
+            }  # fmt: skip
+            server.kill()
+            eventually(lambda: metrics_of("nbd0").get("last_error_age_seconds", 99) < 10)
+            reading = subprocess.Popen(["dd", "if=/dev/nbd0", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"])
+            eventually(lambda: metrics_of("nbd0")["inflight_requests"] == 1)
+            no_monitor()
+            before = metrics_of("nbd0")
+            assert (before["reconnects_total"], before["away_seconds_total"] > 0) == (0, True)
+            ensure_monitor()
+            servers.enter_context(there.serve())
+            assert reading.wait() == 0
+            eventually(lambda: metrics_of("nbd0")["reconnects_total"] == 1)
+            after = metrics_of("nbd0")
+            assert after["away_seconds_total"] > before["away_seconds_total"]
+            assert after["last_error_age_seconds"] < after["away_seconds_total"] + 10
+            no_monitor()
+            ensure_monitor()
+            assert metrics_of("nbd0")["reconnects_total"] == 1
+            assert metrics_of("nbd0")["away_seconds_total"] == after["away_seconds_total"]
+    assert not Path("/run/nbdattach/nbd0.json.history").exists()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from servers import nbdkit
-from tool import nbd_ok, partitioned_image, shell
+from test_restart import place, state_of
+from tool import attached, eventually, nbd_ok, partitioned_image, shell
 
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.device import Device
@@ -160,3 +161,35 @@ def test_no_identifier_no_name() -> None:
         nbd_ok("connect", "--backend", "ioctl", "--tag", "vm1", server.uri, "nbd0")
         assert links() == {}
         nbd_ok("disconnect", "nbd0")
+
+
+SEEN = Path("/run/seen")
+RULE = """\
+ACTION=="change", SUBSYSTEM=="bdi", ENV{SYNTH_ARG_NBDATTACH}=="?*", \
+  RUN+="/bin/sh -c 'echo $env{SYNTH_ARG_DEVICE} $env{SYNTH_ARG_NBDATTACH} >>/run/seen'"
+ACTION=="change", SUBSYSTEM=="block", KERNEL=="nbd0", RUN+="/bin/sh -c 'echo disk >>/run/seen'"
+"""
+
+
+@pytest.mark.timeout(300)
+def test_rules_see_each_loss_and_return_and_udev_never_waits_for_the_server(tmp_path: Path) -> None:
+    there = place(tmp_path, "image")
+    partitioned_image(there.image)
+    with contextlib.ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0", tag="vm1", backend="netlink"):
+            Path("/run/udev/rules.d/99-seen.rules").write_text(RULE)
+            shell("udevadm control --reload && udevadm settle")
+            before = links()
+            for _ in range(2):
+                SEEN.unlink(missing_ok=True)
+                server.kill()
+                eventually(lambda: SEEN.exists() and state_of("nbd0") == "reconnecting")
+                shell("udevadm settle --timeout=20")
+                assert (SEEN.read_text(), links()) == ("nbd0 lost\n", before)
+                server = servers.enter_context(there.serve())
+                eventually(lambda: SEEN.read_text() == "nbd0 lost\nnbd0 reconnected\n")
+                eventually(lambda: state_of("nbd0") == "connected")
+            shell("udevadm settle --timeout=20")
+            assert (SEEN.read_text(), links()) == ("nbd0 lost\nnbd0 reconnected\n", before)
+            Path("/run/udev/rules.d/99-seen.rules").unlink()

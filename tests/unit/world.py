@@ -296,7 +296,7 @@ class World(ExitStack):
     # -- the monitor -----------------------------------------------------------------------------------------------
 
     def _watched(self, record: Record, held: list[Link]) -> Watch:
-        made = Watch(NBD0, record, held, self.log.append)
+        made = Watch(NBD0, record, held, lambda line, *_: self.log.append(line))
         made._links.family = cast(netlink.Family, self.driver)
         made._connecting._carrier.dial = self._dial  # type: ignore[method-assign,assignment]
         made._orders._replace_all = self._anew(made._orders._replace_all)  # type: ignore[method-assign,assignment]

@@ -25,7 +25,7 @@ from nbdattach.tls_session import TlsSession
 BARE = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711)
 FULL = replace(
     BARE, size=1 << 40, flags=0x105, block_size=4096, max_sectors_kb=64, raw=True, connect_timeout=1.5, on_loss=None,
-    dead_peer=2.5, io_timeout=0.5, reconnect=True, table="/etc/nbdtab",
+    dead_peer=2.5, io_timeout=0.5, scheduler="bfq", read_ahead=65536, reconnect=True, table="/etc/nbdtab",
 )  # fmt: skip
 TROUBLE = Trouble("reconnecting", "2026-01-02T03:04:05Z", "2026-01-02T03:04:07Z", "nbd://db1: no\x1b")
 

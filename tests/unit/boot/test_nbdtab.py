@@ -459,6 +459,8 @@ VALUES = {
     "on-loss": ["wait", "wait:0", "wait:5.5", "fail", "wait:", "fail:5", "5"],
     "dead-peer": ["1", "30", "0.9"],
     "io-timeout": ["0", "90", "-1"],
+    "scheduler": ["none", "mq-deadline", "bfq", "BFQ", "", "a b", "x" * 16],
+    "read-ahead": ["0", "131072", "1073741824", "1073741825", "-1"],
     "tls-ca": ["/a"],
     "tls-cert": ["/c"],
     "tls-hostname": ["db"],

@@ -35,6 +35,10 @@ def ran(capsys: Capture, *arguments: str) -> tuple[int, Any, list[str]]:
         (["connect", "[", "server", "--", "]", "--json"], True),
         (["connect", "[::1]:10809", "--json"], True),
         (["connect", "--json=yes"], False),
+        (["status", "--format", "json", "sda"], True),
+        (["--debug", "status", "--format=json"], True),
+        (["status", "--format", "openmetrics"], False),
+        (["connect", "--format", "json", "status"], False),
         ([], False),
     ],
 )

@@ -827,6 +827,11 @@ def test_status_is_watched_by_people_only(capsys: Capture, monkeypatch: pytest.M
     assert (code, err) == (2, f"nbdattach: --watch: cannot be combined with --json\n({hint})\n")
     assert json.loads(out)["error"]["message"] == "--watch: cannot be combined with --json"
     assert said_error(capsys, 2, "status", "--watch", "sda")[0] == "nbdattach: 'sda': not an nbd device"
+    for form in ("json", "openmetrics"):
+        code, _, err = ran(capsys, "status", "--watch", "--format", form)
+        assert (code, err) == (2, f"nbdattach: --watch: cannot be combined with --format {form}\n({hint})\n")
+    code, _, err = ran(capsys, "status", "--json", "--format", "openmetrics")
+    assert (code, err) == (2, "nbdattach: --json: cannot be combined with --format openmetrics\n(leave one out)\n")
     assert watched == []
     assert ran(capsys, "status", "--watch") == (0, "", "")
     assert ran(capsys, "status", "--watch", "nbd1", "/dev/nbd0") == (0, "", "")
@@ -860,6 +865,7 @@ def test_foreground_is_asked_for_by_name_only(capsys: Capture, monkeypatch: pyte
         (["--on-loss", "wait:31536000"], ConnectOptions(on_loss=365 * 24 * 3600.0)),
         (["--on-loss", "fail"], ConnectOptions(on_loss=0.0)),
         (["--dead-peer", "1", "--io-timeout", "90"], ConnectOptions(dead_peer=1.0, io_timeout=90.0)),
+        (["--scheduler", "bfq", "--read-ahead", "65536"], ConnectOptions(scheduler="bfq", read_ahead=65536)),
         (["--backend", "netlink", "--no-reconnect"], ConnectOptions(backend="netlink", reconnect=False)),
         (["-C", "3", "--swap", "--tag", "t"], ConnectOptions(connections=3, swap=True, tag="t")),
         (["--size", "512", "--no-handshake"], ConnectOptions(raw_size=512)),

@@ -50,7 +50,8 @@ GROUND = {
 
 # Outside thing: the modules that may import it.
 DOORS = {
-    # systemd: the datagram of sd_notify; kernel_socket: connections that the kernel uses; control: the monitor's socket
+    # systemd, journal: datagrams to them; kernel_socket: connections that the kernel uses
+    # control: the monitor's socket
     # tls: only the type of the wrapped socket
     # dialer, process: the orders between them; pump: its sockets
     # messages: between commands, monitor and relay; blocking: descriptors from a process that opens files that may hang
@@ -71,6 +72,7 @@ DOORS = {
         "host.blocking_child",
         "host.reading",
         "host.messages",
+        "host.journal",
         "host.their_sockets",
     },
     # certificate: reads them; pump: errors of a socket that must not wait

@@ -76,8 +76,11 @@ class Disk:
         self.remembering = self.watched()
 
     def watched(self) -> Remembering:
-        recorded = Recorded(NBD0, RECORD, self.access, self.log.append)
-        return Remembering(NBD0, recorded, self.access, self.log.append)
+
+        def log(line: str, *_: object) -> None:
+            self.log.append(line)
+
+        return Remembering(NBD0, Recorded(NBD0, RECORD, self.access, log), self.access, log)
 
     def write(self, sectors: int = 8) -> None:
         self._written += sectors

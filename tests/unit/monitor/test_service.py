@@ -43,7 +43,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return made
 
 
-def silent(_: str) -> None:
+def silent(_: str, *_facts: object) -> None:
     """A log without a reader."""
 
 
@@ -103,7 +103,7 @@ def test_a_monitor_that_may_not_read_the_kernels_log_says_so_and_goes_on(
     """As in a container, or in a unit that another administrator has tightened."""
     monkeypatch.setattr(driver_log, "KMSG", str(tmp_path / "kmsg"))
     log: list[str] = []
-    assert Monitor(log.append)._driver_log() is None
+    assert Monitor(lambda line, *_: log.append(line))._driver_log() is None
     assert len(log) == 1 and "cannot detect a server that refuses requests" in log[0]
 
 
@@ -162,7 +162,7 @@ def test_a_request_that_fails_in_an_unforeseen_way_is_answered_and_logged(
         raise ZeroDivisionError("by zero")
 
     logged: list[str] = []
-    monitor = Monitor(logged.append)
+    monitor = Monitor(lambda line, *_: logged.append(line))
     monkeypatch.setattr(monitor, "_carry_out", fail)
     with serving(monitor):
         assert answer(host, b'{"do": "ping"}')["cause"] == "ZeroDivisionError: by zero"
@@ -204,7 +204,7 @@ def test_a_state_file_that_says_what_cannot_be_costs_no_other_device_its_monitor
     state.save(NBD0, replace(WATCHED, target=target, address="127.0.0.1"))
     state.save(NBD1, WATCHED)
     logged: list[str] = []
-    Monitor(logged.append)._adopt()
+    Monitor(lambda line, *_: logged.append(line))._adopt()
     assert watched == [NBD1]
     assert logged[0].startswith("nbd0: ")
 
@@ -306,7 +306,7 @@ def test_hands_are_off_for_as_long_as_the_command_lives() -> None:
 def test_what_is_no_longer_attached_is_no_longer_watched() -> None:
     said: list[str] = []
     monitor = Monitor(silent)
-    monitor._watches[NBD0] = Watch(NBD0, WATCHED, [], said.append)
+    monitor._watches[NBD0] = Watch(NBD0, WATCHED, [], lambda line, *_: said.append(line))
     monitor._tick()
     monitor._tick()
     assert (monitor._watches, said) == ({}, ["nbd0: no longer attached"])
@@ -339,8 +339,8 @@ def test_one_that_was_replaced_gives_up_its_place_at_shutdown_and_says_so_once(
     said: list[str] = []
     marks: list[bool] = []
     monkeypatch.setattr(storage_daemon, "outlive", marks.append)
-    monitor = Monitor(said.append)
-    monitor._watches[NBD0] = Watch(NBD0, WATCHED, [], said.append)
+    monitor = Monitor(lambda line, *_: said.append(line))
+    monitor._watches[NBD0] = Watch(NBD0, WATCHED, [], lambda line, *_: said.append(line))
     monitor._outlive()
     monkeypatch.setattr(procfs, "runs_from_deleted_files", lambda: True)
     monitor._outlive()

@@ -71,7 +71,7 @@ class Attachment:
 
     def watched(self, record: Record = RECORD) -> Watch:
         ours, self.server = socket.socketpair()
-        made = Watch(NBD0, record, [Link(ours)], self.log.append)
+        made = Watch(NBD0, record, [Link(ours)], lambda line, *_: self.log.append(line))
         made._links.family = cast(netlink.Family, self.driver)
         self._monkeypatch.setattr(made._connecting._carrier, "dial", self._dial)
         self._monkeypatch.setattr(made, "check", lambda: None)
@@ -145,7 +145,7 @@ def test_an_order_to_a_watch_that_ends_is_answered(
     """A command at the other end of the monitor's socket waits for it without a limit."""
     monkeypatch.setattr(sysfs, "SYS", str(tmp_path))
     monkeypatch.setattr(netlink, "Family", contextlib.nullcontext)
-    watch = Watch(NBD0, RECORD, [], lambda _: None)
+    watch = Watch(NBD0, RECORD, [], lambda *_: None)
     outcomes: list[str | NbdattachError] = []
     answered = threading.Event()
 
