@@ -94,4 +94,4 @@ def monitor(background: bool) -> None:
     from nbdattach.host import log
     from nbdattach.monitor import service
 
-    service.run(log.to_stderr)
+    service.run(log.of_service())

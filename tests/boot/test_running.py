@@ -35,6 +35,7 @@ systemctl is-active nbdattach@nbd0
 systemctl reload nbdattach@nbd0
 until journalctl -u nbdattach-monitor -p notice -o cat --output-fields NBDATTACH_TARGET NBDATTACH_EVENT=reconnected \
     NBDATTACH_DEVICE=/dev/nbd0 NBDATTACH_TAG=nbd://10.9.0.1/one | grep nbd://10.9.0.1/one; do sleep 0.1; done
+nsenter -m -t "$(systemctl show -P MainPID nbdattach-monitor)" test -w /sys/block/nbd0/bdi/uevent
 systemctl restart nbdattach-monitor
 systemctl is-active nbdattach-monitor
 systemctl restart nbdattach@nbd1
