@@ -18,7 +18,6 @@ from setups import UNIX, Setup
 # A short path of the root, as the name of a Unix socket has 107 bytes at most.
 ROOT = Path("/r")
 _READY = 40.0  # seconds, of user-mode Linux on a busy machine
-_BESIDE = "python3 sshd sleep sh dash bash cat"  # of `prepare`, by the names of their programs
 
 
 class NotRunning(Exception):
@@ -30,13 +29,15 @@ class Server:
         self._setup = setup
         self._log = ROOT / "tmp/log"
         self._starter: subprocess.Popen[bytes] | None = None
-        self.place: Place = f"{ROOT}{UNIX}" if setup.unix else ("127.0.0.1", 10809)
+        # In the root; from outside, the name of a socket begins with that of the root.
+        self.place: Place = UNIX if setup.unix else ("127.0.0.1", 10809)
         self.tls = False
         _enter(release)
         make(ROOT / "srv/tls")
         (ROOT / "srv/disk").touch()
         os.truncate(ROOT / "srv/disk", 16 << 20)
         in_root(setup.prepare)
+        self._helpers = _processes()
 
     def version(self) -> str:
         found = in_root(f"dpkg-query -W -f '${{Version}}' {self._setup.package}")
@@ -44,8 +45,10 @@ class Server:
 
     def start(self) -> None:
         """Returns when it listens. Raises `NotRunning`."""
-        with contextlib.suppress(FileNotFoundError):
-            (ROOT / UNIX[1:]).unlink()
+        for left in (UNIX, "/run/nbd-server.pid"):  # a killed server leaves them behind
+            (ROOT / left[1:]).unlink(missing_ok=True)
+        if self._own():
+            self.kill()
         command = self._setup.tls if self.tls else self._setup.command
         with self._log.open("ab") as log:
             self._starter = subprocess.Popen(
@@ -62,27 +65,27 @@ class Server:
 
     def listener(self) -> int | None:
         """The process that listens at its place."""
-        return next((pid for pid in _processes() if listens(pid, self.place)), None)
+        return next((pid for pid in self._own() if listens(pid, self.place)), None)
 
     def stop(self) -> bool:
-        """As systemctl(1) stops it; whether all of its processes end within three seconds."""
+        """As systemctl(1) stops it; whether it ends within three seconds."""
         pid = self.listener()
         assert pid
-        program = _program(pid)
         os.kill(pid, signal.SIGTERM)
-        return within(3, lambda: not [one for one in _processes() if _program(one) == program])
+        return within(3, lambda: pid not in _processes())
 
     def kill(self) -> None:
-        """Its processes, and not the helpers that `prepare` has started, unless they run the same program."""
-        pid = self.listener()
-        program = _program(pid) if pid else ""
-        for one in _processes():
-            if _program(one) == program or (self._starter and _session(one) == self._starter.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
-        within(20, lambda: not [one for one in _processes() if program and _program(one) == program])
+        """All of its processes."""
+        for pid in self._own():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not within(20, lambda: not self._own()):
+            raise NotRunning("it does not end")
         if self._starter:
             self._starter.wait(20)
+
+    def _own(self) -> list[int]:
+        return [pid for pid in _processes() if pid not in self._helpers]
 
     @property
     def log(self) -> str:
@@ -132,17 +135,3 @@ def _processes() -> list[int]:
             if entry.name.isdigit() and os.path.samefile(entry / "root", ROOT) and os.readlink(entry / "exe"):
                 found.append(int(entry.name))
     return sorted(found)
-
-
-def _program(pid: int) -> str:
-    try:
-        return Path(os.readlink(f"/proc/{pid}/exe")).name
-    except OSError:
-        return ""
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return 0
