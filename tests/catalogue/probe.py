@@ -22,13 +22,12 @@ sys.path += [str(TREE / "tests/servers")]
 from nbdattach.attached import memory, state  # noqa: E402
 from nbdattach.device import Device  # noqa: E402
 from server import ROOT, NotRunning, Server, in_root, within  # noqa: E402
-from setups import SETUPS, URI, Setup  # noqa: E402
+from setups import SECONDS_TO_RETURN, SETUPS, Setup  # noqa: E402
 
 DEVICE = "/dev/nbd0"
 MIB = 1 << 20
 NOT_OFFERED = "not offered"
 NO = "no"
-_RETURN = 25.0  # seconds, for a device to go on when its server is back
 _TOOL = [sys.executable, str(TREE / "tests/kernel/bin/nbdattach")]
 
 
@@ -182,30 +181,32 @@ class Probe:
             except (Refused, OSError) as error:
                 self.row[name] = f"{NO}: {error.strerror if isinstance(error, OSError) else error}"
 
-    def write(self) -> None:
+    def write(self, place: int | None = None) -> None:
         with open(DEVICE, "r+b", buffering=0) as device:
-            device.seek(self.place())
+            device.seek(self.place() if place is None else place)
             device.write(self.data[: self.length()])
             os.fsync(device.fileno())
 
-    def read(self) -> bytes:
+    def read(self, place: int | None = None) -> bytes:
         fd = os.open(DEVICE, os.O_RDONLY)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            return os.pread(fd, self.length(), self.place())
+            return os.pread(fd, self.length(), self.place() if place is None else place)
         finally:
             os.close(fd)
 
     def written(self) -> str:
+        """Near the begin, and at the end."""
         if self.read_only:
             self.read()
             return "read-only"
-        self.write()
-        program("blockdev", "--flushbufs", DEVICE)
-        found = self.read()
-        if found == self.data[: self.length()]:
-            return "yes"
-        return "accepted, and read back as zeroes" if not any(found) else "accepted, and other data read back"
+        for name, place in (("", self.place()), (" at the end", self.size() - self.length())):
+            self.write(place)
+            program("blockdev", "--flushbufs", DEVICE)
+            found = self.read(place)
+            if found != self.data[: self.length()]:
+                return f"accepted, and {'other data' if any(found) else 'zeroes'} read back{name}"
+        return "yes"
 
     def flushed(self) -> str:
         if self.read_only:
@@ -304,7 +305,7 @@ class Probe:
         self.server.start()
         began = time.monotonic()
         try:
-            found, _ = reader.communicate(timeout=_RETURN)
+            found, _ = reader.communicate(timeout=SECONDS_TO_RETURN)
         except subprocess.TimeoutExpired:
             reader.kill()
             self.waits = True
