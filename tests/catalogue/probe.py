@@ -270,8 +270,7 @@ class Probe:
     def be_remembered(self) -> None:
         """Until the monitor knows the file system: it looks at the device some seconds after a program wrote to it."""
         content = Path(f"{state.path(Device(0))}{memory.CONTENT}")
-        if self.formatted:
-            within(15, lambda: content.exists() and content.stat().st_mtime > self.formatted)
+        within(15, lambda: content.exists() and content.stat().st_mtime > self.formatted)
         fd = os.open(DEVICE, os.O_RDONLY)
         self.head = os.pread(fd, 4096, 0)
         os.close(fd)

@@ -139,7 +139,7 @@ SETUPS = [
     _nbdkit("offset-filter", "--filter=offset file /srv/disk offset=1M range=8M"),
     # nbdkit: made of files
     _nbdkit("floppy", "floppy /srv/files", prepare=_FILES),
-    _nbdkit("iso", "iso /srv/files isoprog=xorrisofs", prepare=_FILES),
+    _nbdkit("iso", "iso /srv/files prog=xorrisofs", prepare=_FILES),
     _nbdkit("linuxdisk", "linuxdisk /srv/files", prepare=_FILES),
     _nbdkit("gzip", "--filter=gzip file /srv/disk.gz", prepare="gzip -k /srv/disk"),
     _nbdkit("xz", "--filter=xz file /srv/disk.xz", prepare="xz -k --block-size=1MiB /srv/disk"),
