@@ -6,36 +6,54 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 from setups import BEYOND, LEFT_OUT, SETUPS, Setup
 
-Result: type = Mapping[str, Any]
-_COLUMNS = ("list", "info", "check", "connect", "write", "flush", "trim", "zero", "resize", "second client", "stop", "kill", "TLS")
+Result: TypeAlias = Mapping[str, Any]
+_COLUMNS = (
+    "list",
+    "info",
+    "check",
+    "connect",
+    "write",
+    "flush",
+    "trim",
+    "zero",
+    "resize",
+    "second client",
+    "stop",
+    "kill",
+    "TLS",
+)
 _FAMILIES = ("nbdkit", "qemu-nbd", "storage-daemon", "qemu-system", "nbd-server")
 _HEAD = """\
 # Servers that were tried
 
-`tests/catalogue/run` has written this page, and each row of its tables: it starts the server, from a package with the named
-version, in a guest with kernel {kernel}, drives it through nbdattach, and notes what happens. Do not edit the page. Remarks are
-in `tests/catalogue/setups.py`. The oldest row is of {first}, the newest of {last}.
+`tests/catalogue/run` has written this page. For each row of the tables it starts a server, from a package of the named
+version, in a guest with kernel {kernel}, drives it through nbdattach, and notes what happens. Do not edit the page: remarks
+are in `tests/catalogue/setups.py`. The oldest row is of {first}, the newest of {last}.
 
 | Column | Task, and what the words mean |
 |---|---|
-| list, info, check | the commands of that name, before the export is attached. "list: 2": so many exports |
+| list, info, check | the commands of that name, before the export is attached. A number: so many exports |
 | connect | `connect` with the server's URI, to /dev/nbd0 |
-| write | 1 MiB is written, then read back past the page cache |
+| write | 1 MiB is written at 2 MiB and at the end of the disk, and read back past the page cache |
 | flush | fsync after a write |
 | trim | blkdiscard. "frees": whether the server's file has fewer blocks afterwards |
 | zero | blkdiscard -z, read back. "by writes": the server does not offer it, so the kernel writes zeroes |
 | resize | the server's file grows by 8 MiB, then `resize` |
 | second client | `check` while the device is attached |
-| stop | SIGTERM while the device is attached; a read waits; the server is started again. "stays": the server has not ended after 3 seconds, and is killed |
+| stop | SIGTERM to the server while the device is attached, then a read, then the server is started again |
 | kill | the same with SIGKILL |
-| TLS | info, connect, write and read with a server that requires TLS |
+| TLS | `info`, `connect`, write and read with a server that requires TLS |
 
-"goes on": the read gets its data when the server is back. "waits": it gets no data in {seconds} seconds, for the reason of `status`.
-"-": not offered by the server, or not tried. "r/o": the export is read-only. Numbers in brackets lead to the list below the table.
+* "goes on": the read gets its data when the server is back.
+* "waits": it gets no data in {seconds} seconds. `status` shows the reason, which the list below the table has.
+* "stays for its client": the server has not ended 3 seconds after SIGTERM, so it is killed. "and listens": a new client can
+  connect, but is not served.
+* "-": not offered by the server, or not tried. "r/o": the export is read-only.
+* Numbers in brackets lead to the list below the table.
 """
 
 
@@ -112,7 +130,8 @@ def _remarks(setup: Setup, results: Sequence[Result]) -> str:
         line if len(versions) == len(results) else f"{line} ({', '.join(versions)})" for line, versions in seen.items()
     ]
     command = setup.command.replace("|", "\\|")
-    return f"| {setup.name} | `{command}` | {'; '.join([*lines, *([setup.does] if setup.does else [])]) or '-'} | {setup.ours or '-'} |"
+    does = "; ".join([*lines, *([setup.does] if setup.does else [])])
+    return f"| {setup.name} | `{command}` | {does or '-'} | {setup.ours or '-'} |"
 
 
 def _told(result: Result) -> list[str]:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Root file systems of Debian releases with pinned servers, and folders with pinned servers of PyPI. Made as root, once.
+"""Root file systems of Debian releases with pinned servers. Made as root, once.
 
 releases.py    makes those that are missing, and prints their folders
 """
@@ -17,8 +17,8 @@ sys.path.insert(0, str(TREE / "tests/lab"))
 
 import cache  # noqa: E402 # tests/lab is no package
 
-# By release: the packages whose servers run, with their versions. Debian's archive keeps one version of a suite, so a new
-# one needs a new line here, and a new run.
+# By release: the packages whose servers run, with their versions. Debian's archive keeps one version of a suite, so a
+# new one needs a new line here, and a new run.
 PINNED = {
     "bookworm": {
         "nbdkit": "1.32.5-1",
@@ -46,7 +46,18 @@ PINNED = {
     },
 }
 # What the setups need beside: images, a file system, a CD, a server of SSH. Their versions matter to no row.
-_BESIDE = ["python3", "openssh-server", "mtools", "dosfstools", "e2fsprogs", "xorriso", "xz-utils", "iproute2", "procps", "fdisk"]
+_BESIDE = [
+    "python3",
+    "openssh-server",
+    "mtools",
+    "dosfstools",
+    "e2fsprogs",
+    "xorriso",
+    "xz-utils",
+    "iproute2",
+    "procps",
+    "fdisk",
+]
 
 
 def folder(release: str) -> Path:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The servers of the catalogue: how each one is started, and remarks that no probe can make.
 
-Commands run in the root of a release, with /srv/disk (16 MiB of zeroes) there. `PLACE` in a command stands for nothing: each
-server listens on 127.0.0.1, port 10809, unless its setup says `unix`.
+Commands run in the root of a release, with /srv/disk (16 MiB of zeroes) there. Each server listens on 127.0.0.1, port 10809,
+unless its setup says `unix`.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ _FILES = "mkdir -p /srv/files; seq 100000 >/srv/files/numbers; cp /bin/ls /srv/f
 _QCOW2 = "rm /srv/disk; qemu-img create -q -f qcow2 /srv/disk 16M"
 
 SETUPS = [
-    # nbdkit: a disk in memory or in a file
+    # nbdkit with a disk in memory or in a file
     _nbdkit("memory", "memory 16M", releases=ALL),
     _nbdkit(
         "file", "file /srv/disk", releases=ALL, grow=_GROW, disk="/srv/disk",
@@ -137,7 +137,7 @@ SETUPS = [
     _nbdkit("partition-filter", "--filter=partition file /srv/disk partition=1",
             prepare="printf 'label: gpt\\nsize=8MiB\\n' | sfdisk -q /srv/disk"),
     _nbdkit("offset-filter", "--filter=offset file /srv/disk offset=1M range=8M"),
-    # nbdkit: made of files
+    # nbdkit that makes a disk of files
     _nbdkit("floppy", "floppy /srv/files", prepare=_FILES),
     _nbdkit("iso", "iso /srv/files prog=xorrisofs", prepare=_FILES),
     _nbdkit("linuxdisk", "linuxdisk /srv/files", prepare=_FILES),
@@ -146,25 +146,25 @@ SETUPS = [
     _nbdkit("tar", "--filter=tar file /srv/all.tar tar-entry=disk", prepare="tar -C /srv -cf /srv/all.tar disk"),
     _nbdkit("luks", "--filter=luks file /srv/luks passphrase=secret",
             prepare="qemu-img create -q --object secret,id=s,data=secret -f luks -o key-secret=s,iter-time=10 /srv/luks 16M"),
-    # nbdkit: elsewhere
+    # nbdkit with a disk elsewhere
     _nbdkit("curl", "curl http://127.0.0.1:8080/disk", prepare=_RANGE_SERVER, releases=ALL),
     _nbdkit("ssh", "ssh host=127.0.0.1 port=2222 /srv/disk", prepare=_SSH),
     _nbdkit("nbd", "nbd socket=/run/behind.sock",
             prepare="nbdkit --unix /run/behind.sock file /srv/disk"),
     _nbdkit("nbd-shared", "nbd socket=/run/behind.sock shared=true",
             prepare="nbdkit --unix /run/behind.sock file /srv/disk"),
-    # nbdkit: patterns
+    # nbdkit with patterns
     _nbdkit("data", "data '0x55 0xAA @16777215 0'"),
     _nbdkit("pattern", "pattern 16M"),
     _nbdkit("random", "random 16M"),
     _nbdkit("full", "full 16M"),
     _nbdkit("null", "null 16M"),
     _nbdkit("zero", "zero"),
-    # nbdkit: scripts
+    # nbdkit with scripts
     _nbdkit("python", "python /srv/plugin.py", prepare=_SCRIPT),
     _nbdkit("eval", "eval get_size='echo 16M' pread='dd if=/srv/disk skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none' "
             "pwrite='dd of=/srv/disk seek=$4 conv=notrunc oflag=seek_bytes status=none' can_write='exit 0'"),
-    # nbdkit: unusual conversations
+    # nbdkit with unusual conversations
     _nbdkit("oldstyle", "--oldstyle file /srv/disk", releases=ALL),
     _nbdkit("newstyle-not-fixed", "--mask-handshake=0 file /srv/disk"),
     _nbdkit("no-structured-replies", "--no-sr file /srv/disk"),

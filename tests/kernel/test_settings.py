@@ -183,7 +183,7 @@ def test_no_blockdev_makes_a_read_only_export_writable(tmp_path: Path) -> None:
     image = sparse_file(tmp_path / "image", 1 << 20)
     with nbdkit("--readonly", "file", f"file={image}") as server, attached(server.uri):
         shell("blockdev --setrw /dev/nbd0")
-        with pytest.raises(OSError, match="not permitted|Input/output|Read-only"):
+        with pytest.raises(OSError, match=r"not permitted|Input/output|Read-only"):
             write_and_sync()
         assert FIRST.attached
     assert not any(image.read_bytes())
