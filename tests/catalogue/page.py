@@ -31,8 +31,8 @@ _HEAD = """\
 # Servers that were tried
 
 `tests/catalogue/run` has written this page. For each row of the tables it starts a server, from a package of the named
-version, in a guest with kernel {kernel}, drives it through nbdattach, and notes what happens. Do not edit the page: remarks
-are in `tests/catalogue/setups.py`. The oldest row is of {first}, the newest of {last}.
+version, in a guest with kernel {kernel}, drives it through nbdattach, and notes the result. Do not edit the page: its
+remarks are in `tests/catalogue/setups.py`. The oldest row is of {first}, the newest of {last}.
 
 | Column | Task, and what the words mean |
 |---|---|
@@ -50,8 +50,8 @@ are in `tests/catalogue/setups.py`. The oldest row is of {first}, the newest of 
 
 * "goes on": the read gets its data when the server is back.
 * "waits": it gets no data in {seconds} seconds. `status` shows the reason, which the list below the table has.
-* "stays for its client": the server has not ended 3 seconds after SIGTERM, so it is killed. "and listens": a new client can
-  connect, but is not served.
+* "stays for its client": the server has not ended 3 seconds after SIGTERM, so it is killed. "and listens": it still has
+  its listening socket.
 * "-": not offered by the server, or not tried. "r/o": the export is read-only.
 * Numbers in brackets lead to the list below the table.
 """

@@ -129,10 +129,10 @@ SETUPS = [
     _nbdkit("file-dir", "file dir=/srv", export="disk"),
     _nbdkit("cow", "--filter=cow file /srv/disk"),
     _nbdkit("cache", "--filter=cache file /srv/disk"),
-    _nbdkit("ondemand", "ondemand dir=/srv/dir size=16M", prepare="mkdir /srv/dir", export="disk"),
+    _nbdkit("ondemand", "ondemand dir=/srv/dir size=16M", prepare="mkdir /srv/dir", export="disk", does="makes a disk of each name that a client asks for, even of a mistyped one; one client a disk", ours="a second client gets the server's own words"),
     _nbdkit("tmpdisk", "tmpdisk 16M"),
-    _nbdkit("sparse-random", "sparse-random 16M"),
-    _nbdkit("split", "split /srv/disk /srv/more", prepare="truncate -s 16M /srv/more"),
+    _nbdkit("sparse-random", "sparse-random 16M", does="accepts a write only if it is the data that is there", ours="as above"),
+    _nbdkit("split", "split /srv/disk /srv/more", prepare="truncate -s 16M /srv/more", does="writes to all files but the first go to a wrong place, see `findings/nbdkit-split-writes-beyond-its-files.sh`", ours="nothing shows it at once; the monitor refuses the server after a restart, as the disk has grown"),
     _nbdkit("partitioning", "partitioning /srv/disk"),
     _nbdkit("partition-filter", "--filter=partition file /srv/disk partition=1",
             prepare="printf 'label: gpt\\nsize=8MiB\\n' | sfdisk -q /srv/disk"),
@@ -140,7 +140,7 @@ SETUPS = [
     # nbdkit that makes a disk of files
     _nbdkit("floppy", "floppy /srv/files", prepare=_FILES),
     _nbdkit("iso", "iso /srv/files prog=xorrisofs", prepare=_FILES),
-    _nbdkit("linuxdisk", "linuxdisk /srv/files", prepare=_FILES),
+    _nbdkit("linuxdisk", "linuxdisk /srv/files", prepare=_FILES, does="makes new UUIDs at each start", ours="the monitor refuses it after a restart"),
     _nbdkit("gzip", "--filter=gzip file /srv/disk.gz", prepare="gzip -k /srv/disk"),
     _nbdkit("xz", "--filter=xz file /srv/disk.xz", prepare="xz -k --block-size=1MiB /srv/disk"),
     _nbdkit("tar", "--filter=tar file /srv/all.tar tar-entry=disk", prepare="tar -C /srv -cf /srv/all.tar disk"),
@@ -157,25 +157,25 @@ SETUPS = [
     _nbdkit("data", "data '0x55 0xAA @16777215 0'"),
     _nbdkit("pattern", "pattern 16M"),
     _nbdkit("random", "random 16M"),
-    _nbdkit("full", "full 16M"),
-    _nbdkit("null", "null 16M"),
+    _nbdkit("full", "full 16M", does="each write is ENOSPC, though the export is read-write", ours="the write or fsync of the program fails"),
+    _nbdkit("null", "null 16M", does="throws all writes away, and says that they succeeded", ours="cannot tell it from a disk"),
     _nbdkit("zero", "zero"),
     # nbdkit with scripts
     _nbdkit("python", "python /srv/plugin.py", prepare=_SCRIPT),
     _nbdkit("eval", "eval get_size='echo 16M' pread='dd if=/srv/disk skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none' "
             "pwrite='dd of=/srv/disk seek=$4 conv=notrunc oflag=seek_bytes status=none' can_write='exit 0'"),
     # nbdkit with unusual conversations
-    _nbdkit("oldstyle", "--oldstyle file /srv/disk", releases=ALL),
+    _nbdkit("oldstyle", "--oldstyle file /srv/disk", releases=ALL, does="refuses the FLUSH, FUA, TRIM and WRITE_ZEROES that it offers, see `findings/nbdkit-oldstyle-refuses-what-it-offers.sh`", ours="fsync fails with EIO; `disconnect` refuses, as it cannot flush, until --force"),
     _nbdkit("newstyle-not-fixed", "--mask-handshake=0 file /srv/disk"),
     _nbdkit("no-structured-replies", "--no-sr file /srv/disk"),
-    _nbdkit("exitlast", "--filter=exitlast file /srv/disk"),
+    _nbdkit("exitlast", "--filter=exitlast file /srv/disk", does="ends with the last client", ours="each of `list`, `info` and `check` is a client that ends it"),
     _nbdkit("blocksize-policy", "--filter=blocksize-policy file /srv/disk blocksize-minimum=4096 "
-            "blocksize-preferred=65536 blocksize-maximum=1M blocksize-error-policy=error", releases=ALL),
-    _nbdkit("ip-denied", "--filter=ip file /srv/disk allow=192.0.2.1 deny=all"),
-    _nbdkit("limit", "--filter=limit file /srv/disk limit=1"),
+            "blocksize-preferred=65536 blocksize-maximum=1M blocksize-error-policy=error", releases=ALL, does="refuses requests that do not fit", ours="the device has blocks of 4096 bytes, and no request above 1 MiB"),
+    _nbdkit("ip-denied", "--filter=ip file /srv/disk allow=192.0.2.1 deny=all", does="closes the connection without a greeting", ours="exit 3"),
+    _nbdkit("limit", "--filter=limit file /srv/disk limit=1", does="closes the connection of a client too many", ours="exit 3"),
     _nbdkit("noparallel", "--filter=noparallel file /srv/disk"),
     _nbdkit("multi-conn-off", "--filter=multi-conn file /srv/disk multi-conn-mode=disable"),
-    _nbdkit("size-1000", "file /srv/odd", prepare="truncate -s 1000 /srv/odd", releases=ALL),
+    _nbdkit("size-1000", "file /srv/odd", prepare="truncate -s 1000 /srv/odd", releases=ALL, does="an export may end within a sector", ours="attaches the whole sectors, and says so"),
     # qemu-nbd
     _qemu_nbd(
         "raw", "--persistent --shared=0 --format=raw --discard=unmap /srv/disk", releases=ALL, grow=_GROW, disk="/srv/disk",
@@ -192,7 +192,7 @@ SETUPS = [
     _qemu_nbd("vhdx", "--persistent --shared=0 --format=vhdx --discard=unmap /srv/disk", disk="/srv/disk",
               prepare="rm /srv/disk; qemu-img create -q -f vhdx /srv/disk 16M"),
     _qemu_nbd("vmdk-stream", "--persistent --shared=0 --format=vmdk /srv/stream",
-              prepare="qemu-img convert -O vmdk -o subformat=streamOptimized /srv/disk /srv/stream"),
+              prepare="qemu-img convert -O vmdk -o subformat=streamOptimized /srv/disk /srv/stream", does="is offered read-write, and each write fails", ours="`connect` of the image itself refuses to write it; of a foreign server it cannot tell"),
     _qemu_nbd("luks", "--persistent --shared=0 --object secret,id=s,data=secret "
               "--image-opts driver=luks,key-secret=s,file.filename=/srv/luks",
               prepare="qemu-img create -q --object secret,id=s,data=secret -f luks -o key-secret=s,iter-time=10 /srv/luks 16M"),
@@ -200,7 +200,7 @@ SETUPS = [
               prepare=_FILES),
     _qemu_nbd("vvfat-rw", "--persistent --shared=0 --image-opts driver=vvfat,dir=/srv/files,rw=on", prepare=_FILES),
     _qemu_nbd("named", "--persistent --shared=0 --format=raw --export-name=disk --description=numbers /srv/disk", export="disk"),
-    _qemu_nbd("size-1000", "--persistent --shared=0 --format=raw /srv/odd", prepare="truncate -s 1000 /srv/odd"),
+    _qemu_nbd("size-1000", "--persistent --shared=0 --format=raw /srv/odd", prepare="truncate -s 1000 /srv/odd", does="1000 bytes are served as 1024, and a write there makes the file grow", ours="-"),
     # qemu-storage-daemon, and the server in a virtual machine
     _storage("raw", "--blockdev file,node-name=f,filename=/srv/disk,discard=unmap", "f", releases=ALL, disk="/srv/disk",
              tls="qemu-storage-daemon " + _TLS_OBJECT + " --nbd-server "
@@ -247,4 +247,36 @@ LEFT_OUT = {
 
 # What servers do beyond the specification, whichever way they are started, and what nbdattach does about it. By the family
 # that is the begin of a setup's name.
-BEYOND: dict[str, list[str]] = {}
+BEYOND: dict[str, list[str]] = {
+    "nbdkit": [
+        "After SIGTERM nbdkit stays for as long as a client is connected. It keeps its socket, so a new client can connect, "
+        "and gets no greeting: `findings/nbdkit-stopped-listens-and-answers-nobody.sh`. nbdattach: the monitor takes a "
+        "refused request (ESHUTDOWN) for the loss of the server, leaves, and tries again until the next server answers.",
+        "An export that the server lists may fail to open, for example because its backend is away. nbdattach: the error "
+        "says so; `--retry-for` and the monitor go on trying.",
+        "The disk of memory, cow, tmpdisk, data and of many scripts is another one after a restart. nbdattach: the monitor "
+        "refuses it, as it lacks the file systems that were there, and requests wait.",
+        "In 1.32, each connection to the file plugin opens the file by its name: "
+        "`findings/nbdkit-file-opens-its-name-again.sh`. nbdattach: the monitor compares the content.",
+    ],
+    "qemu-nbd": [
+        "Without --persistent qemu-nbd ends with its first client. nbdattach: `list` and `info` enter no export, so that "
+        "qemu-nbd stays; `check` and `connect` do.",
+        "Without --shared it serves one client; the kernel connects a second one, which gets no greeting. nbdattach: the "
+        "error says after the timeout that the server may be full. The monitor needs no second connection.",
+        "Without --discard=unmap TRIM succeeds and frees nothing: `findings/qemu-nbd-offers-trim-and-ignores-it.sh`. "
+        "nbdattach: cannot tell; servers that it starts itself get --discard=unmap.",
+        "The size is that of the start. nbdattach: `resize` says that the server has the same size.",
+        "A kill loses acknowledged writes to a qcow2 image that were not flushed: "
+        "`findings/qemu-nbd-killed-loses-acknowledged-qcow2-writes.sh`. nbdattach: servers that it starts itself write "
+        "through.",
+    ],
+    "nbd-server": [
+        "NBD_OPT_INFO is answered with size 0. nbdattach: `info` then enters the export, and leaves it by NBD_CMD_DISC.",
+        "maxconnections counts all clients since the start: "
+        "`findings/nbd-server-maxconnections-counts-clients-that-have-left.sh`. nbdattach: an error of a closed "
+        "connection; `info` and `check` use up a client each.",
+        "A temporary export offers multi-conn, and each connection has a disk of its own: "
+        "`findings/nbd-server-temporary-multi-conn.sh`. nbdattach: by netlink it uses one connection unless the user asks for more.",
+    ],
+}

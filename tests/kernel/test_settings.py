@@ -156,7 +156,7 @@ def test_a_time_out_of_an_earlier_attachment_fails_no_request_of_this_one() -> N
     with nbdkit("memory", "1M") as server:
         shell(f"nbd-client -t 1 127.0.0.1 {server.place[1]} /dev/nbd0 {BY_IOCTL}")
         assert FIRST.io_timeout == 1
-        shell("nbd-client -d /dev/nbd0")
+        shell("nbd-client -d /dev/nbd0 && while pgrep -x nbd-client; do sleep 0.1; done")
     assert FIRST.io_timeout == 1
     with nbdkit("--filter=delay", "memory", "1M", "wdelay=3") as slow, attached(slow.uri):
         assert FIRST.io_timeout > 1
@@ -195,7 +195,7 @@ def test_a_mark_that_another_program_set_between_two_attachments_keeps_no_write_
     image = sparse_file(tmp_path / "image", 1 << 20)
     with nbdkit("file", f"file={image}") as server:
         shell(f"nbd-client 127.0.0.1 {server.place[1]} /dev/nbd0 {BY_IOCTL} && blockdev --setro /dev/nbd0")
-        shell("nbd-client -d /dev/nbd0")
+        shell("nbd-client -d /dev/nbd0 && while pgrep -x nbd-client; do sleep 0.1; done")
         assert FIRST.read_only
         with attached(server.uri):
             assert not FIRST.read_only
