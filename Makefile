@@ -21,7 +21,7 @@ GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.
 LANES := package unit-ends $(GUESTS:%=guest+%) boot root servers libraries-oldest lint
 
 .PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers far kernel matrix boot boot-all root root-all \
-	selftest soak rounds events shell demo bench deb package extras remove-extras fresh clean
+	catalogue selftest soak rounds events shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
 test: .needs-root provision $(VENV)/installed
@@ -105,6 +105,10 @@ far: .needs-root $(VENV)/installed
 	tests/lab/provision far
 	[ -x build/far/bin/moto_server ] || { python3 -m venv build/far && build/far/bin/pip install -q 'moto[server]==5.2.5'; }
 	timeout 1500 $(GUEST) --kernel 7.2 --timeout 1400 -- $(PYTEST) tests/kernel/far_disks.py
+
+## start each server of the catalogue in a guest, drive it, and write doc/servers.md; 40 minutes; O='--only NAME' for some
+catalogue: .needs-root provision $(VENV)/installed
+	$(PYTHON) tests/catalogue/run $(O)
 
 # One suite on one kernel, on this machine's root; see tests/matrix.py for the suites and for other roots.
 KERNEL := 7.2

@@ -253,12 +253,11 @@ def numbers_of(device: Device) -> set[str]:
 
 
 def opened(openers: Collection[Opener]) -> Users:
-    """Processes as users."""
+    """Processes as users, each one once, however many descriptors of the device it has."""
     return Users(
         [
-            User(pid, Use("process", pid, f"open in process {one}", ("kill", pid)))
-            for one in dict.fromkeys(openers)
-            for pid in [str(one.pid)]
+            User(str(pid), Use("process", str(pid), f"open in process {one}", ("kill", str(pid))))
+            for pid, one in {one.pid: one for one in openers}.items()
         ]
     )
 

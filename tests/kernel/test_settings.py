@@ -8,9 +8,20 @@ from pathlib import Path
 
 import pytest
 from servers import nbdkit
-from tool import BACKEND, attached, connect, fill_with_noise, nbd_ok, partitioned_image, shell
+from tool import (
+    BACKEND,
+    BY_IOCTL,
+    attached,
+    connect,
+    digest_of,
+    fill_with_noise,
+    nbd_ok,
+    partitioned_image,
+    shell,
+    sparse_file,
+)
 
-from nbdattach.attached import state
+from nbdattach.attached import state, status
 from nbdattach.backends import by_ioctl, by_netlink
 from nbdattach.device import Device
 from nbdattach.kernel import settings
@@ -29,9 +40,11 @@ def logged(log: Path, request: str) -> int:
 
 def write_and_sync() -> None:
     fd = os.open("/dev/nbd0", os.O_WRONLY)
-    os.write(fd, bytes(4096))
-    os.fsync(fd)
-    os.close(fd)
+    try:
+        os.write(fd, b"written " * 512)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.essential
@@ -134,3 +147,57 @@ def test_a_mark_that_makes_it_read_only_ends_with_the_attachment() -> None:
     with nbdkit("memory", "1M") as server, attached(server.uri):
         shell("blockdev --setro /dev/nbd0")
     assert not FIRST.read_only
+
+
+@pytest.mark.essential
+@pytest.mark.spoils
+def test_a_time_out_of_an_earlier_attachment_fails_no_request_of_this_one() -> None:
+    """nbd-client -t leaves queue/io_timeout behind: a request of a slow server would be older than that."""
+    with nbdkit("memory", "1M") as server:
+        shell(f"nbd-client -t 1 127.0.0.1 {server.place[1]} /dev/nbd0 {BY_IOCTL}")
+        assert FIRST.io_timeout == 1
+        shell("nbd-client -d /dev/nbd0 && while pgrep -x nbd-client; do sleep 0.1; done")
+    assert FIRST.io_timeout == 1
+    with nbdkit("--filter=delay", "memory", "1M", "wdelay=3") as slow, attached(slow.uri):
+        assert FIRST.io_timeout > 1
+        write_and_sync()
+        assert FIRST.attached and status.status_of(FIRST.device).trouble is None
+
+
+@pytest.mark.spoils
+def test_partitions_of_an_earlier_server_give_way_to_those_of_the_next(tmp_path: Path) -> None:
+    """A program that opens nbd0p1 first, before nbd0, must not write where the partition was on the earlier disk."""
+    image = sparse_file(tmp_path / "next", 16 << 20)
+    shell(f"printf 'label: gpt\\nstart=8MiB, size=2MiB\\n' | sfdisk -q {image}")
+    with nbdkit("file", f"file={partitioned_image(tmp_path / 'image')}") as server:
+        shell(f"nbd-client 127.0.0.1 {server.place[1]} /dev/nbd0 && blockdev --rereadpt /dev/nbd0")
+        assert len(FIRST.partitions) == 2
+        shell("nbd-client -d /dev/nbd0")
+    with nbdkit("file", f"file={image}") as server, attached(server.uri):
+        assert FIRST.partitions == ["nbd0p1"]
+        shell("printf here | dd of=/dev/nbd0p1 conv=fsync status=none")
+    assert image.read_bytes()[8 << 20 :].startswith(b"here")
+
+
+def test_no_blockdev_makes_a_read_only_export_writable(tmp_path: Path) -> None:
+    image = sparse_file(tmp_path / "image", 1 << 20)
+    with nbdkit("--readonly", "file", f"file={image}") as server, attached(server.uri):
+        shell("blockdev --setrw /dev/nbd0")
+        with pytest.raises(OSError, match=r"not permitted|Input/output|Read-only"):
+            write_and_sync()
+        assert FIRST.attached
+    assert not any(image.read_bytes())
+
+
+@pytest.mark.essential
+@pytest.mark.spoils
+def test_a_mark_that_another_program_set_between_two_attachments_keeps_no_write_away(tmp_path: Path) -> None:
+    image = sparse_file(tmp_path / "image", 1 << 20)
+    with nbdkit("file", f"file={image}") as server:
+        shell(f"nbd-client 127.0.0.1 {server.place[1]} /dev/nbd0 {BY_IOCTL} && blockdev --setro /dev/nbd0")
+        shell("nbd-client -d /dev/nbd0 && while pgrep -x nbd-client; do sleep 0.1; done")
+        assert FIRST.read_only
+        with attached(server.uri):
+            assert not FIRST.read_only
+            written = fill_with_noise("/dev/nbd0", 1)
+    assert digest_of(image) == written

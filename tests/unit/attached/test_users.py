@@ -9,8 +9,9 @@ from typing import NoReturn
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach.attached.users import is_used
+from nbdattach.attached.users import is_used, opened
 from nbdattach.host import procfs
+from nbdattach.host.procfs import Opener
 from nbdattach.kernel import sysfs
 
 MOUNT = "36 35 43:0 / /mnt rw,noatime master:1 - ext4 /dev/nbd0 rw"
@@ -52,3 +53,8 @@ def test_a_loop_device_uses_it_by_any_name(host: Host, monkeypatch: pytest.Monke
     assert not is_used(NBD0)
     (host.sys / "block/nbd0/dev").write_text("43:9\n")
     assert is_used(NBD0)
+
+
+def test_a_process_with_several_descriptors_is_one_user() -> None:
+    found = opened([Opener(7, "fio", 3), Opener(7, "fio", 4), Opener(8, "cat", 3)])
+    assert str(found) == "open in process 7 (fio), open in process 8 (cat)"
