@@ -20,10 +20,9 @@ import click
 from nbdattach.cli import foreign, migration
 from nbdattach.cli.foreign import Line
 from nbdattach.cli.migration import LOSETUP, NBD_CLIENT, PROGRAMS, QEMU_NBD, Program
-from nbdattach.cli.types import is_device
+from nbdattach.cli.types import is_device, target_of
 from nbdattach.errors import Malformed
 from nbdattach.own_server.source import collapsed, may_be_image, one_text
-from nbdattach.protocol.target import parse_target
 from nbdattach.text import typed
 
 # How alike a word must be to be a mistyped command rather than a host.
@@ -53,6 +52,8 @@ def corrected(words: Sequence[str], group: click.Group) -> str:
     if words[0] == "help" and len(words) == 2:
         meant, _ = _command_of(words[1:], group)
         return as_typed(["help", meant]) if meant and meant in group.commands else ""
+    if words[0] in ("mount", "umount") and any(map(_is_folder, words[1:])):
+        return ""  # the folder of a file system
     if _is_accepted(words, group):
         return ""  # another mistake, such as two options that exclude each other
     for command, read in _readings(words, group):
@@ -195,7 +196,7 @@ def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:
         return [_target(line, line.operands)]
     if line.of("target"):
         raise _NotSo
-    operands = [*line.operands, *_devices(line)]
+    operands = [*_devices(line), *line.operands]
     if command == "reconnect" and len(operands) == 2 and _is_device(operands[1]) and not _is_device(operands[0]):
         operands.reverse()
     added = [word for taken in line.of("command") if taken.other for word in taken.other.ours.split()[1:]]
@@ -242,6 +243,11 @@ def _is_device(word: str) -> bool:
     return is_device(word) or bool(re.match(r"/dev/(nbd|loop)\d", word))
 
 
+def _is_folder(word: str) -> bool:
+    """Whether it is an absolute path, and not that of a device or an image."""
+    return word.startswith("/") and not word.startswith("/dev/") and not _is_image(word)
+
+
 def _is_image(word: str) -> bool:
     if "://" in word or word.startswith("["):
         return False
@@ -266,7 +272,8 @@ def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
             if _is_device(text):
                 return False
             if not (text.startswith("[ ") or may_be_image(text)):
-                parse_target(text)
+                trust = {name: given[name] for name in _fields_of_tls() if name in given}
+                target_of(text, given.get("export"), trust)
     except (click.UsageError, Malformed):
         return False
     devices = [*_texts(given.get("device")), *_texts(given.get("devices"))]
@@ -277,6 +284,12 @@ def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
     is_image = any(map(_is_image, _texts(given.get("target"))))
     has_size, has_none = given.get("raw_size") is not None, bool(given.get("no_handshake"))
     return not has_none if is_image else has_size == has_none
+
+
+def _fields_of_tls() -> list[str]:
+    from nbdattach.connect_options import TlsOptions, options_of
+
+    return [declared.field for declared in options_of(TlsOptions).values()]
 
 
 def _texts(value: object) -> list[str]:

@@ -23,6 +23,7 @@ PERSIST = "-persist is left out: it is the default"
 NBD_CLIENT = [
     ("-d /dev/nbd0", "nbdattach disconnect /dev/nbd0"),
     ("-d", "nbdattach disconnect DEVICE"),
+    ("-d nbd0 nbd1", "nbdattach disconnect nbd0 nbd1"),
     ("-disconnect /dev/nbd0", "nbdattach disconnect /dev/nbd0"),
     ("-c /dev/nbd0", "nbdattach status /dev/nbd0"),
     ("-check /dev/nbd0", "nbdattach status /dev/nbd0"),
@@ -203,6 +204,10 @@ NO_GUESS = [
     ("connect -b 1000 nbd0", "try --block-size 4096; see nbdattach connect --help"),
     ("disconnect nbd0 --all", "see nbdattach disconnect --help"),
     ("connect", "see nbdattach connect --help"),
+    ("mount /dev/nbd0 /mnt", "did you mean connect? see nbdattach --help"),
+    ("umount /mnt", "did you mean disconnect? see nbdattach --help"),
+    ("connect --name disk nbd://db1", "did you mean --export? see nbdattach connect --help"),
+    ("connect --cert c.pem --psk k db1", "did you mean --tls-cert? see nbdattach connect --help"),
     ("connect -rZ db1", "see nbdattach connect --help"),
     ("help nosuch", "see nbdattach help --help"),
     (

@@ -488,7 +488,7 @@ print(*sorted(name for name in sys.modules if name.startswith("nbdattach.") and 
     assert ours == "nbdattach.errors nbdattach.reporter nbdattach.text"
 
 
-@pytest.mark.parametrize("command", [["connect", "-C", "1", "nbd://127.0.0.1:1"], ["info", "127.0.0.1:1"], ["status"]])
+@pytest.mark.parametrize("command", [["connect", "--size", "512", "127.0.0.1"], ["info", "127.0.0.1:1"], ["status"]])
 def test_words_of_other_programs_are_imported_after_an_error_only(command: list[str]) -> None:
     loaded = loaded_by(f"from nbdattach.cli.main import run; run({command!r})")
     assert "nbdattach.cli.usage" in loaded
