@@ -11,10 +11,10 @@ from nbdattach.cli.offers import attached_devices, targets
 from nbdattach.cli.options import debug_option, export_option, json_option, tls_options, trust_of
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import say
-from nbdattach.cli.types import device_at, target_of
-from nbdattach.cli.usage import command
+from nbdattach.cli.types import device_at, is_device, target_of
+from nbdattach.cli.usage import command, corrected
 from nbdattach.errors import Malformed
-from nbdattach.text import plain
+from nbdattach.text import plain, quoted
 
 
 @command()
@@ -31,6 +31,9 @@ def reconnect(device: str, target: str | None, export: str | None, trust: bool, 
     Programs that use the device see no I/O error. TARGET is another server with the same data; without it, the new
     connection goes to the same server as the old one. A disk with other content is refused, unless you --trust it.
     """
+    if target is not None and is_device(target) and not is_device(device):
+        better = corrected(click.get_current_context())
+        raise Malformed(quoted(device), "not an nbd device", better or "DEVICE comes before TARGET")
     where = device_at(device)
     if target is None and export is not None:
         raise Malformed("--export", "needs a TARGET", "leave it out to keep the export")

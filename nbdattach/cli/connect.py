@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Any
 
@@ -22,9 +21,9 @@ from nbdattach.cli.options import (
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, say, say_error, say_over
 from nbdattach.cli.types import is_device, target_of
-from nbdattach.cli.usage import command
+from nbdattach.cli.usage import command, corrected
 from nbdattach.errors import Malformed, NbdattachError
-from nbdattach.text import plain, quoted, typed
+from nbdattach.text import plain, quoted
 
 
 @command()
@@ -79,13 +78,14 @@ def connect(
     A SIZE is in bytes, or has K, M, G, T or P, such as 4K. A TIME is in seconds, or has ms, s, m, h or d, such as 5m.
     """
     trust = trust_of(options)
-    if device is not None and is_device(target) and not is_device(device):
-        hint = f"nbdattach connect {typed(device)} {typed(target)}"
-        raise Malformed(plain(target), "a device of the nbd driver in the place of TARGET", hint)
-    if device is not None and device.isdigit() and not re.search("[/:]", target):
-        server = typed(f"{target}:{device}")
-        hint = f"if it is the port: nbdattach connect {server}"
-        raise Malformed(quoted(device), "not an nbd device", hint)
+    if device is not None and not is_device(device):
+        better = corrected(click.get_current_context())
+        if better and is_device(target):
+            raise Malformed(plain(target), "a device of the nbd driver in the place of TARGET", better)
+        if better:
+            raise Malformed(
+                quoted(device), "not an nbd device", f"if it is the port: {better}" if device.isdigit() else better
+            )
     from nbdattach.own_server.source import source_of
 
     source = source_of(target, export)

@@ -39,6 +39,7 @@ _COMMANDS = {
     "doctor": "show.doctor",
     "up": "up_down.up",
     "down": "up_down.down",
+    "help": "manual.help_",
 }
 
 

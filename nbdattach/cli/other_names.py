@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Advice about a command or an option that does not exist, or that only other commands have. For errors only.
 
-It knows the names that nbd-client, qemu-nbd and other tools have for ours.
+It is for words that `corrected` cannot make a command of, because operands are missing or wrong, too.
 """
 
 from __future__ import annotations
@@ -11,46 +11,9 @@ from difflib import get_close_matches
 
 import click
 
-# By the names that other programs have. None of these is a name of ours.
-COMMANDS = {
-    "attach": "connect",
-    "map": "connect",
-    "add": "connect",
-    "mount": "connect",
-    "detach": "disconnect",
-    "unmap": "disconnect",
-    "remove": "disconnect",
-    "umount": "disconnect",
-    "show": "status",
-    "help": "--help",
-    "version": "--version",
-}
-OPTIONS = {
-    "--name": "--export",
-    "-n": "--export",
-    "-t": "--io-timeout",
-    "--readonly": "--read-only",
-    "--bs": "--block-size",
-    "--conns": "--connections",
-    "--retry": "--retry-for",
-    "--wait": "--retry-for",
-    "--verbose": "--debug",
-    "-V": "--version",
-    "-v": "--version",
-}
-# In place of an option: options of nbd-client and qemu-nbd, or of none.
-ADVICE = {
-    "--port": "the port is part of the TARGET: HOST:10809",
-    "-p": "the port is part of the TARGET: HOST:10809",
-    "--persist": "leave it out: requests wait for a lost server, see --on-loss",
-    "--tls-verify": "leave it out: the server is always verified",
-    "-c": "nbdattach connect TARGET /dev/nbd0",
-    "-d": "nbdattach disconnect /dev/nbd0",
-    "-l": "nbdattach list TARGET",
-    "--connect": "nbdattach connect TARGET /dev/nbd0",
-    "--disconnect": "nbdattach disconnect /dev/nbd0",
-    "--list": "nbdattach list TARGET",
-}
+from nbdattach.cli import migration
+from nbdattach.cli.migration import Other
+
 # The advice for an option before the command, which belongs to a command.
 BEHIND = "write it behind the command"
 # Commands for a device that keeps the options of connect.
@@ -59,30 +22,50 @@ _KEEPING = ("reconnect", "resize")
 
 def similar(kind: str, name: str, known: Sequence[str]) -> list[str]:
     """Names that may be meant, the likeliest first."""
-    other = (COMMANDS if kind == "command" else OPTIONS).get(name)
-    if other and (other in known or kind == "command"):
-        return [other]
-    if kind == "option" and name in ADVICE:
-        return []
-    return get_close_matches(name, known)
+    if kind == "command":
+        other = migration.COMMANDS.get(name)
+        return [other] if other else get_close_matches(name, known)
+    theirs = _theirs(name)
+    ours = [other.ours.split()[0] for other in theirs if other.kind == "option"]
+    fit = [word for word in ours if word in known]
+    return [*dict.fromkeys(fit)] if fit or theirs else get_close_matches(name, known)
 
 
 def advice(name: str, ctx: click.Context) -> str:
     """About an option that this command does not have: the commands that have it, or how to do without it."""
-    if name in ADVICE:
-        return ADVICE[name]
+    theirs = _theirs(name)
+    for other in theirs if len({one.ours for one in theirs}) == 1 else ():
+        if other.kind == "command":
+            return f"nbdattach {other.ours}"
+        if other.kind == "target":
+            return "it is part of the TARGET: HOST:PORT, or the path of a socket"
+        if other.kind == "in brackets":
+            return "write it in the command of a server: [ qemu-nbd -t -e 0 OPTION disk.img ]"
+        if other.kind == "left out":
+            return other.why if other.needed else f"leave it out: {other.why}"
     group = ctx.find_root().command
     if not isinstance(group, click.Group):
         return ""
-    having = [of for of in sorted(group.commands) if name in _options(group.commands[of])]
+    names = {name, *(other.ours.split()[0] for other in theirs if other.kind == "option")}
+    if names & {*_options(ctx.command)}:
+        return ""  # `similar` names it
+    having = [of for of in sorted(group.commands) if names & {*_options(group.commands[of])}]
     if not having or len(having) == len(group.commands):
         return ""
     if ctx.parent is None:
         return BEHIND
     *most, last = having
     found = f"{', '.join(most)} and {last} have it" if most else f"{last} has it"
-    more = _of_attachment(name.removeprefix("--"), ctx.info_name)
+    texts = (_of_attachment(one.removeprefix("--"), ctx.info_name) for one in sorted(names))
+    more = next(filter(None, texts), "")
     return f"{found}; {more}" if more else found
+
+
+def _theirs(name: str) -> list[Other]:
+    """The options of other programs with that name. One of ours is not among them."""
+    programs = (*migration.PROGRAMS, migration.HABITS)
+    names = {name, name.removeprefix("-")} if name.startswith("--") else {name}
+    return [other for program in programs for other in program.options if names & {*other.names.split()}]
 
 
 def _options(command: click.Command) -> Mapping[str, click.Parameter]:

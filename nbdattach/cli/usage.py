@@ -15,6 +15,8 @@ import click
 from nbdattach.cli.parameters import MadeLater
 from nbdattach.cli.types import WrongValue
 
+_WORDS = "nbdattach.words"  # in click's meta: the words of the command line
+
 
 class NoCommand(click.UsageError):
     """No command was named. The message is the help: it lists the commands."""
@@ -52,6 +54,7 @@ class _OwnWords(MadeLater):
         return ["-h", "--help"]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = [*args]  # click empties the list
         may_have_more, ctx.allow_extra_args = ctx.allow_extra_args, True
         if any(word.startswith("[") for word in args) and not ctx.resilient_parsing:
             from nbdattach.own_server.source import collapsed
@@ -60,14 +63,28 @@ class _OwnWords(MadeLater):
         try:
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            raise NoSuchName("option", error.option_name, self._long_options(ctx), ctx) from None
+            from nbdattach.cli.corrected import misread
+
+            name = misread(error.option_name, words)
+            raise NoSuchName("option", name, self._long_options(ctx), ctx) from None
         except click.BadOptionUsage as error:
             raise click.UsageError(self._wrong_use(ctx, error.option_name), ctx) from None
         except click.BadParameter as error:  # click.MissingParameter, too
-            raise BadValue(error, ctx) from None
+            raise self._bad_parameter(error, ctx, words) from None
         if rest and not may_have_more and not ctx.resilient_parsing:
             raise click.UsageError(f"Got unexpected extra argument{'s'[: len(rest) > 1]} ({' '.join(rest)})", ctx)
         return rest
+
+    def _bad_parameter(self, error: click.BadParameter, ctx: click.Context, words: list[str]) -> click.UsageError:
+        """-block-size 512 is no -b with the value lock-size."""
+        if isinstance(error.param, click.Option):
+            from nbdattach.cli.corrected import misread
+
+            for name in error.param.opts:
+                whole = misread(name, [word for word in words if word.startswith(name)]) if len(name) == 2 else name
+                if whole != name:
+                    return NoSuchName("option", whole, self._long_options(ctx), ctx)
+        return BadValue(error, ctx)
 
     def _long_options(self, ctx: click.Context) -> list[str]:
         return [name for param in self.get_params(ctx) for name in param.opts if name.startswith("--")]
@@ -137,6 +154,10 @@ class Group(_OwnWords, click.Group):
         ours = {"invoke_without_command": True, "subcommand_metavar": "COMMAND [ARGS]..."}
         super().__init__(*args, **{**options, **ours})
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = [*args]
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -162,7 +183,10 @@ def _wrong_value(error: click.BadParameter) -> str:
 
 
 def hint(error: click.UsageError) -> str:
-    """The hint: a command that works as it is printed."""
+    """The hint: the corrected command if we know it, or a command that shows more."""
+    command = "" if isinstance(error, BadValue) else corrected(error.ctx)
+    if command:
+        return command
     see = f"see {path(error)} --help"
     if isinstance(error, BadValue) and error.correct:
         return f"try {error.correct}; {see}"
@@ -173,6 +197,17 @@ def hint(error: click.UsageError) -> str:
         return advice
     *more, last = error.similar
     return f"did you mean {', '.join(more) + ' or ' if more else ''}{last}? {advice}"
+
+
+def corrected(ctx: click.Context | None) -> str:
+    """The command line that was meant, in place of one that is wrong; "" if we do not know it."""
+    words = ctx.meta.get(_WORDS) if ctx else None
+    if not ctx or not words:
+        return ""
+    from nbdattach.cli import corrected as by_other_names
+
+    group = ctx.find_root().command
+    return by_other_names.corrected(words, group) if isinstance(group, click.Group) else ""
 
 
 def path(error: click.UsageError) -> str:

@@ -102,6 +102,31 @@ connect --tag '' db1
 connect --size 512 db1
 connect http://db1
 info db1:0
+-d /dev/nbd0
+-c /dev/nbd0 disk.qcow2
+-l db1
+-V
+db1 10809 /dev/nbd0
+localhost /dev/nbd0 -persist -nofork
+-x disk -t -f qcow2 disk.qcow2
+--connect=/dev/nbd0 --aio=threads disk.img
+-f --show disk.img
+umount /dev/nbd0
+connect --name disk db1
+connect --ro db1
+connect -block-size 512 db1
+connect -readonly db1
+connect -t 30 db1
+connect db1 10809 /dev/nbd0
+connect db1 10809
+connect -r /dev/nbd0 db1
+connect --tls-creds x db1
+check --ro db1
+info --name disk
+reconnect db1 nbd0
+help nosuch
+help umount
+--json status
 info "a'b"
 info '--frob\x1b'
 """
@@ -201,7 +226,7 @@ def _raised(line: str, where: str, error: BaseException) -> str:
 def parts() -> Iterator[str]:
     yield from map(said, NO_COMMAND)
     yield from map(said, USAGE.strip().splitlines())
-    yield from map(said, ["--version", "-h", "--help", "connect -h"])
+    yield from map(said, ["--version", "-h", "--help", "connect -h", "help", "help list"])
     yield from (said(f"{command} --help") for command in COMMANDS)
     yield from (_served(line, data) for line, data in SERVED.items())
     yield from (_raised(*one) for one in RAISED)

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A wrong command line, as the command of ours that was meant, by the habits of other programs. For errors only.
+
+Decisions that matter:
+* The words are read by the options of one program after another (`foreign`). The first reading that the parsers of our
+  command line accept is the answer, so no hint is printed that fails, too.
+* An option that the typed command of ours has keeps its meaning, if such a reading is accepted.
+* TARGET or DEVICE stands in the hint for an operand that was not typed.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+
+import click
+
+from nbdattach.cli import foreign, migration
+from nbdattach.cli.foreign import Line
+from nbdattach.cli.migration import LOSETUP, NBD_CLIENT, PROGRAMS, QEMU_NBD, Program
+from nbdattach.cli.types import is_device, target_of
+from nbdattach.errors import Malformed
+from nbdattach.own_server.source import collapsed, may_be_image, one_text
+from nbdattach.text import typed
+
+# How alike a word must be to be a mistyped command rather than a host.
+_ALIKE = 0.75
+_SERVER = ("qemu-nbd", "-t", "-e", "0")
+# Names of disks that QEMU opens by a driver of its own.
+_OF_QEMU = "(rbd|iscsi|ssh|gluster|nfs|fat|json|https?|ftps?)[+a-z]*:"
+# Options of connect for images: in a command in brackets they are the server's.
+_OF_IMAGES = ("--format", "--snapshot", "--cache", "--discard", "--offset", "--read-only")
+
+
+class _NotSo(Exception):
+    """The words do not mean a command in this reading."""
+
+
+def corrected(words: Sequence[str], group: click.Group) -> str:
+    """The command that does what the words were to do, and why options are left out; "" if none is known.
+
+    It is accepted as it is typed. If an option must not be left out, the text only says what to do about it.
+    """
+    if not words or {"-h", "--help"} & {*words}:
+        return ""
+    try:
+        words = collapsed(words)
+    except Malformed:
+        return ""
+    if words[0] == "help" and len(words) == 2:
+        meant, _ = _command_of(words[1:], group)
+        return as_typed(["help", meant]) if meant and meant in group.commands else ""
+    if words[0] in ("mount", "umount") and any(map(_is_folder, words[1:])):
+        return ""  # the folder of a file system
+    if _is_accepted(words, group):
+        return ""  # another mistake, such as two options that exclude each other
+    for command, read in _readings(words, group):
+        try:
+            found, program = read()
+            line, reasons = _as_ours(command, found, program)
+        except (_NotSo, foreign.Unreadable):
+            continue
+        if not line:
+            return "; ".join(reasons)
+        if {"TARGET", "DEVICE"} & {*line} and command == words[0] and not any(taken.other for taken in found.options):
+            return ""  # only an operand is missing
+        if _is_accepted(line, group):
+            return "; ".join([as_typed(line), *dict.fromkeys(reasons)])
+    return ""
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """The command line that has these words."""
+    return " ".join(("nbdattach", *(word if word.startswith("[ ") else typed(word) for word in words)))
+
+
+_Reading = tuple["str | None", Callable[[], tuple[Line, Program]]]
+
+
+def _readings(words: Sequence[str], group: click.Group) -> Iterator[_Reading]:
+    """The command that was typed, None for none, and the readings of the other words, the likeliest first."""
+
+    def reading(command: str | None, rest: Sequence[str], program: Program, own: str | None, first: bool) -> _Reading:
+        known = group.commands[own] if own else None
+        return command, lambda: (foreign.read(rest, program, known, own_first=first), program)
+
+    named = [program for program in PROGRAMS if program.name == words[0]]
+    if named:
+        yield reading(None, words[1:], named[0], None, False)
+        return
+    command, rest = _command_of(words, group)
+    programs = (QEMU_NBD, LOSETUP, NBD_CLIENT) if any(map(_is_image, rest)) else PROGRAMS
+    own = command if command in group.commands else None
+    for program in programs:
+        yield reading(command, rest, program, own, True)
+    for program in programs:
+        yield reading(command, rest, program, own or "connect", False)
+
+
+def _command_of(words: Sequence[str], group: click.Group) -> tuple[str | None, Sequence[str]]:
+    """The command of ours that was meant, and the other words; None if the words name none."""
+    first, rest = words[0], words[1:]
+    if first in group.commands:
+        return first, rest
+    if first in migration.COMMANDS:
+        operands = [word for word in rest if not word.startswith("-")]
+        other = migration.WITH_ARGUMENT.get(first) if operands and not any(map(_is_device, operands)) else None
+        return other or migration.COMMANDS[first], rest
+    if first.startswith("-"):
+        at = next((at for at, word in enumerate(words) if word in group.commands), None)
+        return (None, words) if at is None else (words[at], [*words[:at], *words[at + 1 :]])
+    alike = get_close_matches(first, [*group.commands], n=1, cutoff=_ALIKE)
+    return (alike[0], rest) if alike else (None, words)
+
+
+def _as_ours(given: str | None, line: Line, program: Program) -> tuple[list[str], list[str]]:
+    """Our words, and reasons why options are left out; no words if they must not be. Raises `_NotSo`."""
+    chosen = {taken.other.ours.split()[0] for taken in line.of("command") if taken.other}
+    if len(chosen) > 1:
+        raise _NotSo
+    command = _chosen(given, chosen.pop() if chosen else None, line, program)
+    if command in ("--version", "--help"):
+        return [command], []
+    needed = [taken.other.why for taken in line.options if taken.other and taken.other.needed]
+    if needed:
+        return [], needed
+    if command == "connect":
+        return _connect(line, program)
+    if line.of("left out"):
+        raise _NotSo
+    if command == "list" and not given and not line.operands and not line.of("target"):
+        raise _NotSo  # of losetup, -l is nbdattach status
+    options = [word for taken in line.options for word in taken.ours]
+    return [command, *options, *_operands(command, line, options)], []
+
+
+def _chosen(given: str | None, chosen: str | None, line: Line, program: Program) -> str:
+    """The command, by what was typed or by an option such as -d."""
+    if given not in (None, "connect", chosen) and chosen:
+        raise _NotSo
+    if chosen or given:
+        return chosen or str(given)
+    operands = line.operands
+    is_theirs = any(taken.other for taken in line.options)
+    if program is LOSETUP and not all(map(_is_place, operands)):
+        raise _NotSo
+    if not operands or (len(operands) == 1 and not is_theirs and not _is_place(operands[0])):
+        raise _NotSo
+    if len(operands) > 1 and not (is_theirs or operands[1].isdigit() or any(map(_is_device, operands))):
+        raise _NotSo
+    is_lone_device = len(operands) == 1 and not line.options and _is_device(operands[0])
+    return "up" if is_lone_device and program is NBD_CLIENT else "connect"
+
+
+def _connect(line: Line, program: Program) -> tuple[list[str], list[str]]:
+    operands = [*line.operands]
+    devices = _devices(line)
+    if not devices:
+        devices = [word for word in operands if _is_device(word)][-1:]
+        operands = [word for word in operands if word not in devices]
+    if len(devices) > 1 or any(map(_is_device, operands)):
+        raise _NotSo
+    target = _target(line, operands)
+    if program is QEMU_NBD and (line.of("in brackets") or re.match(_OF_QEMU, target)):
+        return ["connect", *_in_brackets(line, target), *devices], []
+    if line.of("in brackets"):
+        raise _NotSo
+    ours, reasons = [], []
+    for taken in line.options:
+        if taken.other and taken.other.why and (not taken.other.ours or _is_image(target)):
+            reasons.append(f"{taken.name} is left out: {taken.other.why}")
+        else:
+            ours += taken.ours
+    return ["connect", *ours, target, *devices], reasons
+
+
+def _in_brackets(line: Line, image: str) -> list[str]:
+    """Our options, and the command of the image's server as one word."""
+    ours, theirs = [], []
+    for taken in line.options:
+        is_of_image = taken.other and taken.ours and taken.ours[0] in _OF_IMAGES
+        if is_of_image or taken in line.of("in brackets"):
+            theirs += taken.words
+        elif taken.other is None or taken.ours[:1] == ["--debug"]:
+            ours += taken.ours
+    return [*ours, one_text([*_SERVER, *theirs, image])]
+
+
+def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:
+    """Those of any command but connect. Raises `_NotSo`."""
+    if line.of("in brackets"):
+        raise _NotSo
+    if command in ("list", "info") or (command == "check" and line.of("target")):
+        return [_target(line, line.operands)]
+    if line.of("target"):
+        raise _NotSo
+    operands = [*_devices(line), *line.operands]
+    if command == "reconnect" and len(operands) == 2 and _is_device(operands[1]) and not _is_device(operands[0]):
+        operands.reverse()
+    added = [word for taken in line.of("command") if taken.other for word in taken.other.ours.split()[1:]]
+    operands = [word for word in added if word.startswith("-")] + operands
+    is_missing = not operands and not {"--all", "--tag"} & {*options}
+    return ["DEVICE"] if is_missing and command in ("disconnect", "reconnect", "resize") else operands
+
+
+def _devices(line: Line) -> list[str]:
+    """From options such as -c DEVICE."""
+    commands = line.of("command")
+    return [taken.value for taken in commands if taken.value and taken.other and taken.other.value == "DEVICE"]
+
+
+def _target(line: Line, operands: Sequence[str]) -> str:
+    """TARGET, of all that names the server. Raises `_NotSo`."""
+    given = {taken.other.value: taken.value or "" for taken in line.of("target") if taken.other}
+    host, *more = operands or [""]
+    if len(more) == 1 and more[0].isdigit() and "PORT" not in given:
+        given["PORT"] = more.pop()
+    if more:
+        raise _NotSo
+    if _is_image(host) or host.startswith("/"):
+        if "PORT" in given and not line.of("target"):
+            raise _NotSo
+        return host
+    names = [name for name in (host, given.get("ADDRESS"), given.get("PATH")) if name]
+    if len(names) > 1:
+        raise _NotSo
+    if "PORT" not in given:
+        return names[0] if names else "TARGET"
+    host = names[0] if names else "localhost"
+    if re.search(r"[/\[]|^[^:]*:[^:]*$", host):
+        raise _NotSo
+    return f"[{host}]:{given['PORT']}" if ":" in host else f"{host}:{given['PORT']}"
+
+
+def _is_place(word: str) -> bool:
+    """Whether the word alone can only be something to attach, or a device."""
+    return _is_device(word) or _is_image(word) or bool(re.search(r"[/:]|^\[", word))
+
+
+def _is_device(word: str) -> bool:
+    return is_device(word) or bool(re.match(r"/dev/(nbd|loop)\d", word))
+
+
+def _is_folder(word: str) -> bool:
+    """Whether it is an absolute path, and not that of a device or an image."""
+    return word.startswith("/") and not word.startswith("/dev/") and not _is_image(word)
+
+
+def _is_image(word: str) -> bool:
+    if "://" in word or word.startswith("["):
+        return False
+    is_other_device = word.startswith("/dev/") and not _is_device(word)
+    return is_other_device or word.startswith(("./", "../", "~/")) or may_be_image(os.path.basename(word))
+
+
+def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
+    """Whether the command line takes it. Runs nothing."""
+    name, *words = line
+    if name == "--version":
+        return True
+    if name not in group.commands:
+        return False
+    try:
+        with (
+            click.Context(group, info_name="nbdattach") as root,
+            group.commands[name].make_context(name, words, parent=root) as made,
+        ):
+            given = made.params
+        for text in (*_texts(given.get("target")), *_texts(given.get("targets"))):
+            if _is_device(text):
+                return False
+            if not (text.startswith("[ ") or may_be_image(text)):
+                trust = {name: given[name] for name in _fields_of_tls() if name in given}
+                target_of(text, given.get("export"), trust)
+    except (click.UsageError, Malformed):
+        return False
+    devices = [*_texts(given.get("device")), *_texts(given.get("devices"))]
+    devices += [text for text in _texts(given.get("attachments")) if text.startswith("/dev/")]
+    if not all(is_device(text) or text == "DEVICE" for text in devices):
+        return False
+    # What connect requires of these together.
+    is_image = any(map(_is_image, _texts(given.get("target"))))
+    has_size, has_none = given.get("raw_size") is not None, bool(given.get("no_handshake"))
+    return not has_none if is_image else has_size == has_none
+
+
+def _fields_of_tls() -> list[str]:
+    from nbdattach.connect_options import TlsOptions, options_of
+
+    return [declared.field for declared in options_of(TlsOptions).values()]
+
+
+def _texts(value: object) -> list[str]:
+    return [*value] if isinstance(value, tuple) else [str(value)] if value else []
+
+
+def misread(name: str, words: Sequence[str]) -> str:
+    """The whole word, if click took a long option with one dash (-persist) for short ones and complains of `name`."""
+    known = {name for program in PROGRAMS for other in program.options for name in other.names.split()}
+    for word in words:
+        whole = word.partition("=")[0]
+        if len(whole) > 2 and whole[1] != "-" and name[1:2] in whole and whole in known:
+            return whole
+    return name
