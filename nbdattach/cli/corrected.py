@@ -180,8 +180,7 @@ def _in_brackets(line: Line, image: str) -> list[str]:
     """Our options, and the command of the image's server as one word."""
     ours, theirs = [], []
     for taken in line.options:
-        is_of_image = taken.other and taken.ours and taken.ours[0] in _OF_IMAGES
-        if is_of_image or taken in line.of("in brackets"):
+        if {*taken.ours[:1]} & {*_OF_IMAGES} or taken in line.of("in brackets"):
             theirs += taken.words
         elif taken.other is None or taken.ours[:1] == ["--debug"]:
             ours += taken.ours

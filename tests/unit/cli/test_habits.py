@@ -146,6 +146,10 @@ OPTIONS = [
     ("connect --host db1 --port 10810 nbd0", "nbdattach connect db1:10810 nbd0"),
     ("check -p 10810", "nbdattach check localhost:10810"),
     ("connect db1 -c /dev/nbd0", "nbdattach connect db1 /dev/nbd0"),
+    (
+        "connect --aio=threads --format raw disk.img",
+        "nbdattach connect [ qemu-nbd -t -e 0 --aio=threads --format raw disk.img ]",
+    ),
     ("connect -d nbd0", "nbdattach disconnect nbd0"),
     ("connect db1 10809 /dev/nbd0", "nbdattach connect db1:10809 /dev/nbd0"),
     ("connect -r db1 10809", "if it is the port: nbdattach connect -r db1:10809"),
