@@ -180,8 +180,7 @@ def _in_brackets(line: Line, image: str) -> list[str]:
     """Our options, and the command of the image's server as one word."""
     ours, theirs = [], []
     for taken in line.options:
-        is_of_image = taken.other and taken.ours and taken.ours[0] in _OF_IMAGES
-        if is_of_image or taken in line.of("in brackets"):
+        if {*taken.ours[:1]} & {*_OF_IMAGES} or taken in line.of("in brackets"):
             theirs += taken.words
         elif taken.other is None or taken.ours[:1] == ["--debug"]:
             ours += taken.ours
@@ -192,13 +191,16 @@ def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:
     """Those of any command but connect. Raises `_NotSo`."""
     if line.of("in brackets"):
         raise _NotSo
-    if command in ("list", "info") or (command == "check" and line.of("target")):
+    is_port = len(line.operands) == 2 and line.operands[1].isdigit()
+    if command in ("list", "info") or (command == "check" and (is_port or line.of("target"))):
         return [_target(line, line.operands)]
     if line.of("target"):
         raise _NotSo
     operands = [*_devices(line), *line.operands]
-    if command == "reconnect" and len(operands) == 2 and _is_device(operands[1]) and not _is_device(operands[0]):
-        operands.reverse()
+    if command == "reconnect" and any(map(_is_device, operands)):
+        device = next(filter(_is_device, operands))
+        others = [word for word in operands if word != device]
+        operands = [device, _target(line, others)] if others else [device]
     added = [word for taken in line.of("command") if taken.other for word in taken.other.ours.split()[1:]]
     operands = [word for word in added if word.startswith("-")] + operands
     is_missing = not operands and not {"--all", "--tag"} & {*options}
@@ -269,7 +271,7 @@ def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
         ):
             given = made.params
         for text in (*_texts(given.get("target")), *_texts(given.get("targets"))):
-            if _is_device(text):
+            if _is_device(text) or text.isdigit():
                 return False
             if not (text.startswith("[ ") or may_be_image(text)):
                 trust = {name: given[name] for name in _fields_of_tls() if name in given}

@@ -23,8 +23,9 @@ from nbdattach.cli.options import (
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import each, say, terminal_width, trace
 from nbdattach.cli.types import device_at
-from nbdattach.cli.usage import command
+from nbdattach.cli.usage import command, corrected
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError
+from nbdattach.text import quoted
 
 if TYPE_CHECKING:
     from nbdattach.attached.status import Status
@@ -190,6 +191,10 @@ def check(
     from nbdattach.cli.checking import checked
     from nbdattach.cli.reach import to_reach
 
+    port = next((text for text in targets[1:] if text.isdigit()), None)
+    if port:
+        better = corrected(click.get_current_context())
+        raise Malformed(quoted(port), "a number, not a server", better or "a port is part of the TARGET: HOST:PORT")
     trust = trust_of(tls)
     ways = [(text, to_reach(text, export, trust, format)) for text in targets]
     failures, shown = [], []

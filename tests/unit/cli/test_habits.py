@@ -146,6 +146,10 @@ OPTIONS = [
     ("connect --host db1 --port 10810 nbd0", "nbdattach connect db1:10810 nbd0"),
     ("check -p 10810", "nbdattach check localhost:10810"),
     ("connect db1 -c /dev/nbd0", "nbdattach connect db1 /dev/nbd0"),
+    (
+        "connect --aio=threads --format raw disk.img",
+        "nbdattach connect [ qemu-nbd -t -e 0 --aio=threads --format raw disk.img ]",
+    ),
     ("connect -d nbd0", "nbdattach disconnect nbd0"),
     ("connect db1 10809 /dev/nbd0", "nbdattach connect db1:10809 /dev/nbd0"),
     ("connect -r db1 10809", "if it is the port: nbdattach connect -r db1:10809"),
@@ -158,6 +162,10 @@ OPTIONS = [
         "connect --shared=3 disk.qcow2",
         "nbdattach connect disk.qcow2; --shared is left out: the server is for one device",
     ),
+    ("list db1 10810", "nbdattach list db1:10810"),
+    ("info -N disk db1 10810", "nbdattach info -N disk db1:10810"),
+    ("check --tls db1 10810", "nbdattach check --tls db1:10810"),
+    ("reconnect nbd0 db2 10810", "nbdattach reconnect nbd0 db2:10810"),
     ("reconnect --tls db1 nbd0", "nbdattach reconnect --tls nbd0 db1"),
 ]
 ALL = [*NBD_CLIENT, *QEMU_NBD, *LOSETUP, *COMMANDS, *OPTIONS]
@@ -204,6 +212,7 @@ NO_GUESS = [
     ("connect -b 1000 nbd0", "try --block-size 4096; see nbdattach connect --help"),
     ("disconnect nbd0 --all", "see nbdattach disconnect --help"),
     ("connect", "see nbdattach connect --help"),
+    ("check db1 db2 10810", "a port is part of the TARGET: HOST:PORT"),
     ("mount /dev/nbd0 /mnt", "did you mean connect? see nbdattach --help"),
     ("umount /mnt", "did you mean disconnect? see nbdattach --help"),
     ("connect --name disk nbd://db1", "did you mean --export? see nbdattach connect --help"),

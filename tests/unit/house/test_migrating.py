@@ -88,6 +88,16 @@ def test_page_has_the_table() -> None:
     assert migrating.page(text) == text, "write it anew: .venv/bin/python tests/unit/house/migrating.py"
 
 
+def test_example_of_a_hint_is_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (migrating.PAGE.parent / "nbdattach.8").read_text()
+    (typed, said), *more = re.findall(
+        r"^\.Ql nbdattach (.+) :\n\.Bd -literal\n(nbdattach: [^.]+\.\n\(.+\)\n)", text, re.M
+    )
+    assert not more
+    assert main.run(typed.split()) == 2
+    assert capsys.readouterr().err == said
+
+
 def shown() -> Iterator[tuple[str, str]]:
     """Each command line of another program in the page, and the first one of ours below it."""
     text = migrating.PAGE.read_text()
