@@ -5,8 +5,8 @@ Decisions that matter:
 * Both outlive an attachment, because they belong to the device. So we remember what they were before. A detach takes
   them back, or, if the attachment ended in another way, the next one; unless another program has changed them since.
 * Read-ahead is set by ioctl: a write to its file waits for all requests since Linux 6.12, so the monitor could not do
-  that. It sets read-ahead again after a change of the size, because the kernel then sets its default
-  (queue_limits_commit_update in block/blk-settings.c). A new connection changes neither.
+  that. It sets read-ahead again after a change of the size, because the kernel then raises a smaller one to its
+  default (6.12 and 7.2, blk_apply_bdi_limits in block/blk-settings.c). A new connection changes neither.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Orders:
                 raise _busy(self._device, "it has new connections, and its old size")
 
     def _read_ahead_again(self) -> None:
-        """A change of the size has reset it."""
+        """A change of the size may have raised it."""
         wanted = self._recorded.record.read_ahead
         if wanted is None:
             return

@@ -261,7 +261,7 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
     if not job.shape.read_only:
         node.allow_writes()
     settings.correct(node.device, job.shape.flags)
-    queue_choice.set_read_ahead(node, job.options.read_ahead)  # last: a change of another limit resets it
+    queue_choice.set_read_ahead(node, job.options.read_ahead)  # last: a change of another limit may raise it
     notes += settings.differences(node.device, job.shape.flags, job.shape.max_sectors_kb, job.shape.block_size)
     notes += _lack_of_room(node.device, backend, job)
     node.scan_partitions(deadline)

@@ -99,19 +99,20 @@ def test_another_setting_of_an_attached_device_is_refused() -> None:
 
 
 @pytest.mark.netlink
-def test_both_outlast_a_restart_of_the_server_a_hand_over_and_a_resize(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kib", [0, 4096])  # below the kernel's default, and above
+def test_both_outlast_a_restart_of_the_server_a_hand_over_and_a_resize(tmp_path: Path, kib: int) -> None:
     there = place(tmp_path, "image")
     with ExitStack() as servers:
         server = servers.enter_context(there.serve())
-        with attached(server.uri, "nbd0", scheduler="none", read_ahead=4096 * 1024):
+        with attached(server.uri, "nbd0", scheduler="none", read_ahead=kib * 1024):
             nbd_ok("reconnect", "nbd0")
-            assert settings() == ("none", 4096)
+            assert settings() == ("none", kib)
             server.kill()
             servers.enter_context(there.serve())
             eventually(lambda: '"connected"' in nbd_ok("status", "--json", "nbd0"))
             assert len(Path("/dev/nbd0").read_bytes()) == 16 * MIB
-            assert settings() == ("none", 4096)
+            assert settings() == ("none", kib)
             os.truncate(there.image, 20 * MIB)
             nbd_ok("resize", "nbd0")
             assert FIRST.size == 20 * MIB
-            assert settings() == ("none", 4096)
+            assert settings() == ("none", kib)
