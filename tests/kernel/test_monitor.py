@@ -92,7 +92,7 @@ def test_a_server_whose_only_place_is_ours_is_said_to_be_full_perhaps(tmp_path: 
         done = nbd(order, "nbd0")
         assert (done.code, done.out) == (3, "")
         assert "no answer within 3 s (waiting for the server's greeting): the server may be full" in done.err
-        assert "--shared=N; a device attached to it here counts as one" in done.err
+        assert "-e N; a device attached to it here counts as one" in done.err
         assert len(Path("/dev/nbd0").read_bytes()) == MIB
 
 
