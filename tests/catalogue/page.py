@@ -111,6 +111,7 @@ def _cell(found: str, notes: list[str]) -> str:
 def plain(cause: str) -> str:
     """Without what is different each time, and nothing that Markdown takes for a mark."""
     cause = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", cause)
+    cause = re.sub(r"table [0-9a-f]{8}\b", "table ID", cause)
     cause = re.sub(r"exit (\d): (nbd\S*?://\S*?): ", r"exit \1: ", cause)
     cause = re.sub(r"^nbd\S*?://\S*?: ", "", cause)
     return " ".join(cause.replace("|", "/").replace("<", "(").replace(">", ")").split())

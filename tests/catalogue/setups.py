@@ -71,7 +71,7 @@ def _storage(name: str, blockdev: str, node: str, export: str = "", **more: obje
 
 
 _RANGE_SERVER = r"""
-cat >/srv/http.py <<'END'
+cat >/srv/ranges.py <<'END'
 import http.server, os, re
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -93,7 +93,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 END
-python3 /srv/http.py >/dev/null 2>&1 &
+python3 /srv/ranges.py >/dev/null 2>&1 &
+until ss -ltn | grep -q :8080; do sleep 0.2; done
 """
 _SSH = """
 mkdir -p /run/sshd /root/.ssh
@@ -131,7 +132,7 @@ SETUPS = [
     _nbdkit("cache", "--filter=cache file /srv/disk"),
     _nbdkit("ondemand", "ondemand dir=/srv/dir size=16M", prepare="mkdir /srv/dir", export="disk", does="makes a disk of each name that a client asks for, even of a mistyped one; one client a disk", ours="a second client gets the server's own words"),
     _nbdkit("tmpdisk", "tmpdisk 16M"),
-    _nbdkit("sparse-random", "sparse-random 16M", does="accepts a write only if it is the data that is there", ours="as above"),
+    _nbdkit("sparse-random", "sparse-random 16M", does="accepts a write only if it is the data that is there", ours="the write or fsync of the program fails; the kernel makes EIO of each error of a server"),
     _nbdkit("split", "split /srv/disk /srv/more", prepare="truncate -s 16M /srv/more", does="writes to all files but the first go to a wrong place, see `findings/nbdkit-split-writes-beyond-its-files.sh`", ours="nothing shows it at once; the monitor refuses the server after a restart, as the disk has grown"),
     _nbdkit("partitioning", "partitioning /srv/disk"),
     _nbdkit("partition-filter", "--filter=partition file /srv/disk partition=1",
@@ -157,7 +158,7 @@ SETUPS = [
     _nbdkit("data", "data '0x55 0xAA @16777215 0'"),
     _nbdkit("pattern", "pattern 16M"),
     _nbdkit("random", "random 16M"),
-    _nbdkit("full", "full 16M", does="each write is ENOSPC, though the export is read-write", ours="the write or fsync of the program fails"),
+    _nbdkit("full", "full 16M", does="each write is ENOSPC, though the export is read-write", ours="the write or fsync of the program fails; the kernel makes EIO of each error of a server"),
     _nbdkit("null", "null 16M", does="throws all writes away, and says that they succeeded", ours="cannot tell it from a disk"),
     _nbdkit("zero", "zero"),
     # nbdkit with scripts
@@ -279,7 +280,6 @@ BEYOND: dict[str, list[str]] = {
         "maxconnections counts all clients since the start: "
         "`findings/nbd-server-maxconnections-counts-clients-that-have-left.sh`. nbdattach: an error of a closed "
         "connection; `info` and `check` use up a client each.",
-        "Each connection has a process of its own, which stays when the server gets SIGTERM. nbdattach: nothing to do.",
         "A temporary export offers multi-conn, and each connection has a disk of its own: "
         "`findings/nbd-server-temporary-multi-conn.sh`. nbdattach: by netlink it uses one connection unless the user asks for more.",
     ],
