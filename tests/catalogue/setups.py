@@ -254,8 +254,8 @@ LEFT_OUT = {
 BEYOND: dict[str, list[str]] = {
     "nbdkit": [
         "After SIGTERM nbdkit stays for as long as a client is connected. It keeps its socket, so a new client can connect, "
-        "and gets no greeting: `findings/nbdkit-stopped-listens-and-answers-nobody.sh`. nbdattach: the monitor takes a "
-        "refused request (ESHUTDOWN) for the loss of the server, leaves, and tries again until the next server answers.",
+        "and gets no greeting: `findings/nbdkit-stopped-listens-and-answers-nobody.sh`. nbdattach: the first request that nbdkit "
+        "refuses (ESHUTDOWN) fails with EIO; then the monitor leaves, nbdkit ends, and later requests wait for the next server.",
         "An export that the server lists may fail to open, for example because its backend is away. nbdattach: the error "
         "says so; `--retry-for` and the monitor go on trying.",
         "The disk of memory, cow, tmpdisk, data and of many scripts is another one after a restart. nbdattach: the monitor "
