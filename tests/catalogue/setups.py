@@ -216,8 +216,10 @@ SETUPS = [
                 disk="/srv/disk"),
     _nbd_server("defaults", "exportname = /srv/disk", releases=ALL),
     _nbd_server("tls", "exportname = /srv/disk; flush = true; fua = true; force_tls = true", releases=ALL,
-                generic="certfile = /srv/tls/server-cert.pem;keyfile = /srv/tls/server-key.pem",
-                tls="nbd-server -C /srv/config -p /run/nbd-server.pid"),
+                generic="certfile = /srv/tls/server-cert.pem;keyfile = /srv/tls/server-key.pem;cacertfile = /srv/tls/ca-cert.pem",
+                tls="nbd-server -C /srv/config -p /run/nbd-server.pid",
+                does="hides the export from clients without TLS; asks each client for a certificate, also without cacertfile",
+                ours="an error that names --tls, and one that names --tls-cert"),
     _nbd_server("copyonwrite", "exportname = /srv/disk; copyonwrite = true", releases=ALL,
                 does="3.26.1 gives back other data than was written, see `findings/nbd-server-copyonwrite-mixes-up-blocks.sh`; "
                 "the disk of each connection is its own, and gone with it",
