@@ -148,7 +148,7 @@ SETUPS = [
     _nbdkit("luks", "--filter=luks file /srv/luks passphrase=secret",
             prepare="qemu-img create -q --object secret,id=s,data=secret -f luks -o key-secret=s,iter-time=10 /srv/luks 16M"),
     # nbdkit with a disk elsewhere
-    _nbdkit("curl", "curl http://127.0.0.1:8080/disk", prepare=_RANGE_SERVER, releases=ALL),
+    _nbdkit("curl", "curl http://127.0.0.1:8080/disk", prepare=_RANGE_SERVER, releases=ALL, does="offers writes, which this HTTP server does not take", ours="the write fails with EIO; --read-only"),
     _nbdkit("ssh", "ssh host=127.0.0.1 port=2222 /srv/disk", prepare=_SSH),
     _nbdkit("nbd", "nbd socket=/run/behind.sock",
             prepare="nbdkit --unix /run/behind.sock file /srv/disk"),
@@ -280,8 +280,8 @@ BEYOND: dict[str, list[str]] = {
     "nbd-server": [
         "NBD_OPT_INFO is answered with size 0. nbdattach: `info` then enters the export, and leaves it by NBD_CMD_DISC.",
         "maxconnections counts all clients since the start: "
-        "`findings/nbd-server-maxconnections-counts-clients-that-have-left.sh`. nbdattach: an error of a closed "
-        "connection; `info` and `check` use up a client each.",
+        "`findings/nbd-server-maxconnections-counts-clients-that-have-left.sh`. nbdattach: the error has the "
+        "server's words; `info` and `check` use up a client each.",
         "A temporary export offers multi-conn, and each connection has a disk of its own: "
         "`findings/nbd-server-temporary-multi-conn.sh`. nbdattach: by netlink it uses one connection unless the user asks for more.",
     ],
