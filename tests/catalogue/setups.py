@@ -26,7 +26,7 @@ class Setup:
     """One server with its options.
 
     `name` is a file name. `command` ends only with the server, unless it leaves a daemon. `export` is the export's name.
-    `prepare` is a shell script that runs first, once. `grow` makes the export 8 MiB larger. `disk` is the file whose
+    `prepare` is a shell script that runs first, once. `grow` makes the export 8 MiB larger. `disk` is the file; its
     blocks show if TRIM frees space. `tls` is the command for the same server with TLS, its certificates in /srv/tls.
     `does` says what the server does beyond the specification, `ours` what nbdattach makes of it.
     """
