@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -78,12 +79,20 @@ def _family(family: str, results: Sequence[Result]) -> list[str]:
         for row, same in groupby(rows, key=lambda pair: pair[0]):
             versions = ", ".join(_short(one.get("version") or one["release"]) for _, one in same)
             lines.append(f"| {setup.name} | {versions} | {' | '.join(row)} |")
-    listed = [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    listed = [_item(f"{number}.", note) for number, note in enumerate(notes, 1)]
     remarks = ["| Setup | Command | The server | nbdattach |", "|---|---|---|---|"]
     remarks += [_remarks(setup, [one for one in results if one["setup"] == setup.name]) for setup in setups]
-    beyond = [f"* {line}" for line in BEYOND.get(family, ())]
+    beyond = [_item("*", line) for line in BEYOND.get(family, ())]
     parts = [f"## {family}", "\n".join(lines), "\n".join(listed), "\n".join(beyond), "\n".join(remarks)]
     return ["\n\n".join(part for part in parts if part) + "\n"]
+
+
+def _item(mark: str, text: str) -> str:
+    """Of a list, in lines as editors allow."""
+    indent = " " * (len(mark) + 1)
+    return textwrap.fill(
+        f"{mark} {text}", 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _row(result: Result, notes: list[str]) -> list[str]:
@@ -111,6 +120,7 @@ def _cell(found: str, notes: list[str]) -> str:
 def plain(cause: str) -> str:
     """Without what is different each time, and nothing that Markdown takes for a mark."""
     cause = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", cause)
+    cause = re.sub(r"table [0-9a-f]{8}\b", "table ID", cause)
     cause = re.sub(r"exit (\d): (nbd\S*?://\S*?): ", r"exit \1: ", cause)
     cause = re.sub(r"^nbd\S*?://\S*?: ", "", cause)
     return " ".join(cause.replace("|", "/").replace("<", "(").replace(">", ")").split())

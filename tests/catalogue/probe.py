@@ -147,7 +147,10 @@ class Probe:
         return "yes"
 
     def ours(self) -> list[str]:
-        return ["--tls-ca", f"{ROOT}/srv/tls/ca-cert.pem"] if self.server.tls else []
+        """With a certificate of ours, for servers that ask for one."""
+        files = (("--tls-ca", "ca-cert"), ("--tls-cert", "client-cert"), ("--tls-key", "client-key"))
+        words = [word for option, file in files for word in (option, f"{ROOT}/srv/tls/{file}.pem")]
+        return words if self.server.tls else []
 
     def attach(self) -> bool:
         arguments = [*self.ours(), *self.setup.connect, self.target(), DEVICE]

@@ -17,7 +17,7 @@ sys.path.insert(0, str(TREE / "tests/lab"))
 
 import cache  # noqa: E402 # tests/lab is no package
 
-# By release: the packages whose servers run, with their versions. Debian's archive keeps one version of a suite, so a
+# By release: the packages of the servers, with their versions. Debian's archive keeps one version of a suite, so a
 # new one needs a new line here, and a new run.
 PINNED = {
     "bookworm": {

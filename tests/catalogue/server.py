@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from certificates import make
+from certificates import Authority
 from listening import Place, listens
 from setups import UNIX, Setup
 
@@ -33,7 +33,9 @@ class Server:
         self.place: Place = UNIX if setup.unix else ("127.0.0.1", 10809)
         self.tls = False
         _enter(release)
-        make(ROOT / "srv/tls")
+        authority = Authority(ROOT / "srv/authority")
+        for kind in ("server", "client"):
+            authority.issue(ROOT / "srv/tls", kind)
         (ROOT / "srv/disk").touch()
         os.truncate(ROOT / "srv/disk", 16 << 20)
         in_root(setup.prepare)

@@ -26,7 +26,7 @@ class Setup:
     """One server with its options.
 
     `name` is a file name. `command` ends only with the server, unless it leaves a daemon. `export` is the export's name.
-    `prepare` is a shell script that runs first, once. `grow` makes the export 8 MiB larger. `disk` is the file whose
+    `prepare` is a shell script that runs first, once. `grow` makes the export 8 MiB larger. `disk` is the file; its
     blocks show if TRIM frees space. `tls` is the command for the same server with TLS, its certificates in /srv/tls.
     `does` says what the server does beyond the specification, `ours` what nbdattach makes of it.
     """
@@ -71,7 +71,7 @@ def _storage(name: str, blockdev: str, node: str, export: str = "", **more: obje
 
 
 _RANGE_SERVER = r"""
-cat >/srv/http.py <<'END'
+cat >/srv/ranges.py <<'END'
 import http.server, os, re
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -93,7 +93,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 END
-python3 /srv/http.py >/dev/null 2>&1 &
+python3 /srv/ranges.py >/dev/null 2>&1 &
+until ss -ltn | grep -q :8080; do sleep 0.2; done
 """
 _SSH = """
 mkdir -p /run/sshd /root/.ssh
@@ -131,7 +132,7 @@ SETUPS = [
     _nbdkit("cache", "--filter=cache file /srv/disk"),
     _nbdkit("ondemand", "ondemand dir=/srv/dir size=16M", prepare="mkdir /srv/dir", export="disk", does="makes a disk of each name that a client asks for, even of a mistyped one; one client a disk", ours="a second client gets the server's own words"),
     _nbdkit("tmpdisk", "tmpdisk 16M"),
-    _nbdkit("sparse-random", "sparse-random 16M", does="accepts a write only if it is the data that is there", ours="as above"),
+    _nbdkit("sparse-random", "sparse-random 16M", does="accepts a write only if it is the data that is there", ours="the write or fsync of the program fails; the kernel makes EIO of each error of a server"),
     _nbdkit("split", "split /srv/disk /srv/more", prepare="truncate -s 16M /srv/more", does="writes to all files but the first go to a wrong place, see `findings/nbdkit-split-writes-beyond-its-files.sh`", ours="nothing shows it at once; the monitor refuses the server after a restart, as the disk has grown"),
     _nbdkit("partitioning", "partitioning /srv/disk"),
     _nbdkit("partition-filter", "--filter=partition file /srv/disk partition=1",
@@ -139,7 +140,7 @@ SETUPS = [
     _nbdkit("offset-filter", "--filter=offset file /srv/disk offset=1M range=8M"),
     # nbdkit that makes a disk of files
     _nbdkit("floppy", "floppy /srv/files", prepare=_FILES),
-    _nbdkit("iso", "iso /srv/files prog=xorrisofs", prepare=_FILES),
+    _nbdkit("iso", "iso /srv/files", prepare=_FILES),
     _nbdkit("linuxdisk", "linuxdisk /srv/files", prepare=_FILES, does="makes new UUIDs at each start", ours="the monitor refuses it after a restart"),
     _nbdkit("gzip", "--filter=gzip file /srv/disk.gz", prepare="gzip -k /srv/disk"),
     _nbdkit("xz", "--filter=xz file /srv/disk.xz", prepare="xz -k --block-size=1MiB /srv/disk"),
@@ -147,7 +148,7 @@ SETUPS = [
     _nbdkit("luks", "--filter=luks file /srv/luks passphrase=secret",
             prepare="qemu-img create -q --object secret,id=s,data=secret -f luks -o key-secret=s,iter-time=10 /srv/luks 16M"),
     # nbdkit with a disk elsewhere
-    _nbdkit("curl", "curl http://127.0.0.1:8080/disk", prepare=_RANGE_SERVER, releases=ALL),
+    _nbdkit("curl", "curl http://127.0.0.1:8080/disk", prepare=_RANGE_SERVER, releases=ALL, does="offers writes, which this HTTP server does not take", ours="the write fails with EIO; --read-only"),
     _nbdkit("ssh", "ssh host=127.0.0.1 port=2222 /srv/disk", prepare=_SSH),
     _nbdkit("nbd", "nbd socket=/run/behind.sock",
             prepare="nbdkit --unix /run/behind.sock file /srv/disk"),
@@ -157,7 +158,7 @@ SETUPS = [
     _nbdkit("data", "data '0x55 0xAA @16777215 0'"),
     _nbdkit("pattern", "pattern 16M"),
     _nbdkit("random", "random 16M"),
-    _nbdkit("full", "full 16M", does="each write is ENOSPC, though the export is read-write", ours="the write or fsync of the program fails"),
+    _nbdkit("full", "full 16M", does="each write is ENOSPC, though the export is read-write", ours="the write or fsync of the program fails; the kernel makes EIO of each error of a server"),
     _nbdkit("null", "null 16M", does="throws all writes away, and says that they succeeded", ours="cannot tell it from a disk"),
     _nbdkit("zero", "zero"),
     # nbdkit with scripts
@@ -216,8 +217,13 @@ SETUPS = [
     _nbd_server("defaults", "exportname = /srv/disk", releases=ALL),
     _nbd_server("tls", "exportname = /srv/disk; flush = true; fua = true; force_tls = true", releases=ALL,
                 generic="certfile = /srv/tls/server-cert.pem;keyfile = /srv/tls/server-key.pem;cacertfile = /srv/tls/ca-cert.pem",
-                tls="nbd-server -C /srv/config -p /run/nbd-server.pid"),
-    _nbd_server("copyonwrite", "exportname = /srv/disk; copyonwrite = true", releases=ALL),
+                tls="nbd-server -C /srv/config -p /run/nbd-server.pid",
+                does="hides the export from clients without TLS; asks each client for a certificate, also without cacertfile",
+                ours="an error that names --tls, and one that names --tls-cert"),
+    _nbd_server("copyonwrite", "exportname = /srv/disk; copyonwrite = true", releases=ALL,
+                does="3.26.1 gives back other data than was written, see `findings/nbd-server-copyonwrite-mixes-up-blocks.sh`; "
+                "the disk of each connection is its own, and gone with it",
+                ours="cannot tell; the monitor refuses the server after a loss of the connection, so requests wait"),
     _nbd_server("temporary", "exportname = /srv/disk; filesize = 16777216; temporary = true; flush = true", releases=ALL),
     _nbd_server("multifile", "exportname = /srv/part; multifile = true; flush = true",
                 prepare="truncate -s 8M /srv/part.0 /srv/part.1"),
@@ -226,7 +232,7 @@ SETUPS = [
     _nbd_server("read-only", "exportname = /srv/disk; readonly = true"),
     _nbd_server("splice", "exportname = /srv/disk; splice = true; flush = true"),
     _nbd_server("sync", "exportname = /srv/disk; sync = true"),
-    _nbd_server("maxconnections", "exportname = /srv/disk; maxconnections = 2; flush = true", releases=ALL),
+    _nbd_server("maxconnections", "exportname = /srv/disk; maxconnections = 4; flush = true", releases=ALL),
 ]  # fmt: skip
 
 # Servers that are not in the table, each with the reason.
@@ -250,8 +256,8 @@ LEFT_OUT = {
 BEYOND: dict[str, list[str]] = {
     "nbdkit": [
         "After SIGTERM nbdkit stays for as long as a client is connected. It keeps its socket, so a new client can connect, "
-        "and gets no greeting: `findings/nbdkit-stopped-listens-and-answers-nobody.sh`. nbdattach: the monitor takes a "
-        "refused request (ESHUTDOWN) for the loss of the server, leaves, and tries again until the next server answers.",
+        "and gets no greeting: `findings/nbdkit-stopped-listens-and-answers-nobody.sh`. nbdattach: the first request that nbdkit "
+        "refuses (ESHUTDOWN) fails with EIO; then the monitor leaves, nbdkit ends, and later requests wait for the next server.",
         "An export that the server lists may fail to open, for example because its backend is away. nbdattach: the error "
         "says so; `--retry-for` and the monitor go on trying.",
         "The disk of memory, cow, tmpdisk, data and of many scripts is another one after a restart. nbdattach: the monitor "
@@ -274,8 +280,8 @@ BEYOND: dict[str, list[str]] = {
     "nbd-server": [
         "NBD_OPT_INFO is answered with size 0. nbdattach: `info` then enters the export, and leaves it by NBD_CMD_DISC.",
         "maxconnections counts all clients since the start: "
-        "`findings/nbd-server-maxconnections-counts-clients-that-have-left.sh`. nbdattach: an error of a closed "
-        "connection; `info` and `check` use up a client each.",
+        "`findings/nbd-server-maxconnections-counts-clients-that-have-left.sh`. nbdattach: the error has the "
+        "server's words; `info` and `check` use up a client each.",
         "A temporary export offers multi-conn, and each connection has a disk of its own: "
         "`findings/nbd-server-temporary-multi-conn.sh`. nbdattach: by netlink it uses one connection unless the user asks for more.",
     ],
