@@ -560,7 +560,7 @@ def test_qemu_nbd_that_serves_its_only_client_is_said_to_be_full_perhaps(image: 
             error = client.check(target, attachable, 1.0).error
         assert error is not None
         assert error.cause.endswith("(waiting for the server's greeting): the server may be full")
-        assert "--shared=N" in error.hint
+        assert "-e N" in error.hint
 
 
 @pytest.mark.parametrize("why", ["maxconnections", "file", "prerun", "authfile"])
