@@ -57,7 +57,7 @@ class Line:
 
 
 def read(words: Sequence[str], program: Program, own: click.Command | None, *, own_first: bool = False) -> Line:
-    """Reads the words. `own`: the command of ours whose options may be there. Raises `Unreadable`."""
+    """Reads the words. `own`: a command of ours, if its options may be there. Raises `Unreadable`."""
     theirs = [_names(program), _names(migration.HABITS)]
     known: list[Mapping[str, Other | click.Option]] = [*theirs]
     if own:

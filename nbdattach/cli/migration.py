@@ -11,7 +11,7 @@ from nbdattach.immutable import immutable
 
 # Of an option that belongs to a server, in the place of ours: its command is written in brackets.
 IN_BRACKETS = "[]"
-# Of an option whose value names the server: it becomes part of TARGET.
+# The value of such an option names the server: it becomes part of TARGET.
 OF_TARGET = "TARGET"
 
 

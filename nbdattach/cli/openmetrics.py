@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Attachments as metrics, in the text format of OpenMetrics 1.0.
 
-Decision that matters: it has only what node_exporter's textfile collector reads too, whose format is Prometheus's older
+Decision that matters: it has only what node_exporter's textfile collector reads too: its format is Prometheus's older
 one. That has no StateSet and no Info, and refuses the whole file for them. So states are gauges, 1 or 0.
 The label `device` is "nbd0", as in node_exporter's metrics of disks, so that both can be joined.
 """
