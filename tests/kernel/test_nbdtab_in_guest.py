@@ -317,7 +317,7 @@ def test_all_at_once_while_one_server_hangs_and_one_refuses(tmp_path: Path) -> N
 
 def test_one_export_at_two_devices_at_once() -> None:
     with nbdkit(*telling(1)) as server:
-        TABLE.write_text("".join(f"nbd{number} {server.uri} disk backend={BACKEND}\n" for number in range(2)))
+        TABLE.write_text("".join(f"nbd{number} {server.uri} disk shared,backend={BACKEND}\n" for number in range(2)))
         done = nbd("up", "--all")
         assert (done.code, sorted(done.out.split())) == (0, ["/dev/nbd0", "/dev/nbd1"])
         assert attached_sizes() == {0: 1, 1: 1}
@@ -331,7 +331,7 @@ def test_one_export_at_two_devices_at_once() -> None:
 def test_64_at_once_share_a_cpu_and_none_misses_its_deadline() -> None:
     """Each has 5 seconds, and all together need more than that of the guest's one CPU."""
     with nbdkit(*telling(1)) as server:
-        TABLE.write_text("".join(f"nbd{number} {server.uri} disk connect-timeout=5\n" for number in range(64)))
+        TABLE.write_text("".join(f"nbd{number} {server.uri} disk shared,connect-timeout=5\n" for number in range(64)))
         done = nbd("up", "--all", seconds=300)
         assert (done.code, len(done.out.split()), done.err) == (0, 64, "")
         done = nbd("down", "--all", seconds=300)

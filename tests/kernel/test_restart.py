@@ -321,7 +321,7 @@ def test_metrics_count_outages_over_restarts_of_the_monitor(tmp_path: Path) -> N
             server.kill()
             eventually(lambda: metrics_of("nbd0").get("last_error_age_seconds", 99) < 10)
             reading = subprocess.Popen(["dd", "if=/dev/nbd0", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"])
-            eventually(lambda: metrics_of("nbd0")["inflight_requests"] == 1)
+            eventually(lambda: metrics_of("nbd0")["inflight_requests"] >= 1)
             no_monitor()
             before = metrics_of("nbd0")
             assert (before["reconnects_total"], before["away_seconds_total"] > 0) == (0, True)
