@@ -148,7 +148,7 @@ QEMU_NBD = Program(
             "--cache",
             "MODE",
             "--cache MODE",
-            note="The default is not always writeback; see Server and cache in nbdattach(8).",
+            note="The default is not always writeback; see Server and cache in nbdattach-images(7).",
         ),
         Other("--discard", "MODE", "--discard MODE", note="The default is unmap; the one of qemu-nbd is ignore."),
         Other(

@@ -36,7 +36,7 @@ def as_json(value: object) -> str:
 
 
 def status_object(one: Status) -> dict[str, object]:
-    """The JSON object of nbdattach(8); it has "trouble" only if there is some."""
+    """The JSON object of nbdattach-status(8); it has "trouble" only if there is some."""
     found = as_dict(one)
     if found["trouble"] is None:
         del found["trouble"]

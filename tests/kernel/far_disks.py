@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Disks on other machines, attached by a command in brackets: the examples of nbdattach(8). Run by `make far`.
+"""Disks on other machines, attached by a command in brackets: the examples of nbdattach-images(7). Run by `make far`.
 
 The other machine is this guest: an SSH server, and an S3 service that keeps all in memory.
 """

@@ -42,8 +42,11 @@ def parts(text: str, macro: str) -> dict[str, str]:
 
 
 SECTIONS = parts(PAGE.read_text(), "Sh")
-COMMANDS = parts(SECTIONS["COMMANDS"], "Ss")
-JSON = parts(SECTIONS["JSON"], "Ss")
+# Each command has a page of its own, but for help.
+COMMAND_PAGES = {name: ROOT / "man" / f"nbdattach-{name}.8" for name in cli.commands if name != "help"}
+_OF_COMMANDS = {name: parts(page.read_text(), "Sh") for name, page in COMMAND_PAGES.items()}
+COMMANDS = {**parts(SECTIONS["COMMANDS"], "Ss"), **{name: text["DESCRIPTION"] for name, text in _OF_COMMANDS.items()}}
+JSON = {name: text.get("JSON", "") for name, text in _OF_COMMANDS.items()}
 
 
 def items(text: str) -> dict[str, str]:
@@ -146,7 +149,34 @@ def test_common_options_are_those_of_the_group() -> None:
 
 def test_every_option_named_anywhere_exists() -> None:
     known = described(COMMANDS[COMMON]) | {name for one in cli.commands.values() for name in options(one)}
-    assert set(flags(PAGE.read_text())) == known
+    assert {flag for page in (PAGE, *COMMAND_PAGES.values()) for flag in flags(page.read_text())} == known
+
+
+@pytest.mark.parametrize("name", COMMAND_PAGES)
+def test_page_of_a_command_has_its_name_and_its_synopsis(name: str) -> None:
+    text = COMMAND_PAGES[name].read_text()
+    assert f".Dt NBDATTACH-{name.upper()} 8\n" in text
+    assert f".Sh NAME\n.Nm nbdattach-{name}\n" in text
+    synopsis = re.search(rf"^\.Nm\n\.Cm {name}\n((?:\.(?:Op|Ar).*\n)*)", SECTIONS["SYNOPSIS"], re.MULTILINE)
+    assert synopsis and _OF_COMMANDS[name]["SYNOPSIS"] == f".Nm nbdattach\n.Cm {name}\n{synopsis[1]}"
+    assert f".It Xr nbdattach-{name} 8\n" in SECTIONS["COMMANDS"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_section_that_a_page_refers_to_is_in_it(page: Path) -> None:
+    text = page.read_text()
+    wanted = {name.rstrip(" .,:;)") for name in re.findall(r"^\.Sx (.+)$", text, re.MULTILINE)}
+    assert wanted <= {*parts(text, "Sh"), *parts(text, "Ss")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_of_ours_that_a_page_refers_to_exists_and_has_the_section(page: Path) -> None:
+    text = page.read_text()
+    for name, number in re.findall(r"\bXr (nbdattach\S*) (\d)", text):
+        assert (ROOT / "man" / f"{name}.{number}").exists()
+    for section, name, number in re.findall(r"^\.Sy (.+)\nin\n\.Xr (nbdattach\S*) (\d)", text, re.MULTILINE):
+        other = (ROOT / "man" / f"{name}.{number}").read_text()
+        assert section in {*parts(other, "Sh"), *parts(other, "Ss")}
 
 
 @pytest.mark.parametrize(("command", "option", "default"), list(defaults()))
