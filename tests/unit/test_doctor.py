@@ -108,6 +108,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(procfs, "sees_all", lambda: True)
     monkeypatch.setattr(status, "sees_all", lambda: True)
     monkeypatch.setattr(choice, "why_no_netlink", lambda: None)
+    importlib.import_module("nbdattach.kernel.dead_links")  # which needs the true one
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(systemd, "in_charge", lambda: False)
     monkeypatch.setattr(doctor, "_is_block_device", lambda path: path in made.nodes)
