@@ -31,14 +31,20 @@ def ensure_monitor() -> None:
 
 
 def _start() -> None:
+    """A monitor that lives and does not answer may be about to end: then another one has to be started."""
+    deadline = Deadline(START_SECONDS)
+    while not control.answers():
+        if not state.monitor_lives():
+            _start_one()
+        if not deadline.sleep(_POLL):
+            raise NoMonitor(f"does not answer after {START_SECONDS} s")
+
+
+def _start_one() -> None:
     failures = []
     for command in _ways():
         failure = _failure_of(command)
         if failure is None or control.answers() or state.monitor_lives():  # another command may have been faster
-            deadline = Deadline(START_SECONDS)
-            while not control.answers():
-                if not deadline.sleep(_POLL):
-                    raise NoMonitor(f"does not answer after {START_SECONDS} s")
             return
         failures.append(failure)
     raise NoMonitor(f"cannot be started: {failures[-1]}")

@@ -128,3 +128,12 @@ def test_a_monitor_gets_nothing_that_is_meant_for_the_process_which_starts_it(mo
     names = set(failure.split("\\n")) - {"PWD", "SHLVL", "_", "OLDPWD"}  # which the shell adds
     assert names <= {"PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
     assert {"PATH", "SSL_CERT_DIR"} <= names
+
+
+def test_after_a_monitor_that_was_about_to_end_another_one_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lives for a moment, and no longer answers."""
+    host = hosted(monkeypatch, Host(works=["daemon"]), systemd=False)
+    lives = iter([True, True, False])
+    monkeypatch.setattr(state, "monitor_lives", lambda: next(lives))
+    launch.ensure_monitor()
+    assert host.tried == ["daemon"]
