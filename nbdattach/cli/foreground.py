@@ -26,15 +26,16 @@ def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None
     device = parse_device(attached.device)
     there = attached.status()
     # A relay may die, and the monitor starts another.
-    worker = os.pidfd_open(there.pid) if there.pid and there.backend == "ioctl" else None
+    try:
+        worker = os.pidfd_open(there.pid) if there.pid and there.backend == "ioctl" else None
+    except ProcessLookupError:
+        raise _ended(device.path) from None
     woken = bare_process.end_signals()
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
     while True:
         ready, _, _ = select.select([one for one in (worker, woken) if one is not None], [], [], _LOOK)
         if worker in ready or Kernel(device).pid != attached.pid:
-            raise NoConnection(
-                device.path, "no longer attached: the server went away, or another command detached it", "see dmesg"
-            )
+            raise _ended(device.path)
         if not ready:
             continue
         os.read(woken, 1)
@@ -45,3 +46,7 @@ def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None
             say(error)
         else:
             return
+
+
+def _ended(path: str) -> NoConnection:
+    return NoConnection(path, "no longer attached: the server went away, or another command detached it", "see dmesg")
