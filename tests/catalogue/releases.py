@@ -8,7 +8,6 @@ releases.py    makes those that are missing, and prints their folders
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ TREE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TREE / "tests/lab"))
 
 import cache  # noqa: E402 # tests/lab is no package
+import roots  # noqa: E402
 
 # By release: the packages of the servers, with their versions. Debian's archive keeps one version of a suite, so a
 # new one needs a new line here, and a new run.
@@ -69,12 +69,7 @@ def folder(release: str) -> Path:
 
 def _make(release: str, packages: list[str], place: Path) -> None:
     print(f"catalogue: making the root of {release}, two minutes", file=sys.stderr)
-    archive = TREE / "tests/lab/archive"
-    source = subprocess.run([archive, "source", release], check=True, capture_output=True, text=True).stdout.strip()
-    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}"]
-    command += ['--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Check-Valid-Until "false"']
-    command += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"]
-    subprocess.run([*command, release, place, source], check=True)
+    roots.bootstrap(release, packages, place)
 
 
 if __name__ == "__main__":

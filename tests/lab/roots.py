@@ -52,16 +52,21 @@ def _make(release: str, packages: list[str], place: Path) -> None:
     if os.geteuid() != 0:
         raise LabError(f"the root of {release} is made by root: sudo tests/lab/roots.py {release}")
     print(f"lab: making the root of {release}, a minute or two", file=sys.stderr)
-    source = subprocess.run([HERE / "archive", "source", release], check=True, capture_output=True, text=True).stdout
-    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}"]
-    command += ['--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Check-Valid-Until "false"']
-    command += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"]
-    subprocess.run([*command, release, place, source.strip()], check=True, env={**os.environ, "INITRD": "No"})
+    bootstrap(release, packages, place)
     if beside := _BESIDE.get(release):
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         # By the root's own version of Python, not this one's.
         version = ["--python-version", "3.11", "--only-binary=:all:"]
         subprocess.run([*pip, *version, "--target", f"{place}{SITE}", *beside], check=True)
+
+
+def bootstrap(release: str, packages: list[str], place: Path) -> None:
+    """A minimal system of that release with these packages, each NAME or NAME=VERSION."""
+    source = subprocess.run([HERE / "archive", "source", release], check=True, capture_output=True, text=True).stdout
+    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}"]
+    command += ['--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Check-Valid-Until "false"']
+    command += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"]
+    subprocess.run([*command, release, place, source.strip()], check=True, env={**os.environ, "INITRD": "No"})
 
 
 if __name__ == "__main__":
