@@ -28,6 +28,12 @@ def quoted(text: str) -> str:
     return "'" + plain(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
+def uuid_text(data: bytes) -> str:
+    """16 bytes as a UUID is written. The module uuid would load much more."""
+    digits = data.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 def typed(word: str) -> str:
     """`plain(word)` as it is typed in a shell, in quotes if it needs them."""
     import shlex  # errors only

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nbdattach.connect_options import DEFAULT_TIMEOUT
 from nbdattach.connection.stream import Stream, dial
-from nbdattach.content.reading import Look, T
+from nbdattach.content.reading import Look, T, run
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError, TlsFailed
 from nbdattach.immutable import immutable
@@ -144,14 +144,10 @@ def look(connection: Connection, steps: Look[T]) -> T:
     After `Refused`, which is the server's error of a read, the connection is still of use.
     """
     stream, sizes = connection.stream, connection.export.block_size
-    try:
-        wanted = next(steps)
-        while True:
-            most = min(sizes.maximum if sizes else MAX_READ, MAX_READ)
-            wanted = steps.send(stream.run(transmission.read_all(stream.uri, wanted, most, CHECK_COOKIE)))
-    except StopIteration as stop:
-        stream.require_nothing_left()
-        return stop.value  # type: ignore[no-any-return]
+    most = min(sizes.maximum if sizes else MAX_READ, MAX_READ)
+    found = run(steps, lambda wanted: stream.run(transmission.read_all(stream.uri, wanted, most, CHECK_COOKIE)))
+    stream.require_nothing_left()
+    return found
 
 
 def _checked_read(stream: Stream, export: Export, attachable: Callable[[str, Export], int]) -> float:

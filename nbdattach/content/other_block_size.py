@@ -10,8 +10,6 @@ from __future__ import annotations
 from nbdattach.content import signatures, tables
 from nbdattach.content.reading import Look, Seen
 
-_HEADER = b"EFI PART"
-
 
 def look(size: int, block: int) -> Look[int | None]:
     """The block size of the table in bytes; None if there is no table, or none for another size."""
@@ -25,13 +23,10 @@ def look(size: int, block: int) -> Look[int | None]:
 
 
 def _of_gpt(seen: Seen, block: int) -> Look[int | None]:
-    yield from seen.read([(block, len(_HEADER))])
-    if seen.at(block, len(_HEADER)) == _HEADER:
-        return None
-    for other in tables.SECTORS:
-        yield from seen.read([(other, len(_HEADER))])
-        if seen.at(other, len(_HEADER)) == _HEADER:
-            return other
+    for sector in (block, *tables.SECTORS):
+        yield from seen.read([(sector, len(tables.GPT_MAGIC))])
+        if tables.has_gpt(seen, sector):
+            return None if sector == block else sector
     return None
 
 

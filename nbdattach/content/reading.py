@@ -8,7 +8,7 @@ the same look works over a connection to a server and on an attached device.
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -17,6 +17,16 @@ T = TypeVar("T")
 Range: TypeAlias = tuple[int, int]
 # What is to be read next; the answer has the same order.
 Look: TypeAlias = Generator[list[Range], list[bytes], T]
+
+
+def run(look: Look[T], read: Callable[[list[Range]], list[bytes]]) -> T:
+    """What the look finds. `read` does its I/O, and may raise."""
+    try:
+        wanted = next(look)
+        while True:
+            wanted = look.send(read(wanted))
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
 
 
 def together(looks: Sequence[Look[T]]) -> Look[list[T]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from nbdattach.content.marks import Mark
 from nbdattach.content.reading import Look, Range, Seen
+from nbdattach.text import uuid_text
 
 # Read of each volume: all that is at its beginning, and the superblock of btrfs; bytes.
 _HEAD = 4608
@@ -49,11 +50,6 @@ def marks_at(seen: Seen, base: int) -> Look[list[Mark]]:
     return found
 
 
-def _uuid(data: bytes) -> str:
-    text = data.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
-
-
 def _text(data: bytes) -> str:
     return re.sub(r"[^0-9A-Za-z-]", "?", data.rstrip(b"\0").decode("ascii", "replace"))
 
@@ -63,11 +59,11 @@ def _ext(seen: Seen, base: int) -> Mark | None:
     if seen.number("<H", at + 56) != 0xEF53:
         return None
     grows = {"kbytes written": written} if (written := seen.number("<Q", at + 376)) else {}
-    return Mark("ext4", base, _uuid(seen.at(at + 104, 16)), grows)
+    return Mark("ext4", base, uuid_text(seen.at(at + 104, 16)), grows)
 
 
 def _xfs(seen: Seen, base: int) -> Mark | None:
-    return Mark("xfs", base, _uuid(seen.at(base + 32, 16))) if seen.at(base, 4) == b"XFSB" else None
+    return Mark("xfs", base, uuid_text(seen.at(base + 32, 16))) if seen.at(base, 4) == b"XFSB" else None
 
 
 def _btrfs(seen: Seen, base: int) -> Mark | None:
@@ -75,7 +71,7 @@ def _btrfs(seen: Seen, base: int) -> Mark | None:
     if seen.at(at + 64, 8) != b"_BHRfS_M":
         return None
     # One file system may have many devices.
-    identity = f"{_uuid(seen.at(at + 32, 16))} device {_uuid(seen.at(at + 267, 16))}"
+    identity = f"{uuid_text(seen.at(at + 32, 16))} device {uuid_text(seen.at(at + 267, 16))}"
     return Mark("btrfs", base, identity, {"generation": seen.number("<Q", at + 72)})
 
 
@@ -91,7 +87,7 @@ def _swap(seen: Seen, base: int) -> Mark | None:
     for page in _PAGES:
         # A suspended system is in the swap space: it is the same one.
         if seen.at(base + page - 10, 10) in (b"SWAPSPACE2", b"S1SUSPEND\0", b"S2SUSPEND\0"):
-            return Mark("swap", base, _uuid(seen.at(base + 1036, 16)))
+            return Mark("swap", base, uuid_text(seen.at(base + 1036, 16)))
     return None
 
 
@@ -109,13 +105,13 @@ def _ntfs(seen: Seen, base: int) -> Mark | None:
 
 def _f2fs(seen: Seen, base: int) -> Mark | None:
     found = seen.number("<I", base + 1024) == 0xF2F52010
-    return Mark("f2fs", base, _uuid(seen.at(base + 1024 + 108, 16))) if found else None
+    return Mark("f2fs", base, uuid_text(seen.at(base + 1024 + 108, 16))) if found else None
 
 
 def _gfs2(seen: Seen, base: int) -> Mark | None:
     at = base + (64 << 10)
     found = seen.number(">I", at) == 0x01161970
-    return Mark("gfs2", base, _uuid(seen.at(at + 256, 16))) if found else None
+    return Mark("gfs2", base, uuid_text(seen.at(at + 256, 16))) if found else None
 
 
 def _md(seen: Seen, base: int) -> Mark | None:
@@ -128,7 +124,7 @@ def _md(seen: Seen, base: int) -> Mark | None:
 def _md_1(seen: Seen, base: int, at: int) -> Mark | None:
     if seen.unpack("<II", at) != (_MD_MAGIC, 1):
         return None
-    identity = f"{_uuid(seen.at(at + 16, 16))} device {_uuid(seen.at(at + 168, 16))}"
+    identity = f"{uuid_text(seen.at(at + 16, 16))} device {uuid_text(seen.at(at + 168, 16))}"
     return Mark("md", base, identity, {"events": seen.number("<Q", at + 200)})
 
 

@@ -20,6 +20,7 @@ _MBR_ENTRIES = 446
 _PROTECTIVE = 0xEE
 _EXTENDED = (0x05, 0x0F, 0x85)
 SECTORS = (512, 4096)
+GPT_MAGIC = b"EFI PART"  # at the beginning of its header, which is in the second sector
 
 
 def table(seen: Seen) -> Look[tuple[list[Mark], list[int]]]:
@@ -27,7 +28,7 @@ def table(seen: Seen) -> Look[tuple[list[Mark], list[int]]]:
     if seen.at(510, 2) != b"\x55\xaa" or _is_boot_sector(seen):
         return [], []
     for sector in SECTORS:
-        if seen.at(sector, 8) == b"EFI PART":
+        if has_gpt(seen, sector):
             return (yield from _gpt(seen, sector))
     return _mbr(seen)
 
@@ -63,6 +64,11 @@ def _mbr(seen: Seen) -> tuple[list[Mark], list[int]]:
     digest = zlib.crc32(b"".join(entries[at + 1 : at + _MBR_ENTRY] for at in range(0, 64, _MBR_ENTRY)))
     mark = Mark("mbr", 0, f"{seen.number('<I', 440):08x} table {digest:08x}")
     return [mark], [start * SECTORS[0] for start in first_blocks(seen)]
+
+
+def has_gpt(seen: Seen, sector: int) -> bool:
+    """Whether the header of a GPT for sectors of that size is there. Its magic was read."""
+    return seen.at(sector, len(GPT_MAGIC)) == GPT_MAGIC
 
 
 def is_protective(seen: Seen) -> bool:

@@ -17,6 +17,7 @@ import os
 
 from nbdattach.device import Device
 from nbdattach.kernel import sysfs
+from nbdattach.text import uuid_text
 
 LOST = "lost"
 RECONNECTED = "reconnected"
@@ -24,7 +25,7 @@ RECONNECTED = "reconnected"
 
 def send(device: Device, what: str) -> None:
     """Nothing happens if the kernel does not take it, as in a container, where /sys is read-only."""
-    event = f"change {_random_uuid()} NBDATTACH={what} DEVICE={device.name}"
+    event = f"change {uuid_text(os.urandom(16))} NBDATTACH={what} DEVICE={device.name}"
     try:
         fd = os.open(f"{sysfs.SYS}/block/{device.name}/bdi/uevent", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
@@ -35,9 +36,3 @@ def send(device: Device, what: str) -> None:
         pass
     finally:
         os.close(fd)
-
-
-def _random_uuid() -> str:
-    """SYNTH_UUID in the event. The module uuid would load much more."""
-    digits = os.urandom(16).hex()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

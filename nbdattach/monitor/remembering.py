@@ -29,6 +29,7 @@ from nbdattach.attached.users import is_used
 from nbdattach.connection import client
 from nbdattach.content import same_disk
 from nbdattach.content.look import look
+from nbdattach.content.reading import run
 from nbdattach.deadline import Deadline
 from nbdattach.errors import Refused
 from nbdattach.host.blocking import Unanswered
@@ -146,13 +147,11 @@ class Remembering:
         same_size = known is not None and known.content.size == moment.size
         steps = look(moment.size, kernel.block_size, known.content if known and same_size else None)
         try:
-            wanted = next(steps)
-            while True:
-                wanted = steps.send(reading.read(wanted, deadline))
-        except StopIteration as stop:
-            self._remember(self._memory_of(stop.value, known, moment, place, used), age)
+            content = run(steps, lambda wanted: reading.read(wanted, deadline))
         except (OSError, Unanswered):
             pass  # the server is away, or cannot read a part; or a command has taken the device
+        else:
+            self._remember(self._memory_of(content, known, moment, place, used), age)
         finally:
             reading.kill(_END_SECONDS)
             reading.close()

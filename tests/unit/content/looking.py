@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from nbdattach.content import reading
 from nbdattach.content.look import look
 from nbdattach.content.marks import Content
-from nbdattach.content.reading import Look, Range
+from nbdattach.content.reading import Look
 
 T = TypeVar("T")
 
@@ -17,12 +18,4 @@ def looked_at(disk: bytes, block: int = 512, known: Content | None = None, check
 
 
 def run(steps: Look[T], disk: bytes) -> T:
-    def part(wanted: Range) -> bytes:
-        return disk[wanted[0] : wanted[0] + wanted[1]]
-
-    answers: list[bytes] | None = None
-    try:
-        while True:
-            answers = [part(one) for one in steps.send(answers)]  # type: ignore[arg-type] # None starts it
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
+    return reading.run(steps, lambda wanted: [disk[at : at + length] for at, length in wanted])
