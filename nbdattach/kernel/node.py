@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -238,27 +238,16 @@ class Node:
             if error.errno not in (errno.EINVAL, errno.EIO):
                 raise KernelRefused.at(self.device.path, "BLKRRPART", error.errno or 0) from error
 
-    def is_readable(self, deadline: Deadline) -> bool:
-        """Whether its first page can be read; costs nothing after a partition scan. Raises `Unanswered`."""
+    def first_page(self, deadline: Deadline) -> bytes | None:
+        """None if it cannot be read; costs nothing after a partition scan. Raises `Unanswered`."""
         try:
-            _within(deadline, lambda: os.pread(self.fd, 4096, 0))
+            return self.read([(0, 4096)], deadline)[0]
         except OSError:
-            return False
-        return True
+            return None
 
-    def looked(self, look: Generator[list[tuple[int, int]], list[bytes], T], deadline: Deadline) -> T:
-        """What the look finds, which asks for ranges of the device. Raises `Unanswered`, OSError."""
-
-        def run() -> T:
-            answers: list[bytes] | None = None
-            try:
-                while True:
-                    ranges = look.send(answers)  # type: ignore[arg-type] # None starts it
-                    answers = [os.pread(self.fd, length, offset) for offset, length in ranges]
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-
-        return _within(deadline, run)
+    def read(self, ranges: Sequence[tuple[int, int]], deadline: Deadline) -> list[bytes]:
+        """The bytes of each range (offset, length), by the page cache. Raises `Unanswered`, OSError."""
+        return _within(deadline, lambda: [os.pread(self.fd, length, offset) for offset, length in ranges])
 
     def disconnect(self) -> None:
         """Ends the attachment: the kernel sends NBD_CMD_DISC to the server. Raises `KernelRefused`."""

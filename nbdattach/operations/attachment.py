@@ -14,7 +14,6 @@ Decisions that matter:
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -23,14 +22,12 @@ from typing import TYPE_CHECKING
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
 from nbdattach.attached.users import in_use, refusal, users_of
-from nbdattach.backends import choice, durability, limits, queue_choice
+from nbdattach.backends import choice, limits, queue_choice
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
 from nbdattach.connect_options import DEFAULT_ON_LOSS, FOREVER, ConnectOptions
-from nbdattach.connection import client, credentials
-from nbdattach.connection.kernel_socket import has_room
+from nbdattach.connection import client
 from nbdattach.connection.stream import address_of
-from nbdattach.content import other_block_size
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import (
@@ -39,15 +36,14 @@ from nbdattach.errors import (
     DeviceInUse,
     KernelRefused,
     NbdattachError,
-    Refused,
 )
 from nbdattach.host import udev
 from nbdattach.host.procfs import alive, started
 from nbdattach.kernel import driver, settings, sysfs
-from nbdattach.kernel.node import Busy, Node, Unanswered
+from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
-from nbdattach.operations import candidates, interrupts, twice
+from nbdattach.operations import candidates, interrupts, remarks, twice
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
 from nbdattach.operations.turns import TURNS
@@ -55,7 +51,7 @@ from nbdattach.own_server import kept
 from nbdattach.protocol.target import Target, others
 from nbdattach.relay import dialer
 from nbdattach.reporter import QUIET, Reporter
-from nbdattach.text import plain, quoted
+from nbdattach.text import quoted
 
 if TYPE_CHECKING:
     from socket import socket
@@ -136,15 +132,7 @@ def _attach(
         if not (shape.read_only or options.shared or options.server):
             alone.enter_context(alone_with(twice.name_of(reached, export.name, address), target.uri))
             twice.refuse(reached, export.name, address)
-        notes += _why_read_only(target, options, shape)
-        for key in credentials.exposed(target) if target.tls else ():
-            notes.append(
-                f"warning: every user can read or write the key {plain(key)}: chmod go= {shlex.quote(plain(key))}"
-            )
-        if shape.tail:
-            notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
-        if lack := durability.lack_of_flush(export, shape.read_only):
-            notes.append(f"{target.uri}: {lack}")
+        notes += remarks.on_export(target, options, export, shape)
         sockets = [connection.stream.sock for connection in connections]
         tls, relay = connections[0].tls, connections[0].relay
         numbers = [sock.fileno() for sock in sockets]
@@ -171,17 +159,6 @@ def _attach(
                     notes += _complete(hold, backend, job, Deadline(options.connect_timeout), have_watched, end)
                     return Attachment(candidate.path, Kernel(candidate).pid, notes)
     raise candidates.none_free(device, backend.makes_devices)
-
-
-def _why_read_only(target: Target, options: ConnectOptions, shape: limits.Geometry) -> list[str]:
-    """A note if the device is read-only without the user's word. Raises `Refused` if the user insists on writing."""
-    if options.read_only or not shape.read_only:
-        return []
-    if options.read_write:
-        raise Refused(target.uri, "the server offers it read-only", "leave out --read-write to attach it so")
-    if options.server and options.server.image:
-        return []  # told when its server was started
-    return [f"{target.uri}: the server offers it read-only, and so is the device"]
 
 
 def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay | None = None) -> list[str]:
@@ -263,59 +240,25 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
     settings.correct(node.device, job.shape.flags)
     queue_choice.set_read_ahead(node, job.options.read_ahead)  # last: a change of another limit may raise it
     notes += settings.differences(node.device, job.shape.flags, job.shape.max_sectors_kb, job.shape.block_size)
-    notes += _lack_of_room(node.device, backend, job)
+    notes += remarks.on_room(node.device, backend, job)
     node.scan_partitions(deadline)
-    readable = node.is_readable(deadline)
+    page = node.first_page(deadline)
     # A failed read may mean a bad sector at the server, or that the server hung up: then the attachment ends soon.
-    hold.raise_if_ended(0 if readable else _LAST_GASP)
-    if not readable:
+    hold.raise_if_ended(_LAST_GASP if page is None else 0)
+    if page is None:
         notes.append(f"{job.target.uri}: attached, but the server cannot read the first block of the export")
     else:
-        notes += _wrong_block_size(node, job, deadline)
+        notes += remarks.on_block_size(node, job, page, deadline)
     node.let_udev_in()
     if not udev.settle(Kernel(node.device).paths, SETTLE_SECONDS):
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")
-    notes += _lack_of_nodes(node.device)
-    if backend.lost and job.options.reconnect:
-        notes.append(f"{node.device.path}: nobody will reconnect this device: {backend.lost} ({backend.lost.hint})")
+    notes += remarks.on_nodes(node.device)
+    notes += remarks.on_backend(node.device, backend, job.options)
     state.forget(node.device)  # the state of an attachment before this one
     state.save(node.device, _record(hold, backend, job))
     if job.options.server:
         kept.leave_to(job.options.server, node.device.name)
     return notes
-
-
-def _wrong_block_size(node: Node, job: Job, deadline: Deadline) -> list[str]:
-    """A note for the user if the partition table was made for another block size."""
-    block, path = job.shape.block_size, node.device.path
-    try:
-        made_for = node.looked(other_block_size.look(job.shape.size, block), deadline)
-    except OSError:
-        return []
-    if made_for is None:
-        return []
-    least = job.export.block_size.minimum if job.export.block_size else made_for
-    way = f"--block-size {made_for} attaches it right" if made_for >= least else ""
-    way = way or f"losetup -fP --sector-size {made_for} {path} makes a device with the right ones"
-    says = f"its partition table is for blocks of {made_for} bytes, but the device has blocks of {block}"
-    return [f"{path}: {says}: its partitions are in wrong places, do not write to them; {way}"]
-
-
-def _lack_of_nodes(device: Device) -> list[str]:
-    """A note for the user if partitions have no node, as in a container."""
-    missing = [path for path in Kernel(device).paths if not os.path.exists(path)]
-    return [f"{', '.join(missing)}: the kernel has it, but /dev has no node for it"] if missing else []
-
-
-def _lack_of_room(device: Device, backend: choice.Backend, job: Job) -> list[str]:
-    """A note for the user if a send may have to wait for the server (`kernel_socket.make_room`)."""
-    room = Kernel(device).most_in_flight(job.shape.max_sectors_kb)
-    if backend.name != "netlink" or all(has_room(number, room) for number in job.sockets):
-        return []
-    return [
-        f"{device.path}: without CAP_NET_ADMIN send buffers stay small: on Linux 6.13 and later a write may fail if its"
-        " program gets a signal just before the server dies"
-    ]
 
 
 def _record(hold: Hold, backend: choice.Backend, job: Job) -> state.Record:
