@@ -10,9 +10,9 @@ import os
 import stat
 
 from nbdattach.attached import tags
+from nbdattach.attached.users import mounts_here
 from nbdattach.device import Device, parse_device, whole_device
 from nbdattach.errors import Malformed, NbdattachError, NotAttached
-from nbdattach.host import procfs
 from nbdattach.kernel import sysfs
 from nbdattach.text import quoted
 
@@ -51,8 +51,8 @@ def tagged(text: str) -> Device | None:
 
 def _at_path(text: str) -> Device | None:
     path = os.path.abspath(text)
-    for number, mounted in reversed(_mounts()):
-        if mounted == path and (name := sysfs.name_at(number)):
+    for mount in reversed(mounts_here()):
+        if mount.path == path and (name := sysfs.name_at(mount.number)):
             device = f"/dev/{whole_device(name) or name}"
             raise Malformed(quoted(text), f"{device} is mounted there", f"name the device: {device}")
     try:
@@ -65,9 +65,3 @@ def _at_path(text: str) -> Device | None:
         return None
     name = sysfs.name_at(f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}")
     return None if name is None else parse_device(f"/dev/{name}")
-
-
-def _mounts() -> list[tuple[str, str]]:
-    """major:minor and path of each mount, the one on top last."""
-    fields = (line.split(" ", 5) for line in procfs.mount_table())
-    return [(one[2], procfs.unescaped(one[4])) for one in fields]

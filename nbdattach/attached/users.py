@@ -186,6 +186,11 @@ def users_of(device: Device) -> Users:
     return Census().users_of(device)
 
 
+def mounts_here() -> list[Mount]:
+    """Of our own mount namespace, the one on top last. No file of a disk is looked at."""
+    return [_mount(line, None) for line in procfs.mount_table()]
+
+
 def _loops_by_number(backing: Mapping[str, str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for loop, path in backing.items():
@@ -200,7 +205,7 @@ class _NearCensus(Census):
 
     @cached_property
     def mounts(self) -> list[Mount]:
-        return [_mount(line, None) for line in procfs.mount_table()]
+        return mounts_here()
 
     @cached_property
     def loops(self) -> dict[str, list[str]]:

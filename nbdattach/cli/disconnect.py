@@ -95,11 +95,12 @@ def _show_commands(device: str, as_json: bool) -> dict[str, object]:
     from nbdattach.device import parse_device
     from nbdattach.operations import release
 
-    uses, left = release.planned(parse_device(device))
+    place = parse_device(device)
+    uses, left = release.planned(place)
     for use in uses if not as_json else ():
         click.echo(use.command)
     if left:
-        raise release.never(parse_device(device), left)
+        raise release.never(place, left)
     return {"device": device, "release": [[*use.release] for use in uses]}
 
 

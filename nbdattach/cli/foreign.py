@@ -14,6 +14,7 @@ import click
 
 from nbdattach.cli import migration
 from nbdattach.cli.migration import Other, Program
+from nbdattach.cli.parameters import options_by_name
 from nbdattach.immutable import immutable
 
 
@@ -61,7 +62,7 @@ def read(words: Sequence[str], program: Program, own: click.Command | None, *, o
     theirs = [_names(program), _names(migration.HABITS)]
     known: list[Mapping[str, Other | click.Option]] = [*theirs]
     if own:
-        known.insert(0 if own_first else len(known), _own_names(own))
+        known.insert(0 if own_first else len(known), options_by_name(own))
     options: list[Taken] = []
     operands: list[str] = []
     queue = [*words]
@@ -123,10 +124,6 @@ def _names(program: Program) -> dict[str, Other]:
     if program.one_dash:
         found.update({f"-{name}": other for name, other in found.items() if len(name) > 2})
     return found
-
-
-def _own_names(command: click.Command) -> dict[str, click.Option]:
-    return {name: param for param in command.params if isinstance(param, click.Option) for name in param.opts}
 
 
 def _filled(word: str, value: str | None) -> str:

@@ -99,10 +99,8 @@ def run(arguments: list[str]) -> int:
             click.echo(f"({hint})", err=True)
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - at exit Python would flush the old one once more
             return code
-        cause, hint = (
-            f"internal error: {type(error).__name__}: {error}",
-            "run it again with --debug, and report the result",
-        )
+        cause = f"internal error: {type(error).__name__}: {error}"
+        hint = "run it again with --debug, and report the result"
         say(cause)
         click.echo(f"({hint})", err=True)
         if as_json:

@@ -6,13 +6,14 @@ It is for words that `corrected` cannot make a command of, because operands are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 import click
 
 from nbdattach.cli import migration
 from nbdattach.cli.migration import Other
+from nbdattach.cli.parameters import options_by_name
 
 # The advice for an option before the command, which belongs to a command.
 BEHIND = "write it behind the command"
@@ -47,9 +48,9 @@ def advice(name: str, ctx: click.Context) -> str:
     if not isinstance(group, click.Group):
         return ""
     names = {name, *(other.ours.split()[0] for other in theirs if other.kind == "option")}
-    if names & {*_options(ctx.command)}:
+    if names & {*options_by_name(ctx.command)}:
         return ""  # `similar` names it
-    having = [of for of in sorted(group.commands) if names & {*_options(group.commands[of])}]
+    having = [of for of in sorted(group.commands) if names & {*options_by_name(group.commands[of])}]
     if not having or len(having) == len(group.commands):
         return ""
     if ctx.parent is None:
@@ -66,10 +67,6 @@ def _theirs(name: str) -> list[Other]:
     programs = (*migration.PROGRAMS, migration.HABITS)
     names = {name, name.removeprefix("-")} if name.startswith("--") else {name}
     return [other for program in programs for other in program.options if names & {*other.names.split()}]
-
-
-def _options(command: click.Command) -> Mapping[str, click.Parameter]:
-    return {name: param for param in command.params if isinstance(param, click.Option) for name in param.opts}
 
 
 def _of_attachment(name: str, command: str | None) -> str:

@@ -37,6 +37,11 @@ def later(decorator: Callable[[], _Decorator]) -> Callable[[_F], _F]:
     return note
 
 
+def options_by_name(command: click.Command) -> dict[str, click.Option]:
+    """All options of the command, by each of their names."""
+    return {name: param for param in command.params if isinstance(param, click.Option) for name in param.opts}
+
+
 class MadeLater(click.Command):
     """A command with the parameters that its function notes."""
 

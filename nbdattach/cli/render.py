@@ -48,10 +48,6 @@ def detached_object(device: str | None, reason: str) -> dict[str, object]:
     return {"device": device, "detached": not reason, "reason": reason or None}
 
 
-def status_json(found: Sequence[Status]) -> str:
-    return as_json([status_object(one) for one in found])
-
-
 def list_table(exports: Sequence[Listed]) -> str:
     rows = [("NAME", "SIZE", "DESCRIPTION")]
     rows += [(plain(one.name) or "''", size_text(one.size), plain(one.description) or "-") for one in exports]

@@ -94,10 +94,5 @@ def each(
             do(device)
         except NbdattachError as error:
             failures.append(error)
-    raise_all(failures, results)
-
-
-def raise_all(failures: Sequence[NbdattachError], results: list[Any] | None = None) -> None:
-    """Raises `Failures`, if there are any."""
     if failures:
         raise Failures(failures, results)

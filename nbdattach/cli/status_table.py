@@ -26,6 +26,13 @@ _FIELDS = (
     *("connections", "tls", "pid", "since", "mounts", "holders", "also", "server", "image", "trouble"),
 )
 _SIZES = ("size", "block_size")
+# Of a field that is an object, the part that tells most.
+_PARTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "tls": lambda tls: tls["version"],
+    "server": lambda server: " ".join(server["command"]),
+    "image": lambda image: image["path"],
+    "trouble": lambda trouble: trouble["error"] or "trying",
+}
 
 
 def usual_table(found: Sequence[Status], width: int, *, headings: bool = True, in_bytes: bool = False) -> str:
@@ -113,7 +120,7 @@ def _distinct(fields: Sequence[str]) -> list[str]:
 
 
 def _text(field: str, value: Any, in_bytes: bool) -> str:
-    """A value in one cell. Of an object, the part that tells most."""
+    """A value in one cell."""
     if value is None or value == []:
         return "-"
     if isinstance(value, bool):
@@ -121,6 +128,5 @@ def _text(field: str, value: Any, in_bytes: bool) -> str:
     if isinstance(value, list):
         return plain(", ".join(value))
     if isinstance(value, dict):
-        part = {"tls": "version", "image": "path", "trouble": "error", "server": "command"}[field]
-        return _text(part, value[part] or "trying", in_bytes) if part != "command" else plain(" ".join(value[part]))
+        return plain(_PARTS[field](value))
     return size_text(value) if field in _SIZES and not in_bytes else plain(str(value))

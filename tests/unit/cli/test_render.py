@@ -15,6 +15,7 @@ from nbdattach.backends.durability import lack_of_flush
 from nbdattach.backends.limits import refusal
 from nbdattach.cli import render
 from nbdattach.cli.render import size_text
+from nbdattach.cli.status_table import objects
 from nbdattach.connection.client import Checked, Inspected
 from nbdattach.errors import Refused
 from nbdattach.protocol.export import BlockSize, Export, Listed
@@ -99,8 +100,13 @@ INFO_KEYS = ["target", "export", "description", "size", "flags", "block_size", "
 CHECK_KEYS = ["target", "ok", "handshake_ms", "read_ms", "error"]
 
 
+def status_json(found: list[Status]) -> str:
+    """As the command prints it."""
+    return render.as_json(objects(found, None))
+
+
 def test_status_json_is_a_list_of_the_contracts_objects() -> None:
-    found = json.loads(render.status_json([ATTACHED, FOREIGN]))
+    found = json.loads(status_json([ATTACHED, FOREIGN]))
     assert [list(one) for one in found] == [STATUS_KEYS, STATUS_KEYS]
     assert found[0] == {
         "device": "/dev/nbd0",
@@ -129,18 +135,18 @@ def test_status_json_is_a_list_of_the_contracts_objects() -> None:
 
 
 def test_status_json_of_nothing_is_an_empty_list() -> None:
-    assert json.loads(render.status_json([])) == []
+    assert json.loads(status_json([])) == []
 
 
 def test_connect_json_is_one_object_of_status() -> None:
     assert render.as_json(render.status_object(ATTACHED)) == json.dumps(
-        json.loads(render.status_json([ATTACHED]))[0], indent=2
+        json.loads(status_json([ATTACHED]))[0], indent=2
     )
 
 
 def test_status_json_tells_tls() -> None:
     tls = {"version": "TLSv1.2", "cipher": "ECDHE-RSA-AES128-GCM-SHA256", "transport": "kernel"}
-    found = json.loads(render.status_json([replace(ATTACHED, tls=tls)]))[0]["tls"]
+    found = json.loads(status_json([replace(ATTACHED, tls=tls)]))[0]["tls"]
     assert (list(found), found) == (["version", "cipher", "transport"], tls)
 
 
@@ -230,7 +236,7 @@ AWAY = replace(
 
 @pytest.mark.parametrize("trouble", [AWAY.trouble, {"since": "2026-01-02T03:04:05Z", "next_try": None, "error": ""}])
 def test_status_json_tells_trouble_where_there_is_some(trouble: dict[str, str | None]) -> None:
-    found = json.loads(render.status_json([ATTACHED, replace(AWAY, trouble=trouble)]))
+    found = json.loads(status_json([ATTACHED, replace(AWAY, trouble=trouble)]))
     assert [list(one) for one in found] == [STATUS_KEYS, [*STATUS_KEYS, "trouble"]]
     assert list(found[1]["trouble"]) == ["since", "next_try", "error"]
     assert found[1]["trouble"] == trouble
