@@ -93,8 +93,7 @@ def moment_of(device: Device) -> Moment:
     for path in kernel.stack:
         with contextlib.suppress(OSError):
             touched[path] = os.stat(path).st_mtime_ns
-    counts = unhurried.known(f"{device.name} counts", lambda: kernel.counts_requests, otherwise=True)
-    written = kernel.altered if counts else None
+    written = kernel.altered if unhurried.counts_requests(device, otherwise=True) else None
     return Moment(written, touched, kernel.flushes, boot_time(), kernel.size)
 
 

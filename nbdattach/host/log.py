@@ -14,22 +14,20 @@ from nbdattach.host import journal, kmsg
 # sys/syslog.h
 ERR, WARNING, NOTICE, INFO = 3, 4, 5, 6
 _IDENTIFIER = "nbdattach"
-_NONE: Mapping[str, str] = MappingProxyType({})
+NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Write(Protocol):
     """Writes one line of that priority. The journal also gets the fields."""
 
-    def __call__(self, line: str, priority: int = NOTICE, fields: Mapping[str, str] = _NONE, /) -> None: ...
+    def __call__(self, line: str, priority: int = NOTICE, fields: Mapping[str, str] = NO_FIELDS, /) -> None: ...
 
 
-def to_stderr(line: str, _priority: int = NOTICE, _fields: Mapping[str, str] = _NONE, /) -> None:
-    """Writes one line. Drops the line if the write would have to wait."""
-    _to_stderr(line)
+def to_stderr(line: str, _priority: int = NOTICE, _fields: Mapping[str, str] = NO_FIELDS, /) -> None:
+    """Writes one line. Drops the line if the write would have to wait.
 
-
-def _to_stderr(line: str) -> None:
-    """The journal may be on a device with a server that is away, and that device waits for us."""
+    The journal may be on a device with a server that is away, and that device waits for us.
+    """
     writable = select.poll()
     writable.register(2, select.POLLOUT)
     if writable.poll(0):
@@ -42,10 +40,10 @@ def of_service() -> Write:
     return to_journal if journal.is_stderr() else to_stderr
 
 
-def to_journal(line: str, priority: int = NOTICE, fields: Mapping[str, str] = _NONE, /) -> None:
+def to_journal(line: str, priority: int = NOTICE, fields: Mapping[str, str] = NO_FIELDS, /) -> None:
     """Writes an entry; if the journal's socket does not take it, a line on standard error, of the same priority."""
     if not journal.send({"MESSAGE": line, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER, **fields}):
-        _to_stderr(f"<{priority}>{line}")
+        to_stderr(f"<{priority}>{line}")
 
 
 def kernel_log() -> Write:
@@ -58,7 +56,7 @@ def kernel_log() -> Write:
     except OSError:
         log = None
 
-    def write(line: str, priority: int = NOTICE, _fields: Mapping[str, str] = _NONE, /) -> None:
+    def write(line: str, priority: int = NOTICE, _fields: Mapping[str, str] = NO_FIELDS, /) -> None:
         if log is not None:
             kmsg.append(log, priority, line)
 

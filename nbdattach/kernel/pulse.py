@@ -20,10 +20,9 @@ class Pulse:
     """Of the attachment that is there now, and its partitions of now. Raises OSError if there is none."""
 
     def __init__(self, device: Device) -> None:
-        names = Kernel(device).partitions
-        self._nodes = [device.path, *(f"/dev/{name}" for name in names)]
+        self._nodes = Kernel(device).paths
         folder = f"{sysfs.SYS}/block/{device.name}"
-        parts = ("", *(f"{name}/" for name in names))
+        parts = ("", *(f"{os.path.basename(node)}/" for node in self._nodes[1:]))
         self._files: list[int] = []
         try:
             for name in ("pid", *(f"{part}stat" for part in parts)):

@@ -12,6 +12,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from nbdattach.device import Device
+from nbdattach.kernel.sysfs import Kernel
+
 _T = TypeVar("_T")
 
 # Seconds that the kernel gets for an answer, which it mostly has at once.
@@ -42,6 +45,11 @@ def known(name: str, ask: Callable[[], _T], otherwise: _T) -> _T:
             thread.join(_PATIENCE)
     with _mutex:
         return _known.get(name, otherwise)  # type: ignore[no-any-return]
+
+
+def counts_requests(device: Device, otherwise: bool) -> bool:
+    """As `Kernel.counts_requests`."""
+    return known(f"{device.name} counts", lambda: Kernel(device).counts_requests, otherwise)
 
 
 def _answer(name: str, ask: Callable[[], object]) -> None:

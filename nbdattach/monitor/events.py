@@ -7,11 +7,10 @@ The words are in nbdattach-monitor.service(8). Programs rely on them, unlike on 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from nbdattach.device import Device
-from nbdattach.host.log import ERR, INFO, NOTICE, WARNING, Write
+from nbdattach.host.log import ERR, INFO, NO_FIELDS, NOTICE, WARNING, Write
 
 
 class Event(NamedTuple):
@@ -50,17 +49,15 @@ EVENTS = (
     TROUBLE,
 )
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
-
 
 class Log(Protocol):
     """Writes one line. `about` are more fields of the journal's entry."""
 
-    def __call__(self, line: str, event: Event, about: Mapping[str, str] = _NOTHING, /) -> None: ...
+    def __call__(self, line: str, event: Event, about: Mapping[str, str] = NO_FIELDS, /) -> None: ...
 
 
 def log_to(write: Write) -> Log:
-    def log(line: str, event: Event, about: Mapping[str, str] = _NOTHING, /) -> None:
+    def log(line: str, event: Event, about: Mapping[str, str] = NO_FIELDS, /) -> None:
         write(line, event.priority, {"NBDATTACH_EVENT": event.word, **about})
 
     return log
@@ -69,7 +66,7 @@ def log_to(write: Write) -> Log:
 def log_of(log: Log, device: Device, tag: str, target: Callable[[], str]) -> Log:
     """The log of one device; `target` returns the server in use."""
 
-    def log_one(line: str, event: Event, about: Mapping[str, str] = _NOTHING, /) -> None:
+    def log_one(line: str, event: Event, about: Mapping[str, str] = NO_FIELDS, /) -> None:
         fields = {"NBDATTACH_DEVICE": device.path, "NBDATTACH_TAG": tag, "NBDATTACH_TARGET": target()}
         log(line, event, {**fields, **about})
 

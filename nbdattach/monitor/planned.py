@@ -79,7 +79,7 @@ class Orders:
     def resize(self) -> str:
         """Asks the server for the size of the export and applies it. Raises `NbdattachError`, OSError."""
         self._require_replaceable()
-        if not unhurried.known(f"{self._device.name} counts", lambda: self._kernel.counts_requests, otherwise=False):
+        if not unhurried.counts_requests(self._device, otherwise=False):
             raise _uncounted(self._device)
         record = self._recorded.record
         probe = self._connecting.dial(None, any_size=True)

@@ -44,11 +44,11 @@ def _is_spoilt(device: Device, export: Export) -> bool:
 def none_free(device: Device | None, makes_devices: bool) -> NbdattachError:
     if device:
         return DeviceInUse(device.path, "another program has it open or is attaching it", "see nbdattach status")
-    count = len(sysfs.devices())
-    if not any(os.path.exists(one.path) for one in sysfs.devices()):
-        cause = f"/dev has no node of the {count} devices of the kernel"
+    there = sysfs.devices()
+    if not any(os.path.exists(one.path) for one in there):
+        cause = f"/dev has no node of the {len(there)} devices of the kernel"
         return KernelRefused("nbd", cause, "in a container, pass devices in; elsewhere udevadm trigger makes the nodes")
     hint = "nbdattach status shows them"
     if not makes_devices:  # nbds_max of modprobe has no effect on a driver that is loaded
         hint += "; --backend netlink makes more devices by itself"
-    return DeviceInUse("nbd", f"all {count} devices are in use", hint)
+    return DeviceInUse("nbd", f"all {len(there)} devices are in use", hint)

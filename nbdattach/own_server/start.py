@@ -81,7 +81,7 @@ class Served:
     def _words_soon(self) -> str:
         """Its words of the moment may be on their way through the keeper; nbdkit writes a line in several pieces."""
         patience = Deadline(_NOTICE_SECONDS)
-        while not (last_words(self._end_of_log()) and self._end_of_log().endswith(b"\n")) and patience.sleep(_POLL):
+        while not _has_a_whole_line(self._end_of_log()) and patience.sleep(_POLL):
             pass
         return self._words()
 
@@ -91,6 +91,10 @@ class Served:
     def _end_of_log(self) -> bytes:
         size = os.fstat(self._log).st_size
         return os.pread(self._log, MAX_WORDS, max(0, size - MAX_WORDS))
+
+
+def _has_a_whole_line(end_of_log: bytes) -> bool:
+    return end_of_log.endswith(b"\n") and bool(last_words(end_of_log))
 
 
 def plan_of(

@@ -121,6 +121,11 @@ _BY_POLICY = {
 }
 
 
+def advice_of_tls(target: Target) -> str:
+    """The hint for a server that wants TLS, which the user has not asked for."""
+    return f"use --tls, or {typed(replace(target, tls=True).uri)}"
+
+
 def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachError:
     cause, hint = _REFUSALS.get(
         kind, (f"the server refused {{option}} with the unknown error {kind:#x}", "see the server's log")
@@ -129,9 +134,7 @@ def _refusal(target: Target, option: int, kind: int, words: str) -> NbdattachErr
         cause, hint = _BY_POLICY.get(option, (cause, hint))
     cause = cause.format(option=OPTION_NAMES[option]) + (f"; it says: {quoted(words)}" if words else "")
     if kind == NBD_REP_ERR_TLS_REQD:
-        return TlsFailed(
-            target.uri, cause, hint if target.tls else f"use --tls, or {typed(replace(target, tls=True).uri)}"
-        )
+        return TlsFailed(target.uri, cause, hint if target.tls else advice_of_tls(target))
     return OptionRefused(target.uri, cause, hint.format(server=typed(target.server)), kind, words)
 
 

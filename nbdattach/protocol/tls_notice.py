@@ -8,12 +8,11 @@ text tells it from a small disk, so the export must be entered and read. A text 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from nbdattach.errors import Refused, TlsFailed
 from nbdattach.protocol import transmission
 from nbdattach.protocol.constants import NBD_FLAG_SEND_FLUSH
 from nbdattach.protocol.export import Export
+from nbdattach.protocol.options import advice_of_tls
 from nbdattach.protocol.steps import Steps
 from nbdattach.protocol.target import Target
 
@@ -41,4 +40,4 @@ def refuse(target: Target, export: Export) -> Steps[None]:
         return
     yield from transmission.disconnect()
     cause = "the server requires TLS: without it, it shows a notice of 512 bytes in place of the export"
-    raise TlsFailed(target.uri, cause, f"use --tls, or {replace(target, tls=True).uri}")
+    raise TlsFailed(target.uri, cause, advice_of_tls(target))
