@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shlex
 import ssl
 import threading
 import warnings
@@ -104,7 +105,7 @@ def test_unknown_export_is_told_with_what_there_is(kind: str, start: Start) -> N
     assert str(caught.value).startswith(
         f"{parse_target(server.export('none')).uri}: the server has no export named 'none'"
     )
-    there = parse_target(server.uri).uri
+    there = shlex.quote(parse_target(server.uri).uri)
     name = NAMES[kind]
     only = f"it lists only a default export, which has no name: use {there}"
     assert caught.value.hint == (f"it offers: {name}; see nbdattach list {there}" if name else only)

@@ -41,7 +41,7 @@ def test_commands_options_values_and_exports(name: str, tmp_path: Path) -> None:
     with nbdkit("sh", str(script)) as server, shell(name, tmp_path, command(tmp_path)) as user:
         where = f"localhost:{server.place[1]}"
         user.completes("nbdattach disc", "nbdattach disconnect")
-        user.completes("nbdattach connect --read", "nbdattach connect --read-only")
+        user.completes("nbdattach connect --read-o", "nbdattach connect --read-only")
         user.completes("nbdattach connect --backend=io", "nbdattach connect --backend=ioctl")
         user.completes("nbdattach connect --on-loss wait:", "nbdattach connect --on-loss wait:300")
         # Of the two names that begin so, one is not a plain word.
