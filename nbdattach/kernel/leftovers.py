@@ -28,13 +28,20 @@ STATE_FILES = tuple(f"{end}{new}" for end in ("", UNFLUSHED, CONTENT, HISTORY) f
 _PATIENT_POLL = 0.5
 
 
-def clear(kernel: Any, node: int) -> None:
+def clear(kernel: Any, node: int, path: str = "") -> None:
     """Gives the device back. The kernel drops the partitions when it next scans the (now empty) device."""
-    for call in (kernel.nbd_clear_que, kernel.nbd_clear_sock, kernel.blkrrpart):
-        try:
-            call(node)
-        except OSError:
-            pass
+    for call in (kernel.nbd_clear_que, kernel.nbd_clear_sock):
+        _try(call, node)
+    # A scan of a device that has kept its size changes nothing, and ends in errors in the kernel's log.
+    if is_free(path) or partitions(path):
+        _try(kernel.blkrrpart, node)
+
+
+def _try(call: Any, node: int) -> None:
+    try:
+        call(node)
+    except OSError:
+        pass
 
 
 def forget(state_file: str) -> None:
@@ -60,7 +67,7 @@ def tidied(path: str, state_file: str) -> bool:
     try:
         if not attribute(os.path.basename(path), "pid"):
             forget(state_file)
-            clear(ioctl, node)
+            clear(ioctl, node, path)
         return is_free(path) and not partitions(path)
     finally:
         os.close(node)

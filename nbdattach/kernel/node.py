@@ -235,7 +235,8 @@ class Node:
             _within(deadline, lambda: ioctl.blkrrpart(self.fd))
         except OSError as error:
             # EINVAL: it allows none. EIO: there is none to be read, as on 6.12 for a single sector.
-            if error.errno not in (errno.EINVAL, errno.EIO):
+            # EBUSY: a program has opened one already, so the kernel has read the table (it does at the first open).
+            if error.errno not in (errno.EINVAL, errno.EIO, errno.EBUSY):
                 raise KernelRefused.at(self.device.path, "BLKRRPART", error.errno or 0) from error
 
     def first_page(self, deadline: Deadline) -> bytes | None:
@@ -269,9 +270,11 @@ class Node:
         while True:
             with self._step("NBD_CLEAR_SOCK"):
                 ioctl.nbd_clear_sock(self.fd)
-            # Refused while a partition is open, by udev for one; unanswered while another opener keeps a dead size.
-            with contextlib.suppress(KernelRefused, Unanswered):
-                self.scan_partitions(deadline)
+            # A scan of a device that has kept its size changes nothing, and ends in errors in the kernel's log.
+            if not kernel.size or kernel.partitions:
+                # Unanswered while another opener keeps a dead size.
+                with contextlib.suppress(KernelRefused, Unanswered):
+                    self.scan_partitions(deadline)
             if not (kernel.size or kernel.partitions) or not deadline.sleep(_POLL):
                 return
 

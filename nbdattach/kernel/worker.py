@@ -20,7 +20,7 @@ import time
 
 from nbdattach.host import background, kmsg, storage_daemon, syscalls
 from nbdattach.kernel import ioctl
-from nbdattach.kernel.bare_sysfs import attribute, is_free, loop_on
+from nbdattach.kernel.bare_sysfs import attribute, is_free, loop_on, partitions
 from nbdattach.kernel.flush import flush, mark_unflushed
 from nbdattach.kernel.leftovers import UNFLUSHED, clear, forget, tidied
 from nbdattach.kernel.lifeline import Lifeline
@@ -88,7 +88,7 @@ def set_up(
         raise StepFailed(step, error.errno or 0) from error
 
 
-def serve(kernel: Any, node: int, claim: Sequence[int] = ()) -> int:
+def serve(kernel: Any, node: int, claim: Sequence[int] = (), path: str = "") -> int:
     """NBD_DO_IT and the cleaning up after it; returns its errno. EPIPE after a detach is a success.
 
     If the other thread has put a `claim` there by then, we close the other descriptor first: the kernel resets the size
@@ -101,7 +101,7 @@ def serve(kernel: Any, node: int, claim: Sequence[int] = ()) -> int:
         errno = 0 if error.errno == EPIPE else error.errno or 0
     if claim:
         os.close(node)
-    clear(kernel, claim[0] if claim else node)
+    clear(kernel, claim[0] if claim else node, path)
     return errno
 
 
@@ -125,16 +125,17 @@ def main(arguments: list[str]) -> None:
         clear(ioctl, node)
         return
     claim: list[int] = []
-    _thread.start_new_thread(_watch, (path, state_file, node, sockets, orders, dead_peer, claim))
-    errno = serve(ioctl, node, claim)
+    orphaned: list[bool] = []
+    _thread.start_new_thread(_watch, (path, state_file, node, sockets, orders, dead_peer, claim, orphaned))
+    errno = serve(ioctl, node, claim, path)
     if claim:
         _open_to_writers(claim[0])
     free = is_free(path)
     if free:
         forget(state_file)
     _report(reports, f"ended {errno}")
-    if claim and not free:  # a command that detaches tidies up itself
-        os.close(claim[0])
+    if (claim or orphaned) and (not free or partitions(path)):  # a command that lives tidies up itself
+        os.close(claim[0] if claim else node)
         _forget_once_free(path, state_file)
 
 
@@ -155,13 +156,24 @@ def _forget_once_free(path: str, state_file: str) -> None:
 
 
 def _watch(
-    path: str, state_file: str, node: int, sockets: list[int], orders: int, dead_peer: float, claim: list[int]
+    path: str,
+    state_file: str,
+    node: int,
+    sockets: list[int],
+    orders: int,
+    dead_peer: float,
+    claim: list[int],
+    orphaned: list[bool],
 ) -> None:
     """Second thread: detaches if the parent died or gave up before it was done, and on SIGTERM.
 
+    It leaves `claim` to the other thread, or in `orphaned` that the parent died.
     If the server is gone, it shuts the connections down, and the other thread, in the kernel, notices that.
     """
-    committed = os.read(orders, 1) == COMMIT
+    order = os.read(orders, 1)
+    committed = order == COMMIT
+    if not order:
+        orphaned.append(True)
     lifeline = Lifeline(sockets, dead_peer)
     while committed:
         if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, lifeline.pause) is None:

@@ -46,6 +46,7 @@ from nbdattach.monitor import control, launch
 from nbdattach.operations import candidates, interrupts, remarks, twice
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
+from nbdattach.operations.tidying import tidy_up_later
 from nbdattach.operations.turns import TURNS
 from nbdattach.own_server import kept
 from nbdattach.protocol.target import Target, others
@@ -222,8 +223,11 @@ def _complete(
             hold.commit()
             return notes
     except BaseException:
+        pid = Kernel(device).pid
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
+        if Kernel(device).size or Kernel(device).partitions:
+            tidy_up_later(device, pid)
         queue_choice.take_back(hold.node)
         state.forget(device)
         if job.options.server:

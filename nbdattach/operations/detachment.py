@@ -19,14 +19,14 @@ from nbdattach.backends import queue_choice
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.host import procfs, systemd, udev
-from nbdattach.host.spawn import bare_python, start_aside
+from nbdattach.host import procfs, udev
 from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.node import Busy, Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.kernel.worker import GOODBYE_SECONDS
 from nbdattach.monitor import control
 from nbdattach.operations import claim, disconnection, writes
+from nbdattach.operations.tidying import tidy_up_later
 from nbdattach.own_server.end import end
 from nbdattach.reporter import QUIET, Reporter, silent
 from nbdattach.text import plain, quoted
@@ -90,7 +90,7 @@ def detach(
             try:
                 _await_free(device, pid, deadline)
             except DeviceInUse:
-                _tidy_up_later(device, pid)
+                tidy_up_later(device, pid)
                 raise
         _await_relay(record)
         if record and record.server:
@@ -163,13 +163,6 @@ def _await_relay(record: state.Record | None) -> None:
     patience = Deadline(GOODBYE_SECONDS + 1)
     while record and record.living_relay and patience.sleep(_POLL):
         pass
-
-
-def _tidy_up_later(device: Device, pid: int | None) -> None:
-    """Starts a process that waits for the last user to go and removes the partitions, because the kernel keeps them."""
-    command = bare_python("kernel.leftovers", "tidy_main", device.path, state.path(device), str(pid or ""))
-    with contextlib.suppress(OSError):
-        systemd.give_scope(start_aside(command, own_session=True).pid, "nbdattach-tidy")
 
 
 def _await_free(device: Device, pid: int | None, deadline: Deadline) -> None:

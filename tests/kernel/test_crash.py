@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -186,6 +188,30 @@ def disconnect_killed_at_each_step(place: Place, fewer: int = 1, **how: Any) -> 
 @pytest.mark.ioctl
 def test_a_connect_killed_at_any_step_leaves_nothing(place: Place) -> None:
     connect_killed_at_each_step(place)
+
+
+def test_a_program_that_looks_at_a_partition_while_connect_is_killed_leaves_none(unwatched: Place) -> None:
+    """The kernel drops no partition that is open, so it must be asked again."""
+    steps = unwatched.connect().steps
+    unwatched.see_it_go()
+    last = steps[steps.index(COMMIT[BACKEND]) - 1]
+    dead = Event()
+    with ThreadPoolExecutor() as pool:
+        seen = pool.submit(look_at_a_partition, dead)
+        killed = unwatched.connect(kill=last)
+        assert killed.code == -9, killed.said
+        dead.set()
+        assert seen.result() == ["nbd0p1", "nbd0p2"]
+    nothing_is_left()
+
+
+def look_at_a_partition(until: Event) -> list[str]:
+    """Has the first one open from its first moment to half a second after `until`; says what there is then."""
+    eventually(lambda: bool(FIRST.partitions), SECONDS)
+    with open("/dev/nbd0p1", "rb", buffering=0):
+        until.wait(SECONDS)
+        time.sleep(0.5)
+        return FIRST.partitions
 
 
 @pytest.mark.ioctl
