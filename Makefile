@@ -20,7 +20,7 @@ GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.
 	6.1+essential-netlink+1of2 6.1+essential-netlink+2of2 6.1+essential-ioctl 7.2+udev
 LANES := package unit-ends $(GUESTS:%=guest+%) boot root servers libraries-oldest lint
 
-.PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers far kernel matrix boot boot-all root root-all \
+.PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers far neighbours kernel matrix boot boot-all root root-all \
 	catalogue selftest soak rounds events shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
@@ -30,7 +30,7 @@ test: .needs-root provision $(VENV)/installed
 
 ## everything, with what is slow or rare: a matrix of kernels and releases, all boots, machines without a disk, soaks
 test-all: .needs-root test
-	$(MAKE) --no-print-directory unit-all libraries far selftest fresh boot-all root-all matrix rounds soak events
+	$(MAKE) --no-print-directory unit-all libraries far neighbours selftest fresh boot-all root-all matrix rounds soak events
 
 # The first thing that such a target does.
 ASKED = $(or $(MAKECMDGOALS),test)
@@ -105,6 +105,13 @@ far: .needs-root $(VENV)/installed
 	tests/lab/provision far
 	[ -x build/far/bin/moto_server ] || { python3 -m venv build/far && build/far/bin/pip install -q 'moto[server]==5.2.5'; }
 	timeout 1500 $(GUEST) --kernel 7.2 --timeout 1400 -- $(PYTEST) tests/kernel/far_disks.py
+
+## what people build on a device or run beside it: file systems on several disks, caches, frozen programs, udisks; six minutes
+neighbours: .needs-root deb $(VENV)/installed
+	tests/lab/provision neighbours
+	timeout 900 $(GUEST) --kernel $(KERNEL) --memory 1G --timeout 880 --env LAB_BACKEND=netlink -- \
+		$(PYTEST) tests/kernel/neighbours.py
+	unshare --net $(PYTEST) --timeout 300 tests/boot/neighbours.py
 
 ## start each server of the catalogue in a guest, drive it, and write doc/servers.md; 40 minutes; O='--only NAME' for some
 catalogue: .needs-root provision $(VENV)/installed

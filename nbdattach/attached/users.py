@@ -7,16 +7,19 @@ Nothing here opens a device, because opening a dead one would hang.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from nbdattach.attached import state
+from nbdattach.attached.spread import Spread
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
-from nbdattach.host import procfs
+from nbdattach.host import procfs, targets
 from nbdattach.host.procfs import Opener
+from nbdattach.host.targets import Target
 from nbdattach.immutable import immutable
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
@@ -26,6 +29,8 @@ from nbdattach.text import plain, typed
 A_LOOK = 2.0
 # Seconds between looks. Random, so as not to run in lockstep with a program that opens and closes it in a loop.
 _LOOKS = (0.001, 0.02)
+# Seconds for the look at all open files of this host.
+_HIDDEN_SECONDS = 5.0
 # Users named in the one line of an error; the list below it has all.
 _MAX_SAID = 3
 # Kinds of device mapper mappings: how the uuid begins, the kind's name, and the command that removes it by its name.
@@ -44,7 +49,7 @@ _LVM_UUID = r"(?a)LVM-\w{32}(\w{6})(\w{4})(\w{4})(\w{4})(\w{4})(\w{4})(\w{6})"
 class Use:
     """One user of a device, and how to release it."""
 
-    kind: str  # "mount" | "swap" | "holder" | "process"
+    kind: str  # "mount" | "swap" | "holder" | "process" | "target"
     where: str  # a path, or the process id
     says: str  # for people
     release: tuple[str, ...]  # the words of a command; none if no command is known
@@ -119,6 +124,7 @@ class Mount:
     source: str
     kind: str  # of the file system
     owner: Opener | None
+    options: str = ""  # of the file system, as the kernel has them
 
 
 class Census:
@@ -147,9 +153,13 @@ class Census:
         return _loops_by_number(sysfs.loops())
 
     @cached_property
-    def btrfs(self) -> list[set[str]]:
-        """Devices of each btrfs; its mounts name only one of them."""
-        return sysfs.btrfs_devices()
+    def spread(self) -> Spread:
+        return Spread()
+
+    @cached_property
+    def targets(self) -> dict[str, list[Target]]:
+        """Disks that the kernel passes on, by their numbers."""
+        return targets.by_number()
 
     def users_of(self, device: Device) -> Users:
         """All users of the device that can be seen from here; root sees more."""
@@ -167,18 +177,14 @@ class Census:
                 yield from self._users(Block(name), seen)
                 yield _holder(Block(name), direct)
             for mount in self.mounts:
-                if mount.number == number or self._is_btrfs_on(mount, part):
+                if mount.number == number or self.spread.is_on(mount, part):
                     yield _mounted(mount, direct)
             if part.name in self.swaps:
                 what = "swapped on" if direct else f"{part.name} swapped on"
                 path = f"/dev/{part.name}"
                 yield User("swap", Use("swap", path, what, ("swapoff", path)), direct)
-
-    def _is_btrfs_on(self, mount: Mount, block: Block) -> bool:
-        if mount.kind != "btrfs":
-            return False
-        source = mount.source.removeprefix("/dev/")
-        return source == block.name or any({source, block.name} <= devices for devices in self.btrfs)
+            for target in self.targets.get(number, []):
+                yield _passed_on(target, part, direct)
 
 
 def users_of(device: Device) -> Users:
@@ -259,23 +265,32 @@ def numbers_of(device: Device) -> set[str]:
 
 def opened(openers: Collection[Opener]) -> Users:
     """Processes as users, each one once, however many descriptors of the device it has."""
-    return Users(
-        [
-            User(str(pid), Use("process", str(pid), f"open in process {one}", ("kill", str(pid))))
-            for pid, one in {one.pid: one for one in openers}.items()
-        ]
-    )
+    each = {one.pid: one for one in openers}.values()
+    return Users([_process(one, f"{'mapped' if one.fd == procfs.MAPPED else 'open'} in process {one}") for one in each])
+
+
+def _process(one: Opener, says: str) -> User:
+    return User(str(one.pid), Use("process", str(one.pid), says, ("kill", str(one.pid))))
 
 
 def in_use(device: Device, users: Users) -> DeviceInUse:
     """The error that names the users: these, else the processes that have it open, as far as we can see them."""
-    users = users or opened(open_by(device))
+    users = users or opened(open_by(device)) or _hidden(device)
     if users:
         hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
         return refusal(device, str(users), hint, users.uses)
     cause = "held exclusively by a user that cannot be seen from here"
-    hint = "is it zfs, a kernel target, or a container? fuser -v, zpool status and lsblk may show it"
+    hint = (
+        "is it zfs, a container, or an overlay of an unmounted file system? fuser -v, zpool status, lsblk may show it"
+    )
     return DeviceInUse(device.path, cause, hint)
+
+
+def _hidden(device: Device) -> Users:
+    """Processes on a file system that no mount shows. They are asked last: this looks at each open file of the host."""
+    says = "its file system, unmounted with umount -l, is in use by process"
+    found = procfs.inside(numbers_of(device), _HIDDEN_SECONDS)
+    return Users([_process(one, f"{says} {one}") for one in found])
 
 
 def refusal(device: Device, cause: str, hint: str, uses: Sequence[Use]) -> DeviceInUse:
@@ -315,6 +330,12 @@ def _holder(block: Block, direct: bool) -> User:
     return User(block.name, Use("holder", path, says, command, instead), direct)
 
 
+def _passed_on(target: Target, block: Block, direct: bool) -> User:
+    what = "" if direct else f"{block.name} "
+    says = f"{what}passed on by {target.by} as {plain(os.path.basename(target.place))}"
+    return User(target.place, Use("target", target.place, says, (), f"see {plain(target.place)}"), direct)
+
+
 def _mapping(name: str, uuid: str) -> tuple[str, tuple[str, ...]]:
     """What it is, and the command that removes it; of a volume by uuid, as an image may have a group of any name."""
     _, kind, tool = next(one for one in _MAPPINGS if uuid.startswith(one[0]))
@@ -327,5 +348,5 @@ def _mapping(name: str, uuid: str) -> tuple[str, tuple[str, ...]]:
 def _mount(line: str, owner: Opener | None) -> Mount:
     """One line of mountinfo (proc_pid_mountinfo(5))."""
     before, _, after = line.partition(" - ")
-    fields, kind, source = before.split(" "), *after.split(" ")[:2]
-    return Mount(procfs.unescaped(fields[4]), fields[2], procfs.unescaped(source), kind, owner)
+    fields, kind, source, *options = before.split(" "), *after.split(" ")[:3]
+    return Mount(procfs.unescaped(fields[4]), fields[2], procfs.unescaped(source), kind, owner, "".join(options))

@@ -32,9 +32,15 @@ _LINKS_OF_ONE_THREAD = 3
 _remote: dict[str, tuple[str, ...]] = {}
 
 
+# For Opener.fd.
+MAPPED = -2
+# Lines of maps (proc_pid_maps(5)) of shared mappings of files with a path: others do not write to a device.
+_SHARED = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ...s [0-9a-f]+ \S+ \d+ +(/.*)$", re.MULTILINE)
+
+
 @immutable
 class Opener:
-    """A process, and its descriptor of a block device if we found it by that."""
+    """A process, and its descriptor of a block device if we found it by that; `MAPPED` if it only maps the device."""
 
     pid: int
     name: str
@@ -124,7 +130,29 @@ def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collectio
             for fd in files.descriptors():
                 if fd not in ours and files.has_open(fd, numbers):
                     found.append(Opener(pid, name_of(pid), fd))
+            if files.maps(numbers):
+                found.append(Opener(pid, name_of(pid), MAPPED))
     return found
+
+
+def inside(numbers: set[str], seconds: float) -> list[Opener]:
+    """Processes with an open file, or their working directory, on a file system of one of these block devices.
+
+    Unlike mounts, these also show a file system that was unmounted lazily. None if the kernel does not answer in time:
+    a file may be on a server that is away.
+    """
+    answer = answer_within(seconds, lambda: " ".join(str(pid) for pid in _pids() if _is_inside(pid, numbers)))
+    return [Opener(int(pid), name_of(int(pid))) for pid in (answer or "").split()]
+
+
+def _is_inside(pid: int, numbers: set[str]) -> bool:
+    folder = f"{PROC}/{pid}"
+    for link in ("cwd", "root", "exe", *(f"fd/{name}" for name in _names(f"{folder}/fd"))):
+        with contextlib.suppress(OSError):
+            number = os.stat(f"{folder}/{link}").st_dev
+            if f"{os.major(number)}:{os.minor(number)}" in numbers:
+                return True
+    return False
 
 
 # The name of a process that reads a device for a moment.
@@ -169,8 +197,11 @@ def has_open(pid: int, numbers: set[str]) -> bool:
 
 
 def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
-    """Whether that descriptor of the process is one of these block devices, not opened with O_PATH."""
-    return _Files(pid).has_open(fd, numbers)
+    """Whether that descriptor of the process is one of these block devices, not opened with O_PATH.
+
+    `MAPPED` instead of a descriptor: whether it maps one of them.
+    """
+    return _Files(pid).maps(numbers) if fd == MAPPED else _Files(pid).has_open(fd, numbers)
 
 
 class _Files:
@@ -207,15 +238,31 @@ class _Files:
 
     def has_open(self, fd: int, numbers: set[str]) -> bool:
         """Whether it is one of these block devices, not opened with O_PATH."""
-        path = self.name(fd)
+        if not self._is_one(self.name(fd), f"fd/{fd}", numbers):
+            return False
+        flags = [line.split()[1] for line in lines(f"{self._folder}fdinfo/{fd}") if line.startswith("flags:")]
+        return not (flags and int(flags[0], 8) & os.O_PATH)
+
+    def maps(self, numbers: set[str]) -> bool:
+        """Whether it has one of these block devices in its memory. A mapping stays after the descriptor was closed.
+
+        The kernel shows the file behind a mapping to root alone.
+        """
+        try:
+            with open(f"{PROC}/{self._folder}maps", "rb") as file:
+                shared = _SHARED.findall(file.read())
+        except OSError:
+            return False
+        files = ((os.fsdecode(path), f"map_files/{os.fsdecode(place)}") for place, path in shared)
+        return any(self._is_one(path, link, numbers) for path, link in files)
+
+    def _is_one(self, path: str, link: str, numbers: set[str]) -> bool:
+        """Whether the file of that path, and of that link in its folder of /proc, is one of these block devices."""
         if not path.startswith("/"):
             return False
         if self._remote is None:
             self._remote = _remote_places("self") + _remote_places(self._pid)
-        if path.startswith(self._remote) or _block_number(f"{PROC}/{self._folder}fd/{fd}") not in numbers:
-            return False
-        flags = [line.split()[1] for line in lines(f"{self._folder}fdinfo/{fd}") if line.startswith("flags:")]
-        return not (flags and int(flags[0], 8) & os.O_PATH)
+        return not path.startswith(self._remote) and _block_number(f"{PROC}/{self._folder}{link}") in numbers
 
 
 def block_number(place: str) -> str | None:

@@ -124,6 +124,15 @@ def opened(flags: int, path: str = "/dev/nbd0") -> Callable[[], str]:
     return begin
 
 
+def mapped_and_closed() -> str:
+    """Its writes go to the device at some later time, as those of any descriptor."""
+    program = "import mmap, os, time; fd = os.open('/dev/nbd0', os.O_RDWR); m = mmap.mmap(fd, 4096); os.close(fd);"
+    program += " m[0:5] = b'hello'; m.flush(); print(flush=True); time.sleep(600)"
+    mapper = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert mapper.stdout and mapper.stdout.readline()
+    return f"mapped in process {mapper.pid} ({procfs.name_of(mapper.pid)}): kill {mapper.pid}"
+
+
 def mounted_elsewhere() -> str:
     shell("mkfs.ext4 -q /dev/nbd0")
     program = "mount --make-rprivate / && mount /dev/nbd0 /mnt && touch /run/elsewhere && exec sleep 600"
@@ -170,6 +179,7 @@ USERS: dict[str, Callable[[], str]] = {
     "exclusive opener": opened(os.O_RDWR | os.O_EXCL),
     "opener": opened(os.O_RDWR),
     "reader": opened(os.O_RDONLY),
+    "mapping": mapped_and_closed,
 }
 
 
@@ -209,6 +219,54 @@ def test_a_user_is_named_unharmed_and_once_released_it_goes(tmp_path: Path, kind
         shell(f"dd if=/dev/nbd0 of=/dev/null bs=1M iflag=direct status=none && {release}")  # it still works
         eventually(lambda: nbd("disconnect", "nbd0").code == 0)
         assert not FIRST.attached and not FIRST.size
+
+
+ON_TWO_DISKS = {
+    "journal of ext4": """mke2fs -q -F -O journal_dev /dev/nbd0 && mkfs.ext4 -q -F -J device=/dev/nbd0 $other &&
+        mount $other /mnt""",
+    "log of xfs": """mkfs.xfs -q -f -l logdev=/dev/nbd0,size=64m $other && mount -o logdev=/dev/nbd0 $other /mnt""",
+    "btrfs": "mkfs.btrfs -q -f $other /dev/nbd0 && btrfs device scan && mount $other /mnt",
+}
+
+
+@pytest.mark.parametrize("kind", ON_TWO_DISKS)
+def test_a_file_system_that_names_another_disk_is_named(tmp_path: Path, kind: str) -> None:
+    other = shell(f"losetup -f --show {sparse_file(tmp_path / 'other', 400 * MIB)}").strip()
+    with nbdkit("memory", "400M") as server:
+        connect(server.uri, "nbd0")
+        shell(f"modprobe loop; other={other}; {ON_TWO_DISKS[kind]}")
+        done = nbd("disconnect", "nbd0")
+        assert (done.code, done.err.splitlines()[1:2]) == (7, ["  mounted at /mnt: umount /mnt"])
+        shell("umount /mnt")
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_who_is_on_a_file_system_that_was_unmounted_lazily_is_named(tmp_path: Path) -> None:
+    with attached_image(tmp_path, False):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        with subprocess.Popen(["sleep", "600"], cwd="/mnt") as sleeper:
+            shell("umount -l /mnt")
+            done = nbd("disconnect", "nbd0")
+            says = f"its file system, unmounted with umount -l, is in use by process {sleeper.pid} (sleep)"
+            assert (done.code, done.err.splitlines()[1:2]) == (7, [f"  {says}: kill {sleeper.pid}"])
+            sleeper.kill()
+        eventually(lambda: nbd("disconnect", "nbd0").code == 0)
+
+
+@pytest.mark.parametrize("kind", ["fileio", "iblock"])
+def test_a_disk_that_the_kernel_passes_on_is_kept(tmp_path: Path, kind: str) -> None:
+    """No process has it open, and of a file the kernel makes no claim."""
+    place = f"/sys/kernel/config/target/core/{kind}_0/disk"
+    settings = {"fileio": f"fd_dev_name=/dev/nbd0,fd_dev_size={64 * MIB}", "iblock": "udev_path=/dev/nbd0"}
+    with attached_image(tmp_path, False):
+        shell(f"""modprobe -a configfs target_core_{"file" if kind == "fileio" else kind}
+            mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
+            mkdir -p {place} && echo {settings[kind]} >{place}/control && echo 1 >{place}/enable""")
+        done = nbd("disconnect", "nbd0")
+        line = f"  passed on by the kernel's SCSI target as disk: see {place}"
+        assert (done.code, done.err.splitlines()[1:2], FIRST.attached) == (7, [line], True)
+        shell(f"rmdir {place} {Path(place).parent}")
+        nbd_ok("disconnect", "nbd0")
 
 
 def test_what_stands_on_top_of_each_other_is_listed_in_the_order_of_its_release(tmp_path: Path) -> None:

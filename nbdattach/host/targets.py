@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Disks that the kernel itself passes on: as a SCSI target (iSCSI and others), over NVMe, or as a USB device.
+
+One that the SCSI target has as a file ("fileio"), or that is passed on by USB, is open and claimed by nobody, so no
+claim and no look at processes finds its user. Their settings in configfs name it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from nbdattach.host import procfs
+from nbdattach.immutable import immutable
+
+CONFIGFS = "/sys/kernel/config"
+# Below configfs: the setting, where in it the path is, and the words for its user.
+_KINDS = (
+    # drivers/target: "File: PATH  Size: …" of fileio, "UDEV PATH: PATH  readonly: …" of iblock
+    ("target/core/*/*/info", r"(?:File|UDEV PATH): (.*?)  (?:Size|readonly): ", "the kernel's SCSI target"),
+    ("nvmet/subsystems/*/namespaces/*/device_path", r"(.+)", "the kernel's NVMe target"),
+    ("usb_gadget/*/functions/mass_storage.*/lun.*/file", r"(.+)", "the kernel's USB storage"),
+)
+
+
+@immutable
+class Target:
+    """A disk that is passed on."""
+
+    path: str  # of the disk, as it was given to the kernel
+    by: str  # for people
+    place: str  # of its settings
+
+
+def targets() -> list[Target]:
+    """Those of this host. Without root there may be none to see."""
+    found = []
+    for pattern, path, by in _KINDS:
+        # Mostly there is no such target, and then this is one look.
+        if os.path.isdir(f"{CONFIGFS}/{pattern.partition('/')[0]}"):
+            import glob
+
+            for setting in glob.glob(f"{CONFIGFS}/{pattern}"):
+                match = re.search(path, _text(setting))
+                if match:
+                    found.append(Target(match[1].strip(), by, os.path.dirname(setting)))
+    return found
+
+
+def by_number() -> dict[str, list[Target]]:
+    """By the number of the block device (major:minor)."""
+    found: dict[str, list[Target]] = {}
+    for target in targets():
+        number = procfs.block_number(target.path)
+        if number:
+            found.setdefault(number, []).append(target)
+    return found
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
