@@ -53,10 +53,14 @@ class Spread:
             name: set(re.findall(r"/dev/(\S+)", "\n".join(procfs.lines(f"fs/f2fs/{name}/disk_map")))) for name in names
         }
 
-    @staticmethod
-    def _with_journal_on(disk: str) -> set[str]:
+    @cached_property
+    def _journals(self) -> set[str]:
+        """Names of disks with a journal; that of a journal in its own file system has an inode after them: sda1-8."""
+        return {name for name in _names(f"{procfs.PROC}/fs/jbd2") if "-" not in name}
+
+    def _with_journal_on(self, disk: str) -> set[str]:
         """Numbers of the disks of ext4 whose journal is on that disk: the thread of a journal has its disk's name."""
-        if disk not in _names(f"{procfs.PROC}/fs/jbd2"):
+        if disk not in self._journals:
             return set()
         thread, place = f"jbd2/{disk}"[:_COMM], f"{sysfs.SYS}/fs/ext4"
         return {Block(name).number or "" for name in _names(place) if _comm_of_journal(f"{place}/{name}") == thread}

@@ -11,9 +11,9 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from nbdattach.attached import state
-from nbdattach.attached.spread import Spread
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
@@ -25,6 +25,9 @@ from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
 from nbdattach.text import plain, typed
 
+if TYPE_CHECKING:
+    from nbdattach.attached.spread import Spread
+
 # Seconds: a process counts as a user once it has kept the device open this long; probes (udev, blkid) end before.
 A_LOOK = 2.0
 # Seconds between looks. Random, so as not to run in lockstep with a program that opens and closes it in a loop.
@@ -33,6 +36,8 @@ _LOOKS = (0.001, 0.02)
 _HIDDEN_SECONDS = 5.0
 # Users named in the one line of an error; the list below it has all.
 _MAX_SAID = 3
+# File systems that may have more disks than their mounts name.
+_SPREAD = ("btrfs", "xfs", "ext3", "ext4", "f2fs")
 # Kinds of device mapper mappings: how the uuid begins, the kind's name, and the command that removes it by its name.
 _MAPPINGS = (
     ("LVM-", "LVM volume", ("lvchange", "-an")),
@@ -154,6 +159,9 @@ class Census:
 
     @cached_property
     def spread(self) -> Spread:
+        """Disks that mounts do not name; few hosts have any, and each command would load it."""
+        from nbdattach.attached.spread import Spread
+
         return Spread()
 
     @cached_property
@@ -177,7 +185,7 @@ class Census:
                 yield from self._users(Block(name), seen)
                 yield _holder(Block(name), direct)
             for mount in self.mounts:
-                if mount.number == number or self.spread.is_on(mount, part):
+                if mount.number == number or (mount.kind in _SPREAD and self.spread.is_on(mount, part)):
                     yield _mounted(mount, direct)
             if part.name in self.swaps:
                 what = "swapped on" if direct else f"{part.name} swapped on"

@@ -43,7 +43,8 @@ def guard(pipe: int, path: str, state_file: str, identifier: str, pid: int) -> N
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             if attribute(name, "pid"):
-                if not is_there():
+                # Ours may have ended in between: then there is no pid any more.
+                if not is_there() and attribute(name, "pid"):
                     break  # another attachment has come, and its connect removes them itself
             elif tidied(path, state_file):
                 break
