@@ -100,6 +100,8 @@ def source_of(text: str, export: str | None = None) -> Source | None:
         if not words:
             raise Malformed(quoted(text), "no command in the brackets", "write [ nbdkit memory 1G ]")
         return Source(words=words, export=export or "")
+    if text.startswith(_OPEN) and text.endswith(_CLOSE) and " " in text:
+        raise Malformed(quoted(text), "no blank between a bracket and the command", "write it as [ nbdkit memory 1G ]")
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme in _PLUGINS:
         hint = f"for a file there: {one_text(('nbdkit', _PLUGINS[scheme], plain(text)))}; an NBD server is nbd://HOST"

@@ -116,6 +116,8 @@ MISTYPED: list[tuple[str, str]] = [
     ("localhost::10809", "write localhost:10809"),
     ("", FORMS),
     (":10809", "write localhost:10809"),
+    ("10809", "write localhost:10809"),
+    ("nbd://10809/disk", FORMS),
     ("@host", "write host"),
     ("nbd:db1", "write nbd://db1"),
     (
@@ -157,6 +159,11 @@ def test_what_a_hint_says_to_write_can_be_typed(text: str) -> None:
     assert written
     for one in written:
         understood(one)
+
+
+@pytest.mark.parametrize("text", ["[nbdkit memory 1G]", "[ nbdkit memory 1G]", "[nbdkit memory 1G ]"])
+def test_a_command_without_a_blank_at_a_bracket_is_no_address(text: str) -> None:
+    assert explained(text) == "write it as [ nbdkit memory 1G ]"
 
 
 @pytest.mark.parametrize("text", ["http://db1/disk.img", "ssh://db1/srv/disk.img", "https://db1/d?a=1&b=2"])
