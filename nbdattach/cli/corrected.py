@@ -6,6 +6,7 @@ Decisions that matter:
   command line accept is the answer, so no hint is printed that fails, too.
 * An option that the typed command of ours has keeps its meaning, if such a reading is accepted.
 * TARGET or DEVICE stands in the hint for an operand that was not typed.
+* A word that cannot be shown as it must be typed (cut, or unprintable) is in no hint: it would name something else.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import os.path
 import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import click
 
+from nbdattach.attached import names
 from nbdattach.cli import foreign, migration
 from nbdattach.cli.foreign import Line
-from nbdattach.cli.migration import LOSETUP, NBD_CLIENT, PROGRAMS, QEMU_NBD, Program
+from nbdattach.cli.migration import HABITS, LOSETUP, NBD_CLIENT, PROGRAMS, QEMU_NBD, Program
 from nbdattach.cli.types import is_device, target_of
 from nbdattach.errors import Malformed
 from nbdattach.own_server.source import collapsed, may_be_image, one_text
-from nbdattach.text import typed
+from nbdattach.protocol import mistyped
+from nbdattach.protocol.target import parse_target, targets_meant
+from nbdattach.text import plain, typed
 
 # How alike a word must be to be a mistyped command rather than a host.
 _ALIKE = 0.75
@@ -49,6 +54,8 @@ def corrected(words: Sequence[str], group: click.Group) -> str:
         words = collapsed(words)
     except Malformed:
         return ""
+    if os.path.basename(words[0]) == "nbdattach" and len(words) > 1:
+        return as_typed(words[1:]) if _is_accepted(words[1:], group) else corrected(words[1:], group)
     if words[0] == "help" and len(words) == 2:
         meant, _ = _command_of(words[1:], group)
         return as_typed(["help", meant]) if meant and meant in group.commands else ""
@@ -59,7 +66,7 @@ def corrected(words: Sequence[str], group: click.Group) -> str:
     for command, read in _readings(words, group):
         try:
             found, program = read()
-            line, reasons = _as_ours(command, found, program)
+            line, reasons = _as_ours(command, found, program, program.name == words[0])
         except (_NotSo, foreign.Unreadable):
             continue
         if not line:
@@ -67,13 +74,24 @@ def corrected(words: Sequence[str], group: click.Group) -> str:
         if {"TARGET", "DEVICE"} & {*line} and command == words[0] and not any(taken.other for taken in found.options):
             return ""  # only an operand is missing
         if _is_accepted(line, group):
-            return "; ".join([as_typed(line), *dict.fromkeys(reasons)])
+            doubt = f"if {words[0]} is a host: " if command is None and _may_be_verb(words[0], line) else ""
+            return "; ".join([doubt + as_typed(line), *dict.fromkeys(reasons)])
     return ""
+
+
+def _may_be_verb(word: str, line: Sequence[str]) -> bool:
+    """Whether the line takes a word for a host that may as well be a command which does not exist ("finish nbd0")."""
+    return line[0] == "connect" and word in line and word.isalpha() and word != "localhost"
 
 
 def as_typed(words: Sequence[str]) -> str:
     """The command line that has these words."""
     return " ".join(("nbdattach", *(word if word.startswith("[ ") else typed(word) for word in words)))
+
+
+def _can_be_shown(words: Sequence[str]) -> bool:
+    """Whether the words, as a hint shows them, are still the same."""
+    return all(plain(word) == word for word in words)
 
 
 _Reading = tuple["str | None", Callable[[], tuple[Line, Program]]]
@@ -102,32 +120,36 @@ def _readings(words: Sequence[str], group: click.Group) -> Iterator[_Reading]:
 def _command_of(words: Sequence[str], group: click.Group) -> tuple[str | None, Sequence[str]]:
     """The command of ours that was meant, and the other words; None if the words name none."""
     first, rest = words[0], words[1:]
-    if first in group.commands:
-        return first, rest
+    if first.lower() in group.commands:
+        return first.lower(), rest
     if first in migration.COMMANDS:
         operands = [word for word in rest if not word.startswith("-")]
         other = migration.WITH_ARGUMENT.get(first) if operands and not any(map(_is_device, operands)) else None
         return other or migration.COMMANDS[first], rest
-    if first.startswith("-"):
+    if first.startswith("-") or _is_device(first):
         at = next((at for at, word in enumerate(words) if word in group.commands), None)
         return (None, words) if at is None else (words[at], [*words[:at], *words[at + 1 :]])
-    alike = get_close_matches(first, [*group.commands], n=1, cutoff=_ALIKE)
+    begun = [name for name in group.commands if len(first) > 2 and name.startswith(first)]
+    alike = begun if len(begun) == 1 else get_close_matches(first, [*group.commands], n=1, cutoff=_ALIKE)
     return (alike[0], rest) if alike else (None, words)
 
 
-def _as_ours(given: str | None, line: Line, program: Program) -> tuple[list[str], list[str]]:
-    """Our words, and reasons why options are left out; no words if they must not be. Raises `_NotSo`."""
+def _as_ours(given: str | None, line: Line, program: Program, named: bool) -> tuple[list[str], list[str]]:
+    """Our words, and reasons why options are left out; no words if they must not be. Raises `_NotSo`.
+
+    `named`: the program's name was typed, too.
+    """
     chosen = {taken.other.ours.split()[0] for taken in line.of("command") if taken.other}
     if len(chosen) > 1:
         raise _NotSo
-    command = _chosen(given, chosen.pop() if chosen else None, line, program)
+    command = _chosen(given, chosen.pop() if chosen else None, line, program, named)
     if command in ("--version", "--help"):
         return [command], []
     needed = [taken.other.why for taken in line.options if taken.other and taken.other.needed]
     if needed:
         return [], needed
     if command == "connect":
-        return _connect(line, program)
+        return _connect(line, program, named)
     if line.of("left out"):
         raise _NotSo
     if command == "list" and not given and not line.operands and not line.of("target"):
@@ -136,7 +158,7 @@ def _as_ours(given: str | None, line: Line, program: Program) -> tuple[list[str]
     return [command, *options, *_operands(command, line, options)], []
 
 
-def _chosen(given: str | None, chosen: str | None, line: Line, program: Program) -> str:
+def _chosen(given: str | None, chosen: str | None, line: Line, program: Program, named: bool) -> str:
     """The command, by what was typed or by an option such as -d."""
     if given not in (None, "connect", chosen) and chosen:
         raise _NotSo
@@ -144,17 +166,19 @@ def _chosen(given: str | None, chosen: str | None, line: Line, program: Program)
         return chosen or str(given)
     operands = line.operands
     is_theirs = any(taken.other for taken in line.options)
-    if program is LOSETUP and not all(map(_is_place, operands)):
+    if program is LOSETUP and not named and not all(map(_is_place, operands)):
         raise _NotSo
     if not operands or (len(operands) == 1 and not is_theirs and not _is_place(operands[0])):
         raise _NotSo
     if len(operands) > 1 and not (is_theirs or operands[1].isdigit() or any(map(_is_device, operands))):
         raise _NotSo
     is_lone_device = len(operands) == 1 and not line.options and _is_device(operands[0])
+    if is_lone_device and program is LOSETUP:
+        return "status"
     return "up" if is_lone_device and program is NBD_CLIENT else "connect"
 
 
-def _connect(line: Line, program: Program) -> tuple[list[str], list[str]]:
+def _connect(line: Line, program: Program, named: bool) -> tuple[list[str], list[str]]:
     operands = [*line.operands]
     devices = _devices(line)
     if not devices:
@@ -163,44 +187,44 @@ def _connect(line: Line, program: Program) -> tuple[list[str], list[str]]:
     if len(devices) > 1 or any(map(_is_device, operands)):
         raise _NotSo
     target = _target(line, operands)
-    if program is QEMU_NBD and (line.of("in brackets") or re.match(_OF_QEMU, target)):
-        return ["connect", *_in_brackets(line, target), *devices], []
-    if line.of("in brackets"):
+    if named and program is not NBD_CLIENT and target in operands and not _is_place(target):
+        target = f"./{target}"  # to these programs it is a file
+    is_brackets = program is QEMU_NBD and bool(line.of("in brackets") or re.match(_OF_QEMU, target))
+    if line.of("in brackets") and not is_brackets:
         raise _NotSo
-    ours, reasons = [], []
+    is_image = is_brackets or _is_image(target)
+    ours, theirs, reasons = [], [], []
     for taken in line.options:
-        if taken.other and taken.other.why and (not taken.other.ours or _is_image(target)):
+        of_qemu = taken.other in QEMU_NBD.options
+        if of_qemu and taken.other and not (taken.other.ours or is_image or named or target.startswith("/")):
+            raise _NotSo  # it is an option of an image's server
+        if is_brackets and ({*taken.ours[:1]} & {*_OF_IMAGES} or taken in line.of("in brackets")):
+            theirs += taken.words if of_qemu else taken.ours
+        elif taken.other and taken.other.why and (not taken.other.ours or is_image):
             reasons.append(f"{taken.name} is left out: {taken.other.why}")
         else:
             ours += taken.ours
-    return ["connect", *ours, target, *devices], reasons
-
-
-def _in_brackets(line: Line, image: str) -> list[str]:
-    """Our options, and the command of the image's server as one word."""
-    ours, theirs = [], []
-    for taken in line.options:
-        if {*taken.ours[:1]} & {*_OF_IMAGES} or taken in line.of("in brackets"):
-            theirs += taken.words
-        elif taken.other is None or taken.ours[:1] == ["--debug"]:
-            ours += taken.ours
-    return [*ours, one_text([*_SERVER, *theirs, image])]
+    of_target = one_text([*_SERVER, *theirs, target]) if is_brackets else target
+    return ["connect", *ours, of_target, *devices], reasons
 
 
 def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:
     """Those of any command but connect. Raises `_NotSo`."""
     if line.of("in brackets"):
         raise _NotSo
-    is_port = len(line.operands) == 2 and line.operands[1].isdigit()
-    if command in ("list", "info") or (command == "check" and (is_port or line.of("target"))):
+    is_port = len(line.operands) == 2 and line.operands[1].isdigit() and not _is_device(line.operands[0])
+    if command in ("list", "info") or (command in ("check", "disconnect") and (is_port or line.of("target"))):
         return [_target(line, line.operands)]
-    if line.of("target"):
-        raise _NotSo
     operands = [*_devices(line), *line.operands]
     if command == "reconnect" and any(map(_is_device, operands)):
         device = next(filter(_is_device, operands))
         others = [word for word in operands if word != device]
-        operands = [device, _target(line, others)] if others else [device]
+        given = {taken.other.value for taken in line.of("target") if taken.other}
+        if given == {"PORT"} and not others:
+            raise _NotSo  # of which host?
+        operands = [device, _target(line, others)] if others or given else [device]
+    elif line.of("target"):
+        raise _NotSo
     added = [word for taken in line.of("command") if taken.other for word in taken.other.ours.split()[1:]]
     operands = [word for word in added if word.startswith("-")] + operands
     is_missing = not operands and not {"--all", "--tag"} & {*options}
@@ -221,19 +245,32 @@ def _target(line: Line, operands: Sequence[str]) -> str:
         given["PORT"] = more.pop()
     if more:
         raise _NotSo
+    if any(taken.other and taken.other.ours == "connect PATH" for taken in line.options) and host[:1] not in ("", "/"):
+        raise _NotSo
     if _is_image(host) or host.startswith("/"):
-        if "PORT" in given and not line.of("target"):
+        if given and not (_is_image(host) and line.of("target")):
             raise _NotSo
         return host
-    names = [name for name in (host, given.get("ADDRESS"), given.get("PATH")) if name]
-    if len(names) > 1:
+    hosts = [name for name in (host, given.get("ADDRESS"), given.get("PATH")) if name]
+    if len(hosts) > 1:
         raise _NotSo
     if "PORT" not in given:
-        return names[0] if names else "TARGET"
-    host = names[0] if names else "localhost"
+        return _well_formed(hosts[0]) if hosts else "TARGET"
+    host = hosts[0] if hosts else "localhost"
     if re.search(r"[/\[]|^[^:]*:[^:]*$", host):
         raise _NotSo
     return f"[{host}]:{given['PORT']}" if ":" in host else f"{host}:{given['PORT']}"
+
+
+def _well_formed(text: str) -> str:
+    """The one target that a mistyped one may mean (::1 is [::1]); else the text itself."""
+    try:
+        if _may_be_path(text) or text.startswith("[ ") or re.match(_OF_QEMU, text) or parse_target(text):
+            return text
+    except Malformed:
+        pass
+    meant = targets_meant(text)
+    return meant[0] if len(meant) == 1 and mistyped.SOME_INTERFACE not in meant[0] else text
 
 
 def _is_place(word: str) -> bool:
@@ -242,7 +279,7 @@ def _is_place(word: str) -> bool:
 
 
 def _is_device(word: str) -> bool:
-    return is_device(word) or bool(re.match(r"/dev/(nbd|loop)\d", word))
+    return is_device(word) or word.startswith(names.LINKS) or bool(re.match(r"/dev/(nbd|loop)\d", word))
 
 
 def _is_folder(word: str) -> bool:
@@ -262,7 +299,7 @@ def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
     name, *words = line
     if name == "--version":
         return True
-    if name not in group.commands:
+    if name not in group.commands or not _can_be_shown(line):
         return False
     try:
         with (
@@ -273,19 +310,62 @@ def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
         for text in (*_texts(given.get("target")), *_texts(given.get("targets"))):
             if _is_device(text) or text.isdigit():
                 return False
-            if not (text.startswith("[ ") or may_be_image(text)):
+            if not (text.startswith("[ ") or _may_be_path(text)):
                 trust = {name: given[name] for name in _fields_of_tls() if name in given}
                 target_of(text, given.get("export"), trust)
     except (click.UsageError, Malformed):
         return False
-    devices = [*_texts(given.get("device")), *_texts(given.get("devices"))]
-    devices += [text for text in _texts(given.get("attachments")) if text.startswith("/dev/")]
-    if not all(is_device(text) or text == "DEVICE" for text in devices):
+    attachments = _texts(given.get("attachments"))
+    of_ours = [*_texts(given.get("device")), *_texts(given.get("devices"))]
+    others = any(map(_is_device, attachments))
+    of_ours += [text for text in attachments if text.startswith("/dev/") or (others and not _is_place(text))]
+    if name in _BY_ANY_PATH:
+        of_ours = [text for text in of_ours if not text.startswith(names.LINKS)]
+    if not all(is_device(text) or text == "DEVICE" for text in of_ours):
         return False
-    # What connect requires of these together.
-    is_image = any(map(_is_image, _texts(given.get("target"))))
+    if any(text.isdigit() for text in attachments):
+        return False
+    return not _is_refused(name, given)
+
+
+# Commands that take any path that leads to a device.
+_BY_ANY_PATH = ("disconnect", "status", "reconnect", "resize")
+
+
+def _is_refused(name: str, given: dict[str, Any]) -> bool:
+    """Whether the command takes each of these values, but not together: what the commands say about them."""
+    from nbdattach.connect_options import ImageOptions, TlsOptions, options_of
+
+    def some(record: type[ImageOptions] | type[TlsOptions]) -> bool:
+        fields = [one for one in options_of(record).values() if one.field in given]
+        return any(given[one.field] != one.default for one in fields)
+
+    if name == "disconnect":
+        named = bool(given["attachments"]) + (given["tag"] is not None) + given["everything"]
+        return named != 1 or (given["dry_run"] and not given["release"]) or (given["release"] and given["force"])
+    if name in ("up", "down"):
+        ways = bool(given["devices"]) + given["everything"]
+        return ways > 1 or not (ways or given.get("only_check"))
+    if name == "reconnect" and given["target"] is None:
+        return given["export"] is not None or some(TlsOptions)
+    if given.get("read_only") and given.get("read_write"):
+        return True
     has_size, has_none = given.get("raw_size") is not None, bool(given.get("no_handshake"))
-    return not has_none if is_image else has_size == has_none
+    for text in (*_texts(given.get("target")), *_texts(given.get("targets"))):
+        is_brackets = text.startswith("[ ")
+        if is_brackets or _is_image(text):
+            if has_none or given.get("also") or given.get("swap") or some(TlsOptions):
+                return True
+            if (some(ImageOptions) or has_size) if is_brackets else given.get("export"):
+                return True
+        elif has_size != has_none or (some(ImageOptions) and not text.startswith("/")):
+            return True
+    return False
+
+
+def _may_be_path(text: str) -> bool:
+    """Whether it may be the path of an image or a socket; "db1:/disk" is a mistyped server."""
+    return may_be_image(text) and not re.match("[^/]*:|nbds?//", text)
 
 
 def _fields_of_tls() -> list[str]:
@@ -298,9 +378,13 @@ def _texts(value: object) -> list[str]:
     return [*value] if isinstance(value, tuple) else [str(value)] if value else []
 
 
-def misread(name: str, words: Sequence[str]) -> str:
-    """The whole word, if click took a long option with one dash (-persist) for short ones and complains of `name`."""
-    known = {name for program in PROGRAMS for other in program.options for name in other.names.split()}
+def misread(name: str, words: Sequence[str], own: Sequence[str]) -> str:
+    """The whole word, if click took a long option with one dash (-persist) for short ones and complains of `name`.
+
+    `own`: the long options of the command.
+    """
+    known = {name for program in (*PROGRAMS, HABITS) for other in program.options for name in other.names.split()}
+    known |= {name[1:] for name in {*known, *own} if name.startswith("--")}
     for word in words:
         whole = word.partition("=")[0]
         if len(whole) > 2 and whole[1] != "-" and name[1:2] in whole and whole in known:

@@ -15,7 +15,7 @@ from nbdattach.cli.options import debug_option, export_option, json_option
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, each, say, say_over
 from nbdattach.cli.types import seconds
-from nbdattach.cli.usage import command
+from nbdattach.cli.usage import command, corrected
 from nbdattach.errors import Malformed, NotAttached
 from nbdattach.text import plain, quoted, typed
 
@@ -86,6 +86,10 @@ def disconnect(
 def _refuse_wrong_words(attachments: tuple[str, ...], tag: str | None, everything: bool, if_tag: str | None) -> None:
     if bool(attachments) + (tag is not None) + everything != 1:
         raise click.UsageError("Give devices or targets, or --tag, or --all.", click.get_current_context())
+    port = next((text for text in attachments[1:] if text.isdigit()), None)
+    if port:
+        better = corrected(click.get_current_context())
+        raise Malformed(quoted(port), "a number, not a device", better or "a port is part of the TARGET: HOST:PORT")
     if tag == "" or if_tag == "":
         raise Malformed("--tag" if tag == "" else "--if-tag", "an empty name", "nbdattach status --json shows the tags")
 

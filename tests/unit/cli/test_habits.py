@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -59,6 +60,10 @@ NBD_CLIENT = [
     ("nbd0", "nbdattach up nbd0"),
     ("-V", "nbdattach --version"),
     ("nbd-client -d nbd0", "nbdattach disconnect nbd0"),
+    ("-d /dev/disk/by-nbd/vm1", "nbdattach disconnect /dev/disk/by-nbd/vm1"),
+    ("-c /dev/disk/by-nbd/vm1", "nbdattach status /dev/disk/by-nbd/vm1"),
+    ("::1 nbd0", "nbdattach connect '[::1]' nbd0"),
+    ("unix:/run/s nbd0", "nbdattach connect /run/s nbd0"),
 ]
 QEMU_NBD = [
     ("--connect=/dev/nbd0 disk.qcow2", "nbdattach connect disk.qcow2 /dev/nbd0"),
@@ -86,6 +91,14 @@ QEMU_NBD = [
     ("--disconnect=/dev/nbd0", "nbdattach disconnect /dev/nbd0"),
     ("-L -b db1 -p 10810", "nbdattach list db1:10810"),
     ("-L -k /run/s", "nbdattach list /run/s"),
+    ("-dv nbd0", "nbdattach disconnect --debug nbd0"),
+    ("nbd:db1:10809:exportname=disk nbd0", "nbdattach connect nbd://db1:10809/disk nbd0"),
+    (
+        "attach --ro --aio=threads -P 1 disk.img",
+        "nbdattach connect [ qemu-nbd -t -e 0 --read-only --aio=threads disk.img ];"
+        " -P is left out: connect makes a device of each partition",
+    ),
+    ("qemu-nbd -c nbd0 vm1", "nbdattach connect ./vm1 nbd0"),
     ("-l SNAP disk.qcow2", "nbdattach connect [ qemu-nbd -t -e 0 -l SNAP disk.qcow2 ]"),
     (
         "--aio=threads -f raw -c nbd0 disk.img",
@@ -113,6 +126,8 @@ LOSETUP = [
     ("/dev/nbd0 disk.img", "nbdattach connect disk.img /dev/nbd0"),
     ("-D", "nbdattach disconnect --all"),
     ("losetup -c nbd0", "nbdattach resize nbd0"),
+    ("losetup nbd0", "nbdattach status nbd0"),
+    ("losetup -f vm1", "nbdattach connect ./vm1; -f is left out: without DEVICE, connect uses a free one"),
 ]
 COMMANDS = [
     ("attach db1", "nbdattach connect db1"),
@@ -129,6 +144,18 @@ COMMANDS = [
     ("nbd://db1/disk", "nbdattach connect nbd://db1/disk"),
     ("nbd0 [ nbdkit memory 1G ]", "nbdattach connect [ nbdkit memory 1G ] nbd0"),
     ("--json status", "nbdattach status --json"),
+    ("close nbd0", "nbdattach disconnect nbd0"),
+    ("restart nbd0", "nbdattach reconnect nbd0"),
+    ("start nbd0", "nbdattach up nbd0"),
+    ("ifup nbd0", "if ifup is a host: nbdattach connect ifup nbd0"),
+    ("server -swap nbd0", "if server is a host: nbdattach connect --swap server nbd0"),
+    ("nbd0 down", "nbdattach down nbd0"),
+    ("STATUS", "nbdattach status"),
+    ("dis nbd0", "nbdattach disconnect nbd0"),
+    ("detach -a", "nbdattach disconnect --all"),
+    ("detach db1 10809", "nbdattach disconnect db1:10809"),
+    ("nbdattach connect db1 nbd0", "nbdattach connect db1 nbd0"),
+    ("nbdattach connect --ro db1", "nbdattach connect --read-only db1"),
     ("help umount", "nbdattach help disconnect"),
     ("help conect", "nbdattach help connect"),
 ]
@@ -167,6 +194,19 @@ OPTIONS = [
     ("check --tls db1 10810", "nbdattach check --tls db1:10810"),
     ("reconnect nbd0 db2 10810", "nbdattach reconnect nbd0 db2:10810"),
     ("reconnect --tls db1 nbd0", "nbdattach reconnect --tls nbd0 db1"),
+    ("reconnect nbd0 --host db2 --port 10810", "nbdattach reconnect nbd0 db2:10810"),
+    ("disconnect -a", "nbdattach disconnect --all"),
+    ("connect -P db1 nbd0", "nbdattach connect db1 nbd0; -P is left out: connect makes a device of each partition"),
+    ("disconnect db1 10809 -N disk", "nbdattach disconnect -N disk db1:10809"),
+    ("info --timeout 5 db1", "nbdattach info --connect-timeout 5 db1"),
+    # One dash before a long option of ours: letters of other programs' options are in it.
+    ("connect -export=disk db1", "nbdattach connect --export disk db1"),
+    ("connect -tls db1", "nbdattach connect --tls db1"),
+    ("connect -read-only db1", "nbdattach connect --read-only db1"),
+    ("connect -ro db1", "nbdattach connect --read-only db1"),
+    ("connect -backend ioctl db1", "nbdattach connect --backend ioctl db1"),
+    ("disconnect -force nbd0", "nbdattach disconnect --force nbd0"),
+    ("up -check", "nbdattach up --check"),
 ]
 ALL = [*NBD_CLIENT, *QEMU_NBD, *LOSETUP, *COMMANDS, *OPTIONS]
 
@@ -192,9 +232,9 @@ def test_hint_is_the_command_that_was_meant(
 @pytest.mark.parametrize("hint", sorted({hint for _, hint in ALL if "nbdattach reads" not in hint}))
 def test_hint_can_be_typed(hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for image in ("disk.img", "disk.qcow2"):
+    for image in ("disk.img", "disk.qcow2", "vm1"):
         Path(image).touch()
-    parse(shlex.split(hint.removeprefix("if it is the port: ").split("; ")[0])[1:])
+    parse(shlex.split(re.sub("^if [^:]*: ", "", hint).split("; ")[0])[1:])
 
 
 NO_GUESS = [
@@ -224,6 +264,41 @@ NO_GUESS = [
         "write it in the command of a server: [ qemu-nbd -t -e 0 OPTION disk.img ]; see nbdattach doctor --help",
     ),
     ("info -persist db1", "leave it out: it is the default; see nbdattach info --help"),
+    ("-help", "nbdattach --help"),
+    ("disconnect -l", "nbdattach list TARGET or nbdattach status; see nbdattach disconnect --help"),
+    ("disconnect -f nbd0", "connect has it; see nbdattach disconnect --help"),
+    ("up -n nbd0", "see nbdattach up --help"),
+    ("resize --all", "disconnect, down and up have it; see nbdattach resize --help"),
+    (
+        "reconnect nbd0 --port 10810",
+        "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach reconnect --help",
+    ),
+    ("disconnect nbd0 1", "a port is part of the TARGET: HOST:PORT"),
+    # What would be accepted by the parser, and refused by the command.
+    ("attach --format raw db1", "did you mean connect? see nbdattach --help"),
+    ("attach --swap disk.img", "did you mean connect? see nbdattach --help"),
+    ("attach --tls disk.img", "did you mean connect? see nbdattach --help"),
+    ("attach --also db2 disk.img", "did you mean connect? see nbdattach --help"),
+    ("attach -N x disk.img", "did you mean connect? see nbdattach --help"),
+    ("attach --snapshot [ nbdkit memory 1G ]", "did you mean connect? see nbdattach --help"),
+    ("connect --ro --rw db1", "did you mean --read-only? see nbdattach connect --help"),
+    ("qemu-nbd -f raw -c nbd0 nbd://db1", "see nbdattach --help"),
+    ("-D nbd0", "see nbdattach --help"),
+    ("detach nbd0 --all", "did you mean disconnect? see nbdattach --help"),
+    ("reconnect nbd0 --name x", "did you mean --export? see nbdattach reconnect --help"),
+    # What would lose a word, or take it for something else.
+    ("-df nbd0", "nbdattach disconnect DEVICE; see nbdattach --help"),
+    ("connect -d nbd0 db1", "nbdattach disconnect DEVICE; see nbdattach connect --help"),
+    ("connect -B 512 db1", "did you mean --size? see nbdattach connect --help"),
+    (
+        "connect --port 10810 /run/s",
+        "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach connect --help",
+    ),
+    ("connect -k db1", "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach connect --help"),
+    ("-unix run/s nbd0", "nbdattach connect PATH; see nbdattach --help"),
+    (f"connect --ro nbd://db1/{'x' * 250}", "did you mean --read-only? see nbdattach connect --help"),
+    ("connect --ro -N 'a\tb' db1", "did you mean --read-only? see nbdattach connect --help"),
+    ("-l 'a\tb' disk.qcow2", "see nbdattach --help"),
 ]
 
 
