@@ -6,7 +6,7 @@ Decisions that matter:
   command line accept is the answer, so no hint is printed that fails, too.
 * An option that the typed command of ours has keeps its meaning, if such a reading is accepted.
 * TARGET or DEVICE stands in the hint for an operand that was not typed.
-* A word that cannot be shown as it must be typed (cut, or unprintable) is in no hint: it would name something else.
+* A word with unprintable characters is in no hint: as it can be shown, it would name something else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nbdattach.errors import Malformed
 from nbdattach.own_server.source import collapsed, may_be_image, one_text
 from nbdattach.protocol import mistyped
 from nbdattach.protocol.target import parse_target, targets_meant
-from nbdattach.text import plain, typed
+from nbdattach.text import typed
 
 # How alike a word must be to be a mistyped command rather than a host.
 _ALIKE = 0.75
@@ -87,11 +87,6 @@ def _may_be_verb(word: str, line: Sequence[str]) -> bool:
 def as_typed(words: Sequence[str]) -> str:
     """The command line that has these words."""
     return " ".join(("nbdattach", *(word if word.startswith("[ ") else typed(word) for word in words)))
-
-
-def _can_be_shown(words: Sequence[str]) -> bool:
-    """Whether the words, as a hint shows them, are still the same."""
-    return all(plain(word) == word for word in words)
 
 
 _Reading = tuple["str | None", Callable[[], tuple[Line, Program]]]
@@ -299,7 +294,7 @@ def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
     name, *words = line
     if name == "--version":
         return True
-    if name not in group.commands or not _can_be_shown(line):
+    if name not in group.commands or not all(map(str.isprintable, line)):
         return False
     try:
         with (

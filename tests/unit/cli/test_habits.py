@@ -207,6 +207,7 @@ OPTIONS = [
     ("connect -backend ioctl db1", "nbdattach connect --backend ioctl db1"),
     ("disconnect -force nbd0", "nbdattach disconnect --force nbd0"),
     ("up -check", "nbdattach up --check"),
+    (f"connect --ro nbd://db1/{'x' * 250}", f"nbdattach connect --read-only nbd://db1/{'x' * 250}"),
 ]
 ALL = [*NBD_CLIENT, *QEMU_NBD, *LOSETUP, *COMMANDS, *OPTIONS]
 
@@ -296,7 +297,6 @@ NO_GUESS = [
     ),
     ("connect -k db1", "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach connect --help"),
     ("-unix run/s nbd0", "nbdattach connect PATH; see nbdattach --help"),
-    (f"connect --ro nbd://db1/{'x' * 250}", "did you mean --read-only? see nbdattach connect --help"),
     ("connect --ro -N 'a\tb' db1", "did you mean --read-only? see nbdattach connect --help"),
     ("-l 'a\tb' disk.qcow2", "see nbdattach --help"),
 ]
