@@ -166,8 +166,9 @@ def info(
     if as_json:
         click.echo(render.info_json(there.name, found, refusal, there.image))
     else:
-        lack = durability.lack_of_flush(found.export)
-        click.echo(render.info_lines(there.name, found, refusal, there.image, lack))
+        tail = "" if refusal else limits.plan(there.name, found.export).lack
+        lacks = (tail, durability.lack_of_flush(found.export))
+        click.echo(render.info_lines(there.name, found, refusal, there.image, lacks))
 
 
 @command()

@@ -31,11 +31,8 @@ def on_export(target: Target, options: ConnectOptions, export: Export, shape: Ge
     notes = _why_read_only(target, options, shape)
     for key in credentials.exposed(target) if target.tls else ():
         notes.append(f"warning: every user can read or write the key {plain(key)}: chmod go= {shlex.quote(plain(key))}")
-    if shape.tail:
-        notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
-    if lack := durability.lack_of_flush(export, shape.read_only):
-        notes.append(f"{target.uri}: {lack}")
-    return notes
+    lacks = (shape.lack, durability.lack_of_flush(export, shape.read_only))
+    return notes + [f"{target.uri}: {lack}" for lack in lacks if lack]
 
 
 def _why_read_only(target: Target, options: ConnectOptions, shape: Geometry) -> list[str]:
