@@ -103,6 +103,8 @@ def _show_commands(device: str, as_json: bool) -> dict[str, object]:
     uses, left = release.planned(place)
     for use in uses if not as_json else ():
         click.echo(use.command)
+    if not uses and not left:
+        say(f"{device}: nothing to release")
     if left:
         raise release.never(place, left)
     return {"device": device, "release": [[*use.release] for use in uses]}
