@@ -181,11 +181,11 @@ def _connect(line: Line, program: Program, named: bool) -> tuple[list[str], list
         operands = [word for word in operands if word not in devices]
     if len(devices) > 1 or any(map(_is_device, operands)):
         raise _NotSo
-    target = _target(line, operands)
+    target = _target(line, operands, for_connect=True)
     if named and program is not NBD_CLIENT and target in operands and not _is_place(target):
         target = f"./{target}"  # to these programs it is a file
     is_brackets = program is QEMU_NBD and bool(line.of("in brackets") or re.match(_OF_QEMU, target))
-    if line.of("in brackets") and not is_brackets:
+    if (line.of("in brackets") and not is_brackets) or (is_brackets and target.startswith("[ ")):
         raise _NotSo
     is_image = is_brackets or _is_image(target)
     ours, theirs, reasons = [], [], []
@@ -220,6 +220,8 @@ def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:
         operands = [device, _target(line, others)] if others or given else [device]
     elif line.of("target"):
         raise _NotSo
+    if command in ("disconnect", "check"):
+        operands = [_well_formed(word) if ":" in word else word for word in operands]
     added = [word for taken in line.of("command") if taken.other for word in taken.other.ours.split()[1:]]
     operands = [word for word in added if word.startswith("-")] + operands
     is_missing = not operands and not {"--all", "--tag"} & {*options}
@@ -232,10 +234,15 @@ def _devices(line: Line) -> list[str]:
     return [taken.value for taken in commands if taken.value and taken.other and taken.other.value == "DEVICE"]
 
 
-def _target(line: Line, operands: Sequence[str]) -> str:
-    """TARGET, of all that names the server. Raises `_NotSo`."""
+def _target(line: Line, operands: Sequence[str], for_connect: bool = False) -> str:
+    """TARGET, of all that names the server. Raises `_NotSo`.
+
+    `for_connect`: options that name a server may be there for an image, because it is said that they are left out.
+    """
     given = {taken.other.value: taken.value or "" for taken in line.of("target") if taken.other}
     host, *more = operands or [""]
+    if more and (_is_image(host) or host.startswith(("/", "[ "))):
+        raise _NotSo
     if len(more) == 1 and more[0].isdigit() and "PORT" not in given:
         given["PORT"] = more.pop()
     if more:
@@ -243,7 +250,7 @@ def _target(line: Line, operands: Sequence[str]) -> str:
     if any(taken.other and taken.other.ours == "connect PATH" for taken in line.options) and host[:1] not in ("", "/"):
         raise _NotSo
     if _is_image(host) or host.startswith("/"):
-        if given and not (_is_image(host) and line.of("target")):
+        if given and not (for_connect and _is_image(host) and line.of("target")):
             raise _NotSo
         return host
     hosts = [name for name in (host, given.get("ADDRESS"), given.get("PATH")) if name]
@@ -320,15 +327,18 @@ def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
         return False
     if any(text.isdigit() for text in attachments):
         return False
-    return not _is_refused(name, given)
+    try:
+        return not _is_refused(name, given, group)
+    except Malformed:
+        return False
 
 
 # Commands that take any path that leads to a device.
 _BY_ANY_PATH = ("disconnect", "status", "reconnect", "resize")
 
 
-def _is_refused(name: str, given: dict[str, Any]) -> bool:
-    """Whether the command takes each of these values, but not together: what the commands say about them."""
+def _is_refused(name: str, given: dict[str, Any], group: click.Group) -> bool:
+    """Whether the command refuses these values, which its parser takes. Raises `Malformed` for some of them."""
     from nbdattach.connect_options import ImageOptions, TlsOptions, options_of
 
     def some(record: type[ImageOptions] | type[TlsOptions]) -> bool:
@@ -336,20 +346,32 @@ def _is_refused(name: str, given: dict[str, Any]) -> bool:
         return any(given[one.field] != one.default for one in fields)
 
     if name == "disconnect":
+        for text in given["attachments"]:
+            if _is_image(text) and given["export"] is not None:
+                return True
+            if ":" in text and not text.startswith("[ ") and not _may_be_path(text):
+                target_of(text, given["export"])
         named = bool(given["attachments"]) + (given["tag"] is not None) + given["everything"]
         return named != 1 or (given["dry_run"] and not given["release"]) or (given["release"] and given["force"])
     if name in ("up", "down"):
         ways = bool(given["devices"]) + given["everything"]
         return ways > 1 or not (ways or given.get("only_check"))
+    if name == "help":
+        return given["name"] not in (None, *group.commands)
+    if name == "status" and given["output"] is not None:
+        from nbdattach.cli import status_table
+
+        status_table.chosen(given["output"])
     if name == "reconnect" and given["target"] is None:
         return given["export"] is not None or some(TlsOptions)
+    target_of("localhost", None, {field: given[field] for field in _fields_of_tls() if field in given})
     if given.get("read_only") and given.get("read_write"):
         return True
     has_size, has_none = given.get("raw_size") is not None, bool(given.get("no_handshake"))
     for text in (*_texts(given.get("target")), *_texts(given.get("targets"))):
         is_brackets = text.startswith("[ ")
         if is_brackets or _is_image(text):
-            if has_none or given.get("also") or given.get("swap") or some(TlsOptions):
+            if name == "reconnect" or has_none or given.get("also") or given.get("swap") or some(TlsOptions):
                 return True
             if (some(ImageOptions) or has_size) if is_brackets else given.get("export"):
                 return True

@@ -80,9 +80,12 @@ def read(words: Sequence[str], program: Program, own: click.Command | None, *, o
         else:
             # -readonly is no -r: a long name with one dash goes before short ones.
             whole = word.partition("=")[0]
-            is_long = whole in theirs[0] and word[1:2] != "-" and len(whole) > 2
-            if not is_long and len(whole) > 2 and any(f"-{whole}" in names for names in known):
+            has_one_dash = word[1:2] != "-" and len(whole) > 2
+            is_long = has_one_dash and whole in theirs[0]
+            if has_one_dash and not is_long and any(f"-{whole}" in names for names in known):
                 word = f"-{word}"
+            elif has_one_dash and not is_long and whole in _names(migration.NBD_CLIENT):
+                raise Unreadable(word)  # -nofork is no -n -o fork
             options.append(_option(word, theirs[:1] if is_long else known, queue, operands))
     return Line(tuple(options), tuple(operands))
 
@@ -122,6 +125,8 @@ def _fits(other: Other, value: str) -> bool:
         return True
     if other.value in ("N", "NUM", "SECONDS", "PORT"):
         return value.isdigit()
+    if other.value == "MODE" and other.kind == "left out":  # of --multi-conn
+        return value in ("auto", "on", "off")
     if other.value == "DEVICE":
         return "/" in value or is_device(value)
     return not (other.kind == "target" and other.value == "PATH") or value.startswith("/")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -13,9 +15,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_hints import parse
 
-from nbdattach.cli import main
+from nbdattach import api
+from nbdattach.cli import corrected, main, migration
+from nbdattach.connection import client
+from nbdattach.errors import NbdattachError
 from nbdattach.operations import attachment, detachment, handover
 
 Capture = pytest.CaptureFixture[str]
@@ -154,6 +161,7 @@ COMMANDS = [
     ("dis nbd0", "nbdattach disconnect nbd0"),
     ("detach -a", "nbdattach disconnect --all"),
     ("detach db1 10809", "nbdattach disconnect db1:10809"),
+    ("detach ::1", "nbdattach disconnect '[::1]'"),
     ("nbdattach connect db1 nbd0", "nbdattach connect db1 nbd0"),
     ("nbdattach connect --ro db1", "nbdattach connect --read-only db1"),
     ("help umount", "nbdattach help disconnect"),
@@ -266,6 +274,15 @@ NO_GUESS = [
     ),
     ("info -persist db1", "leave it out: it is the default; see nbdattach info --help"),
     ("-help", "nbdattach --help"),
+    ("detach -N x nbd://db1/disk", "did you mean disconnect? see nbdattach --help"),
+    ("detach -N x disk.img", "did you mean disconnect? see nbdattach --help"),
+    ("help -v nbd0", "did you mean --debug? see nbdattach help --help"),
+    ("status -nofork", "connect has it; see nbdattach status --help"),
+    ("show -o 512", "did you mean status? see nbdattach --help"),
+    (
+        "--bind db2 disk.img nbd0 10809",
+        "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach --help",
+    ),
     ("disconnect -l", "nbdattach list TARGET or nbdattach status; see nbdattach disconnect --help"),
     ("disconnect -f nbd0", "connect has it; see nbdattach disconnect --help"),
     ("up -n nbd0", "see nbdattach up --help"),
@@ -383,3 +400,58 @@ def test_help_of_a_command_on_a_terminal_is_its_manual_page(tmp_path: Path, page
                 break
         assert done.wait(60) == 0
     assert text.decode().splitlines()[0] == shown
+
+
+# -- by chance ---------------------------------------------------------------------------------------------------------
+
+_VALUES = {
+    "ADDRESS": "db2", "BYTES": "512", "DEVICE": "/dev/nbd3", "FORMAT": "raw", "MODE": "on", "N": "4", "NUM": "4",
+    "PATH": "/run/s2", "PORT": "10810", "SECONDS": "30", "SIZE": "1M", "TIME": "7",
+}  # fmt: skip
+_OF_CONNECT = ["-r", "--tls", "-f", "--swap", "--snapshot", "--all", "--force", "-tls", "-read-only", "--no-handshake"]
+_HEADS = ["", *migration.COMMANDS, *(program.name for program in migration.PROGRAMS), "help"]
+_HEADS += [name for name in main.cli.commands if name not in ("monitor", "doctor")]
+_OPERANDS = ["db1", "db1:10809", "10809", "nbd0", "/dev/nbd1", "nbd0p1", "disk.img", "/run/s", "nbd://db1/disk", "::1"]
+_OPERANDS += ["/dev/disk/by-nbd/vm1", "nbd:db1:10809:exportname=e", "unix:/run/s", "[ nbdkit memory 1G ]"]
+
+
+def _typed(other: migration.Other, name: str) -> list[str]:
+    value = {"--cache": "none", "--discard": "unmap"}.get(name, _VALUES.get(other.value, "value"))
+    return [name, value] if other.value else [name]
+
+
+_OPTIONS = [
+    _typed(other, name)
+    for program in (*migration.PROGRAMS, migration.HABITS)
+    for other in program.options
+    for name in other.names.split()
+    if other.ours != "--help"
+] + [[name] for name in _OF_CONNECT]
+_PIECES = st.one_of(st.sampled_from(_OPTIONS), st.sampled_from(_OPERANDS).map(str.split).map(list))
+_LINES = st.tuples(st.sampled_from(_HEADS), st.lists(_PIECES, max_size=5))
+# What the hint of a line that was corrected may still be told: such a file, or a line of the table, is not there.
+_MISSING = "no such image|no line for it|no such table|is mounted|neither an image|'[^']*': not an nbd device"
+
+
+@settings(max_examples=400, deadline=None)
+@given(_LINES)
+def test_a_corrected_command_is_no_usage_error_and_keeps_read_only(line: tuple[str, list[list[str]]]) -> None:
+    head, pieces = line
+    words = [*head.split(), *(word for piece in pieces for word in piece)]
+    hint = corrected.corrected(words, main.cli)
+    command = re.search("nbdattach .*", hint.split("; ")[0])
+    if not command or hint.startswith("nbdattach reads") or {"TARGET", "DEVICE"} & {*hint.split()}:
+        return
+    typed = shlex.split(command[0])[1:]
+    if typed[0] == "connect" and {"-R", "--ro", "--readonly", "-read-only", "--read-only"} & {*words}:
+        assert "--read-only" in command[0] or "--ro" in command[0]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+        for module, name in ((api, "connect"), (detachment, "detach"), (handover, "reconnect"), (client, "dial")):
+            patch.setattr(module, name, _done)
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = main.run(typed)
+    assert code != 2 or re.search(_MISSING, said.getvalue()), (words, hint, said.getvalue())
+
+
+def _done(*_: object, **__: object) -> None:
+    raise NbdattachError("it", "would be done", "")

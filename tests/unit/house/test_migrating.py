@@ -127,7 +127,7 @@ def test_command_in_the_page_is_the_hint_for_it(typed: str, ours: str) -> None:
 
 # Options with examples of their values, and what their programs need in addition.
 VALUES = {
-    "ADDRESS": "db2", "BYTES": "512", "DEVICE": "/dev/nbd0", "FORMAT": "raw", "N": "4", "NUM": "4",
+    "ADDRESS": "db2", "BYTES": "512", "DEVICE": "/dev/nbd0", "FORMAT": "raw", "MODE": "on", "N": "4", "NUM": "4",
     "PATH": "/run/s", "PORT": "10810", "SECONDS": "30",
 }  # fmt: skip
 OWN_VALUES = {"-b": "512", "--cache": "none", "--discard": "unmap"}
