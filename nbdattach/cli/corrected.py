@@ -2,8 +2,8 @@
 """A wrong command line, as the command of ours that was meant, by the habits of other programs. For errors only.
 
 Decisions that matter:
-* The words are read by the options of one program after another (`foreign`). The first reading that the parsers of our
-  command line accept is the answer, so no hint is printed that fails, too.
+* The words are read by the options of one program after another (`foreign`). The first reading that our command line
+  accepts (`accepted`) is the answer, so no hint is printed that fails, too.
 * An option that the typed command of ours has keeps its meaning, if such a reading is accepted.
 * TARGET or DEVICE stands in the hint for an operand that was not typed.
 * A word with unprintable characters is in no hint: as it can be shown, it would name something else.
@@ -15,17 +15,16 @@ import os.path
 import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any
 
 import click
 
-from nbdattach.attached import names
 from nbdattach.cli import foreign, migration
+from nbdattach.cli.accepted import is_accepted
 from nbdattach.cli.foreign import Line
+from nbdattach.cli.kinds import is_device, is_folder, is_image, is_place, may_be_path
 from nbdattach.cli.migration import HABITS, LOSETUP, NBD_CLIENT, PROGRAMS, QEMU_NBD, Program
-from nbdattach.cli.types import is_device, target_of
 from nbdattach.errors import Malformed
-from nbdattach.own_server.source import collapsed, may_be_image, one_text
+from nbdattach.own_server.source import collapsed, one_text
 from nbdattach.protocol import mistyped
 from nbdattach.protocol.target import parse_target, targets_meant
 from nbdattach.text import typed
@@ -55,13 +54,13 @@ def corrected(words: Sequence[str], group: click.Group) -> str:
     except Malformed:
         return ""
     if os.path.basename(words[0]) == "nbdattach" and len(words) > 1:
-        return as_typed(words[1:]) if _is_accepted(words[1:], group) else corrected(words[1:], group)
+        return as_typed(words[1:]) if is_accepted(words[1:], group) else corrected(words[1:], group)
     if words[0] == "help" and len(words) == 2:
         meant, _ = _command_of(words[1:], group)
         return as_typed(["help", meant]) if meant and meant in group.commands else ""
-    if words[0] in ("mount", "umount") and any(map(_is_folder, words[1:])):
+    if words[0] in ("mount", "umount") and any(map(is_folder, words[1:])):
         return ""  # the folder of a file system
-    if _is_accepted(words, group):
+    if is_accepted(words, group):
         return ""  # another mistake, such as two options that exclude each other
     for command, read in _readings(words, group):
         try:
@@ -73,7 +72,7 @@ def corrected(words: Sequence[str], group: click.Group) -> str:
             return "; ".join(reasons)
         if {"TARGET", "DEVICE"} & {*line} and command == words[0] and not any(taken.other for taken in found.options):
             return ""  # only an operand is missing
-        if _is_accepted(line, group):
+        if is_accepted(line, group):
             doubt = f"if {words[0]} is a host: " if command is None and _may_be_verb(words[0], line) else ""
             return "; ".join([doubt + as_typed(line), *dict.fromkeys(reasons)])
     return ""
@@ -104,7 +103,7 @@ def _readings(words: Sequence[str], group: click.Group) -> Iterator[_Reading]:
         yield reading(None, words[1:], named[0], None, False)
         return
     command, rest = _command_of(words, group)
-    programs = (QEMU_NBD, LOSETUP, NBD_CLIENT) if any(map(_is_image, rest)) else PROGRAMS
+    programs = (QEMU_NBD, LOSETUP, NBD_CLIENT) if any(map(is_image, rest)) else PROGRAMS
     own = command if command in group.commands else None
     for program in programs:
         yield reading(command, rest, program, own, True)
@@ -119,9 +118,9 @@ def _command_of(words: Sequence[str], group: click.Group) -> tuple[str | None, S
         return first.lower(), rest
     if first in migration.COMMANDS:
         operands = [word for word in rest if not word.startswith("-")]
-        other = migration.WITH_ARGUMENT.get(first) if operands and not any(map(_is_device, operands)) else None
+        other = migration.WITH_ARGUMENT.get(first) if operands and not any(map(is_device, operands)) else None
         return other or migration.COMMANDS[first], rest
-    if first.startswith("-") or _is_device(first):
+    if first.startswith("-") or is_device(first):
         at = next((at for at, word in enumerate(words) if word in group.commands), None)
         return (None, words) if at is None else (words[at], [*words[:at], *words[at + 1 :]])
     begun = [name for name in group.commands if len(first) > 2 and name.startswith(first)]
@@ -161,13 +160,13 @@ def _chosen(given: str | None, chosen: str | None, line: Line, program: Program,
         return chosen or str(given)
     operands = line.operands
     is_theirs = any(taken.other for taken in line.options)
-    if program is LOSETUP and not named and not all(map(_is_place, operands)):
+    if program is LOSETUP and not named and not all(map(is_place, operands)):
         raise _NotSo
-    if not operands or (len(operands) == 1 and not is_theirs and not _is_place(operands[0])):
+    if not operands or (len(operands) == 1 and not is_theirs and not is_place(operands[0])):
         raise _NotSo
-    if len(operands) > 1 and not (is_theirs or operands[1].isdigit() or any(map(_is_device, operands))):
+    if len(operands) > 1 and not (is_theirs or operands[1].isdigit() or any(map(is_device, operands))):
         raise _NotSo
-    is_lone_device = len(operands) == 1 and not line.options and _is_device(operands[0])
+    is_lone_device = len(operands) == 1 and not line.options and is_device(operands[0])
     if is_lone_device and program is LOSETUP:
         return "status"
     return "up" if is_lone_device and program is NBD_CLIENT else "connect"
@@ -177,25 +176,25 @@ def _connect(line: Line, program: Program, named: bool) -> tuple[list[str], list
     operands = [*line.operands]
     devices = _devices(line)
     if not devices:
-        devices = [word for word in operands if _is_device(word)][-1:]
+        devices = [word for word in operands if is_device(word)][-1:]
         operands = [word for word in operands if word not in devices]
-    if len(devices) > 1 or any(map(_is_device, operands)):
+    if len(devices) > 1 or any(map(is_device, operands)):
         raise _NotSo
     target = _target(line, operands, for_connect=True)
-    if named and program is not NBD_CLIENT and target in operands and not _is_place(target):
+    if named and program is not NBD_CLIENT and target in operands and not is_place(target):
         target = f"./{target}"  # to these programs it is a file
     is_brackets = program is QEMU_NBD and bool(line.of("in brackets") or re.match(_OF_QEMU, target))
     if (line.of("in brackets") and not is_brackets) or (is_brackets and target.startswith("[ ")):
         raise _NotSo
-    is_image = is_brackets or _is_image(target)
+    of_image = is_brackets or is_image(target)
     ours, theirs, reasons = [], [], []
     for taken in line.options:
         of_qemu = taken.other in QEMU_NBD.options
-        if of_qemu and taken.other and not (taken.other.ours or is_image or named or target.startswith("/")):
+        if of_qemu and taken.other and not (taken.other.ours or of_image or named or target.startswith("/")):
             raise _NotSo  # it is an option of an image's server
         if is_brackets and ({*taken.ours[:1]} & {*_OF_IMAGES} or taken in line.of("in brackets")):
             theirs += taken.words if of_qemu else taken.ours
-        elif taken.other and taken.other.why and (not taken.other.ours or is_image):
+        elif taken.other and taken.other.why and (not taken.other.ours or of_image):
             reasons.append(f"{taken.name} is left out: {taken.other.why}")
         else:
             ours += taken.ours
@@ -207,12 +206,12 @@ def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:
     """Those of any command but connect. Raises `_NotSo`."""
     if line.of("in brackets"):
         raise _NotSo
-    is_port = len(line.operands) == 2 and line.operands[1].isdigit() and not _is_device(line.operands[0])
+    is_port = len(line.operands) == 2 and line.operands[1].isdigit() and not is_device(line.operands[0])
     if command in ("list", "info") or (command in ("check", "disconnect") and (is_port or line.of("target"))):
         return [_target(line, line.operands)]
     operands = [*_devices(line), *line.operands]
-    if command == "reconnect" and any(map(_is_device, operands)):
-        device = next(filter(_is_device, operands))
+    if command == "reconnect" and any(map(is_device, operands)):
+        device = next(filter(is_device, operands))
         others = [word for word in operands if word != device]
         given = {taken.other.value for taken in line.of("target") if taken.other}
         if given == {"PORT"} and not others:
@@ -241,7 +240,7 @@ def _target(line: Line, operands: Sequence[str], for_connect: bool = False) -> s
     """
     given = {taken.other.value: taken.value or "" for taken in line.of("target") if taken.other}
     host, *more = operands or [""]
-    if more and (_is_image(host) or host.startswith(("/", "[ "))):
+    if more and (is_image(host) or host.startswith(("/", "[ "))):
         raise _NotSo
     if len(more) == 1 and more[0].isdigit() and "PORT" not in given:
         given["PORT"] = more.pop()
@@ -249,8 +248,8 @@ def _target(line: Line, operands: Sequence[str], for_connect: bool = False) -> s
         raise _NotSo
     if any(taken.other and taken.other.ours == "connect PATH" for taken in line.options) and host[:1] not in ("", "/"):
         raise _NotSo
-    if _is_image(host) or host.startswith("/"):
-        if given and not (for_connect and _is_image(host) and line.of("target")):
+    if is_image(host) or host.startswith("/"):
+        if given and not (for_connect and is_image(host) and line.of("target")):
             raise _NotSo
         return host
     hosts = [name for name in (host, given.get("ADDRESS"), given.get("PATH")) if name]
@@ -267,132 +266,12 @@ def _target(line: Line, operands: Sequence[str], for_connect: bool = False) -> s
 def _well_formed(text: str) -> str:
     """The one target that a mistyped one may mean (::1 is [::1]); else the text itself."""
     try:
-        if _may_be_path(text) or text.startswith("[ ") or re.match(_OF_QEMU, text) or parse_target(text):
+        if may_be_path(text) or text.startswith("[ ") or re.match(_OF_QEMU, text) or parse_target(text):
             return text
     except Malformed:
         pass
     meant = targets_meant(text)
     return meant[0] if len(meant) == 1 and mistyped.SOME_INTERFACE not in meant[0] else text
-
-
-def _is_place(word: str) -> bool:
-    """Whether the word alone can only be something to attach, or a device."""
-    return _is_device(word) or _is_image(word) or bool(re.search(r"[/:]|^\[", word))
-
-
-def _is_device(word: str) -> bool:
-    return is_device(word) or word.startswith(names.LINKS) or bool(re.match(r"/dev/(nbd|loop)\d", word))
-
-
-def _is_folder(word: str) -> bool:
-    """Whether it is an absolute path, and not that of a device or an image."""
-    return word.startswith("/") and not word.startswith("/dev/") and not _is_image(word)
-
-
-def _is_image(word: str) -> bool:
-    if "://" in word or word.startswith("["):
-        return False
-    is_other_device = word.startswith("/dev/") and not _is_device(word)
-    return is_other_device or word.startswith(("./", "../", "~/")) or may_be_image(os.path.basename(word))
-
-
-def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
-    """Whether the command line takes it. Runs nothing."""
-    name, *words = line
-    if name == "--version":
-        return True
-    if name not in group.commands or not all(map(str.isprintable, line)):
-        return False
-    try:
-        with (
-            click.Context(group, info_name="nbdattach") as root,
-            group.commands[name].make_context(name, words, parent=root) as made,
-        ):
-            given = made.params
-        for text in (*_texts(given.get("target")), *_texts(given.get("targets"))):
-            if _is_device(text) or text.isdigit():
-                return False
-            if not (text.startswith("[ ") or _may_be_path(text)):
-                trust = {name: given[name] for name in _fields_of_tls() if name in given}
-                target_of(text, given.get("export"), trust)
-    except (click.UsageError, Malformed):
-        return False
-    attachments = _texts(given.get("attachments"))
-    of_ours = [*_texts(given.get("device")), *_texts(given.get("devices"))]
-    others = any(map(_is_device, attachments))
-    of_ours += [text for text in attachments if text.startswith("/dev/") or (others and not _is_place(text))]
-    if name in _BY_ANY_PATH:
-        of_ours = [text for text in of_ours if not text.startswith(names.LINKS)]
-    if not all(is_device(text) or text == "DEVICE" for text in of_ours):
-        return False
-    if any(text.isdigit() for text in attachments):
-        return False
-    try:
-        return not _is_refused(name, given, group)
-    except Malformed:
-        return False
-
-
-# Commands that take any path that leads to a device.
-_BY_ANY_PATH = ("disconnect", "status", "reconnect", "resize")
-
-
-def _is_refused(name: str, given: dict[str, Any], group: click.Group) -> bool:
-    """Whether the command refuses these values, which its parser takes. Raises `Malformed` for some of them."""
-    from nbdattach.connect_options import ImageOptions, TlsOptions, options_of
-
-    def some(record: type[ImageOptions] | type[TlsOptions]) -> bool:
-        fields = [one for one in options_of(record).values() if one.field in given]
-        return any(given[one.field] != one.default for one in fields)
-
-    if name == "disconnect":
-        for text in given["attachments"]:
-            if _is_image(text) and given["export"] is not None:
-                return True
-            if ":" in text and not text.startswith("[ ") and not _may_be_path(text):
-                target_of(text, given["export"])
-        named = bool(given["attachments"]) + (given["tag"] is not None) + given["everything"]
-        return named != 1 or (given["dry_run"] and not given["release"]) or (given["release"] and given["force"])
-    if name in ("up", "down"):
-        ways = bool(given["devices"]) + given["everything"]
-        return ways > 1 or not (ways or given.get("only_check"))
-    if name == "help":
-        return given["name"] not in (None, *group.commands)
-    if name == "status" and given["output"] is not None:
-        from nbdattach.cli import status_table
-
-        status_table.chosen(given["output"])
-    if name == "reconnect" and given["target"] is None:
-        return given["export"] is not None or some(TlsOptions)
-    target_of("localhost", None, {field: given[field] for field in _fields_of_tls() if field in given})
-    if given.get("read_only") and given.get("read_write"):
-        return True
-    has_size, has_none = given.get("raw_size") is not None, bool(given.get("no_handshake"))
-    for text in (*_texts(given.get("target")), *_texts(given.get("targets"))):
-        is_brackets = text.startswith("[ ")
-        if is_brackets or _is_image(text):
-            if name == "reconnect" or has_none or given.get("also") or given.get("swap") or some(TlsOptions):
-                return True
-            if (some(ImageOptions) or has_size) if is_brackets else given.get("export"):
-                return True
-        elif has_size != has_none or (some(ImageOptions) and not text.startswith("/")):
-            return True
-    return False
-
-
-def _may_be_path(text: str) -> bool:
-    """Whether it may be the path of an image or a socket; "db1:/disk" is a mistyped server."""
-    return may_be_image(text) and not re.match("[^/]*:|nbds?//", text)
-
-
-def _fields_of_tls() -> list[str]:
-    from nbdattach.connect_options import TlsOptions, options_of
-
-    return [declared.field for declared in options_of(TlsOptions).values()]
-
-
-def _texts(value: object) -> list[str]:
-    return [*value] if isinstance(value, tuple) else [str(value)] if value else []
 
 
 def misread(name: str, words: Sequence[str], own: Sequence[str]) -> str:
