@@ -14,7 +14,7 @@ from nbdattach.cli.offers import attachments_or_targets, tags
 from nbdattach.cli.options import debug_option, export_option, json_option
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, each, say, say_over
-from nbdattach.cli.types import seconds
+from nbdattach.cli.types import is_device, seconds
 from nbdattach.cli.usage import command, corrected
 from nbdattach.errors import Malformed, NotAttached
 from nbdattach.text import plain, quoted, typed
@@ -153,6 +153,9 @@ def _attached_to(text: str, export: str | None) -> list[Attachment]:
     from nbdattach import api
     from nbdattach.own_server.source import source_of
 
+    devices = text.replace(",", " ").split()
+    if len(devices) > 1 and all(map(is_device, devices)):
+        raise Malformed(quoted(text), "several devices in one word", f"nbdattach disconnect {' '.join(devices)}")
     found = api.find_source(text)
     if not found and text.startswith("/dev/"):
         raise _no_device(text)

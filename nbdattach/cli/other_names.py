@@ -19,6 +19,8 @@ from nbdattach.cli.parameters import options_by_name
 BEHIND = "write it behind the command"
 # Commands for a device that keeps the options of connect.
 _KEEPING = ("reconnect", "resize")
+# How alike a name must be to one of ours to be a mistyped one; less than that misleads (--kill is not --all).
+_ALIKE = 0.7
 
 
 def similar(kind: str, name: str, known: Sequence[str]) -> list[str]:
@@ -32,7 +34,18 @@ def similar(kind: str, name: str, known: Sequence[str]) -> list[str]:
     theirs = _theirs(name)
     ours = [other.ours.split()[0] for other in theirs if other.kind == "option"]
     fit = [word for word in ours if word in known]
-    return [*dict.fromkeys(fit)] if fit or theirs else get_close_matches(name.lower(), known)
+    return [*dict.fromkeys(fit)] if fit or theirs else _alike(name.lower(), known)
+
+
+def _alike(name: str, known: Sequence[str]) -> list[str]:
+    """Long options that are alike, or of which one is a part. Dashes do not count: with them, short names are alike."""
+    bare = name.strip("-")
+    words = {word.removeprefix("--"): word for word in known}
+    alike = get_close_matches(bare, words, cutoff=_ALIKE)
+    for word in words if len(bare) > 2 else ():
+        if word.startswith(bare) or bare.startswith(word if len(word) > 5 else f"{word}-") or bare.endswith(f"-{word}"):
+            alike.append(word)
+    return [words[word] for word in dict.fromkeys(alike)][:3]
 
 
 def advice(name: str, ctx: click.Context) -> str:

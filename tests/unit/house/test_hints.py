@@ -42,6 +42,7 @@ EXAMPLES = {
     "typed(where)": "'nbds://db1?tls-hostname=a&tls-psk-file=/k'",
     "there": " 'nbd://[::1]/disk'",
     "path(error)": "nbdattach connect",
+    "' '.join(devices)": "nbd0 nbd1",
     "hanging": "17",
     "pid": "17",
     "server": "db1:10809",
