@@ -31,6 +31,7 @@ from nbdattach.text import typed
 
 # How alike a word must be to be a mistyped command rather than a host.
 _ALIKE = 0.75
+# For an image that may be qcow2 it has --cache=writethrough, too; nbdattach-images(7) gives the reason.
 _SERVER = ("qemu-nbd", "-t", "-e", "0")
 # Names of disks that QEMU opens by a driver of its own.
 _OF_QEMU = "(rbd|iscsi|ssh|gluster|nfs|fat|json|https?|ftps?)[+a-z]*:"
@@ -198,8 +199,17 @@ def _connect(line: Line, program: Program, named: bool) -> tuple[list[str], list
             reasons.append(f"{taken.name} is left out: {taken.other.why}")
         else:
             ours += taken.ours
-    of_target = one_text([*_SERVER, *theirs, target]) if is_brackets else target
+    of_target = one_text([*_SERVER, *_safe_cache(theirs), *theirs, target]) if is_brackets else target
     return ["connect", *ours, of_target, *devices], reasons
+
+
+def _safe_cache(words: Sequence[str]) -> list[str]:
+    """The option without which a device goes on without some of its writes, if the server is killed: see _SERVER."""
+    text = f" {' '.join(words)} "
+    is_safe = re.search(
+        r" (-f|--format)[ =]?raw | -r | --read-only | (-l|--load-snapshot)[ =]| -n | --(no)?cache[ =]", text
+    )
+    return [] if is_safe else ["--cache=writethrough"]
 
 
 def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:

@@ -98,6 +98,14 @@ QEMU_NBD = [
     ("--disconnect=/dev/nbd0", "nbdattach disconnect /dev/nbd0"),
     ("-L -b db1 -p 10810", "nbdattach list db1:10810"),
     ("-L -k /run/s", "nbdattach list /run/s"),
+    (
+        "--aio=threads -c nbd0 disk.qcow2",
+        "nbdattach connect [ qemu-nbd -t -e 0 --cache=writethrough --aio=threads disk.qcow2 ] nbd0",
+    ),
+    (
+        "--aio=native -n -c nbd0 disk.qcow2",
+        "nbdattach connect [ qemu-nbd -t -e 0 --aio=native -n disk.qcow2 ] nbd0",
+    ),
     ("-dv nbd0", "nbdattach disconnect --debug nbd0"),
     ("nbd:db1:10809:exportname=disk nbd0", "nbdattach connect nbd://db1:10809/disk nbd0"),
     (
