@@ -157,7 +157,7 @@ def _attached_to(text: str, export: str | None) -> list[Attachment]:
     if len(devices) > 1 and all(map(is_device, devices)):
         raise Malformed(quoted(text), "several devices in one word", f"nbdattach disconnect {' '.join(devices)}")
     found = api.find_source(text)
-    if not found and text.startswith("/dev/"):
+    if not found and text.startswith("/") and text.lstrip("/").startswith("dev/"):
         raise _no_device(text)
     if not found:
         found = api.find(target=text, export=export)

@@ -291,6 +291,8 @@ NO_GUESS = [
         "--bind db2 disk.img nbd0 10809",
         "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach --help",
     ),
+    ("status --format yaml", "try --format table; see nbdattach status --help"),
+    ("disconnect //dev/nosuch", "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ..."),
     ("disconnect --kill nbd0", "see nbdattach disconnect --help"),
     ("connect --target db1", "see nbdattach connect --help"),
     ("connect --sched none db1", "did you mean --shared or --scheduler? see nbdattach connect --help"),
