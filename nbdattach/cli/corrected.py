@@ -218,6 +218,8 @@ def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:
         raise _NotSo
     is_port = len(line.operands) == 2 and line.operands[1].isdigit() and not is_device(line.operands[0])
     if command in ("list", "info") or (command in ("check", "disconnect") and (is_port or line.of("target"))):
+        if _devices(line):
+            raise _NotSo
         return [_target(line, line.operands)]
     operands = [*_devices(line), *line.operands]
     if command == "reconnect" and any(map(is_device, operands)):

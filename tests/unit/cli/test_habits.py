@@ -293,6 +293,7 @@ NO_GUESS = [
     ),
     ("status --format yaml", "try --format table; see nbdattach status --help"),
     ("disconnect //dev/nosuch", "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ..."),
+    ("close -d nbd0 db1 10809", "did you mean disconnect? see nbdattach --help"),
     ("disconnect --kill nbd0", "see nbdattach disconnect --help"),
     ("connect --target db1", "see nbdattach connect --help"),
     ("connect --sched none db1", "did you mean --shared or --scheduler? see nbdattach connect --help"),
