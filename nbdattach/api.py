@@ -30,6 +30,7 @@ from nbdattach.operations.handle import Attachment as Attachment
 from nbdattach.own_server.source import SOME_SERVER, Source, no_tls, one_text, source_of
 from nbdattach.protocol.target import Target, others, parse_target, with_tls
 from nbdattach.reporter import QUIET, Reporter
+from nbdattach.text import plain
 
 if TYPE_CHECKING:
     from nbdattach.attached.status import Status
@@ -105,6 +106,9 @@ def connect(
         psk=tls_psk,
         verify=tls_verify,
     )
+    for one in also:
+        if source_of(one):
+            raise Malformed(f"--also {plain(one)}", "an image, or a command, is no server that runs", "leave it out")
     options = ConnectOptions(
         read_only=read_only,
         read_write=read_write,

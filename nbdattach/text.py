@@ -19,8 +19,11 @@ def to_wire(text: str) -> bytes:
 
 def plain(text: str) -> str:
     """`text` without control, format or other unprintable characters, cut to `MAX_SHOWN` characters."""
-    cut = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
-    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in cut)
+    return _escaped(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "...")
+
+
+def _escaped(text: str) -> str:
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in text)
 
 
 def quoted(text: str) -> str:
@@ -35,7 +38,10 @@ def uuid_text(data: bytes) -> str:
 
 
 def typed(word: str) -> str:
-    """`plain(word)` as it is typed in a shell, in quotes if it needs them."""
+    """A word of the user's as it is typed in a shell, in quotes if it needs them. Not cut: it would name another thing.
+
+    Unprintable characters are escaped as in `plain`.
+    """
     import shlex  # errors only
 
-    return shlex.quote(plain(word))
+    return shlex.quote(_escaped(word))

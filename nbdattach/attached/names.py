@@ -17,7 +17,7 @@ from nbdattach.kernel import sysfs
 from nbdattach.text import quoted
 
 # Where our udev rules make a link for each tag.
-_LINKS = "/dev/disk/by-nbd/"
+LINKS = "/dev/disk/by-nbd/"
 
 
 def device_at(text: str) -> Device:
@@ -58,7 +58,7 @@ def _at_path(text: str) -> Device | None:
     try:
         found = os.stat(path)
     except OSError:
-        if path.startswith(_LINKS):
+        if path.startswith(LINKS):
             raise NotAttached(path) from None
         return None
     if not stat.S_ISBLK(found.st_mode):

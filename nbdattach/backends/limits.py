@@ -42,6 +42,11 @@ class Geometry:
         return self.blocks * self.block_size
 
     @property
+    def lack(self) -> str:
+        """What the user should know of the tail; empty without one."""
+        return f"the last {self.tail} bytes are less than a block and cannot be reached" if self.tail else ""
+
+    @property
     def read_only(self) -> bool:
         return bool(self.flags & NBD_FLAG_READ_ONLY)
 

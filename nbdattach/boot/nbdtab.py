@@ -136,6 +136,8 @@ _ALIASES = {
     "tlshostname": "tls-hostname",
     "preinit": "no-handshake",
 }
+# What fstab(5) calls ours; only for hints.
+_OF_FSTAB = {"ro": "read-only", "rw": "read-write"}
 NAMES_OF_CONNECT = {*_CONNECT, *_IMAGE, *_TRUST, "no-handshake"}
 NAMES_OF_NBD_CLIENT = {*_ALIASES, *_NOTHING, "port", "unix", "swap", "tls"}
 
@@ -255,7 +257,7 @@ class _Line:
             return parse()
         except Malformed as error:
             if error.thing.startswith("--"):  # options have no dashes here
-                raise self.error(where, str(error)[2:], error.hint.replace("--", "")) from None
+                raise self.error(where, str(error).replace("--", ""), error.hint.replace("--", "")) from None
             hint = error.hint.replace("option --", "option ")
             if _RELATIVE.search(hint):
                 hint = "write the absolute path of the socket"
@@ -313,7 +315,11 @@ class _Line:
             return self.error(word, "the Socket Direct Protocol is not supported", "leave it out for TCP")
         if name == "export":
             return self.error(word, "the export is not an option", "it is the third field")
-        return self.error(word, f"unknown option {quoted(name)}", f"{_OPTIONS}; _NAME is ignored")
+        from difflib import get_close_matches
+
+        meant = _OF_FSTAB.get(name) or "".join(get_close_matches(name, [*_KNOWN, *_ALIASES], 1, cutoff=0.75))
+        hint = f"did you mean {meant}? {_OPTIONS}" if meant else f"{_OPTIONS}; _NAME is ignored"
+        return self.error(word, f"unknown option {quoted(name)}", hint)
 
     def _arguments(self, options: Mapping[str, Option]) -> dict[str, Any]:
         return {option.field: self._given[name][1] for name, option in options.items() if name in self._given}

@@ -13,7 +13,7 @@ from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import say
 from nbdattach.cli.types import device_at, is_device, target_of
 from nbdattach.cli.usage import command, corrected
-from nbdattach.errors import Malformed
+from nbdattach.errors import KernelRefused, Malformed
 from nbdattach.text import plain, quoted
 
 
@@ -90,7 +90,9 @@ def monitor(background: bool) -> None:
 
     missing = choice.why_no_netlink()
     if missing:
-        raise missing
+        # The monitor has no such option, and nothing to do for the other backend.
+        hint = "see nbdattach doctor" if "--backend" in missing.hint else missing.hint
+        raise KernelRefused(missing.thing, missing.cause, hint)
     if background:
         launch.in_background()
         return

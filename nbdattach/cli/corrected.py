@@ -2,10 +2,11 @@
 """A wrong command line, as the command of ours that was meant, by the habits of other programs. For errors only.
 
 Decisions that matter:
-* The words are read by the options of one program after another (`foreign`). The first reading that the parsers of our
-  command line accept is the answer, so no hint is printed that fails, too.
+* The words are read by the options of one program after another (`foreign`). The first reading that our command line
+  accepts (`accepted`) is the answer, so no hint is printed that fails, too.
 * An option that the typed command of ours has keeps its meaning, if such a reading is accepted.
 * TARGET or DEVICE stands in the hint for an operand that was not typed.
+* A word with unprintable characters is in no hint: as it can be shown, it would name something else.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from difflib import get_close_matches
 import click
 
 from nbdattach.cli import foreign, migration
+from nbdattach.cli.accepted import is_accepted
 from nbdattach.cli.foreign import Line
-from nbdattach.cli.migration import LOSETUP, NBD_CLIENT, PROGRAMS, QEMU_NBD, Program
-from nbdattach.cli.types import is_device, target_of
+from nbdattach.cli.kinds import is_device, is_folder, is_image, is_place, may_be_path
+from nbdattach.cli.migration import HABITS, LOSETUP, NBD_CLIENT, PROGRAMS, QEMU_NBD, Program
 from nbdattach.errors import Malformed
-from nbdattach.own_server.source import collapsed, may_be_image, one_text
+from nbdattach.own_server.source import collapsed, one_text
+from nbdattach.protocol import mistyped
+from nbdattach.protocol.target import parse_target, targets_meant
 from nbdattach.text import typed
 
 # How alike a word must be to be a mistyped command rather than a host.
 _ALIKE = 0.75
+# For an image that may be qcow2 it has --cache=writethrough, too; nbdattach-images(7) gives the reason.
 _SERVER = ("qemu-nbd", "-t", "-e", "0")
 # Names of disks that QEMU opens by a driver of its own.
 _OF_QEMU = "(rbd|iscsi|ssh|gluster|nfs|fat|json|https?|ftps?)[+a-z]*:"
@@ -49,26 +54,34 @@ def corrected(words: Sequence[str], group: click.Group) -> str:
         words = collapsed(words)
     except Malformed:
         return ""
+    if os.path.basename(words[0]) == "nbdattach" and len(words) > 1:
+        return as_typed(words[1:]) if is_accepted(words[1:], group) else corrected(words[1:], group)
     if words[0] == "help" and len(words) == 2:
         meant, _ = _command_of(words[1:], group)
         return as_typed(["help", meant]) if meant and meant in group.commands else ""
-    if words[0] in ("mount", "umount") and any(map(_is_folder, words[1:])):
+    if words[0] in ("mount", "umount") and any(map(is_folder, words[1:])):
         return ""  # the folder of a file system
-    if _is_accepted(words, group):
+    if is_accepted(words, group):
         return ""  # another mistake, such as two options that exclude each other
     for command, read in _readings(words, group):
         try:
             found, program = read()
-            line, reasons = _as_ours(command, found, program)
+            line, reasons = _as_ours(command, found, program, program.name == words[0])
         except (_NotSo, foreign.Unreadable):
             continue
         if not line:
             return "; ".join(reasons)
         if {"TARGET", "DEVICE"} & {*line} and command == words[0] and not any(taken.other for taken in found.options):
             return ""  # only an operand is missing
-        if _is_accepted(line, group):
-            return "; ".join([as_typed(line), *dict.fromkeys(reasons)])
+        if is_accepted(line, group):
+            doubt = f"if {words[0]} is a host: " if command is None and _may_be_verb(words[0], line) else ""
+            return "; ".join([doubt + as_typed(line), *dict.fromkeys(reasons)])
     return ""
+
+
+def _may_be_verb(word: str, line: Sequence[str]) -> bool:
+    """Whether the line takes a word for a host that may as well be a command which does not exist ("finish nbd0")."""
+    return line[0] == "connect" and word in line and word.isalpha() and word != "localhost"
 
 
 def as_typed(words: Sequence[str]) -> str:
@@ -91,7 +104,7 @@ def _readings(words: Sequence[str], group: click.Group) -> Iterator[_Reading]:
         yield reading(None, words[1:], named[0], None, False)
         return
     command, rest = _command_of(words, group)
-    programs = (QEMU_NBD, LOSETUP, NBD_CLIENT) if any(map(_is_image, rest)) else PROGRAMS
+    programs = (QEMU_NBD, LOSETUP, NBD_CLIENT) if any(map(is_image, rest)) else PROGRAMS
     own = command if command in group.commands else None
     for program in programs:
         yield reading(command, rest, program, own, True)
@@ -102,32 +115,36 @@ def _readings(words: Sequence[str], group: click.Group) -> Iterator[_Reading]:
 def _command_of(words: Sequence[str], group: click.Group) -> tuple[str | None, Sequence[str]]:
     """The command of ours that was meant, and the other words; None if the words name none."""
     first, rest = words[0], words[1:]
-    if first in group.commands:
-        return first, rest
+    if first.lower() in group.commands:
+        return first.lower(), rest
     if first in migration.COMMANDS:
         operands = [word for word in rest if not word.startswith("-")]
-        other = migration.WITH_ARGUMENT.get(first) if operands and not any(map(_is_device, operands)) else None
+        other = migration.WITH_ARGUMENT.get(first) if operands and not any(map(is_device, operands)) else None
         return other or migration.COMMANDS[first], rest
-    if first.startswith("-"):
+    if first.startswith("-") or is_device(first):
         at = next((at for at, word in enumerate(words) if word in group.commands), None)
         return (None, words) if at is None else (words[at], [*words[:at], *words[at + 1 :]])
-    alike = get_close_matches(first, [*group.commands], n=1, cutoff=_ALIKE)
+    begun = [name for name in group.commands if len(first) > 2 and name.startswith(first)]
+    alike = begun if len(begun) == 1 else get_close_matches(first, [*group.commands], n=1, cutoff=_ALIKE)
     return (alike[0], rest) if alike else (None, words)
 
 
-def _as_ours(given: str | None, line: Line, program: Program) -> tuple[list[str], list[str]]:
-    """Our words, and reasons why options are left out; no words if they must not be. Raises `_NotSo`."""
+def _as_ours(given: str | None, line: Line, program: Program, named: bool) -> tuple[list[str], list[str]]:
+    """Our words, and reasons why options are left out; no words if they must not be. Raises `_NotSo`.
+
+    `named`: the program's name was typed, too.
+    """
     chosen = {taken.other.ours.split()[0] for taken in line.of("command") if taken.other}
     if len(chosen) > 1:
         raise _NotSo
-    command = _chosen(given, chosen.pop() if chosen else None, line, program)
+    command = _chosen(given, chosen.pop() if chosen else None, line, program, named)
     if command in ("--version", "--help"):
         return [command], []
     needed = [taken.other.why for taken in line.options if taken.other and taken.other.needed]
     if needed:
         return [], needed
     if command == "connect":
-        return _connect(line, program)
+        return _connect(line, program, named)
     if line.of("left out"):
         raise _NotSo
     if command == "list" and not given and not line.operands and not line.of("target"):
@@ -136,7 +153,7 @@ def _as_ours(given: str | None, line: Line, program: Program) -> tuple[list[str]
     return [command, *options, *_operands(command, line, options)], []
 
 
-def _chosen(given: str | None, chosen: str | None, line: Line, program: Program) -> str:
+def _chosen(given: str | None, chosen: str | None, line: Line, program: Program, named: bool) -> str:
     """The command, by what was typed or by an option such as -d."""
     if given not in (None, "connect", chosen) and chosen:
         raise _NotSo
@@ -144,63 +161,78 @@ def _chosen(given: str | None, chosen: str | None, line: Line, program: Program)
         return chosen or str(given)
     operands = line.operands
     is_theirs = any(taken.other for taken in line.options)
-    if program is LOSETUP and not all(map(_is_place, operands)):
+    if program is LOSETUP and not named and not all(map(is_place, operands)):
         raise _NotSo
-    if not operands or (len(operands) == 1 and not is_theirs and not _is_place(operands[0])):
+    if not operands or (len(operands) == 1 and not is_theirs and not is_place(operands[0])):
         raise _NotSo
-    if len(operands) > 1 and not (is_theirs or operands[1].isdigit() or any(map(_is_device, operands))):
+    if len(operands) > 1 and not (is_theirs or operands[1].isdigit() or any(map(is_device, operands))):
         raise _NotSo
-    is_lone_device = len(operands) == 1 and not line.options and _is_device(operands[0])
+    is_lone_device = len(operands) == 1 and not line.options and is_device(operands[0])
+    if is_lone_device and program is LOSETUP:
+        return "status"
     return "up" if is_lone_device and program is NBD_CLIENT else "connect"
 
 
-def _connect(line: Line, program: Program) -> tuple[list[str], list[str]]:
+def _connect(line: Line, program: Program, named: bool) -> tuple[list[str], list[str]]:
     operands = [*line.operands]
     devices = _devices(line)
     if not devices:
-        devices = [word for word in operands if _is_device(word)][-1:]
+        devices = [word for word in operands if is_device(word)][-1:]
         operands = [word for word in operands if word not in devices]
-    if len(devices) > 1 or any(map(_is_device, operands)):
+    if len(devices) > 1 or any(map(is_device, operands)):
         raise _NotSo
-    target = _target(line, operands)
-    if program is QEMU_NBD and (line.of("in brackets") or re.match(_OF_QEMU, target)):
-        return ["connect", *_in_brackets(line, target), *devices], []
-    if line.of("in brackets"):
+    target = _target(line, operands, for_connect=True)
+    if named and program is not NBD_CLIENT and target in operands and not is_place(target):
+        target = f"./{target}"  # to these programs it is a file
+    is_brackets = program is QEMU_NBD and bool(line.of("in brackets") or re.match(_OF_QEMU, target))
+    if (line.of("in brackets") and not is_brackets) or (is_brackets and target.startswith("[ ")):
         raise _NotSo
-    ours, reasons = [], []
+    of_image = is_brackets or is_image(target)
+    ours, theirs, reasons = [], [], []
     for taken in line.options:
-        if taken.other and taken.other.why and (not taken.other.ours or _is_image(target)):
+        of_qemu = taken.other in QEMU_NBD.options
+        if of_qemu and taken.other and not (taken.other.ours or of_image or named or target.startswith("/")):
+            raise _NotSo  # it is an option of an image's server
+        if is_brackets and ({*taken.ours[:1]} & {*_OF_IMAGES} or taken in line.of("in brackets")):
+            theirs += taken.words if of_qemu else taken.ours
+        elif taken.other and taken.other.why and (not taken.other.ours or of_image):
             reasons.append(f"{taken.name} is left out: {taken.other.why}")
         else:
             ours += taken.ours
-    return ["connect", *ours, target, *devices], reasons
+    of_target = one_text([*_SERVER, *_safe_cache(theirs), *theirs, target]) if is_brackets else target
+    return ["connect", *ours, of_target, *devices], reasons
 
 
-def _in_brackets(line: Line, image: str) -> list[str]:
-    """Our options, and the command of the image's server as one word."""
-    ours, theirs = [], []
-    for taken in line.options:
-        if {*taken.ours[:1]} & {*_OF_IMAGES} or taken in line.of("in brackets"):
-            theirs += taken.words
-        elif taken.other is None or taken.ours[:1] == ["--debug"]:
-            ours += taken.ours
-    return [*ours, one_text([*_SERVER, *theirs, image])]
+def _safe_cache(words: Sequence[str]) -> list[str]:
+    """The option without which a device goes on without some of its writes, if the server is killed: see _SERVER."""
+    text = f" {' '.join(words)} "
+    is_safe = re.search(
+        r" (-f|--format)[ =]?raw | -r | --read-only | (-l|--load-snapshot)[ =]| -n | --(no)?cache[ =]", text
+    )
+    return [] if is_safe else ["--cache=writethrough"]
 
 
 def _operands(command: str, line: Line, options: Sequence[str]) -> list[str]:
     """Those of any command but connect. Raises `_NotSo`."""
     if line.of("in brackets"):
         raise _NotSo
-    is_port = len(line.operands) == 2 and line.operands[1].isdigit()
-    if command in ("list", "info") or (command == "check" and (is_port or line.of("target"))):
+    is_port = len(line.operands) == 2 and line.operands[1].isdigit() and not is_device(line.operands[0])
+    if command in ("list", "info") or (command in ("check", "disconnect") and (is_port or line.of("target"))):
+        if _devices(line):
+            raise _NotSo
         return [_target(line, line.operands)]
-    if line.of("target"):
-        raise _NotSo
     operands = [*_devices(line), *line.operands]
-    if command == "reconnect" and any(map(_is_device, operands)):
-        device = next(filter(_is_device, operands))
+    if command == "reconnect" and any(map(is_device, operands)):
+        device = next(filter(is_device, operands))
         others = [word for word in operands if word != device]
-        operands = [device, _target(line, others)] if others else [device]
+        given = {taken.other.value for taken in line.of("target") if taken.other}
+        if given == {"PORT"} and not others:
+            raise _NotSo  # of which host?
+        operands = [device, _target(line, others)] if others or given else [device]
+    elif line.of("target"):
+        raise _NotSo
+    if command in ("disconnect", "check"):
+        operands = [_well_formed(word) if ":" in word else word for word in operands]
     added = [word for taken in line.of("command") if taken.other for word in taken.other.ours.split()[1:]]
     operands = [word for word in added if word.startswith("-")] + operands
     is_missing = not operands and not {"--all", "--tag"} & {*options}
@@ -213,94 +245,54 @@ def _devices(line: Line) -> list[str]:
     return [taken.value for taken in commands if taken.value and taken.other and taken.other.value == "DEVICE"]
 
 
-def _target(line: Line, operands: Sequence[str]) -> str:
-    """TARGET, of all that names the server. Raises `_NotSo`."""
+def _target(line: Line, operands: Sequence[str], for_connect: bool = False) -> str:
+    """TARGET, of all that names the server. Raises `_NotSo`.
+
+    `for_connect`: options that name a server may be there for an image, because it is said that they are left out.
+    """
     given = {taken.other.value: taken.value or "" for taken in line.of("target") if taken.other}
     host, *more = operands or [""]
+    if more and (is_image(host) or host.startswith(("/", "[ "))):
+        raise _NotSo
     if len(more) == 1 and more[0].isdigit() and "PORT" not in given:
         given["PORT"] = more.pop()
     if more:
         raise _NotSo
-    if _is_image(host) or host.startswith("/"):
-        if "PORT" in given and not line.of("target"):
+    if any(taken.other and taken.other.ours == "connect PATH" for taken in line.options) and host[:1] not in ("", "/"):
+        raise _NotSo
+    if is_image(host) or host.startswith("/"):
+        if given and not (for_connect and is_image(host) and line.of("target")):
             raise _NotSo
         return host
-    names = [name for name in (host, given.get("ADDRESS"), given.get("PATH")) if name]
-    if len(names) > 1:
+    hosts = [name for name in (host, given.get("ADDRESS"), given.get("PATH")) if name]
+    if len(hosts) > 1:
         raise _NotSo
     if "PORT" not in given:
-        return names[0] if names else "TARGET"
-    host = names[0] if names else "localhost"
+        return _well_formed(hosts[0]) if hosts else "TARGET"
+    host = hosts[0] if hosts else "localhost"
     if re.search(r"[/\[]|^[^:]*:[^:]*$", host):
         raise _NotSo
     return f"[{host}]:{given['PORT']}" if ":" in host else f"{host}:{given['PORT']}"
 
 
-def _is_place(word: str) -> bool:
-    """Whether the word alone can only be something to attach, or a device."""
-    return _is_device(word) or _is_image(word) or bool(re.search(r"[/:]|^\[", word))
-
-
-def _is_device(word: str) -> bool:
-    return is_device(word) or bool(re.match(r"/dev/(nbd|loop)\d", word))
-
-
-def _is_folder(word: str) -> bool:
-    """Whether it is an absolute path, and not that of a device or an image."""
-    return word.startswith("/") and not word.startswith("/dev/") and not _is_image(word)
-
-
-def _is_image(word: str) -> bool:
-    if "://" in word or word.startswith("["):
-        return False
-    is_other_device = word.startswith("/dev/") and not _is_device(word)
-    return is_other_device or word.startswith(("./", "../", "~/")) or may_be_image(os.path.basename(word))
-
-
-def _is_accepted(line: Sequence[str], group: click.Group) -> bool:
-    """Whether the command line takes it. Runs nothing."""
-    name, *words = line
-    if name == "--version":
-        return True
-    if name not in group.commands:
-        return False
+def _well_formed(text: str) -> str:
+    """The one target that a mistyped one may mean (::1 is [::1]); else the text itself."""
     try:
-        with (
-            click.Context(group, info_name="nbdattach") as root,
-            group.commands[name].make_context(name, words, parent=root) as made,
-        ):
-            given = made.params
-        for text in (*_texts(given.get("target")), *_texts(given.get("targets"))):
-            if _is_device(text) or text.isdigit():
-                return False
-            if not (text.startswith("[ ") or may_be_image(text)):
-                trust = {name: given[name] for name in _fields_of_tls() if name in given}
-                target_of(text, given.get("export"), trust)
-    except (click.UsageError, Malformed):
-        return False
-    devices = [*_texts(given.get("device")), *_texts(given.get("devices"))]
-    devices += [text for text in _texts(given.get("attachments")) if text.startswith("/dev/")]
-    if not all(is_device(text) or text == "DEVICE" for text in devices):
-        return False
-    # What connect requires of these together.
-    is_image = any(map(_is_image, _texts(given.get("target"))))
-    has_size, has_none = given.get("raw_size") is not None, bool(given.get("no_handshake"))
-    return not has_none if is_image else has_size == has_none
+        if may_be_path(text) or text.startswith("[ ") or re.match(_OF_QEMU, text) or parse_target(text):
+            return text
+    except Malformed:
+        pass
+    meant = targets_meant(text)
+    return meant[0] if len(meant) == 1 and mistyped.SOME_INTERFACE not in meant[0] else text
 
 
-def _fields_of_tls() -> list[str]:
-    from nbdattach.connect_options import TlsOptions, options_of
+def misread(name: str, words: Sequence[str], own: Sequence[str]) -> str:
+    """The whole word, if click took a long option with one dash (-persist) for short ones and complains of `name`.
 
-    return [declared.field for declared in options_of(TlsOptions).values()]
-
-
-def _texts(value: object) -> list[str]:
-    return [*value] if isinstance(value, tuple) else [str(value)] if value else []
-
-
-def misread(name: str, words: Sequence[str]) -> str:
-    """The whole word, if click took a long option with one dash (-persist) for short ones and complains of `name`."""
-    known = {name for program in PROGRAMS for other in program.options for name in other.names.split()}
+    `own`: the long options of the command.
+    """
+    known = {name for program in (*PROGRAMS, HABITS) for other in program.options for name in other.names.split()}
+    known |= {name[1:] for name in {*known, *own} if name.startswith("--")}
     for word in words:
         whole = word.partition("=")[0]
         if len(whole) > 2 and whole[1] != "-" and name[1:2] in whole and whole in known:

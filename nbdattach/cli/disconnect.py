@@ -14,8 +14,8 @@ from nbdattach.cli.offers import attachments_or_targets, tags
 from nbdattach.cli.options import debug_option, export_option, json_option
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import OnTerminal, each, say, say_over
-from nbdattach.cli.types import seconds
-from nbdattach.cli.usage import command
+from nbdattach.cli.types import is_device, seconds
+from nbdattach.cli.usage import command, corrected
 from nbdattach.errors import Malformed, NotAttached
 from nbdattach.text import plain, quoted, typed
 
@@ -86,6 +86,10 @@ def disconnect(
 def _refuse_wrong_words(attachments: tuple[str, ...], tag: str | None, everything: bool, if_tag: str | None) -> None:
     if bool(attachments) + (tag is not None) + everything != 1:
         raise click.UsageError("Give devices or targets, or --tag, or --all.", click.get_current_context())
+    port = next((text for text in attachments[1:] if text.isdigit()), None)
+    if port:
+        better = corrected(click.get_current_context())
+        raise Malformed(quoted(port), "a number, not a device", better or "a port is part of the TARGET: HOST:PORT")
     if tag == "" or if_tag == "":
         raise Malformed("--tag" if tag == "" else "--if-tag", "an empty name", "nbdattach status --json shows the tags")
 
@@ -99,6 +103,8 @@ def _show_commands(device: str, as_json: bool) -> dict[str, object]:
     uses, left = release.planned(place)
     for use in uses if not as_json else ():
         click.echo(use.command)
+    if not uses and not left:
+        say(f"{device}: nothing to release")
     if left:
         raise release.never(place, left)
     return {"device": device, "release": [[*use.release] for use in uses]}
@@ -147,8 +153,11 @@ def _attached_to(text: str, export: str | None) -> list[Attachment]:
     from nbdattach import api
     from nbdattach.own_server.source import source_of
 
+    devices = text.replace(",", " ").split()
+    if len(devices) > 1 and all(map(is_device, devices)):
+        raise Malformed(quoted(text), "several devices in one word", f"nbdattach disconnect {' '.join(devices)}")
     found = api.find_source(text)
-    if not found and text.startswith("/dev/"):
+    if not found and text.startswith("/") and text.lstrip("/").startswith("dev/"):
         raise _no_device(text)
     if not found:
         found = api.find(target=text, export=export)

@@ -54,7 +54,7 @@ def asked_for(arguments: Sequence[str]) -> bool:
     for word in arguments:
         if word in ("--", "--json") and not inside:
             return word == "--json"
-        if is_status and (word == "--format=json" or (before, word) == ("--format", "json")):
+        if is_status and (word.lower() == "--format=json" or (before, word.lower()) == ("--format", "json")):
             return True
         inside, before = word == "[" or (inside and word != "]"), word
     return False

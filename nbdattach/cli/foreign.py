@@ -15,6 +15,7 @@ import click
 from nbdattach.cli import migration
 from nbdattach.cli.migration import Other, Program
 from nbdattach.cli.parameters import options_by_name
+from nbdattach.cli.types import is_device
 from nbdattach.immutable import immutable
 
 
@@ -78,7 +79,13 @@ def read(words: Sequence[str], program: Program, own: click.Command | None, *, o
             operands.append(word)
         else:
             # -readonly is no -r: a long name with one dash goes before short ones.
-            is_long = word.partition("=")[0] in theirs[0] and word[1:2] != "-" and len(word.partition("=")[0]) > 2
+            whole = word.partition("=")[0]
+            has_one_dash = word[1:2] != "-" and len(whole) > 2
+            is_long = has_one_dash and whole in theirs[0]
+            if has_one_dash and not is_long and any(f"-{whole}" in names for names in known):
+                word = f"-{word}"
+            elif has_one_dash and not is_long and whole in _names(migration.NBD_CLIENT):
+                raise Unreadable(word)  # -nofork is no -n -o fork
             options.append(_option(word, theirs[:1] if is_long else known, queue, operands))
     return Line(tuple(options), tuple(operands))
 
@@ -105,9 +112,24 @@ def _option(
                 if not queue or (queue[0].startswith("-") and len(queue[0]) > 1):
                     continue
                 value = queue.pop(0)
+            if other and value is not None and not _fits(other, value):
+                continue
             queue[:0] = [f"-{rest}"] if rest else []
             return Taken(other, name, value)
     raise Unreadable(word)
+
+
+def _fits(other: Other, value: str) -> bool:
+    """Whether the program would take it. Values that become those of an option of ours are parsed as such."""
+    if other.kind == "option":
+        return True
+    if other.value in ("N", "NUM", "SECONDS", "PORT"):
+        return value.isdigit()
+    if other.value == "MODE" and other.kind == "left out":  # of --multi-conn
+        return value in ("auto", "on", "off")
+    if other.value == "DEVICE":
+        return "/" in value or is_device(value)
+    return not (other.kind == "target" and other.value == "PATH") or value.startswith("/")
 
 
 def _splits(word: str) -> list[tuple[str, str | None, str]]:

@@ -19,23 +19,49 @@ from nbdattach.cli.parameters import options_by_name
 BEHIND = "write it behind the command"
 # Commands for a device that keeps the options of connect.
 _KEEPING = ("reconnect", "resize")
+# How alike a name must be to one of ours to be a mistyped one; less than that misleads (--kill is not --all).
+_ALIKE = 0.7
 
 
 def similar(kind: str, name: str, known: Sequence[str]) -> list[str]:
     """Names that may be meant, the likeliest first."""
     if kind == "command":
         other = migration.COMMANDS.get(name)
-        return [other] if other else get_close_matches(name, known)
+        return [other] if other else get_close_matches(name.lower(), known)
+    for exact in (f"-{name}", name.lower()):
+        if exact in known:
+            return [exact]
     theirs = _theirs(name)
     ours = [other.ours.split()[0] for other in theirs if other.kind == "option"]
     fit = [word for word in ours if word in known]
-    return [*dict.fromkeys(fit)] if fit or theirs else get_close_matches(name, known)
+    return [*dict.fromkeys(fit)] if fit or theirs else _alike(name.lower(), known)
+
+
+def _alike(name: str, known: Sequence[str]) -> list[str]:
+    """Long options that are alike, or of which one is a part. Dashes do not count: with them, short names are alike."""
+    bare = name.strip("-")
+    words = {word.removeprefix("--"): word for word in known}
+    alike = get_close_matches(bare, words, cutoff=_ALIKE)
+    for word in words if len(bare) > 2 else ():
+        if word.startswith(bare) or bare.startswith(word if len(word) > 5 else f"{word}-") or bare.endswith(f"-{word}"):
+            alike.append(word)
+    return [words[word] for word in dict.fromkeys(alike)][:3]
 
 
 def advice(name: str, ctx: click.Context) -> str:
     """About an option that this command does not have: the commands that have it, or how to do without it."""
-    theirs = _theirs(name)
-    for other in theirs if len({one.ours for one in theirs}) == 1 else ():
+    group = ctx.find_root().command
+    commands = group.commands if isinstance(group, click.Group) else {}
+    ours = {of: options_by_name(commands[of]) for of in sorted(commands)}
+    # "--all" is losetup's, too, but who types it here means that of a command of ours.
+    theirs = [] if any(name in options for options in ours.values() if name.startswith("--")) else _theirs(name)
+    if ctx.parent and ctx.info_name != "connect":
+        theirs = [other for other in theirs if other.kind != "in brackets"] or theirs
+    meanings = {other.ours: other for other in theirs}
+    if len(meanings) == 2 and all(other.kind == "command" for other in theirs):
+        return " or ".join(f"nbdattach {each}" for each in meanings)
+    is_clear = len(meanings) == 1
+    for other in theirs if is_clear else ():
         if other.kind == "command":
             return f"nbdattach {other.ours}"
         if other.kind == "target":
@@ -44,14 +70,12 @@ def advice(name: str, ctx: click.Context) -> str:
             return "write it in the command of a server: [ qemu-nbd -t -e 0 OPTION disk.img ]"
         if other.kind == "left out":
             return other.why if other.needed else f"leave it out: {other.why}"
-    group = ctx.find_root().command
-    if not isinstance(group, click.Group):
-        return ""
-    names = {name, *(other.ours.split()[0] for other in theirs if other.kind == "option")}
-    if names & {*options_by_name(ctx.command)}:
+    if {f"-{name}", *(of.split()[0] for of in meanings if of)} & {*options_by_name(ctx.command)}:
         return ""  # `similar` names it
-    having = [of for of in sorted(group.commands) if names & {*options_by_name(group.commands[of])}]
-    if not having or len(having) == len(group.commands):
+    # A letter that means something else to each program is only looked for as it was typed.
+    names = {name, f"-{name}", *(other.ours.split()[0] for other in theirs if other.kind == "option" and is_clear)}
+    having = [of for of, options in ours.items() if names & {*options}]
+    if not having or len(having) == len(ours):
         return ""
     if ctx.parent is None:
         return BEHIND

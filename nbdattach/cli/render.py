@@ -94,9 +94,9 @@ def info_lines(
     found: Inspected,
     refusal: NbdattachError | None = None,
     image: Image | None = None,
-    lack_of_flush: str = "",
+    lacks: Sequence[str] = (),
 ) -> str:
-    """`refusal`: why the export cannot be attached. `lack_of_flush`: a note if writes to it are not flushed."""
+    """`refusal`: why the export cannot be attached. `lacks`: what an attachment would lack; empty ones are no line."""
     export, sizes = found.export, found.export.block_size
     lines = [
         ("target", target),
@@ -120,8 +120,7 @@ def info_lines(
     if image:
         lines.append(("format", image.format))
         lines += [("backing", plain(one)) for one in image.backing]
-    if lack_of_flush:
-        lines.append(("note", lack_of_flush))
+    lines += [("note", lack) for lack in lacks if lack]
     if refusal:
         lines.append(("cannot be attached", refusal.cause))
     return "\n".join(f"{key + ':':<12} {value}" for key, value in lines)

@@ -22,7 +22,7 @@ from nbdattach.cli.options import (
 )
 from nbdattach.cli.parameters import argument, option
 from nbdattach.cli.report import each, say, terminal_width, trace
-from nbdattach.cli.types import device_at
+from nbdattach.cli.types import device_at, word_of
 from nbdattach.cli.usage import command, corrected
 from nbdattach.errors import KernelRefused, Malformed, NbdattachError
 from nbdattach.text import quoted
@@ -43,7 +43,8 @@ FORMATS = ("table", "json", "openmetrics")
 @option(
     "--format",
     "form",
-    type=click.Choice(FORMATS),
+    type=word_of(FORMATS),
+    metavar=f"[{'|'.join(FORMATS)}]",
     help="How to print it; openmetrics is for Prometheus.  [default: table]",
 )
 @json_option
@@ -166,8 +167,9 @@ def info(
     if as_json:
         click.echo(render.info_json(there.name, found, refusal, there.image))
     else:
-        lack = durability.lack_of_flush(found.export)
-        click.echo(render.info_lines(there.name, found, refusal, there.image, lack))
+        tail = "" if refusal else limits.plan(there.name, found.export).lack
+        lacks = (tail, durability.lack_of_flush(found.export))
+        click.echo(render.info_lines(there.name, found, refusal, there.image, lacks))
 
 
 @command()

@@ -54,6 +54,17 @@ def seconds() -> Value:
     return Value("TIME", parse)
 
 
+def word_of(words: Sequence[str]) -> Value:
+    """One of the words, in upper or lower case."""
+
+    def parse(text: str) -> str:
+        from nbdattach import option_values
+
+        return option_values.one_of(text, words)
+
+    return Value("WORD", parse, words)
+
+
 TABLE = "/etc/nbdtab"
 
 

@@ -65,7 +65,7 @@ class _OwnWords(MadeLater):
         except click.NoSuchOption as error:
             from nbdattach.cli.corrected import misread
 
-            name = misread(error.option_name, words)
+            name = misread(error.option_name, words, self._long_options(ctx))
             raise NoSuchName("option", name, self._long_options(ctx), ctx) from None
         except click.BadOptionUsage as error:
             raise click.UsageError(self._wrong_use(ctx, error.option_name), ctx) from None
@@ -81,7 +81,8 @@ class _OwnWords(MadeLater):
             from nbdattach.cli.corrected import misread
 
             for name in error.param.opts:
-                whole = misread(name, [word for word in words if word.startswith(name)]) if len(name) == 2 else name
+                begun = [word for word in words if word.startswith(name)]
+                whole = misread(name, begun, self._long_options(ctx)) if len(name) == 2 else name
                 if whole != name:
                     return NoSuchName("option", whole, self._long_options(ctx), ctx)
         return BadValue(error, ctx)
@@ -188,6 +189,8 @@ def hint(error: click.UsageError) -> str:
     if command:
         return command
     see = f"see {path(error)} --help"
+    if isinstance(error, NoSuchName) and error.advice == "nbdattach --help":
+        return error.advice
     if isinstance(error, BadValue) and error.correct:
         return f"try {error.correct}; {see}"
     if not isinstance(error, NoSuchName):

@@ -399,9 +399,10 @@ def _lookup(target: Target, flags: int) -> list[_Address]:
         found = socket.getaddrinfo(host, target.port, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, UnicodeError) as error:
         words = getattr(error, "strerror", None) or str(error)
-        raise NoConnection(
-            target.uri, f"cannot find the host {target.host}: {words}", "is the name correct?"
-        ) from error
+        hint = "is the name correct?"
+        if target.host.startswith("nbd") and target.host[3:].isdigit():
+            hint = f"a TARGET is a server; nbdattach status {target.host} shows the device"
+        raise NoConnection(target.uri, f"cannot find the host {target.host}: {words}", hint) from error
     return [(family, place) for family, _, _, _, place in found]
 
 

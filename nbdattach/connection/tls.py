@@ -53,8 +53,7 @@ class Handshake:
         Raises `TlsFailed`, `ConnectionLost`, TimeoutError.
         """
         if not name and self._context.check_hostname:
-            cause = "a Unix socket has no host name to check the certificate against"
-            raise TlsFailed(self._target.uri, cause, "--tls-hostname NAME sets the name")
+            raise _no_name(self._target)
         self._require_possible_name(name)
         try:
             inside = self._context.wrap_socket(sock, server_hostname=name or None)
@@ -102,11 +101,18 @@ def _cipher_of(sock: ssl.SSLSocket) -> str:
     return f" with {cipher[0]}" if cipher else ""
 
 
+def _no_name(target: Target) -> TlsFailed:
+    cause = "a Unix socket has no host name to check the certificate against"
+    return TlsFailed(target.uri, cause, "--tls-hostname NAME sets the name")
+
+
 def require_usable(target: Target) -> None:
-    """Raises `TlsFailed` if a file that the target names cannot be read or used. Needs no server.
+    """Raises `TlsFailed` if a file that the target names cannot be read or used, or a name is missing. Needs no server.
 
     A disk that does not answer in time is no reason: the handshake reads the files again.
     """
+    if not target.verified_name and target.tls_verify and not target.tls_psk_file:
+        raise _no_name(target)
     if target.tls_ca or target.tls_certificates or target.tls_cert or target.tls_key or target.tls_psk_file:
         with contextlib.suppress(TimeoutError):
             Handshake(target, for_kernel=False, seconds=_READING)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 
 from nbdattach.backends import choice, durability
 from nbdattach.backends.base import Job
@@ -20,7 +19,7 @@ from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
-from nbdattach.text import plain
+from nbdattach.text import plain, typed
 
 # Each partition table has it at the end of the first sector, the protective one of a GPT too.
 _TABLE = b"\x55\xaa"
@@ -30,12 +29,9 @@ def on_export(target: Target, options: ConnectOptions, export: Export, shape: Ge
     """Of what the server offers. Raises `Refused` if the user insists on writing, and cannot."""
     notes = _why_read_only(target, options, shape)
     for key in credentials.exposed(target) if target.tls else ():
-        notes.append(f"warning: every user can read or write the key {plain(key)}: chmod go= {shlex.quote(plain(key))}")
-    if shape.tail:
-        notes.append(f"{target.uri}: the last {shape.tail} bytes are less than a block and cannot be reached")
-    if lack := durability.lack_of_flush(export, shape.read_only):
-        notes.append(f"{target.uri}: {lack}")
-    return notes
+        notes.append(f"warning: every user can read or write the key {plain(key)}: chmod go= {typed(key)}")
+    lacks = (shape.lack, durability.lack_of_flush(export, shape.read_only))
+    return notes + [f"{target.uri}: {lack}" for lack in lacks if lack]
 
 
 def _why_read_only(target: Target, options: ConnectOptions, shape: Geometry) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from nbdattach.host.bare_files import identity
 from nbdattach.immutable import immutable
 from nbdattach.kernel import loop
 from nbdattach.own_server import installed
-from nbdattach.text import plain, quoted
+from nbdattach.text import plain, quoted, typed
 
 _INFO_SECONDS = 10
 _JSON = "json:"
@@ -57,9 +56,11 @@ def _below(told: dict[str, Any]) -> Below:
     name = str(told["filename"])
     # QEMU looks at its content then, into which a virtual machine may have written a header.
     if "backing-filename" in told and "backing-filename-format" not in told and told.get("format") != "vmdk":
-        base = plain(str(told["backing-filename"]))
-        cause = f"does not say which format its backing file {base} has"
-        hint = f"if it is raw: qemu-img rebase -u -F raw -b {shlex.quote(base)} {shlex.quote(plain(name))}"
+        base = str(told["backing-filename"])
+        cause = f"does not say which format its backing file {plain(base)} has"
+        hint = f"if it is raw: qemu-img rebase -u -F raw -b {typed(base)} {typed(name)}"
+        if not (base + name).isprintable():  # as it is shown, it would name another file
+            hint = "qemu-img rebase -u sets it"
         raise Refused(plain(name), cause, hint)
     own = told.get("format-specific", {}).get("data", {})
     further = [own["data-file"]] if "data-file" in own else [one["filename"] for one in own.get("extents", ())]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from dataclasses import replace
 
 from nbdattach.connect_options import ImageOptions
@@ -22,7 +21,7 @@ from nbdattach.own_server import below, commands, installed, truncation
 from nbdattach.own_server.commands import Serving
 from nbdattach.own_server.plan import Plan
 from nbdattach.server_of_ours import Image
-from nbdattach.text import plain
+from nbdattach.text import plain, typed
 
 # For the writes of --snapshot, which may be many; the folder's name has random parts.
 _OVERLAYS = "/var/tmp"  # noqa: S108
@@ -137,7 +136,7 @@ def _truncated(path: str, read_only: bool) -> list[str]:
         return []
     cause = "the image has errors: data that is in use lies behind its end"
     if not read_only:
-        hint = f"qemu-img check {shlex.quote(plain(path))} shows more; --read-only attaches it as it is"
+        hint = f"qemu-img check {typed(path)} shows more; --read-only attaches it as it is"
         raise Refused(plain(path), cause, hint)
     return [f"{plain(path)}: {cause}, and reads as zeroes"]
 

@@ -21,7 +21,7 @@ from nbdattach.content.image_format import is_image_name
 from nbdattach.errors import Malformed
 from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target
-from nbdattach.text import plain, quoted
+from nbdattach.text import plain, quoted, typed
 
 # In the place of a server that has not been started yet.
 SOME_SERVER = Target(host="localhost")
@@ -100,12 +100,15 @@ def source_of(text: str, export: str | None = None) -> Source | None:
         if not words:
             raise Malformed(quoted(text), "no command in the brackets", "write [ nbdkit memory 1G ]")
         return Source(words=words, export=export or "")
+    if text.startswith(_OPEN) and text.endswith(_CLOSE) and " " in text:
+        raise Malformed(quoted(text), "no blank between a bracket and the command", "write it as [ nbdkit memory 1G ]")
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme in _PLUGINS:
-        hint = f"for a file there: {one_text(('nbdkit', _PLUGINS[scheme], plain(text)))}; an NBD server is nbd://HOST"
+        url = text if text.isprintable() else plain(text)  # not cut
+        hint = f"for a file there: {one_text(('nbdkit', _PLUGINS[scheme], url))}; an NBD server is nbd://HOST"
         raise Malformed(quoted(text), f"no NBD URI, but one of {scheme}", hint)
     if scheme == "file":
-        raise Malformed(quoted(text), "no NBD URI", f"write {plain(text.partition('://')[2])}")
+        raise Malformed(quoted(text), "no NBD URI", f"write {typed(_decoded(text.partition('://')[2]))}")
     image = _image(text)
     if image and export:
         raise Malformed("--export", f"{plain(text)} is an image, which has no exports", "leave it out")
@@ -114,7 +117,16 @@ def source_of(text: str, export: str | None = None) -> Source | None:
 
 def _no_image_hint(text: str) -> str:
     is_path = text.startswith((".", "/")) or is_image_name(os.path.basename(text))
-    return "is the path correct?" if is_path else f"is the path correct? an export of a server is nbd://{plain(text)}"
+    if is_path or typed(text) != text:  # such a name would have to be encoded in a URI
+        return "is the path correct?"
+    return f"is the path correct? an export of a server is nbd://{text}"
+
+
+def _decoded(path: str) -> str:
+    """The path of a URL; its host, as in file://HOST/PATH, is left out."""
+    from urllib.parse import unquote
+
+    return unquote(path[path.find("/") :]) if "/" in path else path
 
 
 def source_at(text: str) -> Source:
@@ -151,7 +163,7 @@ def _image(text: str) -> Source | None:
     if stat.S_ISSOCK(mode):
         if text.startswith("/"):
             return None
-        raise Malformed(plain(text), "a socket, which needs its absolute path", f"write {plain(path)}")
+        raise Malformed(plain(text), "a socket, which needs its absolute path", f"write {typed(path)}")
     if stat.S_ISBLK(mode) and os.path.basename(path).startswith("nbd"):
         raise Malformed(plain(text), "a device of the nbd driver, not an image", "DEVICE comes after TARGET")
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):

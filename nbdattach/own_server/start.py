@@ -111,7 +111,7 @@ def plan_of(
     """
     if source.path:
         return image.plan(source.path, options, read_only, size, goes_on=goes_on, look=look)
-    if options != USUAL:
+    if options != USUAL or size is not None:
         cause = "options of an image, but it is a command"
         raise Malformed(plain(source.name), cause, "give the command its own options")
     program, *rest = source.words

@@ -18,7 +18,6 @@ from nbdattach.text import from_wire
 _SCHEME = re.compile(
     r"(?si)(nbds?\+unix|nbd[+-](?:tcp|tls|ssl)|nbds?|ndb|tcp|unix|https?)(?:[:;]+([/\\]*)|([/\\]{2,}))(.*)"
 )
-_OTHER_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MEANS = {"ndb": "nbd", "tcp": "nbd", "nbd+tcp": "nbd", "nbd+tls": "nbds", "nbd+ssl": "nbds", "unix": "nbd+unix"}
 _MEANS |= {"http": "nbd", "https": "nbds"}
 _EXPORT_NAME = re.compile(r"(?s)(.*):exportname=(.*)")
@@ -33,9 +32,10 @@ def meant(text: str, export: str = "") -> Iterator[str]:
 
     `export` is the value of -N, which cannot be combined with a URI.
     """
+    text = text.strip()
     found = _SCHEME.fullmatch(text)
     if not found:
-        if not _OTHER_SCHEME.match(text):
+        if "://" not in text:  # of an unknown scheme no part is a host
             yield from _without_scheme(text)
         return
     name, slashes, rest = found[1].lower().replace("-", "+"), (found[2] or found[3] or "").replace("\\", "/"), found[4]
@@ -127,7 +127,9 @@ def _of_ipv6(text: str) -> Iterator[tuple[str, str, str]]:
     if not closed:
         scope, _, port = scope.partition(":")
     if port and not port.isdigit():
-        port, name = "", port.removeprefix("exportname=") if port[0].isalpha() else ""
+        if not port[0].isalpha():
+            return
+        port, name = "", port.removeprefix("exportname=")
     head, _, tail = address.rpartition(":")
     if _is_ipv6(address):
         yield _bracketed(address, scope), port, name

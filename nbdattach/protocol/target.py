@@ -118,11 +118,18 @@ def parse_target(text: str, export: str | None = None) -> Target:
         raise _with_remedy(error, text, export) from None
 
 
+def targets_meant(text: str, export: str | None = None) -> list[str]:
+    """Valid targets, fit to be typed, that this invalid one may mean, the likeliest first."""
+    from nbdattach.protocol import mistyped
+
+    return [one for one in mistyped.meant(text, export or "") if one != text and _is_valid(one)]
+
+
 def _with_remedy(error: Malformed, text: str, export: str | None) -> Malformed:
     """The error with the target that may be meant; the same error if we know none that is valid."""
     from nbdattach.protocol import mistyped
 
-    valid = [one for one in mistyped.meant(text, export or "") if one != text and _is_valid(one)]
+    valid = targets_meant(text, export)
     if not valid:
         return error
     some = mistyped.SOME_INTERFACE
@@ -265,6 +272,9 @@ def _parse_address(text: str, address: str) -> tuple[str, int]:
     if not re.fullmatch(_HOST, host):
         which = "" if host == text else f": {quoted(host)}"
         raise Malformed(quoted(text), f"not a host name{which}", _FORMS)
+    if re.fullmatch("[0-9]{1,5}", host):  # to inet_aton(3) it would be the address 0.0.42.57
+        hint = f"write localhost:{text}" if text == host else _FORMS
+        raise Malformed(quoted(text), f"a number, not a host{'' if host == text else f': {quoted(host)}'}", hint)
     return host.lower(), checked_port(text, port if colon else None)
 
 

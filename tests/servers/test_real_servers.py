@@ -20,6 +20,7 @@ from servers import Server, nbd_server, nbdkit, poll, qemu_nbd, qemu_nbd_of_its_
 
 from nbdattach.backends.durability import lack_of_flush
 from nbdattach.backends.limits import attachable, refusal
+from nbdattach.cli import main
 from nbdattach.connect_options import ConnectOptions
 from nbdattach.connection import client
 from nbdattach.errors import (
@@ -290,6 +291,12 @@ def test_nbd_server_with_hundreds_of_exports(image: str, tmp_path: Path) -> None
 def test_nbd_server_offers_flush_only_if_told_to(image: str, extra: str, lacks: bool) -> None:
     with nbd_server({"disk": image}, extra) as server:
         assert bool(lack_of_flush(inspect(server.export("disk")))) == lacks
+
+
+def test_info_tells_of_a_tail_that_a_device_would_lack(capsys: pytest.CaptureFixture[str]) -> None:
+    with nbdkit("memory", "1000") as server:
+        assert main.run(["info", server.uri]) == 0
+    assert "note:        the last 488 bytes are less than a block and cannot be reached\n" in capsys.readouterr().out
 
 
 @pytest.mark.row(7)

@@ -36,6 +36,7 @@ def ran(capsys: Capture, *arguments: str) -> tuple[int, Any, list[str]]:
         (["connect", "[::1]:10809", "--json"], True),
         (["connect", "--json=yes"], False),
         (["status", "--format", "json", "sda"], True),
+        (["status", "--format", "JSON"], True),
         (["--debug", "status", "--format=json"], True),
         (["status", "--format", "openmetrics"], False),
         (["connect", "--format", "json", "status"], False),

@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_hints import parse
 
-from nbdattach.cli import main
+from nbdattach import api
+from nbdattach.cli import corrected, main, migration
+from nbdattach.connection import client
+from nbdattach.errors import NbdattachError
 from nbdattach.operations import attachment, detachment, handover
 
 Capture = pytest.CaptureFixture[str]
@@ -59,6 +67,10 @@ NBD_CLIENT = [
     ("nbd0", "nbdattach up nbd0"),
     ("-V", "nbdattach --version"),
     ("nbd-client -d nbd0", "nbdattach disconnect nbd0"),
+    ("-d /dev/disk/by-nbd/vm1", "nbdattach disconnect /dev/disk/by-nbd/vm1"),
+    ("-c /dev/disk/by-nbd/vm1", "nbdattach status /dev/disk/by-nbd/vm1"),
+    ("::1 nbd0", "nbdattach connect '[::1]' nbd0"),
+    ("unix:/run/s nbd0", "nbdattach connect /run/s nbd0"),
 ]
 QEMU_NBD = [
     ("--connect=/dev/nbd0 disk.qcow2", "nbdattach connect disk.qcow2 /dev/nbd0"),
@@ -86,6 +98,22 @@ QEMU_NBD = [
     ("--disconnect=/dev/nbd0", "nbdattach disconnect /dev/nbd0"),
     ("-L -b db1 -p 10810", "nbdattach list db1:10810"),
     ("-L -k /run/s", "nbdattach list /run/s"),
+    (
+        "--aio=threads -c nbd0 disk.qcow2",
+        "nbdattach connect [ qemu-nbd -t -e 0 --cache=writethrough --aio=threads disk.qcow2 ] nbd0",
+    ),
+    (
+        "--aio=native -n -c nbd0 disk.qcow2",
+        "nbdattach connect [ qemu-nbd -t -e 0 --aio=native -n disk.qcow2 ] nbd0",
+    ),
+    ("-dv nbd0", "nbdattach disconnect --debug nbd0"),
+    ("nbd:db1:10809:exportname=disk nbd0", "nbdattach connect nbd://db1:10809/disk nbd0"),
+    (
+        "attach --ro --aio=threads -P 1 disk.img",
+        "nbdattach connect [ qemu-nbd -t -e 0 --read-only --aio=threads disk.img ];"
+        " -P is left out: connect makes a device of each partition",
+    ),
+    ("qemu-nbd -c nbd0 vm1", "nbdattach connect ./vm1 nbd0"),
     ("-l SNAP disk.qcow2", "nbdattach connect [ qemu-nbd -t -e 0 -l SNAP disk.qcow2 ]"),
     (
         "--aio=threads -f raw -c nbd0 disk.img",
@@ -113,6 +141,8 @@ LOSETUP = [
     ("/dev/nbd0 disk.img", "nbdattach connect disk.img /dev/nbd0"),
     ("-D", "nbdattach disconnect --all"),
     ("losetup -c nbd0", "nbdattach resize nbd0"),
+    ("losetup nbd0", "nbdattach status nbd0"),
+    ("losetup -f vm1", "nbdattach connect ./vm1; -f is left out: without DEVICE, connect uses a free one"),
 ]
 COMMANDS = [
     ("attach db1", "nbdattach connect db1"),
@@ -129,6 +159,19 @@ COMMANDS = [
     ("nbd://db1/disk", "nbdattach connect nbd://db1/disk"),
     ("nbd0 [ nbdkit memory 1G ]", "nbdattach connect [ nbdkit memory 1G ] nbd0"),
     ("--json status", "nbdattach status --json"),
+    ("close nbd0", "nbdattach disconnect nbd0"),
+    ("restart nbd0", "nbdattach reconnect nbd0"),
+    ("start nbd0", "nbdattach up nbd0"),
+    ("ifup nbd0", "if ifup is a host: nbdattach connect ifup nbd0"),
+    ("server -swap nbd0", "if server is a host: nbdattach connect --swap server nbd0"),
+    ("nbd0 down", "nbdattach down nbd0"),
+    ("STATUS", "nbdattach status"),
+    ("dis nbd0", "nbdattach disconnect nbd0"),
+    ("detach -a", "nbdattach disconnect --all"),
+    ("detach db1 10809", "nbdattach disconnect db1:10809"),
+    ("detach ::1", "nbdattach disconnect '[::1]'"),
+    ("nbdattach connect db1 nbd0", "nbdattach connect db1 nbd0"),
+    ("nbdattach connect --ro db1", "nbdattach connect --read-only db1"),
     ("help umount", "nbdattach help disconnect"),
     ("help conect", "nbdattach help connect"),
 ]
@@ -167,6 +210,20 @@ OPTIONS = [
     ("check --tls db1 10810", "nbdattach check --tls db1:10810"),
     ("reconnect nbd0 db2 10810", "nbdattach reconnect nbd0 db2:10810"),
     ("reconnect --tls db1 nbd0", "nbdattach reconnect --tls nbd0 db1"),
+    ("reconnect nbd0 --host db2 --port 10810", "nbdattach reconnect nbd0 db2:10810"),
+    ("disconnect -a", "nbdattach disconnect --all"),
+    ("connect -P db1 nbd0", "nbdattach connect db1 nbd0; -P is left out: connect makes a device of each partition"),
+    ("disconnect db1 10809 -N disk", "nbdattach disconnect -N disk db1:10809"),
+    ("info --timeout 5 db1", "nbdattach info --connect-timeout 5 db1"),
+    # One dash before a long option of ours: letters of other programs' options are in it.
+    ("connect -export=disk db1", "nbdattach connect --export disk db1"),
+    ("connect -tls db1", "nbdattach connect --tls db1"),
+    ("connect -read-only db1", "nbdattach connect --read-only db1"),
+    ("connect -ro db1", "nbdattach connect --read-only db1"),
+    ("connect -backend ioctl db1", "nbdattach connect --backend ioctl db1"),
+    ("disconnect -force nbd0", "nbdattach disconnect --force nbd0"),
+    ("up -check", "nbdattach up --check"),
+    (f"connect --ro nbd://db1/{'x' * 250}", f"nbdattach connect --read-only nbd://db1/{'x' * 250}"),
 ]
 ALL = [*NBD_CLIENT, *QEMU_NBD, *LOSETUP, *COMMANDS, *OPTIONS]
 
@@ -192,9 +249,9 @@ def test_hint_is_the_command_that_was_meant(
 @pytest.mark.parametrize("hint", sorted({hint for _, hint in ALL if "nbdattach reads" not in hint}))
 def test_hint_can_be_typed(hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for image in ("disk.img", "disk.qcow2"):
+    for image in ("disk.img", "disk.qcow2", "vm1"):
         Path(image).touch()
-    parse(shlex.split(hint.removeprefix("if it is the port: ").split("; ")[0])[1:])
+    parse(shlex.split(re.sub("^if [^:]*: ", "", hint).split("; ")[0])[1:])
 
 
 NO_GUESS = [
@@ -224,6 +281,58 @@ NO_GUESS = [
         "write it in the command of a server: [ qemu-nbd -t -e 0 OPTION disk.img ]; see nbdattach doctor --help",
     ),
     ("info -persist db1", "leave it out: it is the default; see nbdattach info --help"),
+    ("-help", "nbdattach --help"),
+    ("detach -N x nbd://db1/disk", "did you mean disconnect? see nbdattach --help"),
+    ("detach -N x disk.img", "did you mean disconnect? see nbdattach --help"),
+    ("help -v nbd0", "did you mean --debug? see nbdattach help --help"),
+    ("status -nofork", "connect has it; see nbdattach status --help"),
+    ("show -o 512", "did you mean status? see nbdattach --help"),
+    (
+        "--bind db2 disk.img nbd0 10809",
+        "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach --help",
+    ),
+    ("status --format yaml", "try --format table; see nbdattach status --help"),
+    ("disconnect //dev/nosuch", "a DEVICE is /dev/nbd0, nbd0, /dev/nbd1, ..."),
+    ("close -d nbd0 db1 10809", "did you mean disconnect? see nbdattach --help"),
+    ("disconnect --kill nbd0", "see nbdattach disconnect --help"),
+    ("connect --target db1", "see nbdattach connect --help"),
+    ("connect --sched none db1", "did you mean --shared or --scheduler? see nbdattach connect --help"),
+    ("connect --read_only db1", "did you mean --read-only? see nbdattach connect --help"),
+    ("disconnect 'nbd0 nbd1'", "nbdattach disconnect nbd0 nbd1"),
+    ("disconnect nbd0,nbd1", "nbdattach disconnect nbd0 nbd1"),
+    ("disconnect -l", "nbdattach list TARGET or nbdattach status; see nbdattach disconnect --help"),
+    ("disconnect -f nbd0", "connect has it; see nbdattach disconnect --help"),
+    ("up -n nbd0", "see nbdattach up --help"),
+    ("resize --all", "disconnect, down and up have it; see nbdattach resize --help"),
+    (
+        "reconnect nbd0 --port 10810",
+        "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach reconnect --help",
+    ),
+    ("disconnect nbd0 1", "a port is part of the TARGET: HOST:PORT"),
+    # What would be accepted by the parser, and refused by the command.
+    ("attach --format raw db1", "did you mean connect? see nbdattach --help"),
+    ("attach --swap disk.img", "did you mean connect? see nbdattach --help"),
+    ("attach --tls disk.img", "did you mean connect? see nbdattach --help"),
+    ("attach --also db2 disk.img", "did you mean connect? see nbdattach --help"),
+    ("attach -N x disk.img", "did you mean connect? see nbdattach --help"),
+    ("attach --snapshot [ nbdkit memory 1G ]", "did you mean connect? see nbdattach --help"),
+    ("connect --ro --rw db1", "did you mean --read-only? see nbdattach connect --help"),
+    ("qemu-nbd -f raw -c nbd0 nbd://db1", "see nbdattach --help"),
+    ("-D nbd0", "see nbdattach --help"),
+    ("detach nbd0 --all", "did you mean disconnect? see nbdattach --help"),
+    ("reconnect nbd0 --name x", "did you mean --export? see nbdattach reconnect --help"),
+    # What would lose a word, or take it for something else.
+    ("-df nbd0", "nbdattach disconnect DEVICE; see nbdattach --help"),
+    ("connect -d nbd0 db1", "nbdattach disconnect DEVICE; see nbdattach connect --help"),
+    ("connect -B 512 db1", "did you mean --size? see nbdattach connect --help"),
+    (
+        "connect --port 10810 /run/s",
+        "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach connect --help",
+    ),
+    ("connect -k db1", "it is part of the TARGET: HOST:PORT, or the path of a socket; see nbdattach connect --help"),
+    ("-unix run/s nbd0", "nbdattach connect PATH; see nbdattach --help"),
+    ("connect --ro -N 'a\tb' db1", "did you mean --read-only? see nbdattach connect --help"),
+    ("-l 'a\tb' disk.qcow2", "see nbdattach --help"),
 ]
 
 
@@ -308,3 +417,58 @@ def test_help_of_a_command_on_a_terminal_is_its_manual_page(tmp_path: Path, page
                 break
         assert done.wait(60) == 0
     assert text.decode().splitlines()[0] == shown
+
+
+# -- by chance ---------------------------------------------------------------------------------------------------------
+
+_VALUES = {
+    "ADDRESS": "db2", "BYTES": "512", "DEVICE": "/dev/nbd3", "FORMAT": "raw", "MODE": "on", "N": "4", "NUM": "4",
+    "PATH": "/run/s2", "PORT": "10810", "SECONDS": "30", "SIZE": "1M", "TIME": "7",
+}  # fmt: skip
+_OF_CONNECT = ["-r", "--tls", "-f", "--swap", "--snapshot", "--all", "--force", "-tls", "-read-only", "--no-handshake"]
+_HEADS = ["", *migration.COMMANDS, *(program.name for program in migration.PROGRAMS), "help"]
+_HEADS += [name for name in main.cli.commands if name not in ("monitor", "doctor")]
+_OPERANDS = ["db1", "db1:10809", "10809", "nbd0", "/dev/nbd1", "nbd0p1", "disk.img", "/run/s", "nbd://db1/disk", "::1"]
+_OPERANDS += ["/dev/disk/by-nbd/vm1", "nbd:db1:10809:exportname=e", "unix:/run/s", "[ nbdkit memory 1G ]"]
+
+
+def _typed(other: migration.Other, name: str) -> list[str]:
+    value = {"--cache": "none", "--discard": "unmap"}.get(name, _VALUES.get(other.value, "value"))
+    return [name, value] if other.value else [name]
+
+
+_OPTIONS = [
+    _typed(other, name)
+    for program in (*migration.PROGRAMS, migration.HABITS)
+    for other in program.options
+    for name in other.names.split()
+    if other.ours != "--help"
+] + [[name] for name in _OF_CONNECT]
+_PIECES = st.one_of(st.sampled_from(_OPTIONS), st.sampled_from(_OPERANDS).map(str.split).map(list))
+_LINES = st.tuples(st.sampled_from(_HEADS), st.lists(_PIECES, max_size=5))
+# What the hint of a line that was corrected may still be told: such a file, or a line of the table, is not there.
+_MISSING = "no such image|no line for it|no such table|is mounted|neither an image|'[^']*': not an nbd device"
+
+
+@settings(max_examples=400, deadline=None)
+@given(_LINES)
+def test_a_corrected_command_is_no_usage_error_and_keeps_read_only(line: tuple[str, list[list[str]]]) -> None:
+    head, pieces = line
+    words = [*head.split(), *(word for piece in pieces for word in piece)]
+    hint = corrected.corrected(words, main.cli)
+    command = re.search("nbdattach .*", hint.split("; ")[0])
+    if not command or hint.startswith("nbdattach reads") or {"TARGET", "DEVICE"} & {*hint.split()}:
+        return
+    typed = shlex.split(command[0])[1:]
+    if typed[0] == "connect" and {"-R", "--ro", "--readonly", "-read-only", "--read-only"} & {*words}:
+        assert "--read-only" in command[0] or "--ro" in command[0]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+        for module, name in ((api, "connect"), (detachment, "detach"), (handover, "reconnect"), (client, "dial")):
+            patch.setattr(module, name, _done)
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = main.run(typed)
+    assert code != 2 or re.search(_MISSING, said.getvalue()), (words, hint, said.getvalue())
+
+
+def _done(*_: object, **__: object) -> None:
+    raise NbdattachError("it", "would be done", "")

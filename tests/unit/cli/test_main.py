@@ -33,7 +33,7 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, NbdattachError, NotAttached
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
-from nbdattach.operations import attachment, detachment, handover
+from nbdattach.operations import attachment, detachment, handover, release
 from nbdattach.operations.handle import DETACH_SECONDS, Attachment
 from nbdattach.protocol.target import Target
 
@@ -1063,6 +1063,18 @@ def test_monitor_is_not_started_where_there_is_no_netlink(
     monkeypatch.setattr(choice, "why_no_netlink", lambda: KernelRefused("netlink backend", "not here", "get it"))
     monkeypatch.setattr(launch, "in_background", lambda: pytest.fail("it was started"))
     assert said_error(capsys, 6, "monitor", *flags) == ("nbdattach: netlink backend: not here", "get it")
+    # The monitor does not have the option of the usual hint.
+    monkeypatch.setattr(choice, "why_no_netlink", lambda: KernelRefused("netlink backend", "no", "use --backend ioctl"))
+    assert said_error(capsys, 6, "monitor", *flags) == ("nbdattach: netlink backend: no", "see nbdattach doctor")
+
+
+def test_release_that_has_nothing_to_do_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "planned", lambda _: ([], []))
+    assert ran(capsys, "disconnect", "--release", "--dry-run", "nbd0") == (
+        0,
+        "",
+        "nbdattach: /dev/nbd0: nothing to release\n",
+    )
 
 
 @pytest.mark.parametrize("flag", ["-b", "--background"])

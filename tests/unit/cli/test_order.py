@@ -22,6 +22,8 @@ ON_LOSS = "the ioctl backend cannot wait for a server: the kernel ends its attac
 NO_BLOCK_SIZE = "Invalid value for '-b' / '--block-size': '1000' is not one of 512, 1024, 2048, 4096"
 NOT_OVER_UNIX = "the kernel does TLS only over TCP, not over a Unix socket"
 SWAPPED = "a server on this machine may itself be swapped out to the device"
+NO_NAME = "a Unix socket has no host name to check the certificate against"
+SETS_NAME = "--tls-hostname NAME sets the name"
 NO_FILE = "cannot be read: No such file or directory"
 
 
@@ -91,6 +93,22 @@ EARLY = [
         5,
         f"nbdattach: nbds+unix:///?socket=/run/s&tls-hostname=a: {NOT_OVER_UNIX}",
         "--tls-transport relay",
+    ),
+    *(
+        (f"{command} 'nbds+unix:///?socket=/run/s'", 5, f"nbdattach: nbds+unix:///?socket=/run/s: {NO_NAME}", SETS_NAME)
+        for command in ("connect", "info", "list", "check", "reconnect nbd0")
+    ),
+    (
+        "connect --size 1M [ nbdkit memory 1G ]",
+        2,
+        "nbdattach: [ nbdkit memory 1G ]: options of an image, but it is a command",
+        "give the command its own options",
+    ),
+    (
+        "connect --also disk.img db1",
+        2,
+        "nbdattach: --also disk.img: an image, or a command, is no server that runs",
+        "leave it out",
     ),
     ("connect --snapshot db1", 2, "nbdattach: --snapshot: nbd://db1 is a server, not an image", "leave it out"),
     ("connect --swap ./disk.img", 2, f"nbdattach: --swap: {SWAPPED}", "use a swap file on a file system instead"),

@@ -299,7 +299,7 @@ def test_info_lines_when_little_is_known() -> None:
 
 def test_info_lines_tell_of_a_lack_of_flush() -> None:
     export = Export("disk", 1 << 20, 1, "newstyle-fixed")
-    lines = render.info_lines(TARGET.uri, Inspected(export, None), lack_of_flush=lack_of_flush(export)).splitlines()
+    lines = render.info_lines(TARGET.uri, Inspected(export, None), lacks=["", lack_of_flush(export)]).splitlines()
     assert lines[-1] == (
         "note:        the server offers no flush: data that was synced may be lost if the server's machine crashes "
         "(nbd-server offers it with flush = true)"

@@ -155,7 +155,7 @@ SERVED = {
     "info -N empty TARGET": _SAID_TO_BE_EMPTY,
     "info --json -N empty TARGET": _SAID_TO_BE_EMPTY,
     "info -N x TARGET": _UNKNOWN,
-    "list 'nbds+unix:///?socket=TARGET'": b"SSH-2.0-OpenSSH",
+    "list 'nbds+unix:///?socket=TARGET&tls-hostname=a'": b"SSH-2.0-OpenSSH",
     "info --tls-ca /nonexistent/ca.pem --tls-hostname db1 TARGET": wire.greeting() + wire.ack(wire.STARTTLS),
     "info --tls --tls-no-verify TARGET": wire.greeting() + wire.reply(wire.STARTTLS, wire.UNSUP),
 }

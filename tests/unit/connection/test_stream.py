@@ -387,6 +387,16 @@ def test_host_without_an_address_is_no_connection(host: str, monkeypatch: pytest
     assert caught.value.hint == "is the name correct?"
 
 
+def test_device_in_the_place_of_a_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    with pytest.raises(NoConnection) as caught:
+        client.inspect(parse_target("nbd0"), 60)
+    assert caught.value.hint == "a TARGET is a server; nbdattach status nbd0 shows the device"
+
+
 Found = list[tuple[int, int, int, str, tuple[str, int]]]
 
 

@@ -37,10 +37,12 @@ EXAMPLES = {
     "typed(device)": "db1",
     "typed(target)": "/dev/nbd0",
     "typed(target.server)": "nbd://db1",
+    "target.host": "nbd0",
     "typed(place.dialled.uri)": "'nbd+unix:///disk?socket=/run/s'",
     "typed(where)": "'nbds://db1?tls-hostname=a&tls-psk-file=/k'",
     "there": " 'nbd://[::1]/disk'",
     "path(error)": "nbdattach connect",
+    "' '.join(devices)": "nbd0 nbd1",
     "hanging": "17",
     "pid": "17",
     "server": "db1:10809",
@@ -141,7 +143,7 @@ def parse(words: list[str]) -> None:
             given = made.params
     for name in ("device", "devices"):
         for text in _listed(given.get(name)):
-            parse_device("nbd0" if text == "DEVICE" else text)
+            parse_device("nbd0" if text == "DEVICE" or text.startswith("/dev/disk/by-nbd/") else text)
     for name in ("target", "targets"):
         for text in _listed(given.get(name)):
             assert source_of(text) or parse_target(text)

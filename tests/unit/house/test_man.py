@@ -177,6 +177,10 @@ def test_every_page_of_ours_that_a_page_refers_to_exists_and_has_the_section(pag
     for section, name, number in re.findall(r"^\.Sy (.+)\nin\n\.Xr (nbdattach\S*) (\d)", text, re.MULTILINE):
         other = (ROOT / "man" / f"{name}.{number}").read_text()
         assert section in {*parts(other, "Sh"), *parts(other, "Ss")}
+    for section, name, number in re.findall(r"\b([A-Z]{3,}(?: [A-Z]+)*) in\n\.Xr (nbdattach\S*) (\d)", text):
+        assert section in parts((ROOT / "man" / f"{name}.{number}").read_text(), "Sh")
+    commands = re.findall(r"^\.Cm (\w+)\n(?:described )?in\n\.Xr nbdattach 8", text, re.MULTILINE)
+    assert not {*commands} & {*COMMAND_PAGES}, "the command has a page of its own"
 
 
 @pytest.mark.parametrize(("command", "option", "default"), list(defaults()))

@@ -127,13 +127,14 @@ def test_command_in_the_page_is_the_hint_for_it(typed: str, ours: str) -> None:
 
 # Options with examples of their values, and what their programs need in addition.
 VALUES = {
-    "ADDRESS": "db2", "BYTES": "512", "DEVICE": "/dev/nbd0", "FORMAT": "raw", "N": "4", "PATH": "/run/s",
-    "PORT": "10810", "SECONDS": "30",
+    "ADDRESS": "db2", "BYTES": "512", "DEVICE": "/dev/nbd0", "FORMAT": "raw", "MODE": "on", "N": "4", "NUM": "4",
+    "PATH": "/run/s", "PORT": "10810", "SECONDS": "30",
 }  # fmt: skip
 OWN_VALUES = {"-b": "512", "--cache": "none", "--discard": "unmap"}
 MORE = {
     "nbd-client -B": ["-P"],
     "nbd-client -P": ["-B", "1G"],
+    "nbd-client -K": ["-F", "x"],
     "losetup -n": ["-a"],
     "losetup --output-all": ["-a"],
 }
@@ -155,7 +156,8 @@ def test_option_leads_to_a_hint_that_can_be_typed(
     if other.ours == "--help":
         assert main.run([other.names.split()[0]]) == 0
         return
-    (tmp_path / "disk.img").touch()
+    for image in ("disk.img", "db1"):  # the second one is a file to qemu-nbd and losetup, and a host to nbd-client
+        (tmp_path / image).touch()
     monkeypatch.chdir(tmp_path)
     name = other.names.split()[0]
     option = [name, OWN_VALUES.get(name) or VALUES.get(other.value, "x")] if other.value else [name]

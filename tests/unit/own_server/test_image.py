@@ -415,6 +415,13 @@ def test_an_image_below_whose_format_is_not_recorded_is_refused(qemu: Qemu, make
     said, hint = refused(Refused, path)
     assert said == f"{path}: does not say which format its backing file my base has"
     assert hint == f"if it is raw: qemu-img rebase -u -F raw -b 'my base' {path}"
+    long = f"/{'x' * 250}"
+    for base, hint in (
+        (long, f"if it is raw: qemu-img rebase -u -F raw -b {long} {path}"),
+        ("a\x1bb", "qemu-img rebase -u sets it"),
+    ):
+        qemu.says(json.dumps([{"filename": path, "format": "qcow2", "backing-filename": base}, {"filename": "/b"}]))
+        assert refused(Refused, path)[1] == hint
     qemu.says(json.dumps([{"filename": path, "format": "vmdk", "backing-filename": "my base"}]))
     assert planned(path)
 

@@ -94,6 +94,10 @@ MISTYPED: list[tuple[str, str]] = [
     ("nbd+tls://host/disk", "write nbds://host/disk"),
     ("nbd+ssh://host/disk", "one of: nbd, nbds, nbd+unix, nbds+unix"),
     ("nbd+vsock://2/disk", FORMS),
+    (" nbds://host/disk", "write nbds://host/disk"),
+    ("1nbds://host/disk", "one of: nbd, nbds, nbd+unix, nbds+unix"),
+    ("nbd:[::1]:10810disk", FORMS),
+    ("nb@ds://host/disk", "one of: nbd, nbds, nbd+unix, nbds+unix"),
     ("qemu:nbd://host", "one of: nbd, nbds, nbd+unix, nbds+unix"),
     ("nbd://host/my disk", "write nbd://host/my%20disk"),
     ("nbd://host/disk#1", "write nbd://host/disk%231"),
@@ -112,10 +116,15 @@ MISTYPED: list[tuple[str, str]] = [
     ("db1:10809,disk", "a port is a number from 1 to 65535; or write nbd://db1:10809/disk"),
     ("/dev/nbd0", "name a server or an image"),
     ("file:///srv/disk.img", "write /srv/disk.img"),
+    ("file:///srv/my%20disk.img", "write '/srv/my disk.img'"),
+    ("file://host/srv/disk.img", "write /srv/disk.img"),
+    ("my host/disk", "is the path correct?"),
     ("./disk.qcow2", "is the path correct?"),
     ("localhost::10809", "write localhost:10809"),
     ("", FORMS),
     (":10809", "write localhost:10809"),
+    ("10809", "write localhost:10809"),
+    ("nbd://10809/disk", FORMS),
     ("@host", "write host"),
     ("nbd:db1", "write nbd://db1"),
     (
@@ -159,7 +168,14 @@ def test_what_a_hint_says_to_write_can_be_typed(text: str) -> None:
         understood(one)
 
 
-@pytest.mark.parametrize("text", ["http://db1/disk.img", "ssh://db1/srv/disk.img", "https://db1/d?a=1&b=2"])
+@pytest.mark.parametrize("text", ["[nbdkit memory 1G]", "[ nbdkit memory 1G]", "[nbdkit memory 1G ]"])
+def test_a_command_without_a_blank_at_a_bracket_is_no_address(text: str) -> None:
+    assert explained(text) == "write it as [ nbdkit memory 1G ]"
+
+
+@pytest.mark.parametrize(
+    "text", ["http://db1/disk.img", "ssh://db1/srv/disk.img", "https://db1/d?a=1&b=2", "http://d/" + "x" * 250]
+)
 def test_a_file_behind_another_protocol_has_a_server_in_brackets(text: str) -> None:
     command = explained(text).removeprefix("for a file there: ").partition(";")[0]
     source = source_of(collapsed(shlex.split(command))[0])

@@ -298,7 +298,7 @@ def test_malformed_target_cannot_write_on_the_terminal() -> None:
 # The possible input by argv or a percent escape: any bytes.
 wire_text = st.binary(max_size=60).filter(lambda data: b"\0" not in data).map(os.fsdecode)
 hosts = st.one_of(
-    st.from_regex(r"[a-z0-9_]([a-z0-9._-]{0,20}[a-z0-9_])?", fullmatch=True),
+    st.from_regex(r"[a-z0-9_]([a-z0-9._-]{0,20}[a-z0-9_])?", fullmatch=True).filter(lambda host: not host.isdigit()),
     st.ip_addresses(v=4).map(str),
     st.ip_addresses(v=6).filter(lambda address: not address.is_link_local).map(str),
     st.builds("fe80::1%{}".format, st.from_regex(r"[a-z0-9_.-]{1,8}", fullmatch=True)),

@@ -9,6 +9,7 @@ from script import fails, succeeds
 
 from nbdattach.errors import TlsFailed
 from nbdattach.protocol import handshake
+from nbdattach.protocol.options import advice_of_tls
 from nbdattach.protocol.target import Target
 from nbdattach.protocol.tls_notice import COOKIE
 
@@ -84,3 +85,8 @@ def test_nothing_else_is_read(told: bytes) -> None:
 def test_over_tls_nothing_is_read() -> None:
     _, sent = succeeds(handshake.enter, Target(host="db1", tls=True), HELLO, wire.ack(wire.STARTTLS), GO)
     assert sent[-1] == wire.asks(wire.GO)
+
+
+def test_advice_names_the_whole_export() -> None:
+    name = "x" * 300
+    assert advice_of_tls(Target("db1", export=name)) == f"use --tls, or nbds://db1/{name}"
