@@ -39,3 +39,18 @@ def typed(word: str) -> str:
     import shlex  # errors only
 
     return shlex.quote(plain(word))
+
+
+def exact(word: str) -> str:
+    """All of `word` as it is typed in a shell; as bash and zsh have it if it has characters that cannot be shown."""
+    import shlex
+
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(map(_escaped, word)) + "'"
+
+
+def _escaped(ch: str) -> str:
+    if ch in "\\'":
+        return "\\" + ch
+    return ch if ch.isprintable() else "".join(f"\\{byte:03o}" for byte in to_wire(ch))
