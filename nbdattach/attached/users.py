@@ -326,7 +326,7 @@ def in_use(device: Device, users: Users) -> DeviceInUse:
         hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
         return refusal(device, str(users), hint, users.uses)
     cause = "held exclusively by a user that cannot be seen from here"
-    hint = "is it zfs, a kernel target, or a container? fuser -v, zpool status and lsblk may show it"
+    hint = "is it zfs, an overlay, a kernel target, or a container? fuser -v, zpool status and lsblk may show it"
     return DeviceInUse(device.path, cause, hint)
 
 
