@@ -38,10 +38,18 @@ def uuid_text(data: bytes) -> str:
 
 
 def typed(word: str) -> str:
-    """A word of the user's as it is typed in a shell, in quotes if it needs them. Not cut: it would name another thing.
+    """All of `word` as it is typed in a shell, in quotes if it needs them: cut, it would name another thing.
 
-    Unprintable characters are escaped as in `plain`.
+    As bash and zsh have it ($'…') if it has characters that cannot be shown.
     """
     import shlex  # errors only
 
-    return shlex.quote(_escaped(word))
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(map(_in_quotes, word)) + "'"
+
+
+def _in_quotes(ch: str) -> str:
+    if ch in "\\'":
+        return "\\" + ch
+    return ch if ch.isprintable() else "".join(f"\\{byte:03o}" for byte in to_wire(ch))

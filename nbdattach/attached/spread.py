@@ -30,8 +30,7 @@ class Spread:
     def is_on(self, mount: Mount, block: Block) -> bool:
         """Whether the mounted file system has data on that disk, which its mount does not name."""
         if mount.kind == "btrfs":
-            source = mount.source.removeprefix("/dev/")
-            return source == block.name or any({source, block.name} <= disks for disks in self._btrfs)
+            return mount.disk == block.name or any({mount.disk, block.name} <= disks for disks in self._btrfs)
         if mount.kind == "xfs":
             paths = (one.partition("=")[2] for one in mount.options.split(",") if one.startswith(_XFS_OPTIONS))
             return block.number in map(procfs.block_number, map(procfs.unescaped, paths))

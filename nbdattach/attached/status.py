@@ -77,7 +77,8 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         target=(record.using or record.target) if record else None,
         export=record.export if record else None,
         size=size,
-        block_size=kernel.block_size,
+        # The kernel's is that of the record; to ask for it may take as long as the server is away (`unhurried`).
+        block_size=record.block_size if record else kernel.block_size,
         read_only=kernel.read_only,
         backend=record.backend if record else "netlink" if by_netlink else None,
         connections=record.connections if record else kernel.connections,

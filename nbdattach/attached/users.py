@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Finds the users of a block device: file systems, swap, devices built on it, and processes that have it open.
 
-If a user is a device with users of its own, those are listed first, so that the list gives the order of release.
+The list gives the order of release: mounts, the inner ones first; then devices, each after those that are built on it.
+A mount that cannot be reached by its path has no command, because umount would take the one that is there instead.
 Nothing here opens a device, because opening a dead one would hang.
 """
 
@@ -11,6 +12,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nbdattach.attached import state
@@ -100,7 +102,8 @@ class Users:
         """
         found = [one for one in self.all if one.use.kind == "mount" and one.direct]
         here = [one for one in found if not one.elsewhere]
-        return list(dict.fromkeys(one.name for one in here or found))
+        outer_first = sorted(here or found, key=lambda one: one.name.rstrip("/").count("/"))
+        return list(dict.fromkeys(one.name for one in outer_first))
 
     @property
     def holders(self) -> list[str]:
@@ -130,27 +133,48 @@ class Mount:
     kind: str  # of the file system
     owner: Opener | None
     options: str = ""  # of the file system, as the kernel has them
+    id: str = ""  # of the mount, in all namespaces
+    parent: str = ""  # the id of the mount that it is mounted on
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.number, self.path
+
+    @property
+    def disk(self) -> str:
+        """The name in /sys of the disk that it names."""
+        return _name_of(self.source)
 
 
 class Census:
     """All mounts and swap devices of this host; read when first asked for, and only once."""
 
     @cached_property
+    def _tables(self) -> list[Mount]:
+        """Of all mount namespaces that we can see."""
+        return [_mount(line, owner) for owner, lines in procfs.mount_tables() for line in lines]
+
+    @cached_property
     def mounts(self) -> list[Mount]:
-        """Of all mount namespaces that we can see; a mount at the same place in ours and in another counts once."""
-        found: list[Mount] = []
-        ours: set[tuple[str, str]] = set()
-        for owner, lines in procfs.mount_tables():
-            mounts = [_mount(line, owner) for line in lines]
-            found += [one for one in mounts if (one.number, one.path) not in ours]
-            if owner is None:
-                ours = {(one.number, one.path) for one in mounts}
+        """A mount at the same place in our mount namespace and in another counts once."""
+        ours = {one.place for one in self._tables if one.owner is None}
+        return [one for one in self._tables if one.owner is None or one.place not in ours]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Mount]:
+        return {one.id: one for one in self._tables}
+
+    @cached_property
+    def _by_parent(self) -> dict[str, list[Mount]]:
+        found: dict[str, list[Mount]] = {}
+        for one in self._tables:
+            found.setdefault(one.parent, []).append(one)
         return found
 
     @cached_property
     def swaps(self) -> set[str]:
-        """Names of devices."""
-        return {line.split()[0].removeprefix("/dev/") for line in procfs.lines("swaps")[1:]}
+        """Names of devices in /sys."""
+        return {_name_of(procfs.unescaped(line.split()[0])) for line in procfs.lines("swaps")[1:]}
 
     @cached_property
     def loops(self) -> dict[str, list[str]]:
@@ -171,10 +195,39 @@ class Census:
 
     def users_of(self, device: Device) -> Users:
         """All users of the device that can be seen from here; root sees more."""
-        return Users(list(self._users(Block(device.name), set())))
+        mounts: list[tuple[Mount, bool]] = []
+        built: dict[Use, User] = {}  # one that is built on two partitions counts once
+        for one in self._built(Block(device.name), set(), mounts):
+            if one.use not in built or one.direct:
+                built[one.use] = one
+        return Users([*self._mounted(mounts), *built.values()])
 
-    def _users(self, block: Block, seen: set[str]) -> Iterator[User]:
-        """Of the device and its partitions; the users of a device on top of them come before that device."""
+    def _mounted(self, mounts: list[tuple[Mount, bool]]) -> Iterator[User]:
+        """Those mounted on others of them, or on top of them, come first."""
+        places = {mount.place for mount, _ in mounts}
+        for mount, direct in sorted(mounts, key=lambda one: -len(self._way_to(one[0]))):
+            on_top = [one for one in self._hiding(mount) if not (one.path == mount.path and one.place in places)]
+            yield _mounted(mount, direct, on_top[0].path if on_top else "")
+
+    def _way_to(self, mount: Mount) -> list[Mount]:
+        """The mount, and those below it down to the root, as far as they can be seen."""
+        way = [mount]
+        while (below := self._by_id.get(way[-1].parent)) and below not in way:
+            way.append(below)
+        return way
+
+    def _hiding(self, mount: Mount) -> list[Mount]:
+        """Mounts that lie on it, or on a part of the way to it: its path leads there."""
+        found = [one for one in self._by_parent.get(mount.id, ()) if one.path == mount.path]
+        way = self._way_to(mount)
+        for above, below in pairwise(way):
+            for one in self._by_parent.get(below.id, ()):
+                if one != above and above.path.startswith(one.path.rstrip("/") + "/"):
+                    found.append(one)
+        return found
+
+    def _built(self, block: Block, seen: set[str], mounts: list[tuple[Mount, bool]]) -> Iterator[User]:
+        """Swap and devices on the device and its partitions, those on top first. Adds the mounts to the list."""
         direct = not seen
         for part in [*map(Block, block.partitions), block]:
             if part.name in seen:
@@ -182,17 +235,18 @@ class Census:
             seen.add(part.name)
             number = part.number or part.name
             for name in [*part.holders, *self.loops.get(number, [])]:
-                yield from self._users(Block(name), seen)
+                yield from self._built(Block(name), seen, mounts)
                 yield _holder(Block(name), direct)
-            for mount in self.mounts:
-                if mount.number == number or (mount.kind in _SPREAD and self.spread.is_on(mount, part)):
-                    yield _mounted(mount, direct)
+            mounts += [(one, direct) for one in self.mounts if one.number == number or self._is_on(one, part)]
             if part.name in self.swaps:
                 what = "swapped on" if direct else f"{part.name} swapped on"
                 path = f"/dev/{part.name}"
                 yield User("swap", Use("swap", path, what, ("swapoff", path)), direct)
             for target in self.targets.get(number, []):
                 yield _passed_on(target, part, direct)
+
+    def _is_on(self, mount: Mount, block: Block) -> bool:
+        return mount.kind in _SPREAD and self.spread.is_on(mount, block)
 
 
 def users_of(device: Device) -> Users:
@@ -203,6 +257,12 @@ def users_of(device: Device) -> Users:
 def mounts_here() -> list[Mount]:
     """Of our own mount namespace, the one on top last. No file of a disk is looked at."""
     return [_mount(line, None) for line in procfs.mount_table()]
+
+
+def _name_of(path: str) -> str:
+    """The name in /sys of a block device, by any of its names in /dev, such as /dev/mapper/NAME."""
+    number = procfs.block_number(path) if path.startswith("/dev/") else None
+    return (number and sysfs.block_name(number)) or path.removeprefix("/dev/")
 
 
 def _loops_by_number(backing: Mapping[str, str]) -> dict[str, list[str]]:
@@ -218,7 +278,7 @@ class _NearCensus(Census):
     """What we see without a look at any file of a disk, which may be away; it costs little."""
 
     @cached_property
-    def mounts(self) -> list[Mount]:
+    def _tables(self) -> list[Mount]:
         return mounts_here()
 
     @cached_property
@@ -288,9 +348,7 @@ def in_use(device: Device, users: Users) -> DeviceInUse:
         hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
         return refusal(device, str(users), hint, users.uses)
     cause = "held exclusively by a user that cannot be seen from here"
-    hint = (
-        "is it zfs, a container, or an overlay of an unmounted file system? fuser -v, zpool status, lsblk may show it"
-    )
+    hint = "is it zfs, a container, or an overlay? fuser -v, zpool status and lsblk may show it"
     return DeviceInUse(device.path, cause, hint)
 
 
@@ -306,13 +364,19 @@ def refusal(device: Device, cause: str, hint: str, uses: Sequence[Use]) -> Devic
     return DeviceInUse(device.path, cause, hint, [one.line for one in uses], [one.facts for one in uses])
 
 
-def _mounted(mount: Mount, direct: bool) -> User:
-    where = f"mounted at {plain(mount.path)}"
+def _mounted(mount: Mount, direct: bool, hidden_by: str = "") -> User:
+    """`hidden_by`: the path of a mount of another device that umount would reach in its place; empty for none."""
+    where, instead = f"mounted at {plain(mount.path)}", ""
     command: tuple[str, ...] = ("umount", mount.path)
     if mount.owner:
         where += f" in the mount namespace of process {mount.owner}"
         command = _elsewhere(mount.owner.pid, command)
-    return User(mount.path, Use("mount", mount.path, where, command), direct, elsewhere=mount.owner is not None)
+    if hidden_by and "umount" in command:
+        command, instead = (), f"what is mounted on top of it, at {plain(hidden_by)}, has to go first"
+    elif mount.path == "/" and "umount" in command:  # would make it read-only, no more (do_umount in fs/namespace.c)
+        command, instead = (), "a root file system cannot be unmounted"
+    use = Use("mount", mount.path, where, command, instead)
+    return User(mount.path, use, direct, elsewhere=mount.owner is not None)
 
 
 def _elsewhere(pid: int, command: tuple[str, ...]) -> tuple[str, ...]:
@@ -357,4 +421,5 @@ def _mount(line: str, owner: Opener | None) -> Mount:
     """One line of mountinfo (proc_pid_mountinfo(5))."""
     before, _, after = line.partition(" - ")
     fields, kind, source, *options = before.split(" "), *after.split(" ")[:3]
-    return Mount(procfs.unescaped(fields[4]), fields[2], procfs.unescaped(source), kind, owner, "".join(options))
+    path, source = procfs.unescaped(fields[4]), procfs.unescaped(source)
+    return Mount(path, fields[2], source, kind, owner, "".join(options), fields[0], fields[1])

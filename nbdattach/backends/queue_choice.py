@@ -12,6 +12,7 @@ Decisions that matter:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from nbdattach import untrusted_json
@@ -113,8 +114,10 @@ def _before(change: _Change | None, now: str) -> str | None:
 
 
 def _unknown(device: Device, wanted: str, error: OSError) -> KernelRefused:
+    if error.errno != errno.EINVAL:  # such as in a container, where /sys is read-only
+        return KernelRefused.at(device.path, f"setting the scheduler {wanted}", error.errno or 0)
     names = ", ".join(Kernel(device).schedulers)
-    cause = f"the kernel has no scheduler {wanted} for it" if names else f"{error.strerror}"
+    cause = f"the kernel has no scheduler {wanted} for it"
     return KernelRefused(device.path, cause, f"it has {names or 'none'}; others may need a module")
 
 

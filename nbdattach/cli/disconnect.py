@@ -67,7 +67,7 @@ def disconnect(
     def one(meant: str | Attachment) -> None:
         device = meant if isinstance(meant, str) else meant.device
         if dry_run:
-            results.append(_show_commands(device, as_json))
+            results.append(_show_commands(device, if_tag, as_json))
             return
         detach = functools.partial(api.disconnect, meant) if isinstance(meant, str) else meant.disconnect
         try:
@@ -94,12 +94,15 @@ def _refuse_wrong_words(attachments: tuple[str, ...], tag: str | None, everythin
         raise Malformed("--tag" if tag == "" else "--if-tag", "an empty name", "nbdattach status --json shows the tags")
 
 
-def _show_commands(device: str, as_json: bool) -> dict[str, object]:
+def _show_commands(device: str, if_tag: str | None, as_json: bool) -> dict[str, object]:
     """Prints what --release would do, and raises `DeviceInUse` if something would be left."""
     from nbdattach.device import parse_device
-    from nbdattach.operations import release
+    from nbdattach.operations import detachment, release
 
     place = parse_device(device)
+    if reason := detachment.nothing_to_do(place, None, if_tag):
+        say(f"{device}: {reason}, nothing to do")
+        return {"device": device, "release": []}
     uses, left = release.planned(place)
     for use in uses if not as_json else ():
         click.echo(use.command)

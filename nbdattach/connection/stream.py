@@ -384,6 +384,18 @@ def address_of(sock: socket.socket) -> str | None:
         return None
 
 
+def is_here(address: str) -> bool:
+    """Whether it is a numeric address of this host: nothing is sent, but the kernel tells from where it would be."""
+    try:
+        found = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+        family, _, _, _, place = found[0]
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(place)
+            return bool(sock.getsockname()[0] == sock.getpeername()[0])
+    except (OSError, UnicodeError):
+        return False
+
+
 def numeric(target: Target, address: str) -> _Address | None:
     """The target's port at a numeric address; None if that is none."""
     try:

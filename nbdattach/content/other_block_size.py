@@ -2,7 +2,7 @@
 """Whether a partition table was made for another block size than the disk has now: then partitions are in wrong places.
 
 A table counts in blocks. A GPT shows its block size by the place of its header. An MBR does not; but if there is a file
-system where its first partition would begin with the other size, and none where the kernel puts it, it is for that one.
+system where one of its partitions would begin with the other size, and none where the kernel puts them, it is for that.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ def _of_gpt(seen: Seen, block: int) -> Look[int | None]:
 
 
 def _of_mbr(seen: Seen, block: int) -> Look[int | None]:
-    first = next(iter(tables.first_blocks(seen)), 0)
-    if not first or (yield from _is_volume(seen, first * block)):
-        return None
-    for other in tables.SECTORS:
-        if other != block and (yield from _is_volume(seen, first * other)):
-            return other
+    starts = [start for start in tables.first_blocks(seen) if start]
+    for size in (block, *tables.SECTORS):
+        for start in starts:
+            if (yield from _is_volume(seen, start * size)):
+                return None if size == block else size
     return None
 
 

@@ -87,13 +87,18 @@ def devices() -> list[Device]:
     return sorted(found)
 
 
-def name_at(number: str) -> str | None:
-    """The name of the block device of that major:minor, if the nbd driver made it: nbd0, nbd0p1."""
+def block_name(number: str) -> str | None:
+    """The name of the block device or partition of that major:minor."""
     try:
-        name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
+        return os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
     except OSError:
         return None
-    return name if name.startswith("nbd") else None
+
+
+def name_at(number: str) -> str | None:
+    """As `block_name`, if the nbd driver made it: nbd0, nbd0p1."""
+    name = block_name(number)
+    return name if name and name.startswith("nbd") else None
 
 
 def loops() -> dict[str, str]:

@@ -132,7 +132,8 @@ def _attach(
         address = address_of(connections[0].stream.sock)
         if not (shape.read_only or options.shared or options.server):
             alone.enter_context(alone_with(twice.name_of(reached, export.name, address), target.uri))
-            twice.refuse(reached, export.name, address)
+            also = [one for one in (target, *others(target, options.also)) if one != reached]
+            twice.refuse(reached, export.name, address, also)
         notes += remarks.on_export(target, options, export, shape)
         sockets = [connection.stream.sock for connection in connections]
         tls, relay = connections[0].tls, connections[0].relay

@@ -59,7 +59,7 @@ def detach(
         if only is None and only_tag is None:
             _tidy_up(device, deadline)
         return "not attached"
-    if other := _other_than(device, only, only_tag):
+    if other := nothing_to_do(device, only, only_tag):
         return other
     if release:
         from nbdattach.operations import release as releasing
@@ -72,7 +72,7 @@ def detach(
             queue_choice.take_back(node)
             state.forget(device)
             return ""
-        if other := _other_than(device, only, only_tag):
+        if other := nothing_to_do(device, only, only_tag):
             return other
         reporter.trace(f"{device.path}: claimed, flushing")
         writes.bring_to_rest(node, force, reporter)
@@ -129,7 +129,7 @@ def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterat
         raise KernelRefused(node.device.path, cause, "stop programs that write to a device before you detach it")
 
 
-def _other_than(device: Device, only: Identity | None, only_tag: str | None) -> str:
+def nothing_to_do(device: Device, only: Identity | None, only_tag: str | None) -> str:
     """Why the device does not hold the attachment that is meant; empty if it does."""
     if not Kernel(device).attached:
         return "not attached"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from nbdattach.attached import state
 from nbdattach.attached.users import Use, Users, open_by, opened, refusal, users_of
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -19,7 +20,7 @@ from nbdattach.errors import DeviceInUse
 from nbdattach.host import programs
 from nbdattach.own_server import installed
 from nbdattach.reporter import Reporter
-from nbdattach.text import plain, quoted
+from nbdattach.text import quoted, typed
 
 # Commands that end a process.
 _NEVER = ("kill", "systemctl")
@@ -40,7 +41,10 @@ def planned(device: Device) -> tuple[list[Use], list[Use]]:
 def release(device: Device, reporter: Reporter) -> None:
     """Returns when no user is left that a command can release. Raises `DeviceInUse`, `KernelRefused`."""
     done: Counter[Use] = Counter()
+    meant = state.identity_of(device)
     while uses := users_of(device).uses:
+        if state.identity_of(device) != meant:
+            raise DeviceInUse(device.path, "holds another attachment now", "nbdattach status shows it")
         first = uses[0]
         if not _releases(first):
             raise never(device, _users(device).uses)
@@ -83,7 +87,7 @@ def _run(one: Use, program: str) -> tuple[str, str] | None:
         return None
     said = (result.stderr.strip() or result.stdout.strip()).splitlines()
     cause = f"{one.command} failed: {quoted(said[-1]) if said else f'exit code {result.returncode}'}"
-    return cause, f"fuser -vm {plain(one.where)} shows its users" if one.kind == "mount" else by_hand
+    return cause, f"fuser -vm {typed(one.where)} shows its users" if one.kind == "mount" else by_hand
 
 
 def _left(device: Device, cause: str, hint: str) -> DeviceInUse:

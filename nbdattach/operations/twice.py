@@ -2,32 +2,48 @@
 """Refuses to attach for writing what is attached for writing on this host already.
 
 Two file systems mounted from one disk, each with its own cache, destroy each other. An export is the same if the name
-of its server is the same, or the address that the name led to; another host that has attached it cannot be seen.
+of its server is the same, or the address that the name led to; another host that has attached it cannot be seen. All
+addresses of this host count as one, because a server mostly listens at each: 127.0.0.1, ::1, that of a network card.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from nbdattach.attached import state
+from nbdattach.attached.state import Record
+from nbdattach.connection.stream import addresses_of, is_here
+from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import Target, parse_target
 
+# Seconds for the addresses of a server whose connections are a relay's.
+_LOOKUP = 3.0
+_LOOPBACK, _HERE = ("localhost", "127.0.0.1", "::1"), "this host"
+_MAPPED = "::ffff:"
+
 
 def name_of(target: Target, export: str, address: str | None) -> str:
-    """The same for two targets if `refuse` may find one for the other; for a lock."""
-    server = _real(target.socket) or f"{address or target.host}:{target.port}"
-    return f"\0export {server}/{export}"
+    """The same for two targets if `refuse` finds one for the other by an address; for a lock."""
+    found = _addresses(target, address)
+    server = target if target.socket or not found else replace(target, host=min(map(_one_name, found)))
+    return f"\0export {min(_names(server, []))}/{export}"
 
 
-def refuse(target: Target, export: str, address: str | None) -> None:
-    """Raises `DeviceInUse` if a device holds that export read-write. `address`: the server's numeric one."""
+def refuse(target: Target, export: str, address: str | None, also: Sequence[Target] = ()) -> None:
+    """Raises `DeviceInUse` if a device holds that export read-write, or one of `also`, which have the same data.
+
+    `address`: the server's numeric one; None if it is not known, because a relay has the connection.
+    """
+    wanted = [(target, export, _addresses(target, address)), *((one, one.export, []) for one in also)]
     for device in sysfs.devices():
         kernel = Kernel(device)
-        if kernel.attached and not kernel.read_only and _holds(device, target, export, address):
+        if kernel.attached and not kernel.read_only and _holds(device, wanted):
             raise DeviceInUse(
                 target.uri,
                 f"attached read-write at {device.path} already; two file systems that write to one disk destroy it",
@@ -35,19 +51,47 @@ def refuse(target: Target, export: str, address: str | None) -> None:
             )
 
 
-def _holds(device: Device, target: Target, export: str, address: str | None) -> bool:
+_Export = tuple[Target, str, list[str]]  # with the server's addresses
+
+
+def _holds(device: Device, wanted: Sequence[_Export]) -> bool:
     record = state.load(device)
-    if record is None or record.server or record.export != export:
+    if record is None or record.server:
         return False
-    try:
-        there = parse_target(record.using or record.target)
-    except NbdattachError:  # of another version
-        return False
-    if target.socket or there.socket:
-        return _real(target.socket) == _real(there.socket)
-    same_host = target.host == there.host or (address is not None and address == record.address)
-    return same_host and target.port == there.port
+    return any(
+        there[1] == one[1] and not _names(there[0], there[2]).isdisjoint(_names(one[0], one[2]))
+        for there in _held(record)
+        for one in wanted
+    )
 
 
-def _real(path: str) -> str:
-    return path and os.path.realpath(path)
+def _held(record: Record) -> Iterator[_Export]:
+    """What it is attached to, and where it may go by itself."""
+    for uri in dict.fromkeys((record.uri, record.using or record.target, *(record.others if record.also else ()))):
+        try:
+            target = parse_target(uri)
+        except NbdattachError:  # of another version
+            continue
+        if uri == record.uri:
+            yield target, record.export, _addresses(target, record.address)
+        else:
+            yield target, target.export, []
+
+
+def _addresses(target: Target, address: str | None) -> list[str]:
+    if target.socket:
+        return []
+    return [address] if address else addresses_of(target, Deadline(_LOOKUP))
+
+
+def _names(target: Target, addresses: Sequence[str]) -> set[str]:
+    """Of the server: two that have one in common are the same."""
+    if target.socket:
+        return {os.path.realpath(target.socket)}
+    return {f"{_one_name(host)}:{target.port}" for host in (target.host, *addresses)}
+
+
+def _one_name(host: str) -> str:
+    """Of a host name or a numeric address. Another address of 127.0.0.0/8 may well be that of a server of its own."""
+    plain = host.lower().removesuffix(".").removeprefix(_MAPPED)
+    return _HERE if plain in _LOOPBACK or (not plain.startswith("127.") and is_here(plain)) else plain

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from servers import nbdkit
-from test_users import FIRST, attached_image, mapping, modules, nobody_is_left, opened  # noqa: F401 - fixtures
+from test_users import FIRST, attached_image, mapped, mapping, modules, nobody_is_left, opened  # noqa: F401 - fixtures
 from tool import command, eventually, nbd, nbd_ok, shell, sparse_file
 
 pytestmark = pytest.mark.any_monitor
@@ -80,6 +80,86 @@ def test_two_groups_of_one_name_are_told_apart(tmp_path: Path) -> None:
         shell("lvchange -ay --select pv_name=/dev/nbd0")
         nbd_ok("disconnect", "--release", "nbd0")
         assert not FIRST.attached
+
+
+def test_mounts_inside_each_other_are_released_from_the_inside(tmp_path: Path) -> None:
+    """Whichever partition has which; and a name that a shell would take apart."""
+    strange = "/mnt/boot/a \n'\\b"
+    with attached_image(tmp_path, False):
+        shell(r"""set -e; printf 'label: gpt\nsize=8MiB\nsize=8MiB\n' | sfdisk -q /dev/nbd0
+            mkfs.ext4 -q /dev/nbd0p1; mkfs.ext4 -q /dev/nbd0p2; mount /dev/nbd0p1 /mnt; mkdir /mnt/boot /mnt/bind
+            mount /dev/nbd0p2 /mnt/boot; mount --bind /mnt/boot /mnt/bind""")
+        Path(strange).mkdir()
+        subprocess.run(["mount", "--bind", "/mnt/bind", strange], check=True)
+        commands = nbd_ok("disconnect", "--release", "--dry-run", "nbd0").splitlines()
+        assert commands[0] == r"umount $'/mnt/boot/a \012\'\\b'"
+        assert {*commands[1:-1]} == {"umount /mnt/boot", "umount /mnt/bind"} and commands[-1] == "umount /mnt"
+        done = nbd("disconnect", "--release", "nbd0")
+        assert (done.code, done.err.splitlines()) == (0, [f"nbdattach: /dev/nbd0: {one}" for one in commands])
+        assert not FIRST.attached
+
+
+@pytest.mark.parametrize("place", ["/mnt/inner", "/mnt"])
+def test_what_another_disk_has_mounted_over_it_stays(tmp_path: Path, place: str) -> None:
+    """umount takes the mount that its path leads to now."""
+    with attached_image(tmp_path, False):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount -t tmpfs under /mnt && mkdir /mnt/inner && mount /dev/nbd0 /mnt/inner")
+        shell(f"mount -t tmpfs over {place} && mkdir -p /mnt/inner && touch {place}/kept")
+        done = nbd("disconnect", "--release", "nbd0")
+        assert (done.code, FIRST.attached, Path(f"{place}/kept").exists()) == (7, True, True), done
+        way = f"what is mounted on top of it, at {place}, has to go first"
+        assert done.err.splitlines() == [
+            "nbdattach: /dev/nbd0: mounted at /mnt/inner: no command is known that releases it",
+            f"  mounted at /mnt/inner: {way}",
+            "(release it first)",
+        ]
+        shell(f"umount {place}")
+        nbd_ok("disconnect", "--release", "nbd0")
+        shell("umount /mnt")
+
+
+def test_a_root_file_system_stays_writable(tmp_path: Path) -> None:
+    """The kernel answers an unmount of / with success, and makes it read-only."""
+    with attached_image(tmp_path, False):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        root = """set -e; mount --make-rprivate /; cd /mnt; mkdir -p old; for one in /*; do
+            [ -d "$one" ] && [ "$one" != /mnt ] && mkdir -p ".$one" && mount --rbind "$one" ".$one" || true; done
+            pivot_root . old; umount /old/mnt 2>/dev/null || true; exec "$@" """
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", root, "sh", *command("disconnect", "--release", "nbd0")],
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, FIRST.attached) == (7, True), done
+        assert "mounted at /: a root file system cannot be unmounted" in done.stderr, done
+        assert "umount /\n" not in done.stderr
+        shell("touch /mnt/still-writable && umount /mnt")
+        nbd_ok("disconnect", "nbd0")
+
+
+def test_swap_on_a_mapping_is_named_and_released(tmp_path: Path) -> None:
+    """Without udev its node is no link to dm-0, and the kernel shows the name that swapon had."""
+    with attached_image(tmp_path, False):
+        line = mapped()
+        shell("mkswap /dev/mapper/one && swapon /dev/mapper/one")
+        name = mapping("one")
+        done = nbd("disconnect", "nbd0")
+        listed = [f"  {name} swapped on: swapoff /dev/{name}", f"  {line}"]
+        assert (done.code, done.err.splitlines()[1:-1]) == (7, listed)
+        nbd_ok("disconnect", "--release", "nbd0")
+        assert not FIRST.attached
+
+
+def test_a_dry_run_asks_the_same_questions(tmp_path: Path) -> None:
+    with attached_image(tmp_path, False):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        done = nbd("disconnect", "--release", "--dry-run", "--if-tag", "other", "nbd0", "nbd1")
+        assert (done.code, done.out) == (0, "")
+        first, second = done.err.splitlines()
+        assert first.startswith("nbdattach: /dev/nbd0: holds another attachment now ('nbd://"), first
+        assert second == "nbdattach: /dev/nbd1: not attached, nothing to do"
+        shell("umount /mnt")
+        nbd_ok("disconnect", "nbd0")
 
 
 def wrapper(*arguments: str) -> tuple[int, Any]:

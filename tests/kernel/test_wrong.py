@@ -225,6 +225,22 @@ def test_an_export_is_attached_for_writing_at_one_device_only(tmp_path: Path) ->
         nbd_ok("disconnect", "nbd0")
 
 
+def test_a_server_of_this_host_is_one_by_each_of_its_addresses() -> None:
+    """nbdkit listens at all of them; a program may know any."""
+    shell("ip addr add 10.9.8.7/32 dev lo")
+    port = free_port()
+    with nbdkit("memory", "1M", port=port, address="0.0.0.0"):
+        nbd_ok("connect", f"127.0.0.1:{port}", "nbd0")
+        done = nbd("connect", "--tag", "again", f"10.9.8.7:{port}")
+        assert (done.code, "attached read-write at /dev/nbd0 already" in done.err) == (7, True), done
+        lines = [command("connect", "--tag", name, f"{name}:{port}") for name in ("localhost", "10.9.8.7", "127.0.0.1")]
+        nbd_ok("disconnect", "nbd0")
+        running = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for line in lines]
+        assert sorted(one.wait(120) for one in running) == [0, 7, 7]
+        nbd_ok("disconnect", "--all")
+    shell("ip addr del 10.9.8.7/32 dev lo")
+
+
 def test_several_at_once_are_one_for_writing() -> None:
     with nbdkit("memory", "1M") as server:
         lines = [command("connect", "--tag", str(number), server.uri) for number in range(4)]

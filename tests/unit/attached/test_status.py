@@ -17,6 +17,7 @@ from nbdattach.attached.state import Record, Trouble
 from nbdattach.attached.status import ImageStatus, ServerStatus, Status, status_of
 from nbdattach.errors import NotAttached
 from nbdattach.host import procfs
+from nbdattach.kernel import sysfs
 from nbdattach.server_of_ours import Image, OwnServer
 
 WATCHED = Record("mine", "nbd://db1/disk", "disk", "netlink", 2, "2026-01-02T03:04:05Z", 4711, reconnect=True)
@@ -98,6 +99,15 @@ def test_trouble_of_what_nobody_watches_is_old(host: Host, record: Record | None
 def test_what_another_program_attached_by_netlink_has_its_identifier() -> None:
     found = status_of(NBD0)
     assert (found.tag, found.backend, found.target, found.pid) == ("mine", "netlink", None, None)
+
+
+@pytest.mark.usefixtures("host")
+def test_no_file_of_the_queue_is_read_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If another program writes to one while the server is away, the kernel lets nobody read there, nor end."""
+    state.save(NBD0, replace(WATCHED, block_size=4096))
+    read = sysfs._read
+    monkeypatch.setattr(sysfs, "_read", lambda path: read(path) if "/queue/" not in path else pytest.fail(path))
+    assert status_of(NBD0).block_size == 4096
 
 
 def test_what_is_not_attached_is_said(host: Host) -> None:

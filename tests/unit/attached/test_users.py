@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach.attached.users import is_used, opened
+from nbdattach.attached.users import is_used, opened, users_of
+from nbdattach.device import Device
 from nbdattach.host import procfs
 from nbdattach.host.procfs import Opener
 from nbdattach.kernel import sysfs
@@ -58,3 +61,126 @@ def test_a_loop_device_uses_it_by_any_name(host: Host, monkeypatch: pytest.Monke
 def test_a_process_with_several_descriptors_is_one_user() -> None:
     found = opened([Opener(7, "fio", 3), Opener(7, "fio", 4), Opener(8, "cat", 3)])
     assert str(found) == "open in process 7 (fio), open in process 8 (cat)"
+
+
+# -- the order of release, and what no command releases ----------------------------------------------------------------
+
+ROOT = "1 0 8:1 / / rw - ext4 /dev/sda1 rw"
+
+
+def mounts(monkeypatch: pytest.MonkeyPatch, *lines: str, of: Opener | None = None) -> None:
+    """They are those of our namespace, and perhaps of another one, numbers of mounts first."""
+    tables = [(None, [*lines])] if of is None else [(None, [ROOT]), (of, [*lines])]
+    monkeypatch.setattr(procfs, "mount_tables", lambda: iter(tables))
+    monkeypatch.setattr(sysfs, "loops", dict)
+
+
+def partitioned(host: Host, *names: str) -> None:
+    """nbd0 has these partitions, with the numbers 43:1, 43:2, ..."""
+    for number, name in enumerate(names, 1):
+        for folder in (host.sys / "block/nbd0" / name, host.sys / "block" / name):
+            folder.mkdir()
+        (host.sys / "block/nbd0" / name / "partition").touch()
+        (host.sys / "block" / name / "dev").write_text(f"43:{number}\n")
+
+
+def lines_of(device: Device = NBD0) -> list[str]:
+    return [one.line for one in users_of(device).uses]
+
+
+def test_what_is_mounted_on_another_mount_is_released_first(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the partitions of one image are, in any order, and bind mounts."""
+    partitioned(host, "nbd0p1", "nbd0p2", "nbd0p3")
+    (host.sys / "block/nbd0p2/holders/dm-0").mkdir(parents=True)
+    (host.sys / "block/dm-0").mkdir()
+    (host.sys / "block/dm-0/dev").write_text("252:0\n")
+    mounts(
+        monkeypatch,
+        ROOT,
+        "2 1 43:1 / /mnt rw - ext4 /dev/nbd0p1 rw",
+        "3 2 252:0 / /mnt/boot rw - ext4 /dev/dm-0 rw",
+        "4 3 43:3 / /mnt/boot/efi rw - vfat /dev/nbd0p3 rw",
+        "5 2 43:1 /a /mnt/b rw - ext4 /dev/nbd0p1 rw",
+    )
+    releases = [one.command for one in users_of(NBD0).uses if one.kind == "mount"]
+    assert releases == ["umount /mnt/boot/efi", "umount /mnt/b", "umount /mnt/boot", "umount /mnt"]
+    assert [one.kind for one in users_of(NBD0).uses] == [*["mount"] * 4, "holder"]
+    assert users_of(NBD0).mounts == ["/mnt", "/mnt/b", "/mnt/boot/efi"]
+
+
+def test_what_is_built_on_two_partitions_is_released_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that carries out the list would get an error from the second command."""
+    partitioned(host, "nbd0p1", "nbd0p2")
+    for place in ("nbd0p1/holders/md0", "nbd0p2/holders/md0", "nbd0p2/holders/dm-0", "md0/holders/dm-0"):
+        (host.sys / "block" / place).mkdir(parents=True)
+    (host.sys / "block/dm-0").mkdir()
+    mounts(monkeypatch)
+    found = users_of(NBD0)
+    assert [one.where for one in found.uses] == ["/dev/dm-0", "/dev/md0"]
+    assert found.holders == ["dm-0", "md0"]
+
+
+OTHERS = "what is mounted on top of it, at {}, has to go first"
+COVERED = {
+    "at the same place": ("3 2 0:9 / /mnt/a rw - tmpfs tmpfs rw", OTHERS.format("/mnt/a")),
+    "above it": ("3 1 0:9 / /mnt rw - tmpfs tmpfs rw", OTHERS.format("/mnt")),
+    "on the root": ("3 1 0:9 / / rw - tmpfs tmpfs rw", OTHERS.format("/")),
+    "beside it": ("3 1 0:9 / /mn rw - tmpfs tmpfs rw", "umount /mnt/a"),
+    "inside it": ("3 2 0:9 / /mnt/a/b rw - tmpfs tmpfs rw", "umount /mnt/a"),
+    "of ours at the same place": ("3 2 43:0 / /mnt/a rw - ext4 /dev/nbd0 rw", "umount /mnt/a"),
+}
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("where", COVERED)
+def test_umount_is_not_told_for_a_path_that_leads_to_another_mount(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    line, way = COVERED[where]
+    mounts(monkeypatch, ROOT, "2 1 43:0 / /mnt/a rw - ext4 /dev/nbd0 rw", line)
+    assert [one.rpartition(": ")[2] for one in lines_of()] == [way] * (2 if "of ours" in where else 1)
+
+
+@pytest.mark.usefixtures("host")
+def test_a_root_file_system_is_not_unmounted_which_would_make_it_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts(monkeypatch, "1 0 43:0 / / rw - ext4 /dev/nbd0 rw", "2 1 43:0 /x /srv rw - ext4 /dev/nbd0 rw")
+    assert lines_of() == ["mounted at /srv: umount /srv", "mounted at /: a root file system cannot be unmounted"]
+
+
+@pytest.mark.usefixtures("host")
+def test_what_is_the_root_of_a_container_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "runs_our_programs", lambda _: False)
+    mounts(monkeypatch, "7 0 43:0 / / rw - ext4 /dev/nbd0 rw", of=Opener(4000000, "init"))
+    assert [one.release for one in users_of(NBD0).uses] == [("kill", "4000000")]
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        (r"/a\040b", "umount '/a b'"),
+        (r"/a\011\134n\012b'c", r"umount $'/a\011\\n\012b\'c'"),
+        ("/\udcff", r"umount $'/\377'"),
+        ("/x" * 150, "umount " + "/x" * 150),
+    ],
+)
+@pytest.mark.usefixtures("host")
+def test_a_command_names_the_very_path(monkeypatch: pytest.MonkeyPatch, path: str, command: str) -> None:
+    """Whole, and as it is typed: a part of it may be another mount."""
+    mounts(monkeypatch, f"36 1 43:0 / {path} rw - ext4 /dev/nbd0 rw")
+    (use,) = users_of(NBD0).uses
+    assert use.command == command
+    typed = subprocess.run(["bash", "-c", f"printf %s {command.partition(' ')[2]}"], stdout=subprocess.PIPE, check=True)
+    assert typed.stdout == os.fsencode(use.release[1])
+
+
+def test_swap_and_btrfs_on_a_mapping_are_known_by_any_name_of_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel shows the name that the caller gave."""
+    (host.sys / "block/nbd0/holders/dm-0").mkdir(parents=True)
+    (host.sys / "block/dm-0").mkdir()
+    (host.sys / "dev/block").mkdir(parents=True)
+    (host.sys / "dev/block/252:0").symlink_to("../../block/dm-0")
+    monkeypatch.setattr(procfs, "block_number", {"/dev/mapper/group-a b": "252:0"}.get)
+    mounts(monkeypatch, r"36 35 0:40 / /mnt rw - btrfs /dev/mapper/group-a\040b rw")
+    assert lines_of()[0] == "mounted at /mnt: umount /mnt"
+    mounts(monkeypatch)
+    swaps = ["Filename Type Size Used Priority", r"/dev/mapper/group-a\040b partition 4 0 -2"]
+    monkeypatch.setattr(procfs, "lines", lambda name: swaps if name == "swaps" else [])
+    assert lines_of()[0] == "dm-0 swapped on: swapoff /dev/dm-0"

@@ -1070,6 +1070,7 @@ def test_monitor_is_not_started_where_there_is_no_netlink(
 
 def test_release_that_has_nothing_to_do_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "planned", lambda _: ([], []))
+    monkeypatch.setattr(detachment, "nothing_to_do", lambda *_: "")
     assert ran(capsys, "disconnect", "--release", "--dry-run", "nbd0") == (
         0,
         "",

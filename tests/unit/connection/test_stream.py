@@ -546,3 +546,10 @@ def test_a_socket_that_is_connected_to_itself_is_no_server(
     monkeypatch.undo()
     with socket.socket(family) as server:  # without SO_REUSEADDR
         server.bind((host, place.port))
+
+
+def test_an_address_of_this_host_is_known_as_such() -> None:
+    assert [stream.is_here(one) for one in ("127.0.0.1", "192.0.2.1", "2001:db8::1", "localhost", "", "db1")] == [
+        True,
+        *[False] * 5,
+    ]

@@ -61,6 +61,23 @@ def test_what_tells_nothing_is_not(disk: bytes, block: int) -> None:
     assert found(disk, block) is None
 
 
+def second(disk: bytes, sector: int, place: int) -> bytes:
+    """Another partition that begins there, with a file system."""
+    made = bytearray(disk)
+    made[462:478] = struct.pack("<BBBBBBBBII", 0, 0, 2, 0, 0x83, 255, 255, 255, place // sector, 4096)
+    made[place + 1024 + 56 : place + 1024 + 58] = b"\x53\xef"
+    return bytes(made)
+
+
+def test_each_partition_of_an_mbr_may_tell() -> None:
+    """The first one may have no file system yet; and a file system that was there before tells nothing."""
+    empty = mbr(512, content="")
+    assert (found(second(empty, 512, 2 * MIB), 4096), found(second(empty, 512, 2 * MIB), 512)) == (512, None)
+    old = bytearray(second(mbr(4096, 16 * MIB, content=""), 4096, 24 * MIB))
+    old[2 * MIB + 1024 + 56 : 2 * MIB + 1024 + 58] = b"\x53\xef"  # where the first one is in blocks of 512
+    assert found(bytes(old), 4096) is None
+
+
 @pytest.mark.parametrize(("label", "type_"), [("gpt", "linux"), ("dos", "83")])
 def test_tables_that_sfdisk_has_made_are_for_512(tmp_path: Path, label: str, type_: str) -> None:
     image = tmp_path / "image"

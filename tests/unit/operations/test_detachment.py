@@ -15,5 +15,5 @@ from nbdattach.operations import detachment
 @pytest.mark.parametrize("tag", ["mine", " mine ", "x" * 2000])
 def test_attachment_of_another_tag_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
     pretend(tmp_path, monkeypatch).attach(tag=sysfs.identifier(tag))
-    assert detachment._other_than(NBD0, None, tag) == ""
-    assert "another attachment" in detachment._other_than(NBD0, None, "other")
+    assert detachment.nothing_to_do(NBD0, None, tag) == ""
+    assert "another attachment" in detachment.nothing_to_do(NBD0, None, "other")

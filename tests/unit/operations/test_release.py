@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from nbdattach.attached import state
 from nbdattach.attached.users import Use, User, Users
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
@@ -129,3 +130,17 @@ def test_a_command_that_fails_and_yet_releases_is_no_failure(monkeypatch: pytest
 
     monkeypatch.setattr(programs, "run", run)
     release.release(NBD0, stack)
+
+
+def test_nothing_is_released_of_an_attachment_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack(monkeypatch, MOUNT, SWAP)
+    identities = iter([(1, "a", "x"), (1, "a", "x"), (1, "a", "y")])
+    monkeypatch.setattr(state, "identity_of", lambda _: next(identities))
+    assert stopped(stack).cause == "holds another attachment now"
+    assert stack.ran == ["/sbin/umount /mnt"]
+
+
+def test_the_hint_for_a_path_with_blanks_works_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack(monkeypatch, Use("mount", "/a b", "mounted at /a b", ("umount", "/a b")))
+    stack.refuses["umount"] = "umount: /a b: target is busy.\n"
+    assert stopped(stack).hint == "fuser -vm '/a b' shows its users"

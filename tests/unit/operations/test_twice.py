@@ -17,11 +17,15 @@ from nbdattach.protocol.target import Target, parse_target
 
 RECORD = Record("db", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, address="10.0.0.1")
 
+NAMES = {"db1": ["10.0.0.1"], "other-name": ["10.0.0.1", "10.0.0.2"], "db3": ["10.0.0.3"]}
+
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """nbd0 holds RECORD."""
     made = pretend(tmp_path, monkeypatch)
+    monkeypatch.setattr(twice, "addresses_of", lambda target, _: NAMES.get(target.host, []))
+    monkeypatch.setattr(twice, "is_here", lambda host: host == "10.0.0.9")
     made.attach(NBD0, tag="db")
     state.save(NBD0, RECORD)
     (made.sys / "block/nbd0/ro").write_text("0\n")
@@ -50,6 +54,8 @@ def refused(target: Target, address: str | None) -> bool:
         ("nbd://db1/root", "10.0.0.1", False),
         ("nbd://db1:10810/disk", "10.0.0.1", False),
         ("nbd+unix:///disk?socket=/run/s", None, False),
+        ("nbd://DB1./disk", None, True),
+        ("nbd://[::ffff:10.0.0.1]/disk", "::ffff:10.0.0.1", True),
     ],
 )
 def test_the_server_is_known_by_its_name_or_its_address(uri: str, address: str | None, same: bool) -> None:
@@ -88,3 +94,44 @@ def test_what_is_read_only_or_gone_or_at_another_server_now_is_no_obstacle(host:
     assert refused(parse_target("nbd://db2/disk", None), None)
     (host.sys / "block/nbd0/pid").unlink()
     assert not refused(parse_target("nbd://db2/disk", None), None)
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("there", "address", "wanted", "wanted_address", "same"),
+    [
+        ("nbd://127.0.0.1/disk", "127.0.0.1", "nbd://[::1]/disk", "::1", True),
+        ("nbd://localhost/disk", "::1", "nbd://127.0.0.1/disk", "127.0.0.1", True),
+        ("nbd://10.0.0.9/disk", "10.0.0.9", "nbd://localhost/disk", "127.0.0.1", True),
+        ("nbd://10.0.0.9/disk", "10.0.0.9", "nbd://10.0.0.1/disk", "10.0.0.1", False),
+        ("nbd://127.0.0.1/disk", "127.0.0.1", "nbd://127.0.0.2/disk", "127.0.0.2", False),
+        ("nbd://localhost/disk", "::1", "nbd://localhost:10810/disk", "::1", False),
+        ("nbds://other-name/disk", None, "nbd://10.0.0.1/disk", "10.0.0.1", True),
+        ("nbds://db1/disk", None, "nbds://other-name/disk", None, True),
+        ("nbds://db3/disk", None, "nbds://other-name/disk", None, False),
+        ("nbds://unknown/disk", None, "nbds://other-name/disk", None, False),
+    ],
+)
+def test_a_server_is_the_same_by_each_of_its_addresses(
+    there: str, address: str | None, wanted: str, wanted_address: str | None, same: bool
+) -> None:
+    """Without an address, as over a relay, its name is looked up. All of this host are those of one server."""
+    state.save(NBD0, replace(RECORD, target=there, address=address))
+    target = parse_target(wanted)
+    assert refused(target, wanted_address) is same
+    if same and address and wanted_address:
+        assert twice.name_of(parse_target(there), "disk", address) == twice.name_of(target, "disk", wanted_address)
+
+
+@pytest.mark.usefixtures("host")
+def test_the_other_servers_of_the_same_data_hold_it_too() -> None:
+    """Those of --also: of the attachment that is there, and of the new one."""
+    state.save(NBD0, replace(RECORD, also=("nbd://db2/disk", "nbd://db3:10810/disk")))
+    assert refused(parse_target("nbd://db2/disk"), "10.0.0.2")
+    assert not refused(parse_target("nbd://db3/disk"), "10.0.0.3")
+    also = [parse_target("nbd://db4/disk"), parse_target("nbd://db3:10810/disk")]
+    with pytest.raises(DeviceInUse):
+        twice.refuse(parse_target("nbd://db9/disk"), "disk", None, also)
+    twice.refuse(parse_target("nbd://db9/disk"), "disk", None, also[:1])
+    state.save(NBD0, replace(RECORD, using="nbd://db2/disk", address="10.0.0.2", also=("nbd://db2/disk",)))
+    assert refused(parse_target("nbd://db1/disk"), None)
