@@ -58,7 +58,7 @@ class Spread:
         return {name for name in _names(f"{procfs.PROC}/fs/jbd2") if "-" not in name}
 
     def _with_journal_on(self, disk: str) -> set[str]:
-        """Numbers of the disks of ext4 whose journal is on that disk: the thread of a journal has its disk's name."""
+        """Numbers of the disks of ext4 with a journal on that disk: the thread of a journal has its disk's name."""
         if disk not in self._journals:
             return set()
         thread, place = f"jbd2/{disk}"[:_COMM], f"{sysfs.SYS}/fs/ext4"

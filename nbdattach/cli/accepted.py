@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether a command line is accepted: by the parsers, and by what the commands themselves refuse. For errors only.
 
-Nothing is run. A hint whose command is refused as well would be no hint.
+Nothing is run. A hint with a command that is refused as well would be no hint.
 """
 
 from __future__ import annotations

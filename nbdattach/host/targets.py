@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Disks that the kernel itself passes on: as a SCSI target (iSCSI and others), over NVMe, or as a USB device.
 
-One that the SCSI target has as a file ("fileio"), or that is passed on by USB, is open and claimed by nobody, so no
+One that the SCSI target has as a file ("fileio"), or that is passed on by USB, is open without a claim, so no
 claim and no look at processes finds its user. Their settings in configfs name it.
 """
 
