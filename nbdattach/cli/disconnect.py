@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -166,6 +167,8 @@ def _attached_to(text: str, export: str | None) -> list[Attachment]:
         found = api.find(target=text, export=export)
     if not found and "/" not in text and ":" not in text and not source_of(text):
         raise _no_device(text)
+    if not found and text.startswith("/") and not os.path.lexists(text):  # a mount point, mistyped?
+        raise Malformed(quoted(text), "no such device, socket or image", "nbdattach status shows the attached devices")
     if len(found) > 1:
         cause = f"attached at {' and '.join(one.device for one in found)}"
         raise Malformed(plain(text), cause, "name the device, or its --tag")

@@ -1068,6 +1068,18 @@ def test_monitor_is_not_started_where_there_is_no_netlink(
     assert said_error(capsys, 6, "monitor", *flags) == ("nbdattach: netlink backend: no", "see nbdattach doctor")
 
 
+def test_detaching_what_a_missing_path_names_is_a_mistake(capsys: Capture, tmp_path: Path) -> None:
+    """It may be a mount point, mistyped; a URI of a socket that has gone is no mistake."""
+    path = f"{tmp_path}/none"
+    assert ran(capsys, "disconnect", path) == (
+        2,
+        "",
+        f"nbdattach: '{path}': no such device, socket or image\n(nbdattach status shows the attached devices)\n",
+    )
+    uri = f"nbd+unix:///?socket={path}"
+    assert ran(capsys, "disconnect", uri) == (0, "", f"nbdattach: {uri}: not attached, nothing to do\n")
+
+
 def test_release_that_has_nothing_to_do_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "planned", lambda _: ([], []))
     monkeypatch.setattr(detachment, "nothing_to_do", lambda *_: "")
