@@ -15,6 +15,7 @@ from nbdattach.attached import names
 from nbdattach.cli.kinds import is_device, is_image, is_place, may_be_path
 from nbdattach.cli.types import is_device as is_ours
 from nbdattach.cli.types import target_of
+from nbdattach.device import whole_device
 from nbdattach.errors import Malformed
 
 # Commands that take any path that leads to a device.
@@ -50,7 +51,7 @@ def is_accepted(line: Sequence[str], group: click.Group) -> bool:
         of_ours = [text for text in of_ours if not text.startswith(names.LINKS)]
     if not all(is_ours(text) or text == "DEVICE" for text in of_ours):
         return False
-    if any(text.isdigit() for text in attachments):
+    if any(text.isdigit() or whole_device(text) for text in attachments):  # a number, or a partition
         return False
     try:
         return not _is_refused(name, given, group)

@@ -138,8 +138,8 @@ def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collectio
 def inside(numbers: set[str], seconds: float) -> list[Opener]:
     """Processes with an open file, or their working directory, on a file system of one of these block devices.
 
-    Unlike mounts, these also show a file system that was unmounted lazily. None if the kernel does not answer in time:
-    a file may be on a server that is away.
+    Unlike mounts, these also show a file system that was unmounted lazily. None of them if the kernel does not answer
+    in time: a file may be on a server that is away.
     """
     answer = answer_within(seconds, lambda: " ".join(str(pid) for pid in _pids() if _is_inside(pid, numbers)))
     return [Opener(int(pid), name_of(int(pid))) for pid in (answer or "").split()]

@@ -447,7 +447,10 @@ _OPTIONS = [
 _PIECES = st.one_of(st.sampled_from(_OPTIONS), st.sampled_from(_OPERANDS).map(str.split).map(list))
 _LINES = st.tuples(st.sampled_from(_HEADS), st.lists(_PIECES, max_size=5))
 # What the hint of a line that was corrected may still be told: such a file, or a line of the table, is not there.
-_MISSING = "no such image|no line for it|no such table|is mounted|neither an image|'[^']*': not an nbd device"
+_MISSING = (
+    "no such image|no such device, socket or image|no line for it|no such table|is mounted|neither an image"
+    "|'[^']*': not an nbd device"
+)
 
 
 @settings(max_examples=400, deadline=None)
