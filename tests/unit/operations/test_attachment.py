@@ -37,11 +37,16 @@ def test_it_is_undone_even_if_we_have_no_descriptor_left(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(sysfs, "_read", refused)
     monkeypatch.setattr(attachment, "_steps_to_ready", fails)
+
+    def abandon() -> None:
+        none_left.clear()
+        done.append("abandon")
+
     monkeypatch.setattr(queue_choice, "take_back", lambda _: done.append("queue"))
     done: list[str] = []
     hold: Any = SimpleNamespace(
         node=SimpleNamespace(device=NBD0, clear=lambda _: done.append("clear")),
-        abandon=lambda: (none_left.clear(), done.append("abandon")),
+        abandon=abandon,
         close=lambda: done.append("close"),
     )
     job: Any = SimpleNamespace(options=SimpleNamespace(server=None))
