@@ -55,7 +55,7 @@ class Spread:
     @cached_property
     def _journals(self) -> set[str]:
         """Names of disks with a journal; that of a journal in its own file system has an inode after them: sda1-8."""
-        return {name for name in _names(f"{procfs.PROC}/fs/jbd2") if "-" not in name}
+        return set(_names(f"{procfs.PROC}/fs/jbd2"))
 
     def _with_journal_on(self, disk: str) -> set[str]:
         """Numbers of the disks of ext4 with a journal on that disk: the thread of a journal has its disk's name."""

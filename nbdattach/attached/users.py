@@ -285,6 +285,10 @@ class _NearCensus(Census):
     def loops(self) -> dict[str, list[str]]:
         return _loops_by_number({loop: path for loop, path in sysfs.loops().items() if path.startswith("/dev/")})
 
+    @cached_property
+    def targets(self) -> dict[str, list[Target]]:
+        return targets.by_number("/dev/")
+
 
 def is_used(device: Device) -> bool:
     """Whether it is mounted in our mount namespace, swapped on, or another device is built on it.

@@ -35,7 +35,8 @@ _remote: dict[str, tuple[str, ...]] = {}
 # For Opener.fd.
 MAPPED = -2
 # Lines of maps (proc_pid_maps(5)) of shared mappings of files with a path: others do not write to a device.
-_SHARED = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ...s [0-9a-f]+ \S+ \d+ +(/.*)$", re.MULTILINE)
+# The place in memory, and the file: its device, inode and path.
+_SHARED = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ...s [0-9a-f]+ (\S+ \d+ +/.*)$", re.MULTILINE)
 
 
 @immutable
@@ -253,8 +254,10 @@ class _Files:
                 shared = _SHARED.findall(file.read())
         except OSError:
             return False
-        files = ((os.fsdecode(path), f"map_files/{os.fsdecode(place)}") for place, path in shared)
-        return any(self._is_one(path, link, numbers) for path, link in files)
+        places = {file: place for place, file in shared}.values()  # a database has some thousand mappings of a file
+        links = (f"map_files/{os.fsdecode(place)}" for place in places)
+        # By the link, because maps does not write a path as it is: a line feed in it becomes \012.
+        return any(self._is_one(_link(f"{PROC}/{self._folder}{link}"), link, numbers) for link in links)
 
     def _is_one(self, path: str, link: str, numbers: set[str]) -> bool:
         """Whether the file of that path, and of that link in its folder of /proc, is one of these block devices."""
@@ -444,8 +447,13 @@ def _names(folder: str) -> list[str]:
 
 
 def _namespace(pid: str) -> str:
+    return _link(f"{PROC}/{pid}/ns/mnt")
+
+
+def _link(place: str) -> str:
+    """Where it leads; empty if it cannot be seen."""
     try:
-        return os.readlink(f"{PROC}/{pid}/ns/mnt")
+        return os.readlink(place)
     except OSError:
         return ""
 

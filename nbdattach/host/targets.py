@@ -41,16 +41,17 @@ def targets() -> list[Target]:
             import glob
 
             for setting in glob.glob(f"{CONFIGFS}/{pattern}"):
+                place = os.path.dirname(setting)
                 match = re.search(path, _text(setting))
-                if match:
-                    found.append(Target(match[1].strip(), by, os.path.dirname(setting)))
+                if match and _text(f"{place}/enable").strip() != "0":  # else it is named, and not open
+                    found.append(Target(match[1].strip(), by, place))
     return found
 
 
-def by_number() -> dict[str, list[Target]]:
-    """By the number of the block device (major:minor)."""
+def by_number(below: str = "/") -> dict[str, list[Target]]:
+    """By the number of the block device (major:minor). Only those with a path `below` that folder are looked at."""
     found: dict[str, list[Target]] = {}
-    for target in targets():
+    for target in (one for one in targets() if one.path.startswith(below)):
         number = procfs.block_number(target.path)
         if number:
             found.setdefault(number, []).append(target)

@@ -224,7 +224,9 @@ def _complete(
             hold.commit()
             return notes
     except BaseException:
-        pid = Kernel(device).pid
+        pid = None
+        with suppress(OSError):  # if we have no descriptor left, it must be undone all the same
+            pid = Kernel(device).pid
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
         if Kernel(device).size or Kernel(device).partitions:

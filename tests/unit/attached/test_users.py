@@ -13,8 +13,9 @@ from host import NBD0, NBD1, Host, pretend
 
 from nbdattach.attached.users import is_used, opened, users_of
 from nbdattach.device import Device
-from nbdattach.host import procfs
+from nbdattach.host import procfs, targets
 from nbdattach.host.procfs import Opener
+from nbdattach.host.targets import Target
 from nbdattach.kernel import sysfs
 
 MOUNT = "36 35 43:0 / /mnt rw,noatime master:1 - ext4 /dev/nbd0 rw"
@@ -55,6 +56,17 @@ def test_a_loop_device_uses_it_by_any_name(host: Host, monkeypatch: pytest.Monke
     (host.sys / "block/loop1").mkdir()
     assert not is_used(NBD0)
     (host.sys / "block/nbd0/dev").write_text("43:9\n")
+    assert is_used(NBD0)
+
+
+def test_a_disk_that_the_kernel_passes_on_is_used(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But files that it passes on are not looked at."""
+    monkeypatch.setattr(procfs, "mount_table", list)
+    paths = ["/mnt/image", "/dev/by/a/name"]
+    monkeypatch.setattr(targets, "targets", lambda: [Target(path, "the kernel's NVMe target", "/1") for path in paths])
+    assert not is_used(NBD0)
+    (host.sys / "block/nbd0/dev").write_text("43:9\n")
+    monkeypatch.setattr(sysfs, "loops", dict)
     assert is_used(NBD0)
 
 

@@ -52,6 +52,34 @@ def test_nothing_is_asked_of_a_file_system_that_may_never_answer(
     assert asked == [f"{tmp_path}/7/fd/4"]
 
 
+def test_each_mapped_file_is_asked_once_and_none_of_a_file_system_that_may_never_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place may have a line feed in its name, which maps writes in another way than mountinfo."""
+    for pid, number, kind in (("self", 1, "ext4"), ("7", 2, "fuse.slow")):
+        (tmp_path / pid / "ns").mkdir(parents=True)
+        (tmp_path / pid / "ns/mnt").symlink_to(f"mnt:[{number}]")
+        (tmp_path / pid / "mountinfo").write_text(f"1 1 0:5 / /a\\012b rw - {kind} slow rw\n")
+    mapped = (("7f0-7f1", "0:5 9", "/a\nb/file"), ("7f2-7f3", "0:6 1", "/a/file"), ("7f4-7f5", "0:6 1", "/a/file"))
+    (tmp_path / "7/map_files").mkdir()
+    for place, _, path in mapped:
+        (tmp_path / "7/map_files" / place).symlink_to(path)
+    lines = (f"{place} rw-s 00000000 {file} {path}\n" for place, file, path in mapped)
+    (tmp_path / "7/maps").write_text("".join(line[:-1].replace("\n", "\\012") + "\n" for line in lines))
+    asked: list[str] = []
+
+    def ask(place: str) -> os.stat_result:
+        asked.append(place)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
+    monkeypatch.setattr(procfs, "_remote", {})
+    with monkeypatch.context() as asking:
+        asking.setattr(os, "stat", ask)
+        assert not procfs.still_open(7, procfs.MAPPED, {"43:0"})
+    assert asked == [f"{tmp_path}/7/map_files/7f4-7f5"]
+
+
 @pytest.mark.parametrize(
     ("line", "deleted"),
     [

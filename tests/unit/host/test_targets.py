@@ -19,7 +19,12 @@ SETTINGS = {
     "target/core/fileio_1/other/info": FILEIO,
     "target/core/iblock_0/disk/info": IBLOCK,
     "target/core/alua/lu_gps/default_lu_gp": "",
+    "target/core/fileio_1/other/enable": "1\n",
+    "target/core/iblock_0/not yet/info": IBLOCK,
+    "target/core/iblock_0/not yet/enable": "0\n",
     "nvmet/subsystems/name/namespaces/1/device_path": "/dev/nbd2\n",
+    "nvmet/subsystems/name/namespaces/3/device_path": "/dev/nbd2\n",
+    "nvmet/subsystems/name/namespaces/3/enable": "0\n",
     "nvmet/subsystems/name/namespaces/2/device_path": "\n",
     "usb_gadget/g1/functions/mass_storage.0/lun.0/file": "/dev/nbd3\n",
 }
@@ -28,13 +33,13 @@ SETTINGS = {
 @pytest.fixture
 def configfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in SETTINGS.items():
-        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(targets, "CONFIGFS", str(tmp_path))
     return tmp_path
 
 
-def test_each_kind_names_its_disk(configfs: Path) -> None:
+def test_each_kind_names_its_disk_once_it_is_open(configfs: Path) -> None:
     assert {(one.path, one.by, one.place) for one in targets.targets()} == {
         ("/dev/a disk", "the kernel's SCSI target", f"{configfs}/target/core/fileio_1/other"),
         ("/dev/nbd0", "the kernel's SCSI target", f"{configfs}/target/core/iblock_0/disk"),
