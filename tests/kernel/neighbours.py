@@ -178,42 +178,39 @@ def no_error_in_the_kernels_log() -> Iterator[None]:
     assert not [line for line in lines for trouble in TROUBLE if trouble in line], lines
 
 
-@pytest.mark.parametrize("kind", STACKS)
-def test_what_is_built_on_two_disks_goes_on(two: tuple[Disks, ExitStack], kind: str) -> None:
-    disks, servers = two
-    stack = STACKS[kind]
+@contextmanager
+def written_to(disks: Disks, stack: Stack) -> Iterator[Writer]:
+    """The stack in use by a writer that meets no error; afterwards its files, and the disks, are right."""
     shell(stack.use)
     writer = Writer()
     with no_error_in_the_kernels_log():
         writer.start()
-        for _ in range(3):
-            writer.see_it_write()
-            disks.restart(servers)
+        yield writer
         writer.see_it_write()
         writer.end()
         read_again(writer.digests)
         shell(stack.release)
     shell(f"IMAGES='{' '.join(map(str, disks.images))}'; {stack.check}")
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_what_is_built_on_two_disks_goes_on(two: tuple[Disks, ExitStack], kind: str) -> None:
+    disks, servers = two
+    with written_to(disks, STACKS[kind]) as writer:
+        for _ in range(3):
+            writer.see_it_write()
+            disks.restart(servers)
 
 
 @pytest.mark.parametrize("kind", ["md mirror", "btrfs mirror"])
 def test_a_mirror_keeps_a_disk_whose_server_restarts(two: tuple[Disks, ExitStack], kind: str) -> None:
     """The other half answers meanwhile, and yet no half is thrown out."""
     disks, servers = two
-    stack = STACKS[kind]
-    shell(stack.use)
-    writer = Writer()
-    with no_error_in_the_kernels_log():
-        writer.start()
+    with written_to(disks, STACKS[kind]) as writer:
         writer.see_it_write()
         disks.servers[1].kill()
         time.sleep(5)
         servers.enter_context(nbdkit("file", f"file={disks.images[1]}", port=disks.ports[1]))
-        writer.see_it_write()
-        writer.end()
-        read_again(writer.digests)
-        shell(stack.release)
-    shell(f"IMAGES='{' '.join(map(str, disks.images))}'; {stack.check}")
 
 
 # -- programs that are stopped -----------------------------------------------------------------------------------------
