@@ -14,7 +14,7 @@ from nbdattach.backends import choice
 from nbdattach.connection import kernel_socket
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NotAttached
-from nbdattach.host import lvm, procfs, selinux, spawn, systemd, udev
+from nbdattach.host import copies, lvm, procfs, selinux, spawn, systemd, udev
 from nbdattach.immutable import immutable
 from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
@@ -181,7 +181,7 @@ def _netlink() -> Finding:
     if not sysfs.driver_loaded():
         return Finding("netlink", "pyroute2 is installed")
     # If a netlink command hangs, as the driver's can, all commands to all families wait for it.
-    answer = procfs.answer_within(NETLINK_SECONDS, _why_no_netlink)
+    answer = copies.answer_within(NETLINK_SECONDS, _why_no_netlink)
     if answer is None:
         says = "the kernel does not answer, because another netlink command hangs"
         return Finding("netlink", says, True, "dmesg usually shows which; then: reboot")

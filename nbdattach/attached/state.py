@@ -22,7 +22,7 @@ from nbdattach.connect_options import DEFAULT_ON_LOSS, LastingOptions
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.host import bare_files, procfs, syscalls
+from nbdattach.host import bare_files, open_files, procfs, syscalls
 from nbdattach.host.procfs import alive, started
 from nbdattach.immutable import as_dict, immutable
 from nbdattach.kernel.leftovers import STATE_FILES, UNFLUSHED
@@ -262,7 +262,7 @@ def _wait_for(fd: int, byte: int, thing: str) -> None:
     """Waits for a lock, but not without end as the kernel would: a holder that is stopped never releases it."""
     patience, suspect = Deadline(_LOCK_SECONDS), None
     while not _locked_within(fd, byte, Deadline(_LOOK_SECONDS)):
-        holder = procfs.lock_holder(f"{RUN}/lock", byte)
+        holder = open_files.lock_holder(f"{RUN}/lock", byte)
         stopped = holder is not None and procfs.stopped(holder.pid)
         if holder and stopped and holder == suspect:
             cause = f"process {holder} is working on it, but is stopped"

@@ -7,7 +7,8 @@ from nbdattach.attached.state import Record, Trouble, load, monitor_lives, troub
 from nbdattach.attached.users import Census, numbers_of
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
-from nbdattach.host.procfs import alive, group_of, has_open, sees_all
+from nbdattach.host.open_files import has_open
+from nbdattach.host.procfs import alive, group_of, sees_all
 from nbdattach.immutable import as_dict, immutable
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel

@@ -19,7 +19,7 @@ from nbdattach.attached import state
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
-from nbdattach.host import procfs, targets
+from nbdattach.host import open_files, procfs, targets
 from nbdattach.host.procfs import Opener
 from nbdattach.host.targets import Target
 from nbdattach.immutable import immutable
@@ -306,7 +306,7 @@ def open_by(device: Device, *own_fds: int) -> list[Opener]:
     kernel shows the pid of the process that attached the device, which may have it open as any other process.
     """
     serving = serving_pid(device)
-    found = procfs.openers(numbers_of(device), {procfs.group_of(serving)} if serving else (), own_fds)
+    found = open_files.openers(numbers_of(device), {procfs.group_of(serving)} if serving else (), own_fds)
     return [one for one in found if not procfs.is_ours(one.pid, procfs.LOOK)]
 
 
@@ -315,7 +315,7 @@ def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:
     numbers = numbers_of(device)
     there, patience = open_by(device, *own_fds), Deadline(A_LOOK)
     while there and patience.nap(*_LOOKS):
-        there = [one for one in there if procfs.still_open(one.pid, one.fd, numbers)]
+        there = [one for one in there if open_files.still_open(one.pid, one.fd, numbers)]
     return there
 
 
@@ -338,7 +338,8 @@ def numbers_of(device: Device) -> set[str]:
 def opened(openers: Collection[Opener]) -> Users:
     """Processes as users, each one once, however many descriptors of the device it has."""
     each = {one.pid: one for one in openers}.values()
-    return Users([_process(one, f"{'mapped' if one.fd == procfs.MAPPED else 'open'} in process {one}") for one in each])
+    how = {open_files.MAPPED: "mapped"}
+    return Users([_process(one, f"{how.get(one.fd, 'open')} in process {one}") for one in each])
 
 
 def _process(one: Opener, says: str) -> User:
@@ -359,7 +360,7 @@ def in_use(device: Device, users: Users) -> DeviceInUse:
 def _hidden(device: Device) -> Users:
     """Processes on a file system that no mount shows. They are asked last: this looks at each open file of the host."""
     says = "its file system, unmounted with umount -l, is in use by process"
-    found = procfs.inside(numbers_of(device), _HIDDEN_SECONDS)
+    found = open_files.inside(numbers_of(device), _HIDDEN_SECONDS)
     return Users([_process(one, f"{says} {one}") for one in found])
 
 

@@ -16,7 +16,7 @@ from nbdattach.boot import table
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError
-from nbdattach.host import procfs, systemd
+from nbdattach.host import copies, systemd
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import handover
 from nbdattach.reporter import QUIET, Reporter
@@ -73,7 +73,7 @@ def _save(device: Device, say: Callable[[str], None]) -> None:
         os.sync()
         return "done"
 
-    done = procfs.answer_within(SYNC_SECONDS, sync)
+    done = copies.answer_within(SYNC_SECONDS, sync)
     where = "data written so far is on its server" if done else "not all written data is on its server"
     say(f"{device.path}: still in use, so it stays attached; {where}")
 

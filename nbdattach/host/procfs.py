@@ -6,9 +6,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 
 from nbdattach.host import bare_process, syscalls
 from nbdattach.immutable import immutable
@@ -32,16 +31,9 @@ _LINKS_OF_ONE_THREAD = 3
 _remote: dict[str, tuple[str, ...]] = {}
 
 
-# For Opener.fd.
-MAPPED = -2
-# Lines of maps (proc_pid_maps(5)) of shared mappings of files with a path: others do not write to a device.
-# The place in memory, and the file: its device, inode and path.
-_SHARED = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ...s [0-9a-f]+ (\S+ \d+ +/.*)$", re.MULTILINE)
-
-
 @immutable
 class Opener:
-    """A process, and its descriptor of a block device if we found it by that; `MAPPED` if it only maps the device."""
+    """A process, and its descriptor of a block device if we found it by that; `open_files.MAPPED` for a mapping."""
 
     pid: int
     name: str
@@ -118,44 +110,6 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collection[int] = ()) -> list[Opener]:
-    """Processes that have one of these block devices (major:minor) open now, except `serving` and our `own_fds`.
-
-    Without root we see only our own user's processes; processes of other pid namespaces beside ours never.
-    """
-    found = []
-    for pid in _pids():
-        if pid not in serving:
-            ours = own_fds if pid == os.getpid() else ()
-            files = _Files(pid)
-            for fd in files.descriptors():
-                if fd not in ours and files.has_open(fd, numbers):
-                    found.append(Opener(pid, name_of(pid), fd))
-            if files.maps(numbers):
-                found.append(Opener(pid, name_of(pid), MAPPED))
-    return found
-
-
-def inside(numbers: set[str], seconds: float) -> list[Opener]:
-    """Processes with an open file, or their working directory, on a file system of one of these block devices.
-
-    Unlike mounts, these also show a file system that was unmounted lazily. None of them if the kernel does not answer
-    in time: a file may be on a server that is away.
-    """
-    answer = answer_within(seconds, lambda: " ".join(str(pid) for pid in _pids() if _is_inside(pid, numbers)))
-    return [Opener(int(pid), name_of(int(pid))) for pid in (answer or "").split()]
-
-
-def _is_inside(pid: int, numbers: set[str]) -> bool:
-    folder = f"{PROC}/{pid}"
-    for link in ("cwd", "root", "exe", *(f"fd/{name}" for name in _names(f"{folder}/fd"))):
-        with contextlib.suppress(OSError):
-            number = os.stat(f"{folder}/{link}").st_dev
-            if f"{os.major(number)}:{os.minor(number)}" in numbers:
-                return True
-    return False
-
-
 # The name of a process that reads a device for a moment.
 LOOK = "nbdattach-look"
 
@@ -168,117 +122,17 @@ def is_ours(pid: int, name: str) -> bool:
         return False
 
 
-def lock_holder(path: str, byte: int) -> Opener | None:
-    """The process that holds a lock on that byte of the file (fdinfo of proc(5)); None if it cannot be seen."""
-    place = os.path.realpath(path)
-    for pid in _pids():
-        for fd in _Files(pid).descriptors():
-            with contextlib.suppress(OSError):
-                if os.readlink(f"{PROC}/{pid}/fd/{fd}") == place and byte in _locked_bytes(pid, fd):
-                    return Opener(pid, name_of(pid), fd)
-    return None
-
-
-def _locked_bytes(pid: int, fd: int) -> list[int]:
-    """The first byte of each lock: "lock: 1: OFDLCK ADVISORY WRITE -1 00:1a:5 4096 4096"."""
-    locks = (line.split() for line in lines(f"{pid}/fdinfo/{fd}") if line.startswith("lock:"))
-    return [int(fields[-2]) for fields in locks if len(fields) > 8]
-
-
-def has_open(pid: int, numbers: set[str]) -> bool:
-    """Whether the process has one of these block devices open; in doubt, as without root, whether it is alive."""
-    if not alive(pid):
-        return False
-    try:
-        os.listdir(f"{PROC}/{pid}/fd")
-    except OSError:
-        return True
-    files = _Files(pid)
-    return any(files.has_open(fd, numbers) for fd in files.descriptors())
-
-
-def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
-    """Whether that descriptor of the process is one of these block devices, not opened with O_PATH.
-
-    `MAPPED` instead of a descriptor: whether it maps one of them.
-    """
-    return _Files(pid).maps(numbers) if fd == MAPPED else _Files(pid).has_open(fd, numbers)
-
-
-class _Files:
-    """The open files of a process. There may be thousands, so what they have in common is read once."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = str(pid)
-        self._folder = f"{pid}/"  # below /proc
-        self._remote: tuple[str, ...] | None = None
-
-    def descriptors(self) -> list[int]:
-        names = _names(f"{PROC}/{self._folder}fd")
-        if not names and self._go_to_another_thread():
-            names = _names(f"{PROC}/{self._folder}fd")
-        return [int(name) for name in names]
-
-    def name(self, fd: int) -> str:
-        """Where it leads (proc_pid_fd(5)); empty if it was closed."""
-        try:
-            return os.readlink(f"{PROC}/{self._folder}fd/{fd}")
-        except OSError:
-            return self.name(fd) if self._go_to_another_thread() else ""
-
-    def _go_to_another_thread(self) -> bool:
-        """If the first thread has ended, only the others show the descriptors of the process."""
-        tasks = f"{self._pid}/task"
-        if self._folder.startswith(tasks) or not _has_other_threads(self._pid):
-            return False
-        others = [name for name in _names(f"{PROC}/{tasks}") if name != self._pid]
-        if not others or alive(int(self._pid)):
-            return False
-        self._folder = f"{tasks}/{others[0]}/"
-        return True
-
-    def has_open(self, fd: int, numbers: set[str]) -> bool:
-        """Whether it is one of these block devices, not opened with O_PATH."""
-        if not self._is_one(self.name(fd), f"fd/{fd}", numbers):
-            return False
-        flags = [line.split()[1] for line in lines(f"{self._folder}fdinfo/{fd}") if line.startswith("flags:")]
-        return not (flags and int(flags[0], 8) & os.O_PATH)
-
-    def maps(self, numbers: set[str]) -> bool:
-        """Whether it has one of these block devices in its memory. A mapping stays after the descriptor was closed.
-
-        The kernel shows the file behind a mapping to root alone.
-        """
-        try:
-            with open(f"{PROC}/{self._folder}maps", "rb") as file:
-                shared = _SHARED.findall(file.read())
-        except OSError:
-            return False
-        places = {file: place for place, file in shared}.values()  # a database has some thousand mappings of a file
-        links = (f"map_files/{os.fsdecode(place)}" for place in places)
-        # By the link, because maps does not write a path as it is: a line feed in it becomes \012.
-        return any(self._is_one(_link(f"{PROC}/{self._folder}{link}"), link, numbers) for link in links)
-
-    def _is_one(self, path: str, link: str, numbers: set[str]) -> bool:
-        """Whether the file of that path, and of that link in its folder of /proc, is one of these block devices."""
-        if not path.startswith("/"):
-            return False
-        if self._remote is None:
-            self._remote = _remote_places("self") + _remote_places(self._pid)
-        return not path.startswith(self._remote) and _block_number(f"{PROC}/{self._folder}{link}") in numbers
-
-
 def block_number(place: str) -> str | None:
     """major:minor of a block device; None for anything else.
 
     Remote paths are skipped, because stat() of a file on a server that is away would hang.
     """
-    if not place.startswith("/") or place.startswith(_remote_places("self")):
+    if not place.startswith("/") or place.startswith(remote_places("self")):
         return None
-    return _block_number(place)
+    return number_of(place)
 
 
-def _block_number(place: str) -> str | None:
+def number_of(place: str) -> str | None:
     try:
         found = os.stat(place)
     except OSError:
@@ -286,7 +140,7 @@ def _block_number(place: str) -> str | None:
     return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if stat.S_ISBLK(found.st_mode) else None
 
 
-def _remote_places(pid: str) -> tuple[str, ...]:
+def remote_places(pid: str) -> tuple[str, ...]:
     """Mount points of file systems that may have no answer for us, in the mount namespace of that process.
 
     Any user may make a namespace, and mount a file system there that never answers.
@@ -314,7 +168,7 @@ def mount_tables() -> Iterator[tuple[Opener | None, list[str]]]:
     """
     yield None, _mount_lines("self")
     seen = {_namespace("self")}
-    for pid in _pids():
+    for pid in pids():
         namespace = _namespace(str(pid))
         if namespace and namespace not in seen:
             found = _mount_lines(str(pid))
@@ -392,7 +246,7 @@ def lines(name: str) -> list[str]:
         return []
 
 
-def _pids() -> list[int]:
+def pids() -> list[int]:
     """All processes that we may see, but threads of the kernel, which have neither files nor mounts of their own.
 
     The driver has some for each device.
@@ -418,13 +272,13 @@ def _has_no_program(pid: str) -> bool:
     try:
         os.readlink(f"{PROC}/{pid}/exe")
     except FileNotFoundError:
-        return not _has_other_threads(pid)
+        return not has_other_threads(pid)
     except OSError:
         pass
     return False
 
 
-def _has_other_threads(pid: str) -> bool:
+def has_other_threads(pid: str) -> bool:
     """Beside the first one."""
     try:
         return os.stat(f"{PROC}/{pid}/task").st_nlink > _LINKS_OF_ONE_THREAD
@@ -432,14 +286,7 @@ def _has_other_threads(pid: str) -> bool:
         return False  # the process has ended
 
 
-def sockets_of(pid: int) -> dict[int, str]:
-    """Descriptors of the process that are sockets, with a name for each socket ("socket:[4711]", proc(5))."""
-    files = _Files(pid)
-    names = ((fd, files.name(fd)) for fd in files.descriptors())
-    return {fd: name for fd, name in names if name.startswith("socket:")}
-
-
-def _names(folder: str) -> list[str]:
+def names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError:
@@ -447,10 +294,10 @@ def _names(folder: str) -> list[str]:
 
 
 def _namespace(pid: str) -> str:
-    return _link(f"{PROC}/{pid}/ns/mnt")
+    return link(f"{PROC}/{pid}/ns/mnt")
 
 
-def _link(place: str) -> str:
+def link(place: str) -> str:
     """Where it leads; empty if it cannot be seen."""
     try:
         return os.readlink(place)
@@ -470,31 +317,6 @@ def may_administer() -> bool:
     except (OSError, ValueError):
         return True
     return bool(int(line.split()[1], 16) & _CAP_SYS_ADMIN)
-
-
-def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
-    """The answer; empty if `question` raises, None if the kernel does not let it return in time.
-
-    A child asks, because nothing ends a process that hangs in the kernel; such a child is left behind.
-    """
-    out, into = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            for number in (0, 1, 2):  # if left behind, it must not keep our output open
-                os.dup2(null, number)
-            os.write(into, question().encode())
-        finally:
-            os._exit(0)
-    os.close(into)
-    with open(out, "rb") as pipe:
-        if not select.select([pipe], [], [], seconds)[0]:
-            os.kill(child, SIGKILL)
-            return None
-        answer = pipe.read().decode()
-    os.waitpid(child, 0)
-    return answer
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -16,7 +16,7 @@ from nbdattach.immutable import immutable
 CONFIGFS = "/sys/kernel/config"
 # Below configfs: the setting, where in it the path is, and the words for its user.
 _KINDS = (
-    # drivers/target: "File: PATH  Size: …" of fileio, "UDEV PATH: PATH  readonly: …" of iblock
+    # drivers/target: "File: PATH  Size: …" of fileio, "UDEV PATH: PATH  readonly: …" of iblock, and its number
     ("target/core/*/*/info", r"(?:File|UDEV PATH): (.*?)  (?:Size|readonly): ", "the kernel's SCSI target"),
     ("nvmet/subsystems/*/namespaces/*/device_path", r"(.+)", "the kernel's NVMe target"),
     ("usb_gadget/*/functions/mass_storage.*/lun.*/file", r"(.+)", "the kernel's USB storage"),
@@ -30,6 +30,7 @@ class Target:
     path: str  # of the disk, as it was given to the kernel
     by: str  # for people
     place: str  # of its settings
+    number: str = ""  # major:minor; empty if only the path is known
 
 
 def targets() -> list[Target]:
@@ -42,17 +43,18 @@ def targets() -> list[Target]:
 
             for setting in glob.glob(f"{CONFIGFS}/{pattern}"):
                 place = os.path.dirname(setting)
-                match = re.search(path, _text(setting))
+                text = _text(setting)
+                match, number = re.search(path, text), re.search(r"Major: (\d+) Minor: (\d+)", text)
                 if match and _text(f"{place}/enable").strip() != "0":  # else it is named, and not open
-                    found.append(Target(match[1].strip(), by, place))
+                    found.append(Target(match[1].strip(), by, place, ":".join(number.groups()) if number else ""))
     return found
 
 
 def by_number(below: str = "/") -> dict[str, list[Target]]:
-    """By the number of the block device (major:minor). Only those with a path `below` that folder are looked at."""
+    """By the number of the block device (major:minor). Only files `below` that folder are looked at."""
     found: dict[str, list[Target]] = {}
-    for target in (one for one in targets() if one.path.startswith(below)):
-        number = procfs.block_number(target.path)
+    for target in targets():
+        number = target.number or (procfs.block_number(target.path) if target.path.startswith(below) else None)
         if number:
             found.setdefault(number, []).append(target)
     return found

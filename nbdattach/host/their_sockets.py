@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from nbdattach.host import procfs, syscalls
+from nbdattach.host import open_files, syscalls
 
 # A process that is not stuck ends so soon. In milliseconds, for poll(2).
 _ENDS = 1000
@@ -48,7 +48,7 @@ def _connections(pid: int, process: int) -> list[socket.socket]:
 
     So those are left out, by whatever number, unless the process has no other connection.
     """
-    sockets = procfs.sockets_of(pid)
+    sockets = open_files.sockets_of(pid)
     shared = {sockets.get(number) for number in _STANDARD_FILES}
     others = [number for number, name in sockets.items() if name not in shared]
     return _streams(process, others) or _streams(process, list(sockets))

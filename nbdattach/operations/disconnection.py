@@ -11,7 +11,7 @@ from nbdattach.attached.users import numbers_of, serving_pid
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError
-from nbdattach.host import blocking, procfs, their_sockets
+from nbdattach.host import blocking, open_files, procfs, their_sockets
 from nbdattach.host.blocking import Unanswered
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
@@ -115,4 +115,4 @@ def _kill_server_process(device: Device) -> bool:
     NBD_DO_IT because its connections have ended, the kernel does not fail the requests in flight.
     """
     pid = procfs.group_of(serving_pid(device) or 0)
-    return bool(pid) and their_sockets.kill(pid, lambda: procfs.has_open(pid, numbers_of(device)))
+    return bool(pid) and their_sockets.kill(pid, lambda: open_files.has_open(pid, numbers_of(device)))

@@ -41,6 +41,7 @@ _LOOKS = (
     "kernel.driver.",
     "kernel.netlink.",
     "host.procfs.",
+    "host.open_files.",
     "attached.status.",
     "connection.stream.",
     "host.systemd.",

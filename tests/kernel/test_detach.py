@@ -21,7 +21,7 @@ from tool import connect, eventually, fill_with_noise, nbd, nbd_ok, partitioned_
 
 import nbdattach
 from nbdattach.device import Device
-from nbdattach.host import procfs
+from nbdattach.host import open_files
 from nbdattach.kernel import netlink
 from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
@@ -95,7 +95,7 @@ def test_a_write_that_no_look_can_see_is_said_to_be_lost(monkeypatch: pytest.Mon
     As if it were in another pid namespace: its mappings cannot be seen then.
     """
     send = disconnection.sent
-    monkeypatch.setattr(procfs, "openers", lambda *_: [])
+    monkeypatch.setattr(open_files, "openers", lambda *_: [])
     with nbdkit("memory", "1M") as server:
         connect(server.uri, "nbd0")
         memory = mapped("/dev/nbd0")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from loopback import PATIENCE, eventually
 
-from nbdattach.host.copies import Copy
+from nbdattach.host.copies import Copy, answer_within
 
 NAME = "nbdattach-test"
 
@@ -135,3 +135,12 @@ def test_it_can_be_killed() -> None:
     one.kill()
     assert one.wait(PATIENCE) == -signal.SIGKILL
     one.kill()
+
+
+def test_an_answer_comes_from_a_process_that_holds_nobody_up() -> None:
+    """If it stays behind in the kernel, it must not keep our output open, which a program may read to its end."""
+
+    def where() -> str:
+        return " ".join(os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2))
+
+    assert answer_within(60, where) == "/dev/null /dev/null /dev/null"

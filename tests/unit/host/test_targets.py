@@ -13,7 +13,8 @@ FILEIO = """Status: ACTIVATED  Max Queue Depth: 0  SectorSize: 512  HwMaxSectors
         TCM FILEIO ID: 0        File: /dev/a disk  Size: 67108864  Mode: O_DSYNC Async: 0
 """
 IBLOCK = """Status: ACTIVATED  Max Queue Depth: 0  SectorSize: 512  HwMaxSectors: 65536
-        iBlock device: nbd0  UDEV PATH: /dev/nbd0  readonly: 0
+        iBlock device: nbd0  UDEV PATH: /dev/disk/by-label/DATA  readonly: 0
+        Major: 43 Minor: 0  CLAIMED: IBLOCK
 """
 SETTINGS = {
     "target/core/fileio_1/other/info": FILEIO,
@@ -42,17 +43,26 @@ def configfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_kind_names_its_disk_once_it_is_open(configfs: Path) -> None:
     assert {(one.path, one.by, one.place) for one in targets.targets()} == {
         ("/dev/a disk", "the kernel's SCSI target", f"{configfs}/target/core/fileio_1/other"),
-        ("/dev/nbd0", "the kernel's SCSI target", f"{configfs}/target/core/iblock_0/disk"),
+        ("/dev/disk/by-label/DATA", "the kernel's SCSI target", f"{configfs}/target/core/iblock_0/disk"),
         ("/dev/nbd2", "the kernel's NVMe target", f"{configfs}/nvmet/subsystems/name/namespaces/1"),
         ("/dev/nbd3", "the kernel's USB storage", f"{configfs}/usb_gadget/g1/functions/mass_storage.0/lun.0"),
     }
 
 
 def test_only_block_devices_have_a_number(configfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "block_number", {"/dev/nbd0": "43:0"}.get)
+    monkeypatch.setattr(procfs, "block_number", {"/dev/nbd2": "43:32"}.get)
     assert {number: [one.path for one in found] for number, found in targets.by_number().items()} == {
-        "43:0": ["/dev/nbd0"]
+        "43:0": ["/dev/disk/by-label/DATA"],
+        "43:32": ["/dev/nbd2"],
     }
+
+
+def test_a_disk_whose_number_the_kernel_tells_is_not_looked_for(
+    configfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label may be that of another disk by now."""
+    monkeypatch.setattr(procfs, "block_number", {"/dev/disk/by-label/DATA": "43:96", "/dev/nbd2": "43:32"}.get)
+    assert {*targets.by_number()} == {"43:0", "43:32"}
 
 
 def test_a_host_without_any_is_asked_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
