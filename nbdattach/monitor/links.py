@@ -4,6 +4,8 @@
 Decisions that matter:
 * We hold duplicates of the kernel's sockets, which show which connections are dead. A restarted monitor holds none, so
   it asks the kernel: the driver takes a scout (`kernel_socket.Scout`) if a connection is dead, and drops it otherwise.
+* A dead connection stays dead until we hand over another one, so we do not ask about it again: the kernel writes up to
+  five lines into its log for each scout, and an outage may last for days.
 * We check that the driver took a connection, because the answer to RECONFIGURE does not say so. If the device has a
   timeout, the driver sets it on the socket. If not, scouts show it: the driver takes one before, and drops others
   afterwards. Dropped scouts alone prove nothing: the driver also drops every socket until it has noticed that the old
@@ -80,6 +82,8 @@ class Links:
         self._timeout = math.ceil(record.io_timeout) or (RESEND_SECONDS if self._wanted > 1 else 0)
         # Whether the driver may hold a dead connection over which TCP still sends.
         self._unburied = not self.complete
+        # How many dead ones the driver is known to have, if we do not hold all. They stay so until our next hand-over.
+        self._dead = 0
         # Whether it is certain that the driver uses the connection that we gave it last.
         self._proven = True
         self._failing = record.on_loss == 0
@@ -98,10 +102,14 @@ class Links:
     def has_dead(self) -> bool:
         """Whether the driver counts a connection as dead, or will in a moment."""
         if not self.complete:
-            return self._scout()
-        if not self._proven and self._scout():
-            self.cut()  # the driver has dropped it
-        return len(self._links) < self._wanted or any(link.over for link in self._links)
+            self._dead = self._dead or int(self._scout())
+            return bool(self._dead)
+        if len(self._links) < self._wanted or any(link.over for link in self._links):
+            return True
+        if self._proven or not self._scout():
+            return False
+        self.cut()  # the driver has dropped it
+        return True
 
     @property
     def alive(self) -> bool:
@@ -110,7 +118,12 @@ class Links:
 
     def any_lives(self) -> bool:
         """Whether the driver has a connection that is alive, also if we do not hold it."""
-        return self.alive or (not self.complete and not all(self._are_dead(self._wanted)))
+        return self.alive or not (self.complete or self._all_are_dead())
+
+    def _all_are_dead(self) -> bool:
+        if self._dead < self._wanted:
+            self._dead = sum(self._are_dead(self._wanted))
+        return self._dead == self._wanted
 
     @property
     def at_rest(self) -> bool:
@@ -264,6 +277,7 @@ class Links:
             self._unburied = True
             raise
         self._links.append(link)
+        self._dead = 0
         self._proven = bool(self._timeout)
         self._doubted = time.monotonic()
         self._handed_over = (self._doubted, before)

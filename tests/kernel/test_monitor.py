@@ -31,6 +31,8 @@ from nbdattach.monitor.control import Request
 pytestmark = pytest.mark.netlink
 FIRST = Kernel(Device(0))
 MAX_MONITOR_KB = 40 << 10
+# Seconds of an outage in which the server is looked for several times, and the lines that the kernel may write then.
+_A_WHILE, _LINES = 5.0, 6
 STOPPED = """import os, signal
 from nbdattach.monitor import control
 from nbdattach import device
@@ -174,6 +176,28 @@ def test_what_died_while_it_was_away_is_found(tmp_path: Path) -> None:
             assert one.state == "connected"  # no process knows better
             nbd_ok("monitor", "--background")
             assert seconds_for_a_new_read("/dev/nbd0") < promised(5)
+            eventually(lambda: state_of("nbd0") == "connected")
+
+
+def test_a_long_outage_does_not_fill_the_kernels_log(tmp_path: Path) -> None:
+    """The kernel writes some lines each time that the monitor asks it about a connection."""
+
+    def lines() -> int:
+        return subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout.count("block nbd0:")
+
+    there = place(tmp_path, "image")
+    with ExitStack() as servers:
+        server = servers.enter_context(there.serve())
+        with attached(server.uri, "nbd0"):
+            server.kill()
+            for _ in range(2):
+                eventually(lambda: "cannot connect" in trouble_of("nbd0"))
+                before = lines()
+                time.sleep(_A_WHILE)
+                assert lines() - before < _LINES
+                kill_monitor()
+                launch.ensure_monitor()
+            servers.enter_context(there.serve())
             eventually(lambda: state_of("nbd0") == "connected")
 
 

@@ -30,6 +30,7 @@ from tool import (
     nbd,
     nbd_ok,
     partitioned_image,
+    promised,
     shell,
     sparse_file,
 )
@@ -267,6 +268,40 @@ def test_a_disk_that_the_kernel_passes_on_is_kept(tmp_path: Path, kind: str) -> 
         assert (done.code, done.err.splitlines()[1:2], FIRST.attached) == (7, [line], True)
         shell(f"rmdir {place} {Path(place).parent}")
         nbd_ok("disconnect", "nbd0")
+
+
+def test_a_program_that_waits_for_a_dead_disk_with_its_memory_locked_holds_up_no_other_detach(tmp_path: Path) -> None:
+    """mmap of a file writes its time of access, which waits for the file system's journal, which waits for the disk."""
+    program = "import mmap, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); print(flush=True); input(); mmap.mmap(fd, 1)"
+    with nbdkit("memory", "64M") as dead, nbdkit("memory", "1M") as alive, attached(dead.uri, "nbd0"):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount -o strictatime /dev/nbd0 /mnt && echo 1 >/mnt/file && sync -f /mnt")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen([sys.executable, "-c", program, "/mnt/file"], **pipes) as mapper:
+            assert mapper.stdin and mapper.stdout and mapper.stdout.readline()
+            os.kill(dead.pid, signal.SIGSTOP)
+            with subprocess.Popen(["sh", "-c", "touch /mnt/file; sync -f /mnt"]) as journal:
+                eventually(lambda: FIRST.pending)
+                mapper.stdin.write(b"\n")
+                mapper.stdin.flush()
+                eventually(lambda: not _shows_its_memory(mapper.pid))
+                connect(alive.uri, "nbd1")
+                begun = time.monotonic()
+                nbd_ok("disconnect", "nbd1")
+                assert time.monotonic() - begun < promised(20)
+                assert not _shows_its_memory(mapper.pid)
+                os.kill(dead.pid, signal.SIGCONT)
+            assert (journal.returncode, mapper.wait()) == (0, 0)
+        shell("umount /mnt")
+
+
+def _shows_its_memory(pid: int) -> bool:
+    reader = subprocess.Popen(["cat", f"/proc/{pid}/maps"], stdout=subprocess.DEVNULL)
+    try:
+        return reader.wait(1) == 0
+    except subprocess.TimeoutExpired:
+        reader.kill()
+        reader.wait()
+        return False
 
 
 def test_what_stands_on_top_of_each_other_is_listed_in_the_order_of_its_release(tmp_path: Path) -> None:

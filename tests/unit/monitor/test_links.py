@@ -121,6 +121,29 @@ def test_a_connection_that_the_driver_uses_is_asked_about_and_left_alone() -> No
         assert driver.has(connection)
 
 
+@pytest.mark.usefixtures("sys")
+def test_the_kernel_is_not_asked_about_a_connection_that_is_known_to_be_dead() -> None:
+    """It writes into its log each time, and an outage may last for days."""
+    driver = LateDriver()
+    with handed_over(driver) as (made, _, _taken):
+        assert not made.is_proven()
+        made.cut()
+        driver.messages.clear()
+        assert all(made.has_dead() and not made.any_lives() for _ in range(20))
+        assert driver.messages == []
+
+
+@pytest.mark.usefixtures("sys")
+def test_a_monitor_that_holds_no_connection_asks_the_kernel_until_it_is_known_to_be_dead() -> None:
+    driver = LateDriver(first=3)
+    with mock.patch.object(links, "time", driver.clock):
+        made = Links(Device(0), RECORD, [])
+        made.family = cast(netlink.Family, driver)
+        assert [made.has_dead() for _ in range(20)] == [False] * 2 + [True] * 18
+        assert not any(made.any_lives() for _ in range(20))
+        assert len(driver.messages) == 3
+
+
 def test_a_request_that_is_done_is_proof(sys: Sys) -> None:
     with handed_over(LateDriver()) as (made, _, _taken):
         assert made.has_served_nothing(60)
