@@ -275,8 +275,8 @@ def test_a_program_that_waits_for_a_dead_disk_with_its_memory_locked_holds_up_no
     program = "import mmap, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); print(flush=True); input(); mmap.mmap(fd, 1)"
     with nbdkit("memory", "64M") as dead, nbdkit("memory", "1M") as alive, attached(dead.uri, "nbd0"):
         shell("mkfs.ext4 -q /dev/nbd0 && mount -o strictatime /dev/nbd0 /mnt && echo 1 >/mnt/file && sync -f /mnt")
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen([sys.executable, "-c", program, "/mnt/file"], **pipes) as mapper:
+        words = [sys.executable, "-c", program, "/mnt/file"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as mapper:
             assert mapper.stdin and mapper.stdout and mapper.stdout.readline()
             os.kill(dead.pid, signal.SIGSTOP)
             with subprocess.Popen(["sh", "-c", "touch /mnt/file; sync -f /mnt"]) as journal:
