@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Open files and mappings of other processes: what is asked, what is not, and what is not waited for."""
+"""Open files and mappings of other processes: which questions are put, and that a look waits for none of them."""
 
 from __future__ import annotations
 
