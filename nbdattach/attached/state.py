@@ -25,7 +25,7 @@ from nbdattach.errors import DeviceInUse, KernelRefused
 from nbdattach.host import bare_files, open_files, procfs, syscalls
 from nbdattach.host.procfs import alive, started
 from nbdattach.immutable import as_dict, immutable
-from nbdattach.kernel.leftovers import STATE_FILES, UNFLUSHED
+from nbdattach.kernel.leftovers import ENDED, STATE_FILES, UNFLUSHED
 from nbdattach.kernel.sysfs import Kernel, identifier
 from nbdattach.protocol.target import Target, Trust, target_of
 from nbdattach.text import quoted
@@ -140,6 +140,28 @@ def trouble_of(device: Device) -> Trouble | None:
     except (OSError, ValueError):
         return None
     return trouble if trouble.state in ("reconnecting", "lost") else None
+
+
+def note_end(device: Device) -> None:
+    """Remembers that the attachment has ended, for as long as a program that has the device open keeps it there.
+
+    Nothing else shows it: the kernel keeps size and pid. Call this after `forget`. Raises OSError.
+    """
+    from nbdattach.clock import now
+
+    write(f"{path(device)}{ENDED}", {"identity": identity_of(device), "since": now()})
+
+
+def end_of(device: Device) -> Trouble | None:
+    """The trouble of a device whose attachment has ended, if it is still there."""
+    try:
+        content = content_of(f"{path(device)}{ENDED}")
+        if tuple(content["identity"]) != identity_of(device):
+            return None
+        error = "detached; the kernel frees it when its last user releases it"
+        return Trouble("lost", str(content["since"]), None, error)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _trouble_path(device: Device) -> str:

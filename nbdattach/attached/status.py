@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nbdattach.attached.state import Record, Trouble, load, monitor_lives, trouble_of
+from nbdattach.attached.state import Record, Trouble, end_of, load, monitor_lives, trouble_of
 from nbdattach.attached.users import Census, numbers_of
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
@@ -69,7 +69,7 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         raise NotAttached(device.path)
     record, size, by_netlink = load(device), kernel.size, kernel.by_netlink
     users = (census or Census()).users_of(device)
-    trouble = _trouble(device) if record and record.reconnect else None
+    trouble = end_of(device) if record is None else _trouble(device) if record.reconnect else None
     return Status(
         device=device.path,
         index=device.index,

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 EBUSY = 16
 # Files that `state` keeps of an attachment: the ends of their names.
 UNFLUSHED = ".unflushed"
+ENDED = ".ended"
 CONTENT = ".content"
 HISTORY = ".history"
-STATE_FILES = tuple(f"{end}{new}" for end in ("", UNFLUSHED, CONTENT, HISTORY) for new in ("", ".new"))
+STATE_FILES = tuple(f"{end}{new}" for end in ("", UNFLUSHED, ENDED, CONTENT, HISTORY) for new in ("", ".new"))
 # Seconds between checks whether the last user of a detached device has gone: it may be a mount of months.
 _PATIENT_POLL = 0.5
 

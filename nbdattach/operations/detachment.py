@@ -90,6 +90,8 @@ def detach(
             try:
                 _await_free(device, pid, deadline)
             except DeviceInUse:
+                with contextlib.suppress(OSError):
+                    state.note_end(device)
                 tidy_up_later(device, pid)
                 raise
         _await_relay(record)

@@ -429,6 +429,9 @@ def test_force_tears_down_and_says_what(tmp_path: Path) -> None:
             "  mounted at /mnt: umount /mnt",
             "(the kernel frees it when its last user releases it)",
         ]
+        (one,) = status.all_attached()
+        assert (one.state, one.target, one.mounts) == ("lost", None, ["/mnt"])
+        assert one.trouble and one.trouble["error"] == "detached; the kernel frees it when its last user releases it"
         shell("umount /mnt")
         eventually(lambda: not FIRST.attached)
         nbd_ok("disconnect", "nbd0")

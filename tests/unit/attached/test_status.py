@@ -110,6 +110,28 @@ def test_no_file_of_the_queue_is_read_of_ours(monkeypatch: pytest.MonkeyPatch) -
     assert status_of(NBD0).block_size == 4096
 
 
+def test_what_was_detached_and_is_kept_by_a_program_is_lost_until_another_attachment_is_there(host: Host) -> None:
+    """The kernel keeps its pid and size."""
+    state.note_end(NBD0)
+    found = status_of(NBD0)
+    assert (found.state, found.trouble and found.trouble["error"]) == (
+        "lost",
+        "detached; the kernel frees it when its last user releases it",
+    )
+    (host.sys / "block/nbd0/pid").write_text("4712\n")
+    assert (status_of(NBD0).state, status_of(NBD0).trouble) == ("connected", None)
+    (host.sys / "block/nbd0/pid").write_text("4711\n")
+    state.forget(NBD0)
+    assert status_of(NBD0).state == "connected"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": 7}', '{"identity": []}'])
+def test_a_spoilt_note_of_an_end_is_none(host: Host, text: str) -> None:
+    state.make_run()
+    (host.run / "nbd0.json.ended").write_text(text)
+    assert status_of(NBD0).state == "connected"
+
+
 def test_what_is_not_attached_is_said(host: Host) -> None:
     (host.sys / "block/nbd0/pid").unlink()
     with pytest.raises(NotAttached):
