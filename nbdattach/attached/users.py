@@ -298,22 +298,23 @@ def is_used(device: Device) -> bool:
     return bool(_NearCensus().users_of(device))
 
 
-def open_by(device: Device, *own_fds: int) -> list[Opener]:
+def open_by(device: Device, *own_fds: int, helpers: Collection[int] = ()) -> list[Opener]:
     """Processes that have the device or a partition open now, except `own_fds` of ours and the process that serves it.
 
-    Nor a process of the monitor that reads the device for a moment. "Serves": our worker, or the process of another
-    tool that blocks in NBD_DO_IT. With netlink no process serves: the
-    kernel shows the pid of the process that attached the device, which may have it open as any other process.
+    Nor `helpers` of ours, nor a process of the monitor that reads the device for a moment. "Serves": our worker, or the
+    process of another tool that blocks in NBD_DO_IT. With netlink no process serves: the kernel shows the pid of the
+    process that attached the device, which may have it open as any other process.
     """
     serving = serving_pid(device)
-    found = open_files.openers(numbers_of(device), {procfs.group_of(serving)} if serving else (), own_fds)
+    others = {procfs.group_of(serving), *helpers} if serving else helpers
+    found = open_files.openers(numbers_of(device), others, own_fds)
     return [one for one in found if not procfs.is_ours(one.pid, procfs.LOOK)]
 
 
-def kept_open_by(device: Device, *own_fds: int) -> list[Opener]:
+def kept_open_by(device: Device, *own_fds: int, helpers: Collection[int] = ()) -> list[Opener]:
     """As `open_by`, but only processes that keep it open for longer than a probe (`A_LOOK`)."""
     numbers = numbers_of(device)
-    there, patience = open_by(device, *own_fds), Deadline(A_LOOK)
+    there, patience = open_by(device, *own_fds, helpers=helpers), Deadline(A_LOOK)
     while there and patience.nap(*_LOOKS):
         there = [one for one in there if open_files.still_open(one.pid, one.fd, numbers)]
     return there

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
 from functools import partial
 
 from nbdattach.deadline import Deadline
@@ -63,26 +62,44 @@ class Opening:
 
 
 class WriteBack:
-    """Writes the dirty pages of block devices to their server, in another process.
+    """A process that has block devices open and writes their dirty pages to the server, each time that it is asked.
 
     The server may keep them in a cache of its own: a flush is another thing. Without dirty pages it does nothing.
     """
 
-    def __init__(self, descriptors: Sequence[int]) -> None:
+    def __init__(self, *paths: str) -> None:
+        """Of the paths, only the first one has to exist."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._owes = 1  # answers
         with theirs:
             syscalls.libc()  # which the copy needs, and must not import
-            work = partial(blocking_child.write_back, theirs, descriptors)
-            self._process = Copy(work, theirs.fileno(), *descriptors, name=_NAME)
+            work = partial(blocking_child.write_back, theirs, paths)
+            self._process = Copy(work, theirs.fileno(), name=_NAME)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def open(self, deadline: Deadline) -> None:
+        """Waits until all are open. Raises OSError as open(2) does, `Unanswered`."""
+        while self._owes:
+            self._answer(deadline)
 
     def run(self, deadline: Deadline) -> None:
-        """Raises OSError, `Unanswered`."""
+        """Raises OSError, and `Unanswered`; then it may be called again."""
+        self.open(deadline)  # an answer that came too late is not that to our question, but its error counts
+        self._channel.send(b"!")
+        self._owes = 1
+        self._answer(deadline)
+
+    def _answer(self, deadline: Deadline) -> None:
         self._channel.settimeout(deadline.remaining() or 0.001)
         try:
-            self._channel.send(b"!")
-            number = int(self._channel.recv(_MAX_MESSAGE) or self._process.wait() or 1)
+            message = self._channel.recv(_MAX_MESSAGE)
         except TimeoutError:
             raise Unanswered from None
+        self._owes = 0
+        number = int(message or self._process.wait() or 1)  # no message: it was killed
         if number:
             raise OSError(abs(number), os.strerror(abs(number)))
 

@@ -6,6 +6,7 @@ Each is the work of a copy of the process that needs the result (`blocking`), wh
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -26,11 +27,22 @@ def open_all(channel: socket.socket, flags: int, paths: Sequence[str]) -> None:
         os.close(fd)
 
 
-def write_back(channel: socket.socket, descriptors: Sequence[int]) -> None:
-    """At each message, writes the dirty pages of these descriptors to the server, and answers with the first errno."""
+def write_back(channel: socket.socket, paths: Sequence[str]) -> None:
+    """Opens the paths and answers with the errno of the first one, or of another one that exists.
+
+    Then at each message it writes their dirty pages to the server, and answers with the first errno.
+    """
+    opened, failed = [], 0
+    for path in paths:
+        try:
+            opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            if path == paths[0] or error.errno not in (errno.ENOENT, errno.ENXIO):
+                failed = failed or error.errno or 1
+    channel.send(b"%d" % failed)
     while channel.recv(1):
         failed = 0
-        for number in descriptors:
+        for number in opened:
             try:
                 syscalls.sync_file_range(number)
             except OSError as error:

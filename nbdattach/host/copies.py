@@ -51,6 +51,11 @@ class Copy:
             os.close(theirs)
         Copy._all.add(self)
 
+    @property
+    def pid(self) -> int:
+        """It may be that of another process once this one has ended."""
+        return self._pid
+
     def kill(self) -> None:
         with self._mutex:
             if self._exit_code() is None:

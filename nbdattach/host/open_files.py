@@ -28,12 +28,12 @@ MAPPED = -2
 _SHARED = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ...s [0-9a-f]+ (\S+ \d+ +/.*)$", re.MULTILINE)
 
 
-def openers(numbers: set[str], serving: Collection[int] = (), own_fds: Collection[int] = ()) -> list[Opener]:
-    """Processes that have one of these block devices (major:minor) open now, except `serving` and our `own_fds`.
+def openers(numbers: set[str], others: Collection[int] = (), own_fds: Collection[int] = ()) -> list[Opener]:
+    """Processes that have one of these block devices (major:minor) open now, except `others` and our `own_fds`.
 
     Without root we see only our own user's processes; processes of other pid namespaces beside ours never.
     """
-    processes, found = [_Files(pid) for pid in procfs.pids() if pid not in serving], []
+    processes, found = [_Files(pid) for pid in procfs.pids() if pid not in others], []
     for files in processes:
         ours = own_fds if files.pid == os.getpid() else ()
         for fd in files.descriptors():

@@ -46,9 +46,8 @@ class Node:
     def __init__(self, device: Device, fd: int) -> None:
         self.device = device
         self.fd = fd
-        self.caches: list[int] = []  # further descriptors, of the device and its partitions: see `open_caches`
         self.exclusive = False
-        self._looking: blocking.WriteBack | None = None
+        self._caches: blocking.WriteBack | None = None  # see `open_caches`
         self._written = 0
 
     @classmethod
@@ -155,32 +154,25 @@ class Node:
             )
 
     def open_caches(self, deadline: Deadline) -> None:
-        """Opens the device and its partitions, so that `was_written` can write their page caches back.
+        """Starts the process that `was_written` asks; it opens the device and its partitions now.
 
-        Raises `Unanswered`, OSError. These descriptors have no claim, so a process that is left behind with them does
-        not keep other commands from claiming the device.
+        It has no claim, so if it is left behind it does not keep other commands from claiming the device. Raises
+        `Unanswered`, OSError.
         """
-        paths = Kernel(self.device).paths
-        with blocking.Opening(os.O_RDONLY, *paths) as opening:
-            for path in paths:
-                try:
-                    self.caches.append(opening.next(deadline))
-                except OSError as error:
-                    # A partition without a node has never been written to, because that takes one.
-                    if path == self.device.path or error.errno not in (errno.ENOENT, errno.ENXIO):
-                        raise
+        # A partition without a node has never been written to, because that takes one.
+        self._caches = blocking.WriteBack(*Kernel(self.device).paths)
+        self._caches.open(deadline)
 
-    def get_ready_to_look(self) -> None:
-        """Starts the process that `was_written` needs, so that the call itself takes less time."""
-        self._looking = blocking.WriteBack(self.caches)
+    @property
+    def helpers(self) -> set[int]:
+        """Processes of ours that have the device open."""
+        return {self._caches.pid} if self._caches else set()
 
     def close_caches(self) -> None:
         """Needed before partitions can go: the kernel drops no partition that is open."""
-        if self._looking:
-            self._looking.close()
-            self._looking = None
-        while self.caches:
-            os.close(self.caches.pop())
+        if self._caches:
+            self._caches.close()
+            self._caches = None
 
     def was_written(self, deadline: Deadline) -> bool:
         """Writes dirty pages to the server; returns whether anything was written since the last flush ended.
@@ -188,11 +180,8 @@ class Node:
         Raises `Unanswered`, and OSError if the kernel could not write; the kernel reports that only once. The server
         may keep the data in a cache of its own until the next flush.
         """
-        if self._looking:
-            self._looking.run(deadline)
-        else:
-            with blocking.WriteBack(self.caches) as looking:
-                looking.run(deadline)
+        if self._caches:
+            self._caches.run(deadline)
         return Kernel(self.device).written != self._written
 
     @contextlib.contextmanager

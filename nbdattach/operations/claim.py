@@ -87,6 +87,6 @@ def refuse_users_without_claim(node: Node) -> None:
     users = users_of(device)
     if users:
         raise in_use(device, users)
-    there = kept_open_by(device, node.fd, *node.caches)
+    there = kept_open_by(device, node.fd, helpers=node.helpers)
     if there:
         raise in_use(device, opened(there))

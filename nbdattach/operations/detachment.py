@@ -80,7 +80,7 @@ def detach(
         with control.hands_off(device, insist=not force):
             with _disconnected(node, force, reporter.say):
                 reporter.trace(f"{device.path}: disconnected")
-                if users_of(device):  # unlike a process that gets an error, they do not go by themselves
+                if force and users_of(device):  # unlike a process that gets an error, they do not go by themselves
                     deadline = Deadline(min(seconds, GOODBYE_SECONDS))
                 _await_worker(device, deadline)
                 node.clear(deadline)
@@ -115,7 +115,6 @@ def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterat
         return
     with contextlib.ExitStack() as ready:
         farewell = disconnection.farewell_to(node.device, ready)
-        node.get_ready_to_look()
         ready.enter_context(node.closed_to_writers())
         if not Kernel(node.device).counts_requests:  # then we cannot tell whether there were any since the flush
             node.flush()

@@ -64,18 +64,43 @@ def test_what_opens_after_it_was_given_up_is_closed(silent: str) -> None:
     os.close(other_end)
 
 
-def test_dirty_pages_are_written_and_an_error_has_its_number(tmp_path: Path) -> None:
-    with open(f"{tmp_path}/file", "wb") as file, WriteBack([file.fileno()]) as writing:
+def test_dirty_pages_are_written_again_and_again(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with WriteBack(f"{tmp_path}/file", f"{tmp_path}/nowhere") as writing:
+        writing.open(Deadline(A_MINUTE))
         for _ in range(2):
             writing.run(Deadline(A_MINUTE))
-    out, into = os.pipe()
-    with WriteBack([into]) as writing:
+
+
+def test_an_error_of_writing_has_its_number(silent: str) -> None:
+    other_end = os.open(silent, os.O_RDWR)
+    with WriteBack(silent) as writing:
         for _ in range(2):
             with pytest.raises(OSError, match="seek") as caught:
                 writing.run(Deadline(A_MINUTE))
             assert caught.value.errno == errno.ESPIPE
-    os.close(out)
-    os.close(into)
+    os.close(other_end)
+
+
+@pytest.mark.parametrize("names", [("nowhere",), ("file", "file/x"), ("nowhere", "file")])
+def test_the_first_one_has_to_open_and_others_if_they_are_there(tmp_path: Path, names: tuple[str, ...]) -> None:
+    (tmp_path / "file").touch()
+    with WriteBack(*(f"{tmp_path}/{name}" for name in names)) as writing, pytest.raises(OSError, match="director"):
+        writing.open(Deadline(A_MINUTE))
+
+
+def test_an_answer_that_comes_late_is_not_taken_for_that_to_the_next_question(silent: str) -> None:
+    with WriteBack(silent) as writing:
+        for _ in range(2):
+            with pytest.raises(Unanswered):
+                writing.open(Deadline(0.01))
+        with pytest.raises(Unanswered):
+            writing.run(Deadline(0.01))
+        other_end = os.open(silent, os.O_WRONLY)
+        writing.open(Deadline(A_MINUTE))
+        with pytest.raises(OSError, match="seek"):
+            writing.run(Deadline(A_MINUTE))
+    os.close(other_end)
 
 
 def test_a_message_is_sent_as_it_is() -> None:
