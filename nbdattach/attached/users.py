@@ -28,6 +28,7 @@ from nbdattach.kernel.sysfs import Block, Kernel
 from nbdattach.text import plain, typed
 
 if TYPE_CHECKING:
+    from nbdattach.attached.on_files import OnFiles
     from nbdattach.attached.spread import Spread
 
 # Seconds: a process counts as a user once it has kept the device open this long; probes (udev, blkid) end before.
@@ -38,6 +39,8 @@ _LOOKS = (0.001, 0.02)
 _HIDDEN_SECONDS = 5.0
 # Users named in the one line of an error; the list below it has all.
 _MAX_SAID = 3
+_DEV = "/dev/"
+_DELETED = " (deleted)"
 # File systems that may have more disks than their mounts name.
 _SPREAD = ("btrfs", "xfs", "ext3", "ext4", "f2fs")
 # Kinds of device mapper mappings: how the uuid begins, the kind's name, and the command that removes it by its name.
@@ -172,14 +175,34 @@ class Census:
         return found
 
     @cached_property
+    def _swaps(self) -> list[str]:
+        """Paths of devices and files."""
+        return [procfs.unescaped(line.split()[0]) for line in procfs.lines("swaps")[1:]]
+
+    @cached_property
     def swaps(self) -> set[str]:
         """Names of devices in /sys."""
-        return {_name_of(procfs.unescaped(line.split()[0])) for line in procfs.lines("swaps")[1:]}
+        return {_name_of(path) for path in self._swaps}
+
+    @cached_property
+    def _loops(self) -> dict[str, str]:
+        return sysfs.loops()
 
     @cached_property
     def loops(self) -> dict[str, list[str]]:
         """Loop devices by the number of the block device that backs them, under any of its names."""
-        return _loops_by_number(sysfs.loops())
+        return _loops_by_number(self._loops)
+
+    @cached_property
+    def on_files(self) -> dict[str, OnFiles]:
+        """Loop devices and swap on files, by the id of the mount. The module is loaded if this host has any."""
+        loops = {name: path for name, path in self._loops.items() if not path.startswith(_DEV)}
+        swaps = [path for path in self._swaps if not path.startswith(_DEV)]
+        if not (loops or swaps):
+            return {}
+        from nbdattach.attached.on_files import by_mount
+
+        return by_mount([one for one in self._tables if one.owner is None], loops, swaps)
 
     @cached_property
     def spread(self) -> Spread:
@@ -195,12 +218,20 @@ class Census:
 
     def users_of(self, device: Device) -> Users:
         """All users of the device that can be seen from here; root sees more."""
-        mounts: list[tuple[Mount, bool]] = []
-        built: dict[Use, User] = {}  # one that is built on two partitions counts once
-        for one in self._built(Block(device.name), set(), mounts):
-            if one.use not in built or one.direct:
-                built[one.use] = one
-        return Users([*self._mounted(mounts), *built.values()])
+        layers: list[list[User]] = []  # each has what is on files of the one before
+        blocks, seen, holders = [Block(device.name)], set[str](), list[User]()
+        while blocks or holders:
+            mounts: list[tuple[Mount, bool]] = []
+            built: dict[Use, User] = {}  # one that is built on two partitions counts once
+            for one in (user for block in blocks for user in self._built(block, seen, mounts)):
+                if one.use not in built or one.direct:
+                    built[one.use] = one
+            layers.append([*self._mounted(mounts), *built.values(), *holders])
+            files = [self.on_files[one.id] for one, _ in mounts if one.id in self.on_files]
+            blocks = [Block(name) for one in files for name in one.loops if name not in seen]
+            holders = [_holder(block, False) for block in blocks]
+            holders += [_swapped_on(f"swapped on {plain(path)}", path, False) for one in files for path in one.swaps]
+        return Users([one for layer in reversed(layers) for one in layer])
 
     def _mounted(self, mounts: list[tuple[Mount, bool]]) -> Iterator[User]:
         """Those mounted on others of them, or on top of them, come first."""
@@ -240,8 +271,7 @@ class Census:
             mounts += [(one, direct) for one in self.mounts if one.number == number or self._is_on(one, part)]
             if part.name in self.swaps:
                 what = "swapped on" if direct else f"{part.name} swapped on"
-                path = f"/dev/{part.name}"
-                yield User("swap", Use("swap", path, what, ("swapoff", path)), direct)
+                yield _swapped_on(what, f"/dev/{part.name}", direct)
             for target in self.targets.get(number, []):
                 yield _passed_on(target, part, direct)
 
@@ -268,7 +298,8 @@ def _name_of(path: str) -> str:
 def _loops_by_number(backing: Mapping[str, str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for loop, path in backing.items():
-        number = procfs.block_number(path)
+        # To look for a name that is gone reads its folder, whose disk may be dead.
+        number = None if path.endswith(_DELETED) else procfs.block_number(path)
         if number:
             found.setdefault(number, []).append(loop)
     return found
@@ -283,11 +314,15 @@ class _NearCensus(Census):
 
     @cached_property
     def loops(self) -> dict[str, list[str]]:
-        return _loops_by_number({loop: path for loop, path in sysfs.loops().items() if path.startswith("/dev/")})
+        return _loops_by_number({loop: path for loop, path in self._loops.items() if path.startswith(_DEV)})
+
+    @cached_property
+    def on_files(self) -> dict[str, OnFiles]:
+        return {}
 
     @cached_property
     def targets(self) -> dict[str, list[Target]]:
-        return targets.by_number("/dev/")
+        return targets.by_number(_DEV)
 
 
 def is_used(device: Device) -> bool:
@@ -391,6 +426,10 @@ def _elsewhere(pid: int, command: tuple[str, ...]) -> tuple[str, ...]:
         return ("nsenter", "-m", "-t", str(pid), *command)
     service = procfs.service_of(pid)
     return ("systemctl", "restart", service) if service else ("kill", str(pid))
+
+
+def _swapped_on(what: str, path: str, direct: bool) -> User:
+    return User("swap", Use("swap", path, what, ("swapoff", path)), direct)
 
 
 def _holder(block: Block, direct: bool) -> User:

@@ -150,6 +150,30 @@ def test_swap_on_a_mapping_is_named_and_released(tmp_path: Path) -> None:
         assert not FIRST.attached
 
 
+def test_what_is_on_files_of_its_file_system_goes_before_that(tmp_path: Path) -> None:
+    """A disk image on it, with a file system that is mounted there, with a swap file on that; and a swap file."""
+    other = shell(f"losetup -f --show {sparse_file(tmp_path / 'other', MIB)}").strip()
+    with attached_image(tmp_path, False):
+        shell("""mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt && mkdir /mnt/inner
+            dd if=/dev/zero of=/mnt/image bs=1M count=8 2>/dev/null && mkfs.ext4 -q /mnt/image""")
+        loop = shell("losetup -f --show /mnt/image").strip()
+        shell(f"""set -e; mount {loop} /mnt/inner; for swap in /mnt/swap /mnt/inner/swap; do
+            dd if=/dev/zero of=$swap bs=1M count=1 2>/dev/null; chmod 600 $swap; mkswap -q $swap; swapon $swap; done""")
+        commands = ["swapoff /mnt/inner/swap", "umount /mnt/inner", f"losetup -d {loop}", "swapoff /mnt/swap"]
+        assert nbd("disconnect", "nbd0").err.splitlines()[1:-1] == [
+            "  swapped on /mnt/inner/swap: swapoff /mnt/inner/swap",
+            "  mounted at /mnt/inner: umount /mnt/inner",
+            f"  held by {loop[5:]} (a loop device): losetup -d {loop}",
+            "  swapped on /mnt/swap: swapoff /mnt/swap",
+            "  mounted at /mnt: umount /mnt",
+        ]
+        done = nbd("disconnect", "--release", "nbd0")
+        assert done.err.splitlines() == [f"nbdattach: /dev/nbd0: {one}" for one in [*commands, "umount /mnt"]]
+        assert not FIRST.attached
+    assert shell(f"losetup -n -O BACK-FILE {other}").strip() == str(tmp_path / "other")
+    shell(f"losetup -d {other}")
+
+
 def test_a_dry_run_asks_the_same_questions(tmp_path: Path) -> None:
     with attached_image(tmp_path, False):
         shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")

@@ -16,7 +16,7 @@ from nbdattach.device import Device
 from nbdattach.host import procfs, targets
 from nbdattach.host.procfs import Opener
 from nbdattach.host.targets import Target
-from nbdattach.kernel import sysfs
+from nbdattach.kernel import loop, sysfs
 
 MOUNT = "36 35 43:0 / /mnt rw,noatime master:1 - ext4 /dev/nbd0 rw"
 
@@ -130,6 +130,27 @@ def test_what_is_built_on_two_partitions_is_released_once(host: Host, monkeypatc
     found = users_of(NBD0)
     assert [one.where for one in found.uses] == ["/dev/dm-0", "/dev/md0"]
     assert found.holders == ["dm-0", "md0"]
+
+
+@pytest.mark.usefixtures("host")
+def test_what_is_on_files_of_it_is_released_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop device on a file of it, mounted beside it, with a swap file; and files of other mounts, which stay."""
+    mounts(monkeypatch, ROOT, "2 1 43:0 / /mnt rw - ext4 /dev/nbd0 rw", "3 1 7:0 / /a rw - ext4 /dev/loop0 rw")
+    monkeypatch.setattr(sysfs, "loops", lambda: {"loop0": "/mnt/image", "loop1": "/image", "loop2": "/mnt/none"})
+    monkeypatch.setattr(sysfs.Block, "number", property(lambda one: {"nbd0": "43:0", "loop0": "7:0"}.get(one.name)))
+    swaps = ["Filename Type Size Used Priority", *(f"{path} file 9 0 -2" for path in ("/a/swap", "/mnt/b\\040c", "/d"))]
+    monkeypatch.setattr(procfs, "lines", lambda name: swaps if name == "swaps" else [])
+    monkeypatch.setattr(procfs, "block_number", lambda _: None)
+    files = {"loop0": os.makedev(43, 0), "loop1": os.makedev(8, 1), "loop2": os.makedev(8, 1)}
+    monkeypatch.setattr(loop, "file_of", lambda name: f"{files[name]}:12")
+    assert [one.command for one in users_of(NBD0).uses] == [
+        "swapoff /a/swap",
+        "umount /a",
+        "losetup -d /dev/loop0",
+        "swapoff '/mnt/b c'",
+        "umount /mnt",
+    ]
+    assert users_of(NBD0).holders == []
 
 
 OTHERS = "what is mounted on top of it, at {}, has to go first"

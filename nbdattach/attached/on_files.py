@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Loop devices and swap on files of a mounted file system, which cannot be unmounted before they are released.
+
+The kernel shows the path of such a file, as our mount namespace has it or as another one has it. So the number of its
+file system decides about a loop device. No file is looked at, because its disk may be dead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from nbdattach.host import copies
+from nbdattach.immutable import immutable
+from nbdattach.kernel import loop
+
+if TYPE_CHECKING:
+    from nbdattach.attached.users import Mount
+
+# For one question about a loop device.
+_SECONDS = 2.0
+
+
+@immutable
+class OnFiles:
+    """Of one mount."""
+
+    loops: list[str]  # names in /sys
+    swaps: list[str]  # paths
+
+
+def by_mount(mounts: Sequence[Mount], loops: Mapping[str, str], swaps: Sequence[str]) -> dict[str, OnFiles]:
+    """By the id of the mount. `loops` with the paths of their files, `swaps`: paths of files."""
+    found: dict[str, OnFiles] = {}
+    for name, path in loops.items():
+        mount = _mount_of(path, mounts)
+        if mount and _is_on(name, mount):
+            found.setdefault(mount.id, OnFiles([], [])).loops.append(name)
+    for path in swaps:
+        mount = _mount_of(path, mounts)
+        if mount:
+            found.setdefault(mount.id, OnFiles([], [])).swaps.append(path)
+    return found
+
+
+def _mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
+    """The one that shows that path: the longest, and of several at one place the last."""
+    above = [one for one in mounts if path.startswith(one.path.rstrip("/") + "/")]
+    return max(reversed(above), key=lambda one: len(one.path), default=None)
+
+
+def _is_on(name: str, mount: Mount) -> bool:
+    number, _, _ = (copies.answer_within(_SECONDS, lambda: loop.file_of(name)) or "").partition(":")
+    major, _, minor = mount.number.partition(":")
+    return number == str(os.makedev(int(major), int(minor)))

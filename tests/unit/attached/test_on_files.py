@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files of a mounted file system that have become loop devices or swap: which mount they are on."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from nbdattach.attached import users
+from nbdattach.attached.on_files import OnFiles, by_mount
+from nbdattach.kernel import loop
+
+LINES = (
+    "1 0 8:1 / / rw - ext4 /dev/sda1 rw",
+    "2 1 43:0 / /mnt rw - ext4 /dev/nbd0 rw",
+    "3 2 43:32 / /mnt/inner rw - ext4 /dev/nbd1 rw",
+    "4 2 43:64 / /mnt/inner rw - ext4 /dev/nbd2 rw",
+)
+MOUNTS = [users._mount(line, None) for line in LINES]
+
+
+@pytest.mark.parametrize(
+    ("path", "id"),
+    [
+        ("/mnt/swap", "2"),
+        ("/mnt/innermost", "2"),
+        ("/mnt/inner/a b", "4"),
+        ("/mntx", "1"),
+        ("/mnt", "1"),
+        ("(unreachable)/mnt/swap", ""),
+    ],
+)
+def test_a_swap_file_is_on_the_mount_that_shows_its_path(path: str, id: str) -> None:
+    assert by_mount(MOUNTS, {}, [path]) == ({id: OnFiles([], [path])} if id else {})
+
+
+@pytest.mark.parametrize(
+    ("identity", "found"),
+    [
+        (f"{os.makedev(43, 0)}:12", {"2": OnFiles(["loop0"], [])}),
+        (f"{os.makedev(8, 1)}:12", {}),  # of another mount namespace, which has the same path
+        ("block:99", {}),
+        ("", {}),  # nobody may ask but root
+    ],
+)
+def test_the_number_of_its_file_system_decides_about_a_loop_device(
+    monkeypatch: pytest.MonkeyPatch, identity: str, found: dict[str, OnFiles]
+) -> None:
+    monkeypatch.setattr(loop, "file_of", lambda _: identity)
+    assert by_mount(MOUNTS, {"loop0": "/mnt/image (deleted)"}, []) == found
