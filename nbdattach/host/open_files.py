@@ -39,7 +39,7 @@ def openers(numbers: set[str], others: Collection[int] = (), own_fds: Collection
         for fd in files.descriptors():
             if fd not in ours and files.has_open(fd, numbers):
                 found.append(Opener(files.pid, procfs.name_of(files.pid), fd))
-    return found + [Opener(pid, procfs.name_of(pid), MAPPED) for pid in _mapped_by(processes, numbers)]
+    return found + [Opener(pid, procfs.name_of(pid), MAPPED) for pid in _mapped_by(processes, numbers)[0]]
 
 
 def inside(numbers: set[str], seconds: float) -> list[Opener]:
@@ -94,31 +94,45 @@ def has_open(pid: int, numbers: set[str]) -> bool:
 def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
     """Whether that descriptor of the process is one of these block devices, not opened with O_PATH.
 
-    `MAPPED` instead of a descriptor: whether it maps one of them.
+    `MAPPED` instead of a descriptor: whether it maps one of them, as far as it shows that now.
     """
-    return bool(_mapped_by([_Files(pid)], numbers)) if fd == MAPPED else _Files(pid).has_open(fd, numbers)
+    if fd != MAPPED:
+        return _Files(pid).has_open(fd, numbers)
+    found, hidden = _mapped_by([_Files(pid)], numbers)
+    return bool(found or hidden)
 
 
-def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> list[int]:
-    """Those of the processes that have one of these block devices in their memory."""
-    left, found, at = iter(processes), [], [0]
+def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> tuple[list[int], set[int]]:
+    """Those of the processes that have one of these block devices in their memory, and those that did not show it."""
+    left, found = iter(processes), []
+    asked, answered = [], []
 
     def look() -> None:
         for files in left:
-            at[0] = files.pid
+            asked.append(files.pid)
             if files.maps(numbers):
                 found.append(files.pid)
+            answered.append(files.pid)
 
     patience = Deadline(_MAPPINGS)
     while not patience.passed:
         thread, before = threading.Thread(target=look, daemon=True), -1
-        thread.start()
-        while thread.is_alive() and at[0] != before:
-            before = at[0]
+        try:
+            thread.start()
+        except RuntimeError:  # the system lets us start none
+            look()
+            break
+        # On a busy machine it may take long, but it does not wait for a lock.
+        while thread.is_alive() and (len(answered) != before or (not patience.passed and _runs(thread))):
+            before = len(answered)
             thread.join(_A_PROCESS)
         if not thread.is_alive():
             break
-    return [*found]
+    return [*found], {*asked} - {*answered}
+
+
+def _runs(thread: threading.Thread) -> bool:
+    return bool(thread.native_id) and procfs.runs(thread.native_id or 0)
 
 
 class _Files:

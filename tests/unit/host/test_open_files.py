@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -86,9 +88,32 @@ def test_a_process_whose_mappings_cannot_be_read_now_does_not_hide_another_one(
     monkeypatch.setattr(open_files, "_A_PROCESS", 0.05)
     try:
         assert {one.pid for one in open_files.openers({"43:0"})} == {7, 9}
-        assert not open_files.still_open(8, open_files.MAPPED, {"43:0"})
+        assert open_files.still_open(8, open_files.MAPPED, {"43:0"})  # it has shown the mapping before
     finally:
         os.close(os.open(tmp_path / "8/maps", os.O_RDWR | os.O_NONBLOCK))  # what waits there goes on
+
+
+def test_a_look_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may have many mappings, on a busy machine."""
+
+    def compute_for_a_while(_files: object, _numbers: set[str]) -> bool:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)  # without the lock of the interpreter
+        return True
+
+    monkeypatch.setattr(open_files._Files, "maps", compute_for_a_while)
+    monkeypatch.setattr(open_files, "_A_PROCESS", 0.05)
+    monkeypatch.setattr(procfs, "pids", lambda: [os.getpid()])
+    assert [one.fd for one in open_files.openers({"43:0"})] == [open_files.MAPPED]
+
+
+def test_mappings_are_looked_at_even_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(open_files._Files, "maps", lambda *_: True)
+    monkeypatch.setattr(procfs, "pids", lambda: [os.getpid()])
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert [one.fd for one in open_files.openers({"43:0"})] == [open_files.MAPPED]
 
 
 def test_what_all_files_of_a_process_have_in_common_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
