@@ -106,9 +106,12 @@ def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> tuple[list[int
     """Those of the processes that have one of these block devices in their memory, and those that did not show it."""
     left, found = iter(processes), []
     asked, answered = [], []
+    over = False
 
     def look() -> None:
         for files in left:
+            if over:  # this thread was left behind, and goes on only now
+                return
             asked.append(files.pid)
             if files.maps(numbers):
                 found.append(files.pid)
@@ -128,6 +131,9 @@ def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> tuple[list[int
             thread.join(_A_PROCESS)
         if not thread.is_alive():
             break
+        # A process that waits for a disk itself is the one that may hold its lock: the others come first.
+        left = iter(sorted(left, key=lambda files: procfs.waits_for_disk(files.pid)))
+    over = True
     return [*found], {*asked} - {*answered}
 
 

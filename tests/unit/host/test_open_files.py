@@ -93,6 +93,30 @@ def test_a_process_whose_mappings_cannot_be_read_now_does_not_hide_another_one(
         os.close(os.open(tmp_path / "8/maps", os.O_RDWR | os.O_NONBLOCK))  # what waits there goes on
 
 
+def test_many_processes_that_wait_for_a_dead_disk_do_not_hide_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each program that is started from there waits like that, and there is no time to wait for all of them."""
+    stuck = [str(pid) for pid in range(10, 20)]
+    for pid in (*stuck, "7"):
+        (tmp_path / pid / "map_files").mkdir(parents=True)
+        (tmp_path / pid / "map_files/7f0-7f1").symlink_to("/dev/nbd0")
+        (tmp_path / pid / "stat").write_text(f"{pid} (name) {'D' if pid in stuck else 'S'} 1")
+        if pid in stuck:
+            os.mkfifo(tmp_path / pid / "maps")
+    (tmp_path / "7/maps").write_text("7f0-7f1 rw-s 00000000 0:5 9 /dev/nbd0\n")
+    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
+    monkeypatch.setattr(procfs, "pids", lambda: [*map(int, stuck), 7])
+    monkeypatch.setattr(procfs, "number_of", lambda _: "43:0")
+    monkeypatch.setattr(open_files, "_A_PROCESS", 0.1)
+    monkeypatch.setattr(open_files, "_MAPPINGS", 0.5)
+    try:
+        assert [one.pid for one in open_files.openers({"43:0"})] == [7]
+    finally:
+        for pid in stuck:
+            os.close(os.open(tmp_path / pid / "maps", os.O_RDWR | os.O_NONBLOCK))  # what waits there goes on
+
+
 def test_a_look_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process may have many mappings, on a busy machine."""
 
