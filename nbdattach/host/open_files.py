@@ -18,9 +18,10 @@ from nbdattach.deadline import Deadline
 from nbdattach.host import copies, procfs
 from nbdattach.host.procfs import Opener
 
-# Seconds for the mappings of one process, after which we go on to the next; and for those that keep us waiting, in all.
-_A_PROCESS = 1.0
-_MAPPINGS = 5.0
+# Seconds for the mappings of a process that waits, and of one that is only slow, after which we go on to the next; and
+# how many may keep us waiting. However long the others take in all, none of them is left out.
+_A_PROCESS, _SLOW = 1.0, 5.0
+_LEFT_BEHIND = 5
 # For Opener.fd.
 MAPPED = -2
 # Lines of maps (proc_pid_maps(5)) of shared mappings of files with a path: others do not write to a device.
@@ -117,9 +118,8 @@ def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> tuple[list[int
                 found.append(files.pid)
             answered.append(files.pid)
 
-    patience = Deadline(_MAPPINGS)
-    while not patience.passed:
-        thread, before = threading.Thread(target=look, daemon=True), -1
+    for _ in range(_LEFT_BEHIND):
+        thread, before, patience = threading.Thread(target=look, daemon=True), -1, Deadline(_SLOW)
         try:
             thread.start()
         except RuntimeError:  # the system lets us start none
@@ -127,7 +127,8 @@ def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> tuple[list[int
             break
         # On a busy machine it may take long, but it does not wait for a lock.
         while thread.is_alive() and (len(answered) != before or (not patience.passed and _runs(thread))):
-            before = len(answered)
+            if len(answered) != before:
+                before, patience = len(answered), Deadline(_SLOW)
             thread.join(_A_PROCESS)
         if not thread.is_alive():
             break

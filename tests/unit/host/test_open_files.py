@@ -9,12 +9,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nbdattach.deadline import Deadline
 from nbdattach.host import open_files, procfs
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left_to_the_next_test() -> Iterator[None]:
+    before, patience = len(os.listdir("/proc/self/task")), Deadline(60)
+    yield
+    while len(os.listdir("/proc/self/task")) > before:
+        assert patience.sleep(0.001)
 
 
 def test_nothing_is_asked_of_a_file_system_that_may_never_answer(
@@ -109,12 +119,31 @@ def test_many_processes_that_wait_for_a_dead_disk_do_not_hide_another_one(
     monkeypatch.setattr(procfs, "pids", lambda: [*map(int, stuck), 7])
     monkeypatch.setattr(procfs, "number_of", lambda _: "43:0")
     monkeypatch.setattr(open_files, "_A_PROCESS", 0.1)
-    monkeypatch.setattr(open_files, "_MAPPINGS", 0.5)
     try:
         assert [one.pid for one in open_files.openers({"43:0"})] == [7]
     finally:
         for pid in stuck:
             os.close(os.open(tmp_path / pid / "maps", os.O_RDWR | os.O_NONBLOCK))  # what waits there goes on
+
+
+def test_a_process_is_not_left_out_because_those_before_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = threading.Event()
+
+    def look(files: open_files._Files, _numbers: set[str]) -> bool:
+        if files.pid == 9:
+            ends.wait()
+        time.sleep(0.01)
+        return files.pid == 10
+
+    monkeypatch.setattr(open_files._Files, "maps", look)
+    monkeypatch.setattr(open_files._Files, "descriptors", lambda _: [])
+    monkeypatch.setattr(procfs, "pids", lambda: range(1, 11))
+    monkeypatch.setattr(open_files, "_A_PROCESS", 0.05)
+    monkeypatch.setattr(open_files, "_SLOW", 0.05)
+    try:
+        assert [one.pid for one in open_files.openers({"43:0"})] == [10]
+    finally:
+        ends.set()
 
 
 def test_a_look_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
