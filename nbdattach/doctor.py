@@ -133,7 +133,9 @@ def _wedged(device: Device) -> Iterator[Finding]:
         if kernel.size and not kernel.attached:
             yield Finding(device.path, f"{kernel.size} bytes, but nothing is attached", True, remedy)
         return
-    if status.trouble:
+    if ended := state.end_of(device):
+        yield Finding(device.path, f"lost since {ended.since}: {ended.error}", True, remedy)
+    elif status.trouble:
         yield _away(status, status.trouble)
     elif status.state == "lost":
         yield Finding(device.path, f"lost: no process serves it any more (it was process {pid})", True, remedy)

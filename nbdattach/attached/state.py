@@ -142,14 +142,15 @@ def trouble_of(device: Device) -> Trouble | None:
     return trouble if trouble.state in ("reconnecting", "lost") else None
 
 
-def note_end(device: Device) -> None:
+def note_end(device: Device, pid: int | None) -> None:
     """Remembers that the attachment has ended, for as long as a program that has the device open keeps it there.
 
-    Nothing else shows it: the kernel keeps size and pid. Call this after `forget`. Raises OSError.
+    Nothing else shows it: the kernel keeps size and pid. Call this after `forget`. `pid` is the kernel's for that
+    attachment: by now there may be another one, which has a record, or another pid. Raises OSError.
     """
     from nbdattach.clock import now
 
-    write(f"{path(device)}{ENDED}", {"identity": identity_of(device), "since": now()})
+    write(f"{path(device)}{ENDED}", {"identity": (pid, Kernel(device).backend, None), "since": now()})
 
 
 def end_of(device: Device) -> Trouble | None:

@@ -82,6 +82,7 @@ class Claimed:
     def abandon(self) -> None:
         with contextlib.suppress(OSError):
             self._family.disconnect(self.node.device.index)
+        self._family.close()  # if we have no descriptor left, what else is undone needs this one
 
     def close(self) -> None:
         self._locks.close()

@@ -253,6 +253,9 @@ class Scout:
         self._ours.shutdown(socket.SHUT_WR)
         deadline = Deadline(_BURIAL)
         _await_read(self._ours, deadline)
+        # Only now if a process that another thread of ours started had a copy of the descriptor, for a moment.
+        if tcp.ends(self._ours.fileno()) & select.POLLERR:
+            return False
         deadline.sleep(_SCOUT_ENDS)
         return True
 

@@ -25,6 +25,10 @@ class Unanswered(Exception):
     """The server did not answer a request of the kernel before the deadline."""
 
 
+class Killed(Exception):
+    """The process was killed while it had nothing to do, so the kernel has told it nothing that we do not know."""
+
+
 class Opening:
     """Paths that another process opens. With O_EXCL in `flags` the claim comes with the descriptor.
 
@@ -86,9 +90,12 @@ class WriteBack:
             self._answer(deadline)
 
     def run(self, deadline: Deadline) -> None:
-        """Raises OSError, and `Unanswered`; then it may be called again."""
+        """Raises OSError, `Killed`, and `Unanswered`; then it may be called again."""
         self.open(deadline)  # an answer that came too late is not that to our question, but its error counts
-        self._channel.send(b"!")
+        try:
+            self._channel.send(b"!")
+        except BrokenPipeError:
+            raise Killed from None
         self._owes = 1
         self._answer(deadline)
 

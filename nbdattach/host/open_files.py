@@ -18,9 +18,10 @@ from nbdattach.deadline import Deadline
 from nbdattach.host import copies, procfs
 from nbdattach.host.procfs import Opener
 
-# Seconds for the mappings of one process, after which we go on to the next; and for those that keep us waiting, in all.
-_A_PROCESS = 1.0
-_MAPPINGS = 5.0
+# Seconds for the mappings of a process that waits, and of one that is only slow, after which we go on to the next; and
+# how many may keep us waiting. However long the others take in all, none of them is left out.
+_A_PROCESS, _SLOW = 1.0, 5.0
+_LEFT_BEHIND = 5
 # For Opener.fd.
 MAPPED = -2
 # Lines of maps (proc_pid_maps(5)) of shared mappings of files with a path: others do not write to a device.
@@ -39,7 +40,7 @@ def openers(numbers: set[str], others: Collection[int] = (), own_fds: Collection
         for fd in files.descriptors():
             if fd not in ours and files.has_open(fd, numbers):
                 found.append(Opener(files.pid, procfs.name_of(files.pid), fd))
-    return found + [Opener(pid, procfs.name_of(pid), MAPPED) for pid in _mapped_by(processes, numbers)]
+    return found + [Opener(pid, procfs.name_of(pid), MAPPED) for pid in _mapped_by(processes, numbers)[0]]
 
 
 def inside(numbers: set[str], seconds: float) -> list[Opener]:
@@ -94,31 +95,51 @@ def has_open(pid: int, numbers: set[str]) -> bool:
 def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
     """Whether that descriptor of the process is one of these block devices, not opened with O_PATH.
 
-    `MAPPED` instead of a descriptor: whether it maps one of them.
+    `MAPPED` instead of a descriptor: whether it maps one of them, as far as it shows that now.
     """
-    return bool(_mapped_by([_Files(pid)], numbers)) if fd == MAPPED else _Files(pid).has_open(fd, numbers)
+    if fd != MAPPED:
+        return _Files(pid).has_open(fd, numbers)
+    found, hidden = _mapped_by([_Files(pid)], numbers)
+    return bool(found or hidden)
 
 
-def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> list[int]:
-    """Those of the processes that have one of these block devices in their memory."""
-    left, found, at = iter(processes), [], [0]
+def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> tuple[list[int], set[int]]:
+    """Those of the processes that have one of these block devices in their memory, and those that did not show it."""
+    left, found = iter(processes), []
+    asked, answered = [], []
+    over = False
 
     def look() -> None:
         for files in left:
-            at[0] = files.pid
+            if over:  # this thread was left behind, and goes on only now
+                return
+            asked.append(files.pid)
             if files.maps(numbers):
                 found.append(files.pid)
+            answered.append(files.pid)
 
-    patience = Deadline(_MAPPINGS)
-    while not patience.passed:
-        thread, before = threading.Thread(target=look, daemon=True), -1
-        thread.start()
-        while thread.is_alive() and at[0] != before:
-            before = at[0]
+    for _ in range(_LEFT_BEHIND):
+        thread, before, patience = threading.Thread(target=look, daemon=True), -1, Deadline(_SLOW)
+        try:
+            thread.start()
+        except RuntimeError:  # the system lets us start none
+            look()
+            break
+        # On a busy machine it may take long, but it does not wait for a lock.
+        while thread.is_alive() and (len(answered) != before or (not patience.passed and _runs(thread))):
+            if len(answered) != before:
+                before, patience = len(answered), Deadline(_SLOW)
             thread.join(_A_PROCESS)
         if not thread.is_alive():
             break
-    return [*found]
+        # A process that waits for a disk itself is the one that may hold its lock: the others come first.
+        left = iter(sorted(left, key=lambda files: procfs.waits_for_disk(files.pid)))
+    over = True
+    return [*found], {*asked} - {*answered}
+
+
+def _runs(thread: threading.Thread) -> bool:
+    return bool(thread.native_id) and procfs.runs(thread.native_id or 0)
 
 
 class _Files:

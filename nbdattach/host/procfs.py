@@ -61,6 +61,18 @@ def asleep(pid: int) -> bool:
     return fields is not None and fields[0] == "S"
 
 
+def runs(pid: int) -> bool:
+    """Its first thread, or the thread of that number, runs or waits for a processor, and for nothing else."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "R"
+
+
+def waits_for_disk(pid: int) -> bool:
+    """Its first thread waits for a disk, or for another thing that no signal ends."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "D"
+
+
 def stopped(pid: int) -> bool:
     """By a signal (SIGSTOP, or Ctrl-Z in a shell) or a debugger: it does nothing until it is continued."""
     fields = _stat(pid)

@@ -177,8 +177,8 @@ class Node:
     def was_written(self, deadline: Deadline) -> bool:
         """Writes dirty pages to the server; returns whether anything was written since the last flush ended.
 
-        Raises `Unanswered`, and OSError if the kernel could not write; the kernel reports that only once. The server
-        may keep the data in a cache of its own until the next flush.
+        Raises `Unanswered`, `Killed`, and OSError if the kernel could not write; the kernel reports that only once. The
+        server may keep the data in a cache of its own until the next flush.
         """
         if self._caches:
             self._caches.run(deadline)

@@ -91,7 +91,7 @@ def detach(
                 _await_free(device, pid, deadline)
             except DeviceInUse:
                 with contextlib.suppress(OSError):
-                    state.note_end(device)
+                    state.note_end(device, pid)
                 tidy_up_later(device, pid)
                 raise
         _await_relay(record)

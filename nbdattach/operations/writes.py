@@ -9,7 +9,7 @@ from nbdattach.attached import state
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.host.blocking import Unanswered
+from nbdattach.host.blocking import Killed, Unanswered
 from nbdattach.kernel.flush import mark_unflushed
 from nbdattach.kernel.node import Node, cannot_open
 from nbdattach.kernel.sysfs import Kernel
@@ -71,6 +71,9 @@ def was_written(node: Node) -> bool:
         return node.was_written(Deadline(FORCE_SECONDS))
     except Unanswered:
         return True
+    except Killed:
+        cause = "a process of ours that looks for its last writes was killed"
+        raise KernelRefused(node.device.path, cause, "nothing was detached; try again") from None
     except OSError as error:  # the kernel reports a write error once only, so a later flush will not see it
         if Kernel(node.device).attached:
             with contextlib.suppress(OSError):
@@ -83,7 +86,7 @@ def are_lost(node: Node) -> bool:
     """Whether dirty pages are left that cannot be sent any more, because the connection has ended."""
     try:
         node.was_written(Deadline(FORCE_SECONDS))
-    except (Unanswered, OSError):
+    except (Unanswered, Killed, OSError):  # in doubt, they are
         return True
     return False
 

@@ -281,6 +281,15 @@ def test_without_a_connection_it_is_away_not_wedged(machine: Machine, how: str, 
         assert machine.says("/dev/nbd0") == worth_knowing("/dev/nbd0", says, remedy)
 
 
+@pytest.mark.parametrize("netlink", [True, False])
+def test_what_was_detached_and_is_kept_by_a_program_needs_no_server(machine: Machine, netlink: bool) -> None:
+    machine.attach(pid=os.getpid(), netlink=netlink)
+    state.note_end(NBD0, os.getpid())
+    ended = state.end_of(NBD0)
+    assert ended
+    assert machine.says("/dev/nbd0") == in_the_way("/dev/nbd0", f"lost since {ended.since}: {ended.error}", DETACH)
+
+
 LEFT_ON = (
     "free, but another program has switched NBD_CMD_WRITE_ZEROES on; "
     "connect refuses servers that do not support it there"

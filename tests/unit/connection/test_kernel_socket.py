@@ -304,6 +304,17 @@ def test_a_scout_that_is_dropped_was_not_taken() -> None:
         assert not scout.was_taken()
 
 
+def test_a_scout_was_not_taken_if_a_process_that_starts_meanwhile_has_it_for_a_moment() -> None:
+    """A process has all our descriptors until it runs its program, or closes them itself."""
+    with Scout() as scout:
+        started = os.fork()
+        if not started:
+            time.sleep(0.1)
+            os._exit(0)
+        assert not scout.was_taken()
+        os.waitpid(started, 0)
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_scout_that_is_kept_was_taken(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_socket, "_BURIAL", 0.1)

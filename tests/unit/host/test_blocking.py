@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
 from nbdattach.deadline import Deadline
-from nbdattach.host.blocking import Opening, Sending, Unanswered, WriteBack
+from nbdattach.host.blocking import Killed, Opening, Sending, Unanswered, WriteBack
 
 A_MINUTE = 60.0
 
@@ -101,6 +102,16 @@ def test_an_answer_that_comes_late_is_not_taken_for_that_to_the_next_question(si
         with pytest.raises(OSError, match="seek"):
             writing.run(Deadline(A_MINUTE))
     os.close(other_end)
+
+
+def test_a_process_that_was_killed_before_it_was_asked_is_no_error_of_writing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with WriteBack(f"{tmp_path}/file") as writing:
+        writing.run(Deadline(A_MINUTE))
+        os.kill(writing.pid, signal.SIGKILL)
+        writing._process.wait()
+        with pytest.raises(Killed):
+            writing.run(Deadline(A_MINUTE))
 
 
 def test_a_message_is_sent_as_it_is() -> None:

@@ -186,6 +186,18 @@ def test_two_commands_that_hold_a_device_hold_it_until_both_are_done(attachment:
     assert checked == [None]
 
 
+def test_a_device_that_was_detached_is_left_alone_though_a_program_keeps_it(
+    attachment: Attachment, tmp_path: Path
+) -> None:
+    """The kernel keeps its pid, and there is a file that says that it has ended."""
+    (tmp_path / "sys/block/nbd0/pid").write_text(f"{RECORD.kernel_pid}\n")
+    attachment.watch.hold()
+    state.forget(NBD0)
+    state.note_end(NBD0, RECORD.kernel_pid)
+    attachment.watch.release()
+    assert (attachment.log, attachment.watch.tick()) == (["nbd0: no longer attached"], False)
+
+
 def test_hands_that_are_off_come_back_though_this_machine_has_no_descriptor_left(attachment: Attachment) -> None:
     """A thread of the watch may wait for just that, and a device without a watch would lose its server for good."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -12,14 +13,17 @@ from typing import Any, NoReturn
 import pytest
 from host import NBD0, pretend
 
-from nbdattach.backends import queue_choice
+from nbdattach.backends import by_netlink, queue_choice
 from nbdattach.deadline import Deadline
 from nbdattach.errors import KernelRefused
 from nbdattach.kernel import sysfs
 from nbdattach.operations import attachment
 
 
-def test_it_is_undone_even_if_we_have_no_descriptor_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["ioctl", "netlink"])
+def test_it_is_undone_even_if_we_have_no_descriptor_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
     """That may be why it failed; the first to be freed is a descriptor of the backend."""
     host, none_left = pretend(tmp_path, monkeypatch), [True]
     host.attach()
@@ -39,7 +43,11 @@ def test_it_is_undone_even_if_we_have_no_descriptor_left(tmp_path: Path, monkeyp
     monkeypatch.setattr(attachment, "_steps_to_ready", fails)
 
     def abandon() -> None:
-        none_left.clear()
+        if backend == "ioctl":
+            none_left.clear()
+        else:
+            family: Any = SimpleNamespace(disconnect=lambda _: None, close=none_left.clear)
+            by_netlink.Claimed(hold.node, family, job, ExitStack()).abandon()
         done.append("abandon")
 
     monkeypatch.setattr(queue_choice, "take_back", lambda _: done.append("queue"))

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When data that a program wrote counts as lost. What else is done about writes needs the driver: `kernel`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from host import NBD0, pretend
+
+from nbdattach.attached import state
+from nbdattach.deadline import Deadline
+from nbdattach.errors import KernelRefused
+from nbdattach.host.blocking import WriteBack
+from nbdattach.kernel.node import Node
+from nbdattach.operations import writes
+
+
+def test_nothing_is_lost_because_the_process_that_looks_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when memory is short. A later disconnect must not refuse because of a flush that failed."""
+    pretend(tmp_path, monkeypatch).attach()
+    (tmp_path / "file").touch()
+    node = Node(NBD0, -1)
+    node._caches = WriteBack(f"{tmp_path}/file")
+    node._caches.open(Deadline(60))
+    for pid in node.helpers:
+        os.kill(pid, signal.SIGKILL)
+    node._caches._process.wait()
+    with pytest.raises(KernelRefused, match="killed"):
+        writes.was_written(node)
+    assert not state.is_unflushed(NBD0)
+    node.close()
