@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 from servers import Server
 
-# The measurements there.
-PARTS = ("attaching", "data", "restarts", "monitor", "at-once", "tls", "tls-chacha20", "images-raw", "images-qcow2")
+# The measurements there, and those that need no guest.
+PARTS = (
+    *("attaching", "before", "data", "restarts", "outages", "monitor", "at-once", "crowd"),
+    *("tls", "tls-chacha20", "relay", "images-raw", "images-qcow2"),
+)
+HERE = ("cpu", "imports", "openers")
 SECTORS = (128, 256, 512, 1024, 4096)
 CONNECTIONS = (1, 2, 4, 8)
 
