@@ -82,7 +82,8 @@ def here(options: argparse.Namespace, parts: list[str], build_before: str | None
 
 def shown(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
     for title, rows in tables.items():
-        print(table(f"{title}, {rows[0].rounds} rounds", rows), flush=True)
+        rounds = rows[0].rounds
+        print(table(f"{title}, {rounds} round{'s' * (rounds != 1)}", rows), flush=True)
     return tables
 
 

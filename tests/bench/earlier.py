@@ -2,7 +2,7 @@
 """Attaching and detaching with today's build and with the build before, each with a monitor of its own.
 
 A monitor of one build must not serve a device of the other, so it is stopped whenever the builds take turns. The first
-attachment of a turn starts a monitor, and is measured by itself.
+attachment of a turn by netlink starts a monitor, and is measured by itself. By ioctl there is none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 
 import before
-import cpu_time
 import monitor_process
 from attached import REST_SECONDS, Device, run, until
 from contenders import Contender, nbdattach_with
@@ -18,15 +17,15 @@ from figures import Row
 from servers import Server
 
 OURS = "nbdattach"
-BACKENDS = ("netlink", "ioctl")
-# The measurements of `_one_turn`, in its order. In milliseconds.
+FIRST = "connect, no monitor runs"
+# The measurements of `_one_turn`, in its order.
 WHATS = (
-    "connect, no monitor runs",
     "connect, the command",
     "connect, until it has its size",
     "disconnect, the command",
     "disconnect, until it is free",
 )
+BACKENDS = {"netlink": (*WHATS, FIRST), "ioctl": WHATS}
 
 
 def measure(nbdattach: str, build_before: str, server: Server, rounds: int) -> list[Row]:
@@ -34,34 +33,36 @@ def measure(nbdattach: str, build_before: str, server: Server, rounds: int) -> l
     programs = {OURS: nbdattach, before.NAME: build_before}
     rows = {
         backend: [
-            Row(f"{backend}: {what}", "ms", OURS, {name: [] for name in programs}, {before.NAME: "<= 1"})
-            for what in WHATS
+            Row(f"{backend}: {name}", "ms", OURS, {build: [] for build in programs}, {before.NAME: "<= 1"})
+            for name in names
         ]
-        for backend in BACKENDS
+        for backend, names in BACKENDS.items()
     }
     for number in range(-1, rounds):
-        for backend in BACKENDS:
-            for name in programs if number % 2 else reversed(programs):
-                contender = nbdattach_with(programs[name], name, "--backend", backend)
-                figures = _one_turn(contender, programs[name], server, Device(0))
-                for row, figure in zip(rows[backend], figures, strict=True):
+        for backend, rows_of_it in rows.items():
+            for build in programs if number % 2 else reversed(programs):
+                contender = nbdattach_with(programs[build], build, "--backend", backend)
+                figures = _one_turn(contender, build, server, Device(0), backend == "netlink")
+                for row, figure in zip(rows_of_it, figures, strict=True):
                     if number >= 0:
-                        row.samples[name].append(figure)
+                        row.samples[build].append(figure)
     monitor_process.stop()
-    return [row for backend in BACKENDS for row in rows[backend]]
+    return [row for rows_of_it in rows.values() for row in rows_of_it]
 
 
-def _one_turn(contender: Contender, program: str, server: Server, device: Device) -> list[float]:
+def _one_turn(contender: Contender, build: str, server: Server, device: Device, with_monitor: bool) -> list[float]:
     monitor_process.stop()
-    first = run(contender.attach(server, device.path))
-    until(lambda: device.ready)
-    require_code_of(program)
-    time.sleep(REST_SECONDS)
-    _detach(contender, device)
+    first = []
+    if with_monitor:
+        first = [run(contender.attach(server, device.path))]
+        until(lambda: device.ready)
+        time.sleep(REST_SECONDS)
+        _detach(contender, device)
     attach = run(contender.attach(server, device.path))
     ready = attach + until(lambda: device.ready)
+    require_code_of(build)
     time.sleep(REST_SECONDS)
-    return [first, attach, ready, *_detach(contender, device)]  # as in WHATS
+    return [attach, ready, *_detach(contender, device), *first]
 
 
 def _detach(contender: Contender, device: Device) -> tuple[float, float]:
@@ -72,9 +73,11 @@ def _detach(contender: Contender, device: Device) -> tuple[float, float]:
     return command, free
 
 
-def require_code_of(program: str) -> None:
-    """The monitor that runs has been started by that program, and has its code. Raises `RuntimeError` otherwise."""
-    found = monitor_process.package(monitor_process.pid())
-    is_before = program == str(before.tree() / "bin/nbdattach")
-    if is_before != (found == str(before.tree())):
-        raise RuntimeError(f"{program}: the monitor has the code in {found} ({cpu_time.interpreter(program)})")
+def require_code_of(build: str) -> None:
+    """All processes of nbdattach have the code of that build, and there is one. Raises `RuntimeError` otherwise.
+
+    The command that has started them named the folder of its own code to them.
+    """
+    folders = monitor_process.folders_of_code()
+    if not folders or any((build == before.NAME) != (folder == str(before.tree())) for folder in folders):
+        raise RuntimeError(f"{build}: processes of ours have the code in {folders or 'no folder'}")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from attached import until
-from leftovers import monitors
+from leftovers import monitors, workers
 
 # User-mode Linux counts CPU time in ticks of 10 ms: less than that of a look is seen by chance only.
 LEAST_SECONDS = 20.0
@@ -32,10 +32,14 @@ def stop() -> None:
     until(lambda: not monitors())
 
 
-def package(one: int) -> str:
-    """The folder from which that monitor imports nbdattach: the argument after its code."""
-    arguments = Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
-    return os.fsdecode(arguments[arguments.index(b"-c") + 2])
+def folders_of_code() -> set[str]:
+    """From these the monitor, and workers, import nbdattach: the argument after their code names one."""
+    found = set()
+    for one, _ in workers():
+        with suppress(OSError, ValueError):  # it may have ended, or be a copy of a command
+            arguments = Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
+            found.add(os.fsdecode(arguments[arguments.index(b"-c") + 2]))
+    return found
 
 
 def resident(one: int) -> float:
