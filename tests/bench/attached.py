@@ -38,10 +38,13 @@ class Device:
 
 
 def run(command: list[str]) -> float:
-    """Milliseconds until the command has ended."""
+    """Milliseconds until the command has ended. Raises `RuntimeError` with its errors if it fails."""
     start = time.monotonic()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    return (time.monotonic() - start) * 1000
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    took = (time.monotonic() - start) * 1000
+    if done.returncode:
+        raise RuntimeError(f"{command}: exit status {done.returncode}: {done.stderr.decode(errors='replace')}")
+    return took
 
 
 def until(holds: Callable[[], bool]) -> float:

@@ -69,21 +69,20 @@ def netlink(nbdattach: str, *options: str) -> Contender:
 
 
 def nbdattach_with(program: str, name: str, *options: str, max_sectors_kb: int = 0) -> Contender:
-    # The tag: the same one is attached once only.
+    def attach(server: Server, device: str) -> list[str]:
+        # The tag: the same one is attached once only.
+        tag = f"{name} at {device}"
+        return [program, "connect", "--shared", "--tag", tag, *options, server.uri, device]
+
+    return Contender(name, attach, lambda device: [program, "disconnect", device], max_sectors_kb)
+
+
+def build(program: str, name: str, *options: str) -> Contender:
+    """With options that the build before has, too. So it cannot attach an export at two devices."""
     return Contender(
         name,
-        lambda server, device: [
-            program,
-            "connect",
-            "--shared",
-            "--tag",
-            f"{name} at {device}",
-            *options,
-            server.uri,
-            device,
-        ],
+        lambda server, device: [program, "connect", *options, server.uri, device],
         lambda device: [program, "disconnect", device],
-        max_sectors_kb,
     )
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 
 import before
+import contenders
 import monitor_process
 from attached import REST_SECONDS, Device, run, until
-from contenders import Contender, nbdattach_with
+from contenders import Contender
 from figures import Row
 from servers import Server
 
@@ -41,7 +42,7 @@ def measure(nbdattach: str, build_before: str, server: Server, rounds: int) -> l
     for number in range(-1, rounds):
         for backend, rows_of_it in rows.items():
             for build in programs if number % 2 else reversed(programs):
-                contender = nbdattach_with(programs[build], build, "--backend", backend)
+                contender = contenders.build(programs[build], build, "--backend", backend)
                 figures = _one_turn(contender, build, server, Device(0), backend == "netlink")
                 for row, figure in zip(rows_of_it, figures, strict=True):
                     if number >= 0:

@@ -10,7 +10,7 @@ import before
 import monitor_process
 import tls
 from attached import REST_SECONDS, Device, processes, run, until
-from contenders import Contender, nbdattach_with
+from contenders import Contender, build
 from figures import Row
 
 OURS, PROXY = "nbdattach", "nbd-client's proxy"
@@ -49,7 +49,7 @@ def measure(nbdattach: str, build_before: str | None, size: str, rounds: int) ->
 def _relay(program: str, name: str, folder: Path) -> Contender:
     """Without a monitor, so that no build's monitor meets a device of the other."""
     options = ("--backend", "netlink", "--no-reconnect", "--tls-transport", "relay", "--tls-ca")
-    return nbdattach_with(program, name, *options, f"{folder}/ca-cert.pem")
+    return build(program, name, *options, f"{folder}/ca-cert.pem")
 
 
 def _a_mebibyte(device: Device, pids: set[int]) -> float:
