@@ -21,6 +21,8 @@ MOST_ROUNDS = 2
 # Of a measurement that is short, in each round.
 REPEATS = 3
 IDLE_SECONDS = 30.0
+# The monitor looks once more at what was just attached or detached.
+SETTLE_SECONDS = 5.0
 # By the number of devices: for its commands beside one device, and for one that finds a device itself.
 COMPARED = 64
 A_LINE, A_COMMAND = "<= 1.5", "<= 1.3"
@@ -59,7 +61,7 @@ class Figures:
 
 UP, DOWN, FAILED, STATUS = "up --all, a line", "disconnect --all, a device", "lines that failed", "status --json"
 NAMED, UNNAMED, DETACH = "connect DEVICE", "connect", "disconnect DEVICE"
-RESIDENT, FURTHER, AT_REST = "monitor, resident", "monitor, a further device", "monitor idle, ms a second"
+RESIDENT, FURTHER, AT_REST = "monitor, resident", "monitor, a further device", "monitor idle, CPU a second, a device"
 
 
 def measure(nbdattach: str, rounds: int, counts: tuple[int, ...] = COUNTS) -> list[Row]:
@@ -88,7 +90,7 @@ def rows(figures: Figures, count: int) -> list[Row]:
         *figures.against(DETACH, "ms", count, COUNTS[0], compared),
         *figures.row(RESIDENT, "MB", count, MEMORY if count == COUNTS[1] else ""),
         *figures.row(FURTHER, "kB", count, A_DEVICE),
-        *figures.row(AT_REST, "device", count, IDLE),
+        *figures.row(AT_REST, "ms", count, IDLE),
         *figures.row(DOWN, "ms", count),
     ]
 
@@ -113,6 +115,7 @@ def _one_crowd(nbdattach: str, server: Server, count: int, figures: Figures) -> 
     megabytes = monitor_process.resident(monitor)
     figures.add(RESIDENT, count, megabytes)
     if count >= LEAST_DEVICES:
+        time.sleep(SETTLE_SECONDS)
         before = monitor_process.cpu_milliseconds(monitor)
         began = time.monotonic()
         time.sleep(IDLE_SECONDS)
