@@ -71,7 +71,9 @@ def measure(nbdattach: str, rounds: int, counts: tuple[int, ...] = COUNTS) -> li
         for _ in range(rounds):
             alone = 0.0
             for count in counts:
+                began = time.monotonic()
                 megabytes = _one_crowd(nbdattach, server, count, figures)
+                print(f"crowd of {count}: {time.monotonic() - began:.0f} s", flush=True)
                 if count == counts[0]:
                     alone = megabytes
                 else:
@@ -101,7 +103,9 @@ def _one_crowd(nbdattach: str, server: Server, count: int, figures: Figures) -> 
     devices = [Device(number) for number in range(count)]
     with tempfile.NamedTemporaryFile("w", prefix="bench-") as table:
         for device in devices:
-            print(f"{Path(device.path).name} {server.uri} - shared,backend=netlink", file=table)
+            name = Path(device.path).name
+            # The tag: lines with the same one are attached one after the other.
+            print(f"{name} {server.uri} - shared,tag={name},backend=netlink", file=table)
         table.flush()
         took = _timed([nbdattach, "up", "--all", "--table", table.name])
     ready = sum(device.ready for device in devices)
