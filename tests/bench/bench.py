@@ -30,7 +30,7 @@ from figures import Row, summary, table  # noqa: E402
 
 NO_BUILD = f"bench: this checkout has no commit {before.COMMIT}, so nothing is compared with the build before"
 NO_VALGRIND = "bench: no valgrind here, so no instructions are counted: apt install valgrind"
-# In a guest one process at a time computes, so that these are minutes. Seconds.
+# Of the guest: a crowd and its outages take most of them.
 GUEST_SECONDS = 10_800
 
 

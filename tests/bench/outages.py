@@ -3,6 +3,9 @@
 
 Nothing uses the devices during the outage. A read is made on each at the server's return, which is when the server
 takes connections; that is seen some milliseconds late.
+
+User-mode Linux charges a whole tick, 10 ms, to the process that a tick meets. The monitor's timers end with ticks, so
+its CPU time there may be far too large in an outage; the kernels of QEMU count it by the clock.
 """
 
 from __future__ import annotations
