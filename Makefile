@@ -170,7 +170,7 @@ shell: $(VENV)/installed
 demo:
 	tests/demo/demo
 
-## measure the ratios to nbd-client and qemu-nbd
+## measure the ratios to nbd-client, qemu-nbd and an earlier build, and name the aims that are missed
 bench: provision $(VENV)/installed
 	$(PYTHON) tests/bench/bench.py
 

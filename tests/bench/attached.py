@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The device that a contender attaches, and commands and states that are waited for. Must not know the contenders."""
+"""The device that a contender attaches, and its processes, commands and states. Must not know the contenders."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -37,10 +38,13 @@ class Device:
 
 
 def run(command: list[str]) -> float:
-    """Milliseconds until the command has ended."""
+    """Milliseconds until the command has ended. Raises `RuntimeError` with its errors if it fails."""
     start = time.monotonic()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    return (time.monotonic() - start) * 1000
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    took = (time.monotonic() - start) * 1000
+    if done.returncode:
+        raise RuntimeError(f"{command}: exit status {done.returncode}: {done.stderr.decode(errors='replace')}")
+    return took
 
 
 def until(holds: Callable[[], bool]) -> float:
@@ -51,3 +55,8 @@ def until(holds: Callable[[], bool]) -> float:
             raise TimeoutError("the device is in no state to go on")
         time.sleep(0.001)
     return (time.monotonic() - start) * 1000
+
+
+def processes() -> set[int]:
+    """All but the kernel's own."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit() and os.path.exists(f"/proc/{name}/exe")}

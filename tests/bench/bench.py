@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compare nbdattach with nbd-client, qemu-nbd and libnbd on this machine, side by side.
+"""Compare nbdattach with nbd-client, qemu-nbd and libnbd on this machine, side by side, and with an earlier build.
 
-Prints ratios and their spread, with the aims beside them. Judges nothing, because a shared machine cannot.
+Prints ratios and their spread, with the aims beside them, and at the end the aims that were missed. The exit status
+does not depend on these, because on a shared machine they are missed by chance.
 """
 
 from __future__ import annotations
@@ -20,9 +21,17 @@ REPO = HERE.parents[1]
 SERVERS, KERNEL = HERE.parent / "servers", HERE.parent / "kernel"
 sys.path[:0] = [str(HERE), str(SERVERS)]
 
-import cpu_time  # noqa: E402 - these live in the folders above
-from contenders import PARTS  # noqa: E402
-from figures import Row, table  # noqa: E402
+import before  # noqa: E402 - these live in the folders above
+import contenders  # noqa: E402
+import cpu_time  # noqa: E402
+import imports  # noqa: E402
+import openers  # noqa: E402
+from figures import Row, summary, table  # noqa: E402
+
+NO_BUILD = f"bench: this checkout has no commit {before.COMMIT}, so nothing is compared with the build before"
+NO_VALGRIND = "bench: no valgrind here, so no instructions are counted: apt install valgrind"
+# Of the guest: a crowd and its outages take most of them.
+GUEST_SECONDS = 10_800
 
 
 def default_nbdattach() -> str | None:
@@ -30,28 +39,52 @@ def default_nbdattach() -> str | None:
     return str(ours) if ours.exists() else shutil.which("nbdattach")
 
 
-def guest(options: argparse.Namespace) -> dict[str, list[Row]]:
-    """The measurements of `in_guest`, by the title of the table."""
+def in_guest(options: argparse.Namespace, parts: list[str], build_before: str | None) -> dict[str, list[Row]]:
+    """The measurements of `in_guest`, by the title of the table. If one fails, those before it."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         result = Path(folder, "result.json")
-        done = subprocess.run(guest_command(options, result), cwd=REPO)
-        if not result.exists():
-            sys.exit(f"bench: the guest brought no figures (exit status {done.returncode})")
-        found = json.loads(result.read_text())
-    return {title: [Row.of(row) for row in rows] for title, rows in found.items()}
+        done = subprocess.run(guest_command(options, parts, build_before, result), cwd=REPO)
+        if done.returncode:
+            print(f"bench: the guest ended with exit status {done.returncode}, so figures are missing", flush=True)
+        found = json.loads(result.read_text()) if result.exists() else {}
+    return {f"{title}, {options.kernel}": [Row.of(row) for row in rows] for title, rows in found.items()}
 
 
-def guest_command(options: argparse.Namespace, result: Path) -> list[str]:
+def guest_command(options: argparse.Namespace, parts: list[str], build_before: str | None, result: Path) -> list[str]:
     return [
         *(sys.executable, str(HERE.parent / "lab/guest.py"), "--kernel", options.kernel, "--memory", "3G"),
         *("--timeout", str(options.timeout), "--out", str(result.parent)),
         *("--env", f"PYTHONPATH={SERVERS}:{KERNEL}", "--"),
         *(sys.executable, str(HERE / "in_guest.py"), "--nbdattach", options.nbdattach, "--result", str(result)),
         *("--rounds", str(options.rounds), "--seconds", str(options.seconds), "--size", options.size),
+        *("--scale", str(options.scale), "--away", *map(str, options.away)),
+        *(["--before", build_before] if build_before else []),
         *(["--sweep", options.sweep] if options.sweep else []),
         *(["--unix"] if options.unix else []),
-        *(["--only", *options.only] if options.only else []),
+        *("--only", *parts),
     ]
+
+
+def here(options: argparse.Namespace, parts: list[str], build_before: str | None) -> dict[str, list[Row]]:
+    """The measurements that need no guest, printed as they come."""
+    ours = options.nbdattach
+    found: dict[str, list[Row]] = {}
+    if "cpu" in parts:
+        found |= shown({"CPU time": cpu_time.measure(ours, build_before, options.cpu_rounds)})
+    if "imports" in parts and imports.can_count():
+        found |= shown({"Instructions": imports.measure(ours, build_before)})
+    elif "imports" in parts:
+        print(NO_VALGRIND, flush=True)
+    if "openers" in parts:
+        found |= shown({"A look for openers, CPU time": openers.measure(ours, build_before, options.cpu_rounds)})
+    return found
+
+
+def shown(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    for title, rows in tables.items():
+        rounds = rows[0].rounds
+        print(table(f"{title}, {rounds} round{'s' * (rounds != 1)}", rows), flush=True)
+    return tables
 
 
 def parse() -> argparse.Namespace:
@@ -70,9 +103,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--sweep", choices=("sectors", "connections"), help="nbdattach against itself, in the guest only"
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="these tables of the guest, and nothing else")
+    parser.add_argument("--only", nargs="+", choices=contenders.HERE + contenders.PARTS, help="these tables only")
+    parser.add_argument("--scale", type=int, default=256, metavar="N", help="devices at most, in crowd")
+    parser.add_argument(
+        "--away", type=float, nargs="+", default=[3, 40], metavar="SEC", help="lengths of an outage, in outages"
+    )
     parser.add_argument("--no-guest", action="store_true", help="only what needs none")
-    parser.add_argument("--timeout", type=float, default=2400, metavar="SEC", help="of the guest")
+    parser.add_argument("--timeout", type=float, default=GUEST_SECONDS, metavar="SEC", help="of the guest")
     parser.add_argument("--nbdattach", default=default_nbdattach(), metavar="PROGRAM")
     options = parser.parse_args()
     if not options.nbdattach:
@@ -82,12 +119,16 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    if not options.sweep and not options.only:
-        title = f"CPU time, {options.cpu_rounds} rounds"
-        print(table(title, cpu_time.measure(options.nbdattach, options.cpu_rounds)), flush=True)
-    if not options.no_guest:
-        for title, rows in guest(options).items():
-            print(table(f"{title}, {options.kernel}, {rows[0].rounds} rounds", rows))
+    parts = options.only or contenders.HERE + contenders.PARTS
+    build_before = before.program(cpu_time.interpreter(options.nbdattach))
+    if not build_before:
+        print(NO_BUILD, flush=True)
+    ours = [part for part in parts if part in contenders.HERE]
+    theirs = [part for part in parts if part in contenders.PARTS and (part != "before" or build_before)]
+    found = {} if options.sweep else here(options, ours, build_before)
+    if theirs and not options.no_guest:
+        found |= shown(in_guest(options, theirs, build_before))
+    print(summary(found))
 
 
 if __name__ == "__main__":

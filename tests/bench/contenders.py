@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 from servers import Server
 
-# The measurements there.
-PARTS = ("attaching", "data", "restarts", "monitor", "at-once", "tls", "tls-chacha20", "images-raw", "images-qcow2")
+# The measurements there, and those that need no guest.
+PARTS = (
+    *("attaching", "before", "data", "restarts", "outages", "monitor", "at-once", "crowd"),
+    *("tls", "tls-chacha20", "relay", "images-raw", "images-qcow2"),
+)
+HERE = ("cpu", "imports", "openers")
 SECTORS = (128, 256, 512, 1024, 4096)
 CONNECTIONS = (1, 2, 4, 8)
 
@@ -65,21 +69,20 @@ def netlink(nbdattach: str, *options: str) -> Contender:
 
 
 def nbdattach_with(program: str, name: str, *options: str, max_sectors_kb: int = 0) -> Contender:
-    # The tag: the same one is attached once only.
+    def attach(server: Server, device: str) -> list[str]:
+        # The tag: the same one is attached once only.
+        tag = f"{name} at {device}"
+        return [program, "connect", "--shared", "--tag", tag, *options, server.uri, device]
+
+    return Contender(name, attach, lambda device: [program, "disconnect", device], max_sectors_kb)
+
+
+def build(program: str, name: str, *options: str) -> Contender:
+    """With options that the build before has, too. So it cannot attach an export at two devices."""
     return Contender(
         name,
-        lambda server, device: [
-            program,
-            "connect",
-            "--shared",
-            "--tag",
-            f"{name} at {device}",
-            *options,
-            server.uri,
-            device,
-        ],
+        lambda server, device: [program, "connect", *options, server.uri, device],
         lambda device: [program, "disconnect", device],
-        max_sectors_kb,
     )
 
 

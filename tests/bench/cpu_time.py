@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""CPU time of the commands that need no kernel driver, beside that of the tools that do the same."""
+"""CPU time of the commands that need no kernel driver, beside other tools that do the same, and the build before."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import before
 from figures import Row
 from servers import Server, nbdkit
 
@@ -54,28 +55,38 @@ def interpreter(nbdattach: str) -> str:
     return first.removeprefix("#!").split()[0]
 
 
-def starting(nbdattach: str, rounds: int) -> list[Row]:
+def starting(nbdattach: str, build_before: str | None, rounds: int) -> list[Row]:
     python = interpreter(nbdattach)
     commands = {
         OURS: [nbdattach, "--help"],
         "import click": [python, "-c", "import click"],
         "bare interpreter": [python, "-c", "pass"],
+        **with_before(build_before, "--help"),
     }
     return [compare("--help", commands, {"import click": "<= 1.5"}, rounds)]
 
 
-def asking(nbdattach: str, server: Server, rounds: int) -> list[Row]:
+def with_before(build_before: str | None, *arguments: str) -> Commands:
+    return {before.NAME: [build_before, *arguments]} if build_before else {}
+
+
+def asking(nbdattach: str, build_before: str | None, server: Server, rounds: int) -> list[Row]:
     """`info` and `list` against a server over TCP or a Unix socket."""
     way = "Unix" if isinstance(server.place, str) else "TCP"
-    info = {OURS: [nbdattach, "info", server.uri], "nbdinfo": ["nbdinfo", server.uri]}
+    info = {
+        OURS: [nbdattach, "info", server.uri],
+        "nbdinfo": ["nbdinfo", server.uri],
+        **with_before(build_before, "info", server.uri),
+    }
     listing = {
         OURS: [nbdattach, "list", server.uri],
         "nbd-client -l": ["nbd-client", "-l", *_for_nbd_client(server)],
         "nbdinfo --list": ["nbdinfo", "--list", server.uri],
+        **with_before(build_before, "list", server.uri),
     }
     return [
-        compare(f"info, {way}", info, {"nbdinfo": "(ours <= 80 ms)"}, rounds),
-        compare(f"list, {way}", listing, {}, rounds),
+        compare(f"info, {way}", info, {"nbdinfo": "ours <= 80", before.NAME: "<= 1"}, rounds),
+        compare(f"list, {way}", listing, {before.NAME: "<= 1"}, rounds),
     ]
 
 
@@ -83,18 +94,24 @@ def _for_nbd_client(server: Server) -> list[str]:
     return ["-unix", server.place] if isinstance(server.place, str) else [server.place[0], str(server.place[1])]
 
 
-def checking(nbdattach: str, server: Server, rounds: int) -> list[Row]:
+def checking(nbdattach: str, build_before: str | None, server: Server, rounds: int) -> list[Row]:
     """Many servers in one command; for the command they are as many, though it is one here."""
-    commands = {OURS: [nbdattach, "check", *[server.uri] * MANY], "check of one": [nbdattach, "check", server.uri]}
-    return [compare(f"check of {MANY}", commands, {"check of one": "<= 2.0"}, rounds)]
+    one = [nbdattach, "check", server.uri]
+    many = {OURS: [nbdattach, "check", *[server.uri] * MANY], "check of one": one}
+    rows = [compare(f"check of {MANY}", many, {"check of one": "<= 2.0"}, rounds)]
+    if build_before:
+        both = {OURS: one, **with_before(build_before, "check", server.uri)}
+        rows.append(compare("check of one", both, {before.NAME: "<= 1"}, rounds))
+    return rows
 
 
-def measure(nbdattach: str, rounds: int) -> list[Row]:
-    rows = starting(nbdattach, rounds)
+def measure(nbdattach: str, build_before: str | None, rounds: int) -> list[Row]:
+    """`build_before`: its console script, if there is one."""
+    rows = starting(nbdattach, build_before, rounds)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for unix in ("", f"{folder}/sock"):
             with nbdkit("memory", "64M", unix=unix) as server:
-                rows += asking(nbdattach, server, rounds)
+                rows += asking(nbdattach, build_before, server, rounds)
                 if not unix:
-                    rows += checking(nbdattach, server, rounds)
+                    rows += checking(nbdattach, build_before, server, rounds)
     return rows

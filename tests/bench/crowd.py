@@ -3,27 +3,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import monitor_process
 from attached import REST_SECONDS, Device, until
 from contenders import Contender
 from figures import Row
 from servers import Server
 
-from nbdattach.errors import NbdattachError
-from nbdattach.monitor import control
-
 # More is slow: 16 commands are up to a minute of CPU time in a guest.
 WATCHED = (1, 16)
 AT_ONCE = 16
 MOST_ROUNDS = 3
-# Seconds.
-PATIENCE = 30
 
 
 def monitor_memory(contender: Contender, server: Server, rounds: int) -> list[Row]:
@@ -31,12 +24,12 @@ def monitor_memory(contender: Contender, server: Server, rounds: int) -> list[Ro
     rows = [Row(f"{count} attached", "MB", contender.name, {contender.name: []}) for count in WATCHED]
     devices = [Device(number) for number in range(max(WATCHED))]
     for _ in range(rounds):
-        stop_monitor()
+        monitor_process.stop()
         before = 0
         for row, count in zip(rows, WATCHED, strict=True):
             attach(contender, server, devices[before:count])
             time.sleep(REST_SECONDS)
-            row.samples[contender.name].append(resident(monitor()))
+            row.samples[contender.name].append(monitor_process.resident(monitor_process.pid()))
             before = count
         detach(contender, devices)
     return rows
@@ -50,7 +43,7 @@ def at_once(contenders: list[Contender], server: Server, rounds: int) -> list[Ro
         detach(contender, [Device(0)])
     return [
         _at_once(Row(f"{count}, a monitor runs", "ms", subject, {}), contenders, server, rounds, lambda: None),
-        _at_once(Row(f"{count}, none runs", "ms", subject, {}), contenders, server, rounds, stop_monitor),
+        _at_once(Row(f"{count}, none runs", "ms", subject, {}), contenders, server, rounds, monitor_process.stop),
     ]
 
 
@@ -88,29 +81,3 @@ def run_all(commands: list[list[str]]) -> None:
         _, words = process.communicate()
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, process.args, stderr=words)
-
-
-# -- the monitor -------------------------------------------------------------------------------------------------
-
-
-def monitor() -> int:
-    """Its process id. Raises `NbdattachError` if none runs."""
-    return int(control.ask(control.Request("ping"), PATIENCE))
-
-
-def stop_monitor() -> None:
-    """If one runs; on return none does."""
-    try:
-        pid = monitor()
-    except NbdattachError:
-        return
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: not Path(f"/proc/{pid}/exe").exists())
-
-
-def resident(pid: int) -> float:
-    """MB of VmRSS."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise ProcessLookupError(pid)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The half of the bench that needs the kernel's driver. Runs in a guest; leaves rows of figures as JSON.
+"""The half of the bench that needs the kernel's driver. Runs in a guest; leaves rows of figures as JSON, part by part.
 
 Must not be run on the machine itself: it takes /dev/nbd0 and up for its own.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,11 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import crowd
+import earlier
 import fio
 import images
+import outages
+import relay
 import restarts
+import scale
 import tls
-from attached import REST_SECONDS, Device, run, until
+from attached import REST_SECONDS, Device, processes, run, until
 from contenders import PARTS, Contender, by_netlink, connections, netlink, sectors, tools
 from figures import Row
 from servers import Server, nbdkit
@@ -116,11 +119,6 @@ def _one_attachment(contender: Contender, server: Server, device: Device) -> lis
     return [attach, ready, detach, free, rss, unshared]  # as in ATTACHING
 
 
-def processes() -> set[int]:
-    """All but the kernel's own."""
-    return {int(name) for name in os.listdir("/proc") if name.isdigit() and os.path.exists(f"/proc/{name}/exe")}
-
-
 def memory(pids: set[int]) -> tuple[float, float]:
     """Resident memory of these processes in MB, and the part of it that no other process shares."""
     rss = unshared = 0.0
@@ -147,17 +145,21 @@ def over_tls(cipher: str, options: argparse.Namespace) -> list[Row]:
 # -- the whole ---------------------------------------------------------------------------------------------------
 
 
-def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
-    """Rows by the title of their table."""
+def measure(options: argparse.Namespace) -> Iterator[tuple[str, list[Row]]]:
+    """Title and rows of one table after the other."""
     path = "a Unix socket" if options.unix else "TCP"
     with nbdkit("memory", options.size, unix=SOCKET if options.unix else "") as server:
         if options.sweep == "sectors":
             rows = data_path(sectors(options.nbdattach), fio.LARGE_WORKS, server, options)
-            return {f"max_sectors_kb over {path}, ioctl": rows}
-        if options.sweep == "connections":
-            rows = data_path(connections(options.nbdattach), fio.WORKS, server, options)
-            return {f"Connections over {path}, ioctl": rows}
-        return {title: rows for part in options.only for title, rows in [part_of(part, path, server, options)]}
+            yield f"max_sectors_kb over {path}, ioctl", rows
+        elif options.sweep == "connections":
+            yield (
+                f"Connections over {path}, ioctl",
+                data_path(connections(options.nbdattach), fio.WORKS, server, options),
+            )
+        else:
+            for part in options.only:
+                yield part_of(part, path, server, options)
 
 
 def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -> tuple[str, list[Row]]:
@@ -176,6 +178,15 @@ def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -
         kind = part.removeprefix("images-")
         rows = [*images.attaching(ours, kind, rounds), *images.data(ours, kind, rounds, options.seconds)]
         return f"Image, {kind}", rows
+    if part == "before":
+        return "Attaching, against the build before", earlier.measure(ours, options.before, server, rounds)
+    if part == "crowd":
+        counts = scale.counts_up_to(options.scale)
+        return "Many devices", scale.measure(ours, min(rounds, scale.MOST_ROUNDS), counts)
+    if part == "outages":
+        return "Outages", outages.measure(ours, min(rounds, outages.MOST_ROUNDS), tuple(options.away))
+    if part == "relay":
+        return "Relay", relay.measure(ours, options.before, options.size, rounds)
     if part in tls.CIPHERS:
         cipher = tls.CIPHERS[part]
         return f"TLS, {cipher}", over_tls(cipher, options)
@@ -189,6 +200,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--size", required=True)
+    parser.add_argument("--before", default="", metavar="PROGRAM", help="of the build before; without it, none")
+    parser.add_argument("--scale", type=int, required=True)
+    parser.add_argument("--away", type=float, nargs="+", required=True)
     parser.add_argument("--sweep", default="")
     parser.add_argument("--unix", action="store_true")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
@@ -196,8 +210,10 @@ def main() -> None:
     if "nbdattach.lab=1" not in Path("/proc/cmdline").read_text():
         sys.exit("this runs in a guest only: see tests/lab/README.md")
     subprocess.run(["modprobe", "nbd"], check=True)
-    found = measure(options)
-    options.result.write_text(json.dumps({title: [asdict(row) for row in rows] for title, rows in found.items()}))
+    found = {}
+    for title, rows in measure(options):
+        found[title] = [asdict(row) for row in rows]
+        options.result.write_text(json.dumps(found))  # a later part may fail
 
 
 if __name__ == "__main__":

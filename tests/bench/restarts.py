@@ -50,7 +50,7 @@ def measure(contenders: dict[int, Contender], rounds: int) -> list[Row]:
     new = {kind: Row(f"{names[kind]}: new request", "ms", subject, {subject: []}, {subject: NEW_AIM}) for kind in kinds}
     old = {kind: Row(f"{names[kind]}: last old", "ms", subject, {subject: []}, {subject: OLD_AIM}) for kind in kinds}
     in_flight = Row("in flight at its death", "requests", subject, {subject: []})
-    errors = Row("errors", "count", subject, {subject: []}, {subject: "0"})
+    errors = Row("errors", "count", subject, {subject: []}, {subject: "<= 0"})
     for _ in range(rounds):
         for connections, away in kinds:
             felt = one_restart(contenders[connections], away)
