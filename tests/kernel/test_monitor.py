@@ -329,6 +329,25 @@ def test_it_ends_with_sigterm_and_leaves_the_devices(tmp_path: Path) -> None:
         assert len(Path("/dev/nbd0").read_bytes()) == 1 << 20
 
 
+def test_a_device_that_was_detached_is_left_alone_though_a_program_keeps_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "nbdattach", "monitor"], stderr=file)
+    eventually(control.answers)
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0")
+        with open("/dev/nbd0", "rb"):
+            server.kill()
+            eventually(lambda: "cannot connect" in log.read_text())
+            assert nbd("disconnect", "--force", "--timeout", "1", "nbd0").code == 7
+            eventually(lambda: "no longer attached" in log.read_text())
+            assert state_of("nbd0") == "lost"
+            assert trouble_of("nbd0").startswith("detached")
+        eventually(lambda: not FIRST.attached)
+    process.terminate()
+    assert process.wait(60) == 0
+
+
 def test_its_log_has_one_line_an_event(tmp_path: Path) -> None:
     there = place(tmp_path, "image")
     log = tmp_path / "log"
