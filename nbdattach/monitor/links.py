@@ -4,7 +4,7 @@
 Decisions that matter:
 * We hold duplicates of the kernel's sockets, which show which connections are dead. A restarted monitor holds none, so
   it asks the kernel: the driver takes a scout (`kernel_socket.Scout`) if a connection is dead, and drops it otherwise.
-* A dead connection stays dead until we hand over another one, so we do not ask about it again: the kernel writes up to
+* A dead connection stays dead until we hand over another one, so we seldom ask about it again: the kernel writes up to
   five lines into its log for each scout, and an outage may last for days.
 * We check that the driver took a connection, because the answer to RECONFIGURE does not say so. If the device has a
   timeout, the driver sets it on the socket. If not, scouts show it: the driver takes one before, and drops others
@@ -38,6 +38,9 @@ NOTICED = 10.0
 # new connection.
 _LATE = 0.1
 _DOUBT = 10.0
+# So often we ask a driver again about a connection of which we hold no duplicate: its answer was wrong if another
+# process had a copy of the scout at that moment.
+_ASK_AGAIN = 60.0
 _POLL = 0.005
 _QUICK_POLL = 0.0005
 _FAILING_POLL = 0.1
@@ -84,6 +87,7 @@ class Links:
         self._unburied = not self.complete
         # How many dead ones the driver is known to have, if we do not hold all. They stay so until our next hand-over.
         self._dead = 0
+        self._asked = 0.0  # when, in seconds of time.monotonic
         # Whether it is certain that the driver uses the connection that we gave it last.
         self._proven = True
         self._failing = record.on_loss == 0
@@ -102,7 +106,8 @@ class Links:
     def has_dead(self) -> bool:
         """Whether the driver counts a connection as dead, or will in a moment."""
         if not self.complete:
-            self._dead = self._dead or int(self._scout())
+            if not self._dead or time.monotonic() - self._asked > _ASK_AGAIN:
+                self._dead, self._asked = int(self._scout()), time.monotonic()
             return bool(self._dead)
         if len(self._links) < self._wanted or any(link.over for link in self._links):
             return True

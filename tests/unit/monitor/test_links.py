@@ -142,6 +142,9 @@ def test_a_monitor_that_holds_no_connection_asks_the_kernel_until_it_is_known_to
         assert [made.has_dead() for _ in range(20)] == [False] * 2 + [True] * 18
         assert not any(made.any_lives() for _ in range(20))
         assert len(driver.messages) == 3
+        driver.clock.sleep(3600)
+        assert made.has_dead() and made.has_dead()
+        assert len(driver.messages) == 4
 
 
 def test_a_request_that_is_done_is_proof(sys: Sys) -> None:
