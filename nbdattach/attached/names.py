@@ -10,7 +10,7 @@ import os
 import stat
 
 from nbdattach.attached import tags
-from nbdattach.attached.users import mounts_here
+from nbdattach.attached.mounts import mounts_here
 from nbdattach.device import Device, parse_device, whole_device
 from nbdattach.errors import Malformed, NbdattachError, NotAttached
 from nbdattach.kernel import sysfs

@@ -16,7 +16,7 @@ from nbdattach.immutable import immutable
 from nbdattach.kernel import loop
 
 if TYPE_CHECKING:
-    from nbdattach.attached.users import Mount
+    from nbdattach.attached.mounts import Mount
 
 # For one question about a loop device.
 _SECONDS = 2.0

@@ -16,7 +16,7 @@ from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block
 
 if TYPE_CHECKING:
-    from nbdattach.attached.users import Mount
+    from nbdattach.attached.mounts import Mount
 
 # Of xfs: the disk of its log, and that of its real-time section (xfs(5)).
 _XFS_OPTIONS = ("logdev=", "rtdev=")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 
-from nbdattach.attached.users import kept_open_by, opened, refusal, users_of
+from nbdattach.attached.users import kept_open_by, users_of
+from nbdattach.attached.uses import opened, refusal
 from nbdattach.backends import queue_choice
 from nbdattach.connection.client import Connection
 from nbdattach.connection.stream import address_of

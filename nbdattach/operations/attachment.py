@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
-from nbdattach.attached.users import in_use, refusal, users_of
+from nbdattach.attached.users import in_use, users_of
+from nbdattach.attached.uses import refusal
 from nbdattach.backends import choice, limits, queue_choice
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now

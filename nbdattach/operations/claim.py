@@ -16,7 +16,8 @@ import errno
 import os
 from collections.abc import Callable
 
-from nbdattach.attached.users import A_LOOK, in_use, kept_open_by, opened, users_of
+from nbdattach.attached.users import A_LOOK, in_use, kept_open_by, users_of
+from nbdattach.attached.uses import opened
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused

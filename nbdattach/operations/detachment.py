@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 
 from nbdattach.attached import state, tags
 from nbdattach.attached.state import Identity
-from nbdattach.attached.users import open_by, opened, refusal, users_of
+from nbdattach.attached.users import open_by, users_of
+from nbdattach.attached.uses import opened, refusal
 from nbdattach.backends import queue_choice
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nbdattach.attached import state
-from nbdattach.attached.users import Use, Users, open_by, opened, refusal, users_of
+from nbdattach.attached.users import open_by, users_of
+from nbdattach.attached.uses import Use, Users, opened, refusal
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from nbdattach.attached import users
+from nbdattach.attached.mounts import parsed
 from nbdattach.attached.on_files import OnFiles, by_mount
 from nbdattach.kernel import loop
 
@@ -17,7 +17,7 @@ LINES = (
     "3 2 43:32 / /mnt/inner rw - ext4 /dev/nbd1 rw",
     "4 2 43:64 / /mnt/inner rw - ext4 /dev/nbd2 rw",
 )
-MOUNTS = [users._mount(line, None) for line in LINES]
+MOUNTS = [parsed(line, None) for line in LINES]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from host import pretend
 
+from nbdattach.attached.mounts import Mount
 from nbdattach.attached.spread import Spread
-from nbdattach.attached.users import Mount
 from nbdattach.host import procfs
 from nbdattach.kernel.sysfs import Block
 

@@ -11,7 +11,8 @@ from typing import NoReturn
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach.attached.users import is_used, opened, users_of
+from nbdattach.attached.users import is_used, users_of
+from nbdattach.attached.uses import opened
 from nbdattach.device import Device
 from nbdattach.host import procfs, targets
 from nbdattach.host.procfs import Opener

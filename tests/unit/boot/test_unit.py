@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach.attached.users import Use, User, Users
+from nbdattach.attached.uses import Use, User, Users
 from nbdattach.boot import table, unit
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError, NotAttached

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nbdattach.attached import status
-from nbdattach.attached.users import Use, refusal
+from nbdattach.attached.uses import Use, refusal
 from nbdattach.cli import failure, main
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdattach.attached import users
+from nbdattach.attached import mounts, uses
 from nbdattach.host import procfs
 
 
@@ -120,5 +120,5 @@ def test_no_hint_makes_root_run_a_program_of_another_users_namespace(
 ) -> None:
     monkeypatch.setattr(procfs, "runs_our_programs", lambda _: ours)
     monkeypatch.setattr(procfs, "service_of", lambda _: service)
-    mount = users.Mount("/a b", "43:0", "/dev/nbd0", "ext4", procfs.Opener(7, "sleep"))
-    assert users._mounted(mount, True).use.command == hint
+    mount = mounts.Mount("/a b", "43:0", "/dev/nbd0", "ext4", procfs.Opener(7, "sleep"))
+    assert uses.mounted(mount, True).use.command == hint

@@ -19,7 +19,7 @@ from host import NBD0, NBD1, Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
-from nbdattach.attached.users import Use, User, Users
+from nbdattach.attached.uses import Use, User, Users
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused, Malformed, NbdattachError, NotAttached
 from nbdattach.host import procfs, spawn, storage_daemon

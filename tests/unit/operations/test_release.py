@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from nbdattach.attached import state
-from nbdattach.attached.users import Use, User, Users
+from nbdattach.attached.uses import Use, User, Users
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.host import programs
