@@ -22,7 +22,8 @@ ROOTS = ("bookworm", "trixie", "sid")
 _PACKAGES = [
     *("python3", "python3-click", "python3-pyroute2"),
     *("nbdkit", "nbdkit-plugin-python", "qemu-utils", "nbd-server", "nbd-client", "libnbd-bin"),
-    *("fio", "udev", "dmsetup", "lvm2", "mdadm", "e2fsprogs", "fdisk", "kmod", "iproute2", "procps", "systemd-sysv"),
+    *("fio", "udev", "dmsetup", "lvm2", "mdadm", "cryptsetup-bin", "e2fsprogs", "fdisk", "kmod"),
+    *("iproute2", "procps", "systemd-sysv"),
     *("dbus", "openssl", "gnutls-bin", "bash-completion", "zsh", "fish", "perl", "man-db", "mandoc"),
     *("git", "make", "ca-certificates", "busybox-static"),
 ]
