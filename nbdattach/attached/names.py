@@ -13,6 +13,7 @@ from nbdattach.attached import tags
 from nbdattach.attached.mounts import mounts_here
 from nbdattach.device import Device, parse_device, whole_device
 from nbdattach.errors import Malformed, NbdattachError, NotAttached
+from nbdattach.host import procfs
 from nbdattach.kernel import sysfs
 from nbdattach.text import quoted
 
@@ -63,5 +64,5 @@ def _at_path(text: str) -> Device | None:
         return None
     if not stat.S_ISBLK(found.st_mode):
         return None
-    name = sysfs.name_at(f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}")
+    name = sysfs.name_at(procfs.major_minor(found.st_rdev))
     return None if name is None else parse_device(f"/dev/{name}")

@@ -7,11 +7,10 @@ file system decides about a loop device. No file is looked at, because its disk 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nbdattach.host import copies
+from nbdattach.host import copies, procfs
 from nbdattach.immutable import immutable
 from nbdattach.kernel import loop
 
@@ -30,18 +29,15 @@ class OnFiles:
     swaps: list[str]  # paths
 
 
-def by_mount(mounts: Sequence[Mount], loops: Mapping[str, str], swaps: Sequence[str]) -> dict[str, OnFiles]:
-    """By the id of the mount. `loops` with the paths of their files, `swaps`: paths of files."""
-    found: dict[str, OnFiles] = {}
-    for name, path in loops.items():
-        mount = _mount_of(path, mounts)
-        if mount and _is_on(name, mount):
-            found.setdefault(mount.id, OnFiles([], [])).loops.append(name)
-    for path in swaps:
-        mount = _mount_of(path, mounts)
-        if mount:
-            found.setdefault(mount.id, OnFiles([], [])).swaps.append(path)
-    return found
+def on_files_of(mount: Mount, mounts: Sequence[Mount], loops: Mapping[str, str], swaps: Sequence[str]) -> OnFiles:
+    """Those of a mount. `mounts`: all of our namespace; `loops` with the paths of their files, `swaps`: paths of files.
+
+    A host may have dozens of loop devices, as snapd makes them, so only those with a path that leads to it are asked.
+    """
+    return OnFiles(
+        [name for name, path in loops.items() if _mount_of(path, mounts) == mount and _is_on(name, mount)],
+        [path for path in swaps if _mount_of(path, mounts) == mount],
+    )
 
 
 def _mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
@@ -52,5 +48,4 @@ def _mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
 
 def _is_on(name: str, mount: Mount) -> bool:
     number, _, _ = (copies.answer_within(_SECONDS, lambda: loop.file_of(name)) or "").partition(":")
-    major, _, minor = mount.number.partition(":")
-    return number == str(os.makedev(int(major), int(minor)))
+    return number.isdigit() and procfs.major_minor(int(number)) == mount.number

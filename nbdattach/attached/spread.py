@@ -6,7 +6,6 @@ The kernel claims such a disk for itself, and shows no holder of it.
 
 from __future__ import annotations
 
-import os
 import re
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -47,7 +46,7 @@ class Spread:
     @cached_property
     def _f2fs(self) -> dict[str, set[str]]:
         """Of each one, by its first disk. Older kernels do not tell."""
-        names = _names(f"{procfs.PROC}/fs/f2fs")
+        names = procfs.names(f"{procfs.PROC}/fs/f2fs")
         return {
             name: set(re.findall(r"/dev/(\S+)", "\n".join(procfs.lines(f"fs/f2fs/{name}/disk_map")))) for name in names
         }
@@ -55,14 +54,15 @@ class Spread:
     @cached_property
     def _journals(self) -> set[str]:
         """Names of disks with a journal; that of a journal in its own file system has an inode after them: sda1-8."""
-        return set(_names(f"{procfs.PROC}/fs/jbd2"))
+        return set(procfs.names(f"{procfs.PROC}/fs/jbd2"))
 
     def _with_journal_on(self, disk: str) -> set[str]:
         """Numbers of the disks of ext4 with a journal on that disk: the thread of a journal has its disk's name."""
         if disk not in self._journals:
             return set()
         thread, place = f"jbd2/{disk}"[:_COMM], f"{sysfs.SYS}/fs/ext4"
-        return {Block(name).number or "" for name in _names(place) if _comm_of_journal(f"{place}/{name}") == thread}
+        found = [name for name in procfs.names(place) if _comm_of_journal(f"{place}/{name}") == thread]
+        return {Block(name).number or "" for name in found}
 
 
 def _comm_of_journal(place: str) -> str:
@@ -71,10 +71,3 @@ def _comm_of_journal(place: str) -> str:
             return procfs.name_of(int(file.read()))
     except (OSError, ValueError):
         return ""
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []

@@ -88,15 +88,19 @@ class Census:
         return _loops_by_number(self._loops)
 
     @cached_property
-    def on_files(self) -> dict[str, OnFiles]:
-        """Loop devices and swap on files, by the id of the mount. The module is loaded if this host has any."""
+    def _files(self) -> tuple[dict[str, str], list[str]]:
+        """Loop devices with the paths of their files, and paths of swap files."""
         loops = {name: path for name, path in self._loops.items() if not path.startswith(_DEV)}
-        swaps = [path for path in self._swaps if not path.startswith(_DEV)]
-        if not (loops or swaps):
-            return {}
-        from nbdattach.attached.on_files import by_mount
+        return loops, [path for path in self._swaps if not path.startswith(_DEV)]
 
-        return by_mount([one for one in self._tables if one.owner is None], loops, swaps)
+    def _on_files_of(self, mounts: list[Mount]) -> list[OnFiles]:
+        """Loop devices and swap on files of each of these. The module is loaded if there may be any."""
+        if not (mounts and any(self._files)):
+            return []
+        from nbdattach.attached.on_files import on_files_of
+
+        here = [one for one in self._tables if one.owner is None]
+        return [on_files_of(one, here, *self._files) for one in mounts]
 
     @cached_property
     def spread(self) -> Spread:
@@ -121,7 +125,7 @@ class Census:
                 if one.use not in built or one.direct:
                     built[one.use] = one
             layers.append([*self._mounted(mounts), *built.values(), *holders])
-            files = [self.on_files[one.id] for one, _ in mounts if one.id in self.on_files]
+            files = self._on_files_of([one for one, _ in mounts])
             blocks = [Block(name) for one in files for name in one.loops if name not in seen]
             holders = [holder(block, False) for block in blocks]
             holders += [swapped_on(f"swapped on {plain(path)}", path, False) for one in files for path in one.swaps]
@@ -200,8 +204,8 @@ class _NearCensus(Census):
         return _loops_by_number({loop: path for loop, path in self._loops.items() if path.startswith(_DEV)})
 
     @cached_property
-    def on_files(self) -> dict[str, OnFiles]:
-        return {}
+    def _files(self) -> tuple[dict[str, str], list[str]]:
+        return {}, []
 
     @cached_property
     def targets(self) -> dict[str, list[Target]]:

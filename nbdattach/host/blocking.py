@@ -74,7 +74,7 @@ class WriteBack:
     def __init__(self, *paths: str) -> None:
         """Of the paths, only the first one has to exist."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._owes = 1  # answers
+        self._owes = True  # an answer
         with theirs:
             syscalls.libc()  # which the copy needs, and must not import
             work = partial(blocking_child.write_back, theirs, paths)
@@ -86,7 +86,7 @@ class WriteBack:
 
     def open(self, deadline: Deadline) -> None:
         """Waits until all are open. Raises OSError as open(2) does, `Unanswered`."""
-        while self._owes:
+        if self._owes:
             self._answer(deadline)
 
     def run(self, deadline: Deadline) -> None:
@@ -96,7 +96,7 @@ class WriteBack:
             self._channel.send(b"!")
         except BrokenPipeError:
             raise Killed from None
-        self._owes = 1
+        self._owes = True
         self._answer(deadline)
 
     def _answer(self, deadline: Deadline) -> None:
@@ -105,7 +105,7 @@ class WriteBack:
             message = self._channel.recv(_MAX_MESSAGE)
         except TimeoutError:
             raise Unanswered from None
-        self._owes = 0
+        self._owes = False
         number = int(message or self._process.wait() or 1)  # no message: it was killed
         if number:
             raise OSError(abs(number), os.strerror(abs(number)))

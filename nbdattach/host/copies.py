@@ -19,8 +19,6 @@ import threading
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
 
-from nbdattach.host.procfs import SIGKILL
-
 _STANDARD = 3  # descriptors
 _FAILED = 1
 _MAX_CODE = 8  # bytes, in decimal
@@ -60,7 +58,7 @@ class Copy:
         with self._mutex:
             if self._exit_code() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._pid, SIGKILL)
+                    os.kill(self._pid, signal.SIGKILL)
 
     @property
     def ended(self) -> bool:
@@ -94,7 +92,7 @@ class Copy:
                     return None
                 self._code = os.waitstatus_to_exitcode(status)
             except ChildProcessError:  # we were started with SIGCHLD ignored, so the kernel does not keep its status
-                self._code = int(os.read(self._said, _MAX_CODE) or -SIGKILL)
+                self._code = int(os.read(self._said, _MAX_CODE) or -signal.SIGKILL)
             os.close(self._said)
         return self._code
 

@@ -147,7 +147,6 @@ class _Files:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._pid = str(pid)
         self._folder = f"{pid}/"  # below /proc
         self._remote: tuple[str, ...] | None = None
 
@@ -166,11 +165,12 @@ class _Files:
 
     def _go_to_another_thread(self) -> bool:
         """If the first thread has ended, only the others show the descriptors of the process."""
-        tasks = f"{self._pid}/task"
-        if self._folder.startswith(tasks) or not procfs.has_other_threads(self._pid):
+        pid = str(self.pid)
+        tasks = f"{pid}/task"
+        if self._folder.startswith(tasks) or not procfs.has_other_threads(pid):
             return False
-        others = [name for name in procfs.names(f"{procfs.PROC}/{tasks}") if name != self._pid]
-        if not others or procfs.alive(int(self._pid)):
+        others = [name for name in procfs.names(f"{procfs.PROC}/{tasks}") if name != pid]
+        if not others or procfs.alive(self.pid):
             return False
         self._folder = f"{tasks}/{others[0]}/"
         return True
@@ -202,7 +202,7 @@ class _Files:
         place = f"{procfs.PROC}/{self._folder}{link}"
         with contextlib.suppress(OSError):
             number = os.stat(place).st_dev if self._is_near(procfs.link(place)) else 0
-            return f"{os.major(number)}:{os.minor(number)}" in numbers
+            return procfs.major_minor(number) in numbers
         return False
 
     def _is_one(self, path: str, link: str, numbers: set[str]) -> bool:
@@ -214,7 +214,7 @@ class _Files:
         if not path.startswith("/"):
             return False
         if self._remote is None:
-            self._remote = procfs.remote_places("self") + procfs.remote_places(self._pid)
+            self._remote = procfs.remote_places("self") + procfs.remote_places(str(self.pid))
         return not path.startswith(self._remote)
 
 

@@ -14,7 +14,6 @@ from nbdattach.immutable import immutable
 from nbdattach.text import plain
 
 PROC = "/proc"
-SIGKILL = 9  # the module signal builds enums
 # File systems with a server that may be away (proc_filesystems(5)).
 _REMOTE = ("nfs", "cifs", "smb3", "fuse", "ceph", "9p", "afs", "glusterfs", "lustre", "gfs2", "ocfs2")
 _CAP_SYS_ADMIN = 1 << 21
@@ -149,7 +148,12 @@ def number_of(place: str) -> str | None:
         found = os.stat(place)
     except OSError:
         return None
-    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if stat.S_ISBLK(found.st_mode) else None
+    return major_minor(found.st_rdev) if stat.S_ISBLK(found.st_mode) else None
+
+
+def major_minor(number: int) -> str:
+    """The number of a device in stat(2), as /sys and mountinfo write it."""
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def remote_places(pid: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.host import blocking
+from nbdattach.host import blocking, procfs
 from nbdattach.host.blocking import Unanswered as Unanswered
 from nbdattach.host.copies import Copy
 from nbdattach.kernel import ioctl
@@ -101,9 +101,9 @@ class Node:
     def _check_block_device(self) -> None:
         if not stat.S_ISBLK(os.fstat(self.fd).st_mode):
             raise KernelRefused(self.device.path, "not a block device", "did a program write a file there? remove it")
-        found, wanted = os.fstat(self.fd).st_rdev, Block(self.device.name).number
-        if wanted not in (None, f"{os.major(found)}:{os.minor(found)}"):
-            cause = f"its node belongs to another device: {os.major(found)}:{os.minor(found)}, not {wanted}"
+        found, wanted = procfs.major_minor(os.fstat(self.fd).st_rdev), Block(self.device.name).number
+        if wanted not in (None, found):
+            cause = f"its node belongs to another device: {found}, not {wanted}"
             raise KernelRefused(
                 self.device.path, cause, f"rm {self.device.path}; udevadm trigger or mknod makes it again"
             )

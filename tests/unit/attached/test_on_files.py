@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from nbdattach.attached.mounts import parsed
-from nbdattach.attached.on_files import OnFiles, by_mount
+from nbdattach.attached import on_files
+from nbdattach.attached.mounts import Mount, parsed
+from nbdattach.attached.on_files import OnFiles, on_files_of
 from nbdattach.kernel import loop
 
 LINES = (
@@ -18,6 +19,12 @@ LINES = (
     "4 2 43:64 / /mnt/inner rw - ext4 /dev/nbd2 rw",
 )
 MOUNTS = [parsed(line, None) for line in LINES]
+
+
+def by_mount(loops: dict[str, str], swaps: list[str]) -> dict[str, OnFiles]:
+    """All that is on files of mounts, by the id of the mount."""
+    found = {one.id: on_files_of(one, MOUNTS, loops, swaps) for one in MOUNTS}
+    return {name: one for name, one in found.items() if one != OnFiles([], [])}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +39,7 @@ MOUNTS = [parsed(line, None) for line in LINES]
     ],
 )
 def test_a_swap_file_is_on_the_mount_that_shows_its_path(path: str, id: str) -> None:
-    assert by_mount(MOUNTS, {}, [path]) == ({id: OnFiles([], [path])} if id else {})
+    assert by_mount({}, [path]) == ({id: OnFiles([], [path])} if id else {})
 
 
 @pytest.mark.parametrize(
@@ -48,4 +55,18 @@ def test_the_number_of_its_file_system_decides_about_a_loop_device(
     monkeypatch: pytest.MonkeyPatch, identity: str, found: dict[str, OnFiles]
 ) -> None:
     monkeypatch.setattr(loop, "file_of", lambda _: identity)
-    assert by_mount(MOUNTS, {"loop0": "/mnt/image (deleted)"}, []) == found
+    assert by_mount({"loop0": "/mnt/image (deleted)"}, []) == found
+
+
+def test_loop_devices_on_other_mounts_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question takes a process, and a host may have dozens of them."""
+    asked: list[str] = []
+
+    def ask(name: str, _: Mount) -> bool:
+        asked.append(name)
+        return False
+
+    monkeypatch.setattr(on_files, "_is_on", ask)
+    loops = {f"loop{number}": f"/snap/{number}" for number in range(40)} | {"loop40": "/mnt/image"}
+    assert on_files_of(MOUNTS[1], MOUNTS, loops, []) == OnFiles([], [])
+    assert asked == ["loop40"]

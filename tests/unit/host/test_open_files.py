@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -27,28 +28,40 @@ def no_thread_is_left_to_the_next_test() -> Iterator[None]:
         assert patience.sleep(0.001)
 
 
-def test_nothing_is_asked_of_a_file_system_that_may_never_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Even if it is mounted in a namespace made for it, or at a place with a blank in its name."""
+def slow_file_system(proc: Path, place: str) -> None:
+    """Process 7 has a mount namespace with one there; mountinfo writes the place so."""
     for pid, number, kind in (("self", 1, "ext4"), ("7", 2, "fuse.slow")):
-        (tmp_path / pid / "ns").mkdir(parents=True)
-        (tmp_path / pid / "ns/mnt").symlink_to(f"mnt:[{number}]")
-        (tmp_path / pid / "mountinfo").write_text(f"1 1 0:5 / /a\\040b rw - {kind} slow rw\n")
-    (tmp_path / "7/stat").write_text("7 (name) S 1")
-    (tmp_path / "7/fd").mkdir()
-    (tmp_path / "7/fd/3").symlink_to("/a b/file")
-    (tmp_path / "7/fd/4").symlink_to("/a/file")
+        (proc / pid / "ns").mkdir(parents=True)
+        (proc / pid / "ns/mnt").symlink_to(f"mnt:[{number}]")
+        (proc / pid / "mountinfo").write_text(f"1 1 0:5 / {place} rw - {kind} slow rw\n")
+
+
+@contextlib.contextmanager
+def asked_by_stat(proc: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The places that stat() is asked about; there is none of them."""
     asked: list[str] = []
 
     def ask(place: str) -> os.stat_result:
         asked.append(place)
         raise FileNotFoundError
 
-    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
+    monkeypatch.setattr(procfs, "PROC", str(proc))
     monkeypatch.setattr(procfs, "_remote", {})
     with monkeypatch.context() as asking:
         asking.setattr(os, "stat", ask)
+        yield asked
+
+
+def test_nothing_is_asked_of_a_file_system_that_may_never_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if it is mounted in a namespace made for it, or at a place with a blank in its name."""
+    slow_file_system(tmp_path, "/a\\040b")
+    (tmp_path / "7/stat").write_text("7 (name) S 1")
+    (tmp_path / "7/fd").mkdir()
+    (tmp_path / "7/fd/3").symlink_to("/a b/file")
+    (tmp_path / "7/fd/4").symlink_to("/a/file")
+    with asked_by_stat(tmp_path, monkeypatch) as asked:
         for fd in (3, 4):
             assert not open_files.still_open(7, fd, {"43:0"})
     assert asked == [f"{tmp_path}/7/fd/4"]
@@ -58,26 +71,14 @@ def test_each_mapped_file_is_asked_once_and_none_of_a_file_system_that_may_never
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its place may have a line feed in its name, which maps writes in another way than mountinfo."""
-    for pid, number, kind in (("self", 1, "ext4"), ("7", 2, "fuse.slow")):
-        (tmp_path / pid / "ns").mkdir(parents=True)
-        (tmp_path / pid / "ns/mnt").symlink_to(f"mnt:[{number}]")
-        (tmp_path / pid / "mountinfo").write_text(f"1 1 0:5 / /a\\012b rw - {kind} slow rw\n")
+    slow_file_system(tmp_path, "/a\\012b")
     mapped = (("7f0-7f1", "0:5 9", "/a\nb/file"), ("7f2-7f3", "0:6 1", "/a/file"), ("7f4-7f5", "0:6 1", "/a/file"))
     (tmp_path / "7/map_files").mkdir()
     for place, _, path in mapped:
         (tmp_path / "7/map_files" / place).symlink_to(path)
     lines = (f"{place} rw-s 00000000 {file} {path}\n" for place, file, path in mapped)
     (tmp_path / "7/maps").write_text("".join(line[:-1].replace("\n", "\\012") + "\n" for line in lines))
-    asked: list[str] = []
-
-    def ask(place: str) -> os.stat_result:
-        asked.append(place)
-        raise FileNotFoundError
-
-    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
-    monkeypatch.setattr(procfs, "_remote", {})
-    with monkeypatch.context() as asking:
-        asking.setattr(os, "stat", ask)
+    with asked_by_stat(tmp_path, monkeypatch) as asked:
         assert not open_files.still_open(7, open_files.MAPPED, {"43:0"})
     assert asked == [f"{tmp_path}/7/map_files/7f4-7f5"]
 
