@@ -50,6 +50,9 @@ NBD0 = Device(0)
 HOME, AWAY = "nbd://db1/disk", "nbd://db2/disk"
 # No step of a monitor or a command takes longer than this.
 _LONGEST = 600.0
+# A task that sleeps again and again is woken ever later, as on a busy machine, so that long waits take few steps here:
+# its K-th sleep lasts at least K times the first, up to the second. In seconds.
+_TIRED, _ASLEEP = 0.0005, 0.05
 
 
 class Killed(BaseException):
@@ -63,13 +66,20 @@ class Clock:
         self._world = world
         self.now = 1000.0
         self.limit = math.inf
+        self._in_a_row = 0
 
     def monotonic(self) -> float:
         return self.now
 
+    def begin(self, longest: float) -> None:
+        """A task begins, which takes no longer than that."""
+        self.limit = self.now + longest
+        self._in_a_row = 0
+
     def sleep(self, seconds: float) -> None:
         self._world.go_on()
-        self.now += seconds
+        self._in_a_row += 1
+        self.now += max(seconds, min(_TIRED * self._in_a_row, _ASLEEP))
         if self.now > self.limit:
             raise Wrong("somebody waits for ever")
         self._world.go_on()
@@ -333,7 +343,7 @@ class World(ExitStack):
     def _pause(self, outage: Outage) -> bool:
         """After so many pauses in each step something else comes first: the next step."""
         self.clock.sleep(outage.pause(self.now, 0.5))
-        self.clock.limit = self.now + _LONGEST
+        self.clock.begin(_LONGEST)
         happens, self._meanwhile = self._meanwhile, None
         if happens:
             happens()
@@ -372,7 +382,7 @@ class World(ExitStack):
 
     def act(self, what) -> bool:  # type: ignore[no-untyped-def]
         """Whether it came to its end. A monitor that is killed meanwhile is followed by another."""
-        self.clock.limit = self.now + _LONGEST
+        self.clock.begin(_LONGEST)
         try:
             what()
         except NbdattachError:
