@@ -65,7 +65,7 @@ def see_only_the_monitor_runs(machine: Machine) -> None:
     # Its helpers come and go, so what has ended since does not count.
     ours = (
         "for p in $(pgrep -f '[p]ython.*nbdattach'); do"
-        " name=$(cat /proc/$p/comm 2>/dev/null) && [ \"$name\" != nbdattach-look ] && echo $p; done; true"
+        ' name=$(cat /proc/$p/comm 2>/dev/null) && [ "$name" != nbdattach-look ] && echo $p; done; true'
     )
     assert machine.do(ours) == monitor
     # All but the kernel's threads run from the root, and none from the initramfs; a worker of its udev, that was killed
