@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import warm
+
 import nbdattach
 
 CHUNK = 1 << 20
@@ -50,16 +52,19 @@ class Done:
 
 def command(name: str, *arguments: str) -> list[str]:
     """An nbdattach command line; connect uses the lane's backend if it names none."""
+    return [sys.executable, TOOL, *by_our_backend(name, *arguments)]
+
+
+def by_our_backend(name: str, *arguments: str) -> list[str]:
+    """Arguments of nbdattach; connect gets the lane's backend if it names none."""
     if name == "connect" and "--backend" not in arguments:
         arguments = ("--backend", BACKEND, *arguments)
-    return [sys.executable, TOOL, name, *arguments]
+    return [name, *arguments]
 
 
 def nbd(*arguments: str, seconds: float = 240, cwd: Path | None = None) -> Done:
     """Runs nbdattach with these arguments."""
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, cwd=cwd
-    )
+    done = warm.run(by_our_backend(*arguments), cwd, seconds)
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
 
