@@ -45,6 +45,7 @@ from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.operations import candidates, interrupts, remarks, twice
+from nbdattach.operations.alone import alone_with, alone_with_all
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
 from nbdattach.operations.tidying import tidy_up_later
@@ -132,7 +133,7 @@ def _attach(
         shape = limits.plan(target.uri, export, options.read_only, options.block_size)
         address = address_of(connections[0].stream.sock)
         if not (shape.read_only or options.shared or options.server):
-            alone.enter_context(alone_with(twice.name_of(reached, export.name, address), target.uri))
+            alone.enter_context(alone_with_all(twice.names_of(reached, export.name, address), target.uri))
             also = [one for one in (target, *others(target, options.also)) if one != reached]
             twice.refuse(reached, export.name, address, also)
         notes += remarks.on_export(target, options, export, shape)
@@ -176,16 +177,6 @@ def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay |
     except NbdattachError as error:
         return [f"{device.path}: attached, but no monitor will reconnect it: {error}"]
     return []
-
-
-@contextmanager
-def alone_with(tag: str, thing: str = "") -> Iterator[None]:
-    """One command for this tag at a time, which users know as `thing`."""
-    try:
-        with state.tag_lock(tag, thing):
-            yield
-    except PermissionError as error:
-        raise KernelRefused(state.RUN, "no permission", "attaching and detaching need root: try sudo") from error
 
 
 def _taken(backend: choice.Backend, device: Device, job: Job) -> Hold:

@@ -263,6 +263,11 @@ MALFORMED: list[tuple[list[str], str, str]] = [
         "leave it out to keep the export",
     ),
     (
+        ["reconnect", "nbd0", "--shared"],
+        "nbdattach: --shared: needs a TARGET",
+        "leave it out to keep the server",
+    ),
+    (
         ["reconnect", "nbd0", "-N", ""],
         "nbdattach: --export: needs a TARGET",
         "leave it out to keep the export",
@@ -928,15 +933,16 @@ def test_a_tag_that_is_too_long_is_refused(capsys: Capture, monkeypatch: pytest.
         (["db2"], Target("db2")),
         (["db2", "-N", "disk"], Target("db2", export="disk")),
         (["nbd://db2/disk"], Target("db2", export="disk")),
+        (["--shared", "db2"], Target("db2")),
     ],
 )
 def test_reconnect_says_where_the_device_is_connected_now(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str], target: Target | None
 ) -> None:
-    asked: list[tuple[Device, Target | None, bool]] = []
+    asked: list[tuple[Device, Target | None, bool, bool]] = []
 
-    def reconnect(device: Device, place: Target | None, any_content: bool) -> str:
-        asked.append((device, place, any_content))
+    def reconnect(device: Device, place: Target | None, any_content: bool, shared: bool) -> str:
+        asked.append((device, place, any_content, shared))
         return "nbd://db2/disk"
 
     monkeypatch.setattr(Kernel, "pid", 4711)
@@ -944,7 +950,7 @@ def test_reconnect_says_where_the_device_is_connected_now(
     assert ran(capsys, "reconnect", "nbd0", *arguments) == (
         0, "", "nbdattach: /dev/nbd0: connected to nbd://db2/disk\n",
     )  # fmt: skip
-    assert asked == [(Device(0), target, "--trust" in arguments)]
+    assert asked == [(Device(0), target, "--trust" in arguments, "--shared" in arguments)]
 
 
 def test_resize_names_the_users_of_a_device_that_would_shrink(
