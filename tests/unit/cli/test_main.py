@@ -651,12 +651,48 @@ def test_json_of_several_servers_is_one_document(capsys: Capture) -> None:
     assert err.startswith(f"nbdattach: {closed}: cannot connect: Connection refused\n")
 
 
-def test_all_targets_of_a_check_are_read_before_the_first_server_is_asked(capsys: Capture) -> None:
-    asked: list[str] = []
-    with listening(lambda _: asked.append("a client")) as target:
-        code, out, err = ran(capsys, "check", target.uri, "db1:0")
-    assert (code, out, asked) == (2, "", [])
-    assert err.startswith("nbdattach: 'db1:0': not a port: '0'\n")
+@pytest.mark.parametrize(
+    ("bad", "options", "exit_code", "said"),
+    [
+        ("./none.raw", [], 2, "./none.raw: no such image: No such file or directory"),
+        ("none.qcow2", [], 2, "none.qcow2: no such image: No such file or directory"),
+        ("there.qcow2", [], 2, "there.qcow2: named .qcow2, but it has no qcow2 header"),
+        ("db1:0", [], 2, "'db1:0': not a port: '0'"),
+        ("nbd://db1?no=1", [], 2, "'nbd://db1?no=1': unknown parameter 'no'"),
+        ("/", [], 2, "/: neither an image nor a socket"),
+        ("[ ]", [], 2, "'[ ]': no command in the brackets"),
+        ("[ nbdattach-no-such-server ]", [], 6, "it needs the program nbdattach-no-such-server"),
+        ("there.raw", ["-N", "disk"], 2, "--export: there.raw is an image, which has no exports"),
+    ],
+)
+def test_a_mistake_in_one_target_of_a_check_does_not_stop_the_others(
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    bad: str,
+    options: list[str],
+    exit_code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("there.raw", "there.qcow2"):
+        (tmp_path / name).write_bytes(bytes(4096))
+    with listening(says_and_hears(GO + READ, [])) as one, listening(says_and_hears(GO + READ, [])) as two:
+        servers = [f"127.0.0.1:{server.port}" for server in (one, two)]
+        code, out, err = ran(capsys, "check", "--json", *options, servers[0], bad, servers[1])
+    found = json.loads(out)
+    assert [check["ok"] for check in found["checks"]] == [True, False, True]
+    assert (found["ok"], found["error"]) == (False, found["checks"][1]["error"])
+    assert (code, found["error"]["exit_code"]) == (exit_code, exit_code)
+    assert said in found["error"]["message"]
+    assert found["checks"][1]["target"].endswith(bad)
+    assert err.startswith(f"nbdattach: {found['error']['message']}\n(")
+
+
+def test_the_document_of_one_wrong_target_is_that_of_any_check(capsys: Capture) -> None:
+    code, out, _ = ran(capsys, "check", "--json", "./none.raw")
+    found = json.loads(out)
+    assert (code, found["target"], found["ok"], found["error"]["kind"]) == (2, "./none.raw", False, "usage")
 
 
 ROOT = wire.listed(b"root") + wire.ack(wire.LIST)
