@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
-from nbdattach.attached.users import in_use, users_of
-from nbdattach.attached.uses import refusal
+from nbdattach.attached.users import in_use, open_by, users_of
+from nbdattach.attached.uses import opened, refusal
 from nbdattach.backends import choice, limits, queue_choice
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
@@ -221,10 +221,12 @@ def _complete(
             pid = Kernel(device).pid
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
-        if Kernel(device).size or Kernel(device).partitions:
-            tidy_up_later(device, pid)
         queue_choice.take_back(hold.node)
         state.forget(device)
+        if Kernel(device).size or Kernel(device).partitions:  # another program has it open
+            with suppress(OSError):
+                state.note_end(device, pid)
+            tidy_up_later(device, pid)
         if job.options.server:
             kept.take_back(job.options.server)
         raise
@@ -344,7 +346,7 @@ def _require_same(device: Device, target: Target, options: ConnectOptions) -> No
 def _holds_other(device: Device) -> DeviceInUse:
     status = status_of(device)
     if status.state == "lost":
-        users = users_of(device)
+        users = users_of(device) or opened(open_by(device))
         cause = f"holds the rest of a lost attachment, and is still {users if users else 'open'}"
         return refusal(device, cause, "release it first", users.uses)
     what = status.target or f"an attachment of process {status.pid}"

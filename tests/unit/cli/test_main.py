@@ -1085,6 +1085,17 @@ def test_disconnect_finds_what_is_meant(
 
 
 @pytest.mark.usefixtures("host")
+def test_the_rest_of_a_detached_device_is_not_called_that_of_another_program(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.forget(Device(1))
+    state.note_end(Device(1), 4711)
+    monkeypatch.setattr(detachment, "detach", lambda *_, **__: "")
+    _, _, err = ran(capsys, "disconnect", "--all")
+    assert err.splitlines()[0] == "nbdattach: /dev/nbd1: detached; the kernel frees it when its last user releases it"
+
+
+@pytest.mark.usefixtures("host")
 def test_if_tag_leaves_alone_what_is_another_attachment(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
