@@ -146,7 +146,8 @@ class DeviceInUse(NbdattachError):
     """The device is mounted, held, open exclusively, or holds something else.
 
     `users` are lines for people, in the order in which the users have to be released: each names one and the command
-    that releases it. `uses` are the same for programs: `kind`, `where`, and `release`, the words of the command.
+    that releases it. `uses` are the same for programs: `kind`, `where`, and `release`, the words of the command; or
+    `instead`, what to do if no command is known.
     """
 
     exit_code = 7

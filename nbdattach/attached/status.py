@@ -46,7 +46,7 @@ class Status:
     target: str | None
     export: str | None
     size: int
-    block_size: int
+    block_size: int | None  # None if the kernel does not say it, because it waits for a server
     read_only: bool
     backend: str | None
     connections: int
@@ -79,7 +79,7 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         export=record.export if record else None,
         size=size,
         # The kernel's is that of the record; to ask for it may take as long as the server is away (`unhurried`).
-        block_size=record.block_size if record else kernel.block_size,
+        block_size=record.block_size if record else _foreign_block_size(device),
         read_only=kernel.read_only,
         backend=record.backend if record else "netlink" if by_netlink else None,
         connections=record.connections if record else kernel.connections,
@@ -93,6 +93,12 @@ def status_of(device: Device, census: Census | None = None) -> Status:
         image=_image(record.server.image) if record and record.server and record.server.image else None,
         trouble={"since": trouble.since, "next_try": trouble.next_try, "error": trouble.error} if trouble else None,
     )
+
+
+def _foreign_block_size(device: Device) -> int | None:
+    from nbdattach.attached import foreign_queue  # which starts a process; few hosts have such devices
+
+    return foreign_queue.block_size_of(device)
 
 
 def _server(server: OwnServer) -> ServerStatus:

@@ -21,6 +21,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
 from nbdattach.host import open_files, procfs, targets
+from nbdattach.host.lookups import numbers_of as numbers_of_paths
 from nbdattach.host.procfs import Opener
 from nbdattach.host.targets import Target
 from nbdattach.kernel import sysfs
@@ -184,9 +185,9 @@ def users_of(device: Device) -> Users:
 
 def _loops_by_number(backing: Mapping[str, str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for loop, path in backing.items():
-        # To look for a name that is gone reads its folder, whose disk may be dead.
-        number = None if path.endswith(_DELETED) else procfs.block_number(path)
+    # To look for a name that is gone reads its folder, whose disk may be dead.
+    loops = {loop: path for loop, path in backing.items() if not path.endswith(_DELETED)}
+    for loop, number in zip(loops, numbers_of_paths([*loops.values()]), strict=True):
         if number:
             found.setdefault(number, []).append(loop)
     return found

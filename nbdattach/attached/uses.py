@@ -56,8 +56,9 @@ class Use:
 
     @property
     def facts(self) -> dict[str, object]:
-        """For programs."""
-        return {"kind": self.kind, "where": self.where, "release": [*self.release]}
+        """For programs. `instead` is null if there is a command."""
+        instead = None if self.release else self.instead
+        return {"kind": self.kind, "where": self.where, "release": [*self.release], "instead": instead}
 
 
 @immutable

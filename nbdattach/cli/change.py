@@ -22,10 +22,13 @@ from nbdattach.text import plain, quoted
 @argument("target", required=False, shell_complete=targets)
 @export_option
 @option("--trust", is_flag=True, help="Accept the disk though its content is not that of the attached one.")
+@option("--shared", is_flag=True, help="Move it to what another device has for writing.")
 @tls_options
 @json_option
 @debug_option
-def reconnect(device: str, target: str | None, export: str | None, trust: bool, as_json: bool, **tls: Any) -> None:
+def reconnect(
+    device: str, target: str | None, export: str | None, trust: bool, shared: bool, as_json: bool, **tls: Any
+) -> None:
     """Move a device to a new connection or another server.
 
     Programs that use the device see no I/O error. TARGET is another server with the same data; without it, the new
@@ -37,6 +40,8 @@ def reconnect(device: str, target: str | None, export: str | None, trust: bool, 
     where = device_at(device)
     if target is None and export is not None:
         raise Malformed("--export", "needs a TARGET", "leave it out to keep the export")
+    if target is None and shared:
+        raise Malformed("--shared", "needs a TARGET", "leave it out to keep the server")
     tls_trust = trust_of(tls)
     if target is None and target_of("localhost", None, tls_trust).tls:
         raise Malformed("--tls", "the TLS options need a TARGET", "leave them out to keep those of connect")
@@ -50,7 +55,7 @@ def reconnect(device: str, target: str | None, export: str | None, trust: bool, 
         raise Malformed(plain(target), cause, "disconnect the device, and connect the image")
     wanted = None if target is None else target_of(target, export, tls_trust)
 
-    uri = handover.reconnect(where, wanted, trust)
+    uri = handover.reconnect(where, wanted, trust, shared)
     record = state.load(where)
     name = plain(record.server.name) if record and record.server else uri
     if as_json:

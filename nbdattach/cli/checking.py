@@ -15,6 +15,7 @@ from nbdattach.connection import client
 from nbdattach.connection.client import Checked
 from nbdattach.errors import NbdattachError
 from nbdattach.reporter import Trace
+from nbdattach.text import plain
 
 # A silent server keeps its thread for the whole of the timeout.
 _AT_ONCE = 256
@@ -25,7 +26,8 @@ Way = tuple[str, Callable[[], AbstractContextManager[There]]]
 def checked(ways: Sequence[Way], timeout: float, trace: Trace) -> Iterator[tuple[str, Checked]]:
     """The name and the result of each, in the order given, as soon as it and all before it are there.
 
-    `ways`: each with the text that names its server.
+    `ways`: each with the text that names its server. A mistake in one, such as an image that is not there, is its
+    result, and stops no other: the list may be that of a program.
     """
     check = partial(_checked, timeout=timeout, trace=trace)
     if len(ways) == 1:
@@ -47,5 +49,5 @@ def _checked(way: Way, timeout: float, trace: Trace) -> tuple[str, Checked]:
         with reach() as there:
             name, found = there.name, client.check(there.target, limits.attachable, timeout, trace)
             return name, replace(found, error=there.explained(found.error)) if found.error else found
-    except NbdattachError as error:  # of the start of a server
-        return name, Checked(None, None, error)
+    except NbdattachError as error:  # of the target itself, or of the start of a server
+        return plain(name), Checked(None, None, error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbdattach.cli.types import target_of
@@ -30,13 +29,10 @@ class There:
     explained: Callable[[NbdattachError], NbdattachError]
 
 
-def to_reach(
+def reached(
     text: str, export: str | None, trust: dict[str, Any], format_: str | None = None
-) -> Callable[[], AbstractContextManager[There]]:
-    """The way to the server, which begins when its context is entered. Raises `Malformed`.
-
-    The context raises `NbdattachError`; those of the caller's block are worded for users.
-    """
+) -> AbstractContextManager[There]:
+    """The server of the target. Raises `NbdattachError`, and so does the context, which words those of its block."""
     from nbdattach.own_server.source import SOME_SERVER, no_tls, source_of
     from nbdattach.protocol.target import with_tls
 
@@ -45,10 +41,10 @@ def to_reach(
         target = target_of(text, export, trust)
         if format_ is not None:
             raise Malformed("--format", f"{plain(text)} is no image", "leave it out")
-        return partial(_running, target)
+        return _running(target)
     if with_tls(SOME_SERVER, **trust).tls:
         raise no_tls(source)
-    return partial(_started, source, format_)
+    return _started(source, format_)
 
 
 def _running(target: Target) -> AbstractContextManager[There]:
@@ -57,13 +53,6 @@ def _running(target: Target) -> AbstractContextManager[There]:
 
         tls.require_usable(target)
     return nullcontext(There(target, target.uri, target.server, None, lambda error: error))
-
-
-def reached(
-    text: str, export: str | None, trust: dict[str, Any], format_: str | None = None
-) -> AbstractContextManager[There]:
-    """Raises as `to_reach` and its context."""
-    return to_reach(text, export, trust, format_)()
 
 
 @contextmanager

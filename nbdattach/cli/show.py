@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -191,14 +192,14 @@ def check(
     """
     from nbdattach.cli import render
     from nbdattach.cli.checking import checked
-    from nbdattach.cli.reach import to_reach
+    from nbdattach.cli.reach import reached
 
     port = next((text for text in targets[1:] if text.isdigit()), None)
     if port:
         better = corrected(click.get_current_context())
         raise Malformed(quoted(port), "a number, not a server", better or "a port is part of the TARGET: HOST:PORT")
     trust = trust_of(tls)
-    ways = [(text, to_reach(text, export, trust, format)) for text in targets]
+    ways = [(text, partial(reached, text, export, trust, format)) for text in targets]
     failures, shown = [], []
     for name, found in checked(ways, connect_timeout, trace()):
         shown.append((name, found))

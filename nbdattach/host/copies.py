@@ -97,23 +97,39 @@ class Copy:
         return self._code
 
 
-def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
-    """The answer; empty if `question` raises, None if the kernel does not let it return in time.
+class Question:
+    """A question to the kernel that a copy asks, because nothing ends a process that hangs there: it is left behind."""
 
-    A copy asks, because nothing ends a process that hangs in the kernel; such a copy is left behind.
-    """
-    out, into = os.pipe()
-    with open(out, "rb") as pipe:
+    def __init__(self, question: Callable[[], str]) -> None:
+        out, into = os.pipe()
+        self._out = out
         try:
-            copy = Copy(lambda: os.write(into, question().encode()) and None, into, name="nbdattach-ask")
+            self._copy = Copy(lambda: os.write(into, question().encode()) and None, into, name="nbdattach-ask")
+        except BaseException:
+            os.close(out)
+            raise
         finally:
             os.close(into)
-        if not select.select([pipe], [], [], seconds)[0]:
-            copy.kill()
-            return None
-        answer = pipe.read().decode()
-    copy.wait()
-    return answer
+
+    def answer(self, seconds: float) -> str | None:
+        """To be called once. Empty if the question raises, None if the kernel does not let it return in time."""
+        with open(self._out, "rb") as pipe:
+            if not select.select([pipe], [], [], seconds)[0]:
+                self._copy.kill()
+                return None
+            answer = pipe.read().decode()
+        self._copy.wait()
+        return answer
+
+    @property
+    def hangs(self) -> bool:
+        """After the answer: whether the copy is still there."""
+        return not self._copy.ended
+
+
+def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
+    """The answer; empty if `question` raises, None if the kernel does not let it return in time."""
+    return Question(question).answer(seconds)
 
 
 def _become(work: Callable[[], int | None], descriptors: tuple[int, ...], name: str, own_session: bool) -> NoReturn:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 
-from nbdattach.host import procfs
+from nbdattach.host.lookups import numbers_of
 from nbdattach.immutable import immutable
 
 CONFIGFS = "/sys/kernel/config"
@@ -52,9 +52,12 @@ def targets() -> list[Target]:
 
 def by_number(below: str = "/") -> dict[str, list[Target]]:
     """By the number of the block device (major:minor). Only files `below` that folder are looked at."""
+    known = targets()
+    unknown = [target for target in known if not target.number and target.path.startswith(below)]
+    by_path = dict(zip(unknown, numbers_of([target.path for target in unknown]), strict=True))
     found: dict[str, list[Target]] = {}
-    for target in targets():
-        number = target.number or (procfs.block_number(target.path) if target.path.startswith(below) else None)
+    for target in known:
+        number = target.number or by_path.get(target)
         if number:
             found.setdefault(number, []).append(target)
     return found

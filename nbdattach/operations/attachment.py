@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from nbdattach.attached import state
 from nbdattach.attached.status import status_of
-from nbdattach.attached.users import in_use, users_of
-from nbdattach.attached.uses import refusal
+from nbdattach.attached.users import in_use, open_by, users_of
+from nbdattach.attached.uses import opened, refusal
 from nbdattach.backends import choice, limits, queue_choice
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
@@ -45,6 +45,7 @@ from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.operations import candidates, interrupts, remarks, twice
+from nbdattach.operations.alone import alone_with, alone_with_all
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
 from nbdattach.operations.tidying import tidy_up_later
@@ -132,7 +133,7 @@ def _attach(
         shape = limits.plan(target.uri, export, options.read_only, options.block_size)
         address = address_of(connections[0].stream.sock)
         if not (shape.read_only or options.shared or options.server):
-            alone.enter_context(alone_with(twice.name_of(reached, export.name, address), target.uri))
+            alone.enter_context(alone_with_all(twice.names_of(reached, export.name, address), target.uri))
             also = [one for one in (target, *others(target, options.also)) if one != reached]
             twice.refuse(reached, export.name, address, also)
         notes += remarks.on_export(target, options, export, shape)
@@ -178,16 +179,6 @@ def _have_watched(device: Device, sockets: Sequence[socket] = (), relay: Relay |
     return []
 
 
-@contextmanager
-def alone_with(tag: str, thing: str = "") -> Iterator[None]:
-    """One command for this tag at a time, which users know as `thing`."""
-    try:
-        with state.tag_lock(tag, thing):
-            yield
-    except PermissionError as error:
-        raise KernelRefused(state.RUN, "no permission", "attaching and detaching need root: try sudo") from error
-
-
 def _taken(backend: choice.Backend, device: Device, job: Job) -> Hold:
     """The device, served and claimed."""
     with _kernel_errors(device, job):
@@ -230,10 +221,12 @@ def _complete(
             pid = Kernel(device).pid
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
-        if Kernel(device).size or Kernel(device).partitions:
-            tidy_up_later(device, pid)
         queue_choice.take_back(hold.node)
         state.forget(device)
+        if Kernel(device).size or Kernel(device).partitions:  # another program has it open
+            with suppress(OSError):
+                state.note_end(device, pid)
+            tidy_up_later(device, pid)
         if job.options.server:
             kept.take_back(job.options.server)
         raise
@@ -353,7 +346,7 @@ def _require_same(device: Device, target: Target, options: ConnectOptions) -> No
 def _holds_other(device: Device) -> DeviceInUse:
     status = status_of(device)
     if status.state == "lost":
-        users = users_of(device)
+        users = users_of(device) or opened(open_by(device))
         cause = f"holds the rest of a lost attachment, and is still {users if users else 'open'}"
         return refusal(device, cause, "release it first", users.uses)
     what = status.target or f"an attachment of process {status.pid}"

@@ -85,18 +85,21 @@ class Attachment:
             reporter=reporter,
         )
 
-    def reconnect(self, target: str | None = None, export: str | None = None, *, trust: bool = False) -> str:
+    def reconnect(
+        self, target: str | None = None, export: str | None = None, *, trust: bool = False, shared: bool = False
+    ) -> str:
         """Hands the device over to a new connection, or to another server of the same data. Netlink only.
 
         Returns the URI that it is connected to then. Requests in flight are sent again; none fails. A disk whose
-        content is not that of the attached one is refused, unless you `trust` it.
+        content is not that of the attached one is refused, unless you `trust` it; so is one that another device has
+        attached read-write, unless it is `shared`.
 
             attachment.reconnect("nbd://db2/disk")
         """
         from nbdattach.operations import handover
 
         named = parse_target(target, export) if target is not None else None
-        return handover.reconnect(self._device, named, trust)
+        return handover.reconnect(self._device, named, trust, shared)
 
     def resize(self) -> str:
         """Gives the device the size that the export now has; returns the outcome as text. Netlink only.

@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 from nbdattach.device import Device
 from nbdattach.errors import TIMEOUT_OPTION, DeadlinePassed, NotAttached
 from nbdattach.kernel import driver
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.monitor.control import Request
+from nbdattach.operations import twice
+from nbdattach.operations.alone import alone_with_all
 from nbdattach.protocol.target import Target
 
 
-def reconnect(device: Device, target: Target | None = None, any_content: bool = False) -> str:
+def reconnect(device: Device, target: Target | None = None, any_content: bool = False, shared: bool = False) -> str:
     """Hands the device over to new connections, to `target` if one is given; returns the URI that it now has.
 
-    Only to the same disk, as far as its content tells, unless `any_content`. The driver sends requests in flight again,
-    and none fails. Raises `NbdattachError`; then everything is as before.
+    Only to the same disk, as far as its content tells, unless `any_content`; and not to one that another device has for
+    writing, unless `shared`. The driver sends requests in flight again, and none fails. Raises `NbdattachError`; then
+    everything is as before.
     """
-    return _asked(device, "reconnect", target, any_content)
+    return _asked(device, "reconnect", target, any_content, shared)
 
 
 def resize(device: Device) -> str:
@@ -29,7 +35,9 @@ def resize(device: Device) -> str:
     return _asked(device, "resize")
 
 
-def _asked(device: Device, do: str, target: Target | None = None, any_content: bool = False) -> str:
+def _asked(
+    device: Device, do: str, target: Target | None = None, any_content: bool = False, shared: bool = False
+) -> str:
     driver.refuse_other_systems()
     if not Kernel(device).attached:
         raise NotAttached(device.path)
@@ -40,7 +48,23 @@ def _asked(device: Device, do: str, target: Target | None = None, any_content: b
     launch.ensure_monitor()
     uri, trust = (target.uri, target.trust) if target else (None, None)
     try:
-        return control.ask(Request(do, device.name, uri, trust=trust, any_content=any_content))
+        with _alone_at(device, target) if target and not shared else nullcontext():
+            return control.ask(Request(do, device.name, uri, trust=trust, any_content=any_content))
     except DeadlinePassed as error:
         error.hint = error.hint.replace(TIMEOUT_OPTION, "the --connect-timeout of connect")
         raise
+
+
+@contextmanager
+def _alone_at(device: Device, target: Target) -> Iterator[None]:
+    """Until the monitor has recorded the move, no other command attaches that export for writing.
+
+    The command looks, not the monitor: that must not wait for another command, or for a name server. It will go to one
+    of the addresses of the target; each counts. Raises `DeviceInUse` if a device has that export for writing already.
+    """
+    if Kernel(device).read_only:
+        yield
+        return
+    with alone_with_all(twice.names_of(target, target.export, None), target.uri):
+        twice.refuse(target, target.export, None, moving=device)
+        yield

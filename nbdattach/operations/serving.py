@@ -10,9 +10,8 @@ Decisions that matter:
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -26,6 +25,7 @@ from nbdattach.host.bare_files import identity
 from nbdattach.kernel import driver, sysfs
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import attachment
+from nbdattach.operations.alone import alone_with_all
 from nbdattach.operations.handle import Attachment
 from nbdattach.operations.patience import Patience
 from nbdattach.own_server import kept, start
@@ -55,7 +55,7 @@ def attach(
     patience = Patience(options.retry_for, reporter.say)
     while True:
         try:
-            with _alone_with(plain(source.name), [_identity_of(source) or source.name]):
+            with alone_with_all([_identity_of(source) or source.name], plain(source.name)):
                 once = replace(options, retry_for=0.0)
                 return _attached_already(source, device, once, image_options, reporter) or _attach(
                     source, device, once, image_options, reporter
@@ -64,18 +64,6 @@ def attach(
             reporter.trace(str(error))
             if not patience.goes_on_after(error):
                 raise
-
-
-@contextlib.contextmanager
-def _alone_with(thing: str, names: Sequence[str]) -> Iterator[None]:
-    """One command at a time for each; users know them as `thing`. No tag begins with such a character.
-
-    Two commands never wait for each other: each takes an image first, and then those below it from the top down.
-    """
-    with contextlib.ExitStack() as locks:
-        for name in dict.fromkeys(names):
-            locks.enter_context(attachment.alone_with(f"\0{name}", thing))
-        yield
 
 
 def _attached_already(
@@ -109,7 +97,8 @@ def _attach(
     if not (options.reconnect and choice.choose(options).name == "netlink"):
         planned = plan(goes_on=False)
     options = replace(options, raw_size=None, read_only=planned.read_only)
-    with _alone_with(plain(source.name), planned.image.below if planned.image else ()):
+    # Two commands never wait for each other: each takes an image first, and then those below it from the top down.
+    with alone_with_all(planned.image.below if planned.image else (), plain(source.name)):
         _require_no_relative(planned)
         with start.served(source, planned, lasting=True) as served:
             reporter.trace(f"{plain(source.name)}: served by {' '.join(served.server.command)}")

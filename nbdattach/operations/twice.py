@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Refuses to attach for writing what is attached for writing on this host already.
+"""Refuses to attach for writing, or to move a device to, what is attached for writing on this host already.
 
 Two file systems mounted from one disk, each with its own cache, destroy each other. An export is the same if the name
 of its server is the same, or the address that the name led to; another host that has attached it cannot be seen. All
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
@@ -28,27 +27,36 @@ _LOOPBACK, _HERE = ("localhost", "127.0.0.1", "::1"), "this host"
 _MAPPED = "::ffff:"
 
 
-def name_of(target: Target, export: str, address: str | None) -> str:
-    """The same for two targets if `refuse` finds one for the other by an address; for a lock."""
-    found = _addresses(target, address)
-    server = target if target.socket or not found else replace(target, host=min(map(_one_name, found)))
-    return f"\0export {min(_names(server, []))}/{export}"
+def names_of(target: Target, export: str, address: str | None) -> list[str]:
+    """For locks, in the order to take them. Two targets have one in common if `refuse` finds one for the other."""
+    return sorted(f"export {name}/{export}" for name in _names(target, _addresses(target, address)))
 
 
-def refuse(target: Target, export: str, address: str | None, also: Sequence[Target] = ()) -> None:
+def refuse(
+    target: Target,
+    export: str,
+    address: str | None,
+    also: Sequence[Target] = (),
+    *,
+    moving: Device | None = None,
+) -> None:
     """Raises `DeviceInUse` if a device holds that export read-write, or one of `also`, which have the same data.
 
-    `address`: the server's numeric one; None if it is not known, because a relay has the connection.
+    `address`: the server's numeric one; None if it is not known, because a relay has the connection, or none is made
+    yet. `moving`: the device that is to go there.
     """
     wanted = [(target, export, _addresses(target, address)), *((one, one.export, []) for one in also)]
     for device in sysfs.devices():
         kernel = Kernel(device)
-        if kernel.attached and not kernel.read_only and _holds(device, wanted):
-            raise DeviceInUse(
-                target.uri,
-                f"attached read-write at {device.path} already; two file systems that write to one disk destroy it",
-                f"use {device.path}, or attach it with --read-only, or with --shared if its users know of each other",
+        if device != moving and kernel.attached and not kernel.read_only and _holds(device, wanted):
+            cause = f"attached read-write at {device.path} already; two file systems that write to one disk destroy it"
+            hint = (
+                f"nbdattach disconnect {device.path}, or use --shared if its users know of each other"
+                if moving
+                else f"use {device.path}, or attach it with --read-only, "
+                "or with --shared if its users know of each other"
             )
+            raise DeviceInUse(target.uri, cause, hint)
 
 
 _Export = tuple[Target, str, list[str]]  # with the server's addresses
@@ -56,7 +64,7 @@ _Export = tuple[Target, str, list[str]]  # with the server's addresses
 
 def _holds(device: Device, wanted: Sequence[_Export]) -> bool:
     record = state.load(device)
-    if record is None or record.server:
+    if record is None:
         return False
     return any(
         there[1] == one[1] and not _names(there[0], there[2]).isdisjoint(_names(one[0], one[2]))
@@ -87,8 +95,17 @@ def _addresses(target: Target, address: str | None) -> list[str]:
 def _names(target: Target, addresses: Sequence[str]) -> set[str]:
     """Of the server: two that have one in common are the same."""
     if target.socket:
-        return {os.path.realpath(target.socket)}
+        return {os.path.realpath(target.socket), *_file_of(target.socket)}
     return {f"{_one_name(host)}:{target.port}" for host in (target.host, *addresses)}
+
+
+def _file_of(socket: str) -> list[str]:
+    """The socket itself, which a hard link or a bind mount shows under another path, too; none if it is gone."""
+    try:
+        there = os.stat(socket)
+    except OSError:
+        return []
+    return [f"file {there.st_dev}:{there.st_ino}"]
 
 
 def _one_name(host: str) -> str:

@@ -8,6 +8,7 @@ every twelfth step, and another day's run others. `make test-all`, or CRASH_EVER
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,13 @@ import pytest
 from crash import Ended, helpers, run
 from leftovers import beside_the_monitor, clear_away, leftovers, monitors
 from servers import nbdkit
-from tool import ALL, BACKEND, eventually, nbd, partitioned_image
+from tool import ALL, BACKEND, connect, eventually, nbd, nbd_ok, partitioned_image
 
 # Otherwise each round would import them for itself.
-from nbdattach.attached import state, status  # noqa: F401
+from nbdattach.attached import state, status
 from nbdattach.device import Device
-from nbdattach.errors import NotAttached
+from nbdattach.errors import ConnectionLost, NotAttached
+from nbdattach.kernel.node import Node
 from nbdattach.kernel.sysfs import Kernel
 
 EVERY = int(os.environ.get("CRASH_EVERY") or (1 if ALL else 12))
@@ -212,6 +214,49 @@ def look_at_a_partition(until: Event) -> list[str]:
         until.wait(SECONDS)
         time.sleep(0.5)
         return FIRST.partitions
+
+
+def test_a_connect_that_fails_under_a_program_that_keeps_a_partition_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel keeps the dead device for that program. It is not called attached, and goes with its user."""
+    image = partitioned_image(tmp_path / "image")
+    users: list[subprocess.Popen[bytes]] = []
+    with nbdkit("file", f"file={image}") as server:
+
+        def comes_and_the_server_dies(*_: object) -> None:
+            with open("/dev/nbd0p1") as partition:
+                users.append(subprocess.Popen(["sleep", "600"], stdin=partition))
+            server.kill()
+
+        monkeypatch.setattr(Node, "first_page", comes_and_the_server_dies)
+        with pytest.raises(ConnectionLost, match="the server closed the connection"):
+            connect(server.uri, "nbd0")
+        monkeypatch.undo()
+    (user,) = users
+    with user, nbdkit("file", f"file={image}") as other:
+        ended = "detached; the kernel frees it when its last user releases it"
+        (found,) = nbd("status", "--json").json()
+        assert (found["state"], found["target"], found["trouble"]["error"]) == ("lost", None, ended)
+        still_open = f"open in process {user.pid} (sleep)"
+        done = nbd("connect", other.uri, "nbd0")
+        assert (done.code, done.err.splitlines()) == (
+            7,
+            [
+                f"nbdattach: /dev/nbd0: holds the rest of a lost attachment, and is still {still_open}",
+                f"  {still_open}: kill {user.pid}",
+                "(release it first)",
+            ],
+        )
+        done = nbd("disconnect", "--all")
+        assert (done.code, done.err) == (0, f"nbdattach: /dev/nbd0: {ended}\n")
+        assert nbd_ok("connect", other.uri) == "/dev/nbd1"
+        nbd_ok("disconnect", "nbd1")
+        user.kill()
+        user.wait()
+        eventually(lambda: not FIRST.attached and not FIRST.partitions and not os.path.exists(state.path(Device(0))))
+        nbd_ok("connect", other.uri, "nbd0")
+        nbd_ok("disconnect", "nbd0")
 
 
 @pytest.mark.ioctl

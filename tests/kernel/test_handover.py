@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ import pytest
 from load import BLOCK, Load, write_direct
 from servers import nbdkit
 from test_restart import MIB, nothing_goes_wrong, place, state_of
-from tool import ALL, attached, eventually, nbd, nbd_ok, shell
+from tool import ALL, attached, eventually, nbd, nbd_ok, shell, sparse_file
 
 from nbdattach.attached import state, status
 from nbdattach.device import Device
@@ -59,6 +60,43 @@ def test_reconnect_to_what_will_not_do_changes_nothing(tmp_path: Path) -> None:
             assert done.code == 3
             assert "Connection refused" in done.err
             assert status.status_of(Device(0)).target == server.uri
+
+
+def test_a_device_does_not_move_to_what_another_device_has_for_writing() -> None:
+    with nbdkit("memory", "1M") as one, nbdkit("memory", "1M") as two:
+        port = two.uri.rpartition(":")[2]
+        with attached(one.uri, "nbd0"), attached(two.uri, "nbd1"):
+            for name in (two.uri, f"localhost:{port}"):
+                done = nbd("reconnect", "nbd0", name)
+                line, hint = done.err.splitlines()
+                assert (done.code, done.out) == (7, "")
+                assert line.endswith(
+                    ": attached read-write at /dev/nbd1 already; two file systems that write to one disk destroy it"
+                )
+                assert hint == "(nbdattach disconnect /dev/nbd1, or use --shared if its users know of each other)"
+            assert status.status_of(Device(0)).target == one.uri
+            nbd_ok("reconnect", "nbd1", two.uri)
+            nbd_ok("reconnect", "--shared", "nbd0", two.uri)
+            assert status.status_of(Device(0)).target == two.uri
+            nbd_ok("reconnect", "nbd0", one.uri)
+        with attached(one.uri, "nbd0", read_only=True), attached(two.uri, "nbd1"):
+            nbd_ok("reconnect", "nbd0", two.uri)
+
+
+@pytest.mark.skipif(not shutil.which("qemu-nbd"), reason="no qemu-nbd here")
+def test_the_server_of_an_image_is_not_attached_by_its_socket(tmp_path: Path) -> None:
+    """`status` shows it, and a second device would write to the same image."""
+    image = sparse_file(tmp_path / "disk.raw", MIB)
+    nbd_ok("connect", str(image), "nbd0")
+    uri = nbd("status", "--json", "nbd0").json()[0]["target"]
+    for order in (("connect", "--tag", "again", uri), ("connect", "--tag", "again", uri, "nbd1")):
+        done = nbd(*order)
+        assert (done.code, done.out) == (7, ""), done
+        assert "attached read-write at /dev/nbd0 already" in done.err
+    with nbdkit("memory", "1M") as other, attached(other.uri, "nbd1"):
+        done = nbd("reconnect", "nbd1", uri)
+        assert (done.code, "attached read-write at /dev/nbd0 already" in done.err) == (7, True), done
+    nbd_ok("disconnect", "nbd0")
 
 
 @pytest.fixture

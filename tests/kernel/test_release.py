@@ -203,7 +203,7 @@ def test_a_program_needs_nothing_but_the_json(tmp_path: Path) -> None:
         code, found = wrapper("disconnect", device)
         error = found["error"]
         assert (code, error["exit_code"], error["kind"], error["thing"]) == (7, 7, "in-use", device)
-        assert error["users"] == [{"kind": "mount", "where": "/mnt", "release": ["umount", "/mnt"]}]
+        assert error["users"] == [{"kind": "mount", "where": "/mnt", "release": ["umount", "/mnt"], "instead": None}]
         for user in error["users"]:
             subprocess.run(user["release"], check=True)
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from host import NBD0, Host, pretend
+from loopback import PATIENCE, eventually
 
-from nbdattach.attached import state
+from nbdattach.attached import foreign_queue, state
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.attached.status import ImageStatus, ServerStatus, Status, status_of
 from nbdattach.errors import NotAttached
 from nbdattach.host import procfs
+from nbdattach.host.copies import Question
 from nbdattach.kernel import sysfs
 from nbdattach.server_of_ours import Image, OwnServer
 
@@ -202,3 +204,27 @@ def test_server_survives_the_record(host: Host) -> None:
     record = with_server(host, Image("/d\udcff.img", "raw", "1:2", ("/a", "/b"), snapshot=True), "u.service")
     state.save(NBD0, record)
     assert state.load(NBD0) == record
+
+
+def test_the_block_size_of_a_device_of_another_program_is_not_waited_for(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel shows nothing of the queue while a change of it waits for a server; here, the file is a pipe."""
+    monkeypatch.setattr(foreign_queue, "_A_MOMENT", 0.2)
+    size = host.sys / "block/nbd0/queue/logical_block_size"
+    size.parent.mkdir()
+    os.mkfifo(size)
+    assert status_of(NBD0).block_size is None
+    monkeypatch.setattr(foreign_queue, "_A_MOMENT", PATIENCE)
+    left_behind = foreign_queue._unanswered[NBD0]
+    monkeypatch.setattr(Question, "hangs", True)
+    assert status_of(NBD0).block_size is None
+    assert foreign_queue._unanswered[NBD0] is left_behind
+    monkeypatch.undo()
+    eventually(lambda: not left_behind.hangs)
+    size.unlink()
+    size.write_text("4096\n")
+    host_again = (state, "RUN", str(host.run)), (sysfs, "SYS", str(host.sys))
+    for module, name, value in host_again:
+        monkeypatch.setattr(module, name, value)
+    assert status_of(NBD0).block_size == 4096

@@ -449,6 +449,22 @@ def test_a_device_with_two_lines_has_none() -> None:
     assert [mistake.device for mistake in found.mistakes] == [Device(0)]
 
 
+def test_of_many_lines_with_one_tag_the_first_is_used() -> None:
+    """Commands for one tag wait for each other, so hundreds of them would keep `up --all` busy for minutes."""
+    found = parse("".join(f"nbd{number} db{number} disk bs=512,tag=t\n" for number in range(300)), "nbdtab")
+    assert [entry.device for entry in found.entries] == [Device(0)]
+    assert [str(mistake.error) for mistake in found.mistakes] == [
+        f"nbdtab:{number + 1}:{len(f'nbd{number} db{number} disk bs=512,') + 1}: the tag 't' is in line 1 already"
+        for number in range(1, 300)
+    ]
+
+
+def test_lines_without_a_tag_may_have_one_export() -> None:
+    """Each device has its own attachment: `shared`, or read-only."""
+    found = parse("nbd0 db1 disk shared\nnbd1 db1 disk shared\nnbd2 db1 disk read-only\n", "nbdtab")
+    assert (len(found.entries), found.mistakes) == (3, ())
+
+
 def test_file_name_cannot_write_on_the_terminal() -> None:
     (mistake,) = parse("x", "\x1b[2J\n").mistakes
     assert str(mistake.error) == r"\x1b[2J\n:1:1: 'x': not an nbd device"

@@ -91,10 +91,11 @@ def test_an_end_that_nobody_meant_is_one_too(
 
 def test_of_several_devices_all_failures_and_what_was_done(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     mount = Use("mount", "/srv/a b", "mounted at /srv/a b", ("umount", "/srv/a b"))
+    bcache = Use("holder", "/dev/bcache0", "held by bcache0", (), "see /sys/block/bcache0")
 
     def detach(device: Device, *_: object, **__: object) -> str:
         if device.index == 1:
-            raise refusal(device, "mounted at /srv/a b", "release it first", [mount])
+            raise refusal(device, "mounted at /srv/a b", "release it first", [mount, bcache])
         if device.index == 2:
             raise KernelRefused(device.path, "no", "ask again")
         return "" if device.index else "not attached"
@@ -107,7 +108,10 @@ def test_of_several_devices_all_failures_and_what_was_done(capsys: Capture, monk
         "thing": "/dev/nbd1",
         "message": "/dev/nbd1: mounted at /srv/a b",
         "hint": "release it first",
-        "users": [{"kind": "mount", "where": "/srv/a b", "release": ["umount", "/srv/a b"]}],
+        "users": [
+            {"kind": "mount", "where": "/srv/a b", "release": ["umount", "/srv/a b"], "instead": None},
+            {"kind": "holder", "where": "/dev/bcache0", "release": [], "instead": "see /sys/block/bcache0"},
+        ],
     }
     assert (code, list(found), found["error"]) == (7, ["error", "errors", "results"], in_use)
     assert [one["kind"] for one in found["errors"]] == ["in-use", "kernel"]
@@ -121,5 +125,6 @@ def test_of_several_devices_all_failures_and_what_was_done(capsys: Capture, monk
         "(ask again)",
         "nbdattach: /dev/nbd1: mounted at /srv/a b",
         "  mounted at /srv/a b: umount '/srv/a b'",
+        "  held by bcache0: see /sys/block/bcache0",
         "(release it first)",
     ]

@@ -263,6 +263,11 @@ MALFORMED: list[tuple[list[str], str, str]] = [
         "leave it out to keep the export",
     ),
     (
+        ["reconnect", "nbd0", "--shared"],
+        "nbdattach: --shared: needs a TARGET",
+        "leave it out to keep the server",
+    ),
+    (
         ["reconnect", "nbd0", "-N", ""],
         "nbdattach: --export: needs a TARGET",
         "leave it out to keep the export",
@@ -646,12 +651,48 @@ def test_json_of_several_servers_is_one_document(capsys: Capture) -> None:
     assert err.startswith(f"nbdattach: {closed}: cannot connect: Connection refused\n")
 
 
-def test_all_targets_of_a_check_are_read_before_the_first_server_is_asked(capsys: Capture) -> None:
-    asked: list[str] = []
-    with listening(lambda _: asked.append("a client")) as target:
-        code, out, err = ran(capsys, "check", target.uri, "db1:0")
-    assert (code, out, asked) == (2, "", [])
-    assert err.startswith("nbdattach: 'db1:0': not a port: '0'\n")
+@pytest.mark.parametrize(
+    ("bad", "options", "exit_code", "said"),
+    [
+        ("./none.raw", [], 2, "./none.raw: no such image: No such file or directory"),
+        ("none.qcow2", [], 2, "none.qcow2: no such image: No such file or directory"),
+        ("there.qcow2", [], 2, "there.qcow2: named .qcow2, but it has no qcow2 header"),
+        ("db1:0", [], 2, "'db1:0': not a port: '0'"),
+        ("nbd://db1?no=1", [], 2, "'nbd://db1?no=1': unknown parameter 'no'"),
+        ("/", [], 2, "/: neither an image nor a socket"),
+        ("[ ]", [], 2, "'[ ]': no command in the brackets"),
+        ("[ nbdattach-no-such-server ]", [], 6, "it needs the program nbdattach-no-such-server"),
+        ("there.raw", ["-N", "disk"], 2, "--export: there.raw is an image, which has no exports"),
+    ],
+)
+def test_a_mistake_in_one_target_of_a_check_does_not_stop_the_others(
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    bad: str,
+    options: list[str],
+    exit_code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("there.raw", "there.qcow2"):
+        (tmp_path / name).write_bytes(bytes(4096))
+    with listening(says_and_hears(GO + READ, [])) as one, listening(says_and_hears(GO + READ, [])) as two:
+        servers = [f"127.0.0.1:{server.port}" for server in (one, two)]
+        code, out, err = ran(capsys, "check", "--json", *options, servers[0], bad, servers[1])
+    found = json.loads(out)
+    assert [check["ok"] for check in found["checks"]] == [True, False, True]
+    assert (found["ok"], found["error"]) == (False, found["checks"][1]["error"])
+    assert (code, found["error"]["exit_code"]) == (exit_code, exit_code)
+    assert said in found["error"]["message"]
+    assert found["checks"][1]["target"].endswith(bad)
+    assert err.startswith(f"nbdattach: {found['error']['message']}\n(")
+
+
+def test_the_document_of_one_wrong_target_is_that_of_any_check(capsys: Capture) -> None:
+    code, out, _ = ran(capsys, "check", "--json", "./none.raw")
+    found = json.loads(out)
+    assert (code, found["target"], found["ok"], found["error"]["kind"]) == (2, "./none.raw", False, "usage")
 
 
 ROOT = wire.listed(b"root") + wire.ack(wire.LIST)
@@ -928,15 +969,16 @@ def test_a_tag_that_is_too_long_is_refused(capsys: Capture, monkeypatch: pytest.
         (["db2"], Target("db2")),
         (["db2", "-N", "disk"], Target("db2", export="disk")),
         (["nbd://db2/disk"], Target("db2", export="disk")),
+        (["--shared", "db2"], Target("db2")),
     ],
 )
 def test_reconnect_says_where_the_device_is_connected_now(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str], target: Target | None
 ) -> None:
-    asked: list[tuple[Device, Target | None, bool]] = []
+    asked: list[tuple[Device, Target | None, bool, bool]] = []
 
-    def reconnect(device: Device, place: Target | None, any_content: bool) -> str:
-        asked.append((device, place, any_content))
+    def reconnect(device: Device, place: Target | None, any_content: bool, shared: bool) -> str:
+        asked.append((device, place, any_content, shared))
         return "nbd://db2/disk"
 
     monkeypatch.setattr(Kernel, "pid", 4711)
@@ -944,7 +986,7 @@ def test_reconnect_says_where_the_device_is_connected_now(
     assert ran(capsys, "reconnect", "nbd0", *arguments) == (
         0, "", "nbdattach: /dev/nbd0: connected to nbd://db2/disk\n",
     )  # fmt: skip
-    assert asked == [(Device(0), target, "--trust" in arguments)]
+    assert asked == [(Device(0), target, "--trust" in arguments, "--shared" in arguments)]
 
 
 def test_resize_names_the_users_of_a_device_that_would_shrink(
@@ -1040,6 +1082,17 @@ def test_disconnect_finds_what_is_meant(
     monkeypatch.setattr(detachment, "detach", detach)
     assert ran(capsys, "disconnect", *arguments) == (0, "", said)
     assert asked == detached
+
+
+@pytest.mark.usefixtures("host")
+def test_the_rest_of_a_detached_device_is_not_called_that_of_another_program(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.forget(Device(1))
+    state.note_end(Device(1), 4711)
+    monkeypatch.setattr(detachment, "detach", lambda *_, **__: "")
+    _, _, err = ran(capsys, "disconnect", "--all")
+    assert err.splitlines()[0] == "nbdattach: /dev/nbd1: detached; the kernel frees it when its last user releases it"
 
 
 @pytest.mark.usefixtures("host")

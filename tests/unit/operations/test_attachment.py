@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 import pytest
 from host import NBD0, pretend
 
+from nbdattach.attached import state
+from nbdattach.attached.state import Record
+from nbdattach.attached.status import status_of
 from nbdattach.backends import by_netlink, queue_choice
 from nbdattach.deadline import Deadline
 from nbdattach.errors import KernelRefused
@@ -61,3 +64,26 @@ def test_it_is_undone_even_if_we_have_no_descriptor_left(
     with pytest.raises(KernelRefused, match="Too many open files"):
         attachment._complete(hold, Any, job, Deadline(1), list, Any)  # type: ignore[arg-type]
     assert (done, host.files) == (["abandon", "clear", "queue", "close"], [])
+
+
+def test_what_a_program_keeps_of_a_failed_attachment_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel shows it as attached for as long as its partition is open, and nothing else tells them apart."""
+    host, later = pretend(tmp_path, monkeypatch), list[tuple[object, ...]]()
+    host.attach()
+    monkeypatch.setattr(attachment, "_steps_to_ready", raises)
+    monkeypatch.setattr(attachment, "tidy_up_later", lambda *arguments: later.append(arguments))
+    monkeypatch.setattr(queue_choice, "take_back", lambda _: None)
+    state.save(NBD0, Record("mine", "nbd://db1", "", "netlink", 1, "2026-01-02T03:04:05Z", 4711))
+    node = SimpleNamespace(device=NBD0, clear=lambda _: None)
+    hold: Any = SimpleNamespace(node=node, abandon=lambda: None, close=lambda: None)
+    job: Any = SimpleNamespace(options=SimpleNamespace(server=None))
+    with pytest.raises(KernelRefused):
+        attachment._complete(hold, Any, job, Deadline(1), list, Any)  # type: ignore[arg-type]
+    assert later == [(NBD0, 4711)]
+    found = status_of(NBD0)
+    assert (found.state, found.target) == ("lost", None)
+    assert found.trouble and found.trouble["error"] == "detached; the kernel frees it when its last user releases it"
+
+
+def raises(*_: object) -> NoReturn:
+    raise KernelRefused("/dev/nbd0", "no", "ask again")

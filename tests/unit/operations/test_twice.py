@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from host import NBD0, Host, pretend
+from host import NBD0, NBD1, Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
 from nbdattach.errors import DeviceInUse
 from nbdattach.operations import twice
 from nbdattach.protocol.target import Target, parse_target
+from nbdattach.server_of_ours import OwnServer
 
 RECORD = Record("db", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, address="10.0.0.1")
 
@@ -39,6 +42,12 @@ def refused(target: Target, address: str | None) -> bool:
         assert error.exit_code == 7
         return True
     return False
+
+
+def locked_alike(one: Target, address: str | None, other: Target, other_address: str | None) -> bool:
+    """Whether commands for both wait for one another."""
+    names = twice.names_of(one, "disk", address), twice.names_of(other, "disk", other_address)
+    return not set(names[0]).isdisjoint(names[1])
 
 
 @pytest.mark.usefixtures("host")
@@ -78,10 +87,44 @@ def test_a_socket_is_known_by_its_place(host: Host, tmp_path: Path) -> None:
     state.save(NBD0, replace(RECORD, target=there.uri, address=None))
     assert refused(replace(there, socket=str(tmp_path / "link")), None)
     assert not refused(replace(there, socket=str(tmp_path / "other")), None)
-    assert twice.name_of(there, "disk", None) == twice.name_of(
-        replace(there, socket=str(tmp_path / "link")), "disk", None
-    )
+    assert locked_alike(there, None, replace(there, socket=str(tmp_path / "link")), None)
     assert host.files
+
+
+@pytest.mark.usefixtures("host")
+def test_a_socket_is_the_same_under_each_of_its_paths(tmp_path: Path) -> None:
+    """A hard link, or a bind mount, is no symbolic link that could be followed."""
+    place = Target(socket=str(tmp_path / "s"), export="disk")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(place.socket)
+        os.link(place.socket, tmp_path / "other")
+        other = replace(place, socket=str(tmp_path / "other"))
+        state.save(NBD0, replace(RECORD, target=place.uri, address=None))
+        assert refused(other, None)
+        assert locked_alike(place, None, other, None)
+        assert not refused(replace(other, export="root"), None)
+
+
+@pytest.mark.usefixtures("host")
+def test_a_server_of_our_own_is_one_too(tmp_path: Path) -> None:
+    """Its socket is in `status`; and `reconnect` may have moved the device away from it."""
+    own = Target(socket=str(tmp_path / "s"), export="")
+    server = OwnServer("/disk.raw", str(tmp_path), ("qemu-nbd",))
+    state.save(NBD0, replace(RECORD, target=own.uri, export="", address=None, server=server))
+    assert refused(own, None)
+    state.save(NBD0, replace(RECORD, target="nbd://db1/disk", server=server))
+    assert refused(parse_target("nbd://db1/disk"), "10.0.0.1")
+
+
+@pytest.mark.usefixtures("host")
+def test_a_device_may_move_to_where_it_is_but_not_to_where_another_one_is() -> None:
+    target = parse_target("nbd://alias/disk")
+    twice.refuse(target, "disk", "10.0.0.1", moving=NBD0)
+    with pytest.raises(DeviceInUse) as caught:
+        twice.refuse(target, "disk", "10.0.0.1", moving=NBD1)
+    cause = "attached read-write at /dev/nbd0 already; two file systems that write to one disk destroy it"
+    assert str(caught.value) == f"nbd://alias/disk: {cause}"
+    assert caught.value.hint == "nbdattach disconnect /dev/nbd0, or use --shared if its users know of each other"
 
 
 def test_what_is_read_only_or_gone_or_at_another_server_now_is_no_obstacle(host: Host) -> None:
@@ -120,7 +163,7 @@ def test_a_server_is_the_same_by_each_of_its_addresses(
     target = parse_target(wanted)
     assert refused(target, wanted_address) is same
     if same and address and wanted_address:
-        assert twice.name_of(parse_target(there), "disk", address) == twice.name_of(target, "disk", wanted_address)
+        assert locked_alike(parse_target(there), address, target, wanted_address)
 
 
 @pytest.mark.usefixtures("host")
