@@ -25,6 +25,7 @@ from nbdattach.host.blocking import Opening, Unanswered
 from nbdattach.kernel.node import Busy, Node, cannot_open
 from nbdattach.operations import disconnection
 from nbdattach.operations.disconnection import FORCE_SECONDS
+from nbdattach.reporter import silent
 
 _POLL = 0.01
 
@@ -34,7 +35,7 @@ def taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
     try:
         node = _claimed(device, force, say)
         try:
-            refuse_users_without_claim(node)
+            refuse_users_without_claim(node, say)
         except BaseException:
             node.close()
             raise
@@ -82,12 +83,15 @@ def _opened(device: Device, flags: int, force: bool, say: Callable[[str], None])
             raise cannot_open(device, error) from None
 
 
-def refuse_users_without_claim(node: Node) -> None:
-    """Raises `DeviceInUse` if loop devices use the device, or processes keep it open for longer than a probe does."""
+def refuse_users_without_claim(node: Node, say: Callable[[str], None] = silent) -> None:
+    """Raises `DeviceInUse` if loop devices use the device, or processes keep it open for longer than a probe does.
+
+    `say` gets a message if that is not known of a process.
+    """
     device = node.device
     users = users_of(device)
     if users:
         raise in_use(device, users)
-    there = kept_open_by(device, node.fd, helpers=node.helpers)
+    there = kept_open_by(device, node.fd, helpers=node.helpers, say=say)
     if there:
         raise in_use(device, opened(there))
