@@ -284,7 +284,7 @@ def test_without_a_connection_it_is_away_not_wedged(machine: Machine, how: str, 
 @pytest.mark.parametrize("netlink", [True, False])
 def test_what_was_detached_and_is_kept_by_a_program_needs_no_server(machine: Machine, netlink: bool) -> None:
     machine.attach(pid=os.getpid(), netlink=netlink)
-    state.note_end(NBD0, os.getpid())
+    state.note_end(NBD0, state.identity_of(NBD0))
     ended = state.end_of(NBD0)
     assert ended
     assert machine.says("/dev/nbd0") == in_the_way("/dev/nbd0", f"lost since {ended.since}: {ended.error}", DETACH)

@@ -112,7 +112,7 @@ def test_no_file_of_the_queue_is_read_of_ours(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_was_detached_and_is_kept_by_a_program_is_lost_until_another_attachment_is_there(host: Host) -> None:
     """The kernel keeps its pid and size."""
-    state.note_end(NBD0, 4711)
+    state.note_end(NBD0, (4711, "mine", None))
     found = status_of(NBD0)
     assert (found.state, found.trouble and found.trouble["error"]) == (
         "lost",
@@ -130,7 +130,7 @@ def test_what_was_attached_before_the_end_of_another_was_noted_is_connected(host
     (host.sys / "block/nbd0/pid").write_text("4712\n")
     if record:
         state.save(NBD0, record)
-    state.note_end(NBD0, 4711)
+    state.note_end(NBD0, (4711, "mine", None))
     assert (status_of(NBD0).state, state.end_of(NBD0)) == ("connected", None)
 
 
