@@ -60,6 +60,16 @@ class Status:
     image: ImageStatus | None
     trouble: dict[str, str | None] | None  # since, next_try, error, if the monitor knows that it is not connected
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether there is no record of ours: another program attached it, or it was detached."""
+        return self.target is None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was detached, and a program keeps it there. All other trouble is the monitor's, of ours."""
+        return self.is_foreign and self.trouble is not None
+
 
 def status_of(device: Device, census: Census | None = None) -> Status:
     """With `census`, the mounts are read only once for many devices. Raises `NotAttached`."""

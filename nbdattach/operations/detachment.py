@@ -135,12 +135,14 @@ def _disconnected(node: Node, force: bool, ended: Identity, say: Callable[[str],
 
 
 def nothing_to_do(device: Device, only: Identity | None, only_tag: str | None) -> str:
-    """Why the device does not hold the attachment that is meant; empty if it does."""
+    """Why the device does not hold the attachment that is meant; empty if it does, or if a program keeps it there."""
     if not Kernel(device).attached:
         return "not attached"
-    if only not in (None, state.identity_of(device)) or not (only_tag is None or tags.has_tag(device, only_tag)):
-        return f"holds another attachment now ({quoted(tags.tag_of(device) or '?')})"
-    return ""
+    if only in (None, state.identity_of(device)) and (only_tag is None or tags.has_tag(device, only_tag)):
+        return ""
+    if state.end_of(device):
+        return "not attached"
+    return f"holds another attachment now ({quoted(tags.tag_of(device) or '?')})"
 
 
 def _tidy_up(device: Device, deadline: Deadline) -> None:

@@ -1042,6 +1042,19 @@ def test_disconnect_finds_what_is_meant(
     assert asked == detached
 
 
+def test_disconnect_of_all_does_not_take_what_it_detached_before_for_another_programs(
+    host: Host, capsys: Capture
+) -> None:
+    """A program keeps the device, so the kernel does, too."""
+    for number in (0, 1):
+        state.note_end(Device(number), state.identity_of(Device(number)))
+    (host.sys / "block/nbd2/pid").unlink()
+    ended = "detached; the kernel frees it when its last user releases it"
+    lines = [f"nbdattach: /dev/nbd{number}: {ended}\n" for number in (0, 1)]
+    assert ran(capsys, "disconnect", "--all") == (0, "", "".join(lines))
+    assert ran(capsys, "disconnect", "--tag", "db") == (0, "", "nbdattach: tag db: not attached, nothing to do\n")
+
+
 @pytest.mark.usefixtures("host")
 def test_if_tag_leaves_alone_what_is_another_attachment(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
