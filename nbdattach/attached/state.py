@@ -243,9 +243,14 @@ def identity_of(device: Device) -> Identity:
     return note[0] if note and note[0][:2] == there else (*there, None)
 
 
+def are_hidden() -> bool:
+    """Whether there may be files about attachments that only root can read."""
+    return os.path.isdir(RUN) and not os.access(RUN, os.R_OK | os.X_OK)
+
+
 def refuse_hidden() -> None:
     """Raises `KernelRefused` if only root may see our attachments."""
-    if os.path.isdir(RUN) and not os.access(RUN, os.R_OK | os.X_OK):
+    if are_hidden():
         raise KernelRefused(RUN, "no permission to read the records of attachments", "run it as root: try sudo")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from host import NBD0, Host, pretend
 
-from nbdattach.attached import state
+from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.attached.status import ImageStatus, ServerStatus, Status, status_of
 from nbdattach.errors import NotAttached
@@ -139,6 +139,21 @@ def test_a_spoilt_note_of_an_end_is_none(host: Host, text: str) -> None:
     state.make_run()
     (host.run / "nbd0.json.ended").write_text(text)
     assert status_of(NBD0).state == "connected"
+
+
+@pytest.mark.parametrize(("netlink", "there"), [(True, "unknown"), (False, "connected")])
+def test_a_state_that_only_root_can_see_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, netlink: bool, there: str
+) -> None:
+    """The monitor's report and the note of an end are in files; by ioctl, the process that serves the device tells."""
+    host = pretend(tmp_path, monkeypatch)
+    host.attach(pid=os.getpid(), netlink=netlink)
+    monkeypatch.setattr(status, "has_open", lambda *_: True)
+    assert status_of(NBD0).state == "connected"  # without a folder, there are no records
+    state.make_run()
+    assert status_of(NBD0).state == "connected"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert status_of(NBD0).state == there
 
 
 def test_what_is_not_attached_is_said(host: Host) -> None:
