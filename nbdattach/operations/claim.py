@@ -21,7 +21,7 @@ from nbdattach.attached.uses import opened
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.host.blocking import Opening, Unanswered
+from nbdattach.host.blocking import Killed, Opening, Unanswered
 from nbdattach.kernel.node import Busy, Node, cannot_open
 from nbdattach.operations import disconnection
 from nbdattach.operations.disconnection import FORCE_SECONDS
@@ -71,12 +71,14 @@ def _opened(device: Device, flags: int, force: bool, say: Callable[[str], None])
     with Opening(flags, device.path) as opening:
         try:
             with contextlib.suppress(Unanswered):
-                return opening.next(Deadline(FORCE_SECONDS))
+                return opening.wait(Deadline(FORCE_SECONDS))
             disconnection.cut_what_does_not_open(device, force, say)
-            return opening.next(Deadline(FORCE_SECONDS))
+            return opening.wait(Deadline(FORCE_SECONDS))
         except Unanswered:
             cause = f"its connections were cut, but it still cannot be opened within {FORCE_SECONDS} s"
             raise KernelRefused(device.path, cause, "end the programs that wait for it; see dmesg") from None
+        except Killed:
+            raise KernelRefused(device.path, "a process of ours that opens it was killed", "try again") from None
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise Busy from None
