@@ -117,24 +117,32 @@ def _partitions() -> Finding:
 
 def _devices() -> Iterator[Finding]:
     for device in sysfs.devices():
-        yield from _wedged(device)
-        yield from _timeout(device)
-        yield from _write_zeroes(device)
+        pid = Kernel(device).pid
+        try:
+            status = status_of(device)
+        except NotAttached:
+            yield from _left_behind(device)
+            yield from _write_zeroes(device)
+        else:
+            yield from _wedged(device, status, pid)
+            yield from _timeout(device, status)
 
 
-def _wedged(device: Device) -> Iterator[Finding]:
-    """Reports a device that is not served any more, or is not served now."""
+def _left_behind(device: Device) -> Iterator[Finding]:
     kernel = Kernel(device)
-    pid = kernel.pid
-    remedy = f"stop the programs that use it, then: nbdattach disconnect {device.path}"
-    try:
-        status = status_of(device)
-    except NotAttached:
-        if kernel.size and not kernel.attached:
-            yield Finding(device.path, f"{kernel.size} bytes, but nothing is attached", True, remedy)
-        return
-    if ended := state.end_of(device):
-        yield Finding(device.path, f"lost since {ended.since}: {ended.error}", True, remedy)
+    if kernel.size and not kernel.attached:
+        yield Finding(device.path, f"{kernel.size} bytes, but nothing is attached", True, _detach(device))
+
+
+def _detach(device: Device) -> str:
+    return f"stop the programs that use it, then: nbdattach disconnect {device.path}"
+
+
+def _wedged(device: Device, status: Status, pid: int | None) -> Iterator[Finding]:
+    """Reports an attachment that is not served any more, or is not served now."""
+    remedy = _detach(device)
+    if status.has_ended and status.trouble:
+        yield Finding(device.path, f"lost since {status.trouble['since']}: {status.trouble['error']}", True, remedy)
     elif status.trouble:
         yield _away(status, status.trouble)
     elif status.state == "lost":
@@ -150,10 +158,10 @@ def _away(status: Status, trouble: dict[str, str | None]) -> Finding:
     )
 
 
-def _timeout(device: Device) -> Iterator[Finding]:
+def _timeout(device: Device, status: Status) -> Iterator[Finding]:
     """Reports the timeout of a device that another program attached. Only root can tell it from our own."""
     kernel = Kernel(device)
-    if not procfs.is_root() or not kernel.attached or state.load(device):
+    if not procfs.is_root() or not status.is_foreign or status.has_ended:
         return
     seconds, gives_up = kernel.io_timeout, kernel.gives_up
     if gives_up is not False and 0 < seconds < WEEK:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import field
 from typing import Any, TypeAlias
 
@@ -142,27 +142,46 @@ def trouble_of(device: Device) -> Trouble | None:
     return trouble if trouble.state in ("reconnecting", "lost") else None
 
 
-def note_end(device: Device, pid: int | None) -> None:
-    """Remembers that the attachment has ended, for as long as a program that has the device open keeps it there.
+def note_end(device: Device, ended: Identity) -> None:
+    """Replaces all files about an attachment by a note that it has ended. The caller holds the claim on the device.
 
-    Nothing else shows it: the kernel keeps size and pid. Call this after `forget`. `pid` is the kernel's for that
-    attachment: by now there may be another one, which has a record, or another pid. Raises OSError.
+    Call this as soon as it has ended. Nothing else shows that while a program keeps the device: the kernel keeps size
+    and pid. `ended` is the identity from before: by now there may be no pid, or that of another attachment.
     """
     from nbdattach.clock import now
 
-    write(f"{path(device)}{ENDED}", {"identity": (pid, Kernel(device).backend, None), "since": now()})
+    with contextlib.suppress(OSError):  # /run is full
+        write(_end_path(device), {"identity": ended, "since": now()})
+    _remove(name for name in _files(device) if name != _end_path(device))
+
+
+def forget_end(device: Device, ended: Identity) -> None:
+    """Once the device is free. Another attachment may have come, and ended, meanwhile."""
+    note = _noted_end(device)
+    if note and note[0] == ended:
+        bare_files.remove(_end_path(device))
 
 
 def end_of(device: Device) -> Trouble | None:
-    """The trouble of a device whose attachment has ended, if it is still there."""
+    """The trouble of a device whose attachment has ended, while a program keeps it there."""
+    note = _noted_end(device)
+    if note is None or note[0] != identity_of(device) or load(device):
+        return None
+    return Trouble("lost", note[1], None, "detached; the kernel frees it when its last user releases it")
+
+
+def _noted_end(device: Device) -> tuple[Identity, str] | None:
+    """With its time."""
     try:
-        content = content_of(f"{path(device)}{ENDED}")
-        if tuple(content["identity"]) != identity_of(device):
-            return None
-        error = "detached; the kernel frees it when its last user releases it"
-        return Trouble("lost", str(content["since"]), None, error)
+        content = content_of(_end_path(device))
+        pid, backend, name = content["identity"]
+        return (pid, backend, name), str(content["since"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _end_path(device: Device) -> str:
+    return f"{path(device)}{ENDED}"
 
 
 def _trouble_path(device: Device) -> str:
@@ -213,14 +232,25 @@ Identity: TypeAlias = tuple[int | None, str | None, str | None]
 
 
 def identity_of(device: Device) -> Identity:
-    """Distinguishes an attachment from the next one there: kernel's pid, identifier, and the record's id or time."""
+    """Distinguishes an attachment from the next one there: kernel's pid, identifier, and the record's id or time.
+
+    It stays the same when the attachment has ended, for as long as a program keeps the device.
+    """
     kernel, record = Kernel(device), load(device)
-    return kernel.pid, kernel.backend, (record.id or record.since) if record else None
+    if record:
+        return kernel.pid, kernel.backend, record.id or record.since
+    there, note = (kernel.pid, kernel.backend), _noted_end(device)
+    return note[0] if note and note[0][:2] == there else (*there, None)
+
+
+def are_hidden() -> bool:
+    """Whether there may be files about attachments that only root can read."""
+    return os.path.isdir(RUN) and not os.access(RUN, os.R_OK | os.X_OK)
 
 
 def refuse_hidden() -> None:
     """Raises `KernelRefused` if only root may see our attachments."""
-    if os.path.isdir(RUN) and not os.access(RUN, os.R_OK | os.X_OK):
+    if are_hidden():
         raise KernelRefused(RUN, "no permission to read the records of attachments", "run it as root: try sudo")
 
 
@@ -325,8 +355,16 @@ def _locks() -> Iterator[int]:
 
 def forget(device: Device) -> None:
     """Removes all files about the device, half-written ones included. The caller holds the claim on it."""
-    for name in [*_kept(device), _trouble_path(device), f"{_trouble_path(device)}.new"]:
+    _remove(_files(device))
+
+
+def _remove(names: Iterable[str]) -> None:
+    for name in names:
         bare_files.remove(name)
+
+
+def _files(device: Device) -> list[str]:
+    return [*_kept(device), _trouble_path(device), f"{_trouble_path(device)}.new"]
 
 
 def remembers(device: Device) -> bool:

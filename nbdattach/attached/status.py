@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nbdattach.attached.state import Record, Trouble, end_of, load, monitor_lives, trouble_of
+from nbdattach.attached.state import Record, Trouble, are_hidden, end_of, load, monitor_lives, trouble_of
 from nbdattach.attached.users import Census, numbers_of
 from nbdattach.device import Device
 from nbdattach.errors import NotAttached
@@ -41,7 +41,7 @@ class Status:
 
     device: str
     index: int
-    state: str  # "connected" | "reconnecting" | "lost"
+    state: str  # "connected" | "reconnecting" | "lost"; "unknown" if only root can see which
     tag: str | None
     target: str | None
     export: str | None
@@ -60,6 +60,16 @@ class Status:
     image: ImageStatus | None
     trouble: dict[str, str | None] | None  # since, next_try, error, if the monitor knows that it is not connected
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether there is no record of ours: another program attached it, or it was detached."""
+        return self.target is None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was detached, and a program keeps it there. All other trouble is the monitor's, of ours."""
+        return self.is_foreign and self.trouble is not None
+
 
 def status_of(device: Device, census: Census | None = None) -> Status:
     """With `census`, the mounts are read only once for many devices. Raises `NotAttached`."""
@@ -73,7 +83,7 @@ def status_of(device: Device, census: Census | None = None) -> Status:
     return Status(
         device=device.path,
         index=device.index,
-        state=trouble.state if trouble else "connected" if size and _is_served(kernel, record) else "lost",
+        state=trouble.state if trouble else _state(kernel, record, size),
         tag=record.tag if record else kernel.backend,
         target=(record.using or record.target) if record else None,
         export=record.export if record else None,
@@ -108,6 +118,13 @@ def _server(server: OwnServer) -> ServerStatus:
 
 def _image(image: Image) -> ImageStatus:
     return ImageStatus(image.path, image.format, [*image.backing])
+
+
+def _state(kernel: Kernel, record: Record | None, size: int) -> str:
+    """As far as the kernel shows it. By netlink it looks the same while the server is away, and after a detach."""
+    if not size or not _is_served(kernel, record):
+        return "lost"
+    return "unknown" if record is None and kernel.by_netlink and are_hidden() else "connected"
 
 
 def _is_served(kernel: Kernel, record: Record | None) -> bool:

@@ -9,7 +9,7 @@ device).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from nbdattach.host.procfs import Opener
 from nbdattach.host.targets import Target
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
+from nbdattach.reporter import silent
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
@@ -228,16 +229,28 @@ def open_by(device: Device, *own_fds: int, helpers: Collection[int] = ()) -> lis
     process of another tool that blocks in NBD_DO_IT. With netlink no process serves: the kernel shows the pid of the
     process that attached the device, which may have it open as any other process.
     """
+    return [one for one in _looked_for(device, own_fds, helpers) if one.fd != open_files.HIDDEN]
+
+
+def _looked_for(device: Device, own_fds: Collection[int], helpers: Collection[int]) -> list[Opener]:
     serving = serving_pid(device)
     others = {procfs.group_of(serving), *helpers} if serving else helpers
     found = open_files.openers(numbers_of(device), others, own_fds)
     return [one for one in found if not procfs.is_ours(one.pid, procfs.LOOK)]
 
 
-def kept_open_by(device: Device, *own_fds: int, helpers: Collection[int] = ()) -> list[Opener]:
-    """As `open_by`, but only processes that keep it open for longer than a probe (`A_LOOK`)."""
-    numbers = numbers_of(device)
-    there, patience = open_by(device, *own_fds, helpers=helpers), Deadline(A_LOOK)
+def kept_open_by(
+    device: Device, *own_fds: int, helpers: Collection[int] = (), say: Callable[[str], None] = silent
+) -> list[Opener]:
+    """As `open_by`, but only processes that keep it open for longer than a probe (`A_LOOK`).
+
+    `say` gets a message if there are processes of which this cannot be seen.
+    """
+    numbers, patience = numbers_of(device), Deadline(A_LOOK)
+    found = _looked_for(device, own_fds, helpers)
+    there = [one for one in found if one.fd != open_files.HIDDEN]
+    if hidden := Users([process(one, f"process {one}") for one in found if one.fd == open_files.HIDDEN]):
+        say(f"{device.path}: the memory of {hidden} is locked, as while a disk is away: a mapping there cannot be seen")
     while there and patience.nap(*_LOOKS):
         there = [one for one in there if open_files.still_open(one.pid, one.fd, numbers)]
     return there

@@ -209,8 +209,11 @@ def _holds_other(device: Device, record: state.Record | None, line: Entry, path:
     holds, says = (
         f"{uri} with the tag {quoted(tag)}" if there[1] == wanted[1] else uri for tag, uri in (there, wanted)
     )
+    if not holds:
+        ended = state.end_of(device)
+        holds = "the rest of an attachment that has ended" if ended else "an attachment of another program"
     return DeviceInUse(
         device.path,
-        f"holds {holds or 'an attachment of another program'}, but {plain(path)}:{line.line} says {says}",
+        f"holds {holds}, but {plain(path)}:{line.line} says {says}",
         f"nbdattach disconnect {device.path} detaches it anyway",
     )

@@ -145,7 +145,7 @@ def _all_of_ours() -> Iterator[Attachment]:
 
     state.refuse_hidden()
     for one in api.attachments():
-        if one.target is None and one.trouble:
+        if one.has_ended and one.trouble:
             say(f"{one.device}: {one.trouble['error']}")
         elif one.target is None:
             say(f"{one.device}: left alone, because another program attached it; name it to detach it")

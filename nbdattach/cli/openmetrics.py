@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbdattach.attached.history import History
     from nbdattach.attached.status import Status
 
-STATES = ("connected", "reconnecting", "lost")
+STATES = ("connected", "reconnecting", "lost", "unknown")
 _Sample = tuple[dict[str, str], float]
 
 

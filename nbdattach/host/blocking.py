@@ -6,6 +6,7 @@ A thread would not do: a process cannot end while one of its threads is in such 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from functools import partial
@@ -26,33 +27,35 @@ class Unanswered(Exception):
 
 
 class Killed(Exception):
-    """The process was killed while it had nothing to do, so the kernel has told it nothing that we do not know."""
+    """The process was killed before it wrote anything, so the kernel has told it nothing that we do not know."""
 
 
 class Opening:
-    """Paths that another process opens. With O_EXCL in `flags` the claim comes with the descriptor.
+    """A path that another process opens. With O_EXCL in `flags` the claim comes with the descriptor.
 
     The claim belongs to the open file, so it lasts until the last descriptor of that file is closed, in any process.
     """
 
-    def __init__(self, flags: int, *paths: str) -> None:
+    def __init__(self, flags: int, path: str) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            work = partial(blocking_child.open_all, theirs, flags, paths)
+            work = partial(blocking_child.open_path, theirs, flags, path)
             self._process = Copy(work, theirs.fileno(), name=_NAME)
 
-    def next(self, deadline: Deadline) -> int:
-        """The descriptor of the next path. Raises OSError as open(2) does; after `Unanswered` it may be asked again."""
+    def wait(self, deadline: Deadline) -> int:
+        """The descriptor. Raises OSError as open(2) does, `Killed`, and `Unanswered`; then it may be called again."""
         self._channel.settimeout(deadline.remaining() or 0.001)
         try:
-            message, descriptors, _, _ = socket.recv_fds(self._channel, _MAX_MESSAGE, 1)
+            _, descriptors, _, _ = socket.recv_fds(self._channel, _MAX_MESSAGE, 1)
         except TimeoutError:
             raise Unanswered from None
         if descriptors:
             os.set_inheritable(descriptors[0], False)
             return descriptors[0]
-        number = abs(int(message or self._process.wait() or 1))  # no message: it was killed
-        raise OSError(number, os.strerror(number))
+        code = self._process.wait() or errno.EMFILE  # it has opened it, and this process had no room for it
+        if code < 0:
+            raise Killed
+        raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
         """If a descriptor comes later, the kernel closes it."""
@@ -74,7 +77,7 @@ class WriteBack:
     def __init__(self, *paths: str) -> None:
         """Of the paths, only the first one has to exist."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._owes = True  # an answer
+        self._owes, self._has_opened = True, False  # it owes an answer
         with theirs:
             syscalls.libc()  # which the copy needs, and must not import
             work = partial(blocking_child.write_back, theirs, paths)
@@ -85,7 +88,7 @@ class WriteBack:
         return self._process.pid
 
     def open(self, deadline: Deadline) -> None:
-        """Waits until all are open. Raises OSError as open(2) does, `Unanswered`."""
+        """Waits until all are open. Raises OSError as open(2) does, `Killed`, `Unanswered`."""
         if self._owes:
             self._answer(deadline)
 
@@ -105,15 +108,22 @@ class WriteBack:
             message = self._channel.recv(_MAX_MESSAGE)
         except TimeoutError:
             raise Unanswered from None
+        except ConnectionResetError:  # it has not even read our question
+            self._owes = False
+            raise Killed from None
         self._owes = False
-        number = int(message or self._process.wait() or 1)  # no message: it was killed
+        if not (message or self._has_opened):
+            raise Killed
+        self._has_opened = True
+        number = int(message or errno.EINTR)  # no message: it was killed, perhaps with an error
         if number:
-            raise OSError(abs(number), os.strerror(abs(number)))
+            raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
         """Its descriptors are closed, too, unless a server keeps it waiting."""
         self._channel.close()
-        self._process.wait(_END_SECONDS)
+        if self._has_opened:  # otherwise a server keeps it waiting, and it ends when that lets it go on
+            self._process.wait(_END_SECONDS)
 
     def __enter__(self) -> WriteBack:
         return self

@@ -15,16 +15,10 @@ from collections.abc import Sequence
 from nbdattach.host import syscalls
 
 
-def open_all(channel: socket.socket, flags: int, paths: Sequence[str]) -> None:
-    """Opens each path and passes its descriptor on, with a message "0", or a message with the errno instead."""
-    for path in paths:
-        try:
-            fd = os.open(path, flags | os.O_CLOEXEC)
-        except OSError as error:
-            channel.send(b"%d" % (error.errno or 0))
-            continue
-        channel.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))])
-        os.close(fd)
+def open_path(channel: socket.socket, flags: int, path: str) -> None:
+    """Passes the descriptor on. Raises OSError."""
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    channel.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))])
 
 
 def write_back(channel: socket.socket, paths: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 
 A look at descriptors never waits. A look at mappings does: the kernel takes the lock of the process's memory for it. A
 program that has mapped a file of a dead disk, and has several threads, may hold that lock as long as the disk is dead.
-So threads of ours look there, and one that waits is left behind; nothing is known of such a process.
+So threads of ours look there (`looks`); of a process that does not answer, nothing is known.
 """
 
 from __future__ import annotations
@@ -11,19 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
-from nbdattach.deadline import Deadline
 from nbdattach.host import copies, procfs
+from nbdattach.host.looks import look_at
 from nbdattach.host.procfs import Opener
 
-# Seconds for the mappings of a process that waits, and of one that is only slow, after which we go on to the next; and
-# how many may keep us waiting. However long the others take in all, none of them is left out.
-_A_PROCESS, _SLOW = 1.0, 5.0
-_LEFT_BEHIND = 5
-# For Opener.fd.
-MAPPED = -2
+# For Opener.fd: it has mapped the device; its memory is locked, so it is not known whether it has.
+MAPPED, HIDDEN = -2, -3
 # Lines of maps (proc_pid_maps(5)) of shared mappings of files with a path: others do not write to a device.
 # The place in memory, and the file: its device, inode and path.
 _SHARED = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ...s [0-9a-f]+ (\S+ \d+ +/.*)$", re.MULTILINE)
@@ -32,7 +27,8 @@ _SHARED = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ...s [0-9a-f]+ (\S+ \d+ +/.*)$", 
 def openers(numbers: set[str], others: Collection[int] = (), own_fds: Collection[int] = ()) -> list[Opener]:
     """Processes that have one of these block devices (major:minor) open now, except `others` and our `own_fds`.
 
-    Without root we see only our own user's processes; processes of other pid namespaces beside ours never.
+    Also, as `HIDDEN`, those that do not show now whether they have mapped one. Without root we see only our own user's
+    processes; processes of other pid namespaces beside ours never. Raises `KernelRefused` if we cannot look at all.
     """
     processes, found = [_Files(pid) for pid in procfs.pids() if pid not in others], []
     for files in processes:
@@ -40,7 +36,10 @@ def openers(numbers: set[str], others: Collection[int] = (), own_fds: Collection
         for fd in files.descriptors():
             if fd not in ours and files.has_open(fd, numbers):
                 found.append(Opener(files.pid, procfs.name_of(files.pid), fd))
-    return found + [Opener(pid, procfs.name_of(pid), MAPPED) for pid in _mapped_by(processes, numbers)[0]]
+    mapped, hidden = look_at(processes, lambda files: files.maps(numbers))
+    for fd, some in ((MAPPED, mapped), (HIDDEN, hidden)):
+        found += [Opener(files.pid, procfs.name_of(files.pid), fd) for files in some]
+    return found
 
 
 def inside(numbers: set[str], seconds: float) -> list[Opener]:
@@ -99,47 +98,7 @@ def still_open(pid: int, fd: int, numbers: set[str]) -> bool:
     """
     if fd != MAPPED:
         return _Files(pid).has_open(fd, numbers)
-    found, hidden = _mapped_by([_Files(pid)], numbers)
-    return bool(found or hidden)
-
-
-def _mapped_by(processes: Iterable[_Files], numbers: set[str]) -> tuple[list[int], set[int]]:
-    """Those of the processes that have one of these block devices in their memory, and those that did not show it."""
-    left, found = iter(processes), []
-    asked, answered = [], []
-    over = False
-
-    def look() -> None:
-        for files in left:
-            if over:  # this thread was left behind, and goes on only now
-                return
-            asked.append(files.pid)
-            if files.maps(numbers):
-                found.append(files.pid)
-            answered.append(files.pid)
-
-    for _ in range(_LEFT_BEHIND):
-        thread, before, patience = threading.Thread(target=look, daemon=True), -1, Deadline(_SLOW)
-        try:
-            thread.start()
-        except RuntimeError:  # the system lets us start none
-            look()
-            break
-        # On a busy machine it may take long, but it does not wait for a lock.
-        while thread.is_alive() and (len(answered) != before or (not patience.passed and _runs(thread))):
-            if len(answered) != before:
-                before, patience = len(answered), Deadline(_SLOW)
-            thread.join(_A_PROCESS)
-        if not thread.is_alive():
-            break
-        # A process that waits for a disk itself is the one that may hold its lock: the others come first.
-        left = iter(sorted(left, key=lambda files: procfs.waits_for_disk(files.pid)))
-    over = True
-    return [*found], {*asked} - {*answered}
-
-
-def _runs(thread: threading.Thread) -> bool:
-    return bool(thread.native_id) and procfs.runs(thread.native_id or 0)
+    return any(look_at([_Files(pid)], lambda files: files.maps(numbers)))
 
 
 class _Files:

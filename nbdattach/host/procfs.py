@@ -32,7 +32,7 @@ _remote: dict[str, tuple[str, ...]] = {}
 
 @immutable
 class Opener:
-    """A process, and its descriptor of a block device if we found it by that; `open_files.MAPPED` for a mapping."""
+    """A process, and its descriptor of a block device if we found it by that, else as `open_files` has it."""
 
     pid: int
     name: str
@@ -64,12 +64,6 @@ def runs(pid: int) -> bool:
     """Its first thread, or the thread of that number, runs or waits for a processor, and for nothing else."""
     fields = _stat(pid)
     return fields is not None and fields[0] == "R"
-
-
-def waits_for_disk(pid: int) -> bool:
-    """Its first thread waits for a disk, or for another thing that no signal ends."""
-    fields = _stat(pid)
-    return fields is not None and fields[0] == "D"
 
 
 def stopped(pid: int) -> bool:

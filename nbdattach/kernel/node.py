@@ -157,7 +157,7 @@ class Node:
         """Starts the process that `was_written` asks; it opens the device and its partitions now.
 
         It has no claim, so if it is left behind it does not keep other commands from claiming the device. Raises
-        `Unanswered`, OSError.
+        `Unanswered`, `Killed`, OSError.
         """
         # A partition without a node has never been written to, because that takes one.
         self._caches = blocking.WriteBack(*Kernel(self.device).paths)

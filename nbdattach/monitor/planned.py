@@ -137,12 +137,11 @@ class Orders:
         """Claims the device, so that no program uses the part that goes. Raises `DeviceInUse`."""
         users = users_of(self._device)
         if not users:
-            with contextlib.suppress(Busy):
-                node = Node.claim(self._device)
-                users = opened(kept_open_by(self._device, node.fd))
+            with contextlib.suppress(Busy), contextlib.ExitStack() as claimed:
+                node = claimed.enter_context(Node.claim(self._device))
+                users = opened(kept_open_by(self._device, node.fd, say=lambda line: self._log(line, TROUBLE)))
                 if not users:
-                    return node
-                node.close()
+                    return claimed.pop_all()
         raise refusal(
             self._device,
             f"the export is smaller now, and the device is {users or 'open exclusively'}",

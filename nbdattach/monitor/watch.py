@@ -148,8 +148,7 @@ class Watch:
             return
         # A detach deletes the record, though the device may stay until its last user has closed it.
         with contextlib.suppress(OSError):  # if we cannot read it now, the thread does later
-            there = self._links.is_there() and state.remembers(self.device)
-            if not there or state.end_of(self.device):
+            if not (self._links.is_there() and self._recorded.is_still_there):
                 self._end("no longer attached")
         self.check()
 

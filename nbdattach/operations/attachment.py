@@ -216,17 +216,17 @@ def _complete(
             hold.commit()
             return notes
     except BaseException:
-        pid = None
+        ended = None
         with suppress(OSError):  # if we have no descriptor left, it must be undone all the same
-            pid = Kernel(device).pid
+            ended = state.identity_of(device)
         hold.abandon()
         hold.node.clear(Deadline(_CLEAR_SECONDS))
         queue_choice.take_back(hold.node)
         state.forget(device)
         if Kernel(device).size or Kernel(device).partitions:  # another program has it open
-            with suppress(OSError):
-                state.note_end(device, pid)
-            tidy_up_later(device, pid)
+            if ended:
+                state.note_end(device, ended)
+            tidy_up_later(device, ended and ended[0])
         if job.options.server:
             kept.take_back(job.options.server)
         raise

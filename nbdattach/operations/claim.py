@@ -21,10 +21,11 @@ from nbdattach.attached.uses import opened
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
-from nbdattach.host.blocking import Opening, Unanswered
+from nbdattach.host.blocking import Killed, Opening, Unanswered
 from nbdattach.kernel.node import Busy, Node, cannot_open
 from nbdattach.operations import disconnection
 from nbdattach.operations.disconnection import FORCE_SECONDS
+from nbdattach.reporter import silent
 
 _POLL = 0.01
 
@@ -34,7 +35,7 @@ def taken(device: Device, force: bool, say: Callable[[str], None]) -> Node:
     try:
         node = _claimed(device, force, say)
         try:
-            refuse_users_without_claim(node)
+            refuse_users_without_claim(node, say)
         except BaseException:
             node.close()
             raise
@@ -70,24 +71,29 @@ def _opened(device: Device, flags: int, force: bool, say: Callable[[str], None])
     with Opening(flags, device.path) as opening:
         try:
             with contextlib.suppress(Unanswered):
-                return opening.next(Deadline(FORCE_SECONDS))
+                return opening.wait(Deadline(FORCE_SECONDS))
             disconnection.cut_what_does_not_open(device, force, say)
-            return opening.next(Deadline(FORCE_SECONDS))
+            return opening.wait(Deadline(FORCE_SECONDS))
         except Unanswered:
             cause = f"its connections were cut, but it still cannot be opened within {FORCE_SECONDS} s"
             raise KernelRefused(device.path, cause, "end the programs that wait for it; see dmesg") from None
+        except Killed:
+            raise KernelRefused(device.path, "a process of ours that opens it was killed", "try again") from None
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise Busy from None
             raise cannot_open(device, error) from None
 
 
-def refuse_users_without_claim(node: Node) -> None:
-    """Raises `DeviceInUse` if loop devices use the device, or processes keep it open for longer than a probe does."""
+def refuse_users_without_claim(node: Node, say: Callable[[str], None] = silent) -> None:
+    """Raises `DeviceInUse` if loop devices use the device, or processes keep it open for longer than a probe does.
+
+    `say` gets a message if that is not known of a process.
+    """
     device = node.device
     users = users_of(device)
     if users:
         raise in_use(device, users)
-    there = kept_open_by(device, node.fd, helpers=node.helpers)
+    there = kept_open_by(device, node.fd, helpers=node.helpers, say=say)
     if there:
         raise in_use(device, opened(there))

@@ -77,42 +77,47 @@ def detach(
             return other
         reporter.trace(f"{device.path}: claimed, flushing")
         writes.bring_to_rest(node, force, reporter)
-        record, pid = state.load(device), Kernel(device).pid
+        record, ended = state.load(device), state.identity_of(device)
         with control.hands_off(device, insist=not force):
-            with _disconnected(node, force, reporter.say):
+            with _disconnected(node, force, ended, reporter.say) as lost:
                 reporter.trace(f"{device.path}: disconnected")
                 if force and users_of(device):  # unlike a process that gets an error, they do not go by themselves
                     deadline = Deadline(min(seconds, GOODBYE_SECONDS))
                 _await_worker(device, deadline)
                 node.clear(deadline)
                 queue_choice.take_back(node)
-                state.forget(device)
             node.close()
             try:
-                _await_free(device, pid, deadline)
+                _await_free(device, ended[0], Deadline(min(seconds, GOODBYE_SECONDS)) if lost else deadline)
+                state.forget_end(device, ended)
             except DeviceInUse:
-                with contextlib.suppress(OSError):
-                    state.note_end(device, pid)
-                tidy_up_later(device, pid)
-                raise
+                tidy_up_later(device, ended[0])
+                if not lost:
+                    raise
         _await_relay(record)
         if record and record.server:
             words = end(record.server, Deadline(max(seconds, GOODBYE_SECONDS)), kill=force)
             if words:
                 reporter.say(f"{plain(record.server.name)}: its server says: {quoted(words)}")
     udev.settle([device.path], max(1.0, deadline.remaining()))
+    if lost:
+        cause = "detached, but the last writes of a program are lost"
+        raise KernelRefused(device.path, cause, "stop programs that write to a device before you detach it")
     return ""
 
 
 @contextlib.contextmanager
-def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterator[None]:
+def _disconnected(node: Node, force: bool, ended: Identity, say: Callable[[str], None]) -> Iterator[bool]:
     """Ends the connection; the caller empties the device inside the context. Raises `DeviceInUse`, `KernelRefused`.
 
-    Without `force` the kernel refuses all writes meanwhile.
+    The end of the attachment, `ended`, is noted at once: while a program keeps the device, all that follows may take
+    long, and this command may be killed. Without `force` the kernel refuses all writes meanwhile. Yields whether the
+    last writes are lost.
     """
     if force:
         disconnection.by_force(node, say)
-        yield
+        state.note_end(node.device, ended)
+        yield False
         return
     with contextlib.ExitStack() as ready:
         farewell = disconnection.farewell_to(node.device, ready)
@@ -123,21 +128,21 @@ def _disconnected(node: Node, force: bool, say: Callable[[str], None]) -> Iterat
             raise writes.still_coming(node.device)
         if not disconnection.sent(farewell):
             node.disconnect()
+        state.note_end(node.device, ended)
         lost = writes.are_lost(node)
         node.close_caches()
-        yield
-    if lost:
-        cause = "detached, but the last writes of a program are lost"
-        raise KernelRefused(node.device.path, cause, "stop programs that write to a device before you detach it")
+        yield lost
 
 
 def nothing_to_do(device: Device, only: Identity | None, only_tag: str | None) -> str:
-    """Why the device does not hold the attachment that is meant; empty if it does."""
+    """Why the device does not hold the attachment that is meant; empty if it does, or if a program keeps it there."""
     if not Kernel(device).attached:
         return "not attached"
-    if only not in (None, state.identity_of(device)) or not (only_tag is None or tags.has_tag(device, only_tag)):
-        return f"holds another attachment now ({quoted(tags.tag_of(device) or '?')})"
-    return ""
+    if only in (None, state.identity_of(device)) and (only_tag is None or tags.has_tag(device, only_tag)):
+        return ""
+    if state.end_of(device):
+        return "not attached"
+    return f"holds another attachment now ({quoted(tags.tag_of(device) or '?')})"
 
 
 def _tidy_up(device: Device, deadline: Deadline) -> None:

@@ -61,6 +61,8 @@ def _open_caches(node: Node) -> None:
         node.open_caches(Deadline(FORCE_SECONDS))
     except Unanswered:
         disconnection.cut_what_does_not_open(node.device, False, silent)
+    except Killed:
+        raise _look_was_killed(node.device) from None
     except OSError as error:
         raise cannot_open(node.device, error) from None
 
@@ -72,8 +74,7 @@ def was_written(node: Node) -> bool:
     except Unanswered:
         return True
     except Killed:
-        cause = "a process of ours that looks for its last writes was killed"
-        raise KernelRefused(node.device.path, cause, "nothing was detached; try again") from None
+        raise _look_was_killed(node.device) from None
     except OSError as error:  # the kernel reports a write error once only, so a later flush will not see it
         if Kernel(node.device).attached:
             with contextlib.suppress(OSError):
@@ -89,6 +90,11 @@ def are_lost(node: Node) -> bool:
     except (Unanswered, Killed, OSError):  # in doubt, they are
         return True
     return False
+
+
+def _look_was_killed(device: Device) -> KernelRefused:
+    cause = "a process of ours that looks for its last writes was killed"
+    return KernelRefused(device.path, cause, "nothing was detached; try again")
 
 
 def still_coming(device: Device) -> DeviceInUse:

@@ -7,6 +7,9 @@ every twelfth step, and another day's run others. `make test-all`, or CRASH_EVER
 
 from __future__ import annotations
 
+import fcntl
+import io
+import mmap
 import os
 import subprocess
 import time
@@ -388,3 +391,41 @@ def test_a_guard_killed_at_any_step_leaves_what_disconnect_takes_away(unwatched:
     steps = Path("/tmp/crash.helper").read_text().splitlines()
     assert "after kernel.ioctl.nbd_clear_sock: ioctl 1" in steps
     each(some(steps), one_round)
+
+
+def test_a_detach_killed_while_a_program_keeps_the_device_leaves_a_status_that_is_true(unwatched: Place) -> None:
+    """The kernel keeps pid and size until that program has closed it."""
+
+    def detached(**how: Any) -> Ended:
+        assert unwatched.connect().code == 0
+        with open("/dev/nbd0", "rb", buffering=0) as file:
+            ended = run("disconnect", "--force", "--timeout", "1", "nbd0", **how)
+            eventually(lambda: told() == ("connected" if is_readable(file) else "lost"), SECONDS)
+        unwatched.see_it_go()
+        return ended
+
+    whole = detached()
+    assert whole.code == 7, whole.said
+
+    def one_round(step: str) -> None:
+        assert detached(kill=step).code == -9
+
+    first = whole.steps.index("before kernel.ioctl.nbd_clear_sock: ioctl 1")
+    each(whole.steps[first :: 1 if EVERY == 1 else 3], one_round)
+
+
+def told() -> str | None:
+    try:
+        return status.status_of(Device(0)).state
+    except NotAttached:
+        return None
+
+
+def is_readable(device: io.FileIO) -> bool:
+    """Without the page cache."""
+    with mmap.mmap(-1, 4096) as page:
+        fcntl.fcntl(device, fcntl.F_SETFL, os.O_DIRECT)
+        try:
+            return os.preadv(device.fileno(), [page], 0) > 0
+        except OSError:
+            return False

@@ -103,6 +103,32 @@ def test_a_killed_worker_and_a_pid_that_another_program_has_now(monkeypatch: pyt
 
 
 @pytest.mark.netlink
+def test_another_user_is_not_told_that_a_device_without_a_server_is_connected() -> None:
+    with nbdkit("memory", "1M") as server:
+        connect(server.uri, "nbd0")
+        server.kill()
+        eventually(lambda: told()["state"] == "reconnecting")
+        assert state_for(65534) == "unknown"
+    nbd_ok("disconnect", "--force", "nbd0")
+
+
+def state_for(user: int) -> str:
+    out, into = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setuid(user)
+            os.write(into, status.status_of(Device(0)).state.encode())
+        finally:
+            os._exit(0)
+    os.close(into)
+    with open(out) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.netlink
 def test_reconnecting() -> None:
     with nbdkit("memory", "1M") as server:
         connect(server.uri, "nbd0", on_loss=15.0)

@@ -48,11 +48,17 @@ pytestmark = pytest.mark.any_monitor
 
 FIRST = Kernel(Device(0))
 MIB = 1 << 20
-MAPS_AGAIN_AND_AGAIN = """import mmap, os, sys, time
+_MAPPERS = 7
+# Its first thread does not wait for the disk.
+MAPS_AGAIN_AND_AGAIN = """import mmap, os, sys, threading, time
 file = os.open(sys.argv[1], os.O_RDWR)
-while True:
+def work():
     mmap.mmap(file, 1)
-    time.sleep(0.01)
+    print(flush=True)
+    while True:
+        mmap.mmap(file, 1)
+        time.sleep(0.01)
+threading.Thread(target=work).start()
 """
 OPENER = "import os, sys, time; fd = os.open(sys.argv[1], int(sys.argv[2])); print(flush=True); time.sleep(600)"
 
@@ -131,9 +137,10 @@ def opened(flags: int, path: str = "/dev/nbd0") -> Callable[[], str]:
     return begin
 
 
-def mapped_and_closed() -> str:
+def mapped_and_closed(path: str = "/dev/nbd0") -> str:
     """Its writes go to the device at some later time, as those of any descriptor."""
-    program = "import mmap, os, time; fd = os.open('/dev/nbd0', os.O_RDWR); m = mmap.mmap(fd, 4096); os.close(fd);"
+    program = f"import mmap, os, time; fd = os.open('{path}', os.O_RDWR); m = mmap.mmap(fd, 4096);"
+    program += " os.closerange(fd, 64);"  # mmap has a duplicate
     program += " m[0:5] = b'hello'; m.flush(); print(flush=True); time.sleep(600)"
     mapper = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert mapper.stdout and mapper.stdout.readline()
@@ -276,24 +283,37 @@ def test_a_disk_that_the_kernel_passes_on_is_kept(tmp_path: Path, kind: str) -> 
         nbd_ok("disconnect", "nbd0")
 
 
-def test_a_program_that_waits_for_a_dead_disk_with_its_memory_locked_holds_up_no_other_detach() -> None:
+def test_programs_that_wait_for_a_dead_disk_with_their_memory_locked_hide_no_user_and_hold_up_no_other_detach() -> None:
     """mmap of a file writes its time of access, which waits for the file system's journal, which waits for the disk."""
     with nbdkit("memory", "64M") as dead, nbdkit("memory", "1M") as alive, attached(dead.uri, "nbd0"):
-        shell("mkfs.ext4 -q /dev/nbd0 && mount -o strictatime /dev/nbd0 /mnt && echo 1 >/mnt/file && sync -f /mnt")
+        shell("mkfs.ext4 -q /dev/nbd0 && mount -o strictatime /dev/nbd0 /mnt && sync -f /mnt")
         with contextlib.ExitStack() as stack:
             stack.callback(shell, "umount /mnt")
-            mapper = stack.enter_context(subprocess.Popen([sys.executable, "-c", MAPS_AGAIN_AND_AGAIN, "/mnt/file"]))
-            stack.callback(mapper.kill)
+            mappers = []
+            for number in range(_MAPPERS):
+                file = f"/mnt/{number}"
+                shell(f"echo 1 >{file} && sync {file}")
+                mappers.append(
+                    stack.enter_context(subprocess.Popen([sys.executable, "-c", MAPS_AGAIN_AND_AGAIN, file]))
+                )
+                stack.callback(mappers[-1].kill)
             stack.callback(os.kill, dead.pid, signal.SIGCONT)
+            time.sleep(1)
             os.kill(dead.pid, signal.SIGSTOP)
             stack.enter_context(subprocess.Popen(["sync", "-f", "/mnt"]))
             stack.callback(os.kill, dead.pid, signal.SIGCONT)
-            eventually(lambda: not _shows_its_memory(mapper.pid))
+            for one in mappers:
+                eventually(lambda one=one: not _shows_its_memory(one.pid))  # type: ignore[misc]
             connect(alive.uri, "nbd1")
+            line = mapped_and_closed("/dev/nbd1")
+            done = nbd("disconnect", "nbd1")
+            assert (done.code, done.err.splitlines()[-2]) == (7, f"  {line}")
+            shell(line.rpartition(": ")[2])
             begun = time.monotonic()
-            nbd_ok("disconnect", "nbd1")
-            assert time.monotonic() - begun < promised(20)
-            assert not _shows_its_memory(mapper.pid)
+            done = nbd("disconnect", "nbd1")
+            assert time.monotonic() - begun < promised(40)
+            assert (done.code, f"and {_MAPPERS - 3} more is locked, as while a disk is away" in done.err) == (0, True)
+            assert not any(_shows_its_memory(one.pid) for one in mappers)
 
 
 def _shows_its_memory(pid: int) -> bool:
@@ -558,8 +578,8 @@ def test_what_cannot_be_written_after_a_flush_is_not_forgotten(tmp_path: Path, m
     """The kernel reports it once, to the first caller; a flush after that is a success."""
     broken, look, looks = tmp_path / "broken", claim.refuse_users_without_claim, iter(range(9))
 
-    def look_and_write(node: Node) -> None:
-        look(node)
+    def look_and_write(node: Node, *say: Callable[[str], None]) -> None:
+        look(node, *say)
         if next(looks) == 1:  # the first one is before the flush
             broken.touch()
             shell("dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 status=none")

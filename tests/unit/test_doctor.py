@@ -284,7 +284,7 @@ def test_without_a_connection_it_is_away_not_wedged(machine: Machine, how: str, 
 @pytest.mark.parametrize("netlink", [True, False])
 def test_what_was_detached_and_is_kept_by_a_program_needs_no_server(machine: Machine, netlink: bool) -> None:
     machine.attach(pid=os.getpid(), netlink=netlink)
-    state.note_end(NBD0, os.getpid())
+    state.note_end(NBD0, state.identity_of(NBD0))
     ended = state.end_of(NBD0)
     assert ended
     assert machine.says("/dev/nbd0") == in_the_way("/dev/nbd0", f"lost since {ended.since}: {ended.error}", DETACH)
@@ -367,6 +367,17 @@ def test_time_outs_of_our_own_are_what_was_asked_for(machine: Machine) -> None:
     timed(machine, 5000, "1250")
     state.save(NBD0, replace(WATCHED, kernel_pid=os.getpid(), reconnect=False))
     assert machine.says("/dev/nbd0") is None
+
+
+def test_time_out_of_what_was_detached_is_that_of_no_other_program(machine: Machine) -> None:
+    """A program keeps the device. The note of its end is read once."""
+    timed(machine, 5000, "1250")
+    state.note_end(NBD0, state.identity_of(NBD0))
+    ended = state.end_of(NBD0)
+    machine.patch.setattr(status, "end_of", lambda _: ended)
+    machine.patch.setattr(state, "end_of", lambda _: pytest.fail("read again"))
+    found = machine.says("/dev/nbd0")
+    assert found and found.remedy == DETACH
 
 
 def test_without_root_nobody_can_tell_whose_time_out_it_is(machine: Machine) -> None:

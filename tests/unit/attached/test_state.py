@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from host import NBD0, NBD1, Host, pretend
 from nbdattach.attached import state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.errors import DeviceInUse
-from nbdattach.host import procfs
+from nbdattach.host import bare_files, procfs
 from nbdattach.kernel import flush
 from nbdattach.tls_session import TlsSession
 
@@ -405,3 +406,40 @@ def test_a_worker_remembers_it_by_its_pid(host: Host) -> None:
     for pid, believed in ((4711, True), (4712, False)):
         flush.mark_unflushed(state.path(NBD0), f'{{"identity": [{pid}, null, null]}}')
         assert state.is_unflushed(NBD0) == believed
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_takes_the_place_of_all_files_of_the_device_until_it_is_free(host: Host) -> None:
+    host.attach()
+    state.save(NBD0, BARE)
+    host.write("nbd0.trouble", "")
+    ended = state.identity_of(NBD0)
+    state.note_end(NBD0, ended)
+    assert (host.files, state.identity_of(NBD0)) == (["nbd0.json.ended"], ended)
+    state.forget_end(NBD0, (4712, *ended[1:]))  # which another command had seen there
+    assert state.end_of(NBD0)
+    state.forget_end(NBD0, ended)
+    assert (host.files, state.end_of(NBD0)) == ([], None)
+
+
+def test_a_record_is_forgotten_at_the_end_though_run_is_full(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    host.attach()
+    state.save(NBD0, BARE)
+    ended = state.identity_of(NBD0)
+    monkeypatch.setattr(bare_files, "replace", fail)
+    state.note_end(NBD0, ended)
+    assert host.files == []
+
+
+def test_an_attachment_with_a_record_has_not_ended(host: Host) -> None:
+    """Even if there is a note of its end, which could not be removed."""
+    host.attach()
+    state.save(NBD0, BARE)
+    state.note_end(NBD0, state.identity_of(NBD0))
+    state.save(NBD0, BARE)
+    assert state.end_of(NBD0) is None

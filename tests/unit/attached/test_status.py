@@ -13,7 +13,7 @@ import pytest
 from host import NBD0, Host, pretend
 from loopback import PATIENCE, eventually
 
-from nbdattach.attached import foreign_queue, state
+from nbdattach.attached import foreign_queue, state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.attached.status import ImageStatus, ServerStatus, Status, status_of
 from nbdattach.errors import NotAttached
@@ -114,7 +114,7 @@ def test_no_file_of_the_queue_is_read_of_ours(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_was_detached_and_is_kept_by_a_program_is_lost_until_another_attachment_is_there(host: Host) -> None:
     """The kernel keeps its pid and size."""
-    state.note_end(NBD0, 4711)
+    state.note_end(NBD0, (4711, "mine", None))
     found = status_of(NBD0)
     assert (found.state, found.trouble and found.trouble["error"]) == (
         "lost",
@@ -132,7 +132,7 @@ def test_what_was_attached_before_the_end_of_another_was_noted_is_connected(host
     (host.sys / "block/nbd0/pid").write_text("4712\n")
     if record:
         state.save(NBD0, record)
-    state.note_end(NBD0, 4711)
+    state.note_end(NBD0, (4711, "mine", None))
     assert (status_of(NBD0).state, state.end_of(NBD0)) == ("connected", None)
 
 
@@ -141,6 +141,21 @@ def test_a_spoilt_note_of_an_end_is_none(host: Host, text: str) -> None:
     state.make_run()
     (host.run / "nbd0.json.ended").write_text(text)
     assert status_of(NBD0).state == "connected"
+
+
+@pytest.mark.parametrize(("netlink", "there"), [(True, "unknown"), (False, "connected")])
+def test_a_state_that_only_root_can_see_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, netlink: bool, there: str
+) -> None:
+    """The monitor's report and the note of an end are in files; by ioctl, the process that serves the device tells."""
+    host = pretend(tmp_path, monkeypatch)
+    host.attach(pid=os.getpid(), netlink=netlink)
+    monkeypatch.setattr(status, "has_open", lambda *_: True)
+    assert status_of(NBD0).state == "connected"  # without a folder, there are no records
+    state.make_run()
+    assert status_of(NBD0).state == "connected"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert status_of(NBD0).state == there
 
 
 def test_what_is_not_attached_is_said(host: Host) -> None:

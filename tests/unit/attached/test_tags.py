@@ -43,3 +43,12 @@ def test_device_that_is_not_attached_has_no_tag(host: Host) -> None:
     save("mine", "nbd://db1")
     assert tags.attached_as(tag="mine") == []
     assert tags.tag_of(NBD0) is None
+
+
+def test_an_attachment_that_has_ended_is_not_found_by_its_tag(host: Host) -> None:
+    """A program keeps the device, and the kernel keeps its identifier."""
+    host.attach(tag="mine")
+    save("mine", "nbd://db1")
+    state.note_end(NBD0, state.identity_of(NBD0))
+    assert (tags.attached_as(tag="mine"), tags.attached_as(target="nbd://db1"), tags.tag_of(NBD0)) == ([], [], None)
+    assert tags.has_tag(NBD0, "mine")

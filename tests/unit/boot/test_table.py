@@ -310,12 +310,16 @@ def test_down_leaves_alone_what_is_neither_from_the_table_nor_what_it_says(
     assert detached == []
 
 
-def test_down_leaves_alone_what_another_program_attached(
+def test_down_leaves_alone_what_is_not_ours_or_has_ended(
     capsys: Capture, host: Host, file: Path, detached: list[object]
 ) -> None:
     host.attach(Device(0))
     code, _, err = ran(capsys, "down", "--table", str(file), "nbd0")
     said = f"/dev/nbd0: holds an attachment of another program, but {file}:1 says nbd://db1/disk"
+    assert (code, err.splitlines()[0], detached) == (7, f"nbdattach: {said}", [])
+    state.note_end(Device(0), state.identity_of(Device(0)))
+    code, _, err = ran(capsys, "down", "--table", str(file), "nbd0")
+    said = f"/dev/nbd0: holds the rest of an attachment that has ended, but {file}:1 says nbd://db1/disk"
     assert (code, err.splitlines()[0], detached) == (7, f"nbdattach: {said}", [])
 
 

@@ -1084,15 +1084,17 @@ def test_disconnect_finds_what_is_meant(
     assert asked == detached
 
 
-@pytest.mark.usefixtures("host")
-def test_the_rest_of_a_detached_device_is_not_called_that_of_another_program(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+def test_disconnect_of_all_does_not_take_what_it_detached_before_for_another_programs(
+    host: Host, capsys: Capture
 ) -> None:
-    state.forget(Device(1))
-    state.note_end(Device(1), 4711)
-    monkeypatch.setattr(detachment, "detach", lambda *_, **__: "")
-    _, _, err = ran(capsys, "disconnect", "--all")
-    assert err.splitlines()[0] == "nbdattach: /dev/nbd1: detached; the kernel frees it when its last user releases it"
+    """A program keeps the device, so the kernel does, too."""
+    for number in (0, 1):
+        state.note_end(Device(number), state.identity_of(Device(number)))
+    (host.sys / "block/nbd2/pid").unlink()
+    ended = "detached; the kernel frees it when its last user releases it"
+    lines = [f"nbdattach: /dev/nbd{number}: {ended}\n" for number in (0, 1)]
+    assert ran(capsys, "disconnect", "--all") == (0, "", "".join(lines))
+    assert ran(capsys, "disconnect", "--tag", "db") == (0, "", "nbdattach: tag db: not attached, nothing to do\n")
 
 
 @pytest.mark.usefixtures("host")

@@ -50,6 +50,7 @@ def test_a_device_that_is_away() -> None:
             ("nbdattach_device_state", "connected"): 0,
             ("nbdattach_device_state", "reconnecting"): 1,
             ("nbdattach_device_state", "lost"): 0,
+            ("nbdattach_device_state", "unknown"): 0,
             ("nbdattach_device_size_bytes", ""): 1 << 30,
             ("nbdattach_device_inflight_requests", ""): 7,
             ("nbdattach_device_reconnects_total", ""): 2,

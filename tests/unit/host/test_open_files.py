@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 
 from nbdattach.deadline import Deadline
-from nbdattach.host import open_files, procfs
+from nbdattach.host import looks, open_files, procfs
 
 
 @pytest.fixture(autouse=True)
@@ -96,78 +94,13 @@ def test_a_process_whose_mappings_cannot_be_read_now_does_not_hide_another_one(
         (tmp_path / pid / "maps").write_text("7f0-7f1 rw-s 00000000 0:5 9 /dev/nbd0\n")
     monkeypatch.setattr(procfs, "PROC", str(tmp_path))
     monkeypatch.setattr(procfs, "number_of", lambda _: "43:0")
-    monkeypatch.setattr(open_files, "_A_PROCESS", 0.05)
+    monkeypatch.setattr(looks, "_WAITS", 0.05)
     try:
-        assert {one.pid for one in open_files.openers({"43:0"})} == {7, 9}
+        found = {one.pid: one.fd for one in open_files.openers({"43:0"})}
+        assert found == {7: open_files.MAPPED, 8: open_files.HIDDEN, 9: open_files.MAPPED}
         assert open_files.still_open(8, open_files.MAPPED, {"43:0"})  # it has shown the mapping before
     finally:
         os.close(os.open(tmp_path / "8/maps", os.O_RDWR | os.O_NONBLOCK))  # what waits there goes on
-
-
-def test_many_processes_that_wait_for_a_dead_disk_do_not_hide_another_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each program that is started from there waits like that, and there is no time to wait for all of them."""
-    stuck = [str(pid) for pid in range(10, 20)]
-    for pid in (*stuck, "7"):
-        (tmp_path / pid / "map_files").mkdir(parents=True)
-        (tmp_path / pid / "map_files/7f0-7f1").symlink_to("/dev/nbd0")
-        (tmp_path / pid / "stat").write_text(f"{pid} (name) {'D' if pid in stuck else 'S'} 1")
-        if pid in stuck:
-            os.mkfifo(tmp_path / pid / "maps")
-    (tmp_path / "7/maps").write_text("7f0-7f1 rw-s 00000000 0:5 9 /dev/nbd0\n")
-    monkeypatch.setattr(procfs, "PROC", str(tmp_path))
-    monkeypatch.setattr(procfs, "pids", lambda: [*map(int, stuck), 7])
-    monkeypatch.setattr(procfs, "number_of", lambda _: "43:0")
-    monkeypatch.setattr(open_files, "_A_PROCESS", 0.1)
-    try:
-        assert [one.pid for one in open_files.openers({"43:0"})] == [7]
-    finally:
-        for pid in stuck:
-            os.close(os.open(tmp_path / pid / "maps", os.O_RDWR | os.O_NONBLOCK))  # what waits there goes on
-
-
-def test_a_process_is_not_left_out_because_those_before_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = threading.Event()
-
-    def look(files: open_files._Files, _numbers: set[str]) -> bool:
-        if files.pid == 9:
-            ends.wait()
-        time.sleep(0.01)
-        return files.pid == 10
-
-    monkeypatch.setattr(open_files._Files, "maps", look)
-    monkeypatch.setattr(open_files._Files, "descriptors", lambda _: [])
-    monkeypatch.setattr(procfs, "pids", lambda: range(1, 11))
-    monkeypatch.setattr(open_files, "_A_PROCESS", 0.05)
-    monkeypatch.setattr(open_files, "_SLOW", 0.05)
-    try:
-        assert [one.pid for one in open_files.openers({"43:0"})] == [10]
-    finally:
-        ends.set()
-
-
-def test_a_look_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process may have many mappings, on a busy machine."""
-
-    def compute_for_a_while(_files: object, _numbers: set[str]) -> bool:
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)  # without the lock of the interpreter
-        return True
-
-    monkeypatch.setattr(open_files._Files, "maps", compute_for_a_while)
-    monkeypatch.setattr(open_files, "_A_PROCESS", 0.05)
-    monkeypatch.setattr(procfs, "pids", lambda: [os.getpid()])
-    assert [one.fd for one in open_files.openers({"43:0"})] == [open_files.MAPPED]
-
-
-def test_mappings_are_looked_at_even_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_thread: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(open_files._Files, "maps", lambda *_: True)
-    monkeypatch.setattr(procfs, "pids", lambda: [os.getpid()])
-    monkeypatch.setattr(threading.Thread, "start", fail)
-    assert [one.fd for one in open_files.openers({"43:0"})] == [open_files.MAPPED]
 
 
 def test_what_all_files_of_a_process_have_in_common_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,8 +192,7 @@ def test_a_device_that_was_detached_is_left_alone_though_a_program_keeps_it(
     """The kernel keeps its pid, and there is a file that says that it has ended."""
     (tmp_path / "sys/block/nbd0/pid").write_text(f"{RECORD.kernel_pid}\n")
     attachment.watch.hold()
-    state.forget(NBD0)
-    state.note_end(NBD0, RECORD.kernel_pid)
+    state.note_end(NBD0, state.identity_of(NBD0))
     attachment.watch.release()
     assert (attachment.log, attachment.watch.tick()) == (["nbd0: no longer attached"], False)
 

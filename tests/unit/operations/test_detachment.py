@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from host import NBD0, pretend
 
+from nbdattach.attached import state
+from nbdattach.attached.state import Record
 from nbdattach.kernel import sysfs
 from nbdattach.operations import detachment
 
@@ -17,3 +19,16 @@ def test_attachment_of_another_tag_is_left_alone(tmp_path: Path, monkeypatch: py
     pretend(tmp_path, monkeypatch).attach(tag=sysfs.identifier(tag))
     assert detachment.nothing_to_do(NBD0, None, tag) == ""
     assert "another attachment" in detachment.nothing_to_do(NBD0, None, "other")
+
+
+def test_the_attachment_that_has_ended_and_is_kept_by_a_program_is_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second detach by its handle goes on, and names that program."""
+    pretend(tmp_path, monkeypatch).attach()
+    state.save(NBD0, Record("mine", "nbd://db1", "", "netlink", 1, "2026-01-02T03:04:05Z", 4711, id="1"))
+    handle = state.identity_of(NBD0)
+    state.note_end(NBD0, handle)
+    assert detachment.nothing_to_do(NBD0, handle, "mine") == ""
+    assert detachment.nothing_to_do(NBD0, (*handle[:2], "2"), None) == "not attached"
+    assert detachment.nothing_to_do(NBD0, None, "other") == "not attached"

@@ -13,9 +13,10 @@ from host import NBD0, pretend
 from nbdattach.attached import state
 from nbdattach.deadline import Deadline
 from nbdattach.errors import KernelRefused
-from nbdattach.host.blocking import WriteBack
+from nbdattach.host.blocking import Killed, Opening, WriteBack
 from nbdattach.kernel.node import Node
-from nbdattach.operations import writes
+from nbdattach.operations import claim, writes
+from nbdattach.reporter import QUIET, silent
 
 
 def test_nothing_is_lost_because_the_process_that_looks_was_killed(
@@ -34,3 +35,30 @@ def test_nothing_is_lost_because_the_process_that_looks_was_killed(
         writes.was_written(node)
     assert not state.is_unflushed(NBD0)
     node.close()
+
+
+def test_a_process_that_was_killed_before_it_opened_the_device_is_said_to_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that open failed with the error that has the number of the signal."""
+
+    def start(_: Node, __: Deadline) -> None:
+        raise Killed
+
+    pretend(tmp_path, monkeypatch).attach()
+    monkeypatch.setattr(Node, "open_caches", start)
+    with pytest.raises(
+        KernelRefused, match=r"^/dev/nbd0: a process of ours that looks for its last writes was killed$"
+    ):
+        writes.bring_to_rest(Node(NBD0, -1), False, QUIET)
+
+
+def test_a_process_that_was_killed_before_it_claimed_the_device_is_said_to_be_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait(_: Opening, __: Deadline) -> int:
+        raise Killed
+
+    monkeypatch.setattr(Opening, "wait", wait)
+    with pytest.raises(KernelRefused, match=r"^/dev/nbd0: a process of ours that opens it was killed$"):
+        claim.claimed_once(NBD0, False, silent)
