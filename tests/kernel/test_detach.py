@@ -17,7 +17,18 @@ from pathlib import Path
 import pytest
 from leftovers import workers
 from servers import nbdkit
-from tool import connect, eventually, fill_with_noise, nbd, nbd_ok, partitioned_image, promised, shell, sparse_file
+from tool import (
+    connect,
+    eventually,
+    fill_with_noise,
+    nbd,
+    nbd_ok,
+    partitioned_image,
+    process_state,
+    promised,
+    shell,
+    sparse_file,
+)
 
 import nbdattach
 from nbdattach.device import Device
@@ -164,10 +175,6 @@ def test_a_reader_that_waits_for_a_dead_server_does_not_keep_force(watched: str)
         done = nbd("disconnect", "--force", "nbd0", seconds=promised(60))
         assert (done.code, FIRST.attached, FIRST.size) == (0, False, 0), done
         assert reader.wait(60) != 0
-
-
-def process_state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_partitions_go_with_the_last_user_of_a_device_that_was_detached_by_force(tmp_path: Path) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 from servers import nbdkit
-from tool import BY_IOCTL, TOOL, command, eventually, promised, shell
+from tool import BY_IOCTL, TOOL, command, eventually, process_state, promised, shell
 
 from nbdattach.device import Device
-from nbdattach.host import procfs
 from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = [pytest.mark.any_monitor, pytest.mark.spoils]
@@ -48,9 +47,9 @@ def silent_disk(options: str, then: str = "", place: str = "/mnt") -> Iterator[N
             end.enter_context(running(f"echo {scheduler} >{QUEUE}/scheduler"))
             end.enter_context(running(f"echo 64 >{QUEUE}/max_sectors_kb"))
             reading = end.enter_context(running(f"exec cat {QUEUE}/logical_block_size"))
-            eventually(lambda: procfs.waits_for_disk(reading.pid), 10)
+            eventually(lambda: process_state(reading.pid) == "D", 10)
             yield
-            assert procfs.waits_for_disk(reading.pid)
+            assert process_state(reading.pid) == "D"
         finally:
             server.resume()
             end.close()
@@ -105,6 +104,6 @@ def test_nor_does_it_wait_for_one_that_hides_the_file_of_a_loop_device(tmp_path:
         waiting.callback(shell, f"losetup -d {loop}")
         with silent_disk("", f"umount /mnt; mount /dev/nbd0 {folder}; echo 3 >/proc/sys/vm/drop_caches", str(folder)):
             looking = waiting.enter_context(running(f"exec stat {image}"))
-            eventually(lambda: procfs.waits_for_disk(looking.pid), 10)
+            eventually(lambda: process_state(looking.pid) == "D", 10)
             assert str(folder) in told_at_once(*command("status"))
-            assert procfs.waits_for_disk(looking.pid)
+            assert process_state(looking.pid) == "D"

@@ -137,6 +137,11 @@ def eventually(true: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def process_state(pid: int) -> str:
+    """One letter, as in proc(5): "D" if no signal ends its wait."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for that signal."""
     status = Path(f"/proc/{pid}/status").read_text()
