@@ -3,7 +3,7 @@
 # Linux 6.12.113: "blockdev --flushbufs" (the ioctl BLKFLSBUF) writes what a disk has in the page cache, and succeeds also
 # if the writes fail; so does sync without arguments. fsync of the device ("sync /dev/nbd0") reports the error, once: a
 # second one succeeds, though nothing has been written. A script that flushes before it detaches a disk must use fsync,
-# and the first one decides. 7.2.7 does the same.
+# and the first one decides. 6.1.176 and 7.2.7 do the same.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 

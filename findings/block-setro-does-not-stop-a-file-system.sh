@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Linux 6.12.113: "blockdev --setro" on a disk with a mounted file system succeeds, /sys and blockdev then say that the
 # disk is read-only, and programs cannot write to it. The file system goes on writing, and the server gets it all: the
-# kernel only logs "Trying to write to read-only block-device", once. Whoever copies the disk on the server afterwards
-# copies a disk in use. 7.2.7 does the same.
+# kernel only logs "Trying to write to read-only block-device", once. A copy of the disk that is made on the server then is
+# a copy of a disk in use. 6.1.176 and 7.2.7 do the same.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 

@@ -3,7 +3,7 @@
 # Linux 6.12.113: ext4 remembers which groups it has trimmed, until it is unmounted. A second fstrim succeeds, says 0 B,
 # and sends nothing. If the server did not free the space the first time (qemu-nbd without --discard=unmap says that it
 # did), or was given a full copy of the disk since, fstrim frees nothing until the file system is mounted anew; remounting
-# is not enough. xfs sends each time. 7.2.7 does the same.
+# is not enough. xfs sends each time. 6.1.176 and 7.2.7 do the same.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 

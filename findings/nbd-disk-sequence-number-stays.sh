@@ -4,7 +4,7 @@
 # in /dev/disk/by-diskseq) is there to tell one medium from the next under the same name. A loop device gets a new one
 # with each file, and so does an nbd device with each server that is attached by ioctl (nbd-client -nonetlink). Attached by
 # netlink, as nbd-client 3.26.1 does by default, it keeps its number: a program that compares the numbers takes another
-# server's disk for the same one. 6.1.176 and 7.2.7 do the same.
+# server's disk for the same one. 7.2.7 does the same; 6.1.176 keeps the number by ioctl too.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 
