@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
-# nbd-server 3.26.1 takes options that it does not know, and says nothing. One of them is "timeout", which nbd-server(5)
-# describes ("will forcibly disconnect the connection"): an idle connection stays, so what a client that has vanished holds
-# is not given back. A mistyped option goes the same way: with "read_only = true" for "readonly" the export takes writes.
-# So a setup is right only if a client has seen it. The packages 3.24 and 3.27.1 do the same.
+# nbd-server 3.26.1 accepts options that it does not know, and logs nothing. One of them is "timeout", which nbd-server(5)
+# describes (it "will forcibly disconnect" an idle connection): the connection stays open. A mistyped option is ignored in
+# the same way: with "read_only = true" instead of "readonly" the export takes writes. Only a client can tell whether an
+# option has its effect. The packages 3.24 and 3.27.1 do the same.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 
