@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Linux 6.12.113: a disk and each of its partitions have page caches of their own. fsync of the disk ("sync /dev/nbd0")
-# and "blockdev --flushbufs /dev/nbd0" succeed and leave in memory what was written to /dev/nbd0p1: a script that flushes
-# the disk and detaches it loses that. A read of the disk returns the old data even after an fsync of the partition, if
-# the disk has that page in memory. 6.1.176 and 7.2.7 do the same.
+# and "blockdev --flushbufs /dev/nbd0" succeed, and leave in memory what was written to /dev/nbd0p1 while a program has
+# that open: a script that then detaches the disk loses it. A read of the disk returns the old data even after an fsync of
+# the partition, if the disk has that page in memory. 6.1.176 and 7.2.7 do the same.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 

@@ -15,8 +15,8 @@ tried() { # NAME COMMAND...
     if "$@" 2>/dev/null; then echo "$name: succeeds"; else echo "$name: fails"; fi
 }
 uname -r
-attach --filter=log eval logfile=/run/log get_size='echo 1M' pread='head -c $3 /dev/zero' can_write='exit 0' can_flush='exit 0' \
-    flush='exit 0' pwrite='cat >/dev/null; echo EIO >&2; exit 1'
+attach --filter=log eval logfile=/run/log get_size='echo 1M' pread='head -c $3 /dev/zero' can_write='exit 0' \
+    can_flush='exit 0' flush='exit 0' pwrite='cat >/dev/null; echo EIO >&2; exit 1'
 exec 9<>/dev/nbd0 # no last close, which writes too
 head -c 4096 /dev/zero >&9
 tried flushbufs blockdev --flushbufs /dev/nbd0

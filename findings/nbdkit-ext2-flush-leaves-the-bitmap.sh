@@ -11,7 +11,7 @@ make_root trixie nbdkit=1.42.3-1 python3-libnbd=1.22.2-1+b1 e2fsprogs=1.47.2-3+b
 in_root >"$scratch/found" <<'END'
 cd /tmp
 cat >client.py <<'PY'
-import os, signal, sys
+import os, signal
 import nbd
 
 client = nbd.NBD()

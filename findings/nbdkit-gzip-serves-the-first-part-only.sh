@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
-# A gzip or bzip2 file may have several parts, one after the other: "cat a.gz b.gz", and each file that pbzip2 makes.
+# A gzip or bzip2 file may have several parts, one after the other: "cat a.gz b.gz", and each larger file of pbzip2.
 # gunzip and bunzip2 unpack all of them. nbdkit's filters "gzip" and "bzip2" 1.42.3 serve the first part as if it
 # were the whole disk, and log nothing. The filters "xz" and "lzip" serve all parts. 1.48.1 does the same, and so
 # does the filter "gzip" of 1.32.5.

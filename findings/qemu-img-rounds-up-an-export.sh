@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # QEMU as a client takes the size of an export up to the next multiple of 512. With 10.0.13, qemu-img convert of an export
 # of 1000 bytes makes a file of 1024, so checksums differ, with exit status 0. A copy of 1000 bytes to that export fails:
-# qemu-img sends one write of 1024 bytes, which the server refuses, so nothing is written. nbdcopy copies 1000 bytes in both
-# directions. qemu-nbd as a server offers such a file as 1024 bytes, so only two ends by QEMU agree. 7.2 and 11.1.3 do the same.
+# qemu-img sends one write of 1024 bytes, which the server refuses, so nothing is written. nbdcopy copies 1000 bytes in
+# both directions. qemu-nbd as a server offers such a file as 1024 bytes, so only two ends by QEMU agree. 7.2 and 11.1.3
+# do the same.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 
