@@ -10,7 +10,8 @@
 
 make_root trixie qemu-utils=1:10.0.13+ds-0+deb13u1 python3-libnbd=1.22.2-1+b1
 in_root >"$scratch/found" <<'END'
-cd /tmp
+mount -t tmpfs tmpfs /mnt # its count of blocks is exact at once
+cd /mnt
 cat >trim.py <<'PY'
 import os
 import nbd
@@ -18,16 +19,16 @@ import nbd
 KIB = 1024
 MIB = 1024 * KIB
 client = nbd.NBD()
-client.connect_unix("/tmp/socket")
+client.connect_unix("/mnt/socket")
 print("preferred", client.get_block_size(nbd.SIZE_PREFERRED))
 
 def tried(what, size, request):
     client.pwrite(b"data" * (MIB // 4), 0)
     client.flush()
-    before = os.stat("/tmp/image").st_blocks
+    before = os.stat("/mnt/image").st_blocks
     for offset in range(0, MIB, size):
         request(size, offset)
-    freed = (before - os.stat("/tmp/image").st_blocks) // 2
+    freed = (before - os.stat("/mnt/image").st_blocks) // 2
     print(f"{what}: freed {freed} KiB, read {bytes(client.pread(4, 0))}")
 
 tried("trim by 4 KiB", 4 * KIB, client.trim)
@@ -35,7 +36,7 @@ tried("zero by 4 KiB", 4 * KIB, client.zero)
 tried("trim by 64 KiB", 64 * KIB, client.trim)
 PY
 qemu-img create -q -f qcow2 image 4M
-qemu-nbd --socket=/tmp/socket --format=qcow2 --discard=unmap image &
+qemu-nbd --socket=/mnt/socket --format=qcow2 --discard=unmap image &
 until [ -S socket ]; do sleep 0.1; done
 python3 trim.py
 END
