@@ -281,7 +281,10 @@ def _connect(target: Target, address: _Address, seconds: float, limit: float) ->
 
 
 def is_to_itself(sock: socket.socket) -> bool:
-    return sock.family != socket.AF_UNIX and sock.getsockname() == sock.getpeername()
+    try:
+        return sock.family != socket.AF_UNIX and sock.getsockname() == sock.getpeername()
+    except OSError:  # the server has reset it by now, which the first read says better
+        return False
 
 
 def reset(sock: socket.socket) -> None:

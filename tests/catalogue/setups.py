@@ -264,6 +264,8 @@ BEYOND: dict[str, list[str]] = {
         "refuses it, as it lacks the file systems that were there, and requests wait.",
         "In 1.32, each connection to the file plugin opens the file by its name: "
         "`findings/nbdkit-file-opens-its-name-again.sh`. nbdattach: the monitor compares the content.",
+        "The retry filter repeats a FLUSH at the restarted server, which succeeds though the writes before it are lost: "
+        "`findings/nbdkit-retry-makes-a-failed-flush-succeed.sh`. nbdattach: cannot tell.",
     ],
     "qemu-nbd": [
         "Without --persistent qemu-nbd ends with its first client. nbdattach: `list` and `info` enter no export, so that "
@@ -284,5 +286,9 @@ BEYOND: dict[str, list[str]] = {
         "server's words; `info` and `check` use up a client each.",
         "A temporary export offers multi-conn, and each connection has a disk of its own: "
         "`findings/nbd-server-temporary-multi-conn.sh`. nbdattach: by netlink it uses one connection unless the user asks for more.",
+        "TRIM behind the middle of the export succeeds and frees nothing: `findings/nbd-server-trim-ignores-the-second-half.sh`. "
+        "nbdattach: cannot tell; no data is lost.",
+        "With sync or FUA, a write succeeds whose fsync failed: `findings/nbd-server-acknowledges-a-failed-sync.sh`. "
+        "nbdattach: cannot tell.",
     ],
 }

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 import wire
+from loopback import eventually
 from peer import (
     Serve,
     closed_port,
@@ -33,6 +34,7 @@ from nbdattach.connection import client, stream
 from nbdattach.connection.stream import Stream, dial
 from nbdattach.deadline import Deadline
 from nbdattach.errors import ConnectionLost, DeadlinePassed, NbdattachError, NoConnection, TlsFailed
+from nbdattach.host import tcp
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.steps import Note, Receive, Send, Steps
 from nbdattach.protocol.target import Target, parse_target
@@ -529,6 +531,16 @@ class Unlucky(socket.socket):
         self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.bind(place)
         super().connect(place)
+
+
+def test_a_server_that_resets_at_once_is_not_taken_for_ourselves() -> None:
+    """The socket has no peer then, and the kernel says so."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+        stream.reset(server.accept()[0])
+        eventually(lambda: tcp.ends(ours.fileno()) > 0)
+        with pytest.raises(OSError, match="not connected"):
+            ours.getpeername()
+        assert not stream.is_to_itself(ours)
 
 
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
