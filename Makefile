@@ -14,17 +14,19 @@ EDITABLE := --config-settings editable_mode=compat --editable
 # Jobs at once. Most of them wait more than they compute.
 JOBS := $(shell expr 3 '*' $$(nproc))
 
-# What make test runs, the longest first. Both backends are tested on one kernel, a test that holds for both by netlink;
-# on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
+# What make test runs: first those that mostly wait, then the longest. Both backends are tested on one kernel, a test that
+# holds for both by netlink; on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
 GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.2+ioctl-only \
 	6.1+essential-netlink+1of2 6.1+essential-netlink+2of2 6.1+essential-ioctl 7.2+udev
-LANES := package unit-ends $(GUESTS:%=guest+%) boot root servers libraries-oldest lint
+LANES := .package-as-built unit-ends .boot-as-built root $(GUESTS:%=guest+%) servers libraries-oldest lint
 
 .PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers far neighbours kernel matrix boot boot-all root root-all \
 	catalogue selftest soak rounds events shell demo bench deb package extras remove-extras fresh clean
 
 ## what is merged has passed it: linters, unit tests, real servers, two kernels, boots, the package
+# The packages come first: make starts a lane that needs something after all that need nothing.
 test: .needs-root provision $(VENV)/installed
+	$(MAKE) --no-print-directory -j$(JOBS) -Otarget deb dist/before/nbdattach.deb
 	$(MAKE) --no-print-directory -j$(JOBS) -Otarget $(LANES)
 	@echo "make test: all passed"
 
@@ -152,6 +154,9 @@ root-all: .needs-root $(VENV)/installed
 
 ## guests that boot systemd, with servers outside of them; of another release: make boot LAB_ROOT=trixie LAB_KERNEL=6.12
 boot: .needs-root deb $(VENV)/installed
+	$(MAKE) --no-print-directory .boot-as-built
+
+.boot-as-built:
 	unshare --net $(PYTEST) --timeout 900 $(NOT_RARE) tests/boot
 
 ## all of them
@@ -222,6 +227,9 @@ dist/before/nbdattach.deb: | provision-deb
 
 ## what the package does when it is installed, in a guest
 package: deb dist/before/nbdattach.deb $(VENV)/installed
+	$(MAKE) --no-print-directory .package-as-built
+
+.package-as-built:
 	lintian --allow-root --fail-on error,warning dist/nbdattach_*.deb
 	$(PYTEST) $(LIMIT) tests/package/test_distributions.py
 	$(GUEST) --timeout 900 -- $(PYTEST) $(LIMIT) $(if $(K),-k $(K)) --ignore=tests/package/test_distributions.py tests/package

@@ -211,6 +211,16 @@ class Node:
         """Lifts the read-only mark that another tool set at this device by BLKROSET: it outlives attachments."""
         self._mark_read_only(False)
 
+    def is_of_another_disk_now(self) -> None:
+        """Sets the node's time, by which libblkid sees that what it has read of the device is old.
+
+        Otherwise it would take that for what is there, for 2 s (BLKID_PROBE_MIN): `mount LABEL=` of the disk before
+        would mount this one.
+        """
+        now = time.time_ns()
+        with contextlib.suppress(OSError):  # /dev may be read-only, as in a container
+            os.utime(self.fd, ns=(now, now))
+
     def let_udev_in(self) -> None:
         """Releases udev's lock, and keeps the claim."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)

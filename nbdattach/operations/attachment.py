@@ -250,6 +250,7 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
         notes.append(f"{job.target.uri}: attached, but the server cannot read the first block of the export")
     else:
         notes += remarks.on_block_size(node, job, page, deadline)
+    node.is_of_another_disk_now()
     node.let_udev_in()
     if not udev.settle(Kernel(node.device).paths, SETTLE_SECONDS):
         notes.append(f"{node.device.path}: udev has not settled; links in /dev/disk may come later")

@@ -176,6 +176,16 @@ def test_partitions_are_there_when_connect_returns(tmp_path: Path) -> None:
             assert FIRST.partitions == []
 
 
+def test_blkid_looks_at_the_new_disk_at_once(tmp_path: Path) -> None:
+    """It takes what it read in the last 2 s for what is there, unless the time of the node is later."""
+    images = [sparse_file(tmp_path / label, 1 << 20) for label in ("first", "second")]
+    for image in images:
+        shell(f"mkfs.ext4 -q -O ^has_journal -L {image.name} {image}")
+    for image in images:
+        with nbdkit("file", f"file={image}") as server, attached(server.uri):
+            assert shell("blkid -o value -s LABEL /dev/nbd0").strip() == image.name
+
+
 def test_without_device_a_free_one_is_taken() -> None:
     with nbdkit("memory", "1M") as server:
         names = [nbd_ok("connect", "--shared", "--tag", str(number), server.uri) for number in range(3)]
