@@ -150,8 +150,13 @@ def note_end(device: Device, ended: Identity) -> None:
     """
     from nbdattach.clock import now
 
-    with contextlib.suppress(OSError):  # /run is full
-        write(_end_path(device), {"identity": ended, "since": now()})
+    note: dict[str, object] = {"identity": ended, "since": now()}
+    try:
+        write(_end_path(device), note)
+    except OSError:  # /run is full: what goes now may make room
+        _remove(_files(device))
+        with contextlib.suppress(OSError):
+            write(_end_path(device), note)
     _remove(name for name in _files(device) if name != _end_path(device))
 
 
