@@ -18,7 +18,6 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError
 from nbdattach.kernel import sysfs
-from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import Target, parse_target
 
 # Seconds for the addresses of a server whose connections are a relay's.
@@ -47,8 +46,7 @@ def refuse(
     """
     wanted = [(target, export, _addresses(target, address)), *((one, one.export, []) for one in also)]
     for device in sysfs.devices():
-        kernel = Kernel(device)
-        if device != moving and kernel.attached and not kernel.read_only and _holds(device, wanted):
+        if device != moving and _holds(device, wanted):
             cause = f"attached read-write at {device.path} already; two file systems that write to one disk destroy it"
             hint = (
                 f"nbdattach disconnect {device.path}, or use --shared if its users know of each other"
@@ -64,7 +62,7 @@ _Export = tuple[Target, str, list[str]]  # with the server's addresses
 
 def _holds(device: Device, wanted: Sequence[_Export]) -> bool:
     record = state.load(device)
-    if record is None:
+    if record is None or record.read_only:
         return False
     return any(
         there[1] == one[1] and not _names(there[0], there[2]).isdisjoint(_names(one[0], one[2]))

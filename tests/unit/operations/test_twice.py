@@ -15,6 +15,7 @@ from nbdattach.attached import state
 from nbdattach.attached.state import Record
 from nbdattach.errors import DeviceInUse
 from nbdattach.operations import twice
+from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY
 from nbdattach.protocol.target import Target, parse_target
 from nbdattach.server_of_ours import OwnServer
 
@@ -31,7 +32,6 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(twice, "is_here", lambda host: host == "10.0.0.9")
     made.attach(NBD0, tag="db")
     state.save(NBD0, RECORD)
-    (made.sys / "block/nbd0/ro").write_text("0\n")
     return made
 
 
@@ -129,14 +129,19 @@ def test_a_device_may_move_to_where_it_is_but_not_to_where_another_one_is() -> N
 
 def test_what_is_read_only_or_gone_or_at_another_server_now_is_no_obstacle(host: Host) -> None:
     target = parse_target("nbd://db1/disk", None)
-    (host.sys / "block/nbd0/ro").write_text("1\n")
+    state.save(NBD0, replace(RECORD, flags=NBD_FLAG_READ_ONLY))
     assert not refused(target, None)
-    (host.sys / "block/nbd0/ro").write_text("0\n")
     state.save(NBD0, replace(RECORD, using="nbd://db2/disk", address="10.0.0.2"))
     assert not refused(target, "10.0.0.1")
     assert refused(parse_target("nbd://db2/disk", None), None)
     (host.sys / "block/nbd0/pid").unlink()
     assert not refused(parse_target("nbd://db2/disk", None), None)
+
+
+def test_a_disconnect_that_may_yet_fail_frees_nothing(host: Host) -> None:
+    """The kernel refuses all writes meanwhile, and for longer if the command is killed."""
+    (host.sys / "block/nbd0/ro").write_text("1\n")
+    assert refused(parse_target("nbd://db1/disk"), None)
 
 
 @pytest.mark.usefixtures("host")
