@@ -13,6 +13,7 @@ from host import NBD0, NBD1, Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
+from nbdattach.deadline import Deadline
 from nbdattach.errors import DeviceInUse
 from nbdattach.operations import twice
 from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY
@@ -183,3 +184,32 @@ def test_the_other_servers_of_the_same_data_hold_it_too() -> None:
     twice.refuse(parse_target("nbd://db9/disk"), "disk", None, also[:1])
     state.save(NBD0, replace(RECORD, using="nbd://db2/disk", address="10.0.0.2", also=("nbd://db2/disk",)))
     assert refused(parse_target("nbd://db1/disk"), None)
+
+
+@pytest.mark.usefixtures("host")
+def test_the_other_servers_are_known_by_each_of_their_names_too() -> None:
+    """db3.example.org and db3, say: of the attachment that is there, and of the new one."""
+    state.save(NBD0, replace(RECORD, also=("nbd://db3/disk",)))
+    assert refused(parse_target("nbd://alias/disk"), "10.0.0.3")
+    state.save(NBD0, replace(RECORD, target="nbd://alias/disk", address="10.0.0.3"))
+    also = [parse_target("nbd://db3/disk")]
+    with pytest.raises(DeviceInUse):
+        twice.refuse(parse_target("nbd://db9/disk"), "disk", "10.0.0.9", also)
+    names = twice.names_of(parse_target("nbd://db9/disk"), "disk", "10.0.0.9", also)
+    assert not set(names).isdisjoint(twice.names_of(parse_target("nbd://alias/disk"), "disk", "10.0.0.3"))
+    assert names == sorted(names)
+
+
+@pytest.mark.usefixtures("host")
+def test_names_that_cannot_be_looked_up_cost_their_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(_: Target, deadline: Deadline) -> list[str]:
+        waited.append(deadline.remaining())
+        deadline.sleep(0.1)
+        return []
+
+    waited: list[float] = []
+    monkeypatch.setattr(twice, "_LOOKUP", 0.1)
+    monkeypatch.setattr(twice, "addresses_of", waits)
+    state.save(NBD0, replace(RECORD, also=("nbd://db2/disk", "nbd://db3/disk")))
+    twice.refuse(parse_target("nbd://db4/disk"), "disk", None)
+    assert [bool(seconds) for seconds in waited] == [True, False, False]
