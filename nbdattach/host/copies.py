@@ -116,7 +116,9 @@ class Question:
     def answer(self, seconds: float) -> str | None:
         """To be called once. Empty if the question raises, None if the kernel does not let it return in time."""
         with open(self._out, "rb") as pipe:
-            if not select.select([pipe], [], [], seconds)[0]:
+            poll = select.poll()  # select() takes no number above 1023, and the monitor may have thousands
+            poll.register(pipe, select.POLLIN)
+            if not poll.poll(seconds * 1000):
                 self._copy.kill()
                 return None
             answer = pipe.read().decode()
