@@ -2,8 +2,9 @@
 """Refuses to attach for writing, or to move a device to, what is attached for writing on this host already.
 
 Two file systems mounted from one disk, each with its own cache, destroy each other. An export is the same if the name
-of its server is the same, or the address that the name led to; another host that has attached it cannot be seen. All
-addresses of this host count as one, because a server mostly listens at each: 127.0.0.1, ::1, that of a network card.
+of its server is the same, or an address that the name has; another host that has attached it cannot be seen. A name may
+have an IPv4 and an IPv6 address of one server, and the monitor may go to each of them by itself. All addresses of this
+host count as one, because a server mostly listens at each: 127.0.0.1, ::1, that of a network card.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nbdattach.errors import DeviceInUse, NbdattachError
 from nbdattach.kernel import sysfs
 from nbdattach.protocol.target import Target, parse_target
 
-# Seconds for all addresses that are not known: of a server whose connections are a relay's, or that is not in use now.
+# Seconds for all addresses of all names.
 _LOOKUP = 3.0
 _LOOPBACK, _HERE = ("localhost", "127.0.0.1", "::1"), "this host"
 _MAPPED = "::ffff:"
@@ -42,8 +43,8 @@ def refuse(
 ) -> None:
     """Raises `DeviceInUse` if a device holds that export read-write, or one of `also`, which have the same data.
 
-    `address`: the server's numeric one; None if it is not known, because a relay has the connection, or none is made
-    yet. `moving`: the device that is to go there.
+    `address`: the server's numeric one, by which it is known even if its name cannot be looked up; None if a relay has
+    the connection, or none is made yet. `moving`: the device that is to go there.
     """
     patience = Deadline(_LOOKUP)
     wanted = _wanted(target, export, address, also, patience)
@@ -96,7 +97,7 @@ def _held(record: Record, patience: Deadline) -> Iterator[_Export]:
 def _addresses(target: Target, address: str | None, patience: Deadline) -> list[str]:
     if target.socket:
         return []
-    return [address] if address else addresses_of(target, patience)
+    return [*([address] if address else []), *addresses_of(target, patience)]
 
 
 def _names(target: Target, addresses: Sequence[str]) -> set[str]:

@@ -187,8 +187,26 @@ def test_the_other_servers_of_the_same_data_hold_it_too() -> None:
 
 
 @pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("there", "address", "wanted", "wanted_address"),
+    [
+        ("nbd://both/disk", "2001:db8::1", "nbd://10.0.0.5/disk", "10.0.0.5"),
+        ("nbd://10.0.0.5/disk", "10.0.0.5", "nbd://both/disk", "2001:db8::1"),
+        ("nbd://both/disk", "2001:db8::1", "nbd://both.example/disk", "10.0.0.5"),
+    ],
+)
+def test_a_server_with_two_addresses_is_one(
+    there: str, address: str, wanted: str, wanted_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NAMES, "both", ["2001:db8::1", "10.0.0.5"])
+    state.save(NBD0, replace(RECORD, target=there, address=address))
+    assert refused(parse_target(wanted), wanted_address)
+    assert locked_alike(parse_target(there), address, parse_target(wanted), wanted_address)
+
+
+@pytest.mark.usefixtures("host")
 def test_the_other_servers_are_known_by_each_of_their_names_too() -> None:
-    """db3.example.org and db3, say: of the attachment that is there, and of the new one."""
+    """db3.example and db3, say: of the attachment that is there, and of the new one."""
     state.save(NBD0, replace(RECORD, also=("nbd://db3/disk",)))
     assert refused(parse_target("nbd://alias/disk"), "10.0.0.3")
     state.save(NBD0, replace(RECORD, target="nbd://alias/disk", address="10.0.0.3"))
@@ -212,4 +230,4 @@ def test_names_that_cannot_be_looked_up_cost_their_time_once(monkeypatch: pytest
     monkeypatch.setattr(twice, "addresses_of", waits)
     state.save(NBD0, replace(RECORD, also=("nbd://db2/disk", "nbd://db3/disk")))
     twice.refuse(parse_target("nbd://db4/disk"), "disk", None)
-    assert [bool(seconds) for seconds in waited] == [True, False, False]
+    assert [bool(seconds) for seconds in waited] == [True, False, False, False]
