@@ -47,5 +47,5 @@ def _mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
 
 
 def _is_on(name: str, mount: Mount) -> bool:
-    number, _, _ = (copies.answer_within(_SECONDS, lambda: loop.file_of(name)) or "").partition(":")
+    number, _, _ = (copies.answer_about(name, _SECONDS, lambda: loop.file_of(name)) or "").partition(":")
     return number.isdigit() and procfs.major_minor(int(number)) == mount.number

@@ -27,6 +27,7 @@ from nbdattach.host.procfs import alive, started
 from nbdattach.immutable import as_dict, immutable
 from nbdattach.kernel.leftovers import ENDED, STATE_FILES, UNFLUSHED
 from nbdattach.kernel.sysfs import Kernel, identifier
+from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY
 from nbdattach.protocol.target import Target, Trust, target_of
 from nbdattach.text import quoted
 from nbdattach.tls_session import TlsSession
@@ -85,6 +86,11 @@ class Record(LastingOptions):
         """The pid of the process that carries TLS, if there is one now."""
         there = self.relay is not None and alive(self.relay) and started(self.relay) == self.relay_started
         return self.relay if there else None
+
+    @property
+    def read_only(self) -> bool:
+        """From its beginning to its end. The kernel's mark may be that of a disconnect, which it takes back or not."""
+        return bool(self.flags & NBD_FLAG_READ_ONLY)
 
     @property
     def uri(self) -> str:
@@ -150,8 +156,13 @@ def note_end(device: Device, ended: Identity) -> None:
     """
     from nbdattach.clock import now
 
-    with contextlib.suppress(OSError):  # /run is full
-        write(_end_path(device), {"identity": ended, "since": now()})
+    note: dict[str, object] = {"identity": ended, "since": now()}
+    try:
+        write(_end_path(device), note)
+    except OSError:  # /run is full: what goes now may make room
+        _remove(_files(device))
+        with contextlib.suppress(OSError):
+            write(_end_path(device), note)
     _remove(name for name in _files(device) if name != _end_path(device))
 
 

@@ -138,7 +138,9 @@ class Worker:
 
     def raise_if_ended(self, within: float) -> None:
         """Raises `ConnectionLost` or `KernelRefused` when the worker ends in the next `within` seconds."""
-        if select.select([self._reports], [], [], within)[0]:
+        poll = select.poll()
+        poll.register(self._reports, select.POLLIN)
+        if poll.poll(within * 1000):
             raise _did_not_serve(self._device, self._report())
 
     def commit(self) -> None:

@@ -16,12 +16,14 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import ClassVar, NoReturn
 
 _STANDARD = 3  # descriptors
 _FAILED = 1
 _MAX_CODE = 8  # bytes, in decimal
+# The last question about a thing, if it has not been answered.
+_unanswered: dict[Hashable, Question] = {}
 
 
 class Copy:
@@ -114,7 +116,9 @@ class Question:
     def answer(self, seconds: float) -> str | None:
         """To be called once. Empty if the question raises, None if the kernel does not let it return in time."""
         with open(self._out, "rb") as pipe:
-            if not select.select([pipe], [], [], seconds)[0]:
+            poll = select.poll()  # select() takes no number above 1023, and the monitor may have thousands
+            poll.register(pipe, select.POLLIN)
+            if not poll.poll(seconds * 1000):
                 self._copy.kill()
                 return None
             answer = pipe.read().decode()
@@ -130,6 +134,20 @@ class Question:
 def answer_within(seconds: float, question: Callable[[], str]) -> str | None:
     """The answer; empty if `question` raises, None if the kernel does not let it return in time."""
     return Question(question).answer(seconds)
+
+
+def answer_about(thing: Hashable, seconds: float, question: Callable[[], str]) -> str | None:
+    """As `answer_within`; None at once while the last question about this thing hangs: no other one hangs beside it.
+
+    For what a command asks again and again, such as status --watch.
+    """
+    if thing in _unanswered and _unanswered[thing].hangs:
+        return None
+    asked = Question(question)
+    answer = asked.answer(seconds)
+    if answer is None:
+        _unanswered[thing] = asked
+    return answer
 
 
 def _become(work: Callable[[], int | None], descriptors: tuple[int, ...], name: str, own_session: bool) -> NoReturn:

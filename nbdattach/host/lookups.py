@@ -9,6 +9,7 @@ looks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from nbdattach.host import procfs
 
@@ -19,11 +20,16 @@ _NONE = "-"
 
 
 def numbers_of(paths: Sequence[str]) -> list[str | None]:
-    """As `procfs.block_number`, for each; None for all if the kernel does not answer in time."""
-    if all(path.startswith(_DEV) for path in paths):
-        return [procfs.block_number(path) for path in paths]
-    from nbdattach.host import copies  # few hosts have such a path
+    """As `procfs.block_number`, for each; None for all that are not in /dev if the kernel does not answer in time."""
+    found = {path: procfs.block_number(path) for path in paths if path.startswith(_DEV)}
+    if others := [path for path in paths if path not in found]:
+        from nbdattach.host import copies  # few hosts have such a path
 
-    answer = copies.answer_within(_A_MOMENT, lambda: "\n".join(procfs.block_number(path) or _NONE for path in paths))
-    lines = answer.split("\n") if answer else [_NONE] * len(paths)
-    return [None if line == _NONE else line for line in lines]
+        answer = copies.answer_about(tuple(others), _A_MOMENT, partial(_lines, others))
+        lines = answer.split("\n") if answer else [_NONE] * len(others)
+        found.update((path, None if line == _NONE else line) for path, line in zip(others, lines, strict=True))
+    return [found[path] for path in paths]
+
+
+def _lines(paths: Sequence[str]) -> str:
+    return "\n".join(procfs.block_number(path) or _NONE for path in paths)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import stat
 import struct
@@ -206,6 +207,13 @@ class Caller:
     def pid(self) -> int:
         """Of the command; 0 if it is in another pid namespace, so that we cannot see it."""
         return _peer(self._connection)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the command still waits for its reply."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLRDHUP)
+        return not poll.poll(0)
 
     def wait_until_gone(self) -> bool:
         """Waits until the command closes its end or dies. False if it has been stopped for long and may never end."""

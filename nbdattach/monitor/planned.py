@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from nbdattach.attached.users import kept_open_by, users_of
 from nbdattach.attached.uses import opened, refusal
@@ -44,10 +45,13 @@ class Orders:
         self._log = log
         self._kernel = Kernel(self._device)
 
-    def reconnect(self, target: Target | None, any_content: bool = False) -> str:
+    def reconnect(
+        self, target: Target | None, any_content: bool = False, is_wanted: Callable[[], bool] = lambda: True
+    ) -> str:
         """Hands the device over to new connections, of `target` if it is named. Raises `NbdattachError`, OSError.
 
-        With `any_content` the user says that it is the right disk.
+        With `any_content` the user says that it is the right disk. It does not move if it `is_wanted` no more: the
+        command that asked kept all others away from that export (`operations.handover`), and has ended.
         """
         self._require_replaceable()
         target = self._trusted(target) if target else None
@@ -59,6 +63,9 @@ class Orders:
             self._connecting.remembering.look_now()
         fresh = self._connecting.dial_all(target, self._recorded.record.size, any_content)
         if target:
+            if not is_wanted():
+                self._connecting.say_goodbye(*fresh)
+                raise KernelRefused(self._device.path, "the command that moves it has ended", "it is where it was")
             self._begin(fresh, moving_to=target.uri, moving_trust=target.trust)
         if any_content:
             self._connecting.remembering.forget()

@@ -344,7 +344,7 @@ class Monitor:
             done.set()
 
         if request.do == "reconnect":
-            watch.reconnect(request.named_target, finish, request.any_content)
+            watch.reconnect(request.named_target, finish, request.any_content, lambda: caller.is_there)
         elif request.do == "resize":
             watch.resize(finish)
         else:

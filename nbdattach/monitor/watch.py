@@ -166,9 +166,14 @@ class Watch:
             self._links.cut()
             self.check()
 
-    def reconnect(self, target: Target | None, done: Done, any_content: bool = False) -> None:
-        """A planned hand-over to new connections, of `target` if one is named. `done` is called with the outcome."""
-        self._order(lambda: self._orders.reconnect(target, any_content), done)
+    def reconnect(
+        self, target: Target | None, done: Done, any_content: bool = False, is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """A planned hand-over to new connections, of `target` if one is named. `done` is called with the outcome.
+
+        `is_wanted`: whether the command that asked is still there.
+        """
+        self._order(lambda: self._orders.reconnect(target, any_content, is_wanted), done)
 
     def resize(self, done: Done) -> None:
         """Asks the server for the size and applies it. `done` is called with the outcome."""

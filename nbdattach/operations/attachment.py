@@ -133,8 +133,8 @@ def _attach(
         shape = limits.plan(target.uri, export, options.read_only, options.block_size)
         address = address_of(connections[0].stream.sock)
         if not (shape.read_only or options.shared or options.server):
-            alone.enter_context(alone_with_all(twice.names_of(reached, export.name, address), target.uri))
             also = [one for one in (target, *others(target, options.also)) if one != reached]
+            alone.enter_context(alone_with_all(twice.names_of(reached, export.name, address, also), target.uri))
             twice.refuse(reached, export.name, address, also)
         notes += remarks.on_export(target, options, export, shape)
         sockets = [connection.stream.sock for connection in connections]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+from nbdattach.attached import state
 from nbdattach.device import Device
 from nbdattach.errors import TIMEOUT_OPTION, DeadlinePassed, NotAttached
 from nbdattach.kernel import driver
@@ -62,7 +63,8 @@ def _alone_at(device: Device, target: Target) -> Iterator[None]:
     The command looks, not the monitor: that must not wait for another command, or for a name server. It will go to one
     of the addresses of the target; each counts. Raises `DeviceInUse` if a device has that export for writing already.
     """
-    if Kernel(device).read_only:
+    record = state.load(device)
+    if record and record.read_only:
         yield
         return
     with alone_with_all(twice.names_of(target, target.export, None), target.uri):

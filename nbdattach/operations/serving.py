@@ -23,7 +23,6 @@ from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, Malformed, NoConnection, Refused
 from nbdattach.host.bare_files import identity
 from nbdattach.kernel import driver, sysfs
-from nbdattach.kernel.sysfs import Kernel
 from nbdattach.operations import attachment
 from nbdattach.operations.alone import alone_with_all
 from nbdattach.operations.handle import Attachment
@@ -150,13 +149,13 @@ def _require_no_relative(planned: Plan) -> None:
     image = planned.image
     if not image:
         return
-    for device, _, server in _served():
+    for device, record, server in _served():
         there = server.image
         if there and image.identity in there.below and not (planned.read_only or image.snapshot):
             cause = f"it is below {plain(there.path)}, which is attached at {device.path} and would change with it"
             hint = f"nbdattach disconnect {device.path}, or attach it read-only"
             raise DeviceInUse(plain(image.path), cause, hint)
-        if there and there.identity in image.below and not (there.snapshot or Kernel(device).read_only):
+        if there and there.identity in image.below and not (there.snapshot or record.read_only):
             cause = f"it is above {plain(there.path)}, which is attached at {device.path} for writing"
             raise DeviceInUse(plain(image.path), cause, f"nbdattach disconnect {device.path}")
 

@@ -2,8 +2,9 @@
 """Refuses to attach for writing, or to move a device to, what is attached for writing on this host already.
 
 Two file systems mounted from one disk, each with its own cache, destroy each other. An export is the same if the name
-of its server is the same, or the address that the name led to; another host that has attached it cannot be seen. All
-addresses of this host count as one, because a server mostly listens at each: 127.0.0.1, ::1, that of a network card.
+of its server is the same, or an address that the name has; another host that has attached it cannot be seen. A name may
+have an IPv4 and an IPv6 address of one server, and the monitor may go to each of them by itself. All addresses of this
+host count as one, because a server mostly listens at each: 127.0.0.1, ::1, that of a network card.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, NbdattachError
 from nbdattach.kernel import sysfs
-from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import Target, parse_target
 
-# Seconds for the addresses of a server whose connections are a relay's.
+# Seconds for all addresses of all names.
 _LOOKUP = 3.0
 _LOOPBACK, _HERE = ("localhost", "127.0.0.1", "::1"), "this host"
 _MAPPED = "::ffff:"
 
 
-def names_of(target: Target, export: str, address: str | None) -> list[str]:
-    """For locks, in the order to take them. Two targets have one in common if `refuse` finds one for the other."""
-    return sorted(f"export {name}/{export}" for name in _names(target, _addresses(target, address)))
+def names_of(target: Target, export: str, address: str | None, also: Sequence[Target] = ()) -> list[str]:
+    """For locks, in the order to take them. Two commands have one in common if `refuse` finds one for the other."""
+    wanted = _wanted(target, export, address, also, Deadline(_LOOKUP))
+    return sorted(f"export {name}/{one[1]}" for one in wanted for name in _names(one[0], one[2]))
 
 
 def refuse(
@@ -42,13 +43,13 @@ def refuse(
 ) -> None:
     """Raises `DeviceInUse` if a device holds that export read-write, or one of `also`, which have the same data.
 
-    `address`: the server's numeric one; None if it is not known, because a relay has the connection, or none is made
-    yet. `moving`: the device that is to go there.
+    `address`: the server's numeric one, by which it is known even if its name cannot be looked up; None if a relay has
+    the connection, or none is made yet. `moving`: the device that is to go there.
     """
-    wanted = [(target, export, _addresses(target, address)), *((one, one.export, []) for one in also)]
+    patience = Deadline(_LOOKUP)
+    wanted = _wanted(target, export, address, also, patience)
     for device in sysfs.devices():
-        kernel = Kernel(device)
-        if device != moving and kernel.attached and not kernel.read_only and _holds(device, wanted):
+        if device != moving and _holds(device, wanted, patience):
             cause = f"attached read-write at {device.path} already; two file systems that write to one disk destroy it"
             hint = (
                 f"nbdattach disconnect {device.path}, or use --shared if its users know of each other"
@@ -62,18 +63,25 @@ def refuse(
 _Export = tuple[Target, str, list[str]]  # with the server's addresses
 
 
-def _holds(device: Device, wanted: Sequence[_Export]) -> bool:
+def _wanted(
+    target: Target, export: str, address: str | None, also: Sequence[Target], patience: Deadline
+) -> list[_Export]:
+    others = ((one, one.export, _addresses(one, None, patience)) for one in also)
+    return [(target, export, _addresses(target, address, patience)), *others]
+
+
+def _holds(device: Device, wanted: Sequence[_Export], patience: Deadline) -> bool:
     record = state.load(device)
-    if record is None:
+    if record is None or record.read_only:
         return False
     return any(
         there[1] == one[1] and not _names(there[0], there[2]).isdisjoint(_names(one[0], one[2]))
-        for there in _held(record)
+        for there in _held(record, patience)
         for one in wanted
     )
 
 
-def _held(record: Record) -> Iterator[_Export]:
+def _held(record: Record, patience: Deadline) -> Iterator[_Export]:
     """What it is attached to, and where it may go by itself."""
     for uri in dict.fromkeys((record.uri, record.using or record.target, *(record.others if record.also else ()))):
         try:
@@ -81,15 +89,15 @@ def _held(record: Record) -> Iterator[_Export]:
         except NbdattachError:  # of another version
             continue
         if uri == record.uri:
-            yield target, record.export, _addresses(target, record.address)
+            yield target, record.export, _addresses(target, record.address, patience)
         else:
-            yield target, target.export, []
+            yield target, target.export, _addresses(target, None, patience)
 
 
-def _addresses(target: Target, address: str | None) -> list[str]:
+def _addresses(target: Target, address: str | None, patience: Deadline) -> list[str]:
     if target.socket:
         return []
-    return [address] if address else addresses_of(target, Deadline(_LOOKUP))
+    return [*([address] if address else []), *addresses_of(target, patience)]
 
 
 def _names(target: Target, addresses: Sequence[str]) -> set[str]:

@@ -15,12 +15,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from functools import cache
 from pathlib import Path
 
 _WARM = str(Path(__file__).with_name("bin") / "warm_process.py")
 _CHUNK = 1 << 16
+_starting = threading.Lock()  # two tests of commands at once would start two, of which one ends at once
 
 
 @cache
@@ -39,7 +41,9 @@ def run(arguments: list[str], cwd: Path | None, seconds: float) -> subprocess.Co
     asked = {"arguments": arguments, "environment": dict(os.environ), "folder": str(cwd or os.getcwd())}
     answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     (out, their_out), (err, their_err) = os.pipe(), os.pipe()
-    socket.send_fds(_asking(), [json.dumps(asked).encode()], [their_out, their_err, theirs.fileno()])
+    with _starting:
+        asking = _asking()
+    socket.send_fds(asking, [json.dumps(asked).encode()], [their_out, their_err, theirs.fileno()])
     for number in (their_out, their_err, theirs.detach()):
         os.close(number)
     pid = int(answers.recv(_CHUNK))

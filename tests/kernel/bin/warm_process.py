@@ -9,6 +9,7 @@ goes back over, and later its exit code. All code from `main` on runs as in a pr
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -43,7 +44,9 @@ def serve(asked: socket.socket) -> None:
             if ready != asked.fileno():
                 poll.unregister(ready)
                 pid, back = running.pop(ready)
-                back.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with contextlib.suppress(OSError):  # who asked has not waited
+                    back.send(str(code).encode())
                 back.close()
                 os.close(ready)
                 continue

@@ -436,6 +436,22 @@ def test_a_record_is_forgotten_at_the_end_though_run_is_full(host: Host, monkeyp
     assert host.files == []
 
 
+def test_the_room_of_a_record_is_enough_for_the_note_of_its_end(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the note, the device looks as if another program had attached it."""
+    replace = bare_files.replace
+
+    def full(name: str, text: str) -> None:
+        if host.files:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(name, text)
+
+    host.attach()
+    state.save(NBD0, BARE)
+    monkeypatch.setattr(bare_files, "replace", full)
+    state.note_end(NBD0, state.identity_of(NBD0))
+    assert (host.files, state.end_of(NBD0) is not None) == (["nbd0.json.ended"], True)
+
+
 def test_an_attachment_with_a_record_has_not_ended(host: Host) -> None:
     """Even if there is a note of its end, which could not be removed."""
     host.attach()

@@ -17,7 +17,7 @@ from nbdattach.attached import foreign_queue, state, status
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.attached.status import ImageStatus, ServerStatus, Status, status_of
 from nbdattach.errors import NotAttached
-from nbdattach.host import procfs
+from nbdattach.host import copies, procfs
 from nbdattach.host.copies import Question
 from nbdattach.kernel import sysfs
 from nbdattach.server_of_ours import Image, OwnServer
@@ -231,10 +231,10 @@ def test_the_block_size_of_a_device_of_another_program_is_not_waited_for(
     os.mkfifo(size)
     assert status_of(NBD0).block_size is None
     monkeypatch.setattr(foreign_queue, "_A_MOMENT", PATIENCE)
-    left_behind = foreign_queue._unanswered[NBD0]
+    left_behind = copies._unanswered[NBD0]
     monkeypatch.setattr(Question, "hangs", True)
     assert status_of(NBD0).block_size is None
-    assert foreign_queue._unanswered[NBD0] is left_behind
+    assert copies._unanswered[NBD0] is left_behind
     monkeypatch.undo()
     eventually(lambda: not left_behind.hangs)
     size.unlink()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -135,6 +137,25 @@ def test_it_can_be_killed() -> None:
     one.kill()
     assert one.wait(PATIENCE) == -signal.SIGKILL
     one.kill()
+
+
+def test_an_answer_comes_though_this_process_has_a_thousand_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a monitor of many devices has them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pipe = os.pipe
+
+    def high() -> tuple[int, int]:
+        ours, theirs = pipe()
+        moved = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 1024)
+        os.close(ours)
+        return moved, theirs
+
+    monkeypatch.setattr(os, "pipe", high)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        assert answer_within(PATIENCE, lambda: "yes") == "yes"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_answer_comes_from_a_process_that_holds_nobody_up() -> None:

@@ -194,6 +194,20 @@ def test_a_command_that_does_not_wait_for_the_reply_is_no_failure() -> None:
         control.ask(Request("ping"), patience=0.02)
 
 
+def test_it_is_known_whether_the_command_still_waits() -> None:
+    there: list[bool] = []
+
+    def serve(caller: Caller) -> None:
+        caller.read()
+        there.append(caller.is_there)
+        caller.wait_until_gone()
+        there.append(caller.is_there)
+
+    with monitor(serve), pytest.raises(NoMonitor):
+        control.ask(Request("ping"), patience=0.5)
+    assert there == [True, False]
+
+
 # -- no monitor --------------------------------------------------------------------------------------------------------
 
 

@@ -223,6 +223,14 @@ def test_nothing_moves_to_another_server_that_cannot_be_written_down(attachment:
     assert attachment.watch._recorded.target.uri == OLD
 
 
+def test_nothing_moves_for_a_command_that_has_ended(attachment: Attachment) -> None:
+    """No other command could attach that export for writing as long as it lived; by now one may have."""
+    with pytest.raises(KernelRefused):
+        attachment.watch._orders.reconnect(Target("db2", export="disk"), is_wanted=lambda: False)
+    assert (attachment.dialled, attachment.driver.messages, attachment.is_cut) == ([NEW], [], False)
+    assert (attachment.written.uri, attachment.watch._recorded.target.uri) == (OLD, OLD)
+
+
 def test_a_monitor_after_one_that_was_killed_in_between_goes_to_the_new_server(
     attachment: Attachment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from nbdattach.attached.state import Record
 from nbdattach.errors import DeadlinePassed, DeviceInUse
 from nbdattach.monitor import control, launch
 from nbdattach.operations import handover, twice
+from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY
 from nbdattach.protocol.target import parse_target
 
 
@@ -48,8 +49,10 @@ def test_a_device_does_not_move_to_what_another_one_has_for_writing(
     for device, server in ((NBD0, "db1"), (NBD1, "localhost")):
         host.attach(device, tag=server)
         uri = f"nbd://{server}/disk"
-        state.save(device, Record(server, uri, "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, address="::1"))
-        (host.sys / "block" / device.name / "ro").write_text(f"{int(read_only and device == NBD0)}\n")
+        flags = NBD_FLAG_READ_ONLY if read_only and device == NBD0 else 0
+        record = Record(server, uri, "disk", "netlink", 1, "2026-01-02T03:04:05Z", 4711, address="::1", flags=flags)
+        state.save(device, record)
+        (host.sys / "block" / device.name / "ro").write_text("1\n")  # as a disconnect marks it that may yet fail
     named = parse_target(target) if target else None
     requests: list[tuple[str, list[bool]]] = []
 

@@ -13,8 +13,10 @@ from host import NBD0, NBD1, Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
+from nbdattach.deadline import Deadline
 from nbdattach.errors import DeviceInUse
 from nbdattach.operations import twice
+from nbdattach.protocol.constants import NBD_FLAG_READ_ONLY
 from nbdattach.protocol.target import Target, parse_target
 from nbdattach.server_of_ours import OwnServer
 
@@ -31,7 +33,6 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(twice, "is_here", lambda host: host == "10.0.0.9")
     made.attach(NBD0, tag="db")
     state.save(NBD0, RECORD)
-    (made.sys / "block/nbd0/ro").write_text("0\n")
     return made
 
 
@@ -129,14 +130,19 @@ def test_a_device_may_move_to_where_it_is_but_not_to_where_another_one_is() -> N
 
 def test_what_is_read_only_or_gone_or_at_another_server_now_is_no_obstacle(host: Host) -> None:
     target = parse_target("nbd://db1/disk", None)
-    (host.sys / "block/nbd0/ro").write_text("1\n")
+    state.save(NBD0, replace(RECORD, flags=NBD_FLAG_READ_ONLY))
     assert not refused(target, None)
-    (host.sys / "block/nbd0/ro").write_text("0\n")
     state.save(NBD0, replace(RECORD, using="nbd://db2/disk", address="10.0.0.2"))
     assert not refused(target, "10.0.0.1")
     assert refused(parse_target("nbd://db2/disk", None), None)
     (host.sys / "block/nbd0/pid").unlink()
     assert not refused(parse_target("nbd://db2/disk", None), None)
+
+
+def test_a_disconnect_that_may_yet_fail_frees_nothing(host: Host) -> None:
+    """The kernel refuses all writes meanwhile, and for longer if the command is killed."""
+    (host.sys / "block/nbd0/ro").write_text("1\n")
+    assert refused(parse_target("nbd://db1/disk"), None)
 
 
 @pytest.mark.usefixtures("host")
@@ -178,3 +184,50 @@ def test_the_other_servers_of_the_same_data_hold_it_too() -> None:
     twice.refuse(parse_target("nbd://db9/disk"), "disk", None, also[:1])
     state.save(NBD0, replace(RECORD, using="nbd://db2/disk", address="10.0.0.2", also=("nbd://db2/disk",)))
     assert refused(parse_target("nbd://db1/disk"), None)
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("there", "address", "wanted", "wanted_address"),
+    [
+        ("nbd://both/disk", "2001:db8::1", "nbd://10.0.0.5/disk", "10.0.0.5"),
+        ("nbd://10.0.0.5/disk", "10.0.0.5", "nbd://both/disk", "2001:db8::1"),
+        ("nbd://both/disk", "2001:db8::1", "nbd://both.example/disk", "10.0.0.5"),
+    ],
+)
+def test_a_server_with_two_addresses_is_one(
+    there: str, address: str, wanted: str, wanted_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NAMES, "both", ["2001:db8::1", "10.0.0.5"])
+    state.save(NBD0, replace(RECORD, target=there, address=address))
+    assert refused(parse_target(wanted), wanted_address)
+    assert locked_alike(parse_target(there), address, parse_target(wanted), wanted_address)
+
+
+@pytest.mark.usefixtures("host")
+def test_the_other_servers_are_known_by_each_of_their_names_too() -> None:
+    """db3.example and db3, say: of the attachment that is there, and of the new one."""
+    state.save(NBD0, replace(RECORD, also=("nbd://db3/disk",)))
+    assert refused(parse_target("nbd://alias/disk"), "10.0.0.3")
+    state.save(NBD0, replace(RECORD, target="nbd://alias/disk", address="10.0.0.3"))
+    also = [parse_target("nbd://db3/disk")]
+    with pytest.raises(DeviceInUse):
+        twice.refuse(parse_target("nbd://db9/disk"), "disk", "10.0.0.9", also)
+    names = twice.names_of(parse_target("nbd://db9/disk"), "disk", "10.0.0.9", also)
+    assert not set(names).isdisjoint(twice.names_of(parse_target("nbd://alias/disk"), "disk", "10.0.0.3"))
+    assert names == sorted(names)
+
+
+@pytest.mark.usefixtures("host")
+def test_names_that_cannot_be_looked_up_cost_their_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(_: Target, deadline: Deadline) -> list[str]:
+        waited.append(deadline.remaining())
+        deadline.sleep(0.1)
+        return []
+
+    waited: list[float] = []
+    monkeypatch.setattr(twice, "_LOOKUP", 0.1)
+    monkeypatch.setattr(twice, "addresses_of", waits)
+    state.save(NBD0, replace(RECORD, also=("nbd://db2/disk", "nbd://db3/disk")))
+    twice.refuse(parse_target("nbd://db4/disk"), "disk", None)
+    assert [bool(seconds) for seconds in waited] == [True, False, False, False]
