@@ -74,24 +74,26 @@ def _holds(device: Device, wanted: Sequence[_Export], patience: Deadline) -> boo
     record = state.load(device)
     if record is None or record.read_only:
         return False
-    return any(
-        there[1] == one[1] and not _names(there[0], there[2]).isdisjoint(_names(one[0], one[2]))
-        for there in _held(record, patience)
-        for one in wanted
-    )
+    for target, export, address in _held(record):
+        same = [one for one in wanted if one[1] == export]
+        if same:  # otherwise no name server is asked for it: there may be hundreds of devices
+            names = _names(target, _addresses(target, address, patience))
+            if any(not names.isdisjoint(_names(one[0], one[2])) for one in same):
+                return True
+    return False
 
 
-def _held(record: Record, patience: Deadline) -> Iterator[_Export]:
-    """What it is attached to, and where it may go by itself."""
+def _held(record: Record) -> Iterator[tuple[Target, str, str | None]]:
+    """What it is attached to, with the address if that is known, and where it may go by itself."""
     for uri in dict.fromkeys((record.uri, record.using or record.target, *(record.others if record.also else ()))):
         try:
             target = parse_target(uri)
         except NbdattachError:  # of another version
             continue
         if uri == record.uri:
-            yield target, record.export, _addresses(target, record.address, patience)
+            yield target, record.export, record.address
         else:
-            yield target, target.export, _addresses(target, None, patience)
+            yield target, target.export, None
 
 
 def _addresses(target: Target, address: str | None, patience: Deadline) -> list[str]:
