@@ -34,12 +34,15 @@ class Recorded:
     @property
     def is_still_there(self) -> bool:
         """Whether the record on disk is that of this attachment: the same process may have made another one."""
-        return os.path.exists(state.path(self._device)) and not self.is_of_another
+        version = self._version()
+        return version is not None and not self._is_of_another(version)
 
     @property
     def is_of_another(self) -> bool:
         """Whether another attachment has its record on disk. Costs a stat(2) while the file does not change."""
-        version = self._version()
+        return self._is_of_another(self._version())
+
+    def _is_of_another(self, version: tuple[int, int] | None) -> bool:
         if version != self._ours:
             there = state.load(self._device)
             if there and (there.id, there.since) != (self.record.id, self.record.since):

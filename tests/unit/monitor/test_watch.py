@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -193,8 +193,20 @@ def test_a_device_that_was_detached_is_left_alone_though_a_program_keeps_it(
     (tmp_path / "sys/block/nbd0/pid").write_text(f"{RECORD.kernel_pid}\n")
     attachment.watch.hold()
     state.note_end(NBD0, state.identity_of(NBD0))
+    with pytest.raises(Gone), _given_back(attachment.watch), attachment.watch._access.kernel_calls():
+        pytest.fail("the thread of the watch would write its files anew")
     attachment.watch.release()
     assert (attachment.log, attachment.watch.tick()) == (["nbd0: no longer attached"], False)
+
+
+@contextlib.contextmanager
+def _given_back(watch: Watch) -> Iterator[None]:
+    """The moment between the return of the device by a command and our look at it."""
+    watch._access.give_back()
+    try:
+        yield
+    finally:
+        watch._access.hold()
 
 
 def test_hands_that_are_off_come_back_though_this_machine_has_no_descriptor_left(attachment: Attachment) -> None:
