@@ -176,7 +176,7 @@ def forget_end(device: Device, ended: Identity) -> None:
 def end_of(device: Device) -> Trouble | None:
     """The trouble of a device whose attachment has ended, while a program keeps it there."""
     note = _noted_end(device)
-    if note is None or note[0] != identity_of(device) or load(device):
+    if note is None or note[0][:2] != _in_kernel(device) or load(device):
         return None
     return Trouble("lost", note[1], None, "detached; the kernel frees it when its last user releases it")
 
@@ -247,11 +247,17 @@ def identity_of(device: Device) -> Identity:
 
     It stays the same when the attachment has ended, for as long as a program keeps the device.
     """
-    kernel, record = Kernel(device), load(device)
+    record, there = load(device), _in_kernel(device)
     if record:
-        return kernel.pid, kernel.backend, record.id or record.since
-    there, note = (kernel.pid, kernel.backend), _noted_end(device)
+        return *there, record.id or record.since
+    note = _noted_end(device)
     return note[0] if note and note[0][:2] == there else (*there, None)
+
+
+def _in_kernel(device: Device) -> tuple[int | None, str | None]:
+    """The part of the identity that the kernel keeps."""
+    kernel = Kernel(device)
+    return kernel.pid, kernel.backend
 
 
 def are_hidden() -> bool:

@@ -147,7 +147,7 @@ def _all_of_ours() -> Iterator[Attachment]:
     for one in api.attachments():
         if one.has_ended and one.trouble:
             say(f"{one.device}: {one.trouble['error']}")
-        elif one.target is None:
+        elif one.is_foreign:
             say(f"{one.device}: left alone, because another program attached it; name it to detach it")
         else:
             with contextlib.suppress(NotAttached):

@@ -62,7 +62,7 @@ class Watch:
         self.device = device
         log = self.log = log_of(log, device, record.tag, lambda: self._recorded.name)
         self._links = Links(device, record, links)
-        self._access = Access(lambda: self._is_there)
+        self._access = Access(self._is_there)
         self._recorded = Recorded(device, record, self._access, log)
         self._remembering = Remembering(device, self._recorded, self._access, log)
         self._connecting = Connecting(device, self._recorded, self._links, self._remembering, relay, log)
@@ -76,7 +76,6 @@ class Watch:
         self._suspected = 0
         self._ordered: list[tuple[Callable[[], str], Done]] = []
 
-    @property
     def _is_there(self) -> bool:
         """Whether the attachment is. A detach deletes its record, though the kernel may show it for longer."""
         return self._links.is_there() and self._recorded.is_still_there
@@ -152,7 +151,7 @@ class Watch:
         if not self._access.give_back():
             return
         with contextlib.suppress(OSError):  # if we cannot read it now, the thread does later
-            if not self._is_there:
+            if not self._is_there():
                 self._end("no longer attached")
         self.check()
 

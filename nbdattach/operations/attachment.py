@@ -44,12 +44,13 @@ from nbdattach.kernel import driver, settings, sysfs
 from nbdattach.kernel.node import Busy, Unanswered
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
-from nbdattach.operations import candidates, interrupts, remarks, twice
+from nbdattach.operations import candidates, interrupts, remarks
 from nbdattach.operations.alone import alone_with, alone_with_all
 from nbdattach.operations.connections import connected
 from nbdattach.operations.handle import Attachment
 from nbdattach.operations.tidying import tidy_up_later
 from nbdattach.operations.turns import TURNS
+from nbdattach.operations.twice import Wanted
 from nbdattach.own_server import kept
 from nbdattach.protocol.target import Target, others
 from nbdattach.relay import dialer
@@ -134,8 +135,9 @@ def _attach(
         address = address_of(connections[0].stream.sock)
         if not (shape.read_only or options.shared or options.server):
             also = [one for one in (target, *others(target, options.also)) if one != reached]
-            alone.enter_context(alone_with_all(twice.names_of(reached, export.name, address, also), target.uri))
-            twice.refuse(reached, export.name, address, also)
+            wanted = Wanted(reached, export.name, address, also)
+            alone.enter_context(alone_with_all(wanted.names, target.uri))
+            wanted.refuse()
         notes += remarks.on_export(target, options, export, shape)
         sockets = [connection.stream.sock for connection in connections]
         tls, relay = connections[0].tls, connections[0].relay

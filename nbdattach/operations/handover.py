@@ -13,8 +13,8 @@ from nbdattach.kernel import driver
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.monitor import control, launch
 from nbdattach.monitor.control import Request
-from nbdattach.operations import twice
 from nbdattach.operations.alone import alone_with_all
+from nbdattach.operations.twice import Wanted
 from nbdattach.protocol.target import Target
 
 
@@ -67,6 +67,7 @@ def _alone_at(device: Device, target: Target) -> Iterator[None]:
     if record and record.read_only:
         yield
         return
-    with alone_with_all(twice.names_of(target, target.export, None), target.uri):
-        twice.refuse(target, target.export, None, moving=device)
+    wanted = Wanted(target, target.export, None)
+    with alone_with_all(wanted.names, target.uri):
+        wanted.refuse(moving=device)
         yield

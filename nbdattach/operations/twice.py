@@ -27,55 +27,51 @@ _LOOPBACK, _HERE = ("localhost", "127.0.0.1", "::1"), "this host"
 _MAPPED = "::ffff:"
 
 
-def names_of(target: Target, export: str, address: str | None, also: Sequence[Target] = ()) -> list[str]:
-    """For locks, in the order to take them. Two commands have one in common if `refuse` finds one for the other."""
-    wanted = _wanted(target, export, address, also, Deadline(_LOOKUP))
-    return sorted(f"export {name}/{one[1]}" for one in wanted for name in _names(one[0], one[2]))
-
-
-def refuse(
-    target: Target,
-    export: str,
-    address: str | None,
-    also: Sequence[Target] = (),
-    *,
-    moving: Device | None = None,
-) -> None:
-    """Raises `DeviceInUse` if a device holds that export read-write, or one of `also`, which have the same data.
-
-    `address`: the server's numeric one, by which it is known even if its name cannot be looked up; None if a relay has
-    the connection, or none is made yet. `moving`: the device that is to go there.
-    """
-    patience = Deadline(_LOOKUP)
-    wanted = _wanted(target, export, address, also, patience)
-    for device in sysfs.devices():
-        if device != moving and _holds(device, wanted, patience):
-            cause = f"attached read-write at {device.path} already; two file systems that write to one disk destroy it"
-            hint = (
-                f"nbdattach disconnect {device.path}, or use --shared if its users know of each other"
-                if moving
-                else f"use {device.path}, or attach it with --read-only, "
-                "or with --shared if its users know of each other"
-            )
-            raise DeviceInUse(target.uri, cause, hint)
-
-
 _Export = tuple[Target, str, list[str]]  # with the server's addresses
 
 
-def _wanted(
-    target: Target, export: str, address: str | None, also: Sequence[Target], patience: Deadline
-) -> list[_Export]:
-    others = ((one, one.export, _addresses(one, None, patience)) for one in also)
-    return [(target, export, _addresses(target, address, patience)), *others]
+class Wanted:
+    """The export that a device is to have, and those of `also`, which have the same data.
+
+    `address`: the server's numeric one, by which it is known even if its name cannot be looked up; None if a relay has
+    the connection, or none is made yet.
+    """
+
+    def __init__(self, target: Target, export: str, address: str | None, also: Sequence[Target] = ()) -> None:
+        patience = Deadline(_LOOKUP)
+        others = [(one, one.export, _addresses(one, None, patience)) for one in also]
+        self._exports: list[_Export] = [(target, export, _addresses(target, address, patience)), *others]
+        self._target = target
+        self._left = patience.remaining()  # for the names of devices, after a wait for the locks
+
+    @property
+    def names(self) -> list[str]:
+        """For locks, in the order to take them. Two commands have one in common if `refuse` finds one for the other."""
+        return sorted(f"export {name}/{one[1]}" for one in self._exports for name in _names(one[0], one[2]))
+
+    def refuse(self, *, moving: Device | None = None) -> None:
+        """Raises `DeviceInUse` if a device holds one of them read-write. `moving`: the device that is to go there."""
+        patience = Deadline(self._left)
+        for device in sysfs.devices():
+            if device != moving and _holds(device, self._exports, patience):
+                cause = (
+                    f"attached read-write at {device.path} already; two file systems that write to one disk destroy it"
+                )
+                hint = (
+                    f"nbdattach disconnect {device.path}, or use --shared if its users know of each other"
+                    if moving
+                    else f"use {device.path}, or attach it with --read-only, "
+                    "or with --shared if its users know of each other"
+                )
+                raise DeviceInUse(self._target.uri, cause, hint)
 
 
-def _holds(device: Device, wanted: Sequence[_Export], patience: Deadline) -> bool:
+def _holds(device: Device, exports: Sequence[_Export], patience: Deadline) -> bool:
     record = state.load(device)
     if record is None or record.read_only:
         return False
     for target, export, address in _held(record):
-        same = [one for one in wanted if one[1] == export]
+        same = [one for one in exports if one[1] == export]
         if same:  # otherwise no name server is asked for it: there may be hundreds of devices
             names = _names(target, _addresses(target, address, patience))
             if any(not names.isdisjoint(_names(one[0], one[2])) for one in same):

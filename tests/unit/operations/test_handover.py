@@ -57,7 +57,7 @@ def test_a_device_does_not_move_to_what_another_one_has_for_writing(
     requests: list[tuple[str, list[bool]]] = []
 
     def ask(request: control.Request) -> str:
-        names = twice.names_of(named, named.export, None) if named else []
+        names = twice.Wanted(named, named.export, None).names if named else []
         requests.append((request.device, [locked(f"\0{name}") for name in names]))
         return "nbd://there/disk"
 

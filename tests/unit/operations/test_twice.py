@@ -38,7 +38,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def refused(target: Target, address: str | None) -> bool:
     try:
-        twice.refuse(target, target.export, address)
+        twice.Wanted(target, target.export, address).refuse()
     except DeviceInUse as error:
         assert error.exit_code == 7
         return True
@@ -47,7 +47,7 @@ def refused(target: Target, address: str | None) -> bool:
 
 def locked_alike(one: Target, address: str | None, other: Target, other_address: str | None) -> bool:
     """Whether commands for both wait for one another."""
-    names = twice.names_of(one, "disk", address), twice.names_of(other, "disk", other_address)
+    names = twice.Wanted(one, "disk", address).names, twice.Wanted(other, "disk", other_address).names
     return not set(names[0]).isdisjoint(names[1])
 
 
@@ -75,7 +75,7 @@ def test_the_server_is_known_by_its_name_or_its_address(uri: str, address: str |
 @pytest.mark.usefixtures("host")
 def test_the_refusal_names_the_device_and_the_ways_out() -> None:
     with pytest.raises(DeviceInUse) as caught:
-        twice.refuse(parse_target("nbd://db1/disk", None), "disk", None)
+        twice.Wanted(parse_target("nbd://db1/disk", None), "disk", None).refuse()
     cause = "attached read-write at /dev/nbd0 already; two file systems that write to one disk destroy it"
     assert str(caught.value) == f"nbd://db1/disk: {cause}"
     hint = "use /dev/nbd0, or attach it with --read-only, or with --shared if its users know of each other"
@@ -120,9 +120,9 @@ def test_a_server_of_our_own_is_one_too(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("host")
 def test_a_device_may_move_to_where_it_is_but_not_to_where_another_one_is() -> None:
     target = parse_target("nbd://alias/disk")
-    twice.refuse(target, "disk", "10.0.0.1", moving=NBD0)
+    twice.Wanted(target, "disk", "10.0.0.1").refuse(moving=NBD0)
     with pytest.raises(DeviceInUse) as caught:
-        twice.refuse(target, "disk", "10.0.0.1", moving=NBD1)
+        twice.Wanted(target, "disk", "10.0.0.1").refuse(moving=NBD1)
     cause = "attached read-write at /dev/nbd0 already; two file systems that write to one disk destroy it"
     assert str(caught.value) == f"nbd://alias/disk: {cause}"
     assert caught.value.hint == "nbdattach disconnect /dev/nbd0, or use --shared if its users know of each other"
@@ -180,8 +180,8 @@ def test_the_other_servers_of_the_same_data_hold_it_too() -> None:
     assert not refused(parse_target("nbd://db3/disk"), "10.0.0.3")
     also = [parse_target("nbd://db4/disk"), parse_target("nbd://db3:10810/disk")]
     with pytest.raises(DeviceInUse):
-        twice.refuse(parse_target("nbd://db9/disk"), "disk", None, also)
-    twice.refuse(parse_target("nbd://db9/disk"), "disk", None, also[:1])
+        twice.Wanted(parse_target("nbd://db9/disk"), "disk", None, also).refuse()
+    twice.Wanted(parse_target("nbd://db9/disk"), "disk", None, also[:1]).refuse()
     state.save(NBD0, replace(RECORD, using="nbd://db2/disk", address="10.0.0.2", also=("nbd://db2/disk",)))
     assert refused(parse_target("nbd://db1/disk"), None)
 
@@ -212,9 +212,9 @@ def test_the_other_servers_are_known_by_each_of_their_names_too() -> None:
     state.save(NBD0, replace(RECORD, target="nbd://alias/disk", address="10.0.0.3"))
     also = [parse_target("nbd://db3/disk")]
     with pytest.raises(DeviceInUse):
-        twice.refuse(parse_target("nbd://db9/disk"), "disk", "10.0.0.9", also)
-    names = twice.names_of(parse_target("nbd://db9/disk"), "disk", "10.0.0.9", also)
-    assert not set(names).isdisjoint(twice.names_of(parse_target("nbd://alias/disk"), "disk", "10.0.0.3"))
+        twice.Wanted(parse_target("nbd://db9/disk"), "disk", "10.0.0.9", also).refuse()
+    names = twice.Wanted(parse_target("nbd://db9/disk"), "disk", "10.0.0.9", also).names
+    assert not set(names).isdisjoint(twice.Wanted(parse_target("nbd://alias/disk"), "disk", "10.0.0.3").names)
     assert names == sorted(names)
 
 
@@ -229,5 +229,5 @@ def test_names_that_cannot_be_looked_up_cost_their_time_once(monkeypatch: pytest
     monkeypatch.setattr(twice, "_LOOKUP", 0.1)
     monkeypatch.setattr(twice, "addresses_of", waits)
     state.save(NBD0, replace(RECORD, also=("nbd://db2/disk", "nbd://db3/disk")))
-    twice.refuse(parse_target("nbd://db4/disk"), "disk", None)
+    twice.Wanted(parse_target("nbd://db4/disk"), "disk", None).refuse()
     assert [bool(seconds) for seconds in waited] == [True, False, False, False]
