@@ -246,8 +246,8 @@ def kept_open_by(
 
     `say` gets a message if there are processes of which this cannot be seen.
     """
-    numbers, patience = numbers_of(device), Deadline(A_LOOK)
-    found = _looked_for(device, own_fds, helpers)
+    numbers, found = numbers_of(device), _looked_for(device, own_fds, helpers)
+    patience = Deadline(A_LOOK)  # from now on: the look itself may have taken longer
     there = [one for one in found if one.fd != open_files.HIDDEN]
     if hidden := Users([process(one, f"process {one}") for one in found if one.fd == open_files.HIDDEN]):
         say(f"{device.path}: the memory of {hidden} is locked, as while a disk is away: a mapping there cannot be seen")

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach.attached.users import is_used, users_of
+from nbdattach.attached import users
+from nbdattach.attached.users import is_used, kept_open_by, users_of
 from nbdattach.attached.uses import opened
 from nbdattach.device import Device
-from nbdattach.host import procfs, targets
+from nbdattach.host import open_files, procfs, targets
 from nbdattach.host.procfs import Opener
 from nbdattach.host.targets import Target
 from nbdattach.kernel import loop, sysfs
@@ -218,3 +220,17 @@ def test_swap_and_btrfs_on_a_mapping_are_known_by_any_name_of_it(host: Host, mon
     swaps = ["Filename Type Size Used Priority", r"/dev/mapper/group-a\040b partition 4 0 -2"]
     monkeypatch.setattr(procfs, "lines", lambda name: swaps if name == "swaps" else [])
     assert lines_of()[0] == "dm-0 swapped on: swapoff /dev/dm-0"
+
+
+@pytest.mark.usefixtures("host")
+def test_a_probe_that_ends_is_no_user_however_long_the_look_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds beside processes whose memory is locked."""
+
+    def openers(*_: object) -> list[Opener]:
+        time.sleep(0.3)
+        return [Opener(4711, "blkid", 3)]
+
+    monkeypatch.setattr(users, "A_LOOK", 0.2)
+    monkeypatch.setattr(open_files, "openers", openers)
+    monkeypatch.setattr(open_files, "still_open", lambda *_: False)
+    assert kept_open_by(NBD0) == []
