@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
-from nbdattach.deadline import Deadline
 from nbdattach.errors import KernelRefused
 from nbdattach.host import procfs
 
 T = TypeVar("T", bound=Hashable)
-# Seconds without any answer until the threads count as left behind; and if one of them computes.
-_WAITS, _COMPUTES = 1.0, 5.0
 _POLL = 0.05
+# Polls without any answer until the threads count as left behind; and if one of them computes. They are counted
+# because a machine that stands still for a second, as a guest may, lets no thread get on.
+_WAITS, _COMPUTES = 20, 100
 # Threads left behind: a bound for memory, and for the time, which is that of ten rounds.
 _MOST = 1000
 
@@ -89,14 +89,15 @@ class _Looks:
 
     def _await_answers(self) -> None:
         """Until the threads have ended, or none of them gets on."""
-        before = -1
+        before, polls = -1, 0
         while living := self._living:
             if len(self.answers) != before:
-                before, waits, computes = len(self.answers), Deadline(_WAITS), Deadline(_COMPUTES)
+                before, polls = len(self.answers), 0
             # On a busy machine it may take long, but it does not wait for a lock.
-            elif waits.passed and (computes.passed or not any(map(_computes, living))):
+            elif polls > _WAITS and (polls > _COMPUTES or not any(map(_computes, living))):
                 break
             living[0].join(_POLL)
+            polls += living[0].is_alive()
 
     @property
     def _living(self) -> list[threading.Thread]:

@@ -22,7 +22,7 @@ ONE = 1000
 @pytest.fixture(autouse=True)
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """What keeps a look waiting. No thread is left to the next test."""
-    monkeypatch.setattr(looks, "_WAITS", 0.1)
+    monkeypatch.setattr(looks, "_WAITS", 6)
     event, before, patience = threading.Event(), len(os.listdir("/proc/self/task")), Deadline(60)
     yield event
     event.set()
@@ -59,7 +59,7 @@ def test_a_look_takes_one_thread_while_nothing_keeps_it_waiting(monkeypatch: pyt
 def test_a_process_is_not_left_out_because_those_before_took_long(
     ends: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looks, "_COMPUTES", 0.1)
+    monkeypatch.setattr(looks, "_COMPUTES", 6)
 
     def look(number: int) -> bool:
         if number == 9:
@@ -78,6 +78,24 @@ def test_a_look_that_only_computes_is_waited_for() -> None:
         return True
 
     assert look_at([ONE], compute_for_a_while) == ([ONE], [])
+
+
+def test_a_machine_that_stood_still_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a guest that was suspended: seconds have passed, but nobody had time to answer."""
+    began, now, join = threading.Event(), time.monotonic, threading.Thread.join
+
+    def stand_still(thread: threading.Thread, timeout: float | None = None) -> None:
+        assert began.wait(60)
+        monkeypatch.setattr(time, "monotonic", lambda: now() + 3600)
+        join(thread, timeout)
+
+    def look(_: int) -> bool:
+        began.set()
+        time.sleep(0.1)
+        return True
+
+    monkeypatch.setattr(threading.Thread, "join", stand_still)
+    assert look_at([ONE], look) == ([ONE], [])
 
 
 def no_thread(_: threading.Thread) -> None:

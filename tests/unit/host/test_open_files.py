@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nbdattach.deadline import Deadline
-from nbdattach.host import looks, open_files, procfs
+from nbdattach.host import open_files, procfs
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,10 @@ def test_each_mapped_file_is_asked_once_and_none_of_a_file_system_that_may_never
 def test_a_process_whose_mappings_cannot_be_read_now_does_not_hide_another_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock of its memory may be held as long as a dead disk is away; a pipe waits like that."""
+    """The lock of its memory may be held as long as a dead disk is away; a pipe waits like that.
+
+    The look waits as long as it always does: below this /proc it cannot see whether a thread of ours runs.
+    """
     for pid in ("7", "8", "9"):
         (tmp_path / pid / "map_files").mkdir(parents=True)
         (tmp_path / pid / "map_files/7f0-7f1").symlink_to("/dev/nbd0")
@@ -94,7 +97,6 @@ def test_a_process_whose_mappings_cannot_be_read_now_does_not_hide_another_one(
         (tmp_path / pid / "maps").write_text("7f0-7f1 rw-s 00000000 0:5 9 /dev/nbd0\n")
     monkeypatch.setattr(procfs, "PROC", str(tmp_path))
     monkeypatch.setattr(procfs, "number_of", lambda _: "43:0")
-    monkeypatch.setattr(looks, "_WAITS", 0.05)
     try:
         found = {one.pid: one.fd for one in open_files.openers({"43:0"})}
         assert found == {7: open_files.MAPPED, 8: open_files.HIDDEN, 9: open_files.MAPPED}
