@@ -44,10 +44,9 @@ def silent_disk(options: str, then: str = "", place: str = "/mnt") -> Iterator[N
         try:
             end.enter_context(running("dd if=/dev/nbd0 of=/dev/null bs=4k count=1 skip=5000 iflag=direct"))
             eventually(lambda: FIRST.inflight)
-            end.enter_context(running(f"echo {scheduler} >{QUEUE}/scheduler"))
-            end.enter_context(running(f"echo 64 >{QUEUE}/max_sectors_kb"))
-            reading = end.enter_context(running(f"exec cat {QUEUE}/logical_block_size"))
-            eventually(lambda: process_state(reading.pid) == "D", 10)
+            end.enter_context(waiting(f"echo {scheduler} >{QUEUE}/scheduler"))
+            end.enter_context(waiting(f"echo 64 >{QUEUE}/max_sectors_kb"))
+            reading = end.enter_context(waiting(f"exec cat {QUEUE}/logical_block_size"))
             yield
             assert process_state(reading.pid) == "D"
         finally:
@@ -61,6 +60,14 @@ def running(line: str) -> Iterator[subprocess.Popen[bytes]]:
     """Waits for its end."""
     null = subprocess.DEVNULL
     with subprocess.Popen(["sh", "-c", line], stdin=null, stdout=null, stderr=null) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def waiting(line: str) -> Iterator[subprocess.Popen[bytes]]:
+    """It waits in the kernel by now."""
+    with running(line) as process:
+        eventually(lambda: process_state(process.pid) == "D", 10)
         yield process
 
 
@@ -99,11 +106,10 @@ def test_nor_does_it_wait_for_one_that_hides_the_file_of_a_loop_device(tmp_path:
     """The kernel tells the path, which leads into the folders of the disk by now."""
     folder, image = tmp_path / "folder", tmp_path / "folder/image"
     folder.mkdir()
-    with contextlib.ExitStack() as waiting:
+    with contextlib.ExitStack() as end:
         loop = shell(f"modprobe -q loop; truncate -s 1M {image}; losetup -f --show {image}").strip()
-        waiting.callback(shell, f"losetup -d {loop}")
+        end.callback(shell, f"losetup -d {loop}")
         with silent_disk("", f"umount /mnt; mount /dev/nbd0 {folder}; echo 3 >/proc/sys/vm/drop_caches", str(folder)):
-            looking = waiting.enter_context(running(f"exec stat {image}"))
-            eventually(lambda: process_state(looking.pid) == "D", 10)
+            looking = end.enter_context(waiting(f"exec stat {image}"))
             assert str(folder) in told_at_once(*command("status"))
             assert process_state(looking.pid) == "D"
