@@ -12,9 +12,10 @@ import json
 import math
 import re
 import typing
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from types import UnionType
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -58,54 +59,93 @@ def made_of(kind: type[T], content: object, strict: bool = False) -> T:
     """
     if not isinstance(content, dict):
         raise ValueError(f"not {kind.__name__}: {type(content).__name__}")
-    types = _types(kind)  # type: ignore[arg-type] # mypy: a class may be no key
-    known = [name for name in types if name in content]
-    if strict and len(known) < len(content):
+    readers = _readers(kind)  # type: ignore[arg-type] # mypy: a class may be no key
+    if strict and not content.keys() <= readers.keys():
         raise ValueError(f"unknown fields of {kind.__name__}")
-    values = {name: value_of(types[name], content[name], f"{name} in {kind.__name__}", strict) for name in known}
+    known = ((name, read, label) for name, (read, label) in readers.items() if name in content)
+    values = {name: read(content[name], label, strict) for name, read, label in known}
     try:
         return kind(**values)
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
-@functools.cache
-def _types(kind: type[Any]) -> dict[str, Any]:
-    """The types by field name, in order. Cached, because Python evaluates each annotation for that."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
-
-
-def value_of(kind: Any, value: object, name: str, strict: bool = False) -> Any:
+def value_of(kind: Any, value: object, name: str) -> Any:
     """`value` from JSON as that type. Raises ValueError, which calls it `name`.
 
     None of our numbers is negative, infinite or NaN. JSON has a list for a tuple, and an object for a dataclass.
     """
-    if isinstance(kind, UnionType):
-        return _value_of_one(typing.get_args(kind), value, name, strict)
+    return _reader(kind)(value, name, False)
+
+
+# Takes a value, its name in an error, and whether fields of a newer version are refused.
+_Reader: TypeAlias = Callable[[Any, str, bool], Any]
+
+
+@functools.cache
+def _readers(kind: type[Any]) -> dict[str, tuple[_Reader, str]]:
+    """By field, in order, with its name in an error."""
+    hints = typing.get_type_hints(kind)
+    names = (field.name for field in fields(kind))
+    return {name: (_reader(hints[name]), f"{name} in {kind.__name__}") for name in names}
+
+
+@functools.cache
+def _reader(kind: Any) -> _Reader:
+    """Made once, because `status` reads hundreds of records, and to look into a type takes longer than to read one."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is dict and isinstance(value, dict):
-        return {value_of(inner[0], key, name): value_of(inner[1], one, name, strict) for key, one in value.items()}
-    if origin is tuple and isinstance(value, list):
-        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
-        if len(kinds) == len(value):
-            return tuple(value_of(one, part, name, strict) for one, part in zip(kinds, value, strict=True))
-    elif is_dataclass(kind):
-        return made_of(typing.cast("type[Any]", kind), value, strict)
-    elif _is_of(value, kind):
-        return value
-    raise ValueError(f"wrong type of {name}")
+    if isinstance(kind, UnionType):
+        return functools.partial(_one_of, [*map(_reader, inner)], NoneType in inner)
+    if origin is dict:
+        return functools.partial(_dict_of, _reader(inner[0]), _reader(inner[1]))
+    if origin is tuple and inner[-1] is ...:
+        return functools.partial(_tuple_of_any_length, _reader(inner[0]))
+    if origin is tuple:
+        return functools.partial(_tuple_of, [*map(_reader, inner)])
+    if is_dataclass(kind):
+        return lambda value, _name, strict: made_of(typing.cast("type[Any]", kind), value, strict)
+    return functools.partial(_plain, kind)
 
 
-def _value_of_one(kinds: tuple[Any, ...], value: object, name: str, strict: bool) -> Any:
+def _one_of(readers: list[_Reader], optional: bool, value: Any, name: str, strict: bool) -> Any:
     """As the first of these types that fits; if none does, the error is that of the first."""
+    if optional and value is None:
+        return None
     failures: list[ValueError] = []
-    for kind in kinds:
+    for read in readers:
         try:
-            return value_of(kind, value, name, strict)
+            return read(value, name, strict)
         except ValueError as failure:
             failures.append(failure)
     raise failures[0]
+
+
+def _dict_of(read_key: _Reader, read: _Reader, value: Any, name: str, strict: bool) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(name)
+    return {read_key(key, name, False): read(part, name, strict) for key, part in value.items()}
+
+
+def _tuple_of_any_length(read: _Reader, value: Any, name: str, strict: bool) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _wrong(name)
+    return tuple(read(part, name, strict) for part in value)
+
+
+def _tuple_of(readers: list[_Reader], value: Any, name: str, strict: bool) -> tuple[Any, ...]:
+    if not isinstance(value, list) or len(value) != len(readers):
+        raise _wrong(name)
+    return tuple(read(part, name, strict) for read, part in zip(readers, value, strict=True))
+
+
+def _plain(kind: Any, value: Any, name: str, _strict: bool) -> Any:
+    if not _is_of(value, kind):
+        raise _wrong(name)
+    return value
+
+
+def _wrong(name: str) -> ValueError:
+    return ValueError(f"wrong type of {name}")
 
 
 def _is_of(value: object, kind: Any) -> bool:
