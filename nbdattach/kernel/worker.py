@@ -124,9 +124,9 @@ def main(arguments: list[str]) -> None:
     if os.read(orders, 1) != GO:
         clear(ioctl, node)
         return
-    claim: list[int] = []
-    orphaned: list[bool] = []
-    _thread.start_new_thread(_watch, (path, state_file, node, sockets, orders, dead_peer, claim, orphaned))
+    watcher = _Watcher(path, state_file, node, sockets)
+    _thread.start_new_thread(watcher.run, (orders, dead_peer))
+    claim = watcher.claim
     errno = serve(ioctl, node, claim, path)
     if claim:
         _open_to_writers(claim[0])
@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> None:
     if free:
         forget(state_file)
     _report(reports, f"ended {errno}")
-    if (claim or orphaned) and (not free or partitions(path)):  # a command that lives tidies up itself
+    if (claim or watcher.orphaned) and (not free or partitions(path)):  # a command that lives tidies up itself
         os.close(claim[0] if claim else node)
         _forget_once_free(path, state_file)
 
@@ -155,42 +155,72 @@ def _forget_once_free(path: str, state_file: str) -> None:
         pass  # the device itself has gone
 
 
-def _watch(
-    path: str,
-    state_file: str,
-    node: int,
-    sockets: list[int],
-    orders: int,
-    dead_peer: float,
-    claim: list[int],
-    orphaned: list[bool],
-) -> None:
-    """Second thread: detaches if the parent died or gave up before it was done, and on SIGTERM.
+class _Watcher:
+    """The second thread: detaches if the parent died or gave up before it was done, and on SIGTERM.
 
-    It leaves `claim` to the other thread, or in `orphaned` that the parent died.
-    If the server is gone, it shuts the connections down, and the other thread, in the kernel, notices that.
+    If the server is gone, it shuts the connections down, and the first thread, in the kernel, notices that.
     """
-    order = os.read(orders, 1)
-    committed = order == COMMIT
-    if not order:
-        orphaned.append(True)
-    lifeline = Lifeline(sockets, dead_peer)
-    while committed:
-        if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, lifeline.pause) is None:
-            if why := lifeline.why_broken():
-                kmsg.write(kmsg.WARNING, f"{path}: {why}; cutting its connections")
-                hang_up(sockets)
-                return
-        elif _claim_unused(path, state_file, claim):
-            break
-    try:
-        if committed:
-            ioctl.nbd_disconnect(claim[0])
-            signal.sigtimedwait({signal.SIGTERM}, GOODBYE_SECONDS)
-        hang_up(sockets)
-        ioctl.nbd_clear_sock(claim[0] if claim else node)
-    except OSError:
-        pass  # the server has hung up by itself, and the other thread is clearing away
+
+    def __init__(self, path: str, state_file: str, node: int, sockets: list[int]) -> None:
+        self._path = path
+        self._state_file = state_file
+        self._node = node
+        self._sockets = sockets
+        # For the first thread, at its end: the descriptor of a claim, if there is one; whether the parent died.
+        self.claim: list[int] = []
+        self.orphaned = False
+
+    def run(self, orders: int, dead_peer: float) -> None:
+        order = os.read(orders, 1)
+        committed = order == COMMIT
+        self.orphaned = not order
+        lifeline = Lifeline(self._sockets, dead_peer)
+        while committed:
+            if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, lifeline.pause) is None:
+                if why := lifeline.why_broken():
+                    kmsg.write(kmsg.WARNING, f"{self._path}: {why}; cutting its connections")
+                    hang_up(self._sockets)
+                    return
+            elif self._claim_unused():
+                break
+        try:
+            if committed:
+                ioctl.nbd_disconnect(self.claim[0])
+                signal.sigtimedwait({signal.SIGTERM}, GOODBYE_SECONDS)
+            hang_up(self._sockets)
+            ioctl.nbd_clear_sock(self.claim[0] if self.claim else self._node)
+        except OSError:
+            pass  # the server has hung up by itself, and the other thread is clearing away
+
+    def _claim_unused(self) -> bool:
+        """Claims the device for us alone, if it has no user and all written data is on the server.
+
+        The claim is kept to the end, so that no program can begin to use a device that is about to go. During the
+        second flush and after it the kernel refuses writes, because they would be lost. Logs a failure to the kernel's
+        log.
+        """
+        path, state_file, claim = self._path, self._state_file, self.claim
+        try:
+            claim.append(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+            if os.path.exists(f"{state_file}{UNFLUSHED}"):
+                raise OSError(EIO, "")
+            for closed in (False, True):  # a flush may take long, and the second one has little to do
+                if loop_on(path):
+                    raise OSError(EBUSY, "")
+                if closed:
+                    ioctl.blkroset(claim[0], True)
+                flush(path)
+        except OSError as error:
+            why = "it is in use" if error.errno == EBUSY else f"flushing: {os.strerror(error.errno or 0)}"
+            if claim and error.errno != EBUSY:
+                pid = attribute(os.path.basename(path), "pid")
+                mark_unflushed(state_file, f'{{"identity": [{pid or "null"}, null, null]}}')
+            kmsg.write(kmsg.WARNING, f"{path}: not detached on SIGTERM: {why}")
+            while claim:
+                _open_to_writers(claim[0])
+                os.close(claim.pop())
+            return False
+        return True
 
 
 def hang_up(sockets: Iterable[int]) -> None:
@@ -202,35 +232,6 @@ def hang_up(sockets: Iterable[int]) -> None:
             _socket.socket(fileno=number).shutdown(_socket.SHUT_RDWR)
         except OSError:
             pass
-
-
-def _claim_unused(path: str, state_file: str, claim: list[int]) -> bool:
-    """Claims the device for us alone, if it has no user and all written data is on the server.
-
-    The claim is kept to the end, so that no program can begin to use a device that is about to go. During the second
-    flush and after it the kernel refuses writes, because they would be lost. Logs a failure to the kernel's log.
-    """
-    try:
-        claim.append(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-        if os.path.exists(f"{state_file}{UNFLUSHED}"):
-            raise OSError(EIO, "")
-        for closed in (False, True):  # a flush may take long, and the second one has little to do
-            if loop_on(path):
-                raise OSError(EBUSY, "")
-            if closed:
-                ioctl.blkroset(claim[0], True)
-            flush(path)
-    except OSError as error:
-        why = "it is in use" if error.errno == EBUSY else f"flushing: {os.strerror(error.errno or 0)}"
-        if claim and error.errno != EBUSY:
-            pid = attribute(os.path.basename(path), "pid")
-            mark_unflushed(state_file, f'{{"identity": [{pid or "null"}, null, null]}}')
-        kmsg.write(kmsg.WARNING, f"{path}: not detached on SIGTERM: {why}")
-        while claim:
-            _open_to_writers(claim[0])
-            os.close(claim.pop())
-        return False
-    return True
 
 
 def _open_to_writers(claim: int) -> None:
