@@ -1,11 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 # The tools for disks with unreadable blocks exit with 0 when they have met one: badblocks of e2fsprogs 1.47.2, ddrescue
-# 1.29, and dd of coreutils 9.7 with conv=noerror,sync. They leave different things in the copy: ddrescue keeps in a file,
-# or disk, that it overwrites the data of before in the 4096 bytes that it could not read, and dd with bs=64K makes zeroes
-# of all 65536 bytes of the request. A script that relies on the exit status, with "&&" or "set -e", goes on with a copy that
-# has a hole. The script has to read the output, or ddrescue's mapfile. dd without noerror, cp, nbdcopy and qemu-img convert exit
-# with 1.
+# 1.29, and dd of coreutils 9.7 with conv=noerror,sync. They leave different things in the copy: ddrescue keeps the data
+# of before, if it overwrites a file or disk, in the 4096 bytes that it could not read, and dd with bs=64K makes zeroes of
+# all 65536 bytes of the request. A script that relies on the exit status goes on with a copy that has a hole: it has to
+# read the output, or ddrescue's mapfile. dd without noerror, cp, nbdcopy and qemu-img convert exit with 1.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 
