@@ -266,6 +266,8 @@ BEYOND: dict[str, list[str]] = {
         "`findings/nbdkit-file-opens-its-name-again.sh`. nbdattach: the monitor compares the content.",
         "The retry filter repeats a FLUSH at the restarted server, which succeeds though the writes before it are lost: "
         "`findings/nbdkit-retry-makes-a-failed-flush-succeed.sh`. nbdattach: cannot tell.",
+        "The cache filter with cache-max-size loses writes that it has acknowledged: "
+        "`findings/nbdkit-cache-max-size-loses-writes.sh`. nbdattach: cannot tell.",
     ],
     "qemu-nbd": [
         "Without --persistent qemu-nbd ends with its first client. nbdattach: `list` and `info` enter no export, so that "
