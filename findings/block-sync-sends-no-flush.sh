@@ -4,7 +4,7 @@
 # to empty the disk's own cache. For a disk without a file system, ext2, FAT and UDF nothing does: no FLUSH is sent by
 # "dd of=DISK; sync", by "blockdev --flushbufs", by "sync --file-system", by remount,ro or by umount. A server that loses
 # its cache afterwards loses the data, though the file system is unmounted. ext4, f2fs and btrfs send one. fsync of each
-# file, or "sync DISK" after umount, sends one for all. 6.1.176 and 7.2.7 do the same.
+# file, or "sync DISK" after umount, sends one for all. 6.1.176 does the same, as does 7.2.7 with the disk and ext2.
 # shellcheck source=findings/lib
 . "$(dirname "$0")/lib"
 
