@@ -23,7 +23,7 @@ _MOST = 256
 def outcomes(do: Callable[[_Job], _Result], jobs: Sequence[_Job], stalled: float) -> Iterator[tuple[_Job, _Result]]:
     """Each job with its result, as they end. Raises what `do` raises.
 
-    `stalled`: seconds without an end until others join; as long as a job takes if it waits for nobody.
+    `stalled`: seconds without an end until others join; longer than a job takes that need not wait.
     """
     left = deque(jobs)
     work: dict[Future[_Result], _Job] = {}

@@ -43,7 +43,7 @@ sys.exit(code)
 """
 # Of all that a command might load: what takes longer than the command itself.
 HEAVY = {"asyncio", "pyroute2", "ssl", "subprocess", "logging", "multiprocessing", "email"}
-# What an attach needs only to say by whom a device is used, or how to serve an image.
+# Modules that an attach needs only to name the users of a device, or to serve an image.
 TO_REFUSE = {"nbdattach.attached.users", "nbdattach.attached.status", "nbdattach.own_server.kept"}
 
 
