@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
-from nbdattach import api
+from nbdattach import api, at_once
 from nbdattach.attached import state
 from nbdattach.boot import nbdtab
 from nbdattach.boot.nbdtab import Entry, Table
@@ -33,8 +32,8 @@ from nbdattach.text import from_wire, plain, quoted
 
 PATH = "/etc/nbdtab"
 MAX_BYTES = 1 << 20  # a line of 200 bytes for each of 5000 devices
-# Lines at the same time. Many may only wait for a server that is not up yet; those that do more take turns.
-MAX_AT_ONCE = 256
+# Seconds in which no line is done, if all that have begun wait for servers that are not up yet.
+_STALLED = 2.0
 
 
 def read(path: str = PATH) -> Table:
@@ -93,10 +92,7 @@ def patient(entries: Sequence[Entry], seconds: float) -> list[Entry]:
 
 def up(entries: Sequence[Entry], reporter: Reporter = QUIET) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
     """Attaches them all at the same time; yields the outcome of each as it comes."""
-    with ThreadPoolExecutor(max(1, min(len(entries), MAX_AT_ONCE))) as pool:
-        work = {pool.submit(_up, entry, reporter): entry for entry in entries}
-        for done in as_completed(work):
-            yield work[done], done.result()
+    yield from at_once.outcomes(lambda entry: _up(entry, reporter), entries, _STALLED)
 
 
 class _About(Reporter):

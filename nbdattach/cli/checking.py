@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -17,8 +17,8 @@ from nbdattach.errors import NbdattachError
 from nbdattach.reporter import Trace
 from nbdattach.text import plain
 
-# A silent server keeps its thread for the whole of the timeout.
-_AT_ONCE = 256
+# Seconds. A silent server keeps its thread for the whole of the timeout.
+_STALLED = 0.2
 
 Way = tuple[str, Callable[[], AbstractContextManager[There]]]
 
@@ -36,11 +36,17 @@ def checked(ways: Sequence[Way], timeout: float, trace: Trace) -> Iterator[tuple
         yield from _at_once(check, ways)
 
 
-def _at_once(check: Callable[[Way], tuple[str, Checked]], ways: Sequence[Way]) -> Iterable[tuple[str, Checked]]:
-    from concurrent.futures import ThreadPoolExecutor  # slow to import, and most commands have one target
+def _at_once(check: Callable[[Way], tuple[str, Checked]], ways: Sequence[Way]) -> Iterator[tuple[str, Checked]]:
+    from nbdattach import at_once  # slow to import, and most commands have one target
 
-    with killed_by_interrupt(), ThreadPoolExecutor(min(len(ways), _AT_ONCE)) as pool:
-        yield from pool.map(check, ways)
+    there: dict[int, tuple[str, Checked]] = {}
+    following = 0
+    with killed_by_interrupt():
+        for number, found in at_once.outcomes(lambda number: check(ways[number]), range(len(ways)), _STALLED):
+            there[number] = found
+            while following in there:
+                yield there.pop(following)
+                following += 1
 
 
 def _checked(way: Way, timeout: float, trace: Trace) -> tuple[str, Checked]:

@@ -98,13 +98,14 @@ def info_lines(
 ) -> str:
     """`refusal`: why the export cannot be attached. `lacks`: what an attachment would lack; empty ones are no line."""
     export, sizes = found.export, found.export.block_size
+    look = export.read_only and image is not None and image.writable  # a writable image is served read-only for it
     lines = [
         ("target", target),
         ("export", plain(export.name) or "'' (the default export)"),
         ("description", plain(export.description) or "-"),
         ("size", f"{export.size} ({size_text(export.size)})"),
-        ("access", "read-only" if export.read_only and not (image and image.writable) else "read-write"),
-        ("flags", ", ".join(export.flag_names) or "-"),
+        ("access", "read-only" if export.read_only and not look else "read-write"),
+        ("flags", (", ".join(export.flag_names) or "-") + (" (of this look, which is read-only)" if look else "")),
         (
             "block size",
             f"minimum {sizes.minimum}, preferred {sizes.preferred}, maximum {sizes.maximum}"

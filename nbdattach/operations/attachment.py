@@ -20,9 +20,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nbdattach.attached import state
-from nbdattach.attached.status import status_of
-from nbdattach.attached.users import in_use, open_by, users_of
-from nbdattach.attached.uses import opened, refusal
 from nbdattach.backends import choice, limits, queue_choice
 from nbdattach.backends.base import Hold, Job, Spent, Taken
 from nbdattach.clock import now
@@ -34,7 +31,6 @@ from nbdattach.device import Device
 from nbdattach.errors import (
     ConnectionLost,
     DeadlinePassed,
-    DeviceInUse,
     KernelRefused,
     NbdattachError,
 )
@@ -51,11 +47,9 @@ from nbdattach.operations.handle import Attachment
 from nbdattach.operations.tidying import tidy_up_later
 from nbdattach.operations.turns import TURNS
 from nbdattach.operations.twice import Wanted
-from nbdattach.own_server import kept
 from nbdattach.protocol.target import Target, others
 from nbdattach.relay import dialer
 from nbdattach.reporter import QUIET, Reporter
-from nbdattach.text import quoted
 
 if TYPE_CHECKING:
     from socket import socket
@@ -156,7 +150,9 @@ def _attach(
                     continue
                 except Busy:
                     if device:
-                        raise in_use(device, users_of(device)) from None
+                        from nbdattach.operations import occupied
+
+                        raise occupied.is_busy(device) from None
                     continue
                 with hold.node:
                     trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")
@@ -230,6 +226,8 @@ def _complete(
                 state.note_end(device, ended)
             tidy_up_later(device, ended and ended[0])
         if job.options.server:
+            from nbdattach.own_server import kept
+
             kept.take_back(job.options.server)
         raise
     finally:
@@ -261,6 +259,8 @@ def _steps_to_ready(hold: Hold, backend: choice.Backend, job: Job, deadline: Dea
     state.forget(node.device)  # the state of an attachment before this one
     state.save(node.device, _record(hold, backend, job))
     if job.options.server:
+        from nbdattach.own_server import kept
+
         kept.leave_to(job.options.server, node.device.name)
     return notes
 
@@ -300,57 +300,16 @@ def _already_there(tag: str, target: Target, device: Device | None, options: Con
         record = state.load(candidate)
         if record and record.tag == tag and (record.pid is None or alive(record.pid)):
             found = Attachment(candidate.path, Kernel(candidate).pid, fresh=False)  # now: another one may come later
-            _require_same(candidate, target, options)
+            from nbdattach.operations import occupied
+
+            occupied.require_same(candidate, target, options)
             notes = [f"{candidate.path}: already attached to {target.uri}"]
             if record.backend == "netlink" and record.reconnect and not options.root:
                 notes += _have_watched(candidate)  # the command that attached it may have been killed before it did so
             found.notes = tuple(notes)
             return found
     if device and Kernel(device).attached:
-        raise _holds_other(device)
+        from nbdattach.operations import occupied
+
+        raise occupied.holds_other(device)
     return None
-
-
-def _require_same(device: Device, target: Target, options: ConnectOptions) -> None:
-    """Raises `DeviceInUse` if the attachment has the right tag but another export or other properties."""
-    there, record = status_of(device), state.load(device)
-    hint = f"nbdattach disconnect {device.path}, or give another --tag"
-    attached = record.target if record else there.target
-    if attached != target.uri:
-        raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {attached}", hint)
-    if options.read_only and not there.read_only:
-        raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
-    if record and record.trust != target.trust:
-        cause = f"{target.uri} is attached there with other TLS options (verification, certificate or key)"
-        raise DeviceInUse(device.path, cause, hint)
-    transport = there.tls and there.tls["transport"]
-    if transport and options.tls_transport not in ("auto", transport):
-        cause = f"{target.uri} is attached there with TLS by {transport}, not by {options.tls_transport}"
-        raise DeviceInUse(device.path, cause, hint)
-    for option, wanted, found in (
-        ("--expect-size", options.expect_size, there.size),
-        ("--block-size", options.block_size, there.block_size),
-    ):
-        if wanted is not None and wanted != found:
-            raise DeviceInUse(
-                device.path, f"{target.uri} is attached there with {found} bytes, not {option} {wanted}", hint
-            )
-    # By the record: the files of the queue cannot be read if the kernel waits for the server.
-    for name in ("scheduler", "read-ahead") if record else ():
-        field = name.replace("-", "_")
-        asked, was = getattr(options, field), getattr(record, field)
-        if asked is not None and asked != was:
-            attached = f"--{name} {was}" if was is not None else f"no --{name}"
-            raise DeviceInUse(
-                device.path, f"{target.uri} is attached there with {attached}, not --{name} {asked}", hint
-            )
-
-
-def _holds_other(device: Device) -> DeviceInUse:
-    status = status_of(device)
-    if status.state == "lost":
-        users = users_of(device) or opened(open_by(device))
-        cause = f"holds the rest of a lost attachment, and is still {users if users else 'open'}"
-        return refusal(device, cause, "release it first", users.uses)
-    what = status.target or f"an attachment of process {status.pid}"
-    return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or use another device")

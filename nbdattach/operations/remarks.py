@@ -9,7 +9,6 @@ from nbdattach.backends import choice, durability
 from nbdattach.backends.base import Job
 from nbdattach.backends.limits import Geometry
 from nbdattach.connect_options import ConnectOptions
-from nbdattach.connection import credentials
 from nbdattach.connection.kernel_socket import has_room
 from nbdattach.content.reading import run
 from nbdattach.deadline import Deadline
@@ -28,8 +27,11 @@ _TABLE = b"\x55\xaa"
 def on_export(target: Target, options: ConnectOptions, export: Export, shape: Geometry) -> list[str]:
     """Of what the server offers. Raises `Refused` if the user insists on writing, and cannot."""
     notes = _why_read_only(target, options, shape)
-    for key in credentials.exposed(target) if target.tls else ():
-        notes.append(f"warning: every user can read or write the key {plain(key)}: chmod go= {typed(key)}")
+    if target.tls:
+        from nbdattach.connection import credentials
+
+        for key in credentials.exposed(target):
+            notes.append(f"warning: every user can read or write the key {plain(key)}: chmod go= {typed(key)}")
     lacks = (shape.lack, durability.lack_of_flush(export, shape.read_only))
     return notes + [f"{target.uri}: {lack}" for lack in lacks if lack]
 

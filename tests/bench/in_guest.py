@@ -12,9 +12,11 @@ import json
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import crowd
 import earlier
@@ -145,8 +147,8 @@ def over_tls(cipher: str, options: argparse.Namespace) -> list[Row]:
 # -- the whole ---------------------------------------------------------------------------------------------------
 
 
-def measure(options: argparse.Namespace) -> Iterator[tuple[str, list[Row]]]:
-    """Title and rows of one table after the other."""
+def measure(options: argparse.Namespace, failed: list[str]) -> Iterator[tuple[str, list[Row]]]:
+    """Title and rows of one table after the other. A part that fails goes to `failed`, and the others go on."""
     path = "a Unix socket" if options.unix else "TCP"
     with nbdkit("memory", options.size, unix=SOCKET if options.unix else "") as server:
         if options.sweep == "sectors":
@@ -159,7 +161,11 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, list[Row]]]:
             )
         else:
             for part in options.only:
-                yield part_of(part, path, server, options)
+                try:
+                    yield part_of(part, path, server, options)
+                except Exception:
+                    traceback.print_exc()
+                    failed.append(part)
 
 
 def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -> tuple[str, list[Row]]:
@@ -210,10 +216,13 @@ def main() -> None:
     if "nbdattach.lab=1" not in Path("/proc/cmdline").read_text():
         sys.exit("this runs in a guest only: see tests/lab/README.md")
     subprocess.run(["modprobe", "nbd"], check=True)
-    found = {}
-    for title, rows in measure(options):
+    found: dict[str, list[dict[str, Any]]] = {}
+    failed: list[str] = []
+    for title, rows in measure(options, failed):
         found[title] = [asdict(row) for row in rows]
-        options.result.write_text(json.dumps(found))  # a later part may fail
+        options.result.write_text(json.dumps(found))  # the guest itself may end before the last part
+    if failed:
+        sys.exit(f"bench: failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

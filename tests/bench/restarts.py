@@ -25,6 +25,7 @@ from servers import Server, free_port, nbdkit, poll
 MIB = 1 << 20
 WRITERS = 8
 AWAY = (1.0, 5.0)
+_TRIES = 5
 NEW_AIM, OLD_AIM = "<= 1000", "<= 6000"
 
 
@@ -53,7 +54,7 @@ def measure(contenders: dict[int, Contender], rounds: int) -> list[Row]:
     errors = Row("errors", "count", subject, {subject: []}, {subject: "<= 0"})
     for _ in range(rounds):
         for connections, away in kinds:
-            felt = one_restart(contenders[connections], away)
+            felt = _one_that_counts(contenders[connections], away)
             new[connections, away].samples[subject].append(felt.new)
             old[connections, away].samples[subject].append(felt.old)
             in_flight.samples[subject].append(felt.in_flight)
@@ -63,7 +64,15 @@ def measure(contenders: dict[int, Contender], rounds: int) -> list[Row]:
     return [*(row for kind in kinds for row in (new[kind], old[kind])), in_flight, errors]
 
 
-def one_restart(contender: Contender, away: float) -> Felt:
+def _one_that_counts(contender: Contender, away: float) -> Felt:
+    for _ in range(_TRIES):
+        if felt := one_restart(contender, away):
+            return felt
+    raise RuntimeError(f"{_TRIES} times no request was in flight at the server's death")
+
+
+def one_restart(contender: Contender, away: float) -> Felt | None:
+    """None if no request was in flight: those from before its death were answered, the others are from after it."""
     device, port = Device(0), free_port()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as servers:
         image = Path(folder, "image")
@@ -88,9 +97,9 @@ def one_restart(contender: Contender, away: float) -> Felt:
                     load.see_it_run()
         if not load.is_on(image):
             load.errors.append("the server's image lacks what was written")
-    if not old:
-        raise RuntimeError(f"no request was in flight at the server's death, or none came back: {load.errors}")
-    return Felt(new, (max(old) - back) * 1000, len(old), load.errors)
+    if not old and not load.errors:
+        return None
+    return Felt(new, (max(old, default=float("inf")) - back) * 1000, len(old), load.errors)
 
 
 def serve(image: Path, port: int) -> AbstractContextManager[Server]:
@@ -108,7 +117,9 @@ def _milliseconds_for_a_new_read(load: Load) -> float:
 @contextlib.contextmanager
 def attachment(contender: Contender, server: Server, device: Device) -> Iterator[None]:
     run(contender.attach(server, device.path))
-    until(lambda: device.ready)
-    yield
-    run(contender.detach(device.path))
-    until(lambda: device.free)
+    try:
+        until(lambda: device.ready)
+        yield
+    finally:
+        run(contender.detach(device.path))
+        until(lambda: device.free)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import tempfile
 import time
@@ -66,6 +67,8 @@ RESIDENT, FURTHER, AT_REST = "monitor, resident", "monitor, a further device", "
 
 def measure(nbdattach: str, rounds: int, counts: tuple[int, ...] = COUNTS) -> list[Row]:
     figures = Figures()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the server has one for each connection
     # More threads a connection than one would be thousands.
     with nbdkit("--threads=1", "memory", "16M") as server:
         for _ in range(rounds):

@@ -43,6 +43,8 @@ sys.exit(code)
 """
 # Of all that a command might load: what takes longer than the command itself.
 HEAVY = {"asyncio", "pyroute2", "ssl", "subprocess", "logging", "multiprocessing", "email"}
+# Modules that an attach needs only to name the users of a device, or to serve an image.
+TO_REFUSE = {"nbdattach.attached.users", "nbdattach.attached.status", "nbdattach.own_server.kept"}
 
 
 def cost(folder: Path, *words: str) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def test_a_command_loads_no_library_for_netlink_and_starts_no_program(tmp_path: 
         attach, detach = connect_and_disconnect(tmp_path, server, "nbd1")
     for one in (attach, detach):
         assert (one["programs"], HEAVY & {*one["modules"]}) == ([], set())
+    assert TO_REFUSE & {*attach["modules"]} == set()
     # The guard. To detach: one opens the device for us, one flushes, one writes dirty pages and looks for new ones.
     assert (attach["copies"], detach["copies"]) == (1, 3)
 

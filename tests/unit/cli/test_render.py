@@ -20,6 +20,7 @@ from nbdattach.connection.client import Checked, Inspected
 from nbdattach.errors import Refused
 from nbdattach.protocol.export import BlockSize, Export, Listed
 from nbdattach.protocol.target import Target
+from nbdattach.server_of_ours import Image
 
 TARGET = Target("db1", 99, export="disk")
 EMPTY = refusal("nbd://db1", Export("", 0, 0, "oldstyle"))
@@ -280,6 +281,17 @@ def test_info_lines() -> None:
         "protocol:    newstyle-fixed",
         "tls:         TLSv1.3 TLS_AES_256_GCM_SHA384",
     ]
+
+
+LOOK = " (of this look, which is read-only)"
+
+
+@pytest.mark.parametrize(("writable", "access", "more"), [(True, "read-write", LOOK), (False, "read-only", "")])
+def test_info_lines_of_an_image_tell_which_flags_are_of_the_look(writable: bool, access: str, more: str) -> None:
+    image = Image("/srv/disk.qcow2", "qcow2", "1:2", writable=writable)
+    lines = render.info_lines("/srv/disk.qcow2", Inspected(EXPORT, None), image=image).splitlines()
+    assert f"access:      {access}" in lines
+    assert f"flags:       has_flags, read_only, send_flush, can_multi_conn{more}" in lines
 
 
 def test_info_lines_when_little_is_known() -> None:

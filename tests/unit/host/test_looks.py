@@ -108,7 +108,7 @@ def test_processes_are_looked_at_even_if_no_thread_can_be_started(monkeypatch: p
 
 
 @pytest.mark.parametrize("most", [True, False])
-def test_what_was_not_looked_at_does_not_pass_for_no_user(
+def test_a_process_that_was_not_looked_at_does_not_pass_for_no_user(
     is_one: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch, most: bool
 ) -> None:
     start = threading.Thread.start
@@ -139,7 +139,7 @@ def test_a_failed_look_does_not_pass_for_an_answer(ends: threading.Event) -> Non
             look_at([first, 1, 3, ONE], fail)
 
 
-def test_what_was_left_behind_looks_at_nothing_later(ends: threading.Event) -> None:
+def test_a_thread_that_was_left_behind_looks_at_nothing_later(ends: threading.Event) -> None:
     seen, threads = [], set()
 
     def fail(number: int) -> bool:

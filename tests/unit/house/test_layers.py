@@ -46,6 +46,7 @@ GROUND = {
     "error_facts",
     "tls_session",
     "server_of_ours",
+    "at_once",
 }
 
 # Outside thing: the modules that may import it.

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Many jobs at the same time: few threads while they go on, and as many as there are jobs if they wait."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from nbdattach import at_once
+
+SOON = 60.0
+MANY = 200
+
+
+def test_each_job_has_its_result() -> None:
+    assert dict(at_once.outcomes(lambda job: -job, range(MANY), SOON)) == {job: -job for job in range(MANY)}
+
+
+def test_no_jobs_are_no_outcomes() -> None:
+    assert [*at_once.outcomes(lambda job: job, [], SOON)] == []
+
+
+def test_jobs_that_go_on_have_few_threads() -> None:
+    threads: set[threading.Thread] = set()
+    for _ in at_once.outcomes(lambda _: threads.add(threading.current_thread()), range(MANY), SOON):
+        pass
+    assert len(threads) <= at_once._FEW
+
+
+@pytest.mark.parametrize("waiting", [1, at_once._FEW, 100, MANY - 1])
+def test_jobs_that_wait_hold_up_no_other_one(waiting: int) -> None:
+    """The first ones end only when all others have."""
+    others = threading.Semaphore(0)
+
+    def work(job: int) -> None:
+        if job < waiting:
+            assert others.acquire(timeout=SOON)
+            others.release()
+
+    ended = []
+    for job, _ in at_once.outcomes(work, range(MANY), 0.05):
+        ended.append(job)
+        if len(ended) == MANY - waiting:
+            others.release()
+    assert {*ended[: MANY - waiting]} == {*range(waiting, MANY)}
+    assert sorted(ended) == [*range(MANY)]
+
+
+def test_an_error_is_that_of_the_caller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        for _ in at_once.outcomes(lambda job: 1 // job, [1, 0], SOON):
+            pass
