@@ -76,7 +76,6 @@ def test_an_error_is_that_of_the_caller_and_keeps_no_other_job_from_its_turn() -
 
 def test_a_caller_that_has_enough_gets_no_more() -> None:
     begun: list[int] = []
-    outcomes = at_once.outcomes(begun.append, range(MANY), SOON)
-    next(outcomes)
-    outcomes.close()
+    for _ in at_once.outcomes(begun.append, range(MANY), SOON):
+        break
     assert len(begun) <= 3 * at_once._FEW
