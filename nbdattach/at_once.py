@@ -2,8 +2,9 @@
 """Many jobs at the same time, most of which compute, while some wait for a server that does not answer.
 
 A thread for each job costs more than it saves: they compete for the interpreter's lock, and each attachment makes
-copies of this process, stacks of all threads included. So only a few jobs begin. If none of them ends for a while, they
-wait, and as many others join them.
+copies of this process, stacks of all threads included. So only a few jobs begin. As many others join those that wait: a
+job waits if many that began after it have ended, however fast this machine is; and all of them do if none of them ends
+for a while.
 """
 
 from __future__ import annotations
@@ -21,22 +22,39 @@ _MOST = 256
 
 
 def outcomes(do: Callable[[_Job], _Result], jobs: Sequence[_Job], stalled: float) -> Iterator[tuple[_Job, _Result]]:
-    """Each job with its result, as they end. Raises what `do` raises.
+    """Each job with its result, as they end. If `do` raises, the others still have their turn, and then it is raised.
 
     `stalled`: seconds without an end until others join; longer than a job takes that need not wait.
     """
-    left = deque(jobs)
+    left, errors = deque(jobs), list[BaseException]()
     work: dict[Future[_Result], _Job] = {}
+    overtaken: dict[Future[_Result], int] = {}  # by how many, in the order of their beginnings
     with ThreadPoolExecutor(_MOST) as pool:
 
-        def begin(count: int) -> None:
-            for _ in range(min(count, len(left), _MOST - len(work))):
+        def begin() -> None:
+            waiting = sum(count >= _FEW for count in overtaken.values())
+            for _ in range(min(len(left), min(max(_FEW, 2 * waiting), _MOST) - len(work))):
                 job = left.popleft()
-                work[pool.submit(do, job)] = job
+                one = pool.submit(do, job)
+                work[one], overtaken[one] = job, 0
 
-        begin(_FEW)
+        begin()
         while work:
             ended = wait(work, stalled if left else None, FIRST_COMPLETED).done
+            if not ended:
+                overtaken.update(dict.fromkeys(work, _FEW))
             for one in ended:
-                yield work.pop(one), one.result()
-            begin(len(ended) or len(work))
+                for earlier in overtaken:
+                    if earlier is one:
+                        break
+                    overtaken[earlier] += 1
+                del overtaken[one]
+            done = [(work.pop(one), one) for one in ended]
+            begin()
+            for job, one in done:
+                if error := one.exception():
+                    errors.append(error)
+                else:
+                    yield job, one.result()
+    if errors:
+        raise errors[0]

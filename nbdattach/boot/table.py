@@ -10,6 +10,7 @@ Decisions that matter:
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -91,8 +92,16 @@ def patient(entries: Sequence[Entry], seconds: float) -> list[Entry]:
 
 
 def up(entries: Sequence[Entry], reporter: Reporter = QUIET) -> Iterator[tuple[Entry, api.Attachment | NbdattachError]]:
-    """Attaches them all at the same time; yields the outcome of each as it comes."""
-    yield from at_once.outcomes(lambda entry: _up(entry, reporter), entries, _STALLED)
+    """Attaches them all at the same time; yields the outcome of each as it comes.
+
+    All are attached even if the caller takes no more outcomes, as when the reader of its output has gone.
+    """
+    outcomes = at_once.outcomes(lambda entry: _up(entry, reporter), entries, _STALLED)
+    try:
+        for one in outcomes:  # noqa: UP028 - that would close them, too
+            yield one
+    finally:
+        deque(outcomes, maxlen=0)
 
 
 class _About(Reporter):

@@ -71,17 +71,19 @@ def up(
     results: list[dict[str, object]] = []
     with killed_by_interrupt():
         for entry, outcome in table.up(table.patient(entries, retry_for), OnTerminal()):
-            if isinstance(outcome, NbdattachError):
-                failed[entry.device] = outcome
-                say_error(outcome)
-                continue
-            for note in outcome.notes:
-                say(note)
-            if as_json:
-                results.append(render.status_object(outcome.status()))
-                continue
-            click.echo(outcome.device)
-            sys.stdout.flush()
+            try:
+                if isinstance(outcome, NbdattachError):
+                    raise outcome
+                for note in outcome.notes:
+                    say(note)
+                if as_json:
+                    results.append(render.status_object(outcome.status()))
+                else:
+                    click.echo(outcome.device)
+                    sys.stdout.flush()
+            except NbdattachError as error:
+                failed[entry.device] = error
+                say_error(error)
     failures += [failed[entry.device] for entry in entries if entry.device in failed]
     if failures:
         raise Failures(failures, results, said=True)

@@ -39,8 +39,8 @@ class Wanted:
 
     def __init__(self, target: Target, export: str, address: str | None, also: Sequence[Target] = ()) -> None:
         patience = Deadline(_LOOKUP)
-        others = [(one, one.export, _addresses(one, None, patience)) for one in also]
-        self._exports: list[_Export] = [(target, export, _addresses(target, address, patience)), *others]
+        wanted = [(target, export, address), *((one, one.export, None) for one in also)]  # the one reached first
+        self._exports: list[_Export] = [(one, name, _addresses(one, known, patience)) for one, name, known in wanted]
         self._target = target
         self._left = patience.remaining()  # for the names of devices, after a wait for the locks
 

@@ -47,7 +47,35 @@ def test_jobs_that_wait_hold_up_no_other_one(waiting: int) -> None:
     assert sorted(ended) == [*range(MANY)]
 
 
-def test_an_error_is_that_of_the_caller() -> None:
+def test_a_few_that_go_on_do_not_hide_that_the_others_wait() -> None:
+    """The first ones leave one thread to the others, and there is always an end. Those after them need companions."""
+    first, alone, companions = at_once._FEW - 1, 2 * at_once._FEW, 8
+    others, meeting = threading.Event(), threading.Barrier(companions)
+
+    def work(job: int) -> None:
+        if job < first:
+            assert others.wait(SOON)
+        elif job >= first + alone:
+            meeting.wait(SOON)  # raises if they do not come
+
+    ended = set()
+    for job, _ in at_once.outcomes(work, range(first + alone + 10 * companions), 10 * SOON):
+        ended.add(job)
+        if len(ended) == alone + 10 * companions:
+            others.set()
+    assert len(ended) == first + alone + 10 * companions
+
+
+def test_an_error_is_that_of_the_caller_and_keeps_no_other_job_from_its_turn() -> None:
+    ended = []
     with pytest.raises(ZeroDivisionError):
-        for _ in at_once.outcomes(lambda job: 1 // job, [1, 0], SOON):
-            pass
+        for job, _ in at_once.outcomes(lambda job: 1 // job, range(MANY), SOON):
+            ended.append(job)
+    assert sorted(ended) == [*range(1, MANY)]
+
+
+def test_a_caller_that_has_enough_gets_no_more() -> None:
+    begun: list[int] = []
+    for _ in at_once.outcomes(begun.append, range(MANY), SOON):
+        break
+    assert len(begun) <= 3 * at_once._FEW

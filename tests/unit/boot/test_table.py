@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Callable
@@ -166,6 +167,29 @@ def test_a_line_with_a_mistake_keeps_no_other_from_being_attached(
     assert ran(capsys, "up", "--table", str(file), "nbd1") == (0, "/dev/nbd1\n", "")
     assert ran(capsys, "up", "--table", str(file), "nbd0") == (2, "", said)
     assert [index for index, *_ in attached] == [1, 1]
+
+
+def test_a_caller_that_fails_keeps_no_line_from_being_attached(
+    file: Path, attached: list[tuple[int, str, ConnectOptions]]
+) -> None:
+    """The reader of its output may have gone."""
+    file.write_text("".join(f"nbd{number} db1 disk{number}\n" for number in range(100)))
+    for _ in table.up(table.read(str(file)).entries):
+        break
+    assert sorted(index for index, *_ in attached) == [*range(100)]
+
+
+@pytest.mark.usefixtures("attached")
+def test_a_device_that_has_gone_before_it_is_shown_is_a_failure_like_any_other(
+    capsys: Capture, file: Path, host: Host
+) -> None:
+    """Its server may have ended this moment."""
+    host.attach(Device(1))
+    code, out, err = ran(capsys, "up", "--all", "--json", "--table", str(file))
+    assert (code, err.count("not attached")) == (8, 2)
+    shown = json.loads(out)
+    assert [one["thing"] for one in shown["errors"]] == ["/dev/nbd0", "/dev/nbd2"]
+    assert [one["device"] for one in shown["results"]] == ["/dev/nbd1"]
 
 
 def test_up_of_a_device_without_a_line_names_the_file(

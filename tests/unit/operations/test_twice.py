@@ -231,3 +231,21 @@ def test_names_that_cannot_be_looked_up_cost_their_time_once(monkeypatch: pytest
     state.save(NBD0, replace(RECORD, also=("nbd://db2/disk", "nbd://db3/disk")))
     twice.Wanted(parse_target("nbd://db4/disk"), "disk", None).refuse()
     assert [bool(seconds) for seconds in waited] == [True, False, False, False]
+
+
+@pytest.mark.usefixtures("host")
+def test_a_name_of_another_server_that_cannot_be_looked_up_takes_no_time_from_the_one_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which may be known by its second address only."""
+    time_left = [True]
+
+    def addresses(target: Target, _: Deadline) -> list[str]:
+        if target.host == "alias" and time_left:
+            return ["10.0.0.1", "fd00::1"]
+        time_left.clear()
+        return []
+
+    monkeypatch.setattr(twice, "addresses_of", addresses)
+    with pytest.raises(DeviceInUse):
+        twice.Wanted(parse_target("nbd://alias/disk"), "disk", "fd00::1", [parse_target("nbd://away/disk")]).refuse()
