@@ -27,34 +27,30 @@ def outcomes(do: Callable[[_Job], _Result], jobs: Sequence[_Job], stalled: float
     `stalled`: seconds without an end until others join; longer than a job takes that need not wait.
     """
     left, errors = deque(jobs), list[BaseException]()
-    work: dict[Future[_Result], _Job] = {}
+    running: dict[Future[_Result], _Job] = {}
     overtaken: dict[Future[_Result], int] = {}  # by how many, in the order of their beginnings
+    ended: list[tuple[_Job, Future[_Result]]] = []
     with ThreadPoolExecutor(_MOST) as pool:
-
-        def begin() -> None:
+        while left or running or ended:
             waiting = sum(count >= _FEW for count in overtaken.values())
-            for _ in range(min(len(left), min(max(_FEW, 2 * waiting), _MOST) - len(work))):
+            while left and len(running) < min(max(_FEW, 2 * waiting), _MOST):
                 job = left.popleft()
                 one = pool.submit(do, job)
-                work[one], overtaken[one] = job, 0
-
-        begin()
-        while work:
-            ended = wait(work, stalled if left else None, FIRST_COMPLETED).done
-            if not ended:
-                overtaken.update(dict.fromkeys(work, _FEW))
-            for one in ended:
+                running[one], overtaken[one] = job, 0
+            for job, one in ended:  # the caller may take its time with them, so others have begun
+                if error := one.exception():
+                    errors.append(error)
+                else:
+                    yield job, one.result()
+            done = wait(running, stalled if left else None, FIRST_COMPLETED).done
+            if not done:
+                overtaken.update(dict.fromkeys(running, _FEW))
+            for one in done:
                 for earlier in overtaken:
                     if earlier is one:
                         break
                     overtaken[earlier] += 1
                 del overtaken[one]
-            done = [(work.pop(one), one) for one in ended]
-            begin()
-            for job, one in done:
-                if error := one.exception():
-                    errors.append(error)
-                else:
-                    yield job, one.result()
+            ended = [(running.pop(one), one) for one in done]
     if errors:
         raise errors[0]

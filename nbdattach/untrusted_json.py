@@ -62,8 +62,7 @@ def made_of(kind: type[T], content: object, strict: bool = False) -> T:
     readers = _readers(kind)  # type: ignore[arg-type] # mypy: a class may be no key
     if strict and not content.keys() <= readers.keys():
         raise ValueError(f"unknown fields of {kind.__name__}")
-    known = ((name, read, label) for name, (read, label) in readers.items() if name in content)
-    values = {name: read(content[name], label, strict) for name, read, label in known}
+    values = {name: read(content[name], label, strict) for name, (read, label) in readers.items() if name in content}
     try:
         return kind(**values)
     except TypeError as error:

@@ -152,7 +152,7 @@ def _attach(
                     if device:
                         from nbdattach.operations import occupied
 
-                        raise occupied.is_busy(device) from None
+                        raise occupied.open_elsewhere(device) from None
                     continue
                 with hold.node:
                     trace(f"{candidate.path}: served by {backend.name}, {len(job.sockets)} connection(s)")

@@ -62,6 +62,6 @@ def holds_other(device: Device) -> DeviceInUse:
     return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or use another device")
 
 
-def is_busy(device: Device) -> DeviceInUse:
+def open_elsewhere(device: Device) -> DeviceInUse:
     """Another program has it open for itself alone."""
     return in_use(device, users_of(device))

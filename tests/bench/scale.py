@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,8 @@ from contenders import netlink
 from figures import Row
 from monitor_process import LEAST_DEVICES
 from servers import Server, nbdkit
+
+from nbdattach.host import procfs
 
 # From small to large. Lines of larger ones are compared with those of the second, which is past the start's cost.
 COUNTS = (1, 16, 64, 256)
@@ -67,8 +68,7 @@ RESIDENT, FURTHER, AT_REST = "monitor, resident", "monitor, a further device", "
 
 def measure(nbdattach: str, rounds: int, counts: tuple[int, ...] = COUNTS) -> list[Row]:
     figures = Figures()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the server has one for each connection
+    procfs.raise_descriptor_limit()  # the server has one for each connection
     # More threads a connection than one would be thousands.
     with nbdkit("--threads=1", "memory", "16M") as server:
         for _ in range(rounds):
