@@ -30,6 +30,7 @@ from tool import (
     nbd,
     nbd_ok,
     partitioned_image,
+    process_state,
     promised,
     shell,
     sparse_file,
@@ -484,8 +485,17 @@ def test_force_on_a_server_that_reads_nothing_any_more() -> None:
 
 def hold_up() -> None:
     """A program looks for partitions, which waits for the silent server, and blocks others that open nbd0."""
-    shell("blockdev --rereadpt /dev/nbd0 >/dev/null 2>&1 &")
-    eventually(lambda: subprocess.run(["pgrep", "--runstates", "D", "blockdev"], capture_output=True).stdout)
+    again = ["blockdev", "--rereadpt", "/dev/nbd0"]
+    looking = subprocess.Popen(again)
+
+    def waits() -> bool:
+        nonlocal looking
+        if looking.poll() is not None:
+            print("it has ended:", looking.returncode)
+            looking = subprocess.Popen(again)
+        return bool(FIRST.inflight) and process_state(looking.pid) == "D"
+
+    eventually(waits)
 
 
 @pytest.mark.spoils

@@ -72,8 +72,12 @@ class Server:
         return not self._lives()
 
     def pause(self) -> None:
-        """Stops it: it keeps its connections and answers nothing, until `resume`."""
+        """Stops it: it keeps its connections and answers nothing, until `resume`; on return it has stopped.
+
+        One of its threads takes the signal when it runs, and the others may answer until then.
+        """
         self._signal(signal.SIGSTOP)
+        poll(lambda: self._states() <= set("TtDZX"), f"process group {self._group} to stop")
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -89,12 +93,16 @@ class Server:
     def _lives(self) -> bool:
         """Whether any thread of the group is left that is not a zombie; a zombie's parent may leave it for good."""
         self._process.poll()
-        return self._signal(0) and any(
-            state not in "ZX"
+        return self._signal(0) and not self._states() <= set("ZX")
+
+    def _states(self) -> set[str]:
+        """Those of all threads of the group."""
+        return {
+            state
             for process in Path("/proc").glob("[0-9]*")
             if _state_and_group(process)[1] == self._group
             for state, _ in map(_state_and_group, _threads(process))
-        )
+        }
 
     def is_up(self) -> bool:
         """Whether it takes connections. Raises `RuntimeError` with its log when it has ended.
