@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 
 from nbdattach.host import bare_process, syscalls
@@ -26,6 +27,11 @@ _KTHREADD = 2
 _PF_KTHREAD = 0x00200000
 # Of /proc/PID/task, which has two and one for each thread. A kernel thread has no descriptors and no other thread.
 _LINKS_OF_ONE_THREAD = 3
+# When a process was seen to be a thread of the kernel, by its number, and for how many seconds that is good: a command
+# asks several times, and there may be thousands. Only a program that the kernel starts could pass for one then, if its
+# number was given again so soon.
+_seen_as_thread: dict[str, float] = {}
+_GOOD_FOR = 5.0
 # Mount points of remote file systems, by mount namespace.
 _remote: dict[str, tuple[str, ...]] = {}
 
@@ -274,7 +280,11 @@ def _kernel_threads() -> set[str]:
     if not fields or not int(fields[6]) & _PF_KTHREAD:
         return set()
     children = " ".join(lines(f"{_KTHREADD}/task/{_KTHREADD}/children")).split()
-    return {pid for pid in children if _has_no_program(pid)}
+    global _seen_as_thread
+    now = time.monotonic()
+    seen = {pid: at for pid, at in _seen_as_thread.items() if now - at < _GOOD_FOR}
+    _seen_as_thread = {pid: seen.get(pid, now) for pid in children if pid in seen or _has_no_program(pid)}
+    return set(_seen_as_thread)
 
 
 def _has_no_program(pid: str) -> bool:
