@@ -12,13 +12,20 @@ from pathlib import Path
 
 import pytest
 from servers import free_port, nbdkit
-from tool import attached, by_our_backend, catches, digest_of, eventually, fill_with_noise, nbd_ok, sparse_file
+from tool import BACKEND, attached, by_our_backend, catches, digest_of, eventually, fill_with_noise, nbd_ok, sparse_file
 
 import nbdattach
 from nbdattach.device import Device
 from nbdattach.kernel.sysfs import Kernel
 
 FIRST = Kernel(Device(0))
+# Uses our API: attaches nbd0, and detaches it at the end of its input.
+PROGRAM = """
+import sys, nbdattach
+with nbdattach.connect(sys.argv[1], "nbd0", backend=sys.argv[2]) as attachment:
+    print(attachment.device, flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -45,6 +52,19 @@ def test_foreground_detaches(tmp_path: Path, old: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         assert (process.returncode, err, FIRST.attached) == (0, "", False)
+    assert digest_of(image) == written
+
+
+def test_a_program_with_our_api_detaches(tmp_path: Path, old: Path) -> None:
+    image = sparse_file(tmp_path / "image", 8 << 20)
+    with nbdkit("file", f"file={image}") as server:
+        words = [sys.executable, "-c", PROGRAM, server.uri, BACKEND]
+        process = subprocess.Popen(words, cwd=old, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout and process.stdout.readline() == "/dev/nbd0\n"
+        shutil.rmtree(old)
+        written = fill_with_noise("/dev/nbd0", 8)
+        process.communicate(timeout=60)
+        assert (process.returncode, FIRST.attached) == (0, False)
     assert digest_of(image) == written
 
 
