@@ -10,7 +10,7 @@ from collections.abc import Callable
 from nbdattach.api import Attachment
 from nbdattach.device import parse_device
 from nbdattach.errors import DeviceInUse, KernelRefused, NoConnection
-from nbdattach.host import bare_process, systemd
+from nbdattach.host import bare_process, systemd, upgrade
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.reporter import QUIET, Reporter
 
@@ -30,6 +30,7 @@ def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None
         worker = os.pidfd_open(there.pid) if there.pid and there.backend == "ioctl" else None
     except ProcessLookupError:
         raise _ended(device.path) from None
+    upgrade.load_all()
     woken = bare_process.end_signals()
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
     while True:

@@ -24,6 +24,7 @@ from nbdattach.attached.status import status_of
 from nbdattach.cli.view import Sample, View
 from nbdattach.device import Device
 from nbdattach.errors import Malformed, NbdattachError, NotAttached
+from nbdattach.host import upgrade
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel
 
@@ -43,6 +44,7 @@ def watch(wanted: list[Device]) -> None:
     """
     _refuse_other_than_terminals()
     library = _curses()
+    upgrade.load_all()
     with _signals() as signals, _screen(library) as window:
         killer = _Watch(library, window, signals, wanted).run()
     if killer:

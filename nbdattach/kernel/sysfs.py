@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import Malformed
@@ -148,7 +149,9 @@ class Block:
 
 
 # In the file `stat`, fields of reads, writes, discards and flushes: how many were done, and the milliseconds they took.
+# Old kernels have fewer fields.
 _DONE, _TOOK = (0, 4, 11, 15), (3, 7, 14, 16)
+_READ, _WRITTEN, _DISCARDED, _INFLIGHT, _FLUSHES = 2, 6, 13, 8, 15
 
 
 @immutable
@@ -260,8 +263,7 @@ class Kernel:
     @property
     def completed(self) -> int:
         """Requests done since the device was made: reads, writes, discards, flushes (Documentation/block/stat.rst)."""
-        fields = (self._read("stat") or "").split()
-        return sum(int(fields[at]) for at in (0, 4, 11, 15) if at < len(fields))
+        return _sum_of(self._counters, _DONE)
 
     @property
     def stat(self) -> Stat | None:
@@ -271,20 +273,21 @@ class Kernel:
     @property
     def written(self) -> int:
         """Sectors, since the device was made (Documentation/block/stat.rst)."""
-        fields = (self._read("stat") or "").split()
-        return int(fields[6]) if len(fields) > 6 else 0
+        return _sum_of(self._counters, [_WRITTEN])
 
     @property
     def altered(self) -> int:
         """Sectors written or discarded since the device was made."""
-        fields = (self._read("stat") or "").split()
-        return sum(int(fields[at]) for at in (6, 13) if at < len(fields))
+        return _sum_of(self._counters, [_WRITTEN, _DISCARDED])
 
     @property
     def flushes(self) -> int:
         """Sent since the device was made."""
-        fields = (self._read("stat") or "").split()
-        return int(fields[15]) if len(fields) > 15 else 0
+        return _sum_of(self._counters, [_FLUSHES])
+
+    @property
+    def _counters(self) -> list[int]:
+        return _counters(self._path)
 
     @property
     def counts_requests(self) -> bool:
@@ -369,16 +372,25 @@ class Kernel:
 
 
 def _stat(folder: str) -> Stat | None:
-    fields = [int(field) for field in (_read(f"{folder}/stat") or "").split()]
-    if len(fields) < 9:
+    fields = _counters(folder)
+    if len(fields) <= _INFLIGHT:
         return None
     return Stat(
-        read=fields[2] * SECTOR,
-        written=fields[6] * SECTOR,
-        inflight=fields[8],
-        requests=sum(fields[first] for first in _DONE if first < len(fields)),
-        waited=sum(fields[last] for last in _TOOK if last < len(fields)) / 1000,
+        read=fields[_READ] * SECTOR,
+        written=fields[_WRITTEN] * SECTOR,
+        inflight=fields[_INFLIGHT],
+        requests=_sum_of(fields, _DONE),
+        waited=_sum_of(fields, _TOOK) / 1000,
     )
+
+
+def _counters(folder: str) -> list[int]:
+    """Fields of the file `stat`; none if the device does not exist."""
+    return [int(field) for field in (_read(f"{folder}/stat") or "").split()]
+
+
+def _sum_of(fields: Sequence[int], places: Sequence[int]) -> int:
+    return sum(fields[at] for at in places if at < len(fields))
 
 
 def _read(path: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nbdattach.attached.state import identity_of
 from nbdattach.device import Device, parse_device
 from nbdattach.errors import NotAttached
+from nbdattach.host import upgrade
 from nbdattach.kernel.sysfs import Kernel
 from nbdattach.protocol.target import parse_target
 from nbdattach.reporter import QUIET, Reporter
@@ -115,6 +116,7 @@ class Attachment:
         return parse_device(self.device)
 
     def __enter__(self) -> Attachment:
+        upgrade.load_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nbdattach.deadline import Deadline
 from nbdattach.errors import NbdattachError
+from nbdattach.host import upgrade
 from nbdattach.reporter import Trace
 
 _PAUSE = 0.5
@@ -24,6 +25,7 @@ class Patience:
         """Waits a moment, and returns whether there is time for another try."""
         left = self._deadline.remaining()
         if left > 0 and self._say:
+            upgrade.load_all()
             self._say(f"{error}; trying again for {max(1, round(left))} s")
             self._say = None
         return self._deadline.sleep(_PAUSE)

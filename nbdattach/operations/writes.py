@@ -9,6 +9,7 @@ from nbdattach.attached import state
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse, KernelRefused
+from nbdattach.host import upgrade
 from nbdattach.host.blocking import Killed, Unanswered
 from nbdattach.kernel.flush import mark_unflushed
 from nbdattach.kernel.node import Node, cannot_open
@@ -19,6 +20,8 @@ from nbdattach.reporter import Reporter, silent
 
 # Flushes of a device to which a program writes again and again.
 _FLUSHES = 5
+# Seconds: a flush may take hours, and is not likely to end soon if it takes longer than this.
+_LONG = 5.0
 
 
 def bring_to_rest(node: Node, force: bool, reporter: Reporter) -> None:
@@ -48,8 +51,14 @@ def _flush(node: Node, patience: float | None, reporter: Reporter) -> None:
     if patience is None:
         with contextlib.suppress(OSError):
             mark = state.mark_of(node.device)
+
+    def progress(seconds: float) -> None:
+        if seconds > _LONG:
+            upgrade.load_all()
+        reporter.progress(seconds)
+
     try:
-        node.flush(patience, reporter.progress, mark)
+        node.flush(patience, progress, mark)
     except KernelRefused as error:
         if patience is None:
             raise

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from attachments import PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,27 +26,8 @@ from nbdattach.server_of_ours import Image
 TARGET = Target("db1", 99, export="disk")
 EMPTY = refusal("nbd://db1", Export("", 0, 0, "oldstyle"))
 HOSTILE = "\x1b[2J\r\n\u202e\u2028\x9b'\\\udcff%s{0}"
-ATTACHED = Status(
-    device="/dev/nbd0",
-    index=0,
-    state="connected",
-    tag="mine",
-    target="nbd://db1:99/disk",
-    export="disk",
-    size=1 << 30,
-    block_size=512,
-    read_only=False,
-    backend="ioctl",
-    connections=1,
-    tls=None,
-    pid=42,
-    since="2026-01-02T03:04:05Z",
-    mounts=["/srv", "/mnt"],
-    holders=["dm-0"],
-    also=[],
-    server=None,
-    image=None,
-    trouble=None,
+ATTACHED = replace(
+    PLAIN, tag="mine", target="nbd://db1:99/disk", backend="ioctl", pid=42, mounts=["/srv", "/mnt"], holders=["dm-0"]
 )
 FOREIGN = replace(
     ATTACHED, device="/dev/nbd15", index=15, tag=None, target=None, export=None, backend=None, since=None,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
+from attachments import PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,30 +20,8 @@ from nbdattach.kernel.sysfs import Stat
 NOW = "2026-01-02T03:04:17Z"
 MIB = 1 << 20
 HOSTILE = "\x1b[2J\r\n\u202e\u2028\x9b'\\\udcff%s{0}"
-ATTACHED = Status(
-    device="/dev/nbd0",
-    index=0,
-    state="connected",
-    tag="nbd://db1/disk",
-    target="nbd://db1/disk",
-    export="disk",
-    size=1 << 30,
-    block_size=512,
-    read_only=False,
-    backend="netlink",
-    connections=1,
-    tls=None,
-    pid=None,
-    since="2026-01-02T03:04:05Z",
-    mounts=[],
-    holders=[],
-    also=[],
-    server=None,
-    image=None,
-    trouble=None,
-)
 AWAY = replace(
-    ATTACHED,
+    PLAIN,
     device="/dev/nbd1",
     state="reconnecting",
     tag="nbd://db2",
@@ -54,7 +33,7 @@ AWAY = replace(
 IDLE = Stat(0, 0, 0)
 
 
-def sample(status: Status = ATTACHED, read: int = 0, written: int = 0, inflight: int = 0) -> Sample:
+def sample(status: Status = PLAIN, read: int = 0, written: int = 0, inflight: int = 0) -> Sample:
     return Sample(status.device, status, Stat(read, written, inflight))
 
 
@@ -95,14 +74,14 @@ def test_page() -> None:
 
 
 def test_page_in_ascii() -> None:
-    page = seen([sample(replace(ATTACHED, tag=None, target="nbd://db1/ж"))], [sample(read=1)]).page(
+    page = seen([sample(replace(PLAIN, tag=None, target="nbd://db1/ж"))], [sample(read=1)]).page(
         80, 24, NOW, ascii_only=True
     )
     assert page[2:] == [
         "/dev/nbd0  connected        1 B        0 B         0       0        -          #",
         "  nbd://db1/disk",
     ]
-    assert seen([sample(replace(ATTACHED, tag=None, target="nbd://db1/ж"))]).page(80, 24, NOW, ascii_only=True)[3] == (
+    assert seen([sample(replace(PLAIN, tag=None, target="nbd://db1/ж"))]).page(80, 24, NOW, ascii_only=True)[3] == (
         r"  nbd://db1/\u0436"
     )
 
@@ -153,7 +132,7 @@ def test_a_wide_terminal_shows_five_minutes() -> None:
 
 # -- heights -----------------------------------------------------------------------------------------------------------
 
-MANY = [replace(ATTACHED, device=f"/dev/nbd{number}") for number in range(4)]
+MANY = [replace(PLAIN, device=f"/dev/nbd{number}") for number in range(4)]
 MANY[2] = replace(AWAY, device="/dev/nbd2")
 
 
@@ -219,8 +198,8 @@ def test_no_time_makes_no_rate() -> None:
     [
         sample(read=5, written=9 * MIB),
         sample(read=9 * MIB, written=5),
-        sample(replace(ATTACHED, since="2026-01-02T03:04:16Z"), 9 * MIB, 9 * MIB),
-        sample(replace(ATTACHED, pid=43), 9 * MIB, 9 * MIB),
+        sample(replace(PLAIN, since="2026-01-02T03:04:16Z"), 9 * MIB, 9 * MIB),
+        sample(replace(PLAIN, pid=43), 9 * MIB, 9 * MIB),
     ],
     ids=["read less", "written less", "at another time", "by another worker"],
 )
@@ -245,7 +224,7 @@ def test_a_device_that_vanished_is_not_shown() -> None:
 
 
 def test_a_device_without_counters_has_no_rates() -> None:
-    bare = Sample("/dev/nbd0", ATTACHED, None)
+    bare = Sample("/dev/nbd0", PLAIN, None)
     assert row(seen([bare], [bare])) == ["-", "-", "-"]
 
 
@@ -265,8 +244,8 @@ def test_a_device_without_counters_has_no_rates() -> None:
 def test_requests_are_those_that_were_done_and_latency_is_their_mean(
     requests: int, waited: float, shown: list[str]
 ) -> None:
-    done = Sample("/dev/nbd0", ATTACHED, Stat(0, 0, 0, 70 + requests, 3.5 + waited))
-    made = seen([Sample("/dev/nbd0", ATTACHED, Stat(0, 0, 0, 70, 3.5))], [done])
+    done = Sample("/dev/nbd0", PLAIN, Stat(0, 0, 0, 70 + requests, 3.5 + waited))
+    made = seen([Sample("/dev/nbd0", PLAIN, Stat(0, 0, 0, 70, 3.5))], [done])
     (line,) = (line for line in made.page(130, 24, NOW) if line.startswith("/dev/nbd0"))
     assert [cell.strip() for cell in line.split("  ") if cell.strip()][5:7] == shown
 
@@ -338,7 +317,7 @@ def test_further_lines_of_a_trouble_take_only_what_room_there_is() -> None:
 
 
 def test_a_tag_of_its_own_is_shown_with_the_target() -> None:
-    assert seen([sample(replace(ATTACHED, tag="db"))]).page(80, 24, NOW)[3] == "  tag db, nbd://db1/disk"
+    assert seen([sample(replace(PLAIN, tag="db"))]).page(80, 24, NOW)[3] == "  tag db, nbd://db1/disk"
 
 
 def test_text_of_others_is_made_plain() -> None:
@@ -357,7 +336,7 @@ def test_text_of_others_is_made_plain() -> None:
 
 
 def test_what_others_attached_has_no_target() -> None:
-    assert seen([sample(replace(ATTACHED, tag=None, target=None, since=None))]).page(80, 24, NOW)[3] == "  ?"
+    assert seen([sample(replace(PLAIN, tag=None, target=None, since=None))]).page(80, 24, NOW)[3] == "  ?"
 
 
 # -- any sample --------------------------------------------------------------------------------------------------------
@@ -370,7 +349,7 @@ def columns(line: str) -> int:
 
 @pytest.mark.parametrize("width", [7, 8, 9, 20])
 def test_wide_characters_are_cut_by_their_columns(width: int) -> None:
-    line = seen([sample(replace(ATTACHED, tag=None, target="媒" * 50))]).page(width, 24, NOW)[3]
+    line = seen([sample(replace(PLAIN, tag=None, target="媒" * 50))]).page(width, 24, NOW)[3]
     assert line == "  " + "媒" * ((width - 3) // 2) + "~"
     assert columns(line) in (width, width - 1)
 
@@ -382,7 +361,7 @@ TEXT = st.text(st.characters(max_codepoint=0xFFFF), max_size=60)
     st.lists(
         st.builds(
             lambda state, target, mounts, trouble: replace(
-                ATTACHED, state=state, target=target, mounts=mounts, trouble=trouble
+                PLAIN, state=state, target=target, mounts=mounts, trouble=trouble
             ),
             st.sampled_from(["connected", "reconnecting", "lost"]) | TEXT,
             st.none() | TEXT,

@@ -181,14 +181,15 @@ KEYS = {
 
 
 @pytest.fixture
-def public(folder: Path) -> Path:
+def public(folder: Path) -> Iterator[Path]:
     """All folders above it are open to everybody; those of pytest are not."""
-    made = Path(tempfile.mkdtemp(dir="/tmp"))
-    made.chmod(0o755)
-    for name in ("client-cert.pem", "client-key.pem"):
-        (made / name).write_text("secret")
-        (made / name).chmod(0o600)
-    return made
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        made = Path(place)
+        made.chmod(0o755)
+        for name in ("client-cert.pem", "client-key.pem"):
+            (made / name).write_text("secret")
+            (made / name).chmod(0o600)
+        yield made
 
 
 @pytest.mark.parametrize(("name", "options"), KEYS.values(), ids=KEYS)

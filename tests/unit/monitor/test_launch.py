@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,11 +39,15 @@ class Host:
         return subprocess.CompletedProcess(command, code, "", "" if code == 0 else f"no {way}\x1b\n")
 
 
+@pytest.fixture(autouse=True)
+def run_of_our_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(state, "RUN", str(tmp_path))
+
+
 def hosted(monkeypatch: pytest.MonkeyPatch, host: Host, systemd: bool = True) -> Host:
     monkeypatch.setattr(launch.systemd, "in_charge", lambda: systemd)
     monkeypatch.setattr(launch.systemd, "program", lambda _: host.program)
     monkeypatch.setattr(launch.spawn, "package_of", {PROGRAM: host.package}.get)
-    monkeypatch.setattr(state, "RUN", tempfile.mkdtemp())
     monkeypatch.setattr(control, "answers", lambda: host.up)
     monkeypatch.setattr(launch.programs, "run", host.run)
     return host

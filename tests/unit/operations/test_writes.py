@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,16 @@ def test_a_process_that_was_killed_before_it_claimed_the_device_is_said_to_be_ki
     monkeypatch.setattr(Opening, "wait", wait)
     with pytest.raises(KernelRefused, match=r"^/dev/nbd0: a process of ours that opens it was killed$"):
         claim.claimed_once(NBD0, False, silent)
+
+
+@pytest.mark.parametrize(("taken", "long"), [(0.25, False), (5.25, True)])
+def test_a_long_flush_outlives_an_upgrade(monkeypatch: pytest.MonkeyPatch, taken: float, long: bool) -> None:
+    loaded: list[bool] = []
+
+    def flush(_: Node, __: float | None, progress: Callable[[float], None], ___: tuple[str, ...]) -> None:
+        progress(taken)
+
+    monkeypatch.setattr(Node, "flush", flush)
+    monkeypatch.setattr(writes.upgrade, "load_all", lambda: loaded.append(True))
+    writes.bring_to_rest(Node(NBD0, -1), True, QUIET)
+    assert any(loaded) == long

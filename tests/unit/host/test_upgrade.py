@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Modules of a command that stays, while an upgrade replaces its files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbdattach
+
+IMPORTS_ALL_AGAIN = """
+import importlib, shutil, sys
+from pathlib import Path
+from nbdattach.host import upgrade
+upgrade.load_all()
+there = Path(sys.argv[1])
+names = [".".join(path.relative_to(there).with_suffix("").parts) for path in there.rglob("*.py")]
+shutil.rmtree(there)
+importlib.invalidate_caches()
+print(len([importlib.import_module(name.removesuffix(".__init__")) for name in names]))
+"""
+
+
+def test_nothing_has_to_be_loaded_any_more(tmp_path: Path) -> None:
+    source = Path(nbdattach.__file__).parent
+    shutil.copytree(source, tmp_path / "nbdattach")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS_ALL_AGAIN, tmp_path], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert int(done.stdout) == len([*source.rglob("*.py")]) > 200
