@@ -45,7 +45,8 @@ def plan(
     found = _format_of(path, options, head, tail)
     notes = []
     why = image_format.never_writable(head, found) or _why_not_writable(path)
-    if why and not (look or read_only or options.snapshot):
+    unwritable = "" if look or read_only or options.snapshot else why
+    if unwritable:
         notes.append(f"{plain(path)}: attached read-only: {why}")
     read_only = read_only or bool(why and not options.snapshot)
     serving = Serving(path, found, options, read_only, size, goes_on=goes_on, look=look)
@@ -71,7 +72,15 @@ def plan(
     how = "hold" if options.snapshot else "read" if read_only else "write"
     # QEMU locks further parts of the image itself, as it wants to write them.
     locks = [(path, how), *((file, "read") for one in chain[1:] for file, _ in one.files)]
-    planned = Plan((), read_only, image, tuple(notes), ((path, own), *files), locks=() if look else tuple(locks))
+    planned = Plan(
+        (),
+        read_only,
+        image,
+        tuple(notes),
+        ((path, own), *files),
+        locks=() if look else tuple(locks),
+        unwritable=unwritable,
+    )
     return _with_command(planned, serving, image)
 
 

@@ -270,7 +270,9 @@ def test_an_image_that_cannot_be_written_is_attached_read_only_and_said(
     assert found.read_only
     assert "--read-only" in found.command
     assert found.notes == (f"{path}: attached read-only: {os.strerror(number)}",)
+    assert found.unwritable == os.strerror(number)
     assert planned(path, read_only=True).notes == ()  # the user knows
+    assert planned(path, read_only=True).unwritable == ""
     assert planned(path, ImageOptions(snapshot=True)).notes == ()  # the writes go elsewhere
 
 
