@@ -62,7 +62,8 @@ def holds_other(device: Device) -> DeviceInUse:
         users = users_of(device) or opened(open_by(device))
         cause = f"holds the rest of a lost attachment, and is still {users if users else 'open'}"
         return refusal(device, cause, "release it first", users.uses)
-    what = status.target or f"an attachment of process {status.pid}"
+    by = f"process {status.pid}" if status.pid else "another program"
+    what = status.target or f"an attachment of {by}"
     return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or use another device")
 
 
