@@ -330,7 +330,8 @@ def in_use(device: Device, users: Users) -> DeviceInUse:
         hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
         return refusal(device, str(users), hint, users.uses)
     cause = "held exclusively by a user that cannot be seen from here"
-    hint = "is it zfs, a container, or an overlay? fuser -v, zpool status and lsblk may show it"
+    hint = "is it zfs, a container, or an overlay? fuser -v, zpool status and lsblk may show it; or is it a file "
+    hint += "system that was frozen when it was unmounted? mount it again, then fsfreeze -u"
     return DeviceInUse(device.path, cause, hint)
 
 
