@@ -9,6 +9,7 @@ device).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +17,19 @@ from typing import TYPE_CHECKING
 
 from nbdattach.attached import state
 from nbdattach.attached.mounts import Mount, mounts_here, name_of, parsed
-from nbdattach.attached.uses import Use, User, Users, holder, mounted, opened, passed_on, process, refusal, swapped_on
+from nbdattach.attached.uses import (
+    Use,
+    User,
+    Users,
+    attached_from,
+    holder,
+    mounted,
+    opened,
+    passed_on,
+    process,
+    refusal,
+    swapped_on,
+)
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import DeviceInUse
@@ -95,6 +108,33 @@ class Census:
         loops = {name: path for name, path in self._loops.items() if not path.startswith(_DEV)}
         return loops, [path for path in self._swaps if not path.startswith(_DEV)]
 
+    @cached_property
+    def _images(self) -> dict[str, dict[str, str]]:
+        """Identities of the images that are attached, and of the files below them: the device, and the image's path."""
+        found: dict[str, dict[str, str]] = {}
+        for device in sysfs.devices():
+            record = state.load(device) if Kernel(device).attached else None
+            image = record.server.image if record and record.server else None
+            for one in (image.identity, *image.below) if image else ():
+                found.setdefault(one, {})[device.name] = image.path if image else ""
+        return found
+
+    def _attached_from(self, block: Block) -> Iterator[tuple[str, str]]:
+        """Devices with that block device as their image or below it."""
+        major, _, minor = (block.number or "").partition(":")
+        if minor and not block.name.startswith("nbd"):  # a device of the driver is never an image
+            yield from self._images.get(f"block:{os.makedev(int(major), int(minor))}", {}).items()
+
+    def _attached_from_files_of(self, mounts: list[Mount]) -> dict[str, str]:
+        """Devices with an image on these file systems."""
+        numbers = {one.number for one in mounts}
+        found: dict[str, str] = {}
+        for identity, devices in self._images.items() if numbers else ():
+            number, _, _ = identity.partition(":")
+            if number.isdigit() and procfs.major_minor(int(number)) in numbers:
+                found |= devices
+        return found
+
     def _on_files_of(self, mounts: list[Mount]) -> list[OnFiles]:
         """Loop devices and swap on files of each of these. The module is loaded if there may be any."""
         if not (mounts and any(self._files)):
@@ -130,6 +170,10 @@ class Census:
             files = self._on_files_of([one for one, _ in mounts])
             blocks = [Block(name) for one in files for name in one.loops if name not in seen]
             holders = [holder(block, False) for block in blocks]
+            for name, path in self._attached_from_files_of([one for one, _ in mounts]).items():
+                if name not in seen:
+                    blocks.append(Block(name))
+                    holders.append(attached_from(Block(name), path))
             holders += [swapped_on(f"swapped on {plain(path)}", path, False) for one in files for path in one.swaps]
         return Users([one for layer in reversed(layers) for one in layer])
 
@@ -168,6 +212,9 @@ class Census:
             for name in [*part.holders, *self.loops.get(number, [])]:
                 yield from self._built(Block(name), seen, mounts)
                 yield holder(Block(name), direct)
+            for name, path in self._attached_from(part):
+                yield from self._built(Block(name), seen, mounts)
+                yield attached_from(Block(name), path)
             mounts += [(one, direct) for one in self.mounts if one.number == number or self._is_on(one, part)]
             if part.name in self.swaps:
                 what = "swapped on" if direct else f"{part.name} swapped on"
@@ -208,6 +255,10 @@ class _NearCensus(Census):
     @cached_property
     def _files(self) -> tuple[dict[str, str], list[str]]:
         return {}, []
+
+    @cached_property
+    def _images(self) -> dict[str, dict[str, str]]:
+        return {}
 
     @cached_property
     def targets(self) -> dict[str, list[Target]]:
@@ -279,7 +330,8 @@ def in_use(device: Device, users: Users) -> DeviceInUse:
         hint = "release it first, from the top" if len(users.all) > 1 else "release it first"
         return refusal(device, str(users), hint, users.uses)
     cause = "held exclusively by a user that cannot be seen from here"
-    hint = "is it zfs, a container, or an overlay? fuser -v, zpool status and lsblk may show it"
+    hint = "is it zfs, a container, or an overlay? fuser -v, zpool status and lsblk may show it; or is it a file "
+    hint += "system that was frozen when it was unmounted? mount it again, then fsfreeze -u"
     return DeviceInUse(device.path, cause, hint)
 
 

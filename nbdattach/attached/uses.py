@@ -164,6 +164,13 @@ def holder(block: Block, direct: bool) -> User:
     return User(block.name, Use("holder", path, says, command, instead), direct)
 
 
+def attached_from(block: Block, image: str) -> User:
+    """A device of ours that is not on the other one itself, but has its image there."""
+    path = f"/dev/{block.name}"
+    says = f"held by {block.name}, with the image {plain(image)}"
+    return User(block.name, Use("holder", path, says, ("nbdattach", "disconnect", path)), direct=False)
+
+
 def passed_on(target: Target, block: Block, direct: bool) -> User:
     what = "" if direct else f"{block.name} "
     says = f"{what}passed on by {target.by} as {plain(os.path.basename(target.place))}"

@@ -31,7 +31,7 @@ def refuse_other_systems() -> None:
             "only list, info and check work here",
         )
     if not sysfs.is_there():
-        raise KernelRefused(sysfs.SYS, "not mounted, so devices cannot be examined", "mount -t sysfs sysfs /sys")
+        raise sysfs.not_mounted()
 
 
 def ensure_loaded() -> None:

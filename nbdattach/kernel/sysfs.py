@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 from nbdattach.device import Device, parse_device
-from nbdattach.errors import Malformed
+from nbdattach.errors import KernelRefused, Malformed
 from nbdattach.immutable import immutable
 
 SYS = "/sys"
@@ -72,14 +72,22 @@ def is_there() -> bool:
     return os.path.isdir(f"{SYS}/block")
 
 
+def not_mounted() -> KernelRefused:
+    return KernelRefused(SYS, "not mounted, so devices cannot be examined", "mount -t sysfs sysfs /sys")
+
+
 def exists(device: Device) -> bool:
     return os.path.isdir(f"{SYS}/block/{device.name}")
 
 
 def devices() -> list[Device]:
-    """All nbd devices that the kernel has, attached or not, in the order of their numbers."""
+    """All nbd devices that the kernel has, attached or not, in the order of their numbers. Raises `KernelRefused`."""
+    try:
+        names = os.listdir(f"{SYS}/block")
+    except FileNotFoundError:
+        raise not_mounted() from None
     found = []
-    for name in os.listdir(f"{SYS}/block"):
+    for name in names:
         if name.startswith("nbd"):
             try:
                 found.append(parse_device(name))

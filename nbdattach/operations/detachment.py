@@ -65,7 +65,7 @@ def detach(
     if release:
         from nbdattach.operations import release as releasing
 
-        releasing.release(device, reporter)
+        releasing.release(device, reporter, lambda above: detach(above, seconds, reporter=reporter))
         deadline = Deadline(seconds)
     with claim.taken(device, force, reporter.say) as node:
         if force and node.exclusive and not Kernel(device).attached:  # it was detached when we cut its connections

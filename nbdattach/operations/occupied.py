@@ -20,12 +20,16 @@ from nbdattach.text import quoted
 def require_same(device: Device, target: Target, options: ConnectOptions) -> None:
     """Raises `DeviceInUse` if the attachment has the right tag but another export or other properties."""
     there, record = status_of(device), state.load(device)
-    hint = f"nbdattach disconnect {device.path}, or give another --tag"
+    hint = f"nbdattach disconnect {device.path}"
+    if not (record and record.server):  # which has one device, whatever its tag
+        hint += ", or give another --tag"
     attached = record.target if record else there.target
     if attached != target.uri:
         raise DeviceInUse(device.path, f"the tag {quoted(there.tag or '')} is taken: it holds {attached}", hint)
     if options.read_only and not there.read_only:
         raise DeviceInUse(device.path, f"{target.uri} is attached there read-write, not read-only", hint)
+    if options.read_write and there.read_only:
+        raise DeviceInUse(device.path, f"{target.uri} is attached there read-only, not read-write", hint)
     if record and record.trust != target.trust:
         cause = f"{target.uri} is attached there with other TLS options (verification, certificate or key)"
         raise DeviceInUse(device.path, cause, hint)
@@ -58,7 +62,8 @@ def holds_other(device: Device) -> DeviceInUse:
         users = users_of(device) or opened(open_by(device))
         cause = f"holds the rest of a lost attachment, and is still {users if users else 'open'}"
         return refusal(device, cause, "release it first", users.uses)
-    what = status.target or f"an attachment of process {status.pid}"
+    by = f"process {status.pid}" if status.pid else "another program"
+    what = status.target or f"an attachment of {by}"
     return DeviceInUse(device.path, f"holds {what}", f"nbdattach disconnect {device.path}, or use another device")
 
 

@@ -10,13 +10,13 @@ Decisions that matter:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nbdattach.attached import state
 from nbdattach.attached.users import open_by, users_of
 from nbdattach.attached.uses import Use, Users, opened, refusal
 from nbdattach.deadline import Deadline
-from nbdattach.device import Device
+from nbdattach.device import Device, parse_device
 from nbdattach.errors import DeviceInUse
 from nbdattach.host import programs
 from nbdattach.own_server import installed
@@ -25,6 +25,7 @@ from nbdattach.text import quoted, typed
 
 # Commands that end a process.
 _NEVER = ("kill", "systemctl")
+_OURS = "nbdattach"
 # A device that is no longer used goes within this many seconds: device mapper and loop devices take a moment.
 _GOES_WITHIN = 2.0
 _POLL = 0.02
@@ -39,8 +40,11 @@ def planned(device: Device) -> tuple[list[Use], list[Use]]:
     return uses[:count], uses[count:]
 
 
-def release(device: Device, reporter: Reporter) -> None:
-    """Returns when no user is left that a command can release. Raises `DeviceInUse`, `KernelRefused`."""
+def release(device: Device, reporter: Reporter, detach: Callable[[Device], object]) -> None:
+    """Returns when no user is left that a command can release. Raises `DeviceInUse`, `KernelRefused`.
+
+    `detach` is our own command, for a device that has its image there.
+    """
     done: Counter[Use] = Counter()
     meant = state.identity_of(device)
     while uses := users_of(device).uses:
@@ -53,7 +57,11 @@ def release(device: Device, reporter: Reporter) -> None:
             raise _left(device, f"{first.says} again each time that it was released", "stop what does that")
         done[first] += 1
         reporter.say(f"{device.path}: {first.command}")
-        failure = _run(first, installed.required(first.release[0], device.path))
+        failure = None
+        if first.release[0] == _OURS:
+            detach(parse_device(first.where))
+        else:
+            failure = _run(first, installed.required(first.release[0], device.path))
         patience = Deadline(0 if failure else _GOES_WITHIN)
         while users_of(device).uses.count(first) >= uses.count(first):
             if not patience.sleep(_POLL):

@@ -27,7 +27,7 @@ from nbdattach.operations import attachment
 from nbdattach.operations.alone import alone_with_all
 from nbdattach.operations.handle import Attachment
 from nbdattach.operations.patience import Patience
-from nbdattach.own_server import kept, start
+from nbdattach.own_server import kept, start, words
 from nbdattach.own_server.orphans import end_orphans
 from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.source import Source, may_be_image, source_at, source_of, tag_of
@@ -75,7 +75,10 @@ def _attached_already(
     """The attachment of the source, if there is one. Raises `DeviceInUse` if it is another one than is wanted."""
     for found, record in named(source):
         _require_same(found, record, source, device, options, image_options)
-        done = attachment.attach(record.current_target(), found, replace(options, raw_size=None), reporter)
+        try:
+            done = attachment.attach(record.current_target(), found, replace(options, raw_size=None), reporter)
+        except DeviceInUse as error:
+            raise words.named(error, record.target, source.name) from None
         done.notes = tuple(note.replace(record.target, plain(source.name)) for note in done.notes)
         return done
     return None
@@ -91,6 +94,9 @@ def _attach(
     plan = partial(start.plan_of, source, image_options, options.read_only, options.raw_size)
     choice.require_possible(options)
     planned = plan(goes_on=True)
+    if options.read_write and planned.unwritable:
+        cause = f"it cannot be written: {planned.unwritable}"
+        raise Refused(plain(source.name), cause, "leave out --read-write to attach it read-only")
     driver.ensure_loaded()
     # Not before: the kernel loads the driver when it is asked for the netlink family.
     if not (options.reconnect and choice.choose(options).name == "netlink"):

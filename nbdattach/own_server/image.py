@@ -44,8 +44,10 @@ def plan(
     head, tail = _ends(path)
     found = _format_of(path, options, head, tail)
     notes = []
-    why = image_format.never_writable(head, found) or _why_not_writable(path)
-    if why and not (look or read_only or options.snapshot):
+    is_only_read = look or read_only or options.snapshot
+    why = image_format.never_writable(head, found) or _why_not_writable(path, is_only_read)
+    unwritable = "" if is_only_read else why
+    if unwritable:
         notes.append(f"{plain(path)}: attached read-only: {why}")
     read_only = read_only or bool(why and not options.snapshot)
     serving = Serving(path, found, options, read_only, size, goes_on=goes_on, look=look)
@@ -66,12 +68,20 @@ def plan(
         size,
         tuple(its for its in (*(its for _, its in files), below.of_loop(path)) if its),
     )
-    if not (look or read_only or options.snapshot):
+    if not is_only_read:
         _require_no_loop(path, image)
     how = "hold" if options.snapshot else "read" if read_only else "write"
     # QEMU locks further parts of the image itself, as it wants to write them.
     locks = [(path, how), *((file, "read") for one in chain[1:] for file, _ in one.files)]
-    planned = Plan((), read_only, image, tuple(notes), ((path, own), *files), locks=() if look else tuple(locks))
+    planned = Plan(
+        (),
+        read_only,
+        image,
+        tuple(notes),
+        ((path, own), *files),
+        locks=() if look else tuple(locks),
+        unwritable=unwritable,
+    )
     return _with_command(planned, serving, image)
 
 
@@ -120,8 +130,13 @@ def _format_of(path: str, options: ImageOptions, head: bytes, tail: bytes) -> st
     return wanted
 
 
-def _why_not_writable(path: str) -> str:
-    """Why the image can only be read; empty if it can be written."""
+def _why_not_writable(path: str, is_only_read: bool) -> str:
+    """Why the image can only be read; empty if it can be written.
+
+    Who only reads a file does not open it for writing: on overlayfs, as in a container, that copies all of it.
+    """
+    if is_only_read and os.path.isfile(path) and os.access(path, os.W_OK):
+        return ""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:

@@ -13,7 +13,8 @@ class Plan:
 
     `files` are those of the image and below it, path and identity: a server that is started again needs the same ones.
     `prepare` is a command to run before its first start, `repair` before each later one; `delete` are files to delete
-    at the end. `locks` are files to lock that the server does not lock, and how (`image_lock`).
+    at the end. `unwritable` says why an image is read-only without the user's word; empty if it is not. `locks` are
+    files to lock that the server does not lock, and how (`image_lock`).
     """
 
     command: tuple[str, ...]
@@ -25,3 +26,4 @@ class Plan:
     repair: tuple[str, ...] = ()
     delete: tuple[str, ...] = ()
     locks: tuple[tuple[str, str], ...] = ()
+    unwritable: str = ""

@@ -224,6 +224,24 @@ def test_snapshot_leaves_the_image_as_it_was(tmp_path: Path) -> None:
     assert not list(Path("/var/tmp").glob("nbdattach-*"))
 
 
+def test_an_image_that_is_only_read_is_not_copied_on_overlayfs(tmp_path: Path) -> None:
+    """As in a container, where the copy may fill the disk."""
+    lower, upper, work, merged = (tmp_path / name for name in ("lower", "upper", "work", "merged"))
+    shell(f"""modprobe overlay; mount -t tmpfs none {tmp_path} && mkdir {lower} {upper} {work} {merged} &&
+        mount -t overlay -o lowerdir={lower},upperdir={upper},workdir={work} none {merged}""")
+    try:
+        for path in (merged / image(lower, kind).name for kind in ("raw", "qcow2")):
+            nbd_ok("info", str(path))
+            nbd_ok("check", str(path))
+            for option in ("--read-only", "--snapshot"):
+                with connected(path, option):
+                    assert not list(upper.iterdir()), option
+        with connected(path):
+            assert list(upper.iterdir()) == [upper / path.name]
+    finally:
+        shell(f"umount {merged} && umount {tmp_path}")
+
+
 def test_fstrim_shrinks_the_image(tmp_path: Path) -> None:
     for kind in ("qcow2", "raw"):
         path = image(tmp_path, kind)

@@ -214,3 +214,26 @@ def test_a_program_needs_nothing_but_the_json(tmp_path: Path) -> None:
         assert (code, found["error"]["kind"], found["results"]) == (8, "not-attached", [])
         code, found = wrapper("connect", server.uri, "--no-such-option")
         assert (code, found["error"]["kind"]) == (2, "usage")
+
+
+def test_devices_whose_images_are_on_it_go_first(tmp_path: Path) -> None:
+    """One image is a file on a partition, the other one a volume: umount and lvchange alone would fail."""
+    with attached_image(tmp_path, False):
+        shell(rf"""printf 'label: gpt\nsize=20MiB\nsize=20MiB\n' | sfdisk -q /dev/nbd0; {_LVM}
+            mkfs.ext4 -q /dev/nbd0p1 && mount /dev/nbd0p1 /mnt && truncate -s 4M /mnt/above.img
+            pvcreate -q /dev/nbd0p2 && vgcreate -q group /dev/nbd0p2
+            lvcreate -q -n volume -L 8M -Wn -Zn group && dmsetup mknodes""")
+        nbd_ok("connect", "/mnt/above.img", "nbd1")
+        nbd_ok("connect", "--tag", "volume", "/dev/mapper/group-volume", "nbd2")
+        shell("mkfs.ext4 -q /dev/nbd1 && mkdir /tmp/above && mount /dev/nbd1 /tmp/above && touch /tmp/above/file")
+        done = nbd("disconnect", "nbd0")
+        assert (done.code, FIRST.attached) == (7, True)
+        commands = nbd_ok("disconnect", "--release", "--dry-run", "nbd0").splitlines()
+        assert commands[:2] == ["umount /tmp/above", "nbdattach disconnect /dev/nbd1"]
+        assert commands.index("nbdattach disconnect /dev/nbd1") < commands.index("umount /mnt")
+        assert commands.index("nbdattach disconnect /dev/nbd2") < next(
+            number for number, one in enumerate(commands) if one.startswith("lvchange")
+        )
+        done = nbd("disconnect", "--release", "--all")
+        assert done.code == 0, done
+        assert nbd_ok("status", "--noheadings") == ""

@@ -221,6 +221,17 @@ def attached_image(tmp_path: Path, partitions: bool) -> Iterator[None]:
         yield
 
 
+def test_a_file_system_that_was_frozen_when_it_was_unmounted_can_be_released_as_the_hint_says(tmp_path: Path) -> None:
+    """The kernel keeps it, and its disk, though no mount shows it; so --release cannot go on."""
+    with attached_image(tmp_path, False):
+        shell("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt && echo kept >/mnt/file && fsfreeze -f /mnt")
+        done = nbd("disconnect", "--release", "nbd0")
+        assert (done.code, FIRST.attached) == (7, True), done
+        assert done.err.endswith("mount it again, then fsfreeze -u)\n")
+        shell("mount /dev/nbd0 /mnt && fsfreeze -u /mnt && grep -q kept /mnt/file && umount /mnt")
+        nbd_ok("disconnect", "nbd0")
+
+
 @pytest.mark.parametrize("kind", USERS)
 def test_a_user_is_named_unharmed_and_once_released_it_goes(tmp_path: Path, kind: str) -> None:
     with attached_image(tmp_path, kind in ("mount of a partition", "swap")):

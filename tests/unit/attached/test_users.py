@@ -6,13 +6,15 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from host import NBD0, NBD1, Host, pretend
 
-from nbdattach.attached import users
+from nbdattach.attached import state, users
+from nbdattach.attached.state import Record
 from nbdattach.attached.users import is_used, kept_open_by, users_of
 from nbdattach.attached.uses import opened
 from nbdattach.device import Device
@@ -20,6 +22,7 @@ from nbdattach.host import open_files, procfs, targets
 from nbdattach.host.procfs import Opener
 from nbdattach.host.targets import Target
 from nbdattach.kernel import loop, sysfs
+from nbdattach.server_of_ours import Image, OwnServer
 
 MOUNT = "36 35 43:0 / /mnt rw,noatime master:1 - ext4 /dev/nbd0 rw"
 
@@ -154,6 +157,48 @@ def test_what_is_on_files_of_it_is_released_first(monkeypatch: pytest.MonkeyPatc
         "umount /mnt",
     ]
     assert users_of(NBD0).holders == []
+
+
+IMAGE = Image("/mnt/a.img", "raw", f"{os.makedev(43, 0)}:12")
+RECORD = Record("mine", "nbd+unix:///?socket=/run/s", "", "netlink", 1, "2026-01-02T03:04:05Z", 4711)
+
+
+def attached_image(image: Image) -> None:
+    """At the second device."""
+    server = OwnServer(image.path, "/run/nbdattach/servers/1", ("/usr/bin/qemu-nbd", image.path), image=image)
+    state.save(NBD1, replace(RECORD, server=server))
+
+
+ON_THE_FILE_SYSTEM = {
+    "the image": IMAGE,
+    "a file below the image": replace(IMAGE, identity="1:2", below=("3:4", IMAGE.identity)),
+}
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("image", ON_THE_FILE_SYSTEM.values(), ids=ON_THE_FILE_SYSTEM)
+def test_a_device_with_its_image_on_a_file_of_it_is_detached_first(
+    monkeypatch: pytest.MonkeyPatch, image: Image
+) -> None:
+    """Its server has the file open, so umount would fail."""
+    mounts(monkeypatch, ROOT, "2 1 43:0 / /mnt rw - ext4 /dev/nbd0 rw", "3 1 43:1 / /a rw - ext4 /dev/nbd1 rw")
+    assert lines_of() == ["mounted at /mnt: umount /mnt"]
+    attached_image(image)
+    assert lines_of() == [
+        "mounted at /a: umount /a",
+        "held by nbd1, with the image /mnt/a.img: nbdattach disconnect /dev/nbd1",
+        "mounted at /mnt: umount /mnt",
+    ]
+    assert (users_of(NBD0).mounts, users_of(NBD0).holders) == (["/mnt"], [])
+
+
+def test_a_device_whose_image_is_a_mapping_on_it_is_detached_first(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    (host.sys / "block/nbd0/holders/dm-0").mkdir(parents=True)
+    (host.sys / "block/dm-0").mkdir()
+    (host.sys / "block/dm-0/dev").write_text("252:0\n")
+    mounts(monkeypatch)
+    attached_image(replace(IMAGE, path="/dev/mapper/volume", identity=f"block:{os.makedev(252, 0)}"))
+    assert [one.where for one in users_of(NBD0).uses] == ["/dev/nbd1", "/dev/dm-0"]
 
 
 OTHERS = "what is mounted on top of it, at {}, has to go first"

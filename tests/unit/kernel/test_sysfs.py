@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from host import NBD0, Host, pretend
 
+from nbdattach.errors import KernelRefused
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Kernel, Stat
 
@@ -33,6 +34,14 @@ def test_a_driver_that_was_loaded_anew_is_another_instance(host: Host) -> None:
     assert sysfs.driver_instance() == 0
     module.mkdir()
     assert sysfs.driver_instance() not in (0, first)
+
+
+def test_a_machine_without_sys_is_refused_and_not_taken_for_one_without_devices(host: Host) -> None:
+    """As a container may be; connect of an image and disconnect --all ask for all devices first."""
+    (host.sys / "block").rmdir()
+    with pytest.raises(KernelRefused) as caught:
+        sysfs.devices()
+    assert str(caught.value) == f"{host.sys}: not mounted, so devices cannot be examined"
 
 
 # Documentation/block/stat.rst: 11 fields, since 4.18 four more for discards, since 5.5 two more for flushes.

@@ -54,15 +54,19 @@ class Stack(Reporter):
         return subprocess.CompletedProcess(command, 0, "", "")
 
 
+def detached_instead(device: Device) -> None:
+    raise AssertionError(f"{device.path} has no image there")
+
+
 def stopped(stack: Stack) -> DeviceInUse:
     with pytest.raises(DeviceInUse) as caught:
-        release.release(NBD0, stack)
+        release.release(NBD0, stack, detached_instead)
     return caught.value
 
 
 def test_from_the_top_each_command_shown_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = Stack(monkeypatch, MOUNT, MAPPING, SWAP)
-    release.release(NBD0, stack)
+    release.release(NBD0, stack, detached_instead)
     assert stack.ran == ["/sbin/umount /mnt", "/sbin/dmsetup remove one", "/sbin/swapoff /dev/nbd0p2"]
     assert stack.lines == [
         "/dev/nbd0: umount /mnt",
@@ -71,9 +75,23 @@ def test_from_the_top_each_command_shown_and_run(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+def test_a_device_with_its_image_there_is_detached_without_another_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be installed in a place that no other program knows."""
+    above = Use("holder", "/dev/nbd1", "held by nbd1", ("nbdattach", "disconnect", "/dev/nbd1"))
+    stack, detached = Stack(monkeypatch, above, MOUNT), list[Device]()
+
+    def detach(device: Device) -> None:
+        detached.append(device)
+        stack.uses.remove(above)
+
+    release.release(NBD0, stack, detach)
+    assert (detached, stack.ran) == ([Device(1)], ["/sbin/umount /mnt"])
+    assert stack.lines == ["/dev/nbd0: nbdattach disconnect /dev/nbd1", "/dev/nbd0: umount /mnt"]
+
+
 def test_what_is_mounted_twice_is_unmounted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = Stack(monkeypatch, MOUNT, MOUNT)
-    release.release(NBD0, stack)
+    release.release(NBD0, stack, detached_instead)
     assert len(stack.ran) == 2
 
 
@@ -129,7 +147,7 @@ def test_a_command_that_fails_and_yet_releases_is_no_failure(monkeypatch: pytest
         return subprocess.CompletedProcess(command, 5, "", "Cannot process volume group\n")
 
     monkeypatch.setattr(programs, "run", run)
-    release.release(NBD0, stack)
+    release.release(NBD0, stack, detached_instead)
 
 
 def test_nothing_is_released_of_an_attachment_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,15 @@ from host import NBD0, NBD1, Host, pretend
 
 from nbdattach.attached import state
 from nbdattach.attached.state import Record
+from nbdattach.backends import choice
 from nbdattach.connect_options import USUAL, ConnectOptions, ImageOptions
 from nbdattach.device import Device
-from nbdattach.errors import DeviceInUse, Malformed
+from nbdattach.errors import DeviceInUse, Malformed, Refused
 from nbdattach.operations import serving
+from nbdattach.own_server import start
+from nbdattach.own_server.plan import Plan
 from nbdattach.own_server.source import Source
+from nbdattach.reporter import QUIET
 from nbdattach.server_of_ours import Image, OwnServer
 
 RECORD = Record("t", "nbd+unix:///?socket=/run/s", "", "netlink", 1, "2026-01-02T03:04:05Z", 4711)
@@ -120,6 +124,38 @@ def test_an_image_that_is_attached_in_another_way_is_in_use(
         required(image, options, wanted, snapshot=snapshot)
     assert str(caught.value) == f"{image}: attached at /dev/nbd0{how}"
     assert caught.value.hint == "nbdattach disconnect /dev/nbd0"
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        (ConnectOptions(tag="t", read_only=True), "read-write, not read-only"),
+        (ConnectOptions(tag="t", read_write=True), "read-only, not read-write"),
+    ],
+)
+def test_an_image_that_is_attached_for_less_or_more_is_in_use_by_its_name(
+    host: Host, image: str, options: ConnectOptions, how: str
+) -> None:
+    """Not by that of the socket of its server, of which the user knows nothing; and another tag would not help."""
+    (host.sys / "block/nbd0/ro").write_text(f"{options.read_write:d}\n")
+    state.save(NBD0, replace(RECORD, server=server_of(image)))
+    with pytest.raises(DeviceInUse) as caught:
+        serving._attached_already(Source(path=image), None, options, USUAL, QUIET)
+    assert str(caught.value) == f"/dev/nbd0: {image} is attached there {how}"
+    assert caught.value.hint == "nbdattach disconnect /dev/nbd0"
+
+
+def test_an_image_that_cannot_be_written_is_refused_if_the_user_wants_to_write(
+    image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not the user who has asked for --read-only."""
+    planned = Plan(("/usr/bin/qemu-nbd",), True, server_of(image).image, unwritable="Read-only file system")
+    monkeypatch.setattr(choice, "require_possible", lambda _: None)
+    monkeypatch.setattr(start, "plan_of", lambda *_, **__: planned)
+    with pytest.raises(Refused) as caught:
+        serving._attach(Source(path=image), None, ConnectOptions(tag="t", read_write=True), USUAL, QUIET)
+    assert str(caught.value) == f"{image}: it cannot be written: Read-only file system"
+    assert caught.value.hint == "leave out --read-write to attach it read-only"
 
 
 def test_another_part_of_an_attached_image_is_not_taken_for_the_same(image: str) -> None:

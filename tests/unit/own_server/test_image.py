@@ -270,8 +270,29 @@ def test_an_image_that_cannot_be_written_is_attached_read_only_and_said(
     assert found.read_only
     assert "--read-only" in found.command
     assert found.notes == (f"{path}: attached read-only: {os.strerror(number)}",)
+    assert found.unwritable == os.strerror(number)
     assert planned(path, read_only=True).notes == ()  # the user knows
+    assert planned(path, read_only=True).unwritable == ""
     assert planned(path, ImageOptions(snapshot=True)).notes == ()  # the writes go elsewhere
+
+
+@pytest.mark.parametrize(
+    "only_read", [{"look": True}, {"read_only": True}, {"options": ImageOptions(snapshot=True)}], ids=str
+)
+def test_an_image_that_is_only_read_is_not_opened_for_writing(
+    qemu: Qemu, make: Make, monkeypatch: pytest.MonkeyPatch, only_read: dict[str, Any]
+) -> None:
+    """On overlayfs that would copy all of it."""
+    path = make("disk.img", b"")
+    real = os.open
+
+    def reading(name: str, flags: int, *more: int) -> int:
+        assert name != path or flags & os.O_ACCMODE == os.O_RDONLY
+        return real(name, flags, *more)
+
+    monkeypatch.setattr(image.os, "open", reading)
+    found = planned(path, **only_read).image
+    assert found and found.writable
 
 
 def test_a_format_that_qemu_can_only_read_is_attached_read_only_and_said(qemu: Qemu, make: Make) -> None:
