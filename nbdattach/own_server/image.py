@@ -133,7 +133,7 @@ def _format_of(path: str, options: ImageOptions, head: bytes, tail: bytes) -> st
 def _why_not_writable(path: str, is_only_read: bool) -> str:
     """Why the image can only be read; empty if it can be written.
 
-    Who only reads a file does not open it for writing: on overlayfs, as in a container, that copies all of it.
+    One that is only read is not opened for writing: on overlayfs, as in a container, that copies all of it.
     """
     if is_only_read and os.path.isfile(path) and os.access(path, os.W_OK):
         return ""

@@ -216,7 +216,7 @@ def test_a_program_needs_nothing_but_the_json(tmp_path: Path) -> None:
         assert (code, found["error"]["kind"]) == (2, "usage")
 
 
-def test_devices_whose_images_are_on_it_go_first(tmp_path: Path) -> None:
+def test_devices_with_their_images_on_it_go_first(tmp_path: Path) -> None:
     """One image is a file on a partition, the other one a volume: umount and lvchange alone would fail."""
     with attached_image(tmp_path, False):
         shell(rf"""printf 'label: gpt\nsize=20MiB\nsize=20MiB\n' | sfdisk -q /dev/nbd0; {_LVM}

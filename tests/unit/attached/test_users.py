@@ -192,7 +192,7 @@ def test_a_device_with_its_image_on_a_file_of_it_is_detached_first(
     assert (users_of(NBD0).mounts, users_of(NBD0).holders) == (["/mnt"], [])
 
 
-def test_a_device_whose_image_is_a_mapping_on_it_is_detached_first(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_with_its_image_on_a_mapping_is_detached_first(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     (host.sys / "block/nbd0/holders/dm-0").mkdir(parents=True)
     (host.sys / "block/dm-0").mkdir()
     (host.sys / "block/dm-0/dev").write_text("252:0\n")
