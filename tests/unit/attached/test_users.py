@@ -269,7 +269,7 @@ def test_swap_and_btrfs_on_a_mapping_are_known_by_any_name_of_it(host: Host, mon
 
 @pytest.mark.usefixtures("host")
 def test_a_probe_that_ends_is_no_user_however_long_the_look_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes seconds beside processes whose memory is locked."""
+    """It takes seconds beside processes that have locked their memory."""
 
     def openers(*_: object) -> list[Opener]:
         time.sleep(0.3)

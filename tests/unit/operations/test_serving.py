@@ -148,7 +148,7 @@ def test_an_image_that_is_attached_for_less_or_more_is_in_use_by_its_name(
 def test_an_image_that_cannot_be_written_is_refused_if_the_user_wants_to_write(
     image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not the user who has asked for --read-only."""
+    """The user has not asked for --read-only."""
     planned = Plan(("/usr/bin/qemu-nbd",), True, server_of(image).image, unwritable="Read-only file system")
     monkeypatch.setattr(choice, "require_possible", lambda _: None)
     monkeypatch.setattr(start, "plan_of", lambda *_, **__: planned)
