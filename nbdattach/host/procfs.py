@@ -48,6 +48,11 @@ class Opener:
         return f"{self.pid} ({plain(self.name)})" if self.name else str(self.pid)
 
 
+def is_there() -> bool:
+    """Whether /proc is mounted; without it we see no user of any device."""
+    return os.path.exists(f"{PROC}/self")
+
+
 def started(pid: int) -> int | None:
     """When it started, in clock ticks since boot (field 22 of proc_pid_stat(5)); None if there is no such process."""
     fields = _stat(pid)

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from nbdattach.errors import KernelRefused
-from nbdattach.host import programs
+from nbdattach.host import procfs, programs
 from nbdattach.host.procfs import is_root
 from nbdattach.host.spawn import SYSTEM_PATH
 from nbdattach.kernel import sysfs
@@ -23,7 +23,7 @@ DRIVER = "nbd driver"
 
 
 def refuse_other_systems() -> None:
-    """Raises `KernelRefused` unless this is Linux with /sys mounted: only Linux has the nbd driver (row 14)."""
+    """Raises `KernelRefused` unless this is Linux with /sys and /proc: only Linux has the nbd driver (row 14)."""
     if not sys.platform.startswith("linux"):
         raise KernelRefused(
             f"this system ({sys.platform})",
@@ -32,6 +32,9 @@ def refuse_other_systems() -> None:
         )
     if not sysfs.is_there():
         raise sysfs.not_mounted()
+    if not procfs.is_there():
+        cause = "not mounted, so the users of devices cannot be seen"
+        raise KernelRefused(procfs.PROC, cause, "mount -t proc proc /proc")
 
 
 def ensure_loaded() -> None:

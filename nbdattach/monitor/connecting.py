@@ -185,7 +185,9 @@ class Connecting:
         try:
             differs = same_export.difference(record, made.export, made.export.size if any_size else size)
             if differs:
-                hint = f"nbdattach resize {self.device.path} accepts a new size; nothing else may differ"
+                hint = f"let the server offer it as before, or attach it anew: nbdattach disconnect {self.device.path}"
+                if not same_export.difference(record, made.export, made.export.size):
+                    hint = f"nbdattach resize {self.device.path} accepts the new size"
                 raise Refused(target.uri, differs, hint)
             if record.server and not place.elsewhere:
                 require_same_file(record.server)

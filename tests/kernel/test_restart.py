@@ -208,6 +208,8 @@ def test_a_wrong_server_is_refused_untouched_and_the_right_one_taken(tmp_path: P
             time.sleep(4)
             assert state_of("nbd0") == "reconnecting"
             assert said in nbd("status", "nbd0").out
+            done = nbd("reconnect", "nbd0")
+            assert (done.code, "nbdattach resize" in done.err) == (4, wrong != "read-only"), done
         assert digest_of(image) == before
         assert said in shell("dmesg")
         servers.enter_context(there.serve())

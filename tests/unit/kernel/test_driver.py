@@ -128,6 +128,14 @@ def test_linux_is_not_refused() -> None:
     driver.refuse_other_systems()
 
 
+def test_a_machine_without_proc_is_refused_because_users_cannot_be_seen(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver.procfs, "PROC", f"{machine.root}/proc")
+    assert str(refusal()) == f"{machine.root}/proc: not mounted, so the users of devices cannot be seen"
+    assert machine.asked == []
+
+
 # -- it cannot be loaded -----------------------------------------------------------------------------------------------
 
 
