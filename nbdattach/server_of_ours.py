@@ -25,6 +25,15 @@ class Image:
     size: int | None = None
     below: tuple[str, ...] = ()
 
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """Of all its files, those below it included."""
+        return (self.identity, *self.below)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path, *self.backing)
+
 
 @immutable
 class OwnServer:

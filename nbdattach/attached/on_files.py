@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Loop devices and swap on files of a mounted file system, which cannot be unmounted before they are released.
+"""Loop devices, swap and disk images on files of a mounted file system, which cannot be unmounted before they go.
 
 The kernel shows the path of such a file, as our mount namespace has it or as another one has it. So the number of its
-file system decides about a loop device. No file is looked at, because its disk may be dead.
+file system decides about a loop device. No file is looked at, because its disk may be dead, but those of btrfs: they
+have the numbers of its subvolumes, and a mount has another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nbdattach.host import copies, procfs
+from nbdattach.host.bare_files import identity
 from nbdattach.immutable import immutable
 from nbdattach.kernel import loop
 
@@ -35,7 +39,11 @@ def on_files_of(mount: Mount, mounts: Sequence[Mount], loops: Mapping[str, str],
     A host may have dozens of loop devices, as snapd makes them, so only those with a path that leads to it are asked.
     """
     return OnFiles(
-        [name for name, path in loops.items() if _mount_of(path, mounts) == mount and _is_on(name, mount)],
+        [
+            name
+            for name, path in loops.items()
+            if _mount_of(path, mounts) == mount and _is_on(name, path, mount, mounts)
+        ],
         [path for path in swaps if _mount_of(path, mounts) == mount],
     )
 
@@ -46,6 +54,19 @@ def _mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
     return max(reversed(above), key=lambda one: len(one.path), default=None)
 
 
-def _is_on(name: str, mount: Mount) -> bool:
-    number, _, _ = (copies.answer_about(name, _SECONDS, lambda: loop.file_of(name)) or "").partition(":")
-    return number.isdigit() and procfs.major_minor(int(number)) == mount.number
+def _is_on(name: str, path: str, mount: Mount, mounts: Sequence[Mount]) -> bool:
+    return has_one(mount, mounts, [copies.answer_about(name, _SECONDS, partial(loop.file_of, name)) or ""], [path])
+
+
+def has_one(mount: Mount, mounts: Sequence[Mount], identities: Collection[str], paths: Sequence[str]) -> bool:
+    """Whether a file with one of these identities (`bare_files.identity`) is on that mount; `paths` are their names."""
+    if mount.kind != "btrfs":
+        numbers = [one.partition(":")[0] for one in identities]
+        return any(number.isdigit() and procfs.major_minor(int(number)) == mount.number for number in numbers)
+    here = [path for path in paths if _mount_of(path, mounts) == mount]
+    found = [copies.answer_about(path, _SECONDS, partial(_identity, path)) for path in here]
+    return any(one in identities for one in found if one)
+
+
+def _identity(path: str) -> str:
+    return identity(os.stat(path))

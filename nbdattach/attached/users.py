@@ -40,6 +40,7 @@ from nbdattach.host.targets import Target
 from nbdattach.kernel import sysfs
 from nbdattach.kernel.sysfs import Block, Kernel
 from nbdattach.reporter import silent
+from nbdattach.server_of_ours import Image
 from nbdattach.text import plain
 
 if TYPE_CHECKING:
@@ -109,31 +110,34 @@ class Census:
         return loops, [path for path in self._swaps if not path.startswith(_DEV)]
 
     @cached_property
-    def _images(self) -> dict[str, dict[str, str]]:
-        """Identities of the images that are attached, and of the files below them: the device, and the image's path."""
-        found: dict[str, dict[str, str]] = {}
-        for device in sysfs.devices():
-            record = state.load(device) if Kernel(device).attached else None
-            image = record.server.image if record and record.server else None
-            for one in (image.identity, *image.below) if image else ():
-                found.setdefault(one, {})[device.name] = image.path if image else ""
-        return found
+    def _images(self) -> list[tuple[str, Image]]:
+        """Attached images, each with its device."""
+        records = [(one.name, state.load(one)) for one in sysfs.devices() if Kernel(one).attached]
+        servers = [(name, record.server) for name, record in records if record and record.server]
+        return [(name, server.image) for name, server in servers if server.image]
 
-    def _attached_from(self, block: Block) -> Iterator[tuple[str, str]]:
-        """Devices with that block device as their image or below it."""
+    def _attached_from(self, block: Block) -> Iterator[tuple[str, Image]]:
+        """Those with that block device as their image or below it."""
         major, _, minor = (block.number or "").partition(":")
         if minor and not block.name.startswith("nbd"):  # a device of the driver is never an image
-            yield from self._images.get(f"block:{os.makedev(int(major), int(minor))}", {}).items()
+            identity = f"block:{os.makedev(int(major), int(minor))}"
+            yield from ((name, image) for name, image in self._images if identity in image.identities)
 
-    def _attached_from_files_of(self, mounts: list[Mount]) -> dict[str, str]:
-        """Devices with an image on these file systems."""
-        numbers = {one.number for one in mounts}
-        found: dict[str, str] = {}
-        for identity, devices in self._images.items() if numbers else ():
-            number, _, _ = identity.partition(":")
-            if number.isdigit() and procfs.major_minor(int(number)) in numbers:
-                found |= devices
-        return found
+    def _attached_from_files_of(self, mounts: list[Mount]) -> list[tuple[str, Image]]:
+        """Those with a file on one of these, as their image or below it."""
+        if not (mounts and self._images):
+            return []
+        from nbdattach.attached.on_files import has_one
+
+        def is_there(image: Image) -> bool:
+            return any(has_one(mount, self._here, image.identities, image.paths) for mount in mounts)
+
+        return [(name, image) for name, image in self._images if is_there(image)]
+
+    @property
+    def _here(self) -> list[Mount]:
+        """Of our own mount namespace."""
+        return [one for one in self._tables if one.owner is None]
 
     def _on_files_of(self, mounts: list[Mount]) -> list[OnFiles]:
         """Loop devices and swap on files of each of these. The module is loaded if there may be any."""
@@ -141,8 +145,7 @@ class Census:
             return []
         from nbdattach.attached.on_files import on_files_of
 
-        here = [one for one in self._tables if one.owner is None]
-        return [on_files_of(one, here, *self._files) for one in mounts]
+        return [on_files_of(one, self._here, *self._files) for one in mounts]
 
     @cached_property
     def spread(self) -> Spread:
@@ -170,10 +173,10 @@ class Census:
             files = self._on_files_of([one for one, _ in mounts])
             blocks = [Block(name) for one in files for name in one.loops if name not in seen]
             holders = [holder(block, False) for block in blocks]
-            for name, path in self._attached_from_files_of([one for one, _ in mounts]).items():
+            for name, image in self._attached_from_files_of([one for one, _ in mounts]):
                 if name not in seen:
                     blocks.append(Block(name))
-                    holders.append(attached_from(Block(name), path))
+                    holders.append(attached_from(Block(name), image))
             holders += [swapped_on(f"swapped on {plain(path)}", path, False) for one in files for path in one.swaps]
         return Users([one for layer in reversed(layers) for one in layer])
 
@@ -212,9 +215,9 @@ class Census:
             for name in [*part.holders, *self.loops.get(number, [])]:
                 yield from self._built(Block(name), seen, mounts)
                 yield holder(Block(name), direct)
-            for name, path in self._attached_from(part):
+            for name, image in self._attached_from(part):
                 yield from self._built(Block(name), seen, mounts)
-                yield attached_from(Block(name), path)
+                yield attached_from(Block(name), image)
             mounts += [(one, direct) for one in self.mounts if one.number == number or self._is_on(one, part)]
             if part.name in self.swaps:
                 what = "swapped on" if direct else f"{part.name} swapped on"
@@ -257,8 +260,8 @@ class _NearCensus(Census):
         return {}, []
 
     @cached_property
-    def _images(self) -> dict[str, dict[str, str]]:
-        return {}
+    def _images(self) -> list[tuple[str, Image]]:
+        return []
 
     @cached_property
     def targets(self) -> dict[str, list[Target]]:

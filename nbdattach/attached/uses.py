@@ -18,6 +18,7 @@ from nbdattach.host.procfs import Opener
 from nbdattach.host.targets import Target
 from nbdattach.immutable import immutable
 from nbdattach.kernel.sysfs import Block
+from nbdattach.server_of_ours import Image
 from nbdattach.text import plain, typed
 
 # Users named in the one line of an error; the list below it has all.
@@ -164,10 +165,10 @@ def holder(block: Block, direct: bool) -> User:
     return User(block.name, Use("holder", path, says, command, instead), direct)
 
 
-def attached_from(block: Block, image: str) -> User:
+def attached_from(block: Block, image: Image) -> User:
     """A device of ours that is not on the other one itself, but has its image there."""
     path = f"/dev/{block.name}"
-    says = f"held by {block.name}, with the image {plain(image)}"
+    says = f"held by {block.name}, with the image {plain(image.path)}"
     return User(block.name, Use("holder", path, says, ("nbdattach", "disconnect", path)), direct=False)
 
 

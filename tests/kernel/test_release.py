@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from servers import nbdkit
 from test_users import FIRST, attached_image, mapped, mapping, modules, nobody_is_left, opened  # noqa: F401 - fixtures
-from tool import command, eventually, nbd, nbd_ok, shell, sparse_file
+from tool import command, connect, eventually, nbd, nbd_ok, shell, sparse_file
 
 pytestmark = pytest.mark.any_monitor
 
@@ -172,6 +172,20 @@ def test_what_is_on_files_of_its_file_system_goes_before_that(tmp_path: Path) ->
         assert not FIRST.attached
     assert shell(f"losetup -n -O BACK-FILE {other}").strip() == str(tmp_path / "other")
     shell(f"losetup -d {other}")
+
+
+@pytest.mark.loop
+def test_files_of_btrfs_count_though_no_mount_has_their_number() -> None:
+    with nbdkit("memory", "256M") as server:
+        connect(server.uri, "nbd0")
+        shell("""mkfs.btrfs -q /dev/nbd0 && mount /dev/nbd0 /mnt && btrfs -q subvolume create /mnt/inner &&
+            truncate -s 4M /mnt/inner/image /mnt/inner/above.img""")
+        loop = shell("losetup -f --show /mnt/inner/image").strip()
+        nbd_ok("connect", "/mnt/inner/above.img", "nbd1")
+        *first, last = nbd_ok("disconnect", "--release", "--dry-run", "nbd0").splitlines()
+        assert ({*first}, last) == ({f"losetup -d {loop}", "nbdattach disconnect /dev/nbd1"}, "umount /mnt")
+        nbd_ok("disconnect", "--release", "nbd0")
+        assert nbd_ok("status", "--noheadings") == ""
 
 
 def test_a_dry_run_asks_the_same_questions(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from nbdattach.attached import on_files
-from nbdattach.attached.mounts import Mount, parsed
+from nbdattach.attached.mounts import parsed
 from nbdattach.attached.on_files import OnFiles, on_files_of
 from nbdattach.kernel import loop
 
@@ -62,7 +62,7 @@ def test_loop_devices_on_other_mounts_are_not_asked(monkeypatch: pytest.MonkeyPa
     """Each question takes a process, and a host may have dozens of them."""
     asked: list[str] = []
 
-    def ask(name: str, _: Mount) -> bool:
+    def ask(name: str, *_: object) -> bool:
         asked.append(name)
         return False
 
@@ -70,3 +70,14 @@ def test_loop_devices_on_other_mounts_are_not_asked(monkeypatch: pytest.MonkeyPa
     loops = {f"loop{number}": f"/snap/{number}" for number in range(40)} | {"loop40": "/mnt/image"}
     assert on_files_of(MOUNTS[1], MOUNTS, loops, []) == OnFiles([], [])
     assert asked == ["loop40"]
+
+
+@pytest.mark.parametrize(("there", "found"), [("12", ["loop0"]), ("13", []), (None, [])])
+def test_a_file_of_btrfs_is_on_the_mount_that_shows_it(
+    monkeypatch: pytest.MonkeyPatch, there: str | None, found: list[str]
+) -> None:
+    """It has the number of a subvolume. Another file may have its name here; and a dead disk gives no answer."""
+    mounted = parsed("2 1 0:50 / /mnt rw - btrfs /dev/nbd0 rw", None)
+    monkeypatch.setattr(loop, "file_of", lambda _: "57:12")
+    monkeypatch.setattr(on_files, "_identity", lambda _: f"57:{there}" if there else "")
+    assert on_files_of(mounted, [MOUNTS[0], mounted], {"loop0": "/mnt/image"}, []) == OnFiles(found, [])
