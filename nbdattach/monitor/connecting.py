@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbdattach.attached import same_export
+from nbdattach.attached.state import Record
 from nbdattach.clock import boot_time
-from nbdattach.connection import probe
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
+from nbdattach.connection.probe import Probe
 from nbdattach.connection.stream import address_of, remember
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -22,7 +23,7 @@ from nbdattach.host.procfs import started
 from nbdattach.monitor.events import MOVED, Log
 from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.outage import Outage
-from nbdattach.monitor.places import Place, in_use, ordered, places
+from nbdattach.monitor.places import Place, in_use, ordered, places, probes_suffice
 from nbdattach.monitor.recorded import Recorded
 from nbdattach.monitor.remembering import Remembering
 from nbdattach.own_server.kept import require_same_file
@@ -66,8 +67,10 @@ class Connecting:
         self._carrier = Carrier(wanted, relay, was_in_kernel=transport == "kernel")
         self._made: tuple[Connection, Place] | None = None  # the last one, and where
         self._prepared = False  # whether we can dial without reading a disk
+        self._usual: tuple[Record, Place, Probe] | None = None  # of the server that this record has in use
         self._reached: socket | None = None  # the connection of a probe, for the next dial
         self.fails_beyond = False  # whether the last dial failed though the server had taken the connection
+        self.would_fail = False  # whether a dial there would, as the last probe says
         if record.address:
             remember(record.current_target(), record.address)
         self._round_trip = links.round_trip or _UNKNOWN_ROUND_TRIP
@@ -92,11 +95,21 @@ class Connecting:
     def probe(self) -> bool:
         """Whether the server in use takes connections. The next `dial_quickly` uses the one that this makes."""
         self._forget_probe()
-        place = in_use(self.recorded.record)
+        self.would_fail = False
+        record = self.recorded.record
+        if self._usual is None or self._usual[0] is not record:  # to read an address takes longer than the rest
+            place = in_use(record)
+            self._usual = record, place, Probe(place.target, place.address)
+        _, place, usual = self._usual
         if not self._carrier.uses_relay(place.target):  # it connects by itself
-            within = min(_MOST_ANSWER, max(_LEAST_ANSWER, _ROUND_TRIPS * self._round_trip))
-            self._reached = probe.reached(place.target, place.address, within)
+            answer = usual.answer(min(_MOST_ANSWER, max(_LEAST_ANSWER, _ROUND_TRIPS * self._round_trip)))
+            self._reached = answer.reached
+            self.would_fail = answer.nobody
         return self._reached is not None
+
+    def probes_suffice(self, outage: Outage) -> Deadline:
+        """Until then no try is needed while probes say that one would fail."""
+        return Deadline(probes_suffice(self.recorded.record, outage.gone(boot_time())))
 
     def dial_quickly(self, outage: Outage) -> Connection:
         """Dials with short limits, because a device waits for it. Raises `NbdattachError`: the most telling one."""

@@ -34,10 +34,10 @@ from nbdattach.monitor.outage import FRUITLESS, Outage, Terms
 class Interruptible(Protocol):
     """Other work comes first: orders, and commands that hold the device."""
 
-    def pause(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+    def pause(self, seconds: float, until: Callable[[], bool] | None = None, every: float = math.inf) -> bool:
         """False as soon as there is other work; `mend` is then called again after it.
 
-        True after the time, or when `until`, which is asked several times in a long pause, has been true.
+        True after the time, or when `until` is true, which is asked after `every` seconds each, and at the end.
         """
 
     def has_other_work(self) -> bool: ...
@@ -255,7 +255,19 @@ class Mending:
             if went_on:  # so that we know what fails next, the connection or what follows it
                 self._connecting.probe()
             return went_on
-        return self._thread.pause(seconds, self._connecting.probe)
+        suffices = self._connecting.probes_suffice(outage)
+        while self._thread.pause(seconds, self._connecting.probe, outage.between_probes(boot_time())):
+            seconds = min(outage.between_probes(boot_time()), suffices.remaining())
+            if not seconds or not self._connecting.would_fail or self._may_serve():
+                return True
+            if outage.says_next:
+                with self._access.kernel_calls():
+                    self._say_trouble(outage)
+        return False
+
+    def _may_serve(self) -> bool:
+        """Whether the driver may have a connection that is alive, so that not only the server's return is awaited."""
+        return self._links.alive or not self._links.complete
 
     # -- the end of it -----------------------------------------------------------------------------------------------
 
@@ -309,7 +321,7 @@ class Mending:
 
     def _say_trouble(self, outage: Outage, pause: float | None = None) -> None:
         """Reports the outage to `status`; if /run is full, `status` does without."""
-        outage.said = boot_time()
+        outage.said, outage.says_next = boot_time(), pause is not None
         history.save(self._device, self._history)
         word = "lost" if outage.failing else "reconnecting"
         next_try = None if pause is None else now(pause)

@@ -29,6 +29,9 @@ _SHARE = 80
 _MOST_REPEATS = 8
 # So many useless connections in a row prove that the next one will be useless, too.
 _SILENT_PROVE, _ENDED_PROVE = 2, 4
+# While the server's machine says that nothing listens there, a bare connect says as much as a whole try. It is made
+# more often at first, as a server that restarts is back soon, and in any case at least once in a second.
+_PROBE_SHARE, MAX_PROBE = 8, 0.8
 # Random share, so that many devices do not try at the same moment.
 _SPREAD = 0.2
 # Least time that TCP gets for one try. It is short, because a lost SYN must not delay the next try.
@@ -60,6 +63,7 @@ class Outage:
     since: str
     error: str = ""  # of the last try
     said: float = -math.inf  # when we last updated status
+    says_next: bool = False  # whether status has the time of the next try since then
     died: float | None = None
     told: bool = False  # whether the driver and the log know of it
     failing: bool = False
@@ -139,6 +143,10 @@ class Outage:
         repeated = min(FIRST_PAUSE * float(2**self.repeats), MAX_PAUSE) if self.lives else 0.0
         usual = max(pause_after(self.age(now)), repeated)
         return min(usual * spread, self.until_failing(now))
+
+    def between_probes(self, now: float) -> float:
+        """Seconds; 0.0 if requests have to fail now."""
+        return min(MAX_PROBE, max(FIRST_PAUSE, self.age(now) / _PROBE_SHARE), self.until_failing(now))
 
     def connect_within(self, round_trip: float, now: float) -> float:
         """Seconds that TCP has for one try. A server that has just come up may have lost the first packet."""

@@ -23,6 +23,9 @@ from nbdattach.protocol.target import Target, target_of
 OTHER_SERVERS = 10.0
 OTHER_ADDRESSES = 30.0
 _LOOKUP = 1.0
+# Seconds after which a try has to follow probes that failed. It looks up the name again: soon, if the outage is young.
+_SAME_PLACE = 30.0
+_LEAST_SAME_NAME, _MOST_SAME_NAME, _NAME_SHARE = 1.0, 5.0, 4
 
 
 @immutable
@@ -55,6 +58,20 @@ def ordered(target: Target) -> Place:
 
 def in_use(record: Record) -> Place:
     return Place(record.current_target(), record.address)
+
+
+def probes_suffice(record: Record, gone: float) -> float:
+    """For how many seconds a try would fail as surely as a probe whose answer is that nothing listens there.
+
+    A try goes to other servers and addresses, too, and starts a server of our own again. `gone`: as of `places`.
+    """
+    if record.server:
+        return 0.0
+    first = in_use(record)
+    if not record.others and (first.target.socket or first.target.host == first.address):
+        return _SAME_PLACE
+    same_name = max(_LEAST_SAME_NAME, min(gone / _NAME_SHARE, _MOST_SAME_NAME))
+    return min([same_name, *(due - gone for due in (OTHER_SERVERS, OTHER_ADDRESSES) if due > gone)])
 
 
 def places(record: Record, gone: float) -> Iterator[Place]:

@@ -21,6 +21,7 @@ if a request reaches that age, so connect requires the user to set it (--io-time
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable
 from typing import TypeAlias
@@ -49,8 +50,6 @@ Done: TypeAlias = Callable[[str | NbdattachError], None]
 _OWN_TROUBLE = 1.0
 # So often a device at rest may be left alone when all others are suspected.
 _RESTS = 10
-# Seconds between two probes of a server that is away.
-_PROBE_SECONDS = 0.8
 
 
 class Watch:
@@ -118,16 +117,19 @@ class Watch:
             self._links.rest()
             return True
         with self._access.if_free() as free:
-            rest = self._rest.begin() if free else None
+            at_work = self._thread is not None  # which looks by itself whether all is well
+            rest = self._rest.begin() if free and not at_work else None
             if free and (self._recorded.is_of_another or not self._links.is_there()):
                 self._end("no longer attached")
             elif free:
                 self._links.look()
                 self._links.close_buried()
                 self._links.drop_undelivered()
+                self._recorded.save_if_unsaved()
+                if at_work:
+                    return True
                 if self._links.silent or not self._links.is_proven():
                     self.check()
-                self._recorded.save_if_unsaved()
                 if self._mending.all_is_well and not self._links.silent and self._remembering.tick():
                     self._rest.note(rest)
         return not self._access.ended
@@ -196,16 +198,19 @@ class Watch:
         """Work that comes first."""
         return bool(self._ordered) or self._access.held or self._access.ended
 
-    def pause(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
-        """False as soon as other work comes first; the check goes on after it. `until` is asked again and again."""
+    def pause(self, seconds: float, until: Callable[[], bool] | None = None, every: float = math.inf) -> bool:
+        """False as soon as other work comes first; the check goes on after it.
+
+        True after the time, or when `until` is true, which is asked after `every` seconds each, and at the end.
+        """
         pause = Deadline(seconds)
         while True:
             left = pause.remaining()
             with self._changed:
-                if self._changed.wait_for(self.has_other_work, timeout=min(left, _PROBE_SECONDS) if until else left):
+                if self._changed.wait_for(self.has_other_work, timeout=min(left, every)):
                     self._check = True
                     return False
-            if left <= _PROBE_SECONDS or until is None or until():
+            if (until and until()) or left <= every:
                 return True
 
     # -- the thread ------------------------------------------------------------------------------------------------

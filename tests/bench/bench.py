@@ -104,9 +104,14 @@ def parse() -> argparse.Namespace:
         "--sweep", choices=("sectors", "connections"), help="nbdattach against itself, in the guest only"
     )
     parser.add_argument("--only", nargs="+", choices=contenders.HERE + contenders.PARTS, help="these tables only")
-    parser.add_argument("--scale", type=int, default=256, metavar="N", help="devices at most, in crowd")
+    parser.add_argument("--scale", type=int, default=1024, metavar="N", help="devices at most, in crowd")
     parser.add_argument(
-        "--away", type=float, nargs="+", default=[3, 40], metavar="SEC", help="lengths of an outage, in outages"
+        "--away",
+        type=float,
+        nargs="+",
+        default=[3, 40, 120, 600],
+        metavar="SEC",
+        help="lengths of an outage, in outages",
     )
     parser.add_argument("--no-guest", action="store_true", help="only what needs none")
     parser.add_argument("--timeout", type=float, default=GUEST_SECONDS, metavar="SEC", help="of the guest")

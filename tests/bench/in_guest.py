@@ -190,7 +190,7 @@ def part_of(part: str, path: str, server: Server, options: argparse.Namespace) -
         counts = scale.counts_up_to(options.scale)
         return "Many devices", scale.measure(ours, min(rounds, scale.MOST_ROUNDS), counts)
     if part == "outages":
-        return "Outages", outages.measure(ours, min(rounds, outages.MOST_ROUNDS), tuple(options.away))
+        return "Outages", outages.measure(ours, tuple(options.away))
     if part == "relay":
         return "Relay", relay.measure(ours, options.before, options.size, rounds)
     if part in tls.CIPHERS:

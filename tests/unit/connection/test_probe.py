@@ -12,6 +12,7 @@ import wire
 from peer import closed_port, deaf_port, listening, says_and_hears, soon
 
 from nbdattach.connection import client, probe
+from nbdattach.connection.probe import Probe
 from nbdattach.protocol.target import Target
 
 GO = wire.greeting() + wire.sized(wire.GO) + wire.ack(wire.GO)
@@ -27,7 +28,7 @@ def test_the_connection_of_a_probe_is_the_one_that_is_used(unix: bool, tmp_path:
         serve(sock)
 
     with listening(counted, tmp_path / "s" if unix else None) as target:
-        ready = probe.reached(target, None if unix else "127.0.0.1", 60)
+        ready = Probe(target, None if unix else "127.0.0.1").answer(60).reached
         assert ready is not None
         with client.connect(target, 60, ready=ready).stream as stream:
             assert stream.sock is ready
@@ -35,24 +36,44 @@ def test_the_connection_of_a_probe_is_the_one_that_is_used(unix: bool, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("target", "address"),
+    ("target", "address", "nobody"),
     [
-        (Target("db1", 1), None),  # its address is not known
-        (Target("db1", 1), "not numeric"),
-        (Target(socket="/nonexistent/socket"), None),
+        (Target("db1", 1), None, False),  # its address is not known
+        (Target("db1", 1), "not numeric", False),
+        (Target(socket="/nonexistent/socket"), None, True),
     ],
 )
-def test_what_cannot_be_reached_is_no_connection(target: Target, address: str | None) -> None:
-    assert probe.reached(target, address, 60) is None
+def test_what_cannot_be_reached_is_no_connection(target: Target, address: str | None, nobody: bool) -> None:
+    assert Probe(target, address).answer(60) == probe.Answer(None, nobody)
 
 
-def test_a_closed_port_is_no_connection() -> None:
-    assert probe.reached(Target("db1", closed_port()), "127.0.0.1", 60) is None
+def test_at_a_closed_port_nobody_listens() -> None:
+    usual = Probe(Target("db1", closed_port()), "127.0.0.1")
+    for _ in range(2):
+        assert usual.answer(60) == probe.Answer(None, nobody=True)
+
+
+def test_at_the_socket_that_a_server_left_behind_nobody_listens(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{tmp_path}/s")
+    assert Probe(Target(socket=f"{tmp_path}/s"), None).answer(60) == probe.Answer(None, nobody=True)
 
 
 def test_a_silent_machine_is_not_waited_for() -> None:
     with deaf_port() as port, soon():
-        assert probe.reached(Target("db1", port), "127.0.0.1", 0.1) is None
+        assert Probe(Target("db1", port), "127.0.0.1").answer(0.1) == probe.Answer(None)
+
+
+def test_a_server_that_is_too_busy_to_accept_is_there(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{tmp_path}/s")
+        sock.listen(0)
+        usual = Probe(Target(socket=f"{tmp_path}/s"), None)
+        answers = [usual.answer(60) for _ in range(3)]
+    assert answers[-1] == probe.Answer(None)
+    for one in answers:
+        if one.reached:
+            one.reached.close()
 
 
 def test_a_connection_to_itself_is_none_and_leaves_the_port_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +87,7 @@ def test_a_connection_to_itself_is_none_and_leaves_the_port_free(monkeypatch: py
         return made
 
     monkeypatch.setattr(socket, "socket", bound)
-    assert probe.reached(Target("db1", port), "127.0.0.1", 60) is None
+    assert Probe(Target("db1", port), "127.0.0.1").answer(60) == probe.Answer(None, nobody=True)
     monkeypatch.undo()
     socket.create_server(("127.0.0.1", port)).close()
 
@@ -79,4 +100,4 @@ def test_a_connection_that_is_reset_at_once_is_none(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(probe, "is_to_itself", reset)
     with listening(lambda _: None) as target:
-        assert probe.reached(target, "127.0.0.1", 60) is None
+        assert Probe(target, "127.0.0.1").answer(60) == probe.Answer(None)

@@ -211,6 +211,19 @@ def test_requests_fail_again_when_a_server_that_came_back_too_late_dies_unserved
     assert one.again().until_failing(1310) == 0
 
 
+def test_a_server_is_asked_at_least_once_a_second_and_more_often_at_first() -> None:
+    one = outage(FOREVER)
+    ages = (0, 1, 2, 4, 6, 8, 400, 1e6)
+    assert [one.between_probes(1000 + age) for age in ages] == [0.25, 0.25, 0.25, 0.5, 0.75, 0.8, 0.8, 0.8]
+
+
+@given(moments)
+def test_no_wait_for_a_server_goes_past_the_moment_when_requests_fail(later: float) -> None:
+    one = outage()
+    one.lose(1000)
+    assert one.between_probes(1000 + later) <= one.until_failing(1000 + later)
+
+
 def test_status_is_told_no_more_than_once_a_second() -> None:
     one = outage()
     assert one.may_say(1000)

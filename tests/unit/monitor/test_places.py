@@ -11,6 +11,7 @@ from nbdattach.attached.state import Record
 from nbdattach.monitor import places
 from nbdattach.monitor.places import OTHER_ADDRESSES, OTHER_SERVERS, Place, in_use
 from nbdattach.protocol.target import Target
+from nbdattach.server_of_ours import OwnServer
 
 RECORD = Record(
     "tag", "nbd://db1/disk", "disk", "netlink", 1, "2026-01-02T03:04:05Z", 42, address="192.0.2.1",
@@ -49,6 +50,30 @@ def test_an_address_that_the_name_no_longer_has_is_not_waited_for() -> None:
     record = dataclasses.replace(RECORD, address="192.0.2.7")
     assert named(0.0, record) == ["db1 192.0.2.7"]
     assert named(0.1, record) == ["db1 192.0.2.7", "db1 192.0.2.9", "db1 192.0.2.1", "db1 2001:db8::1"]
+
+
+ALONE = dataclasses.replace(RECORD, also=())
+UNIX = dataclasses.replace(ALONE, target="nbd+unix:///disk?socket=/run/s", address=None)
+NUMERIC = dataclasses.replace(ALONE, target="nbd://192.0.2.1/disk")
+OURS = dataclasses.replace(UNIX, server=OwnServer("/d.img", "/run/s", ("qemu-nbd",)))
+
+
+@pytest.mark.parametrize(
+    ("record", "gone", "seconds"),
+    [
+        (UNIX, 0, 30),
+        (NUMERIC, 100, 30),
+        (OURS, 100, 0),  # a try starts it again
+        (ALONE, 0, 1),  # its name may lead elsewhere soon
+        (ALONE, 8, 2),
+        (ALONE, 100, 5),
+        (ALONE, OTHER_ADDRESSES - 3, 3),
+        (RECORD, OTHER_SERVERS - 0.5, 0.5),
+        (dataclasses.replace(RECORD, target="nbd://192.0.2.1/disk"), 100, 5),
+    ],
+)
+def test_a_try_is_made_when_it_may_say_more_than_probes(record: Record, gone: float, seconds: float) -> None:
+    assert places.probes_suffice(record, gone) == pytest.approx(seconds)
 
 
 def test_the_server_in_use_is_the_first() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import socket
 import sys
@@ -24,9 +25,9 @@ from test_links import Sys
 from nbdattach.attached import state
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.clock import boot_time
-from nbdattach.connection import probe
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
+from nbdattach.connection.probe import Answer, Probe
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NoConnection
@@ -34,8 +35,9 @@ from nbdattach.kernel import netlink, pulse, settings, sysfs
 from nbdattach.monitor import planned
 from nbdattach.monitor import watch as watch_module
 from nbdattach.monitor.links import Gone, Links
-from nbdattach.monitor.outage import Outage
+from nbdattach.monitor.outage import MAX_PROBE, Outage
 from nbdattach.monitor.remembering import Remembering
+from nbdattach.monitor.rest import Rest
 from nbdattach.monitor.watch import Done, Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target
@@ -682,19 +684,13 @@ def test_only_a_device_that_is_not_at_rest_is_suspected_of_a_dead_connection(
 # -- a pause between two tries -----------------------------------------------------------------------------------------
 
 
-def test_a_pause_ends_as_soon_as_the_server_takes_connections(
-    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch_module, "_PROBE_SECONDS", 0.01)
+def test_a_pause_ends_as_soon_as_the_server_takes_connections(attachment: Attachment) -> None:
     answers = iter([False, False, True])
-    assert attachment.watch.pause(60, lambda: next(answers))
+    assert attachment.watch.pause(60, lambda: next(answers), every=0.01)
     assert list(answers) == []
 
 
-def test_a_pause_in_which_the_server_takes_none_lasts_its_time(
-    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch_module, "_PROBE_SECONDS", 0.01)
+def test_a_pause_in_which_the_server_takes_none_lasts_its_time(attachment: Attachment) -> None:
     asked: list[None] = []
 
     def is_there() -> bool:
@@ -702,7 +698,7 @@ def test_a_pause_in_which_the_server_takes_none_lasts_its_time(
         return False
 
     began = time.monotonic()
-    assert attachment.watch.pause(0.2, is_there)
+    assert attachment.watch.pause(0.2, is_there, every=0.01)
     assert time.monotonic() - began >= 0.19
     assert asked
 
@@ -728,7 +724,7 @@ def test_a_server_whose_connections_are_of_no_use_is_not_probed_in_the_pause(wha
     USELESS[what](watch, outage)
     attachment.patch(watch._connecting, "probe", lambda: probed.append(None))
 
-    def pause(_: float, until: Callable[[], bool] | None = None) -> bool:
+    def pause(_: float, until: Callable[[], bool] | None = None, every: float = math.inf) -> bool:
         asked.append(until is not None)
         return True
 
@@ -737,6 +733,83 @@ def test_a_server_whose_connections_are_of_no_use_is_not_probed_in_the_pause(wha
     is_useful = what == "it takes none"
     assert asked == [is_useful]
     assert len(probed) == (not is_useful)  # at its end, so that we know which of both fails next
+
+
+class Away:
+    """An outage of a server that is away; its machine says to each probe that nobody listens there, or nothing."""
+
+    def __init__(self, attachment: Attachment, age: float = 0.0, suffices: float = 60.0, nobody: bool = True) -> None:
+        watch = self._watch = attachment.watch
+        self.pauses: list[float] = []
+        self.outage = Outage(watch._mending._terms, boot_time() - age, "2026-01-02T03:04:05Z")
+        self.outage.lose(boot_time() - age)
+        watch._links.cut()
+        connecting = watch._connecting
+        attachment.patch(Probe, "answer", lambda *_: Answer(None, nobody))
+        attachment.patch(connecting, "probes_suffice", lambda _: Deadline(suffices))
+        attachment.patch(watch, "pause", self._pause)
+        self.until = 20
+
+    def _pause(self, seconds: float, until: Callable[[], bool] | None = None, every: float = math.inf) -> bool:
+        assert until and not until()
+        self.pauses.append(seconds)
+        return len(self.pauses) < self.until
+
+    def goes_on(self) -> bool:
+        """Whether a pause in it ends with a try."""
+        return self._watch._mending._pause(self.outage)
+
+
+def test_while_nobody_listens_a_server_is_asked_and_not_tried(attachment: Attachment) -> None:
+    away = Away(attachment, age=100)
+    assert not away.goes_on()
+    assert len(away.pauses) == away.until and max(away.pauses[1:]) == MAX_PROBE
+    away = Away(attachment, age=100, nobody=False)
+    assert away.goes_on() and len(away.pauses) == 1
+
+
+def test_probes_alone_do_not_do_for_ever(attachment: Attachment) -> None:
+    away = Away(attachment, age=100, suffices=0.0)
+    assert away.goes_on() and len(away.pauses) == 1
+
+
+def test_probes_end_when_requests_have_to_fail(attachment: Attachment) -> None:
+    away = Away(attachment)
+    away.outage.terms = dataclasses.replace(away.outage.terms, on_loss=0.0)
+    assert away.goes_on() and away.pauses == [0.0]
+
+
+@pytest.mark.parametrize("kept", ["alive", "not held"])
+def test_while_a_connection_may_live_each_pause_ends_with_a_try(kept: str, attachment: Attachment) -> None:
+    away = Away(attachment)
+    if kept == "alive":
+        attachment.patch(Links, "alive", True)
+    else:
+        attachment.watch._links.complete = False
+    assert away.goes_on() and len(away.pauses) == 1
+
+
+def test_no_time_of_a_next_try_is_told_while_the_server_is_asked_all_the_time(attachment: Attachment) -> None:
+    told = list[str | None]()
+    save = state.save_trouble
+
+    def noted(device: Device, trouble: Trouble | None) -> None:
+        told.append(trouble.next_try if trouble else "")
+        save(device, trouble)
+
+    attachment.patch(state, "save_trouble", noted)
+    assert not Away(attachment, age=100).goes_on()
+    assert len(told) == 2 and told[0] and told[1] is None
+
+
+def test_a_device_whose_thread_is_at_work_gets_no_whole_look(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage may be long, and its thread looks by itself."""
+    monkeypatch.setattr(attachment.watch, "_thread", threading.current_thread())
+    attachment.patch(Rest, "begin", lambda _: pytest.fail("a whole look"))
+    attachment.patch(Links, "is_proven", lambda _: pytest.fail("a question to the driver"))
+    assert attachment.watch.tick()
 
 
 @pytest.mark.parametrize(("tls", "wanted", "unix", "is_probed"), [
@@ -748,8 +821,13 @@ def test_a_server_whose_connections_are_of_no_use_is_not_probed_in_the_pause(wha
 def test_a_relay_connects_by_itself_so_its_server_is_not_probed(
     tls: bool, wanted: str, unix: bool, is_probed: bool, attachment: Attachment
 ) -> None:
-    asked: list[None] = []
-    attachment.patch(probe, "reached", lambda *_: asked.append(None))
+    asked: list[float] = []
+
+    def answer(_: Probe, within: float) -> Answer:
+        asked.append(within)
+        return Answer(None)
+
+    attachment.patch(Probe, "answer", answer)
     connecting = attachment.watch._connecting
     connecting._carrier._wanted = wanted
     uri = ("nbds" if tls else "nbd") + ("+unix:///disk?socket=/run/s" if unix else "://db1/disk")
@@ -767,7 +845,7 @@ def test_the_connection_of_a_probe_is_used_by_the_next_dial(attachment: Attachme
         raise NoConnection(OLD, "no", "hint")
 
     attachment.patch(attachment.watch._connecting._carrier, "dial", dial)
-    attachment.patch(probe, "reached", lambda *_: ours)
+    attachment.patch(Probe, "answer", lambda *_: Answer(ours))
     connecting = attachment.watch._connecting
     outage = Outage(attachment.watch._mending._terms, boot_time(), "2026-01-02T03:04:05Z")
     assert connecting.probe()
@@ -782,7 +860,7 @@ def test_the_connection_of_a_probe_is_used_by_the_next_dial(attachment: Attachme
 def test_an_unused_connection_of_a_probe_is_closed(attachment: Attachment) -> None:
     sockets = [socket.socketpair() for _ in range(2)]
     made = iter([ours for ours, _ in sockets])
-    attachment.patch(probe, "reached", lambda *_: next(made))
+    attachment.patch(Probe, "answer", lambda *_: Answer(next(made)))
     connecting = attachment.watch._connecting
     for _ in sockets:
         assert connecting.probe()
