@@ -26,6 +26,7 @@ import contenders  # noqa: E402
 import cpu_time  # noqa: E402
 import imports  # noqa: E402
 import openers  # noqa: E402
+import watching  # noqa: E402
 from figures import Row, summary, table  # noqa: E402
 
 NO_BUILD = f"bench: this checkout has no commit {before.COMMIT}, so nothing is compared with the build before"
@@ -77,6 +78,8 @@ def here(options: argparse.Namespace, parts: list[str], build_before: str | None
         print(NO_VALGRIND, flush=True)
     if "openers" in parts:
         found |= shown({"A look for openers, CPU time": openers.measure(ours, build_before, options.cpu_rounds)})
+    if "watching" in parts:
+        found |= shown({"The monitor's CPU time, a second and a device": watching.measure(options.rounds)})
     return found
 
 

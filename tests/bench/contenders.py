@@ -13,7 +13,7 @@ PARTS = (
     *("attaching", "before", "data", "restarts", "outages", "monitor", "at-once", "crowd"),
     *("tls", "tls-chacha20", "relay", "images-raw", "images-qcow2"),
 )
-HERE = ("cpu", "imports", "openers")
+HERE = ("cpu", "imports", "openers", "watching")
 SECTORS = (128, 256, 512, 1024, 4096)
 CONNECTIONS = (1, 2, 4, 8)
 

@@ -12,7 +12,6 @@ from attached import until
 from leftovers import monitors, workers
 
 # User-mode Linux counts CPU time in ticks of 10 ms: less than that of a look is seen by chance only.
-LEAST_SECONDS = 20.0
 LEAST_DEVICES = 16
 
 

@@ -42,10 +42,10 @@ _STAT = "42 0 4242 7 42 0 4242 7 0 14 14 0 0 0 0 0 0\n"
 
 
 def measure(rounds: int) -> list[Row]:
-    rows = [Row(f"{DEVICES} devices, {state}", "ms", OURS, {OURS: []}, {OURS: aim}) for state, aim in AIMS.items()]
+    rows = [Row(f"{DEVICES} {what}", "ms", OURS, {OURS: []}, {OURS: aim}) for what, aim in AIMS.items()]
     for _ in range(min(rounds, MOST_ROUNDS)):
-        for row, state_ in zip(rows, AIMS, strict=True):
-            done = subprocess.run([sys.executable, __file__, state_], stdout=subprocess.PIPE, text=True, check=True)
+        for row, what in zip(rows, AIMS, strict=True):
+            done = subprocess.run([sys.executable, __file__, what], stdout=subprocess.PIPE, text=True, check=True)
             row.samples[OURS].append(float(done.stdout))
     return rows
 
@@ -121,7 +121,8 @@ def main() -> None:
             time.sleep(1.0)  # the first tries
             assert all(watch._mending._outage for watch in watches)
         print(spent(watches))
-        os._exit(0)  # threads that try would go on
+        for watch in watches:
+            watch.stop()
 
 
 if __name__ == "__main__":
