@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import select
 import socket
+from collections.abc import Sequence
 
 from nbdattach.connection.stream import is_to_itself, numeric, reset
+from nbdattach.deadline import Deadline
 from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target
 
@@ -29,6 +31,36 @@ class Answer:
     nobody: bool = False
 
 
+@immutable
+class Asked:
+    """A connect that has begun. `failed` is 0, or its errno: EINPROGRESS if the answer is to be waited for."""
+
+    sock: socket.socket | None
+    failed: int
+
+    @property
+    def is_open(self) -> bool:
+        return self.failed == errno.EINPROGRESS
+
+    def answer(self) -> Answer:
+        """As of now. To be called once, since the connection is given away or closed."""
+        if self.sock is None:
+            return Answer(None)
+        failed = self.failed
+        try:
+            if self.is_open and _has_answered(self.sock):
+                failed = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not failed:
+                if not is_to_itself(self.sock):
+                    return Answer(self.sock)
+                reset(self.sock)
+                failed = errno.ECONNREFUSED  # nothing else listens at that port
+        except OSError:
+            pass  # it was reset at once
+        self.sock.close()
+        return Answer(None, nobody=failed in _NOBODY)
+
+
 class Probe:
     """Of the server at that numeric address, or at its Unix socket."""
 
@@ -39,34 +71,40 @@ class Probe:
         elif address:
             self._place = numeric(target, address)
 
-    def answer(self, within: float) -> Answer:
-        """`within`: seconds for the answer of another machine."""
+    def begin(self) -> Asked:
         if self._place is None:
-            return Answer(None)
+            return Asked(None, errno.EINVAL)
         family, place = self._place
         try:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        except OSError:
-            return Answer(None)
-        failed = 0
+        except OSError as error:
+            return Asked(None, error.errno or errno.EMFILE)
         try:
-            failed = _connected(sock, place, within)
-            if not failed:
-                if not is_to_itself(sock):
-                    return Answer(sock)
-                reset(sock)
-                failed = errno.ECONNREFUSED  # nothing else listens at that port
-        except OSError:
-            pass  # it was reset at once
-        sock.close()
-        return Answer(None, nobody=failed in _NOBODY)
+            return Asked(sock, sock.connect_ex(place))  # type: ignore[arg-type]
+        except OSError as error:  # such as a path that is too long
+            return Asked(sock, error.errno or errno.EINVAL)
+
+    def answer(self, within: float) -> Answer:
+        """`within`: seconds for the answer of another machine."""
+        asked = self.begin()
+        await_answers([asked], within)
+        return asked.answer()
 
 
-def _connected(sock: socket.socket, place: object, within: float) -> int:
-    """0, or the errno of the failure; EINPROGRESS if there is no answer."""
-    number = sock.connect_ex(place)  # type: ignore[arg-type]
-    if number != errno.EINPROGRESS:
-        return number
+def await_answers(asked: Sequence[Asked], within: float) -> None:
+    """Returns when all have answered, after `within` seconds at the latest."""
+    left, poll, waiting = Deadline(within), select.poll(), set[int]()
+    for one in asked:
+        if one.sock and one.is_open:
+            poll.register(one.sock, select.POLLOUT)
+            waiting.add(one.sock.fileno())
+    while waiting and not left.passed:
+        for number, _ in poll.poll(left.remaining() * 1000):
+            poll.unregister(number)
+            waiting.remove(number)
+
+
+def _has_answered(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if poll.poll(within * 1000) else errno.EINPROGRESS
+    return bool(poll.poll(0))

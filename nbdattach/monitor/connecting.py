@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,13 @@ from nbdattach.attached.state import Record
 from nbdattach.clock import boot_time
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
-from nbdattach.connection.probe import Probe
+from nbdattach.connection.probe import Answer, Probe
 from nbdattach.connection.stream import address_of, remember
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, Refused
 from nbdattach.host.procfs import started
+from nbdattach.monitor.asking import EVERYBODY, Question
 from nbdattach.monitor.events import MOVED, Log
 from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.outage import Outage
@@ -96,20 +98,36 @@ class Connecting:
         """Whether the server in use takes connections. The next `dial_quickly` uses the one that this makes."""
         self._forget_probe()
         self.would_fail = False
-        record = self.recorded.record
-        if self._usual is None or self._usual[0] is not record:  # to read an address takes longer than the rest
-            place = in_use(record)
-            self._usual = record, place, Probe(place.target, place.address)
-        _, place, usual = self._usual
+        place, usual = self._usual_place()
         if not self._carrier.uses_relay(place.target):  # it connects by itself
-            answer = usual.answer(min(_MOST_ANSWER, max(_LEAST_ANSWER, _ROUND_TRIPS * self._round_trip)))
-            self._reached = answer.reached
-            self.would_fail = answer.nobody
+            self._take(usual.answer(min(_MOST_ANSWER, max(_LEAST_ANSWER, _ROUND_TRIPS * self._round_trip))))
         return self._reached is not None
 
-    def probes_suffice(self, outage: Outage) -> Deadline:
-        """Until then no try is needed while probes say that one would fail."""
-        return Deadline(probes_suffice(self.recorded.record, outage.gone(boot_time())))
+    def _usual_place(self) -> tuple[Place, Probe]:
+        """To read an address takes longer than a probe, so this is made once for each record."""
+        record = self.recorded.record
+        if self._usual is None or self._usual[0] is not record:
+            place = in_use(record)
+            self._usual = record, place, Probe(place.target, place.address)
+        return self._usual[1:]
+
+    def _take(self, answer: Answer) -> None:
+        self._reached, self.would_fail = answer.reached, answer.nobody
+
+    @contextlib.contextmanager
+    def asked_for_us(self, pause: Callable[[], float], wake: Callable[[], None]) -> Iterator[Question]:
+        """While a probe says that nobody listens, probes are made for us; as `probe` at the end."""
+        question = Question(self._usual_place()[1], pause, wake)
+        try:
+            with EVERYBODY.about(question):
+                yield question
+        finally:
+            if question.answer:
+                self._take(question.answer)
+
+    def probes_suffice(self, outage: Outage) -> float:
+        """For how many seconds no try is needed while probes say that one would fail."""
+        return probes_suffice(self.recorded.record, outage.gone(boot_time()))
 
     def dial_quickly(self, outage: Outage) -> Connection:
         """Dials with short limits, because a device waits for it. Raises `NbdattachError`: the most telling one."""

@@ -34,11 +34,20 @@ from nbdattach.monitor.outage import FRUITLESS, Outage, Terms
 class Interruptible(Protocol):
     """Other work comes first: orders, and commands that hold the device."""
 
-    def pause(self, seconds: float, until: Callable[[], bool] | None = None, every: float = math.inf) -> bool:
+    def pause(
+        self,
+        seconds: float,
+        until: Callable[[], bool] | None = None,
+        every: float = math.inf,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """False as soon as there is other work; `mend` is then called again after it.
 
-        True after the time, or when `until` is true, which is asked after `every` seconds each, and at the end.
+        True after the time, or when `until` is true, which is asked after `every` seconds each, and at the end; or when
+        `ended` is, which is asked after `wake`.
         """
+
+    def wake(self) -> None: ...
 
     def has_other_work(self) -> bool: ...
 
@@ -255,15 +264,20 @@ class Mending:
             if went_on:  # so that we know what fails next, the connection or what follows it
                 self._connecting.probe()
             return went_on
-        suffices = self._connecting.probes_suffice(outage)
-        while self._thread.pause(seconds, self._connecting.probe, outage.between_probes(boot_time())):
-            seconds = min(outage.between_probes(boot_time()), suffices.remaining())
-            if not seconds or not self._connecting.would_fail or self._may_serve():
-                return True
-            if outage.says_next:
-                with self._access.kernel_calls():
-                    self._say_trouble(outage)
-        return False
+        if not self._thread.pause(seconds, self._connecting.probe, outage.between_probes(boot_time())):
+            return False
+        if self._connecting.would_fail and not self._may_serve():
+            return self._await_somebody(outage)
+        return True
+
+    def _await_somebody(self, outage: Outage) -> bool:
+        """Waits as long as a try would fail as surely as a probe; False when something else comes first."""
+        left = min(self._connecting.probes_suffice(outage), outage.until_failing(boot_time()))
+        if left and outage.says_next:
+            with self._access.kernel_calls():
+                self._say_trouble(outage)
+        with self._connecting.asked_for_us(lambda: outage.between_probes(boot_time()), self._thread.wake) as question:
+            return self._thread.pause(left, ended=lambda: question.answer is not None)
 
     def _may_serve(self) -> bool:
         """Whether the driver may have a connection that is alive, so that not only the server's return is awaited."""

@@ -12,6 +12,7 @@ silent. Orders come first. So a hanging server delays only its own devices.
     connecting  new connections: dials them and gives them to the driver
     outage      decides when to dial, when to cut, when requests fail (arithmetic)
     mending     does what `outage` decides
+    asking      asks for all devices whether their servers are back, while these threads sleep
     planned     a hand-over or a new size that a command orders
 
 With one connection, queue/io_timeout stays as connect has set it. With several, the driver takes a connection for dead
@@ -198,20 +199,34 @@ class Watch:
         """Work that comes first."""
         return bool(self._ordered) or self._access.held or self._access.ended
 
-    def pause(self, seconds: float, until: Callable[[], bool] | None = None, every: float = math.inf) -> bool:
+    def pause(
+        self,
+        seconds: float,
+        until: Callable[[], bool] | None = None,
+        every: float = math.inf,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """False as soon as other work comes first; the check goes on after it.
 
-        True after the time, or when `until` is true, which is asked after `every` seconds each, and at the end.
+        True after the time, or when `until` is true, which is asked after `every` seconds each, and at the end; or when
+        `ended` is, which is asked after `wake`.
         """
         pause = Deadline(seconds)
         while True:
             left = pause.remaining()
             with self._changed:
-                if self._changed.wait_for(self.has_other_work, timeout=min(left, every)):
+                self._changed.wait_for(lambda: self.has_other_work() or ended(), timeout=min(left, every))
+                if self.has_other_work():
                     self._check = True
                     return False
+                if ended():
+                    return True
             if (until and until()) or left <= every:
                 return True
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     # -- the thread ------------------------------------------------------------------------------------------------
 

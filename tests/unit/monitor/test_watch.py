@@ -20,6 +20,7 @@ from typing import cast
 
 import pytest
 from late_driver import LateDriver
+from peer import soon
 from test_links import Sys
 
 from nbdattach.attached import state
@@ -27,7 +28,7 @@ from nbdattach.attached.state import Record, Trouble
 from nbdattach.clock import boot_time
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
-from nbdattach.connection.probe import Answer, Probe
+from nbdattach.connection.probe import Answer, Asked, Probe
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import KernelRefused, NbdattachError, NoConnection
@@ -35,7 +36,7 @@ from nbdattach.kernel import netlink, pulse, settings, sysfs
 from nbdattach.monitor import planned
 from nbdattach.monitor import watch as watch_module
 from nbdattach.monitor.links import Gone, Links
-from nbdattach.monitor.outage import MAX_PROBE, Outage
+from nbdattach.monitor.outage import Outage
 from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.rest import Rest
 from nbdattach.monitor.watch import Done, Watch
@@ -736,47 +737,53 @@ def test_a_server_whose_connections_are_of_no_use_is_not_probed_in_the_pause(wha
 
 
 class Away:
-    """An outage of a server that is away; its machine says to each probe that nobody listens there, or nothing."""
+    """An outage of a server that is away; its machine says to each probe that nobody listens there, or nothing.
+
+    `pauses`: seconds of each in which the device's own thread probes; `asked`: of each in which another one does that.
+    """
 
     def __init__(self, attachment: Attachment, age: float = 0.0, suffices: float = 60.0, nobody: bool = True) -> None:
         watch = self._watch = attachment.watch
         self.pauses: list[float] = []
+        self.asked: list[float] = []
         self.outage = Outage(watch._mending._terms, boot_time() - age, "2026-01-02T03:04:05Z")
         self.outage.lose(boot_time() - age)
         watch._links.cut()
-        connecting = watch._connecting
         attachment.patch(Probe, "answer", lambda *_: Answer(None, nobody))
-        attachment.patch(connecting, "probes_suffice", lambda _: Deadline(suffices))
+        attachment.patch(watch._connecting, "probes_suffice", lambda _: suffices)
         attachment.patch(watch, "pause", self._pause)
-        self.until = 20
 
-    def _pause(self, seconds: float, until: Callable[[], bool] | None = None, every: float = math.inf) -> bool:
-        assert until and not until()
-        self.pauses.append(seconds)
-        return len(self.pauses) < self.until
+    def _pause(
+        self,
+        seconds: float,
+        until: Callable[[], bool] | None = None,
+        every: float = math.inf,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        if until:
+            assert not until()
+            self.pauses.append(seconds)
+        else:
+            assert not ended()
+            self.asked.append(seconds)
+        return True
 
-    def goes_on(self) -> bool:
-        """Whether a pause in it ends with a try."""
-        return self._watch._mending._pause(self.outage)
+    def pass_by(self) -> Away:
+        """A pause in it."""
+        assert self._watch._mending._pause(self.outage)
+        assert len(self.pauses) == 1
+        return self
 
 
 def test_while_nobody_listens_a_server_is_asked_and_not_tried(attachment: Attachment) -> None:
-    away = Away(attachment, age=100)
-    assert not away.goes_on()
-    assert len(away.pauses) == away.until and max(away.pauses[1:]) == MAX_PROBE
-    away = Away(attachment, age=100, nobody=False)
-    assert away.goes_on() and len(away.pauses) == 1
-
-
-def test_probes_alone_do_not_do_for_ever(attachment: Attachment) -> None:
-    away = Away(attachment, age=100, suffices=0.0)
-    assert away.goes_on() and len(away.pauses) == 1
+    assert Away(attachment, age=100).pass_by().asked == [60]
+    assert Away(attachment, age=100, nobody=False).pass_by().asked == []
 
 
 def test_probes_end_when_requests_have_to_fail(attachment: Attachment) -> None:
     away = Away(attachment)
-    away.outage.terms = dataclasses.replace(away.outage.terms, on_loss=0.0)
-    assert away.goes_on() and away.pauses == [0.0]
+    away.outage.terms = dataclasses.replace(away.outage.terms, on_loss=20.0)
+    assert away.pass_by().asked == [pytest.approx(20, abs=1)]
 
 
 @pytest.mark.parametrize("kept", ["alive", "not held"])
@@ -786,7 +793,44 @@ def test_while_a_connection_may_live_each_pause_ends_with_a_try(kept: str, attac
         attachment.patch(Links, "alive", True)
     else:
         attachment.watch._links.complete = False
-    assert away.goes_on() and len(away.pauses) == 1
+    assert away.pass_by().asked == []
+
+
+def test_a_server_that_is_back_ends_the_pause_and_its_connection_is_used(attachment: Attachment) -> None:
+    watch, ours = attachment.watch, socket.socketpair()[0]
+    outage = Outage(watch._mending._terms, boot_time(), "2026-01-02T03:04:05Z")
+    outage.lose(boot_time())
+    watch._links.cut()
+    attachment.patch(watch._connecting, "probes_suffice", lambda _: 600.0)
+    attachment.patch(Probe, "answer", lambda *_: Answer(None, nobody=True))
+    asked = list[None]()
+
+    def begin(_: Probe) -> Asked:
+        asked.append(None)
+        return Asked(ours, 0) if len(asked) == 3 else Asked(socket.socket(), errno.ECONNREFUSED)
+
+    attachment.patch(Probe, "begin", begin)
+    with soon():
+        assert watch._mending._pause(outage)
+    assert watch._connecting._reached is ours and not watch._connecting.would_fail
+
+
+def test_an_order_ends_a_pause_in_which_others_ask(attachment: Attachment) -> None:
+    watch = attachment.watch
+    asked = threading.Event()
+    attachment.patch(Probe, "begin", lambda _: asked.set() or Asked(socket.socket(), errno.ECONNREFUSED))
+
+    def order() -> None:
+        assert asked.wait(60)
+        with watch._changed:
+            watch._ordered.append((lambda: "", lambda _: None))
+            watch._changed.notify_all()
+
+    other = threading.Thread(target=order)
+    other.start()
+    with soon(), watch._connecting.asked_for_us(lambda: 0.01, watch.wake) as question:
+        assert not watch.pause(600, ended=lambda: question.answer is not None)
+    other.join()
 
 
 def test_no_time_of_a_next_try_is_told_while_the_server_is_asked_all_the_time(attachment: Attachment) -> None:
@@ -798,7 +842,7 @@ def test_no_time_of_a_next_try_is_told_while_the_server_is_asked_all_the_time(at
         save(device, trouble)
 
     attachment.patch(state, "save_trouble", noted)
-    assert not Away(attachment, age=100).goes_on()
+    Away(attachment, age=100).pass_by()
     assert len(told) == 2 and told[0] and told[1] is None
 
 
