@@ -134,7 +134,7 @@ class Census:
 
         return [(name, image) for name, image in self._images if is_there(image)]
 
-    @property
+    @cached_property
     def _here(self) -> list[Mount]:
         """Of our own mount namespace."""
         return [one for one in self._tables if one.owner is None]
@@ -170,10 +170,11 @@ class Census:
                 if one.use not in built or one.direct:
                     built[one.use] = one
             layers.append([*self._mounted(mounts), *built.values(), *holders])
-            files = self._on_files_of([one for one, _ in mounts])
+            mounted_from = [one for one, _ in mounts]
+            files = self._on_files_of(mounted_from)
             blocks = [Block(name) for one in files for name in one.loops if name not in seen]
             holders = [holder(block, False) for block in blocks]
-            for name, image in self._attached_from_files_of([one for one, _ in mounts]):
+            for name, image in self._attached_from_files_of(mounted_from):
                 if name not in seen:
                     blocks.append(Block(name))
                     holders.append(attached_from(Block(name), image))

@@ -17,18 +17,18 @@ from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target
 
 # Of the machine of the server: nothing listens there.
-_NOBODY = (errno.ECONNREFUSED, errno.ENOENT)
+_REFUSED = (errno.ECONNREFUSED, errno.ENOENT)
 
 
 @immutable
 class Answer:
     """`reached` is the new connection, for the caller to use or to close; None if the server does not take it.
 
-    `nobody`: its machine says that nothing listens there, so a longer wait would not have helped.
+    `refused`: its machine says that nothing listens there, so a longer wait would not have helped.
     """
 
     reached: socket.socket | None
-    nobody: bool = False
+    refused: bool = False
 
 
 @immutable
@@ -58,7 +58,7 @@ class Asked:
         except OSError:
             pass  # it was reset at once
         self.sock.close()
-        return Answer(None, nobody=failed in _NOBODY)
+        return Answer(None, refused=failed in _REFUSED)
 
 
 class Probe:

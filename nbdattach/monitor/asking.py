@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Asks for all devices together whether their servers are back, while nobody listens at their places.
+"""Asks for all devices together whether their servers are back, as long as nothing listens there.
 
 Decision that matters: one thread asks for all of them, one right after the other. A thread for each device, that wakes
 up each second, costs the processor five times as much as its question: after each pause, nothing it needs is in the
-cache. A device's own thread sleeps meanwhile; it goes on as soon as the answer is another one than that nobody listens.
+cache. A device's own thread sleeps meanwhile, until the answer is another one than that nothing listens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Question:
         self.pause = pause
         self.wake = wake
         self.due = time.monotonic() + pause()
-        self.answer: Answer | None = None  # the first one that says more than that nobody listens
+        self.answer: Answer | None = None  # the first one that says more than that
 
 
 class Asking:
@@ -91,7 +91,7 @@ class Asking:
         await_answers([connect for _, connect in asked], _WITHIN)
         for question, connect in asked:
             answer = connect.answer()
-            pause = question.pause() if answer.nobody else 0.0
+            pause = question.pause() if answer.refused else 0.0
             if pause:
                 question.due = time.monotonic() + pause
             elif not self._answer(question, answer) and answer.reached:
@@ -117,4 +117,4 @@ class Asking:
 
 
 # Of this process.
-EVERYBODY = Asking()
+FOR_ALL = Asking()

@@ -21,7 +21,7 @@ from nbdattach.deadline import Deadline
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, Refused
 from nbdattach.host.procfs import started
-from nbdattach.monitor.asking import EVERYBODY, Question
+from nbdattach.monitor.asking import FOR_ALL, Question
 from nbdattach.monitor.events import MOVED, Log
 from nbdattach.monitor.links import Gone, Links
 from nbdattach.monitor.outage import Outage
@@ -112,14 +112,14 @@ class Connecting:
         return self._usual[1:]
 
     def _take(self, answer: Answer) -> None:
-        self._reached, self.would_fail = answer.reached, answer.nobody
+        self._reached, self.would_fail = answer.reached, answer.refused
 
     @contextlib.contextmanager
     def asked_for_us(self, pause: Callable[[], float], wake: Callable[[], None]) -> Iterator[Question]:
-        """While a probe says that nobody listens, probes are made for us; as `probe` at the end."""
+        """While a probe says that nothing listens, probes are made for us; as `probe` at the end."""
         question = Question(self._usual_place()[1], pause, wake)
         try:
-            with EVERYBODY.about(question):
+            with FOR_ALL.about(question):
                 yield question
         finally:
             if question.answer:

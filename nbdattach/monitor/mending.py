@@ -267,10 +267,10 @@ class Mending:
         if not self._thread.pause(seconds, self._connecting.probe, outage.between_probes(boot_time())):
             return False
         if self._connecting.would_fail and not self._may_serve():
-            return self._await_somebody(outage)
+            return self._await_server(outage)
         return True
 
-    def _await_somebody(self, outage: Outage) -> bool:
+    def _await_server(self, outage: Outage) -> bool:
         """Waits as long as a try would fail as surely as a probe; False when something else comes first."""
         left = min(self._connecting.probes_suffice(outage), outage.until_failing(boot_time()))
         if left and outage.says_next:

@@ -61,7 +61,7 @@ def in_use(record: Record) -> Place:
 
 
 def probes_suffice(record: Record, gone: float) -> float:
-    """For how many seconds a try would fail as surely as a probe whose answer is that nothing listens there.
+    """For how many seconds a try would fail as surely as a probe, after one that was refused.
 
     A try goes to other servers and addresses, too, and starts a server of our own again. `gone`: as of `places`.
     """

@@ -25,7 +25,7 @@ from servers import Server, free_port, nbdkit
 COUNTS = (1, 16)
 AWAY = (3.0, 40.0, 120.0, 600.0)
 PATHS = ("TCP", "Unix")
-# Outages of a minute and more are made once: what they give is a figure of each device.
+# Outages of a minute and more are made once: they give a figure of each device.
 ROUNDS, LONG_SECONDS = 2, 60.0
 # The attachment waits longer than any outage here.
 _ON_LOSS = ("--on-loss", "wait:1h")

@@ -3,7 +3,7 @@
 
 A guest charges whole ticks of 10 ms to the process that a tick meets, which says nothing about a thread that runs for
 0.1 ms twice a second. Here the watches, their sockets and their files are real, and a server that is away refuses real
-connections. Of the kernel's driver there is only what its files in /sys say, and a socket for messages that sends none.
+connections. Of the kernel's driver there are only its files in /sys, and a socket for messages that sends none.
 
 Run as a program, it is one measurement: it prints milliseconds of CPU time a second and a device.
 """
@@ -63,7 +63,7 @@ class Silent:
 
 @contextmanager
 def watched(folder: str) -> Iterator[tuple[list[Watch], socket.socket]]:
-    """The watches of devices whose server listens at that socket, and has accepted them."""
+    """The watches of devices; their server listens at that socket, and has accepted them."""
     with ExitStack() as end:
         for owner, name, value in (
             (sysfs, "SYS", f"{folder}/sys"),

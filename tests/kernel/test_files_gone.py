@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,30 +41,38 @@ def connecting_from(old: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, cwd=old, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_foreground_detaches(tmp_path: Path, old: Path) -> None:
+def in_foreground(old: Path, uri: str) -> subprocess.Popen[str]:
+    process = connecting_from(old, "--foreground", uri, "nbd0")
+    _is_attached(process)
+    eventually(lambda: catches(process.pid, signal.SIGTERM))
+    return process
+
+
+def program(old: Path, uri: str) -> subprocess.Popen[str]:
+    words, pipe = [sys.executable, "-c", PROGRAM, uri, BACKEND], subprocess.PIPE
+    process = subprocess.Popen(words, cwd=old, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    _is_attached(process)
+    return process
+
+
+def _is_attached(process: subprocess.Popen[str]) -> None:
+    assert process.stdout and process.stdout.readline() == "/dev/nbd0\n"
+
+
+@pytest.mark.parametrize("attach", [in_foreground, program])
+def test_what_stays_with_the_device_detaches_it(
+    attach: Callable[[Path, str], subprocess.Popen[str]], tmp_path: Path, old: Path
+) -> None:
+    """connect --foreground, and a program with our API."""
     image = sparse_file(tmp_path / "image", 8 << 20)
     with nbdkit("file", f"file={image}") as server:
-        process = connecting_from(old, "--foreground", server.uri, "nbd0")
-        assert process.stdout and process.stdout.readline() == "/dev/nbd0\n"
-        eventually(lambda: catches(process.pid, signal.SIGTERM))
+        process = attach(old, server.uri)
         shutil.rmtree(old)
         written = fill_with_noise("/dev/nbd0", 8)
-        process.send_signal(signal.SIGTERM)
+        if process.stdin is None:
+            process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         assert (process.returncode, err, FIRST.attached) == (0, "", False)
-    assert digest_of(image) == written
-
-
-def test_a_program_with_our_api_detaches(tmp_path: Path, old: Path) -> None:
-    image = sparse_file(tmp_path / "image", 8 << 20)
-    with nbdkit("file", f"file={image}") as server:
-        words = [sys.executable, "-c", PROGRAM, server.uri, BACKEND]
-        process = subprocess.Popen(words, cwd=old, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdout and process.stdout.readline() == "/dev/nbd0\n"
-        shutil.rmtree(old)
-        written = fill_with_noise("/dev/nbd0", 8)
-        process.communicate(timeout=60)
-        assert (process.returncode, FIRST.attached) == (0, False)
     assert digest_of(image) == written
 
 

@@ -36,27 +36,27 @@ def test_the_connection_of_a_probe_is_the_one_that_is_used(unix: bool, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("target", "address", "nobody"),
+    ("target", "address", "refused"),
     [
         (Target("db1", 1), None, False),  # its address is not known
         (Target("db1", 1), "not numeric", False),
         (Target(socket="/nonexistent/socket"), None, True),
     ],
 )
-def test_what_cannot_be_reached_is_no_connection(target: Target, address: str | None, nobody: bool) -> None:
-    assert Probe(target, address).answer(60) == probe.Answer(None, nobody)
+def test_what_cannot_be_reached_is_no_connection(target: Target, address: str | None, refused: bool) -> None:
+    assert Probe(target, address).answer(60) == probe.Answer(None, refused)
 
 
-def test_at_a_closed_port_nobody_listens() -> None:
+def test_at_a_closed_port_nothing_listens() -> None:
     usual = Probe(Target("db1", closed_port()), "127.0.0.1")
     for _ in range(2):
-        assert usual.answer(60) == probe.Answer(None, nobody=True)
+        assert usual.answer(60) == probe.Answer(None, refused=True)
 
 
-def test_at_the_socket_that_a_server_left_behind_nobody_listens(tmp_path: Path) -> None:
+def test_at_the_socket_that_a_server_left_behind_nothing_listens(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(f"{tmp_path}/s")
-    assert Probe(Target(socket=f"{tmp_path}/s"), None).answer(60) == probe.Answer(None, nobody=True)
+    assert Probe(Target(socket=f"{tmp_path}/s"), None).answer(60) == probe.Answer(None, refused=True)
 
 
 def test_a_silent_machine_is_not_waited_for() -> None:
@@ -87,7 +87,7 @@ def test_a_connection_to_itself_is_none_and_leaves_the_port_free(monkeypatch: py
         return made
 
     monkeypatch.setattr(socket, "socket", bound)
-    assert Probe(Target("db1", port), "127.0.0.1").answer(60) == probe.Answer(None, nobody=True)
+    assert Probe(Target("db1", port), "127.0.0.1").answer(60) == probe.Answer(None, refused=True)
     monkeypatch.undo()
     socket.create_server(("127.0.0.1", port)).close()
 

@@ -75,7 +75,7 @@ def test_a_device_whose_requests_have_to_fail_is_woken(one: Asking) -> None:
     told = Told(closed_port(), lambda: next(pauses))
     with one.about(told.question), soon():
         assert told.woken.wait(60)
-    assert told.question.answer == Answer(None, nobody=True)
+    assert told.question.answer == Answer(None, refused=True)
 
 
 def test_the_connection_of_a_device_that_has_gone_on_is_closed(one: Asking, tmp_path: Path) -> None:

@@ -737,19 +737,19 @@ def test_a_server_whose_connections_are_of_no_use_is_not_probed_in_the_pause(wha
 
 
 class Away:
-    """An outage of a server that is away; its machine says to each probe that nobody listens there, or nothing.
+    """An outage of a server that is away; its machine says to each probe that nothing listens there, or nothing.
 
     `pauses`: seconds of each in which the device's own thread probes; `asked`: of each in which another one does that.
     """
 
-    def __init__(self, attachment: Attachment, age: float = 0.0, suffices: float = 60.0, nobody: bool = True) -> None:
+    def __init__(self, attachment: Attachment, age: float = 0.0, suffices: float = 60.0, refused: bool = True) -> None:
         watch = self._watch = attachment.watch
         self.pauses: list[float] = []
         self.asked: list[float] = []
         self.outage = Outage(watch._mending._terms, boot_time() - age, "2026-01-02T03:04:05Z")
         self.outage.lose(boot_time() - age)
         watch._links.cut()
-        attachment.patch(Probe, "answer", lambda *_: Answer(None, nobody))
+        attachment.patch(Probe, "answer", lambda *_: Answer(None, refused))
         attachment.patch(watch._connecting, "probes_suffice", lambda _: suffices)
         attachment.patch(watch, "pause", self._pause)
 
@@ -775,9 +775,9 @@ class Away:
         return self
 
 
-def test_while_nobody_listens_a_server_is_asked_and_not_tried(attachment: Attachment) -> None:
+def test_while_nothing_listens_a_server_is_asked_and_not_tried(attachment: Attachment) -> None:
     assert Away(attachment, age=100).pass_by().asked == [60]
-    assert Away(attachment, age=100, nobody=False).pass_by().asked == []
+    assert Away(attachment, age=100, refused=False).pass_by().asked == []
 
 
 def test_probes_end_when_requests_have_to_fail(attachment: Attachment) -> None:
@@ -802,7 +802,7 @@ def test_a_server_that_is_back_ends_the_pause_and_its_connection_is_used(attachm
     outage.lose(boot_time())
     watch._links.cut()
     attachment.patch(watch._connecting, "probes_suffice", lambda _: 600.0)
-    attachment.patch(Probe, "answer", lambda *_: Answer(None, nobody=True))
+    attachment.patch(Probe, "answer", lambda *_: Answer(None, refused=True))
     asked = list[None]()
 
     def begin(_: Probe) -> Asked:
@@ -818,7 +818,12 @@ def test_a_server_that_is_back_ends_the_pause_and_its_connection_is_used(attachm
 def test_an_order_ends_a_pause_in_which_others_ask(attachment: Attachment) -> None:
     watch = attachment.watch
     asked = threading.Event()
-    attachment.patch(Probe, "begin", lambda _: asked.set() or Asked(socket.socket(), errno.ECONNREFUSED))
+
+    def begin(_: Probe) -> Asked:
+        asked.set()
+        return Asked(socket.socket(), errno.ECONNREFUSED)
+
+    attachment.patch(Probe, "begin", begin)
 
     def order() -> None:
         assert asked.wait(60)
