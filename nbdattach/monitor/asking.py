@@ -29,7 +29,7 @@ class Question:
         self.pause = pause
         self.wake = wake
         self.due = time.monotonic() + pause()
-        self.answer: Answer | None = None  # the first one that says more than that
+        self.answer: Answer | None = None  # the first one that is no refusal
 
 
 class Asking:
