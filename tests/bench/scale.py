@@ -98,7 +98,7 @@ def rows(figures: Figures, count: int) -> list[Row]:
         *figures.against(DETACH, "ms", count, COUNTS[0], compared),
         *figures.row(RESIDENT, "MB", count, MEMORY if count == COUNTS[1] else ""),
         *figures.row(FURTHER, "kB", count, A_DEVICE),
-        *figures.row(AT_REST, "ms", count),  # in ticks; `watching` has its aim
+        *figures.row(AT_REST, "ms", count),  # for its aim see `watching`
         *figures.row(DOWN, "ms", count),
     ]
 

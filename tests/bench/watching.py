@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """CPU time of the monitor's watches, at rest and while their server is away, counted by this machine's own clock.
 
-A guest charges whole ticks of 10 ms to the process that a tick meets, which says nothing about a thread that runs for
-0.1 ms twice a second. Here the watches, their sockets and their files are real, and a server that is away refuses real
-connections. Of the kernel's driver there are only its files in /sys, and a socket for messages that sends none.
+In a guest of user-mode Linux the same work takes several times as long, since each system call does. Here the watches,
+their sockets and their files are real, and a server that is away refuses real connections. Of the kernel's driver there
+are only its files in /sys, and a socket for messages that sends none.
 
 Run as a program, it is one measurement: it prints milliseconds of CPU time a second and a device.
 """
