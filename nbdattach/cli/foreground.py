@@ -30,8 +30,8 @@ def stay(attached: Attachment, say: Callable[[DeviceInUse | KernelRefused], None
         worker = os.pidfd_open(there.pid) if there.pid and there.backend == "ioctl" else None
     except ProcessLookupError:
         raise _ended(device.path) from None
+    woken = bare_process.end_signals()  # first, as a signal while we load would leave the device attached
     upgrade.load_all()
-    woken = bare_process.end_signals()
     systemd.notify(f"READY=1\nSTATUS=attached at {device.path}")
     while True:
         ready, _, _ = select.select([one for one in (worker, woken) if one is not None], [], [], _LOOK)

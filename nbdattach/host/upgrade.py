@@ -19,6 +19,7 @@ def load_all() -> None:
     import importlib  # few commands stay
     import pkgutil
 
-    for found in pkgutil.walk_packages(nbdattach.__path__, f"{nbdattach.__name__}."):
-        with contextlib.suppress(ImportError):  # a program that uses our API may do without click
+    for found in pkgutil.walk_packages(nbdattach.__path__, f"{nbdattach.__name__}.", onerror=lambda _: None):
+        # A program that uses our API may do without click; and after an upgrade that came before, anything may fail.
+        with contextlib.suppress(Exception):
             importlib.import_module(found.name)

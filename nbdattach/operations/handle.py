@@ -116,7 +116,11 @@ class Attachment:
         return parse_device(self.device)
 
     def __enter__(self) -> Attachment:
-        upgrade.load_all()
+        try:
+            upgrade.load_all()
+        except BaseException:  # Ctrl-C: Python does not call `__exit__` then
+            self.disconnect()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -53,7 +53,7 @@ def _flush(node: Node, patience: float | None, reporter: Reporter) -> None:
             mark = state.mark_of(node.device)
 
     def progress(seconds: float) -> None:
-        if seconds > _LONG:
+        if patience is None and seconds > _LONG:  # its files may be on a disk that is away, too, and take for ever
             upgrade.load_all()
         reporter.progress(seconds)
 

@@ -20,7 +20,8 @@ from nbdattach.backends import by_netlink, queue_choice
 from nbdattach.deadline import Deadline
 from nbdattach.errors import KernelRefused
 from nbdattach.kernel import sysfs
-from nbdattach.operations import attachment
+from nbdattach.operations import attachment, handle
+from nbdattach.operations.handle import Attachment
 
 
 @pytest.mark.parametrize("backend", ["ioctl", "netlink"])
@@ -87,3 +88,18 @@ def test_what_a_program_keeps_of_a_failed_attachment_has_ended(tmp_path: Path, m
 
 def raises(*_: object) -> NoReturn:
     raise KernelRefused("/dev/nbd0", "no", "ask again")
+
+
+def test_a_program_that_is_interrupted_as_it_enters_the_context_leaves_no_device_attached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> NoReturn:
+        raise KeyboardInterrupt
+
+    pretend(tmp_path, monkeypatch).attach()
+    one, done = Attachment("/dev/nbd0", 1), list[str]()
+    monkeypatch.setattr(one, "disconnect", lambda: done.append("detached"))
+    monkeypatch.setattr(handle.upgrade, "load_all", interrupted)
+    with pytest.raises(KeyboardInterrupt), one:
+        pytest.fail("entered")
+    assert done == ["detached"]
