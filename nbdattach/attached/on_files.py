@@ -39,7 +39,11 @@ def on_files_of(mount: Mount, mounts: Sequence[Mount], loops: Mapping[str, str],
     A host may have dozens of loop devices, as snapd makes them, so only those with a path that leads to it are asked.
     """
     return OnFiles(
-        [name for name, path in loops.items() if _mount_of(path, mounts) == mount and _is_on(name, path, mount)],
+        [
+            name
+            for name, path in loops.items()
+            if _mount_of(path, mounts) == mount and _is_on(name, path, mount, mounts)
+        ],
         [path for path in swaps if _mount_of(path, mounts) == mount],
     )
 
@@ -50,23 +54,26 @@ def _mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
     return max(reversed(above), key=lambda one: len(one.path), default=None)
 
 
-def _is_on(name: str, path: str, mount: Mount) -> bool:
-    return _has_one(mount, [copies.answer_about(name, _SECONDS, partial(loop.file_of, name)) or ""], [path])
+def _is_on(name: str, path: str, mount: Mount, mounts: Sequence[Mount]) -> bool:
+    identities = [copies.answer_about(name, _SECONDS, partial(loop.file_of, name)) or ""]
+    return _has_one(mount, mounts, identities, [path])
 
 
 def has_one(mount: Mount, mounts: Sequence[Mount], identities: Collection[str], paths: Sequence[str]) -> bool:
     """Whether a file with one of these identities (`bare_files.identity`) is on that mount; `paths` are their names."""
-    return _has_one(mount, identities, [path for path in paths if _mount_of(path, mounts) == mount])
+    return _has_one(mount, mounts, identities, [path for path in paths if _mount_of(path, mounts) == mount])
 
 
-def _has_one(mount: Mount, identities: Collection[str], here: Sequence[str]) -> bool:
+def _has_one(mount: Mount, mounts: Sequence[Mount], identities: Collection[str], here: Sequence[str]) -> bool:
     """`here`: those of its names that lead to that mount."""
     if mount.kind != "btrfs":
         numbers = [one.partition(":")[0] for one in identities]
         return any(number.isdigit() and procfs.major_minor(int(number)) == mount.number for number in numbers)
-    found = [copies.answer_about(path, _SECONDS, partial(_identity, path)) for path in here]
+    found = [copies.answer_about(path, _SECONDS, partial(_identity, path, mount, mounts)) for path in here]
     return any(one in identities for one in found if one)
 
 
-def _identity(path: str) -> str:
-    return identity(os.stat(path))
+def _identity(path: str, mount: Mount, mounts: Sequence[Mount]) -> str:
+    """Empty if a symbolic link leads to another mount, as to the backing file of an image."""
+    place = os.path.realpath(path)
+    return identity(os.stat(place)) if _mount_of(place, mounts) == mount else ""

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from nbdattach.attached import on_files
 from nbdattach.attached.mounts import parsed
-from nbdattach.attached.on_files import OnFiles, on_files_of
+from nbdattach.attached.on_files import OnFiles, has_one, on_files_of
+from nbdattach.host.bare_files import identity
 from nbdattach.kernel import loop
 
 LINES = (
@@ -79,5 +81,18 @@ def test_a_file_of_btrfs_is_on_the_mount_that_shows_it(
     """It has the number of a subvolume. Another file may have its name here; and a dead disk gives no answer."""
     mounted = parsed("2 1 0:50 / /mnt rw - btrfs /dev/nbd0 rw", None)
     monkeypatch.setattr(loop, "file_of", lambda _: "57:12")
-    monkeypatch.setattr(on_files, "_identity", lambda _: f"57:{there}" if there else "")
+    monkeypatch.setattr(on_files, "_identity", lambda *_: f"57:{there}" if there else "")
     assert on_files_of(mounted, [MOUNTS[0], mounted], {"loop0": "/mnt/image"}, []) == OnFiles(found, [])
+
+
+@pytest.mark.parametrize(("named", "found"), [("mnt/link", False), ("disks/image", True)])
+def test_a_link_on_btrfs_to_a_file_elsewhere_is_no_file_of_it(tmp_path: Path, named: str, found: bool) -> None:
+    """As the backing file of an image may be: the device would be detached without need."""
+    for name in ("mnt", "disks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "disks/image").touch()
+    (tmp_path / "mnt/link").symlink_to("../disks/image")
+    mounts = [parsed(f"2 1 0:50 / {tmp_path}/{name} rw - btrfs /dev/nbd0 rw", None) for name in ("mnt", "disks")]
+    mount = mounts[named == "disks/image"]
+    path = f"{tmp_path}/{named}"
+    assert has_one(mount, mounts, [identity(os.stat(path))], [path]) == found
