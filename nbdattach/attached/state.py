@@ -109,7 +109,9 @@ class Record(LastingOptions):
 
 @immutable
 class Trouble:
-    """The monitor's report of an attachment that is not connected. `next_try` is None while a try is under way.
+    """The monitor's report of an attachment that is not connected.
+
+    `next_try` is None while a try is under way, and while the server is asked all the time whether it is back.
 
     It began at `since` (for people to read), or `began` (for the monitor, in seconds of `clock.boot_time`, a clock that
     no user can set).

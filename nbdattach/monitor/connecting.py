@@ -104,9 +104,12 @@ class Connecting:
         return self._reached is not None
 
     def _usual_place(self) -> tuple[Place, Probe]:
-        """To read an address takes longer than a probe, so this is made once for each record."""
+        """To read an address takes longer than a probe, so this is made once for each record.
+
+        But the network interface that is named in one may come later, or be another by now.
+        """
         record = self.recorded.record
-        if self._usual is None or self._usual[0] is not record:
+        if self._usual is None or self._usual[0] is not record or "%" in (record.address or ""):
             place = in_use(record)
             self._usual = record, place, Probe(place.target, place.address)
         return self._usual[1:]

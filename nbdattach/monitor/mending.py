@@ -264,24 +264,29 @@ class Mending:
             if went_on:  # so that we know what fails next, the connection or what follows it
                 self._connecting.probe()
             return went_on
-        if not self._thread.pause(seconds, self._connecting.probe, outage.between_probes(boot_time())):
+        every = outage.between_probes(boot_time())
+        # If a command held the device until requests have to fail, they do so now.
+        if not self._thread.pause(seconds if every else 0.0, self._connecting.probe, every):
             return False
-        if self._connecting.would_fail and not self._may_serve():
+        if self._connecting.would_fail and not self._may_serve(outage):
             return self._await_server(outage)
         return True
 
     def _await_server(self, outage: Outage) -> bool:
         """Waits as long as a try would fail as surely as a probe; False when something else comes first."""
-        left = min(self._connecting.probes_suffice(outage), outage.until_failing(boot_time()))
-        if left and outage.says_next:
+        if outage.says_next:
             with self._access.kernel_calls():
                 self._say_trouble(outage)
+        left = min(self._connecting.probes_suffice(outage), outage.until_failing(boot_time()))
         with self._connecting.asked_for_us(lambda: outage.between_probes(boot_time()), self._thread.wake) as question:
             return self._thread.pause(left, ended=lambda: question.answer is not None)
 
-    def _may_serve(self) -> bool:
-        """Whether the driver may have a connection that is alive, so that not only the server's return is awaited."""
-        return self._links.alive or not self._links.complete
+    def _may_serve(self, outage: Outage) -> bool:
+        """Whether the driver may have a connection that is alive, so that not only the server's return is awaited.
+
+        Or had one at the last try: if it has ended in the pause, the outage is to learn that, as --on-loss counts now.
+        """
+        return outage.lives or self._links.alive or not self._links.complete
 
     # -- the end of it -----------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def probes_suffice(record: Record, gone: float) -> float:
 
     A try goes to other servers and addresses, too, and starts a server of our own again. `gone`: as of `places`.
     """
-    if record.server:
+    if record.server or (record.others and gone >= OTHER_SERVERS):
         return 0.0
     first = in_use(record)
     if not record.others and (first.target.socket or first.target.host == first.address):

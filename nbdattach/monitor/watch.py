@@ -128,6 +128,7 @@ class Watch:
                 self._links.drop_undelivered()
                 self._recorded.save_if_unsaved()
                 if at_work:
+                    self._rest.close()  # a look before this work proves nothing after it
                     return True
                 if self._links.silent or not self._links.is_proven():
                     self.check()

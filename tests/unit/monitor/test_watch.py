@@ -26,6 +26,7 @@ from test_links import Sys
 from nbdattach.attached import state
 from nbdattach.attached.state import Record, Trouble
 from nbdattach.clock import boot_time
+from nbdattach.connection import probe
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.probe import Answer, Asked, Probe
@@ -838,6 +839,26 @@ def test_an_order_ends_a_pause_in_which_others_ask(attachment: Attachment) -> No
     other.join()
 
 
+def test_a_try_follows_when_the_last_connection_has_ended_in_a_pause(attachment: Attachment) -> None:
+    """The outage learns of that in it, and --on-loss counts."""
+    away = Away(attachment, age=100)
+    away.outage.keep(has_served=False)
+    assert away.pass_by().asked == []
+
+
+def test_requests_fail_at_once_if_a_command_held_the_device_until_they_had_to(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(attachment, age=100)
+    away.outage.terms = dataclasses.replace(away.outage.terms, on_loss=1000.0)
+
+    def held(*_: object) -> None:
+        away.outage.terms = dataclasses.replace(away.outage.terms, on_loss=1.0)
+
+    attachment.patch(attachment.watch._mending, "_say_trouble", held)
+    assert away.pass_by().pauses == [0.0]
+
+
 def test_no_time_of_a_next_try_is_told_while_the_server_is_asked_all_the_time(attachment: Attachment) -> None:
     told = list[str | None]()
     save = state.save_trouble
@@ -859,6 +880,29 @@ def test_a_device_whose_thread_is_at_work_gets_no_whole_look(
     attachment.patch(Rest, "begin", lambda _: pytest.fail("a whole look"))
     attachment.patch(Links, "is_proven", lambda _: pytest.fail("a question to the driver"))
     assert attachment.watch.tick()
+
+
+def test_a_device_is_not_at_rest_after_work_because_it_was_before(
+    attachment: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = attachment.watch._rest
+    attachment.patch(pulse.Pulse, "__init__", lambda self, _: setattr(self, "_files", []))
+    attachment.patch(pulse.Pulse, "beat", lambda _: (1,))
+    rest.note(rest.begin())
+    assert rest.goes_on()
+    monkeypatch.setattr(attachment.watch, "_thread", threading.current_thread())
+    assert attachment.watch.tick()
+    assert not rest.goes_on()
+
+
+def test_the_interface_of_an_address_may_come_later(attachment: Attachment) -> None:
+    """As that of a tunnel; and its number may be another one then."""
+    found = list[str]()
+    attachment.patch(probe, "numeric", lambda _, address: found.append(address))
+    connecting = attachment.watch._connecting
+    connecting.recorded.record = dataclasses.replace(RECORD, address="fe80::1%eth9")
+    assert not connecting.probe() and not connecting.probe()
+    assert found == ["fe80::1%eth9"] * 2
 
 
 @pytest.mark.parametrize(("tls", "wanted", "unix", "is_probed"), [
