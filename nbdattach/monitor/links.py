@@ -183,7 +183,7 @@ class Links:
             self._moved = time.monotonic()
 
     def rest(self) -> None:
-        """In place of `look`, if no request is under way and none was since the last one."""
+        """In place of `look`, if no request can be stuck: none is under way, or no connection is alive."""
         self._looked = self._moved = time.monotonic()
 
     @property

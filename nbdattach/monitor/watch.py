@@ -118,23 +118,44 @@ class Watch:
             self._links.rest()
             return True
         with self._access.if_free() as free:
-            at_work = self._thread is not None  # which looks by itself whether all is well
-            rest = self._rest.begin() if free and not at_work else None
-            if free and (self._recorded.is_of_another or not self._links.is_there()):
-                self._end("no longer attached")
+            if free and self._thread:
+                self._look_beside_it()
             elif free:
-                self._links.look()
-                self._links.close_buried()
-                self._links.drop_undelivered()
-                self._recorded.save_if_unsaved()
-                if at_work:
-                    self._rest.close()  # a look before this work proves nothing after it
-                    return True
-                if self._links.silent or not self._links.is_proven():
-                    self.check()
-                if self._mending.all_is_well and not self._links.silent and self._remembering.tick():
-                    self._rest.note(rest)
+                self._look()
         return not self._access.ended
+
+    def _look(self) -> None:
+        rest = self._rest.begin()
+        if self._ends():
+            return
+        self._links.look()
+        self._tidy()
+        if self._links.silent or not self._links.is_proven():
+            self.check()
+        if self._mending.all_is_well and not self._links.silent and self._remembering.tick():
+            self._rest.note(rest)
+
+    def _look_beside_it(self) -> None:
+        """The thread looks by itself whether all is well, perhaps for hours."""
+        if self._ends():
+            return
+        if self._links.alive or not self._links.complete:
+            self._links.look()
+        else:
+            self._links.rest()
+        self._tidy()
+        self._rest.close()  # a look before this work proves nothing after it
+
+    def _ends(self) -> bool:
+        if self._recorded.is_of_another or not self._links.is_there():
+            self._end("no longer attached")
+            return True
+        return False
+
+    def _tidy(self) -> None:
+        self._links.close_buried()
+        self._links.drop_undelivered()
+        self._recorded.save_if_unsaved()
 
     @property
     def _is_at_rest(self) -> bool:
