@@ -21,10 +21,12 @@ _FEW = 16
 _MOST = 256
 
 
-def outcomes(do: Callable[[_Job], _Result], jobs: Sequence[_Job], stalled: float) -> Iterator[tuple[_Job, _Result]]:
+def outcomes(
+    do: Callable[[_Job], _Result], jobs: Sequence[_Job], stalled: float, few: int = _FEW
+) -> Iterator[tuple[_Job, _Result]]:
     """Each job with its result, as they end. If `do` raises, the others still have their turn, and then it is raised.
 
-    `stalled`: seconds without an end until others join; longer than a job takes that need not wait.
+    `stalled`: seconds without an end until others join; longer than a job takes that need not wait. `few` jobs begin.
     """
     left, errors = deque(jobs), list[BaseException]()
     running: dict[Future[_Result], _Job] = {}
@@ -32,8 +34,8 @@ def outcomes(do: Callable[[_Job], _Result], jobs: Sequence[_Job], stalled: float
     ended: list[tuple[_Job, Future[_Result]]] = []
     with ThreadPoolExecutor(_MOST) as pool:
         while left or running or ended:
-            waiting = sum(count >= _FEW for count in overtaken.values())
-            while left and len(running) < min(max(_FEW, 2 * waiting), _MOST):
+            waiting = sum(count >= few for count in overtaken.values())
+            while left and len(running) < min(max(few, 2 * waiting), _MOST):
                 job = left.popleft()
                 one = pool.submit(do, job)
                 running[one], overtaken[one] = job, 0
@@ -44,7 +46,7 @@ def outcomes(do: Callable[[_Job], _Result], jobs: Sequence[_Job], stalled: float
                     yield job, one.result()
             done = wait(running, stalled if left else None, FIRST_COMPLETED).done
             if not done:
-                overtaken.update(dict.fromkeys(running, _FEW))
+                overtaken.update(dict.fromkeys(running, few))
             for one in done:
                 for earlier in overtaken:
                     if earlier is one:

@@ -34,6 +34,8 @@ _known: dict[tuple[str, int], list[_Address]] = {}
 _asked: dict[tuple[str, int], _Question] = {}
 # Seconds to wait for a lookup if an earlier answer is known; less than the monitor's shortest try.
 _LOOKUP_PATIENCE = 1.0
+# Seconds by which a step may end after the deadline, so that not each one sets its timeout.
+_LATE_BY = 0.05
 
 
 class Stream:
@@ -117,7 +119,9 @@ class Stream:
         remaining = self._deadline.remaining()
         if not remaining:
             raise self._late()
-        self.sock.settimeout(remaining)
+        armed = self.sock.gettimeout()
+        if armed is None or not 0 <= armed - remaining < _LATE_BY:
+            self.sock.settimeout(remaining)
 
     def _late(self) -> DeadlinePassed:
         return DeadlinePassed(self._target.uri, self._deadline.seconds, self._doing, silent=not self._heard)

@@ -86,6 +86,9 @@ class Dripping:
     def sendall(self, data: bytes) -> None:
         self.sent += data
 
+    def gettimeout(self) -> float | None:
+        return None
+
     def settimeout(self, seconds: float) -> None:
         assert seconds > 0
 

@@ -134,6 +134,9 @@ class Unix:
     def sendall(self, data: bytes) -> None:
         """No server listens."""
 
+    def gettimeout(self) -> float | None:
+        return None
+
     def settimeout(self, seconds: float) -> None:
         """It never waits."""
 
