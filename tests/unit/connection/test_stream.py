@@ -126,6 +126,7 @@ class Unix:
 
     def __init__(self, said: bytes) -> None:
         self.said = said
+        self.timeouts: list[float] = []
 
     def recv(self, size: int) -> bytes:
         taken, self.said = self.said[:size], self.said[size:]
@@ -135,16 +136,26 @@ class Unix:
         """No server listens."""
 
     def gettimeout(self) -> float | None:
-        return None
+        return self.timeouts[-1] if self.timeouts else None
 
     def settimeout(self, seconds: float) -> None:
-        """It never waits."""
+        self.timeouts.append(seconds)
 
 
 def test_only_a_tcp_connection_is_acknowledged_at_once() -> None:
     """For TCP `script.drip` holds it, in every conversation."""
     stream = Stream(cast(socket.socket, Unix(b"abcde")), Target(socket="/s"), Deadline(5), deaf_to)
     assert stream.run(three_and_two()) == b"abcde"
+
+
+def test_the_timeout_is_set_once_while_hardly_any_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sock, left = Unix(b"abcde" * 2), iter([5, 4.99, 4.98, 4.96, 4.94, 4.93])
+    deadline = Deadline(5)
+    monkeypatch.setattr(deadline, "remaining", lambda: next(left))
+    stream = Stream(cast(socket.socket, sock), Target(socket="/s"), deadline, deaf_to)
+    for _ in range(2):
+        assert stream.run(three_and_two()) == b"abcde"
+    assert sock.timeouts == [5, 4.94]
 
 
 # -- the deadline ------------------------------------------------------------------------------------------------------
