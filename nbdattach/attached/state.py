@@ -113,8 +113,8 @@ class Trouble:
 
     `next_try` is None while a try is under way, and while the server is asked all the time whether it is back.
 
-    It began at `since` (for people to read), or `began` (for the monitor, in seconds of `clock.boot_time`, a clock that
-    no user can set).
+    It began at `since`, for people to read. `began`, for the monitor: when --on-loss began to count, in seconds of
+    `clock.boot_time`, a clock that no user can set; None while another connection lives.
     """
 
     state: str  # "reconnecting" | "lost"

@@ -147,7 +147,7 @@ class Mending:
         """A new outage, or the recorded one of the monitor before us, which may have been killed during it."""
         known = state.trouble_of(self._device)
         if known is None or known.began is None:
-            return Outage(self._terms, boot_time(), now())
+            return Outage(self._terms, boot_time(), known.since if known else now())
         began = min(known.began, boot_time())  # `began` may be ahead: silence counts as a loss only after --dead-peer
         failing = known.state == "lost"
         if failing:
@@ -345,9 +345,7 @@ class Mending:
         word = "lost" if outage.failing else "reconnecting"
         next_try = None if pause is None else now(pause)
         with contextlib.suppress(OSError):
-            state.save_trouble(
-                self._device, state.Trouble(word, outage.since, next_try, outage.error, outage.died or outage.began)
-            )
+            state.save_trouble(self._device, state.Trouble(word, outage.since, next_try, outage.error, outage.died))
 
     def _tell_differences(self) -> None:
         """Logs queue settings that another program changed. To restore them, the kernel would wait for all requests."""

@@ -19,8 +19,9 @@ from nbdattach.monitor.outage import FRUITLESS
 
 MIB = 1 << 20
 ON_LOSS = 300.0
-# The longest delay of the monitor, with all its pauses and attempts.
-_MONITOR_IS_LATE = 60.0
+# The longest delay of the monitor, with all its pauses and attempts; and if it could see all the time that no
+# connection lives, no server is silent, and the driver is not late.
+_MONITOR_IS_LATE, _AT_LEISURE = 60.0, 5.0
 _LIMIT = struct.pack("ll", 3, 0)
 
 
@@ -79,7 +80,7 @@ class Driver:
         self._timeout = timeout  # whether the device has one
         self._resend = resend  # a request that was sent so long ago over a connection that is dead by now is sent again
         self.slots: list[Slot] = []
-        self.late = 0.0
+        self.late = self._latest = 0.0
         self.request: Request | None = None
         self.done: list[int] = []
         self.failed: list[int] = []
@@ -87,8 +88,11 @@ class Driver:
         self._on_loss = self._patience = on_loss  # dead_conn_timeout
         # Since when no connection has served; and when the driver took the last one.
         self._ill: float | None = None
+        self._plain = True  # the loss, if there is one: no server was silent before, for which --dead-peer is waited
+        self._gone_since = math.inf  # since when the monitor could see that no connection lives
         self._taken = -math.inf
         self._was_idle = True  # a look of the monitor since then has found no request
+        self.unseen = 0.0  # for how long the monitor was at orders, which come first, since requests were last served
         self.watched_since = -math.inf  # start of this monitor, which cannot know of earlier failures
 
     @property
@@ -106,6 +110,8 @@ class Driver:
 
     def monitor_looks(self) -> None:
         self._was_idle = self._was_idle or not self.request
+        if self._plain and not self._lives:
+            self._gone_since = min(self._gone_since, self._world.now)
 
     def attach(self, sockets: list[socket.socket]) -> None:
         self.slots = [Slot(sock) for sock in sockets]
@@ -142,6 +148,7 @@ class Driver:
 
     def look(self) -> None:
         now = self._world.now
+        self._latest = max(self._latest, self.late)
         for slot in self.slots:
             if not slot.dead:
                 self._read(slot)
@@ -152,6 +159,8 @@ class Driver:
                 self._world.announce()
         if not self._lives and self._ill is None:
             self._ill = now
+        if self._lives or self._world.silent:
+            self._gone_since, self._plain = math.inf, not self._world.silent
         if self._lives and self._was_idle and now >= self._taken + FRUITLESS and not self._world.silent:
             self._ill = None
         request = self.request
@@ -178,7 +187,9 @@ class Driver:
         """Called after each look of the monitor."""
         waits = self.request is not None and self.request.slot is None
         began = math.inf if self._ill is None else max(self._ill, self.watched_since)
-        if waits and self._world.now > began + self._on_loss + _MONITOR_IS_LATE:
+        gone = max(self._gone_since, self.watched_since)
+        late = min(began + self.unseen + _MONITOR_IS_LATE, gone + self._latest + _AT_LEISURE)
+        if waits and self._world.now > late + self._on_loss:
             raise Wrong("a request waits for a connection though --on-loss has passed")
 
     def _read(self, slot: Slot) -> None:
@@ -186,7 +197,7 @@ class Driver:
             while data := slot.sock.recv(8, socket.MSG_DONTWAIT):
                 if len(data) == 8:  # messages of a scout are shorter
                     self._complete(int.from_bytes(data, "big"), self.done)
-                    self._ill = None
+                    self._ill, self.unseen = None, 0.0
 
     # -- messages --------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ import math
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,25 +35,31 @@ from nbdattach.attached import state
 from nbdattach.attached.state import Record
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
+from nbdattach.connection.probe import Answer
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.kernel import netlink, settings, sysfs
-from nbdattach.monitor import connecting, links, mending
+from nbdattach.monitor import asking, connecting, links, mending
+from nbdattach.monitor.asking import Asking
 from nbdattach.monitor.links import Links
-from nbdattach.monitor.mending import Mending
-from nbdattach.monitor.outage import Outage
+from nbdattach.monitor.recorded import Recorded
 from nbdattach.monitor.remembering import Remembering
 from nbdattach.monitor.watch import Watch
 from nbdattach.protocol.export import Export
 from nbdattach.protocol.target import Target, parse_target
 
 NBD0 = Device(0)
-HOME, AWAY = "nbd://db1/disk", "nbd://db2/disk"
+# A server at one place, and one whose name may have another address at any time.
+HOME, AWAY = "nbd+unix:///disk?socket=/run/db1", "nbd://db2/disk"
 # No step of a monitor or a command takes longer than this.
 _LONGEST = 600.0
 # A task that sleeps again and again is woken ever later, as on a busy machine, so that long waits take few steps here:
 # its K-th sleep lasts at least K times the first, up to the second. In seconds.
 _TIRED, _ASLEEP = 0.0005, 0.05
+# Seconds of a pause that count as one more.
+_ONE_PAUSE = 6.0
+# Seconds from one to the next. The monitor looks each second, but that takes more of the real time.
+_REQUESTS, _LOOKS = 3.0, 3.0
 
 
 class Killed(BaseException):
@@ -102,10 +109,14 @@ class Accepted:
 
 
 class Server:
-    """`slow` reads nothing for a while, as if busy with a long write; `silent_since` is when its link was cut."""
+    """`slow` reads nothing for a while, as if busy with a long write; `silent_since` is when its link was cut.
+
+    If it does not listen, it still serves its connections, as the children of a server do that has ended.
+    """
 
     def __init__(self) -> None:
-        self.lives, self.slow, self.silent_since = True, False, math.inf
+        self.lives = self.listens = True
+        self.slow, self.silent_since = False, math.inf
         self.size = MIB
         self.accepted: list[Accepted] = []
 
@@ -117,6 +128,10 @@ class Server:
     @property
     def silent(self) -> bool:
         return self.silent_since < math.inf
+
+    @property
+    def refuses(self) -> bool:
+        return not (self.lives and self.listens)
 
     @property
     def reads(self) -> bool:
@@ -138,6 +153,14 @@ class Server:
                     one.sock.send(number.to_bytes(8, "big"), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             one.numbers.clear()
 
+    def come_back(self) -> None:
+        self.lives = self.listens = True
+
+    def end_one(self) -> None:
+        """A connection, the oldest."""
+        if self.accepted:
+            self.accepted.pop(0).sock.close()
+
     def die(self) -> None:
         self.lives, self.slow, self.silent_since = False, False, math.inf
         for one in self.accepted:
@@ -148,6 +171,46 @@ class Server:
         self.silent_since = min(self.silent_since, since)
         for one in self.accepted:
             one.may_end = True
+
+
+class ModelProbe:
+    """A bare connect."""
+
+    def __init__(self, world: World, target: Target, _address: str | None) -> None:
+        self._world = world
+        self._server = world.servers[target.uri]
+
+    def begin(self) -> ModelAsked:
+        if self._server.silent:
+            return ModelAsked(Answer(None), is_open=True)
+        return ModelAsked(Answer(None, refused=True) if self._server.refuses else Answer(self._server.accept()))
+
+    def answer(self, within: float) -> Answer:
+        asked = self.begin()
+        self._world.await_answers([asked], within)
+        return asked.answer()
+
+
+class ModelAsked:
+    def __init__(self, answer: Answer, is_open: bool = False) -> None:
+        self._answer, self.is_open = answer, is_open
+
+    def answer(self) -> Answer:
+        return self._answer
+
+
+class ModelAsking(Asking):
+    """Without a thread: `World.pause` asks when it is time."""
+
+    def _start(self) -> None:
+        pass
+
+    @property
+    def due(self) -> float:
+        return min((one.due for one in self._questions), default=math.inf)
+
+    def ask(self) -> None:
+        self._ask(self._questions[:])
 
 
 class ModelLink(Link):
@@ -169,6 +232,8 @@ class World(ExitStack):
     def __init__(self, connections: int, on_loss: float = ON_LOSS, io_timeout: float | None = None) -> None:
         super().__init__()
         self._folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        (self._folder / "sys/block/nbd0").mkdir(parents=True)
+        self._shown: dict[str, str] = {}
         self.clock = Clock(self)
         self.servers = {HOME: Server(), AWAY: Server()}
         if io_timeout is None:
@@ -176,8 +241,13 @@ class World(ExitStack):
         self.driver = Driver(self, self._show, on_loss, io_timeout or 3.0, connections > 1 or bool(io_timeout))
         self.kills_in = math.inf  # events before the monitor is killed
         self.quick = False  # servers answer all the time, also while the monitor hands over
+        self.busy = False  # each few seconds at most, a request follows one that has come to its end
+        self.submitted = 0
+        self._next_request = -math.inf
         self._pauses = 0  # pauses left in this step
         self._meanwhile: Callable[[], object] | None = None
+        self._until_then = 0.0  # seconds of pauses
+        self._asking = ModelAsking()
         self._heard = False  # the driver has announced that a connection is dead
         self.moved = False
         self.log: list[str] = []
@@ -195,7 +265,7 @@ class World(ExitStack):
         self.watch = self._watched(self._record, [ModelLink(self, sock) for sock in sockets])
 
     def _patch(self) -> None:
-        for module in (links, deadline):
+        for module in (links, deadline, asking):
             self.enter_context(mock.patch.object(module, "time", self.clock))
         for owner, name, value in (
             (sysfs, "SYS", f"{self._folder}/sys"),
@@ -205,11 +275,17 @@ class World(ExitStack):
             (connecting, "boot_time", self.clock.monotonic),
             (connecting, "Link", functools.partial(ModelLink, self)),
             (connecting, "time", self.clock),
+            (connecting, "Probe", functools.partial(ModelProbe, self)),
+            (connecting, "FOR_ALL", self._asking),
+            (asking, "await_answers", self.await_answers),
             (Links, "is_there", lambda _: True),
+            (Recorded, "is_still_there", True),
+            (Recorded, "is_of_another", False),
             (Watch, "check", lambda _: None),
             (Remembering, "tick", lambda _: None),
             (Remembering, "look_now", lambda _: None),
-            (Mending, "_pause", lambda _, outage: self._pause(outage)),
+            (Watch, "pause", self._paused),
+            (mending, "random", SimpleNamespace(random=lambda: 0.5)),
             (settings, "differences", lambda *_: []),
         ):
             self.enter_context(mock.patch.object(owner, name, value))
@@ -277,13 +353,23 @@ class World(ExitStack):
             else:
                 server.read()
         self.driver.look()
+        if self.busy and not self.driver.request and self.now >= self._next_request:
+            self.submit()
+            self.driver.look()
+
+    def submit(self, flush: bool = False) -> None:
+        self.submitted += 1
+        self._next_request = self.now + _REQUESTS
+        self.driver.submit(self.submitted, flush)
 
     def all_is_well(self) -> None:
         """From now on."""
+        self.busy = False
         self.kills_in, self._meanwhile = math.inf, None
         self.driver.late = 0.0
         for server in self.servers.values():
-            server.lives, server.slow, server.silent_since = True, False, math.inf
+            server.come_back()
+            server.slow, server.silent_since = False, math.inf
             server.size = self.watch._recorded.record.new_size or self.watch._recorded.record.size
 
     def check(self) -> None:
@@ -295,13 +381,17 @@ class World(ExitStack):
 
     def _show(self) -> None:
         """In /sys."""
-        folder = self._folder / "sys/block/nbd0"
-        folder.mkdir(parents=True, exist_ok=True)
         driver = self.driver
         completed = len(driver.done) + len(driver.failed)
-        (folder / "stat").write_text(f"{completed} 0 0 0 0 0 0 0 {int(driver.request is not None)} 0 0\n")
-        (folder / "inflight").write_text(f"0 {driver.in_flight}\n")
-        (folder / "size").write_text(f"{driver.size // 512}\n")
+        self._write("stat", f"{completed} 0 0 0 0 0 0 0 {int(driver.request is not None)} 0 0\n")
+        self._write("inflight", f"0 {driver.in_flight}\n")
+        self._write("size", f"{driver.size // 512}\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Only if it is another one, because it happens often."""
+        if self._shown.get(name) != text:
+            self._shown[name] = text
+            (self._folder / "sys/block/nbd0" / name).write_text(text)
 
     # -- the monitor -----------------------------------------------------------------------------------------------
 
@@ -325,40 +415,102 @@ class World(ExitStack):
 
         return replaced
 
-    def _dial(self, target: Target, _dead_peer: float, within: float, *_: object, **__: object) -> Connection:
+    def _dial(
+        self,
+        target: Target,
+        _dead_peer: float,
+        within: float,
+        *_: object,
+        ready: socket.socket | None = None,
+        **__: object,
+    ) -> Connection:
         server = self.servers[target.uri]
-        if not server.lives or server.silent:
-            if server.silent:
-                self.clock.sleep(within)
+        if ready and (server.silent or has_ended(ready)):
+            ready.close()
+        if server.silent:
+            self.clock.sleep(within)
+            raise NoConnection(target.uri, "no answer", "")
+        if (ready.fileno() < 0) if ready else server.refuses:
             raise NoConnection(target.uri, "connection refused", "")
-        sock = server.accept()
+        sock = ready or server.accept()
         stream = SimpleNamespace(sock=sock, run=lambda _: None, close=sock.close)
         export = Export("disk", server.size, 1, "newstyle-fixed")
         return cast(Connection, SimpleNamespace(stream=stream, export=export, relay=None, tls=None))
 
-    def meanwhile(self, happens: Callable[[], object]) -> None:
-        """In the monitor's next pause."""
-        self._meanwhile = happens
+    def await_answers(self, asked: Sequence[ModelAsked], within: float) -> None:
+        if any(one.is_open for one in asked):
+            self.clock.sleep(within)
 
-    def _pause(self, outage: Outage) -> bool:
-        """After so many pauses in each step something else comes first: the next step."""
-        self.clock.sleep(outage.pause(self.now, 0.5))
+    def meanwhile(self, happens: Callable[[], object], after: float = 0.0) -> None:
+        """In the monitor's next pause, or after so many seconds of its pauses."""
+        self._meanwhile, self._until_then = happens, after
+
+    def _paused(
+        self,
+        seconds: float,
+        until: Callable[[], bool] | None = None,
+        every: float = math.inf,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """In place of `Watch.pause`. After so many pauses in each step something else comes first: the next step."""
         self.clock.begin(_LONGEST)
-        happens, self._meanwhile = self._meanwhile, None
-        if happens:
+        end = self.now + seconds
+        self._pauses -= 1
+        while not self.watch.has_other_work():
+            left = end - self.now
+            self._wait(min(left, every), ended)
+            if self._pauses <= 0 or self.watch.has_other_work():
+                break
+            if ended() or (until and until()) or left <= every:
+                return True
+        return False
+
+    def _wait(self, seconds: float, ended: Callable[[], bool]) -> None:
+        """Until then, the other threads of the monitor go on; a long time is several pauses."""
+        end, next_pause, next_look = self.now + seconds, self.now + _ONE_PAUSE, self.now + _LOOKS
+        while True:
+            self._pass(max(0.0, min(end, self._asking.due, next_look) - self.now))
+            if self._asking.due <= self.now:
+                self._asking.ask()
+            if self.now >= next_look:
+                next_look = self.now + _LOOKS
+                self._look_beside()
+            if self.now >= next_pause:
+                next_pause = self.now + _ONE_PAUSE
+                self._pauses -= 1
+            if self.now >= end or ended() or self._pauses <= 0 or self.watch.has_other_work():
+                return
+
+    def _pass(self, seconds: float) -> None:
+        if self._meanwhile and self._until_then <= seconds:
+            self.clock.sleep(self._until_then)
+            seconds -= self._until_then
+            happens, self._meanwhile = self._meanwhile, None
             happens()
             self.go_on()
-        self._pauses -= 1
-        return self._pauses > 0
+        self._until_then -= seconds
+        self.clock.sleep(seconds)
+
+    def _look_beside(self) -> None:
+        """The monitor's work beside a thread that pauses."""
+        self._hear()
+        self.driver.monitor_looks()
+        self.driver.see_that_nothing_waits_for_ever()
+        self.watch._thread = threading.current_thread()
+        self.watch.tick()
+        self.watch._thread = None
+
+    def _hear(self) -> None:
+        if self._heard:
+            self._heard = False
+            self.watch.hear()
 
     def step(self, pauses: int = 2) -> None:
         """The monitor's work when the kernel has told it of something, or its second has passed."""
 
         def once() -> None:
             self._pauses = pauses
-            if self._heard:
-                self._heard = False
-                self.watch.hear()
+            self._hear()
             self.driver.monitor_looks()
             self.watch.tick()
             self.watch._mending.mend()
@@ -378,7 +530,10 @@ class World(ExitStack):
             else:
                 self.watch._orders.reconnect(target and parse_target(target))  # type: ignore[arg-type]
 
-        return self.act(obey)
+        began = self.now
+        obeyed = self.act(obey)
+        self.driver.unseen += self.now - began
+        return obeyed
 
     def act(self, what) -> bool:  # type: ignore[no-untyped-def]
         """Whether it came to its end. A monitor that is killed meanwhile is followed by another."""
@@ -401,6 +556,7 @@ class World(ExitStack):
         self.kills_in = math.inf
         self.driver.watched_since = self.now
         self.watch._links.close()
+        self.watch._connecting.close()
         record = Record(**json.loads(Path(state.path(NBD0)).read_text()))
         self.watch = self._watched(record, [])
 

@@ -38,10 +38,17 @@ def any_server(fits: Callable[[Server], bool]) -> Callable[[Events], bool]:
 class Events(RuleBasedStateMachine):
     """One device and all that happens to it."""
 
-    @initialize(connections=st.sampled_from([1, 1, 2]), on_loss=st.sampled_from([ON_LOSS, ON_LOSS, 5.0, 0.0]))
-    def attach(self, connections: int, on_loss: float) -> None:
+    @initialize(
+        connections=st.sampled_from([1, 1, 2]),
+        on_loss=st.sampled_from([ON_LOSS, ON_LOSS, 5.0, 0.0]),
+        busy=st.sampled_from([False, False, False, True]),
+        ends=st.sampled_from([False, False, False, True]),
+    )
+    def attach(self, connections: int, on_loss: float, busy: bool, ends: bool) -> None:
         self.world = World(connections, on_loss)
-        self.number = 0
+        self.world.busy = busy or ends
+        if ends:  # chance seldom finds it later
+            self.one_ends_and_then_its_children_do(True, 0.0)
 
     def server(self, ours: bool, fits: Callable[[Server], bool]) -> Server:
         """The device's one, or the other one; one that fits, if there is any."""
@@ -57,10 +64,33 @@ class Events(RuleBasedStateMachine):
         self.server(ours, lambda one: one.lives).die()
         self.world.go_on()
 
-    @precondition(any_server(lambda one: not one.lives))
+    @precondition(any_server(lambda one: one.refuses))
     @rule(ours=at_ours)
     def one_comes_back(self, ours: bool) -> None:
-        self.server(ours, lambda one: not one.lives).lives = True
+        self.server(ours, lambda one: one.refuses).come_back()
+
+    @precondition(any_server(lambda one: not one.refuses))
+    @rule(ours=at_ours)
+    def one_listens_no_more(self, ours: bool) -> None:
+        """Its connections go on: a child of its own serves each."""
+        self.server(ours, lambda one: not one.refuses).listens = False
+
+    @precondition(any_server(lambda one: not one.refuses))
+    @rule(ours=at_ours, after=st.sampled_from([0.0, 0.0, 0.5, 10.0]))
+    def one_ends_and_then_its_children_do(self, ours: bool, after: float) -> None:
+        """One by one, while the monitor pauses."""
+        server = self.server(ours, lambda one: not one.refuses)
+        server.listens = False
+        server.end_one()
+        self.world.meanwhile(server.end_one, after)
+        self.world.go_on()
+        self.world.step(pauses=10)
+
+    @precondition(any_server(lambda one: bool(one.accepted)))
+    @rule(ours=at_ours)
+    def a_connection_ends(self, ours: bool) -> None:
+        self.server(ours, lambda one: bool(one.accepted)).end_one()
+        self.world.go_on()
 
     @precondition(any_server(lambda one: one.reads))
     @rule(ours=at_ours)
@@ -104,8 +134,11 @@ class Events(RuleBasedStateMachine):
     @precondition(lambda self: not self.world.driver.request)
     @rule(flush=st.booleans())
     def a_request_comes(self, flush: bool) -> None:
-        self.number += 1
-        self.world.driver.submit(self.number, flush)
+        self.world.submit(flush)
+
+    @rule(busy=st.booleans())
+    def a_program_goes_on_when_a_request_has_failed(self, busy: bool) -> None:
+        self.world.busy = busy
 
     @rule(late=st.sampled_from([0.0, 0.05, 20.0]))
     def the_driver_is_late(self, late: float) -> None:
@@ -122,16 +155,18 @@ class Events(RuleBasedStateMachine):
             self.world.clock.sleep(1)
             self.world.step()
 
-    @rule(ours=at_ours, event=st.sampled_from(["heals", "dies", "comes back"]))
-    def something_happens_while_the_monitor_pauses(self, ours: bool, event: str) -> None:
+    @rule(
+        ours=at_ours,
+        event=st.sampled_from(["heals", "dies", "comes back", "ends one"]),
+        after=st.sampled_from([0.0, 0.0, 0.5, 10.0]),
+    )
+    def something_happens_while_the_monitor_pauses(self, ours: bool, event: str, after: float) -> None:
         def heal() -> None:
             server.silent_since = math.inf
 
-        def come_back() -> None:
-            server.lives = True
-
         server = self.server(ours, lambda _: True)
-        self.world.meanwhile({"heals": heal, "dies": server.die, "comes back": come_back}[event])
+        events = {"heals": heal, "dies": server.die, "comes back": server.come_back, "ends one": server.end_one}
+        self.world.meanwhile(events[event], after)
 
     @rule(to=st.sampled_from([None, AWAY]))
     def reconnect(self, to: str | None) -> None:
@@ -155,7 +190,7 @@ class Events(RuleBasedStateMachine):
     def no_request_is_lost(self) -> None:
         driver = self.world.driver
         known = len(driver.done) + len(driver.failed) + (driver.request is not None)
-        assert known == self.number
+        assert known == self.world.submitted
 
     def teardown(self) -> None:
         world = self.world
@@ -170,10 +205,10 @@ class Events(RuleBasedStateMachine):
             assert world.driver.connected
             assert world.driver.request is None
             assert state.trouble_of(world.watch.device) is None
-            world.driver.submit(self.number + 1)
+            world.submit()
             world.servers[world.watch._recorded.target.uri].answer()
             world.go_on()
-            assert world.driver.done[-1] == self.number + 1
+            assert world.driver.done[-1] == world.submitted
 
 
 # -- cases that chance seldom finds ------------------------------------------------------------------------------------
@@ -230,6 +265,39 @@ def go_on(world: World, seconds: int) -> None:
     while world.now < end:
         world.clock.sleep(1)
         world.step()
+
+
+@pytest.mark.parametrize("on_loss", [0.0, 5.0, 40.0])
+def test_on_loss_counts_from_the_end_of_the_last_connection_though_that_comes_while_the_monitor_pauses(
+    on_loss: float,
+) -> None:
+    """The server has ended before, and only its children were left."""
+    with World(2, on_loss) as world:
+        home = world.servers[HOME]
+        world.busy, home.listens = True, False
+        home.end_one()
+        world.meanwhile(home.end_one)
+        world.go_on()
+        began = world.now
+        world.step(pauses=40)  # `see_that_nothing_waits_for_ever` is asked meanwhile
+        assert world.driver.failed and world.now > began + on_loss
+
+
+def test_the_last_connection_has_its_own_on_loss_after_another_monitor_was_killed() -> None:
+    """One of two had ended long before, and the server took no other."""
+    with World(2, 5.0) as world:
+        home = world.servers[HOME]
+        home.listens = False
+        home.end_one()
+        world.step()
+        world.monitor_dies()
+        go_on(world, 20)
+        home.die()
+        world.submit()
+        go_on(world, 3)  # `Driver.reconfigure` would say that requests fail too soon
+        assert world.driver.request
+        go_on(world, 20)
+        assert world.driver.failed == [1]
 
 
 def test_what_is_served_while_a_connection_is_handed_over_ends_the_outage() -> None:
@@ -456,7 +524,10 @@ def have_one_place(world: World) -> None:
     home, dial = world.servers[HOME], world.watch._connecting._carrier.dial
 
     def dial_if_there_is_room(*arguments: object, **more: object) -> Connection:
-        if home.accepted:
+        ready = more.get("ready")
+        if len(home.accepted) > bool(ready):
+            if isinstance(ready, socket.socket):
+                ready.close()
             raise NoConnection(HOME, "no place", "")
         return dial(*arguments, **more)  # type: ignore[arg-type]
 
@@ -667,7 +738,7 @@ def test_a_connection_that_was_silent_before_proves_nothing_against_the_good_one
 
 @pytest.mark.parametrize("connections", [1, 2])
 def test_tries_have_pauses_and_time_while_a_connection_is_silent_though_on_loss_is_fail(connections: int) -> None:
-    with World(connections, on_loss=0.0) as world:
+    with World(connections, on_loss=0.0, io_timeout=30) as world:
         home = world.servers[HOME]
         home.die()
         go_on(world, 20)
