@@ -85,9 +85,10 @@ class Connecting:
 
     def close(self) -> None:
         self._carrier.close()
-        self._forget_probe()
+        self.forget_probe()
 
-    def _forget_probe(self) -> None:
+    def forget_probe(self) -> None:
+        """Closes the connection that the last probe has made, if it is not used."""
         if self._reached:
             self._reached.close()
             self._reached = None
@@ -96,7 +97,7 @@ class Connecting:
 
     def probe(self) -> bool:
         """Whether the server in use takes connections. The next `dial_quickly` uses the one that this makes."""
-        self._forget_probe()
+        self.forget_probe()
         self.would_fail = False
         place, usual = self._usual_place()
         if not self._carrier.uses_relay(place.target):  # it connects by itself

@@ -279,7 +279,10 @@ class Mending:
                 self._say_trouble(outage)
         left = min(self._connecting.probes_suffice(outage), outage.until_failing(boot_time()))
         with self._connecting.asked_for_us(lambda: outage.between_probes(boot_time()), self._thread.wake) as question:
-            return self._thread.pause(left, ended=lambda: question.answer is not None)
+            went_on = self._thread.pause(left, ended=lambda: question.answer is not None)
+        if not went_on:  # an order may dial, and the server may have no room but for this connection
+            self._connecting.forget_probe()
+        return went_on
 
     def _may_serve(self, outage: Outage) -> bool:
         """Whether the driver may have a connection that is alive, so that not only the server's return is awaited.

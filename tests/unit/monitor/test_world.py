@@ -794,6 +794,24 @@ def test_a_new_connection_is_ended_properly_if_it_is_not_handed_over(event: str)
             assert world.driver.connected
 
 
+def test_no_connection_of_a_probe_stays_at_the_server_while_an_order_comes_first() -> None:
+    """The order dials, and the server may have one place only; or a command holds the device for long."""
+    with World(1) as world:
+        home, watch = world.servers[HOME], world.watch
+
+        def come_back() -> None:
+            home.come_back()
+            world._asking.ask()
+            watch._ordered.append((lambda: "", lambda _: None))
+
+        home.die()
+        world.meanwhile(come_back, 5.0)
+        world.step(pauses=20)
+        assert watch._ordered
+        home.read()
+        assert home.accepted == []
+
+
 @pytest.mark.parametrize("call", ["hear", "tick"])
 def test_what_a_dead_connection_has_not_delivered_is_dropped_while_the_thread_dials(
     call: str, monkeypatch: pytest.MonkeyPatch
