@@ -19,6 +19,8 @@ from nbdattach.connection.probe import Answer, Probe, await_answers
 _WITHIN = 0.1
 # Questions that are due so soon are asked now, so that all are asked together after a while.
 _TOGETHER = 0.2
+# Of so many, sockets are open at a time, as this process may have few.
+_AT_ONCE = 100
 
 
 class Question:
@@ -68,7 +70,8 @@ class Asking:
     def _run(self) -> None:
         try:
             while due := self._due():
-                self._ask(due)
+                for start in range(0, len(due), _AT_ONCE):
+                    self._ask(due[start : start + _AT_ONCE])
         except BaseException:  # no memory: each device's thread goes on by itself
             with self._changed:
                 self._runs = False

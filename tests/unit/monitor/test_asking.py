@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from loopback import eventually
 from peer import closed_port, deaf_port, soon
 
-from nbdattach.connection.probe import Answer, Probe
+from nbdattach.connection.probe import Answer, Asked, Probe
 from nbdattach.monitor import asking
 from nbdattach.monitor.asking import Asking, Question
 from nbdattach.protocol.target import Target
@@ -60,6 +61,24 @@ def test_many_are_asked_by_one_thread_that_ends_after_the_last(one: Asking, tmp_
     eventually(lambda: ended(one))
     with one.about(told[2].question):
         assert threading.active_count() == before + 1
+
+
+def test_thousands_do_not_need_a_descriptor_each(one: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, a question would end, and the device's thread would make a whole try each time."""
+    at_once, await_answers = list[int](), asking.await_answers
+
+    def count(asked: Sequence[Asked], within: float) -> None:
+        at_once.append(len(asked))
+        await_answers(asked, within)
+
+    monkeypatch.setattr(asking, "await_answers", count)
+    told = [Told(tmp_path / "away") for _ in range(250)]
+    with contextlib.ExitStack() as stack:
+        for each in told:
+            stack.enter_context(one.about(each.question))
+        eventually(lambda: sum(at_once) >= 2 * len(told))
+        assert max(at_once) <= 100 and not any(each.woken.is_set() for each in told)
+    eventually(lambda: ended(one))
 
 
 def test_a_server_that_does_not_answer_is_left_to_the_thread_of_its_device(one: Asking) -> None:
