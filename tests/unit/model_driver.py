@@ -22,6 +22,7 @@ ON_LOSS = 300.0
 # The longest delay of the monitor, with all its pauses and attempts; and if it could see all the time that no
 # connection lives, no server is silent, and the driver is not late.
 _MONITOR_IS_LATE, _AT_LEISURE = 60.0, 5.0
+_ROUNDED = 1e-6
 _LIMIT = struct.pack("ll", 3, 0)
 
 
@@ -175,7 +176,7 @@ class Driver:
         if self.request and len(self.slots) > 1:  # it was sent over each of them, and none has served it
             began = min(began, self.request.began)
         age = self._world.now - began
-        if seconds < self._on_loss and age < self._on_loss:
+        if seconds < self._on_loss and age < self._on_loss - _ROUNDED:
             raise Wrong(f"requests are to fail {age:g} s after the loss of a connection")
         self._patience = seconds
 
