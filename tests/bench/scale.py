@@ -20,8 +20,8 @@ from nbdattach.host import procfs
 # From small to large. Lines of larger ones are compared with those of the second, which is past the start's cost.
 COUNTS = (1, 16, 64, 256, 1024)
 MOST_ROUNDS = 2
-# More take a quarter of an hour, and have their figures from the first round.
-OFTEN = 256
+# More take minutes, and have their figures from the first round.
+OFTEN = 64
 # Of a measurement that is short, in each round.
 REPEATS = 3
 IDLE_SECONDS = 30.0

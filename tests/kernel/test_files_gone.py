@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from servers import free_port, nbdkit
-from tool import BACKEND, attached, by_our_backend, catches, digest_of, eventually, fill_with_noise, nbd_ok, sparse_file
+from tool import BACKEND, attached, by_our_backend, digest_of, fill_with_noise, nbd_ok, sparse_file
 
 import nbdattach
 from nbdattach.device import Device
@@ -36,15 +38,17 @@ def old(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "old"
 
 
-def connecting_from(old: Path, *arguments: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "nbdattach", *by_our_backend("connect", *arguments)]
-    return subprocess.Popen(words, cwd=old, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def connecting_from(old: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
+    words, pipe = [sys.executable, "-m", "nbdattach", *by_our_backend("connect", *arguments)], subprocess.PIPE
+    return subprocess.Popen(words, cwd=old, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **more})
 
 
 def in_foreground(old: Path, uri: str) -> subprocess.Popen[str]:
-    process = connecting_from(old, "--foreground", uri, "nbd0")
-    _is_attached(process)
-    eventually(lambda: catches(process.pid, signal.SIGTERM))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(f"{old}/told")
+        process = connecting_from(old, "--foreground", uri, "nbd0", NOTIFY_SOCKET=f"{old}/told")
+        _is_attached(process)
+        assert told.recv(1000).startswith(b"READY=1")
     return process
 
 
