@@ -274,10 +274,13 @@ class Mending:
 
     def _await_server(self, outage: Outage) -> bool:
         """Waits as long as a try would fail as surely as a probe; False when something else comes first."""
-        if outage.says_next:
+        suffice = self._connecting.probes_suffice(outage)
+        if suffice and outage.says_next:
             with self._access.kernel_calls():
                 self._say_trouble(outage)
-        left = min(self._connecting.probes_suffice(outage), outage.until_failing(boot_time()))
+        left = min(suffice, outage.until_failing(boot_time()))
+        if not left:
+            return True
         with self._connecting.asked_for_us(lambda: outage.between_probes(boot_time()), self._thread.wake) as question:
             went_on = self._thread.pause(left, ended=lambda: question.answer is not None)
         if not went_on:  # an order may dial, and the server may have no room but for this connection
