@@ -11,8 +11,8 @@ K :=
 LIMIT := --timeout 180
 # By a path, which each start of Python in a guest reads sooner than it runs a finder.
 EDITABLE := --config-settings editable_mode=compat --editable
-# Jobs at once. Most of them wait more than they compute.
-JOBS := $(shell expr 5 '*' $$(nproc))
+# Jobs at once. With more, both cores are busy to the end as well, and the longest, the unit tests, end later.
+JOBS := $(shell expr 3 '*' $$(nproc))
 
 # What make test runs: first those that mostly wait, then the longest. Both backends are tested on one kernel, a test that
 # holds for both by netlink; on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
