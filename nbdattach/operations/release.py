@@ -26,9 +26,9 @@ from nbdattach.text import quoted, typed
 # Commands that end a process.
 _NEVER = ("kill", "systemctl")
 _OURS = "nbdattach"
-# A device that is no longer used goes within this many seconds: device mapper and loop devices take a moment.
+# Seconds within which a device that is no longer used goes, and a command that has failed is tried again.
 _GOES_WITHIN = 2.0
-_POLL = 0.02
+_POLL, _AGAIN = 0.02, 0.2
 # Somebody may mount it again as fast as we release it.
 _MOST = 4
 
@@ -57,17 +57,18 @@ def release(device: Device, reporter: Reporter, detach: Callable[[Device], objec
             raise _left(device, f"{first.says} again each time that it was released", "stop what does that")
         done[first] += 1
         reporter.say(f"{device.path}: {first.command}")
-        failure = None
-        if first.release[0] == _OURS:
+        program = "" if first.release[0] == _OURS else installed.required(first.release[0], device.path)
+        if not program:
             detach(parse_device(first.where))
-        else:
-            failure = _run(first, installed.required(first.release[0], device.path))
-        patience = Deadline(0 if failure else _GOES_WITHIN)
+        failure = _run(first, program) if program else None
+        patience = Deadline(_GOES_WITHIN)
         while users_of(device).uses.count(first) >= uses.count(first):
-            if not patience.sleep(_POLL):
+            if not patience.sleep(_AGAIN if failure else _POLL):
                 raise _left(
                     device, *(failure or (f"{first.says}, although {first.command} succeeded", "try it by hand"))
                 )
+            if failure:  # as a mount may be busy for a moment after the end of a server that had a file on it
+                failure = _run(first, program)
 
 
 def never(device: Device, left: Sequence[Use]) -> DeviceInUse:
