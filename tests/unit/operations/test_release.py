@@ -57,5 +57,5 @@ def test_one_that_stays_busy_is_told_with_the_words_of_its_command(
     run: Callable[[list[int]], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(release, "_GOES_WITHIN", 0.1)
-    with pytest.raises(DeviceInUse, match="umount /mnt failed: .target is busy"):
+    with pytest.raises(DeviceInUse, match=r"umount /mnt failed: .target is busy"):
         run([32])
