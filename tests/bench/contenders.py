@@ -10,7 +10,7 @@ from servers import Server
 
 # The measurements there, and those that need no guest.
 PARTS = (
-    *("attaching", "before", "data", "restarts", "outages", "monitor", "at-once", "crowd"),
+    *("attaching", "attaching-netlink", "before", "data", "restarts", "outages", "monitor", "at-once", "crowd"),
     *("tls", "tls-chacha20", "relay", "images-raw", "images-qcow2"),
 )
 HERE = ("cpu", "imports", "openers", "watching")
@@ -57,6 +57,12 @@ def connections(nbdattach: str) -> list[Contender]:
     return [nbdattach_with(nbdattach, "auto", *ioctl)] + [
         nbdattach_with(nbdattach, f"-C {count}", *ioctl, "-C", str(count)) for count in CONNECTIONS
     ]
+
+
+def by_ioctl(nbdattach: str) -> list[Contender]:
+    """The first is ours."""
+    ioctl = {"nbdattach ioctl", "nbd-client ioctl", "qemu-nbd -c"}
+    return [one for one in tools(nbdattach) if one.name in ioctl]
 
 
 def by_netlink(nbdattach: str) -> list[Contender]:
