@@ -23,7 +23,7 @@ MOUNT = Use("mount", "/mnt", "mounted at /mnt", ("umount", "/mnt"))
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], list[str]]:
-    """Releases a mount whose command ends with these exit codes, the last one again and again."""
+    """Releases a mount; its command ends with these exit codes, the last one again and again."""
 
     def run(codes: list[int]) -> list[str]:
         ran: list[str] = []
