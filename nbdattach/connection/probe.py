@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from nbdattach.connection.stream import is_to_itself, numeric, reset
 from nbdattach.deadline import Deadline
+from nbdattach.errors import NbdattachError, NoConnection
 from nbdattach.immutable import immutable
 from nbdattach.protocol.target import Target
 
@@ -59,6 +60,12 @@ class Asked:
             pass  # it was reset at once
         self.sock.close()
         return Answer(None, refused=failed in _REFUSED)
+
+
+def is_refusal(error: NbdattachError) -> bool:
+    """Whether a whole try has failed as a probe does that is answered `refused`."""
+    cause = error.__cause__
+    return isinstance(error, NoConnection) and isinstance(cause, OSError) and cause.errno in _REFUSED
 
 
 class Probe:

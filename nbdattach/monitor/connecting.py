@@ -15,7 +15,7 @@ from nbdattach.attached.state import Record
 from nbdattach.clock import boot_time
 from nbdattach.connection.client import Connection
 from nbdattach.connection.kernel_socket import Link
-from nbdattach.connection.probe import Answer, Probe
+from nbdattach.connection.probe import Answer, Probe, is_refusal
 from nbdattach.connection.stream import address_of, remember
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
@@ -72,7 +72,8 @@ class Connecting:
         self._usual: tuple[Record, Place, Probe] | None = None  # of the server that this record has in use
         self._reached: socket | None = None  # the connection of a probe, for the next dial
         self.fails_beyond = False  # whether the last dial failed though the server had taken the connection
-        self.would_fail = False  # whether a dial there would, as the last probe says
+        self._was_refused = False  # whether the last dial failed since nothing listened there
+        self.would_fail = False  # whether a dial there would fail as the last one did: so the last probe says
         if record.address:
             remember(record.current_target(), record.address)
         self._round_trip = links.round_trip or _UNKNOWN_ROUND_TRIP
@@ -116,7 +117,7 @@ class Connecting:
         return self._usual[1:]
 
     def _take(self, answer: Answer) -> None:
-        self._reached, self.would_fail = answer.reached, answer.refused
+        self._reached, self.would_fail = answer.reached, answer.refused and self._was_refused
 
     @contextlib.contextmanager
     def asked_for_us(self, pause: Callable[[], float], wake: Callable[[], None]) -> Iterator[Question]:
@@ -136,7 +137,7 @@ class Connecting:
     def dial_quickly(self, outage: Outage) -> Connection:
         """Dials with short limits, because a device waits for it. Raises `NbdattachError`: the most telling one."""
         ready, self._reached = self._reached, None
-        self.fails_beyond = ready is not None
+        self.fails_beyond, self._was_refused = ready is not None, False
         moment = boot_time()
         connect_within = outage.connect_within(self._round_trip, moment)
         failures: list[NbdattachError] = []
@@ -146,6 +147,8 @@ class Connecting:
                 self.fails_beyond = False
                 return made
             except NbdattachError as error:
+                if not failures:  # the server in use, as a probe
+                    self._was_refused = is_refusal(error)
                 failures.append(self._worded(error, place))
             ready = None
         raise next((one for one in failures if isinstance(one, Refused)), failures[0])

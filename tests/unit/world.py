@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -431,7 +432,7 @@ class World(ExitStack):
             self.clock.sleep(within)
             raise NoConnection(target.uri, "no answer", "")
         if (ready.fileno() < 0) if ready else server.refuses:
-            raise NoConnection(target.uri, "connection refused", "")
+            raise NoConnection(target.uri, "connection refused", "") from ConnectionRefusedError(errno.ECONNREFUSED, "")
         sock = ready or server.accept()
         stream = SimpleNamespace(sock=sock, run=lambda _: None, close=sock.close)
         export = Export("disk", server.size, 1, "newstyle-fixed")

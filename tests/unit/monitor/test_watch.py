@@ -32,7 +32,7 @@ from nbdattach.connection.kernel_socket import Link
 from nbdattach.connection.probe import Answer, Asked, Probe
 from nbdattach.deadline import Deadline
 from nbdattach.device import Device
-from nbdattach.errors import KernelRefused, NbdattachError, NoConnection
+from nbdattach.errors import ConnectionLost, KernelRefused, NbdattachError, NoConnection
 from nbdattach.kernel import netlink, pulse, settings, sysfs
 from nbdattach.monitor import planned
 from nbdattach.monitor import watch as watch_module
@@ -751,6 +751,7 @@ class Away:
         self.outage.lose(boot_time() - age)
         watch._links.cut()
         attachment.patch(Probe, "answer", lambda *_: Answer(None, refused))
+        attachment.patch(watch._connecting, "_was_refused", True)
         attachment.patch(watch._connecting, "probes_suffice", lambda _: suffices)
         attachment.patch(watch, "pause", self._pause)
 
@@ -781,6 +782,33 @@ def test_while_nothing_listens_a_server_is_asked_and_not_tried(attachment: Attac
     assert Away(attachment, age=100, refused=False).pass_by().asked == []
 
 
+REASONS = {
+    "no server listens": (NoConnection(OLD, "cannot connect: Connection refused", "hint"), errno.ECONNREFUSED, True),
+    "no socket": (NoConnection(OLD, "cannot connect: No such file or directory", "hint"), errno.ENOENT, True),
+    "no way there": (NoConnection(OLD, "cannot connect: No route to host", "hint"), errno.EHOSTUNREACH, False),
+    "connected to itself": (NoConnection(OLD, "cannot connect: to itself", "hint"), 0, False),
+    "it ended while it was greeting": (ConnectionLost(OLD, "waiting for the greeting"), errno.ECONNRESET, False),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_try_that_failed_for_another_reason_is_made_once_more_so_that_status_has_the_right_one(
+    reason: str, attachment: Attachment
+) -> None:
+    """The first one often meets a server that is just ending."""
+    error, number, is_asked = REASONS[reason]
+
+    def dial(*_: object, **__: object) -> Connection:
+        raise error from (OSError(number, "") if number else None)
+
+    away = Away(attachment, age=100)
+    connecting = attachment.watch._connecting
+    attachment.patch(connecting._carrier, "dial", dial)
+    with pytest.raises(type(error)):
+        connecting.dial_quickly(away.outage)
+    assert bool(away.pass_by().asked) == is_asked
+
+
 def test_probes_end_when_requests_have_to_fail(attachment: Attachment) -> None:
     away = Away(attachment)
     away.outage.terms = dataclasses.replace(away.outage.terms, on_loss=20.0)
@@ -802,6 +830,7 @@ def test_a_server_that_is_back_ends_the_pause_and_its_connection_is_used(attachm
     outage = Outage(watch._mending._terms, boot_time(), "2026-01-02T03:04:05Z")
     outage.lose(boot_time())
     watch._links.cut()
+    attachment.patch(watch._connecting, "_was_refused", True)
     attachment.patch(watch._connecting, "probes_suffice", lambda _: 600.0)
     attachment.patch(Probe, "answer", lambda *_: Answer(None, refused=True))
     asked = list[None]()
