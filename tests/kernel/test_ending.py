@@ -29,6 +29,7 @@ from tool import (
     nbd,
     nbd_ok,
     partitioned_image,
+    runs,
     shell,
     sparse_file,
 )
@@ -315,13 +316,13 @@ def test_a_disconnect_that_waits_for_a_silent_server_can_be_interrupted() -> Non
         server.pause()
         try:
             process = subprocess.Popen(command("disconnect", "nbd0"))
-            eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
+            eventually(lambda: runs("nbdattach-flush"))
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 1
             assert FIRST.attached
         finally:
             server.resume()
-        eventually(lambda: "nbdattach-flush" not in shell("ps -eo comm"))
+        eventually(lambda: not runs("nbdattach-flush"))
         nbd_ok("disconnect", "nbd0")
 
 

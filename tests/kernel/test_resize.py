@@ -136,8 +136,9 @@ class Slow:
     def __init__(self, folder: Path) -> None:
         self._size, self._begun, self._gate = (folder / name for name in ("size", "begun", "gate"))
         self._size.write_text("64M")
-        self.closed = False
-        waits = f"touch {self._begun}; until [ -e {self._gate} ]; do sleep 0.05; done"
+        self._locked = self._gate.open("w")
+        fcntl.flock(self._locked, fcntl.LOCK_EX)
+        waits = f"touch {self._begun}; flock --shared {self._gate} true"
         self._script = [
             f"get_size=cat {self._size}", "pread=head -c $3 /dev/zero", "can_write=exit 0", "can_flush=exit 0",
             f"pwrite=cat >/dev/null; {waits}", f"flush={waits}", "thread_model=echo parallel",
@@ -157,7 +158,7 @@ class Slow:
         return thread
 
     def go_on(self) -> None:
-        self._gate.touch()
+        self._locked.close()
 
 
 @pytest.mark.parametrize(

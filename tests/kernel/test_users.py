@@ -32,6 +32,7 @@ from tool import (
     partitioned_image,
     process_state,
     promised,
+    runs,
     shell,
     sparse_file,
 )
@@ -248,7 +249,7 @@ def test_a_user_is_named_unharmed_and_once_released_it_goes(tmp_path: Path, kind
 
 
 ON_TWO_DISKS = {
-    "journal of ext4": """mke2fs -q -F -O journal_dev /dev/nbd0 && mkfs.ext4 -q -F -J device=/dev/nbd0 $other &&
+    "journal of ext4": """mke2fs -q -F -O journal_dev /dev/nbd0 32M && mkfs.ext4 -q -F -J device=/dev/nbd0 $other &&
         mount $other /mnt""",
     "log of xfs": """mkfs.xfs -q -f -l logdev=/dev/nbd0,size=64m $other && mount -o logdev=/dev/nbd0 $other /mnt""",
     "btrfs": "mkfs.btrfs -q -f $other /dev/nbd0 && btrfs device scan && mount $other /mnt",
@@ -401,7 +402,7 @@ def test_a_mount_is_found_though_its_namespace_begins_with_a_chrooted_process(tm
         inside = "mount --make-rprivate / && mount /dev/nbd0 /mnt && { sleep 600 & touch /run/elsewhere; }"
         program = f"{inside} && exec chroot {tmp_path} /busybox sleep 600"
         subprocess.Popen(["unshare", "-m", "sh", "-c", program])
-        eventually(lambda: Path("/run/elsewhere").exists() and "/busybox sleep" in shell("ps axww"))
+        eventually(lambda: Path("/run/elsewhere").exists() and runs("busybox"))
         (found,) = nbd("status", "--json").json()
         assert found["mounts"] == ["/mnt"]
         done = nbd("disconnect", "nbd0")
@@ -415,7 +416,7 @@ def test_who_opens_it_during_a_long_flush_is_a_user() -> None:
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         fill_with_noise("/dev/nbd0", 1)
         detaching = subprocess.Popen(command("disconnect", "nbd0"), stderr=subprocess.PIPE, text=True)
-        eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
+        eventually(lambda: runs("nbdattach-flush"))
         line = opened(os.O_RDWR)()
         assert line in detaching.communicate(timeout=60)[1]
         assert (detaching.returncode, FIRST.attached) == (7, True)
@@ -432,7 +433,7 @@ def test_what_is_written_during_a_long_flush_is_on_the_server(tmp_path: Path) ->
         connect(server.uri, "nbd0")
         fill_with_noise("/dev/nbd0", 1)
         detaching = subprocess.Popen(command("disconnect", "nbd0"))
-        eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
+        eventually(lambda: runs("nbdattach-flush"))
         written = fill_with_noise("/dev/nbd0", 1)
         assert detaching.wait(60) == 0
         assert digest_of(image) == written
@@ -641,10 +642,10 @@ def test_a_flush_that_fails_after_its_command_was_killed_is_not_forgotten(tmp_pa
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         fill_with_noise("/dev/nbd0", 1)
         detaching = subprocess.Popen(command("disconnect", "nbd0"))
-        eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
+        eventually(lambda: runs("nbdattach-flush"))
         detaching.kill()
         detaching.wait()
-        eventually(lambda: "nbdattach-flush" not in shell("ps -eo comm"))
+        eventually(lambda: not runs("nbdattach-flush"))
         good.touch()
         done = nbd("disconnect", "nbd0")
         assert (done.code, FIRST.attached) == (6, True), done
@@ -680,9 +681,9 @@ def test_a_signal_ends_the_wait_and_not_the_attachment() -> None:
         connect(server.uri, "nbd0")  # type: ignore[attr-defined]
         fill_with_noise("/dev/nbd0", 1)
         process = subprocess.Popen([sys.executable, "-m", "nbdattach", "disconnect", "nbd0"], stderr=subprocess.PIPE)
-        eventually(lambda: "nbdattach-flush" in shell("ps -eo comm"))
+        eventually(lambda: runs("nbdattach-flush"))
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 1
         assert FIRST.attached
-        eventually(lambda: "nbdattach-flush" not in shell("ps -eo comm"))
+        eventually(lambda: not runs("nbdattach-flush"))
         nbd_ok("disconnect", "nbd0")
