@@ -20,7 +20,7 @@ import nbdattach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import CodeType, FrameType
     from typing import Any, NoReturn
 
 _CALLS = {
@@ -48,6 +48,8 @@ _LOOKS = (
     "attached.users.",
     "host.copies.",
 )
+_NAMES = frozenset().union(*_CALLS.values())
+_MESSAGE_NAMES = {place.rpartition(".")[2] for place in _MESSAGES}
 _LOOK = {
     "attached.state.load",
     "attached.state.trouble_of",
@@ -81,20 +83,18 @@ class Steps:
         self._seen: dict[str, int] = {}
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
-        if os.getpid() != self._pid and not self._has_log():
-            return  # a copy of the monitor that reads a disk
-        moment = "before" if event in ("call", "c_call") else "after"
+        """For each call of the process, so what it does first decides how long the command takes."""
         if event in ("call", "return"):
-            place = _function(frame)
-            if place in _MESSAGES:
-                self._note(f"{moment} {place}")
-        elif name := _call(arg):
+            code = frame.f_code
+            if code.co_name in _MESSAGE_NAMES and (place := _function(code)) in _MESSAGES:
+                self._note(f"{'before' if event == 'call' else 'after'} {place}")
+        elif arg.__name__ in _NAMES and (name := _call(arg)):
             place = _innermost(frame)
             aside = frame.f_code.co_filename.endswith("/subprocess.py") and name != "fork_exec"  # its own pipes
             if place.endswith(".<module>"):  # an import, which may write its bytecode
                 return
             if place and not place.startswith(_LOOKS) and place not in _LOOK and not aside:
-                self._note(f"{moment} {place}: {name}")
+                self._note(f"{'before' if event == 'c_call' else 'after'} {place}: {name}")
 
     def _has_log(self) -> bool:
         try:
@@ -103,6 +103,8 @@ class Steps:
             return False
 
     def _note(self, what: str) -> None:
+        if os.getpid() != self._pid and not self._has_log():
+            return  # a copy of the monitor that reads a disk
         self._seen[what] = self._seen.get(what, 0) + 1
         if self._seen[what] <= _ROUNDS:
             step = f"{what} {self._seen[what]}"
@@ -143,18 +145,18 @@ def _call(function: Any) -> str:
 def _innermost(frame: FrameType | None) -> str:
     """The function of the package that is running."""
     while frame:
-        if place := _function(frame):
+        if place := _function(frame.f_code):
             return place
         frame = frame.f_back
     return ""
 
 
-def _function(frame: FrameType) -> str:
+def _function(code: CodeType) -> str:
     """Its full name below the package; empty if it is not of ours."""
-    file = frame.f_code.co_filename
+    file = code.co_filename
     if not file.startswith(_PACKAGE):
         return ""
-    return f"{file.removeprefix(_PACKAGE).removesuffix('.py').replace('/', '.')}.{frame.f_code.co_qualname}"
+    return f"{file.removeprefix(_PACKAGE).removesuffix('.py').replace('/', '.')}.{code.co_qualname}"
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
@@ -177,23 +179,28 @@ def run(
     kill_helper: str = "",
     both: bool = False,
     contested: bool = False,
+    noted: bool = True,
 ) -> Ended:
     """`nbdattach ARGUMENTS`, killed at the step `kill`, and its `helper` ("main", "guard") at `kill_helper`.
 
     With `both`, each takes the other along. `contested`: as if other programs opened and closed the device constantly.
+    Without `noted`, which a kill needs, it is twice as fast, and has no steps.
     """
+    from preloaded import import_all
+
     files = [f"/tmp/crash.{name}" for name in ("said", "steps", "helper")]
     for file in files:
         with open(file, "w"):
             pass
     said, steps, helper_steps = files
+    import_all()
     child = os.fork()
     if child == 0:
         try:
             _wrap_helper(helper, helper_steps, kill_helper, both)
             if contested:
                 _contest()
-            become(arguments, said, Steps(steps, kill, helpers=both))
+            become(arguments, said, Steps(steps, kill, helpers=both) if noted else None)
         finally:
             os._exit(99)
     _, status = os.waitpid(child, 0)
@@ -201,7 +208,7 @@ def run(
     return Ended(os.waitstatus_to_exitcode(status), texts[0], texts[1].splitlines(), texts[2].splitlines())
 
 
-def become(arguments: tuple[str, ...], said: str, steps: Steps) -> NoReturn:
+def become(arguments: tuple[str, ...], said: str, steps: Steps | None) -> NoReturn:
     import threading
 
     from nbdattach.cli import main

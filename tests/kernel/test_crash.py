@@ -78,7 +78,7 @@ class Place:
 
     def see_it_work(self) -> None:
         """connect, I/O, disconnect work, and nothing is left."""
-        done = self.connect()
+        done = self.connect(noted=False)
         assert (done.code, done.said.splitlines()[-1]) == (0, "/dev/nbd0"), done.said
         assert is_complete(self.uri)
         self.write()
@@ -86,7 +86,7 @@ class Place:
         self.see_it_written()
 
     def see_it_go(self) -> None:
-        done = self.disconnect()
+        done = self.disconnect(noted=False)
         assert done.code == 0, done.said
         nothing_is_left()
 

@@ -11,27 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import json
 import os
-import pkgutil
 import select
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from nbdattach.__main__ import main
 
-# Other packages do work when they are imported, or are for programs without click.
-_PACKAGES = ("attached", "backends", "boot", "cli", "connection", "host", "monitor", "operations", "protocol")
+sys.path.insert(1, str(Path(__file__).parents[1]))
+
+from preloaded import import_all  # it lives in the folder above
+
 _LONGEST = 1 << 16
-
-
-def _import_all() -> None:
-    for package in _PACKAGES:
-        folder = importlib.import_module(f"nbdattach.{package}")
-        for module in pkgutil.iter_modules(folder.__path__):
-            importlib.import_module(f"nbdattach.{package}.{module.name}")
 
 
 def serve(asked: socket.socket) -> None:
@@ -79,7 +73,7 @@ def _become(command: dict[str, Any], out: int, err: int) -> None:
 
 
 if __name__ == "__main__":
-    _import_all()
+    import_all()
     gc.freeze()  # so that a look for garbage in a copy does not copy all pages
     serve(socket.socket(fileno=int(sys.argv[1])))
     main()
