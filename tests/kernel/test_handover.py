@@ -114,7 +114,7 @@ def busy() -> Iterator[None]:
 def test_what_reconnect_calls_connected_serves(tmp_path: Path) -> None:
     there = place(tmp_path, "image", "unix", mebibytes=1)
     with there.serve() as server, attached(server.uri, "nbd0"):
-        for number in range(24 if ALL else 8):
+        for number in range(24 if ALL else 5):
             nbd_ok("reconnect", "nbd0")
             write_direct("/dev/nbd0", content=bytes([number]) * BLOCK)
             assert there.image.read_bytes()[:4096] == bytes([number]) * 4096

@@ -18,7 +18,19 @@ from leftovers import beside_the_monitor, files, monitors, workers
 from load import Load, seconds_for_a_new_read
 from servers import nbdkit, qemu_nbd
 from test_restart import MIB, nothing_goes_wrong, place, state_of, trouble_of
-from tool import ALL, attached, command, connect, eventually, killed_connects, nbd, nbd_ok, promised, sparse_file
+from tool import (
+    ALL,
+    at_once,
+    attached,
+    command,
+    connect,
+    eventually,
+    killed_connects,
+    nbd,
+    nbd_ok,
+    promised,
+    sparse_file,
+)
 
 from nbdattach.attached import state, status
 from nbdattach.device import Device
@@ -254,12 +266,10 @@ def test_reconnect_and_resize_say_what_they_cannot_do() -> None:
 def test_connects_at_once_get_a_device_each() -> None:
     count = 16 if ALL else 8
     with nbdkit("memory", "1M") as server:
-        lines = [command("connect", "--shared", "--tag", f"number {number}", server.uri) for number in range(count)]
-        pipe = subprocess.PIPE
-        processes = [subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True) for line in lines]
-        ended = [(*process.communicate(timeout=170), process.returncode) for process in processes]
-        assert [(code, err) for _, err, code in ended] == [(0, "")] * count
-        names = {out.strip() for out, *_ in ended}
+        tags = [f"number {number}" for number in range(count)]
+        ended = at_once(*(["connect", "--shared", "--tag", tag, server.uri] for tag in tags))
+        assert [(one.code, one.err) for one in ended] == [(0, "")] * count
+        names = {one.out.strip() for one in ended}
         assert len(names) == count
         assert monitors() == [monitor_pid()]
         nbd_ok("disconnect", *sorted(names))

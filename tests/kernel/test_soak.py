@@ -19,7 +19,7 @@ from test_restart import nothing_goes_wrong, place, state_of
 from tool import ALL, attached, eventually
 
 pytestmark = pytest.mark.netlink
-ROUNDS = int(os.environ.get("SOAK_ROUNDS") or (40 if ALL else 12))
+ROUNDS = int(os.environ.get("SOAK_ROUNDS") or (40 if ALL else 8))
 WARM_UP = 10 if ROUNDS > 20 else 4
 GROWTH_KB = 2 << 10
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from servers import free_port, nbdkit
-from tool import BY_IOCTL, command, connect, eventually, nbd, nbd_ok, shell
+from tool import BY_IOCTL, at_once, connect, eventually, nbd, nbd_ok, shell
 
 import nbdattach
 from nbdattach.device import Device
@@ -183,22 +183,16 @@ def test_status_of_an_idle_device() -> None:
 @pytest.mark.essential
 def test_parallel_connects_without_device_get_different_devices() -> None:
     with nbdkit("memory", "1M") as server:
-        lines = [command("connect", "--shared", "--tag", str(number), server.uri) for number in range(6)]
-        pipe = subprocess.PIPE
-        processes = [subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True) for line in lines]
-        ended = [(*process.communicate(timeout=200), process.returncode) for process in processes]
-        assert [code for *_, code in ended] == [0] * 6, ended
-        names = {out.strip() for out, *_ in ended}
+        ended = at_once(*(["connect", "--shared", "--tag", str(number), server.uri] for number in range(6)))
+        assert [one.code for one in ended] == [0] * 6, ended
+        names = {one.out.strip() for one in ended}
         assert names == {f"/dev/nbd{number}" for number in range(6)}
         nbd_ok("disconnect", *sorted(names))
 
 
 def test_parallel_connects_of_the_same_export_give_one_device() -> None:
     with nbdkit("memory", "1M") as server:
-        processes = [
-            subprocess.Popen(command("connect", server.uri), stdout=subprocess.PIPE, text=True) for _ in range(4)
-        ]
-        assert {process.communicate(timeout=200)[0] for process in processes} == {"/dev/nbd0\n"}
+        assert {one.out for one in at_once(*[["connect", server.uri]] * 4)} == {"/dev/nbd0\n"}
         assert len(nbd("status", "--json").json()) == 1
         nbd_ok("disconnect", "nbd0")
 
@@ -233,19 +227,18 @@ def test_a_server_of_this_host_is_one_by_each_of_its_addresses() -> None:
         nbd_ok("connect", f"127.0.0.1:{port}", "nbd0")
         done = nbd("connect", "--tag", "again", f"10.9.8.7:{port}")
         assert (done.code, "attached read-write at /dev/nbd0 already" in done.err) == (7, True), done
-        lines = [command("connect", "--tag", name, f"{name}:{port}") for name in ("localhost", "10.9.8.7", "127.0.0.1")]
         nbd_ok("disconnect", "nbd0")
-        running = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for line in lines]
-        assert sorted(one.wait(120) for one in running) == [0, 7, 7]
+        names = ("localhost", "10.9.8.7", "127.0.0.1")
+        ended = at_once(*(["connect", "--tag", name, f"{name}:{port}"] for name in names))
+        assert sorted(one.code for one in ended) == [0, 7, 7]
         nbd_ok("disconnect", "--all")
     shell("ip addr del 10.9.8.7/32 dev lo")
 
 
 def test_several_at_once_are_one_for_writing() -> None:
     with nbdkit("memory", "1M") as server:
-        lines = [command("connect", "--tag", str(number), server.uri) for number in range(4)]
-        running = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for line in lines]
-        assert sorted(one.wait(120) for one in running) == [0, 7, 7, 7]
+        ended = at_once(*(["connect", "--tag", str(number), server.uri] for number in range(4)))
+        assert sorted(one.code for one in ended) == [0, 7, 7, 7]
         nbd_ok("disconnect", "--all")
 
 

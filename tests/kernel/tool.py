@@ -11,7 +11,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ def nbd(*arguments: str, seconds: float = 240, cwd: Path | None = None) -> Done:
     done = warm.run(by_our_backend(*arguments), cwd, seconds)
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def at_once(*commands: Sequence[str]) -> list[Done]:
+    """nbdattach with each of these lists of arguments, at the same time; in their order."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(lambda arguments: nbd(*arguments), commands))
 
 
 def nbd_ok(*arguments: str, cwd: Path | None = None) -> str:
