@@ -70,7 +70,7 @@ def release(device: Device, reporter: Reporter, detach: Callable[[Device], objec
                     device, *(failure or (f"{first.says}, although {first.command} succeeded", "try it by hand"))
                 )
             # A mount may be busy for a moment after the end of a server that had a file on it. We look once more,
-            # because by now the command may reach what somebody else has mounted there.
+            # because by now the command may reach another mount at that place.
             if failure and _is_there(first, uses.count(first), device, meant):
                 failure = _run(first, program)
                 if not failure:

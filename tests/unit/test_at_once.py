@@ -68,7 +68,7 @@ def test_a_few_that_go_on_do_not_hide_that_the_others_wait() -> None:
 
 @pytest.mark.parametrize("threads", [1, 3, at_once._FEW + 5])
 def test_a_limit_of_threads_keeps_no_job_from_its_turn(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    """As in a container, whose first jobs wait."""
+    """As in a container. The first jobs wait."""
     start, left = threading.Thread.start, [*range(threads)]
     over = threading.Event()
 

@@ -39,7 +39,7 @@ def test_the_attachment_that_has_ended_and_is_kept_by_a_program_is_no_other_one(
 def test_an_attachment_that_came_during_the_release_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody uses it, but it is not the one whose users were released."""
+    """It has no user, but the users that were released are those of another one."""
     pretend(tmp_path, monkeypatch).attach()
     old = Record("mine", "nbd://db1", "", "netlink", 1, "2026-01-02T03:04:05Z", 4711, id="1")
     state.save(NBD0, old)
