@@ -32,13 +32,21 @@ def outcomes(
     running: dict[Future[_Result], _Job] = {}
     overtaken: dict[Future[_Result], int] = {}  # by how many, in the order of their beginnings
     ended: list[tuple[_Job, Future[_Result]]] = []
+    most, has_thread = _MOST, False
     with ThreadPoolExecutor(_MOST) as pool:
         while left or running or ended:
             waiting = sum(count >= few for count in overtaken.values())
-            while left and len(running) < min(max(few, 2 * waiting), _MOST):
+            while left and len(running) < min(max(few, 2 * waiting), most):
                 job = left.popleft()
-                one = pool.submit(do, job)
+                one = Future[_Result]()
                 running[one], overtaken[one] = job, 0
+                try:
+                    pool.submit(_carry_out, one, do, job)
+                    has_thread = True
+                except RuntimeError:  # the system's limit of threads; the job waits in the pool until one is idle
+                    if not has_thread:
+                        raise
+                    most = len(running)
             for job, one in ended:  # the caller may take its time with them, so others have begun
                 if error := one.exception():
                     errors.append(error)
@@ -56,3 +64,10 @@ def outcomes(
             ended = [(running.pop(one), one) for one in done]
     if errors:
         raise errors[0]
+
+
+def _carry_out(one: Future[_Result], do: Callable[[_Job], _Result], job: _Job) -> None:
+    try:
+        one.set_result(do(job))
+    except BaseException as error:
+        one.set_exception(error)

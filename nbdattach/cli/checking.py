@@ -17,8 +17,10 @@ from nbdattach.errors import NbdattachError
 from nbdattach.reporter import Trace
 from nbdattach.text import plain
 
-# Seconds. A silent server keeps its thread for the whole of the timeout.
-_STALLED = 0.2
+# Seconds. A server that we have to start computes for so long.
+_STARTING = 0.2
+# All others wait: a far server needs some round trips, and a silent one keeps its thread for the whole of the timeout.
+_FAR = 0.02
 # Each is done within a millisecond if its server is near; more threads would spend as much on taking turns.
 _FEW = 4
 
@@ -40,11 +42,13 @@ def checked(ways: Sequence[Way], timeout: float, trace: Trace) -> Iterator[tuple
 
 def _at_once(check: Callable[[Way], tuple[str, Checked]], ways: Sequence[Way]) -> Iterator[tuple[str, Checked]]:
     from nbdattach import at_once  # slow to import, and most commands have one target
+    from nbdattach.own_server.source import may_be_source
 
+    stalled = _STARTING if any(may_be_source(text) for text, _ in ways) else _FAR
     there: dict[int, tuple[str, Checked]] = {}
     following = 0
     with killed_by_interrupt():
-        for number, found in at_once.outcomes(lambda number: check(ways[number]), range(len(ways)), _STALLED, _FEW):
+        for number, found in at_once.outcomes(lambda number: check(ways[number]), range(len(ways)), stalled, _FEW):
             there[number] = found
             while following in there:
                 yield there.pop(following)
@@ -59,3 +63,6 @@ def _checked(way: Way, timeout: float, trace: Trace) -> tuple[str, Checked]:
             return name, replace(found, error=there.explained(found.error)) if found.error else found
     except NbdattachError as error:  # of the target itself, or of the start of a server
         return plain(name), Checked(None, None, error)
+    except (OSError, RuntimeError) as error:  # of this machine, such as its limit of threads
+        cause, hint = f"this machine cannot check it: {error}", "has it memory, tasks and descriptors left?"
+        return plain(name), Checked(None, None, NbdattachError(plain(name), cause, hint))

@@ -65,6 +65,7 @@ def detach(
     if release:
         from nbdattach.operations import release as releasing
 
+        only = only or state.identity_of(device)  # it may take long, and another one may come meanwhile
         releasing.release(device, reporter, lambda above: detach(above, seconds, reporter=reporter))
         deadline = Deadline(seconds)
     with claim.taken(device, force, reporter.say) as node:

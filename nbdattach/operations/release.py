@@ -58,17 +58,23 @@ def release(device: Device, reporter: Reporter, detach: Callable[[Device], objec
         done[first] += 1
         reporter.say(f"{device.path}: {first.command}")
         program = "" if first.release[0] == _OURS else installed.required(first.release[0], device.path)
+        patience = Deadline(_GOES_WITHIN)  # from now on: a command that fails slowly has been patient itself
         if not program:
             detach(parse_device(first.where))
         failure = _run(first, program) if program else None
-        patience = Deadline(_GOES_WITHIN)
-        while users_of(device).uses.count(first) >= uses.count(first):
+        if not failure:
+            patience = Deadline(_GOES_WITHIN)
+        while _is_there(first, uses.count(first), device, meant):
             if not patience.sleep(_AGAIN if failure else _POLL):
                 raise _left(
                     device, *(failure or (f"{first.says}, although {first.command} succeeded", "try it by hand"))
                 )
-            if failure:  # as a mount may be busy for a moment after the end of a server that had a file on it
+            # A mount may be busy for a moment after the end of a server that had a file on it. We look once more,
+            # because by now the command may reach another mount at that place.
+            if failure and _is_there(first, uses.count(first), device, meant):
                 failure = _run(first, program)
+                if not failure:
+                    patience = Deadline(_GOES_WITHIN)
 
 
 def never(device: Device, left: Sequence[Use]) -> DeviceInUse:
@@ -80,6 +86,11 @@ def never(device: Device, left: Sequence[Use]) -> DeviceInUse:
 
 def _users(device: Device) -> Users:
     return Users([*users_of(device).all, *opened(open_by(device)).all])
+
+
+def _is_there(one: Use, count: int, device: Device, meant: state.Identity) -> bool:
+    """Whether it still uses the device so many times, and the device still holds that attachment."""
+    return users_of(device).uses.count(one) >= count and state.identity_of(device) == meant
 
 
 def _releases(one: Use) -> bool:

@@ -115,6 +115,11 @@ def source_of(text: str, export: str | None = None) -> Source | None:
     return image
 
 
+def may_be_source(text: str) -> bool:
+    """A guess whether `source_of` finds one, without a look at a disk, which may be away."""
+    return text.startswith((f"{_OPEN} ", "/", ".")) or is_image_name(text)
+
+
 def _no_image_hint(text: str) -> str:
     is_path = text.startswith((".", "/")) or is_image_name(os.path.basename(text))
     if is_path or typed(text) != text:  # such a name would have to be encoded in a URI

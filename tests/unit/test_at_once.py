@@ -66,6 +66,44 @@ def test_a_few_that_go_on_do_not_hide_that_the_others_wait() -> None:
     assert len(ended) == first + alone + 10 * companions
 
 
+@pytest.mark.parametrize("threads", [1, 3, at_once._FEW + 5])
+def test_a_limit_of_threads_keeps_no_job_from_its_turn(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """As in a container. The first jobs wait."""
+    start, left = threading.Thread.start, [*range(threads)]
+    over = threading.Event()
+
+    def limited(thread: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    def work(job: int) -> int:
+        begun.append(job)
+        if job < threads - 1:
+            assert over.wait(SOON)
+        return -job
+
+    begun: list[int] = []
+    ended: dict[int, int] = {}
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    for job, result in at_once.outcomes(work, range(MANY), 0.01):
+        ended[job] = result
+        if len(ended) == MANY - threads + 1:
+            over.set()
+    assert ended == {job: -job for job in range(MANY)}
+    assert len(begun) == MANY
+
+
+def test_without_any_thread_the_error_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with pytest.raises(RuntimeError):
+        next(at_once.outcomes(lambda job: job, range(MANY), SOON))
+
+
 def test_an_error_is_that_of_the_caller_and_keeps_no_other_job_from_its_turn() -> None:
     ended = []
     with pytest.raises(ZeroDivisionError):

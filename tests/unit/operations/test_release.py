@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
+from nbdattach import deadline
 from nbdattach.attached import state
 from nbdattach.attached.uses import Use, User, Users
 from nbdattach.device import Device
@@ -138,6 +141,66 @@ def test_a_mount_that_is_busy_for_a_moment_is_released(monkeypatch: pytest.Monke
     release.release(NBD0, stack, detached_instead)
     assert stack.ran == ["/sbin/umount /mnt"] * 3
     assert stack.lines == ["/dev/nbd0: umount /mnt"]
+
+
+def busy(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[Stack], object]) -> Stack:
+    """A mount that is busy; `meanwhile` happens while we wait to try again."""
+    stack = Stack(monkeypatch, MOUNT)
+    stack.refuses["umount"] = "umount: /mnt: target is busy.\n"
+    instead = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: meanwhile(stack))
+    monkeypatch.setattr(deadline, "time", instead)
+    return stack
+
+
+def test_a_mount_that_goes_while_we_wait_is_not_unmounted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command would reach the mount of another disk that it has covered."""
+    stack = busy(monkeypatch, lambda stack: stack.uses.clear())
+    release.release(NBD0, stack, detached_instead)
+    assert stack.ran == ["/sbin/umount /mnt"]
+
+
+def test_nothing_is_tried_again_at_an_attachment_that_came_while_we_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = ["a"]
+    monkeypatch.setattr(state, "identity_of", lambda _: (1, "netlink", there[-1]))
+    stack = busy(monkeypatch, lambda _: there.append("b"))
+    assert stopped(stack).cause == "holds another attachment now"
+    assert stack.ran == ["/sbin/umount /mnt"]
+
+
+def test_a_command_that_fails_slowly_has_been_patient_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As swapoff that needs minutes to find that there is too little memory."""
+    stack = Stack(monkeypatch, SWAP)
+    now = [0.0]
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        stack.ran.append(" ".join(command))
+        now[0] += 60
+        return subprocess.CompletedProcess(command, 255, "", "swapoff: Cannot allocate memory\n")
+
+    monkeypatch.setattr(programs, "run", run)
+    assert "Cannot allocate memory" in stopped(stack).cause
+    assert stack.ran == ["/sbin/swapoff /dev/nbd0p2"]
+
+
+def test_a_command_that_succeeds_late_has_its_moment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is no longer used does not go at once, however long we had to try."""
+    stack = Stack(monkeypatch, MAPPING)
+    now, codes = [0.0], iter([1] * 9)
+    monkeypatch.setattr(release, "_GOES_WITHIN", 2.0)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 2.5:  # some time after the command that succeeded
+            stack.uses.clear()
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, next(codes, 0), "", "Device or resource busy\n")
+
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(programs, "run", run)
+    release.release(NBD0, stack, detached_instead)
+    assert next(codes, None) is None
 
 
 def test_a_command_that_changes_nothing_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
