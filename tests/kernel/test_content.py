@@ -159,7 +159,6 @@ def test_another_machine_under_the_same_name_gets_nothing(tmp_path: Path) -> Non
     assert digest_of(wrong.image) == untouched
 
 
-@pytest.mark.essential
 def test_the_user_may_trust_another_disk(tmp_path: Path) -> None:
     right, wrong = made(tmp_path, "right", "ext4"), made(tmp_path, "wrong", "ext4")
     filled(wrong, "ext4")

@@ -164,8 +164,7 @@ def test_the_command_itself_never_opens_the_device_that_it_detaches(
 
 
 @pytest.mark.netlink
-@pytest.mark.essential
-@pytest.mark.parametrize("watched", ["watched", "unwatched"])
+@pytest.mark.parametrize("watched", [pytest.param("watched", marks=pytest.mark.essential), "unwatched"])
 def test_a_reader_that_waits_for_a_dead_server_does_not_keep_force(watched: str) -> None:
     with nbdkit("memory", "8M") as server:
         nbd_ok("connect", *(["--no-reconnect"] if watched == "unwatched" else []), server.uri, "nbd0")

@@ -148,9 +148,8 @@ def test_a_connect_killed_at_any_moment_leaves_nothing() -> None:
                 assert len(Path("/dev/nbd0").read_bytes()) == 1 << 20
 
 
-@pytest.mark.essential
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("connections", [1, pytest.param(4, marks=pytest.mark.essential)])
 def test_killed_at_random_moments_it_loses_nothing(tmp_path: Path, connections: int) -> None:
     """While the server goes and comes, too."""
     chance = random.Random(connections)

@@ -189,8 +189,7 @@ def wrong_server(there: Place, wrong: str, folder: Path) -> tuple[AbstractContex
     return there.serve(image=image), f"{size} bytes now, {16 * MIB} were attached", image
 
 
-@pytest.mark.essential
-@pytest.mark.parametrize("wrong", ["smaller", "larger", "read-only"])
+@pytest.mark.parametrize("wrong", ["smaller", pytest.param("larger", marks=pytest.mark.essential), "read-only"])
 def test_a_wrong_server_is_refused_untouched_and_the_right_one_taken(tmp_path: Path, wrong: str) -> None:
     there = place(tmp_path, "image")
     with ExitStack() as servers, ExitStack() as stack:

@@ -47,8 +47,7 @@ def write_and_sync() -> None:
         os.close(fd)
 
 
-@pytest.mark.essential
-@pytest.mark.parametrize("attached_then", [True, False])
+@pytest.mark.parametrize("attached_then", [pytest.param(True, marks=pytest.mark.essential), False])
 def test_fsync_reaches_the_server_whatever_was_set_before(tmp_path: Path, attached_then: bool) -> None:
     log = tmp_path / "log"
     with nbdkit("--filter=log", "memory", "1M", f"logfile={log}") as server:

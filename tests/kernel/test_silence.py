@@ -45,7 +45,9 @@ def write(number: int, failures: list[OSError]) -> None:
 
 
 @pytest.mark.essential
-@pytest.mark.parametrize("backend", ["netlink", "ioctl"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("netlink", marks=pytest.mark.netlink), pytest.param("ioctl", marks=pytest.mark.ioctl)]
+)
 def test_a_server_at_one_slow_write_is_not_lost_and_not_asked_a_second_time(tmp_path: Path, backend: str) -> None:
     """It reads nothing meanwhile, so its window is closed for longer than --dead-peer; a second connection would send
     the requests again, and the server's late execution of the first ones then overwrites newer data.
