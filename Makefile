@@ -232,7 +232,7 @@ package: deb dist/before/nbdattach.deb $(VENV)/installed
 .package-as-built:
 	lintian --allow-root --fail-on error,warning dist/nbdattach_*.deb
 	$(PYTEST) $(LIMIT) tests/package/test_distributions.py
-	$(GUEST) --timeout 900 -- $(PYTEST) $(LIMIT) $(if $(K),-k $(K)) --ignore=tests/package/test_distributions.py tests/package
+	$(GUEST) --kernel $(KERNEL) --timeout 900 -- $(PYTEST) $(LIMIT) $(if $(K),-k $(K)) --ignore=tests/package/test_distributions.py tests/package
 
 ## remove everything that make has made here
 clean:

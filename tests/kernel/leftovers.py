@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from nbdattach.attached import status
+from nbdattach.host import procfs
 from nbdattach.host.procfs import LOOK
 from nbdattach.kernel import netlink, sysfs
 
@@ -52,10 +53,10 @@ def beside_the_monitor() -> list[str]:
 def servers_of_images() -> list[int]:
     """Process ids of the servers that nbdattach has started for images."""
     found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for pid in procfs.pids():
         with contextlib.suppress(OSError):
-            if _command_line(name).startswith(("/usr/bin/qemu-nbd --persistent", "/usr/bin/nbdkit --foreground")):
-                found.append(int(name))
+            if _command_line(pid).startswith(("/usr/bin/qemu-nbd --persistent", "/usr/bin/nbdkit --foreground")):
+                found.append(pid)
     return found
 
 
@@ -103,19 +104,19 @@ def _is_monitor(line: str) -> bool:
 def _processes() -> list[tuple[int, str]]:
     """Processes of nbdattach, by their command lines; not the copies of a monitor that read a disk."""
     found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for pid in procfs.pids():
         try:
-            line = _command_line(name)
-            called, _, numbers = Path(f"/proc/{name}/stat").read_text().rpartition(")")
+            line = _command_line(pid)
+            called, _, numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
             # It has its name a moment after its start.
             copied = next((one for one in _COPIES if one in called), "")
-            is_copy = LOOK in called or (_is_monitor(line) and line == _command_line(numbers.split()[1]))
+            is_copy = LOOK in called or (_is_monitor(line) and line == _command_line(int(numbers.split()[1])))
         except OSError:
             continue
         if copied or ("nbdattach" in line and not is_copy):
-            found.append((int(name), copied or line))
+            found.append((pid, copied or line))
     return found
 
 
-def _command_line(pid: str) -> str:
+def _command_line(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
