@@ -158,7 +158,7 @@ class Slow:
         return thread
 
     def go_on(self) -> None:
-        self._locked.close()
+        fcntl.flock(self._locked, fcntl.LOCK_UN)  # for the copies of this process, too, which have the file open
 
 
 @pytest.mark.parametrize(
