@@ -17,7 +17,7 @@ JOBS := $(shell expr 3 '*' $$(nproc))
 # What make test runs: first those that mostly wait, then the longest. Both backends are tested on one kernel, a test that
 # holds for both by netlink; on 6.1 by what is essential. 6.12 is in the matrix only: on a busy machine its user-mode Linux dies in fork at times.
 GUESTS := 7.2+netlink+1of4 7.2+netlink+2of4 7.2+netlink+3of4 7.2+netlink+4of4 7.2+ioctl-only \
-	6.1+essential-netlink+1of2 6.1+essential-netlink+2of2 6.1+essential-ioctl 7.2+udev
+	6.1+essential-netlink+1of2 6.1+essential-netlink+2of2 6.1+essential-ioctl-only 7.2+udev
 LANES := .package-as-built unit-ends .boot-as-built root $(GUESTS:%=guest+%) servers libraries-oldest lint
 
 .PHONY: help test test-all provision lint unit unit-all unit-ends libraries libraries-oldest servers far neighbours kernel matrix boot boot-all root root-all \

@@ -62,6 +62,7 @@ SUITES = {
     "ioctl-only": Suite("(ioctl or essential) and not udev and not netlink", _CONTRACT, _IOCTL),
     "netlink": Suite("not udev and not ioctl", _KERNEL, _NETLINK),
     "essential-ioctl": Suite("essential and not netlink", _KERNEL, _IOCTL),
+    "essential-ioctl-only": Suite("essential and ioctl", _KERNEL, _IOCTL),
     "essential-netlink": Suite("essential and not ioctl", _KERNEL, _NETLINK),
     "udev": Suite("udev", _KERNEL, ("--udev",)),
     "servers": Suite("", ("tests/servers",)),

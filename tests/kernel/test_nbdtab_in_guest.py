@@ -338,7 +338,7 @@ def test_64_at_once_share_a_cpu_and_none_misses_its_deadline() -> None:
         assert (done.code, done.err) == (0, "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.rare)])
 def test_up_that_is_killed_leaves_each_device_ready_or_free(tmp_path: Path, number: signal.Signals) -> None:
     with eight(tmp_path):
         process = subprocess.Popen(command("up", "--all"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
