@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from nbdattach.attached import state
@@ -41,6 +42,8 @@ from nbdattach.relay.dialer import Relay
 _TICK = 1.0
 # Of Python; the command `nbdattach monitor` comes with a larger one (`__main__`), which is for commands that end soon.
 _GARBAGE = (700, 10, 10)
+# Seconds for which commands and the kernel wait to be heard.
+_PATIENCE = 0.2
 # In case an announcement of the kernel was lost.
 _TICKS_BETWEEN_CHECKS = 30
 _LOADING = 10.0
@@ -115,6 +118,7 @@ class Monitor:
         self._watches: dict[Device, Watch] = {}
         self._mutex = threading.Lock()  # around that dictionary
         self._outdated = False
+        self._due: deque[Watch] = deque()  # to be looked at in this tick
         self._told = -1  # number of watches last sent to systemd; only changes are sent, because it may log each
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -164,7 +168,7 @@ class Monitor:
             poll.register(told.fileno(), select.POLLIN)
         ticks, next_tick = 0, time.monotonic()
         while True:
-            ready = {number for number, _ in poll.poll(_TICK * 1000)}
+            ready = {number for number, _ in poll.poll(0 if self._due else _TICK * 1000)}
             if woken in ready:
                 return True
             with self._logged():
@@ -174,14 +178,14 @@ class Monitor:
                     self._cut_off(told.read())
                 if door.fileno() in ready:
                     threading.Thread(target=self._serve, args=[door.accept()], daemon=True).start()
-            if time.monotonic() >= next_tick:
+            if not self._due and time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + _TICK
                 ticks += 1
                 with self._logged():
                     if self._root:
                         self._root.follow()
                         self._adopt()  # while /sys was not visible for a moment, all attachments seemed to be gone
-                    self._tick()
+                    self._begin_tick()
                 if sysfs.driver_instance() not in (0, driver_now):
                     return False
                 if ticks % _TICKS_BETWEEN_CHECKS == 0:
@@ -189,6 +193,7 @@ class Monitor:
                         self._adopt()
                         self._suspect()
                         self._outlive()
+            self._tick()
 
     @contextlib.contextmanager
     def _logged(self, thing: str = "monitor") -> Iterator[None]:
@@ -224,15 +229,21 @@ class Monitor:
                 with self._logged(watch.device.name):
                     watch.cut_off()
 
-    def _tick(self) -> None:
+    def _begin_tick(self) -> None:
         watches = self._all_watches()
-        for watch in watches:
-            with self._logged(watch.device.name):
-                if not watch.tick():
-                    self._drop(watch.device, watch)
+        self._due.extend(watches)
         if len(watches) != self._told:
             self._told = len(watches)
             systemd.notify(f"STATUS=watching {self._told} device(s)")
+
+    def _tick(self) -> None:
+        """Looks at devices that are due. Not at all of a thousand: meanwhile nobody else would be heard."""
+        patience = Deadline(_PATIENCE)
+        while self._due and not patience.passed:
+            watch = self._due.popleft()
+            with self._logged(watch.device.name):
+                if self._watches.get(watch.device) is watch and not watch.tick():
+                    self._drop(watch.device, watch)
 
     def _drop(self, device: Device, watch: Watch) -> None:
         with self._mutex:

@@ -83,7 +83,7 @@ class Steps:
         self._seen: dict[str, int] = {}
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
-        """For each call of the process, so what it does first decides how long the command takes."""
+        """For each call of the process, so most of them have to end at the first condition."""
         if event in ("call", "return"):
             code = frame.f_code
             if code.co_name in _MESSAGE_NAMES and (place := _function(code)) in _MESSAGES:

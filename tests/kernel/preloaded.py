@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All that a command imports, for a process whose copies are commands: in a guest, imports are most of its time."""
+"""All that a command imports, for a process that is copied for each: in a guest, imports take most of the time."""
 
 from __future__ import annotations
 

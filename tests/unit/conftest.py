@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What differs between two interpreters seldom depends on a parameter, so the second one takes a sample of these.
+    """Interpreters seldom differ by a parameter of a test, so the second one takes a sample of these.
 
     Not of tests that some interpreters skip.
     """

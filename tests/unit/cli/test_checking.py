@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The check of many targets at the same time: how many, and what becomes of the others if one goes wrong."""
+"""The check of many targets at the same time: how many, and the others if one goes wrong."""
 
 from __future__ import annotations
 

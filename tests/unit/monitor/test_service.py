@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -307,9 +308,34 @@ def test_what_is_no_longer_attached_is_no_longer_watched() -> None:
     said: list[str] = []
     monitor = Monitor(silent)
     monitor._watches[NBD0] = Watch(NBD0, WATCHED, [], lambda line, *_: said.append(line))
-    monitor._tick()
-    monitor._tick()
+    for _ in range(2):
+        monitor._begin_tick()
+        monitor._tick()
     assert (monitor._watches, said) == ({}, ["nbd0: no longer attached"])
+
+
+@pytest.mark.usefixtures("host")
+def test_commands_are_heard_between_the_looks_at_many_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look may take long on a busy machine. One that has got another watch meanwhile is looked at by that."""
+    looked: list[int] = []
+
+    def tick(watch: Watch) -> bool:
+        looked.append(watch.device.index)
+        time.sleep(0.07)
+        return True
+
+    monitor = Monitor(silent)
+    for number in range(8):
+        device = Device(number)
+        monitor._watches[device] = Watch(device, WATCHED, [], lambda *_: None)
+    monkeypatch.setattr(Watch, "tick", tick)
+    monitor._begin_tick()
+    monitor._tick()
+    assert len(looked) < 8
+    del monitor._watches[Device(7)]
+    while monitor._due:
+        monitor._tick()
+    assert looked == [*range(7)]
 
 
 @pytest.mark.parametrize(
