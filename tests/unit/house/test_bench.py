@@ -7,6 +7,7 @@ import ast
 import importlib
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -106,3 +107,10 @@ def test_each_part_is_measured(figures: ModuleType) -> None:
     (chooser,) = (node for node in guest.body if isinstance(node, ast.FunctionDef) and node.name == "part_of")
     named = {node.value for node in ast.walk(chooser) if isinstance(node, ast.Constant)}
     assert listed - named == {"at-once", "tls", "tls-chacha20"}
+
+
+def test_a_crowd_is_not_measured_on_the_slowest_kernel(figures: ModuleType) -> None:
+    bench = importlib.import_module("bench")
+    parts = ["data", "crowd", "relay"]
+    assert bench.kernels(Namespace(kernel="6.1"), parts) == {"6.1": ["data", "relay"], "7.2": ["crowd"]}
+    assert bench.kernels(Namespace(kernel="6.12"), parts) == {"6.12": parts}
