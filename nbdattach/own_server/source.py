@@ -116,8 +116,8 @@ def source_of(text: str, export: str | None = None) -> Source | None:
 
 
 def may_be_source(text: str) -> bool:
-    """A guess whether `source_of` finds one, without a look at a disk, which may be away."""
-    return text.startswith((f"{_OPEN} ", "/", ".")) or is_image_name(text)
+    """Whether `source_of` may find one; told without a look at a disk, which may be away."""
+    return text.startswith(f"{_OPEN} ") or may_be_image(text)
 
 
 def _no_image_hint(text: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import warm
 
 import nbdattach
+from nbdattach.host import procfs
 
 CHUNK = 1 << 20
 # The backend that these tests attach by; each lane of the Makefile names one.
@@ -147,11 +148,7 @@ def eventually(true: Callable[[], object], seconds: float = 60) -> None:
 
 def runs(name: str) -> bool:
     """Whether a process has this name (`comm` in proc(5))."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
-            if Path(process, "comm").read_text() == f"{name}\n":
-                return True
-    return False
+    return any(procfs.name_of(pid) == name for pid in procfs.pids())
 
 
 def process_state(pid: int) -> str:
