@@ -32,6 +32,8 @@ _LINKS_OF_ONE_THREAD = 3
 # number was given again so soon.
 _seen_as_thread: dict[str, float] = {}
 _GOOD_FOR = 5.0
+# As in systemd/nbdattach-monitor.service: a monitor has about four for each device.
+_OPEN_FILES = 65536
 # Mount points of remote file systems, by mount namespace.
 _remote: dict[str, tuple[str, ...]] = {}
 
@@ -119,10 +121,14 @@ def runs_from_deleted_files() -> bool:
 
 
 def raise_descriptor_limit() -> None:
-    """As many open files as we may have."""
+    """As many open files as we may have; with CAP_SYS_RESOURCE at least as many as systemd gives to the monitor."""
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < _OPEN_FILES:
+        with contextlib.suppress(ValueError):  # Python's error for EPERM
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+            return
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 

@@ -68,8 +68,8 @@ def see_only_the_monitor_runs(machine: Machine) -> None:
         ' name=$(cat /proc/$p/comm 2>/dev/null) && [ "$name" != nbdattach-look ] && echo $p; done; true'
     )
     assert machine.do(ours) == monitor
-    # All but the kernel's threads run from the root, and none from the initramfs. Its udev may: on a busy machine a worker
-    # of it ends minutes later, and we do not start it.
+    # All but the kernel's threads run from the root, and none from the initramfs. Its udev may, which we do not start:
+    # on a busy machine it ends minutes later.
     strangers = (
         "for p in /proc/[0-9]*; do [ ! -e $p/exe ] || [ $(stat -Lc %d $p/exe) = $(stat -c %d /) ] ||"
         " case $(cat $p/comm) in systemd-udevd | *udev-worker*) ;; *) echo $p; tr '\\0' ' ' <$p/cmdline ;; esac; done"

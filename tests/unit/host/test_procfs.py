@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,34 @@ def test_no_hint_makes_root_run_a_program_of_another_users_namespace(
     monkeypatch.setattr(procfs, "service_of", lambda _: service)
     mount = mounts.Mount("/a b", "43:0", "/dev/nbd0", "ext4", procfs.Opener(7, "sleep"))
     assert uses.mounted(mount, True).use.command == hint
+
+
+@pytest.mark.parametrize(
+    ("most", "capable", "then"),
+    [
+        pytest.param(4096, True, 65536, id="raised"),
+        pytest.param(4096, False, 4096, id="not_allowed"),
+        pytest.param(1 << 20, True, 1 << 20, id="more_already"),
+        pytest.param(resource.RLIM_INFINITY, True, resource.RLIM_INFINITY, id="unlimited"),
+    ],
+)
+def test_the_monitor_may_open_as_many_files_however_it_was_started(
+    monkeypatch: pytest.MonkeyPatch, most: int, capable: bool, then: int
+) -> None:
+    """Its unit sets the limit; without systemd the one of the shell holds, which is 4096 in some places."""
+    limits = [(1024, most)]
+
+    def set_them(_: int, wanted: tuple[int, int]) -> None:
+        if not capable and wanted[1] > most:
+            raise ValueError("not allowed to raise maximum limit")
+        limits.append(wanted)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", set_them)
+    procfs.raise_descriptor_limit()
+    assert limits[-1] == (then, then)
+
+
+def test_the_units_limit_is_the_same() -> None:
+    unit = Path(__file__).parents[3] / "systemd/nbdattach-monitor.service"
+    assert f"LimitNOFILE={procfs._OPEN_FILES}\n" in unit.read_text()
