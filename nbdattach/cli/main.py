@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import sys
-from typing import NoReturn
 
 import click
 
@@ -56,14 +55,18 @@ def cli(ctx: click.Context) -> None:
     usage.require_command(ctx)
 
 
-def main() -> NoReturn:
-    """The console script: one line and one hint for each error, the documented exit code, no traceback."""
+def main() -> int:
+    """One line and one hint for each error, no traceback. Returns the exit code, and all is written then."""
     # None of our sockets and pipes may get the number of a standard file that the caller has closed.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(number, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # an error has been said already
+            file.flush()
+    return code
 
 
 def run(arguments: list[str]) -> int:

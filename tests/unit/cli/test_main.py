@@ -436,6 +436,22 @@ def test_reader_that_goes_away_is_no_traceback() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("frobnicate", 2)])
+def test_a_command_has_written_all_when_it_ends_without_the_end_of_python(argument: str, code: int) -> None:
+    program = f"""
+import atexit, sys
+atexit.register(print, "Python's own end")
+print("begun", end=";")
+print("half a line", end="", file=sys.stderr)
+sys.argv = ["nbdattach", "{argument}"]
+from nbdattach.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout[:6], "Python" in done.stdout) == (code, "begun;", False)
+    assert "half a line" in done.stderr
+
+
 # -- import time -------------------------------------------------------------------------------------------------------
 
 
