@@ -28,8 +28,8 @@ class Kind:
 
 def _mounted(make: str, mebibytes: int = 64, part: str = "") -> Kind:
     change = (
-        "for i in $(seq 40); do echo $RANDOM >/mnt/$(date +%N)-$i; done; sync -f /mnt; dd if=/dev/urandom of=/mnt/data"
-        " bs=64k count=8 conv=fsync 2>/dev/null; sync -f /mnt"
+        "for i in $(seq 40); do read -r new </proc/sys/kernel/random/uuid; echo $new >/mnt/$new; done; sync -f /mnt;"
+        " dd if=/dev/urandom of=/mnt/data bs=64k count=8 conv=fsync 2>/dev/null; sync -f /mnt"
     )
     return Kind(make, f"mount /dev/nbd0{part} /mnt", change, "umount /mnt", mebibytes)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import certificates
 import pytest
+from listening import clients
 from servers import Server, free_port, nbd_server, nbdkit
 from tool import BACKEND, command, eventually, nbd, nbd_ok, shell, sparse_file
 
@@ -21,6 +22,7 @@ from nbdattach.attached import status
 from nbdattach.boot import table
 from nbdattach.device import Device
 from nbdattach.errors import NbdattachError, TlsFailed
+from nbdattach.kernel import ioctl
 from nbdattach.kernel.sysfs import Kernel
 
 pytestmark = pytest.mark.any_monitor
@@ -68,10 +70,9 @@ def servers() -> Iterator[None]:
 def seen(timeout: bool) -> Seen:
     with open("/dev/nbd0", "rb") as device:
         export = device.read(512).rstrip(b"\0")
-    tcp = shell(f"ss -Htn state established dport = :{PORT}").splitlines()
-    unix = [line for line in shell("ss -Hxn state established").splitlines() if SOCKET in line]
+    connections = clients(("", PORT)) + clients(SOCKET)
     queue = Path("/sys/block/nbd0/queue/io_timeout").read_text().strip() if timeout else None
-    return Seen(FIRST.size, FIRST.block_size, FIRST.read_only, export, len(tcp) + len(unix), queue)
+    return Seen(FIRST.size, FIRST.block_size, FIRST.read_only, export, connections, queue)
 
 
 def by_nbd_client(text: str, timeout: bool = False) -> Seen | None:
@@ -85,7 +86,8 @@ def by_nbd_client(text: str, timeout: bool = False) -> Seen | None:
     finally:
         subprocess.run(["nbd-client", "-d", "/dev/nbd0"], capture_output=True, timeout=CLIENT_SECONDS)
         eventually(lambda: not (FIRST.attached or FIRST.size))
-        shell("blockdev --setrw /dev/nbd0")
+        with open("/dev/nbd0", "rb") as device:
+            ioctl.blkroset(device.fileno(), read_only=False)
 
 
 def nbd_client_refuses_more() -> bool:

@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from listening import Place, listens
+from listening import Place, clients, listens
 from servers import nbd_server, nbdkit
 
 SELF = os.getpid()
@@ -44,6 +45,16 @@ def test_a_socket_that_is_bound_only_takes_no_connections(bound: socket.socket) 
     assert not listens(SELF, place(bound))
     bound.listen()
     assert listens(SELF, place(bound))
+
+
+def test_connections_are_counted_until_they_end(bound: socket.socket) -> None:
+    bound.listen()
+    with ExitStack() as stack:
+        for count in range(3):
+            assert clients(place(bound)) == count
+            stack.enter_context(socket.socket(bound.family)).connect(bound.getsockname())
+            stack.enter_context(bound.accept()[0])
+    assert clients(place(bound)) == 0
 
 
 def test_the_socket_of_another_process_is_not_the_servers(bound: socket.socket) -> None:
