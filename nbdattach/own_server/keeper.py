@@ -46,6 +46,8 @@ _POLL = 2.0
 _SHUTDOWN = 30.0
 # Seconds for which a child of a keeper that was killed may still have its files.
 _LAST_CHILD = 2.0
+# Seconds for which another keeper may still have the image. It looks for its device that often, and then ends.
+_LAST_KEEPER = 2 * _POLL + 1
 # Seconds between requests to end.
 _AGAIN = 1.0
 # Milliseconds between looks for the plan, while the command makes it.
@@ -269,7 +271,32 @@ class Keeper:
             if bare_files.identity(os.stat(path)) != identity:
                 raise OSError(f"another file has the name {path} now; the device needs the one that had it before")
         if not self._locks:
-            self._locks = image_lock.all_locked(self._plan["locks"])
+            self._locks = self._locked()
+
+    def _locked(self) -> list[int]:
+        """Waits for the keeper of an attachment of this image that has just gone. Raises OSError."""
+        end = time.monotonic() + _LAST_KEEPER
+        has_another = True
+        while True:
+            try:
+                return image_lock.all_locked(self._plan["locks"])
+            except OSError:
+                if not has_another or time.monotonic() > end or self._wait(_MOMENT / 1000) == "end":
+                    raise
+            has_another = self._has_another_keeper()  # and once more: it may have ended meanwhile
+
+    def _has_another_keeper(self) -> bool:
+        ours = {identity for _, identity in self._plan["files"]}
+        try:
+            for name in os.listdir(SERVERS):
+                folder = f"{SERVERS}/{name}"
+                if folder != self._folder and os.path.exists(f"{folder}/plan"):
+                    with open(f"{folder}/plan") as file:
+                        if any(identity in ours for _, identity in json.load(file)["files"]):
+                            return True
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # it is just ending
+        return False
 
     def _start(self) -> bool:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -317,6 +344,8 @@ class Keeper:
                 os.waitpid(pid, 0)
             except OSError:
                 pass
+        while self._locks:  # before its folder goes: a keeper without one has none
+            os.close(self._locks.pop())
 
     def _end(self) -> None:
         """Asks the server to end, and waits for it: it may have much to write. At a second SIGTERM it is killed."""

@@ -36,6 +36,7 @@ def attribute(name, what):
 keeper.attribute = attribute
 keeper.RECORDS, keeper.SERVERS = "{root}/run", "{root}/run/servers"
 keeper._POLL, keeper._PAUSES, keeper._WELL = {poll}, {pauses}, {well}
+keeper._LAST_KEEPER = 600.0
 keeper.{function}(sys.argv[1:])
 """
 # Writes a line of facts about itself to `facts`, says "serving", and tells each client its pid.

@@ -489,23 +489,58 @@ def test_the_next_keeper_hears_what_the_server_says(kept: Kept) -> None:
 
 def test_the_next_keeper_has_the_locks_of_the_server(kept: Kept) -> None:
     """Else another program could write the image between this server and the next one."""
-    image = kept.root / "a.img"
-    image.touch()
-    files = [(str(image), bare_files.identity(os.stat(image)))]
-    kept.plan(server(kept.root), files=files, locks=[(str(image), "write")])
+    image, files = an_image(kept)
+    kept.plan(server(kept.root), files=files, locks=[(image, "write")])
     first = kept.serve()
     kept.attach()
     kept.owner.kill()
     first.kill()
     first.wait(PATIENCE)
     second = kept.start()
-    eventually(lambda: str(image) in links_of(second.pid))
+    eventually(lambda: image in links_of(second.pid))
     assert kept.state["locks"] == 1
     kill(kept.state["pid"])
     for _ in range(200):
         with pytest.raises(OSError, match="Failed to get the lock"):
-            image_lock.all_locked([(str(image), "write")])
+            image_lock.all_locked([(image, "write")])
     eventually(lambda: kept.state["restarts"] == 1)
+
+
+def test_the_image_of_an_attachment_that_has_just_gone_is_waited_for(kept: Kept) -> None:
+    image, files = an_image(kept)
+    other = kept.folder.parent / "2"
+    other.mkdir()
+    (other / "plan").write_text(json.dumps({"files": files}))
+    locks = image_lock.all_locked([(image, "write")])
+    kept.plan(server(kept.root), files=files, locks=[(image, "write")])
+    keeper = kept.start()
+    with pytest.raises(subprocess.TimeoutExpired):
+        keeper.wait(0.5)
+    assert not kept.servers()
+    for one in locks:
+        os.close(one)
+    (other / "plan").unlink()
+    eventually(lambda: bool(kept.servers()))
+
+
+def test_an_image_that_another_program_has_is_refused_at_once(kept: Kept) -> None:
+    image, files = an_image(kept)
+    other = kept.folder.parent / "2"
+    other.mkdir()
+    (other / "plan").write_text(json.dumps({"files": [["/other.img", "1:2"]]}))
+    locks = image_lock.all_locked([(image, "write")])
+    kept.plan(server(kept.root), files=files, locks=[(image, "write")])
+    assert ended(kept.start()) == 0
+    assert not kept.servers()
+    for one in locks:
+        os.close(one)
+
+
+def an_image(kept: Kept) -> tuple[str, list[tuple[str, str]]]:
+    """Its path, and what a plan has of it."""
+    path = kept.root / "a.img"
+    path.touch()
+    return str(path), [(str(path), bare_files.identity(os.stat(path)))]
 
 
 def links_of(pid: int) -> list[str]:
