@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import sys
+from typing import NoReturn
 
 import click
 
@@ -55,8 +56,8 @@ def cli(ctx: click.Context) -> None:
     usage.require_command(ctx)
 
 
-def main() -> int:
-    """One line and one hint for each error, no traceback. Returns the exit code, and all is written then."""
+def main() -> NoReturn:
+    """The console script: one line and one hint for each error, the documented exit code, no traceback."""
     # None of our sockets and pipes may get the number of a standard file that the caller has closed.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -66,7 +67,8 @@ def main() -> int:
     for file in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # an error has been said already
             file.flush()
-    return code
+    # Without Python's own end, which frees all objects one by one: that takes a tenth of a short command's time.
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
