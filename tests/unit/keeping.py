@@ -20,7 +20,7 @@ from typing import Any
 
 from loopback import PATIENCE, eventually
 
-from nbdattach.host import procfs
+from nbdattach.host import bare_files, procfs
 from nbdattach.host.spawn import bare_python
 
 # Replaces, in the keeper's process, the folder of the records, /sys/block and the times.
@@ -123,7 +123,7 @@ class Kept:
             "folder": "",
             "files": [],
         }
-        (self.folder / "plan").write_text(json.dumps({**plan, **more}))
+        bare_files.replace(f"{self.folder}/plan", json.dumps({**plan, **more}))  # whole: a keeper may be waiting for it
 
     def command(self, function: str = "main", **times: Any) -> list[str]:
         return [*pretending(self.root, function, **times), str(self.folder), *map(str, self.owner.identity)]
