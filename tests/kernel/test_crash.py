@@ -39,6 +39,7 @@ START = int(os.environ.get("CRASH_START", "0"))
 FIRST = Kernel(Device(0))
 SECONDS = 10
 TRIES = 5
+_MOMENT = 0.001
 COMMIT = {
     "ioctl": "after backends.by_ioctl.Worker.commit: write 1",
     "netlink": "before kernel.netlink.Family.reconfigure 1",
@@ -220,7 +221,9 @@ def look_at_a_partition(until: Event) -> list[str]:
 
     None if this thread came late, as on a busy machine: the kernel lets one be opened while it is being removed.
     """
-    eventually(lambda: bool(FIRST.partitions), SECONDS)
+    while not FIRST.partitions:
+        if until.wait(_MOMENT):
+            return []
     try:
         with open("/dev/nbd0p1", "rb", buffering=0):
             until.wait(SECONDS)
