@@ -29,6 +29,9 @@ def clear_away() -> None:
     with netlink.Family() as family:
         for one in status.all_attached():
             family.disconnect(one.index)
+    for device in sysfs.devices():
+        if sysfs.Kernel(device).partitions:
+            subprocess.run(["partx", "--delete", device.path], capture_output=True)
     subprocess.run("rm -rf /run/nbdattach/*; pkill -x qemu-nbd", shell=True)
 
 

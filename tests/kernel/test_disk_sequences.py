@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 from disks import KINDS
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from test_restart import Place, place, state_of, trouble_of
 from tool import ALL, attached, nbd_ok, shell
 
@@ -33,27 +31,34 @@ STEPS = {
 
 
 @pytest.mark.timeout(7200)
-@settings(
-    max_examples=200 if ALL else 6,
-    derandomize=not ALL,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-    print_blob=True,
-)
-@given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.booleans()), min_size=2, max_size=6))
-def test_the_right_disk_is_never_refused(sequence: list[tuple[str, bool]]) -> None:
+def test_the_right_disk_is_never_refused() -> None:
     """Each step with, or without, a restart of the server right after it."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
-        one = place(Path(folder), "image", mebibytes=64)
-        server = servers.enter_context(one.serve())
-        with attached(server.uri, "nbd0"):
-            for step, restarts in sequence:
-                _do(step, one)
-                if restarts:
-                    server.kill()
-                    server = servers.enter_context(one.serve())
-                    _require_connected(sequence)
+    # Here, because its import takes half a second in each guest.
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+
+    @settings(
+        max_examples=200 if ALL else 6,
+        derandomize=not ALL,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    @given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.booleans()), min_size=2, max_size=6))
+    def is_never_refused(sequence: list[tuple[str, bool]]) -> None:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
+            one = place(Path(folder), "image", mebibytes=64)
+            server = servers.enter_context(one.serve())
+            with attached(server.uri, "nbd0"):
+                for step, restarts in sequence:
+                    _do(step, one)
+                    if restarts:
+                        server.kill()
+                        server = servers.enter_context(one.serve())
+                        _require_connected(sequence)
+
+    is_never_refused()
 
 
 def _do(step: str, one: Place) -> None:
