@@ -126,7 +126,7 @@ def raise_descriptor_limit() -> None:
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < _OPEN_FILES:
-        with contextlib.suppress(ValueError):  # Python's error for EPERM
+        with contextlib.suppress(ValueError, OSError):  # EPERM is Python's ValueError, EACCES of SELinux is none
             resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
             return
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

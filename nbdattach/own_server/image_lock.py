@@ -23,8 +23,12 @@ _USED, _DENIED = 100, 200
 _READ, _WRITE, _RESIZE = 0, 1, 3
 
 
+class Locked(OSError):
+    """Another program has it; the text is for users."""
+
+
 def all_locked(wanted: Sequence[tuple[str, str]]) -> list[int]:
-    """A descriptor for each path, which locks it, to "read" or to "write". Raises OSError, for users; then none is.
+    """A descriptor for each path, which locks it, to "read" or to "write". Raises `Locked`, and OSError; then none is.
 
     A block device that is written is also claimed as by a mount: not while it is mounted, or held by another device.
     "hold" does that, too, to read it.
@@ -47,11 +51,11 @@ def _locked(path: str, how: str) -> int:
     except OSError as error:
         if error.errno != EBUSY:
             raise
-        raise OSError(f"Failed to get an exclusive lock of {path}: it is mounted, or held by a device") from None
+        raise Locked(f"Failed to get an exclusive lock of {path}: it is mounted, or held by a device") from None
     if _is_locked_by(file, how != "write"):
         return file
     os.close(file)
-    raise OSError(f"Failed to get the lock of {path} that QEMU's programs take")
+    raise Locked(f"Failed to get the lock of {path} that QEMU's programs take")
 
 
 def _is_locked_by(file: int, read_only: bool) -> bool:

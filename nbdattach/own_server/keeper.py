@@ -48,6 +48,8 @@ _SHUTDOWN = 30.0
 _LAST_CHILD = 2.0
 # Seconds for which another keeper may still have the image. It looks for its device that often, and then ends.
 _LAST_KEEPER = 2 * _POLL + 1
+# Seconds between looks for it.
+_TURN = 0.05
 # Seconds between requests to end.
 _AGAIN = 1.0
 # Milliseconds between looks for the plan, while the command makes it.
@@ -232,8 +234,8 @@ class Keeper:
             good = all(bare_files.identity(os.fstat(one)) in wanted for one in self._locks)
         except OSError:
             good = False
-        while self._locks and not good:
-            os.close(self._locks.pop())
+        if not good:
+            self._unlock()
 
     def _prepare(self) -> bool:
         """What has to be done before the first start of a server, or before the next ones; whether it succeeded."""
@@ -267,36 +269,56 @@ class Keeper:
 
         Each name must still lead to the very file that is attached, and not to a copy.
         """
+        self._require_same_files()
+        if not self._locks:
+            self._locks = self._locked()
+            try:
+                self._require_same_files()  # they may have been replaced while we waited
+            except OSError:
+                self._unlock()
+                raise
+
+    def _require_same_files(self) -> None:
         for path, identity in self._plan.get("files", ()):
             if bare_files.identity(os.stat(path)) != identity:
                 raise OSError(f"another file has the name {path} now; the device needs the one that had it before")
-        if not self._locks:
-            self._locks = self._locked()
 
     def _locked(self) -> list[int]:
         """Waits for the keeper of an attachment of this image that has just gone. Raises OSError."""
         end = time.monotonic() + _LAST_KEEPER
-        has_another = True
+        last = False
         while True:
             try:
                 return image_lock.all_locked(self._plan["locks"])
-            except OSError:
-                if not has_another or time.monotonic() > end or self._wait(_MOMENT / 1000) == "end":
+            except image_lock.Locked:
+                ends = self._wait(_TURN) == "end" or (self._owner < 0 and not self.is_needed())
+                if last or ends:
                     raise
-            has_another = self._has_another_keeper()  # and once more: it may have ended meanwhile
+            # Once more after a look that has found none: it may have ended before that.
+            last = not self._has_another_keeper() or time.monotonic() > end
 
     def _has_another_keeper(self) -> bool:
-        ours = {identity for _, identity in self._plan["files"]}
+        """Whether another one has locks that ours cannot be beside."""
+        ours = _ways_of_locking(self._plan)
         try:
-            for name in os.listdir(SERVERS):
-                folder = f"{SERVERS}/{name}"
-                if folder != self._folder and os.path.exists(f"{folder}/plan"):
-                    with open(f"{folder}/plan") as file:
-                        if any(identity in ours for _, identity in json.load(file)["files"]):
-                            return True
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # it is just ending
+            names = os.listdir(SERVERS)
+        except OSError:
+            return False
+        for name in names:
+            if f"{SERVERS}/{name}" == self._folder:
+                continue
+            try:
+                with open(f"{SERVERS}/{name}/plan") as file:
+                    theirs = _ways_of_locking(json.load(file))
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                continue  # it is just starting or ending
+            if any(which in ours and {how, ours[which]} != {"read"} for which, how in theirs.items()):
+                return True
         return False
+
+    def _unlock(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
 
     def _start(self) -> bool:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -338,14 +360,16 @@ class Keeper:
         """Nobody needs the server, nor what it has started; that became our child when its parent had gone."""
         if self._server >= 0:
             bare_process.send(self._server, SIGKILL)
+            poll = select.poll()
+            poll.register(self._server, select.POLLIN)
+            poll.poll(_LAST_CHILD * 1000)  # it may not be our child
         for pid in bare_process.children():
             try:
                 os.kill(pid, SIGKILL)
                 os.waitpid(pid, 0)
             except OSError:
                 pass
-        while self._locks:  # before its folder goes: a keeper without one has none
-            os.close(self._locks.pop())
+        self._unlock()  # before its folder goes: a keeper without one has none
 
     def _end(self) -> None:
         """Asks the server to end, and waits for it: it may have much to write. At a second SIGTERM it is killed."""
@@ -449,3 +473,9 @@ class Keeper:
 
 def _meaning(code: int) -> str:
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _ways_of_locking(plan: dict[str, Any]) -> dict[str, str]:
+    """How its keeper locks each file, by the identity of that."""
+    identities = dict(plan["files"])
+    return {identities[path]: how for path, how in plan["locks"] if path in identities}

@@ -36,7 +36,7 @@ def attribute(name, what):
 keeper.attribute = attribute
 keeper.RECORDS, keeper.SERVERS = "{root}/run", "{root}/run/servers"
 keeper._POLL, keeper._PAUSES, keeper._WELL = {poll}, {pauses}, {well}
-keeper._LAST_KEEPER = 600.0
+keeper._LAST_KEEPER = {last}
 keeper.{function}(sys.argv[1:])
 """
 # Writes a line of facts about itself to `facts`, says "serving", and tells each client its pid.
@@ -65,12 +65,15 @@ while True:
 """
 
 
-def pretending(root: Path, function: str, poll: float = 0.02, pauses: str = "(0.01,)", well: float = 60.0) -> list[str]:
+def pretending(
+    root: Path, function: str, poll: float = 0.02, pauses: str = "(0.01,)", well: float = 60.0, last: float = 600.0
+) -> list[str]:
     """The command of a keeper with records, servers and devices below `root`; the folder is still to be added."""
     command = bare_python("own_server.keeper", function)
     code = command.index("-c") + 1
     boot = command[code].partition("from nbdattach.")[0]
-    command[code] = boot + _PRETEND.format(root=root, function=function, poll=poll, pauses=pauses, well=well)
+    times = {"poll": poll, "pauses": pauses, "well": well, "last": last}
+    command[code] = boot + _PRETEND.format(root=root, function=function, **times)
     return command
 
 
@@ -103,9 +106,9 @@ class Owner:
 class Kept:
     """The folder of one server, and the keepers that the test has started there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, name: str) -> None:
         self.root = root
-        self.folder = root / "run/servers/1"
+        self.folder = root / "run/servers" / name
         self.folder.mkdir(mode=0o700, parents=True)
         self.owner = Owner()
         self.keepers: list[subprocess.Popen[bytes]] = []
@@ -261,8 +264,8 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 
 @contextlib.contextmanager
-def kept(root: Path) -> Iterator[Kept]:
-    made = Kept(root)
+def kept(root: Path, name: str = "1") -> Iterator[Kept]:
+    made = Kept(root, name)
     try:
         yield made
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from pathlib import Path
@@ -126,23 +127,24 @@ def test_no_hint_makes_root_run_a_program_of_another_users_namespace(
 
 
 @pytest.mark.parametrize(
-    ("most", "capable", "then"),
+    ("most", "error", "then"),
     [
-        pytest.param(4096, True, 65536, id="raised"),
-        pytest.param(4096, False, 4096, id="not_allowed"),
-        pytest.param(1 << 20, True, 1 << 20, id="more_already"),
-        pytest.param(resource.RLIM_INFINITY, True, resource.RLIM_INFINITY, id="unlimited"),
+        pytest.param(4096, None, 65536, id="raised"),
+        pytest.param(4096, ValueError("not allowed to raise maximum limit"), 4096, id="not_allowed"),
+        pytest.param(4096, PermissionError(errno.EACCES, ""), 4096, id="not_allowed_by_selinux"),
+        pytest.param(1 << 20, None, 1 << 20, id="more_already"),
+        pytest.param(resource.RLIM_INFINITY, None, resource.RLIM_INFINITY, id="unlimited"),
     ],
 )
 def test_the_monitor_may_open_as_many_files_however_it_was_started(
-    monkeypatch: pytest.MonkeyPatch, most: int, capable: bool, then: int
+    monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None, then: int
 ) -> None:
     """Its unit sets the limit; without systemd the one of the shell holds, which is 4096 in some places."""
     limits = [(1024, most)]
 
     def set_them(_: int, wanted: tuple[int, int]) -> None:
-        if not capable and wanted[1] > most:
-            raise ValueError("not allowed to raise maximum limit")
+        if error and wanted[1] > most:
+            raise error
         limits.append(wanted)
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import keeping
 import pytest
@@ -506,33 +507,100 @@ def test_the_next_keeper_has_the_locks_of_the_server(kept: Kept) -> None:
     eventually(lambda: kept.state["restarts"] == 1)
 
 
-def test_the_image_of_an_attachment_that_has_just_gone_is_waited_for(kept: Kept) -> None:
+@pytest.fixture
+def beside(kept: Kept) -> Iterator[Kept]:
+    """Another keeper's folder beside that of `kept`."""
+    with keeping.kept(kept.root, "2") as made:
+        yield made
+
+
+def test_the_image_of_an_attachment_that_has_just_gone_is_waited_for(kept: Kept, beside: Kept) -> None:
     image, files = an_image(kept)
-    other = kept.folder.parent / "2"
-    other.mkdir()
-    (other / "plan").write_text(json.dumps({"files": files}))
-    locks = image_lock.all_locked([(image, "write")])
-    kept.plan(server(kept.root), files=files, locks=[(image, "write")])
-    keeper = kept.start()
+    plan: dict[str, Any] = {"files": files, "locks": [(image, "write")]}
+    kept.plan(server(kept.root), **plan)
+    first = kept.serve()
+    beside.plan(server(kept.root), **plan)
+    second = beside.start()
+    # Of others that just start or end.
+    for number, odd in enumerate(("", "{}", "[", "[]", '{"files": 5, "locks": 7}')):
+        folder = kept.folder.parent / f"0{number}"
+        folder.mkdir()
+        (folder / "plan").write_text(odd)
     with pytest.raises(subprocess.TimeoutExpired):
-        keeper.wait(0.5)
-    assert not kept.servers()
-    for one in locks:
-        os.close(one)
-    (other / "plan").unlink()
-    eventually(lambda: bool(kept.servers()))
+        second.wait(0.5)
+    assert beside.state["pid"] == 0
+    kept.owner.kill()
+    assert ended(first) == 0
+    eventually(lambda: bool(beside.state["pid"]))
 
 
-def test_an_image_that_another_program_has_is_refused_at_once(kept: Kept) -> None:
+def test_it_is_not_waited_for_longer_than_that_takes(kept: Kept, beside: Kept) -> None:
+    image, files = an_image(kept)
+    plan: dict[str, Any] = {"files": files, "locks": [(image, "write")]}
+    kept.plan(server(kept.root), **plan)
+    kept.serve()
+    beside.plan(server(kept.root), **plan)
+    assert ended(beside.start(last=0.3)) == 0
+    assert kept.state["pid"] in kept.servers()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, None], ids=["a signal", "the end of its command"])
+def test_who_waits_for_an_image_can_be_ended(kept: Kept, beside: Kept, how: signal.Signals | None) -> None:
+    image, files = an_image(kept)
+    plan: dict[str, Any] = {"files": files, "locks": [(image, "write")]}
+    kept.plan(server(kept.root), **plan)
+    kept.serve()
+    beside.plan(server(kept.root), **plan)
+    waiting = beside.start()
+    eventually(lambda: "keeper" in beside.state)
+    if how:
+        waiting.send_signal(how)
+    else:
+        beside.owner.kill()
+    assert ended(waiting) == 0
+
+
+def test_another_file_that_has_got_the_name_meanwhile_is_not_served(kept: Kept, beside: Kept) -> None:
+    image, files = an_image(kept)
+    plan: dict[str, Any] = {"files": files, "locks": [(image, "write")]}
+    kept.plan(server(kept.root), **plan)
+    kept.serve()
+    beside.plan(server(kept.root), **plan)
+    waiting = beside.start()
+    eventually(lambda: "keeper" in beside.state)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(0.2)
+    other = kept.root / "other.img"
+    other.touch()
+    other.rename(image)
+    assert ended(waiting) == 0
+    assert len(kept.facts) == 1, "a server was started"
+
+
+@pytest.mark.parametrize(
+    ("locks", "theirs"),
+    [
+        pytest.param(
+            ["write"], {"files": [["/other.img", "1:2"]], "locks": [["/other.img", "write"]]}, id="other_file"
+        ),
+        pytest.param(["read"], {"locks": "read"}, id="both_only_read"),
+        pytest.param(["write"], {"locks": ""}, id="no_lock"),
+    ],
+)
+def test_an_image_that_another_program_has_is_refused_at_once(
+    kept: Kept, locks: list[str], theirs: dict[str, Any]
+) -> None:
     image, files = an_image(kept)
     other = kept.folder.parent / "2"
     other.mkdir()
-    (other / "plan").write_text(json.dumps({"files": [["/other.img", "1:2"]]}))
-    locks = image_lock.all_locked([(image, "write")])
-    kept.plan(server(kept.root), files=files, locks=[(image, "write")])
+    how = theirs["locks"]
+    plan = theirs if "files" in theirs else {"files": files, "locks": [(image, how)] if how else []}
+    (other / "plan").write_text(json.dumps(plan))
+    held = image_lock.all_locked([(image, "write")])
+    kept.plan(server(kept.root), files=files, locks=[(image, one) for one in locks])
     assert ended(kept.start()) == 0
     assert not kept.servers()
-    for one in locks:
+    for one in held:
         os.close(one)
 
 
