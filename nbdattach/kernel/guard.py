@@ -7,14 +7,18 @@ It is a copy of that process (`host.copies`): `backends.by_netlink` makes it, an
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Callable
 
-from nbdattach.kernel import ioctl
+from nbdattach.kernel import ioctl, netlink
 from nbdattach.kernel.bare_sysfs import attribute
 from nbdattach.kernel.leftovers import tidied
 
 # Seconds that the kernel may take to end the attachment.
 _PATIENCE = 5
+# Seconds after which an open counts as one that hangs. One that only is slow is no harm.
+_HANGS = 1.0
 _POLL = 0.01
 
 
@@ -33,12 +37,7 @@ def guard(pipe: int, path: str, state_file: str, identifier: str, pid: int) -> N
 
     try:
         if is_there():
-            node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if is_there():
-                # Without NBD_DISCONNECT before it: if we were killed in between, the data left could not be flushed,
-                # so nothing could detach it. The server sees the connection end, as that of any process that is killed.
-                ioctl.nbd_clear_sock(node)
-            os.close(node)
+            _end(path, is_there)
         # The kernel, too, may have undone it (NBD_CFLAG_DISCONNECT_ON_CLOSE); it leaves partitions and our files.
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
@@ -49,5 +48,33 @@ def guard(pipe: int, path: str, state_file: str, identifier: str, pid: int) -> N
             elif tidied(path, state_file):
                 break
             time.sleep(_POLL)
+    except OSError:
+        pass  # there is no such device, or it has gone by itself
+
+
+def _end(path: str, is_there: Callable[[], bool]) -> None:
+    """Ends the attachment.
+
+    The first open looks for partitions. If the server dies just then, as our own server does when its command has died,
+    that open waits for an answer for ever. A message ends the attachment without an open; it names only the index, but
+    nothing else can be attached there while the open waits.
+    """
+    thread = threading.Thread(target=_open_and_end, args=[path, is_there], daemon=True)
+    thread.start()
+    thread.join(_HANGS)
+    if thread.is_alive() and is_there():
+        with netlink.Family() as family:
+            family.disconnect(int(path.removeprefix("/dev/nbd")))
+        thread.join(_PATIENCE)
+
+
+def _open_and_end(path: str, is_there: Callable[[], bool]) -> None:
+    try:
+        node = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if is_there():
+            # Without NBD_DISCONNECT before it: if we were killed in between, the data left could not be flushed, so
+            # nothing could detach it. The server sees the connection end, as that of any process that is killed.
+            ioctl.nbd_clear_sock(node)
+        os.close(node)
     except OSError:
         pass  # there is no such device, or it has gone by itself
