@@ -103,6 +103,10 @@ class Links:
     def is_there(self) -> bool:
         return self._kernel.pid == self._pid and self._kernel.backend == self._identifier.strip()
 
+    def is_free(self) -> bool:
+        """Whether nothing is attached there."""
+        return not self._kernel.pid
+
     def has_dead(self) -> bool:
         """Whether the driver counts a connection as dead, or will in a moment."""
         if not self.complete:

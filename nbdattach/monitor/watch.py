@@ -328,6 +328,10 @@ class Watch:
             self._connecting.close()
             self._remembering.stop()
             unheard, self._ordered = self._ordered, []
+            # If the kernel has ended it, no command does that; the file came if we saw the connection die before.
+            with contextlib.suppress(OSError):
+                if self._links.is_free():
+                    state.save_trouble(self.device, None)
         for _, done in unheard:
             done(_gone(self.device))
         if why:

@@ -513,6 +513,18 @@ def test_the_watch_of_an_attachment_that_was_replaced_ends(attachment: Attachmen
     assert attachment.log == ["nbd0: no longer attached"]
 
 
+@pytest.mark.parametrize(("pid", "stays"), [("", False), ("4711\n", True)], ids=["free", "another_attachment"])
+def test_the_trouble_of_an_attachment_goes_with_it(
+    attachment: Attachment, tmp_path: Path, pid: str, stays: bool
+) -> None:
+    """The kernel detaches it if its connect is killed, and no command is there to remove the file."""
+    trouble = Trouble("reconnecting", "2026-01-02T03:04:05Z", None, "", boot_time())
+    state.save_trouble(NBD0, trouble)
+    (tmp_path / "sys/block/nbd0/pid").write_text(pid)
+    assert not attachment.watch.tick()
+    assert state.trouble_of(NBD0) == (trouble if stays else None)
+
+
 def test_the_record_is_read_again_only_when_it_has_changed(attachment: Attachment) -> None:
     reads: list[Device] = []
 
