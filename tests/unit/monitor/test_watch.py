@@ -521,7 +521,9 @@ def test_the_trouble_of_an_attachment_goes_with_it(
     trouble = Trouble("reconnecting", "2026-01-02T03:04:05Z", None, "", boot_time())
     state.save_trouble(NBD0, trouble)
     (tmp_path / "sys/block/nbd0/pid").write_text(pid)
+    attachment.patch(Links, "is_there", lambda _: False)
     assert not attachment.watch.tick()
+    assert attachment.log == ["nbd0: no longer attached"]
     assert state.trouble_of(NBD0) == (trouble if stays else None)
 
 
