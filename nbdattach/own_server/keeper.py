@@ -310,7 +310,7 @@ class Keeper:
             try:
                 with open(f"{SERVERS}/{name}/plan") as file:
                     theirs = _ways_of_locking(json.load(file))
-            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError):
                 continue  # it is just starting or ending
             if any(which in ours and {how, ours[which]} != {"read"} for which, how in theirs.items()):
                 return True
@@ -477,5 +477,5 @@ def _meaning(code: int) -> str:
 
 def _ways_of_locking(plan: dict[str, Any]) -> dict[str, str]:
     """How its keeper locks each file, by the identity of that."""
-    identities = dict(plan["files"])
-    return {identities[path]: how for path, how in plan["locks"] if path in identities}
+    identities = dict(plan.get("files", ()))
+    return {identities[path]: how for path, how in plan.get("locks", ()) if path in identities}
