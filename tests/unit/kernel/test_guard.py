@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peer import soon
@@ -35,9 +36,9 @@ class Driver:
     def _attribute(self, _: str, name: str) -> str:
         return "" if self._gone.is_set() else {"backend": "tag", "pid": str(PID)}[name]
 
-    def _open(self, path: str, flags: int, *more: int) -> int:
+    def _open(self, path: str, flags: int, *more: int, **named: Any) -> int:
         if path != "/dev/nbd7":
-            return self._really_open(path, flags, *more)
+            return self._really_open(path, flags, *more, **named)
         if self._waits:
             self._gone.wait()
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
