@@ -509,18 +509,18 @@ def test_the_next_keeper_has_the_locks_of_the_server(kept: Kept) -> None:
 
 @pytest.fixture
 def beside(kept: Kept) -> Iterator[Kept]:
-    """Another keeper's folder beside that of `kept`."""
+    """The folder of another keeper, which is to serve an image that the one of `kept` serves already."""
+    image, files = an_image(kept)
     with keeping.kept(kept.root, "2") as made:
+        for one in (kept, made):
+            one.plan(server(kept.root), files=files, locks=[(image, "write")])
+        kept.serve()
         yield made
 
 
 def test_the_image_of_an_attachment_that_has_just_gone_is_waited_for(kept: Kept, beside: Kept) -> None:
-    image, files = an_image(kept)
-    plan: dict[str, Any] = {"files": files, "locks": [(image, "write")]}
-    kept.plan(server(kept.root), **plan)
-    first = kept.serve()
-    beside.plan(server(kept.root), **plan)
     second = beside.start()
+    eventually(lambda: "keeper" in beside.state)
     # Of others that just start or end.
     for number, odd in enumerate(("", "{}", "[", "[]", '{"files": 5, "locks": 7}')):
         folder = kept.folder.parent / f"0{number}"
@@ -530,27 +530,17 @@ def test_the_image_of_an_attachment_that_has_just_gone_is_waited_for(kept: Kept,
         second.wait(0.5)
     assert beside.state["pid"] == 0
     kept.owner.kill()
-    assert ended(first) == 0
+    assert ended(*kept.keepers) == 0
     eventually(lambda: bool(beside.state["pid"]))
 
 
 def test_it_is_not_waited_for_longer_than_that_takes(kept: Kept, beside: Kept) -> None:
-    image, files = an_image(kept)
-    plan: dict[str, Any] = {"files": files, "locks": [(image, "write")]}
-    kept.plan(server(kept.root), **plan)
-    kept.serve()
-    beside.plan(server(kept.root), **plan)
     assert ended(beside.start(last=0.3)) == 0
     assert kept.state["pid"] in kept.servers()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, None], ids=["a signal", "the end of its command"])
 def test_who_waits_for_an_image_can_be_ended(kept: Kept, beside: Kept, how: signal.Signals | None) -> None:
-    image, files = an_image(kept)
-    plan: dict[str, Any] = {"files": files, "locks": [(image, "write")]}
-    kept.plan(server(kept.root), **plan)
-    kept.serve()
-    beside.plan(server(kept.root), **plan)
     waiting = beside.start()
     eventually(lambda: "keeper" in beside.state)
     if how:
@@ -561,18 +551,13 @@ def test_who_waits_for_an_image_can_be_ended(kept: Kept, beside: Kept, how: sign
 
 
 def test_another_file_that_has_got_the_name_meanwhile_is_not_served(kept: Kept, beside: Kept) -> None:
-    image, files = an_image(kept)
-    plan: dict[str, Any] = {"files": files, "locks": [(image, "write")]}
-    kept.plan(server(kept.root), **plan)
-    kept.serve()
-    beside.plan(server(kept.root), **plan)
     waiting = beside.start()
     eventually(lambda: "keeper" in beside.state)
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(0.2)
     other = kept.root / "other.img"
     other.touch()
-    other.rename(image)
+    other.rename(kept.root / "a.img")
     assert ended(waiting) == 0
     assert len(kept.facts) == 1, "a server was started"
 
